@@ -1,0 +1,128 @@
+"""CLIP-like encoders: open_clip models, and CLIP / SigLIP of transformers, by hub name or local path."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from saelab.encoders.base import CSP_PAPER_TEMPLATES, in_batches
+from saelab.errors import UserError
+from saelab.hosts import weights_digest
+
+
+class OpenClip:
+    """A model of open_clip: `ViT-B-32/laion2b_s34b_b79k` (hub tag), `ViT-B-32/<file>` (local checkpoint), `ViT-B-32/random`."""
+
+    templates = CSP_PAPER_TEMPLATES
+
+    def __init__(self, name: str, device: str = "cpu", seed: int = 0) -> None:
+        import open_clip
+
+        architecture, _, weights = name.partition("/")
+        known = open_clip.list_models()
+        if architecture not in known and not architecture.startswith(("hf-hub:", "local-dir:")):
+            from difflib import get_close_matches
+
+            near = ", ".join(get_close_matches(architecture, known, 3, 0.3)) or "ViT-B-32"
+            raise UserError("encoder", f"open_clip:{name}", "open_clip has no such model", f"nearest: {near}")
+        torch.manual_seed(seed)  # only matters for `random` weights
+        try:
+            model, _, transform = open_clip.create_model_and_transforms(
+                architecture, pretrained=None if weights in ("", "random") else weights, device=device
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(
+                "encoder",
+                f"open_clip:{name}",
+                f"its weights could not be loaded ({str(error).splitlines()[0][:200]})",
+                "where no hub is reached, give a local checkpoint (open_clip:ViT-B-32/FILE) or use encoder=conse",
+            ) from None
+        self.model, self._transform, self.device = model.eval(), transform, device
+        self.tokenizer = open_clip.get_tokenizer(architecture)
+        self.name = f"open_clip {architecture} ({weights or 'random'})"
+        self.recipe: dict[str, Any] = {"encoder": "open_clip", "weights": weights_digest(model), "model": architecture}
+        self.d_text = int(self.embed_sentences(["a"]).shape[1])
+
+    def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """The model's own inference transform."""
+        result: Tensor = self._transform(image)  # type: ignore[operator, assignment]
+        return result
+
+    @torch.inference_mode()
+    def embed_batch(self, batch: Float[Tensor, "images 3 height width"]) -> dict[str, Tensor]:
+        """`images` [images, d_text] of unit length, float32."""
+        features: Any = self.model.encode_image(batch.to(self.device))
+        return {"images": normalize(features.float(), dim=-1).cpu()}
+
+    @torch.inference_mode()
+    def _embed(self, sentences: Sequence[str]) -> Tensor:
+        features: Any = self.model.encode_text(self.tokenizer(list(sentences)).to(self.device))
+        return normalize(features.float(), dim=-1)
+
+    def embed_sentences(self, sentences: Sequence[str]) -> Float[Tensor, "sentences d_text"]:
+        """Text features of unit length, float32."""
+        return in_batches(self._embed, sentences, 256, "embed texts")
+
+
+class TransformersClip:
+    """CLIP, SigLIP or SigLIP 2 of transformers (`get_image_features` / `get_text_features`), from a hub name or folder."""
+
+    templates = CSP_PAPER_TEMPLATES
+
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        from transformers import AutoModel, AutoProcessor
+
+        try:
+            self.model: Any = AutoModel.from_pretrained(name).to(device).eval()
+            self.processor: Any = AutoProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                "encoder",
+                f"transformers:{name}",
+                f"could not be loaded ({str(error).splitlines()[0][:200]})",
+                "give a local folder made by save_pretrained, or use encoder=conse",
+            ) from None
+        if not hasattr(self.model, "get_image_features"):
+            raise UserError(
+                "encoder", f"transformers:{name}", "has no image-text space", "choose a CLIP or SigLIP model"
+            )
+        self.device, self.name = device, f"transformers {name}"
+        # SigLIP was trained on texts padded to their full length; CLIP's attention mask makes padding harmless.
+        self._padding = "max_length" if "siglip" in self.model.config.model_type else True
+        self.recipe: dict[str, Any] = {
+            "encoder": "transformers",
+            "weights": weights_digest(self.model),
+            "processor": self.processor.image_processor.to_dict() | {"_processor_class": None},
+        }
+        self.d_text = int(self.embed_sentences(["a"]).shape[1])
+
+    def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """The processor's own preprocessing."""
+        pixels: Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    @torch.inference_mode()
+    def embed_batch(self, batch: Float[Tensor, "images 3 height width"]) -> dict[str, Tensor]:
+        """`images` [images, d_text] of unit length, float32."""
+        features = _pooled(self.model.get_image_features(pixel_values=batch.to(self.device)))
+        return {"images": normalize(features.float(), dim=-1).cpu()}
+
+    @torch.inference_mode()
+    def _embed(self, sentences: Sequence[str]) -> Tensor:
+        tokens = self.processor.tokenizer(list(sentences), padding=self._padding, truncation=True, return_tensors="pt")
+        features = _pooled(self.model.get_text_features(**tokens.to(self.device)))
+        return normalize(features.float(), dim=-1)
+
+    def embed_sentences(self, sentences: Sequence[str]) -> Float[Tensor, "sentences d_text"]:
+        """Text features of unit length, float32."""
+        return in_batches(self._embed, sentences, 256, "embed texts")
+
+
+def _pooled(features: Any) -> Tensor:
+    # transformers 5 returns an output object where 4 returned the tensor itself.
+    result: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return result

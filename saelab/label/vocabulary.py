@@ -1,0 +1,131 @@
+"""Vocabularies: the labels that units may get, where each came from, and how spellings of one label become one.
+
+A vocabulary is pooled from sources named in a list: `imagenet1k`, `imagenet21k`, `classes` and `captions` (of the
+images' own `mine` split), `file:PATH` (one label a line, or the first column of a CSV), and whatever a proposer adds.
+"""
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saelab.errors import UserError
+from saelab.images import ImageSet
+from saelab.names import imagenet21k_names, imagenet_names
+
+SOURCES = ("imagenet1k", "imagenet21k", "classes", "captions", "file:PATH")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Distinct labels in a fixed order, each with the sources that named it."""
+
+    labels: tuple[str, ...]  # normalised, distinct
+    sources: tuple[tuple[str, ...], ...]  # per label, in the order in which they were read
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def plus(self, labels: Iterable[str], source: str, keep_underscores: bool = False) -> "Vocabulary":
+        """This vocabulary with more labels from `source`; known ones (up to `key`) only gain the source."""
+        return pool([*zip(self.labels, self.sources), *((x, (source,)) for x in labels)], keep_underscores)
+
+
+def clean(label: str, keep_underscores: bool = False) -> str:
+    """A label as it is embedded and shown: trimmed, single spaces, no quotes or full stop, underscores as spaces.
+
+    `keep_underscores`: the CSP authors embed `bicycle_wheel` as it stands (preset `csp_paper`).
+    """
+    text = label if keep_underscores else label.replace("_", " ")
+    return re.sub(r"\s+", " ", text).strip().strip("\"'`“”").rstrip(".").strip()
+
+
+def key(label: str) -> str:
+    """What two spellings of one label share: case, underscores, hyphens, a leading article, and a plural ending.
+
+    The plural rule is the plain English one on the last word (`-ies`, `-es` after s/x/z/ch/sh, `-s` but not `-ss`, `-us`,
+    `-is`); irregular plurals stay apart.
+    """
+    text = clean(label).casefold().replace("-", " ")
+    text = re.sub(r"^(a|an|the) ", "", text)
+    head, _, last = text.rpartition(" ")
+    if len(last) > 3:
+        if last.endswith("ies"):
+            last = last[:-3] + "y"
+        elif re.search(r"(ss|x|z|ch|sh)es$", last):
+            last = last[:-2]
+        elif last.endswith("s") and not last.endswith(("ss", "us", "is")):
+            last = last[:-1]
+    return f"{head} {last}".strip()
+
+
+def pool(entries: Iterable[tuple[str, tuple[str, ...]]], keep_underscores: bool = False) -> Vocabulary:
+    """One vocabulary from (label, sources) pairs; the first spelling of a key wins, empty labels are passed over."""
+    labels: dict[str, str] = {}
+    sources: dict[str, dict[str, None]] = {}
+    for label, origin in entries:
+        text = clean(label, keep_underscores)
+        if not text:
+            continue
+        k = key(text)
+        labels.setdefault(k, text)
+        sources.setdefault(k, {}).update(dict.fromkeys(origin))
+    return Vocabulary(tuple(labels.values()), tuple(tuple(sources[k]) for k in labels))
+
+
+def build(sources: Sequence[str], images: ImageSet | None = None, keep_underscores: bool = False) -> Vocabulary:
+    """The vocabulary of these sources, in their order.
+
+    Raises UserError for an unknown source, an unreadable or empty file, or images without classes or captions.
+    """
+    entries: list[tuple[str, tuple[str, ...]]] = []
+    for source in sources:
+        labels = _read(source, images)
+        if not labels:
+            raise UserError("vocabulary", source, "holds no label", "give another source, or one label a line")
+        entries.extend((label, (source,)) for label in labels)
+    if not entries:
+        raise UserError("vocabulary", "[]", "no source given", f"known: {', '.join(SOURCES)}")
+    return pool(entries, keep_underscores)
+
+
+def _read(source: str, images: ImageSet | None) -> Sequence[str]:
+    if source == "imagenet1k":
+        return imagenet_names()
+    if source == "imagenet21k":
+        return imagenet21k_names()
+    if source in ("classes", "captions"):
+        if images is None:
+            raise UserError("vocabulary", source, "needs an image set", "give `images`")
+        mine = images.ids("mine")
+        if source == "classes":
+            return sorted({name for i in mine for name in images.classes[i]})
+        return sorted({caption for i in mine if (caption := images.captions[i])})
+    if source.startswith("file:"):
+        return read_file(Path(source.removeprefix("file:")))
+    raise UserError("vocabulary", source, "unknown source", f"known: {', '.join(SOURCES)}")
+
+
+def read_file(path: Path) -> list[str]:
+    """Labels of a text file (one a line) or a CSV (first column; a first line `label` is a heading).
+
+    UTF-8 with or without a byte-order mark. Raises UserError for a missing file, another encoding or no label.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError("vocabulary", f"file:{path}", "there is no such file", "check the path") from None
+    except UnicodeDecodeError as error:
+        remedy = "save the file as UTF-8 (iconv -f ISO-8859-1 -t UTF-8 does it)"
+        raise UserError("vocabulary", f"file:{path}", f"is not UTF-8 (byte {error.start})", remedy) from None
+    if path.suffix.lower() == ".csv":
+        rows = [row[0] for row in csv.reader(text.splitlines()) if row]
+        if rows and rows[0].strip().lower() in ("label", "name", "class"):
+            rows = rows[1:]
+    else:
+        rows = text.splitlines()
+    labels = [row.strip() for row in rows if row.strip()]
+    if not labels:
+        raise UserError("vocabulary", f"file:{path}", "holds no label", "write one label a line")
+    return labels

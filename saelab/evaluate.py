@@ -1,0 +1,303 @@
+"""Which metric on which split for which labels: the numbers of one basis, a row per unit.
+
+Thresholds and firing rates come from the `mine` split, every number that is claimed from `test`. A number that can't be
+had is NaN (null on disk), never 0; what it then counts as is said where averages are taken (`summarise`, `compare`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saelab import columns, metrics
+from saelab.artifacts import write_json, write_jsonl
+from saelab.columns import Acts
+from saelab.errors import UserError
+from saelab.label.mine import fires_on, top_images
+from saelab.truth import Similarity, Truth
+from saelab.units import UnitActivations
+
+FAITHFULNESS = ("scs", "caption_r", "truth_r", "auprc", "f1", "iou", "auroc")
+COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
+OF_TRUTH = ("truth_r", "auprc", "f1", "iou", "auroc")
+FEWEST_IMAGES = 10  # test images below which no number is computed
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Image ids of the two splits that an evaluation needs."""
+
+    mine: np.ndarray  # [n] int64, where units were mined and labelled
+    test: np.ndarray  # [n] int64, never seen by mining, proposers or SAEs
+
+    def checked(self) -> "Splits":
+        """Itself. Raises UserError where the splits overlap or `test` is too small to say anything."""
+        both = np.intersect1d(self.mine, self.test)
+        if len(both):
+            raise UserError("splits", f"image {both[0]}", f"{len(both)} images are in mine and test", "split anew")
+        if len(self.test) < FEWEST_IMAGES:
+            remedy = "give more images or a larger test share"
+            raise UserError("splits", f"{len(self.test)} test images", f"at least {FEWEST_IMAGES} needed", remedy)
+        return self
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that labels are measured against."""
+
+    judge: Similarity  # image-text encoder; another one than the labeller's where there is one
+    captions: (
+        Similarity | None
+    )  # people's captions against labels in a sentence encoder: independent of any image encoder
+    truth: Truth | None  # boolean truth of labels on images
+
+
+def evaluate(
+    units: UnitActivations,
+    labels: Sequence[dict[str, Any]],
+    evidence: Evidence,
+    splits: Splits,
+    k: int = 30,
+    seed: int = 0,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows (one a unit) and summary of one basis; the formats of `evaluation.jsonl` and `evaluation.json`.
+
+    `labels`: rows of labels.jsonl, one for each unit in order. `k`: strongest test images that coherence looks at, at
+    most a tenth of the test split, of which only those on which the unit fires count. `seed`: draws the shuffled-label
+    control, in which the final labels change places among the labelled units.
+
+    Raises UserError where labels and units don't belong together, splits overlap, or there are too few test images.
+    """
+    splits = splits.checked()
+    if [row["unit"] for row in labels] != list(range(units.units)):
+        raise UserError("labels", f"{len(labels)} rows", f"the basis has {units.units} units", "label this basis anew")
+    mine, test = columns.columns(units.rows(splits.mine)), columns.columns(units.rows(splits.test))
+    k = max(2, min(k, len(splits.test) // 10))
+    per_unit = {
+        "firing_rate": fires_on(mine).double() / len(splits.mine),
+        "strength": top_images(mine, min(k, len(splits.mine)))[1].double().mean(1),
+        "test_firing_rate": fires_on(test).double() / len(splits.test),
+        **coherence(test, evidence, splits.test, k),
+    }
+    scorers = sorted({name for row in labels for name in row["scores"]})
+    chosen = {name: [row["scores"].get(name, {}).get("label") for row in labels] for name in scorers}
+    final = [None if row["abstained"] else row["label"] for row in labels]
+    chosen |= {"final": final, "shuffled": shuffled(final, seed)}
+    entries = {
+        name: _entries(texts, faithfulness(mine, test, texts, evidence, splits)) for name, texts in chosen.items()
+    }
+    for name in scorers:
+        for row, entry in zip(labels, entries[name]):
+            entry["null_percentile"] = row["scores"].get(name, {}).get("null_percentile")
+    rows = []
+    for u, (row, numbers) in enumerate(zip(labels, _rows(per_unit))):
+        head = {name: row[name] for name in ("unit", "status", "label", "abstained")}
+        by_scorer = {name: entries[name][u] for name in scorers}
+        rows.append(
+            head | numbers | {"by_scorer": by_scorer, "final": entries["final"][u], "shuffled": entries["shuffled"][u]}
+        )
+    return rows, summarise(rows, evidence, splits, k, seed)
+
+
+def coherence(test: Acts, evidence: Evidence, ids: np.ndarray, k: int) -> dict[str, Float[Tensor, "units"]]:
+    """Unit coherence on the given (test) images, no labels needed: `COHERENCE`; NaN where fewer than two fire.
+
+    `caption_clarity` is clarity of the captions of a unit's strongest images: the only one without an image encoder.
+    `test`: activations on the images `ids`, in that order.
+    """
+    index = torch.as_tensor(ids)
+    top, values = top_images(test, k)
+    fires = values > 1e-6
+    images = evidence.judge.images[index]
+    numbers = {"monosemanticity": metrics.monosemanticity(test, images)}
+    spaces = {"clarity": (images, fires)}
+    if evidence.captions is not None:
+        spaces["caption_clarity"] = (evidence.captions.images[index], fires & evidence.captions.known[index][top])
+    for name, (space, valid) in spaces.items():
+        numbers[name] = _where(valid.sum(1) >= 2, metrics.clarity(space[top], valid=valid))
+    for name, metric in (("polysemanticity", metrics.polysemanticity), ("redundancy", metrics.redundancy)):
+        numbers[name] = _where(fires.sum(1) >= 2, metric(images[top], valid=fires))
+    return numbers
+
+
+def faithfulness(
+    mine: Acts, test: Acts, texts: Sequence[str | None], evidence: Evidence, splits: Splits
+) -> dict[str, Float[Tensor, "units"]]:
+    """`FAITHFULNESS` of one label a unit, and `truth_images`; NaN where it can't be had.
+
+    * `scs`: Pearson r of the activation with the judge's similarity of image and label, on test images.
+    * `caption_r`: the same with the similarity of the image's caption and the label (captioned test images only).
+    * `truth_r`, `auprc`, `f1`, `iou`, `auroc`: against boolean truth on described test images; F1 and IoU at the
+      threshold with the best F1 on `mine` (NaN if the label holds on no described mine image). `truth_images`: test
+      images on which the label is true; NaN for a label without truth. Where that is 0, or all, the five are NaN.
+
+    `mine`, `test`: activations on the splits' images. Raises UserError for a label without a vector.
+    """
+    test_ids = torch.as_tensor(splits.test)
+    numbers = {"scs": _simulated(test, texts, evidence.judge, test_ids)}
+    if evidence.captions is not None:
+        numbers["caption_r"] = _simulated(test, texts, evidence.captions, test_ids)
+    if evidence.truth is not None:
+        numbers |= _against_truth(mine, test, texts, evidence.truth, torch.as_tensor(splits.mine), test_ids)
+    empty = torch.full((len(texts),), torch.nan, dtype=torch.float64)
+    return {name: numbers.get(name, empty) for name in (*FAITHFULNESS, "truth_images")}
+
+
+def _simulated(test: Acts, texts: Sequence[str | None], space: Similarity, ids: Int[Tensor, "images"]) -> Tensor:
+    known = space.known[ids]
+    images = space.images[ids[known]]
+    missing = {text for text in texts if text is not None} - space.row.keys()
+    if missing:
+        raise UserError(
+            "label", repr(min(missing)), f"has no vector in {space.name}", "embed every label that was given"
+        )
+    result = torch.full((len(texts),), torch.nan, dtype=torch.float64)
+    named = torch.tensor([u for u, text in enumerate(texts) if text is not None], dtype=torch.long)
+    rows = torch.tensor([space.row[text] for text in texts if text is not None], dtype=torch.long)
+    if len(named) == 0 or int(known.sum()) < FEWEST_IMAGES:
+        return result
+    for block, acts in columns.blocks(columns.pick(test, named)):
+        similarity = images @ space.labels[rows[block]].T
+        result[named[block]] = metrics.simulation_correlation(acts[known], similarity).double()
+    return result
+
+
+def _against_truth(
+    mine: Acts, test: Acts, texts: Sequence[str | None], truth: Truth, mine_ids: Tensor, test_ids: Tensor
+) -> dict[str, Tensor]:
+    numbers = {name: torch.full((len(texts),), torch.nan, dtype=torch.float64) for name in (*OF_TRUTH, "truth_images")}
+    have = [(u, truth.column[text]) for u, text in enumerate(texts) if text is not None and text in truth.column]
+    seen_mine, seen_test = truth.known[mine_ids], truth.known[test_ids]
+    on_mine, on_test = truth.member[mine_ids[seen_mine]], truth.member[test_ids[seen_test]]
+    holds = on_test.sum(0)
+    for u, concept in have:
+        numbers["truth_images"][u] = holds[concept]
+    usable = [(u, c) for u, c in have if 0 < int(holds[c]) < len(on_test)]
+    if not usable:
+        return numbers
+    units, concepts = torch.tensor(usable).T
+    fitted = columns.pick(mine, units)
+    for block, acts in columns.blocks(columns.pick(test, units)):
+        acts, at = acts[seen_test], units[block]
+        true, true_mine = on_test[:, concepts[block]], on_mine[:, concepts[block]]
+        numbers["truth_r"][at] = metrics.simulation_correlation(acts, true.float()).double()
+        numbers["auprc"][at] = metrics.auprc(acts, true).double()
+        numbers["auroc"][at] = _auroc(acts, true)
+        threshold = metrics.best_f1_threshold(columns.dense(fitted, block)[seen_mine], true_mine)
+        seen = true_mine.any(0)
+        numbers["f1"][at] = _where(seen, metrics.f1(acts, true, threshold))
+        numbers["iou"][at] = _where(seen, metrics.iou(acts, true, threshold))
+    return numbers
+
+
+def _auroc(acts: Float[Tensor, "images units"], truth: Bool[Tensor, "images units"]) -> Float[Tensor, "units"]:
+    """Area under the ROC curve from mid-ranks, column by column (ties count half)."""
+    from scipy.stats import rankdata
+
+    ranks = torch.from_numpy(rankdata(acts.numpy(force=True), axis=0))
+    positives = truth.sum(0).double()
+    area = (ranks * truth.cpu()).sum(0) - positives * (positives + 1) / 2
+    return area / (positives * (len(truth) - positives))
+
+
+def shuffled(texts: Sequence[str | None], seed: int) -> list[str | None]:
+    """The labels of the labelled units, dealt out anew among them: the control that keeps label reuse as it is."""
+    labelled = [u for u, text in enumerate(texts) if text is not None]
+    result = list(texts)
+    for u, source in zip(labelled, np.random.default_rng(seed).permutation(labelled).tolist()):
+        result[u] = texts[source]
+    return result
+
+
+def summarise(rows: Sequence[dict[str, Any]], evidence: Evidence, splits: Splits, k: int, seed: int) -> dict[str, Any]:
+    """The summary in `evaluation.json`: what was measured with what, counts, and means both ways per scorer.
+
+    `mean` is over the units that have the number; `mean_all` counts a unit without a label as 0. Labels without truth
+    are in neither (`without_truth` counts them).
+    """
+    truth, captions = evidence.truth, evidence.captions
+    statuses = [row["status"] for row in rows]
+    entries = {"final": [row["final"] for row in rows], "shuffled": [row["shuffled"] for row in rows]}
+    for name in sorted({name for row in rows for name in row["by_scorer"]}):
+        entries[name] = [row["by_scorer"][name] for row in rows]
+    return {
+        "units": len(rows),
+        "statuses": {status: statuses.count(status) for status in sorted(set(statuses))},
+        "labelled": sum(row["final"]["label"] is not None for row in rows),
+        "abstained": sum(bool(row["abstained"]) for row in rows),
+        "images": {"mine": len(splits.mine), "test": len(splits.test)},
+        "k": k,
+        "seed": seed,
+        "judge": evidence.judge.name,
+        "captions": None if captions is None else captions.name,
+        "captioned_test_images": 0 if captions is None else int(captions.known[torch.as_tensor(splits.test)].sum()),
+        "truth": None if truth is None else truth.rule,
+        "described_test_images": 0 if truth is None else int(truth.known[torch.as_tensor(splits.test)].sum()),
+        "coherence": {name: mean_of([row.get(name) for row in rows]) for name in COHERENCE},
+        "by_scorer": {name: _summary_of(found) for name, found in entries.items()},
+    }
+
+
+def over_all(entries: Sequence[dict[str, Any]], metric: str) -> list[float | None]:
+    """Every unit's number as it counts over *all* units: 0 without a label, and 0 where no correlation can be had
+    because the unit is silent on the test images.
+
+    None, to be left out and counted, where truth has nothing to say: the label has none, it holds on no test image, or
+    (F1, IoU) on no mine image to fit a threshold on. All None where the evidence for the metric was not given at all.
+    """
+    if all(_absent(entry.get(metric)) for entry in entries):
+        return [None] * len(entries)
+    return [_counted(entry, metric) for entry in entries]
+
+
+def _counted(entry: dict[str, Any], metric: str) -> float | None:
+    value = entry.get(metric)
+    if value is not None and not _absent(value):
+        return float(value)
+    silent = metric in ("scs", "caption_r") or (metric == "truth_r" and not _absent(entry.get("auprc")))
+    return 0.0 if silent or entry["label"] is None else None
+
+
+def _absent(value: float | None) -> bool:
+    return value is None or value != value
+
+
+def mean_of(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """Mean of the numbers that are there, with how many there are."""
+    found = [v for v in values if v is not None and not _absent(v)]
+    return {"mean": float(np.mean(found)) if found else None, "units": len(found)}
+
+
+def write(folder: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """`evaluation.jsonl` and `evaluation.json` into `folder`."""
+    write_jsonl(folder / "evaluation.jsonl", list(rows))
+    write_json(folder / "evaluation.json", summary)
+
+
+def _summary_of(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    numbers = {}
+    for metric in FAITHFULNESS:
+        defined, everywhere = mean_of([e.get(metric) for e in entries]), mean_of(over_all(entries, metric))
+        numbers[metric] = defined | {"mean_all": everywhere["mean"], "units_all": everywhere["units"]}
+    labels = [e["label"] for e in entries if e["label"] is not None]
+    no_truth = sum(e["label"] is not None and _absent(e.get("auprc")) for e in entries)
+    return {"labelled": len(labels), "distinct": len(set(labels)), "without_truth": no_truth, "metrics": numbers}
+
+
+def _where(valid: Tensor, numbers: Tensor) -> Tensor:
+    return numbers.double().masked_fill(~valid, torch.nan)
+
+
+def _rows(per_unit: dict[str, Tensor]) -> list[dict[str, float | None]]:
+    """Columns of numbers as one dict a unit, NaN as None."""
+    lists = [[None if x != x else x for x in values.tolist()] for values in per_unit.values()]
+    return [dict(zip(per_unit, numbers)) for numbers in zip(*lists, strict=True)]
+
+
+def _entries(texts: Sequence[str | None], numbers: dict[str, Tensor]) -> list[dict[str, Any]]:
+    return [{"label": text} | row for text, row in zip(texts, _rows(numbers), strict=True)]

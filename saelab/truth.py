@@ -1,0 +1,135 @@
+"""Truth for labels: of which images is a label's text true, by what people wrote, not by what an encoder sees.
+
+Captions and classes come with the photos; no vision model has a say here, so a label that is right by them is right
+independently of the encoder that chose it. Photos are described briefly: that a caption doesn't mention a thing does
+not prove it absent. Numbers against this truth are therefore low for right labels too, alike for every basis.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saelab.errors import UserError
+from saelab.label.vocabulary import key
+
+RULES = ("exact", "mention", "head")
+LONGEST = 6  # words of a label that are looked for in captions
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Boolean truth of labels on images."""
+
+    member: Bool[Tensor, "images concepts"]  # is the concept true of the image
+    column: Mapping[str, int]  # label text -> concept; a label without truth is absent
+    names: tuple[str, ...]  # what each concept is called
+    known: Bool[Tensor, "images"]  # images that anybody described; the others say nothing
+    rule: str  # how label texts were matched, for the record
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A space that holds images and labels: the product of the two says how much of the label the image has.
+
+    With an image-text encoder's vectors this is the judge of SCS. With a sentence encoder's vectors of the images'
+    *captions* as `images` it is a truth in degrees, which has a value for every label.
+    """
+
+    name: str  # the encoder, as a person would cite it
+    images: Float[Tensor, "images d_text"]  # unit length (rows of images that are not `known` are not read)
+    labels: Float[Tensor, "labels d_text"]  # unit length
+    row: Mapping[str, int]  # label text -> row of `labels`
+    known: Bool[Tensor, "images"]  # images that have a vector
+
+    @classmethod
+    def of(
+        cls, name: str, images: Tensor, texts: Sequence[str], labels: Tensor, known: Tensor | None = None
+    ) -> "Similarity":
+        """From label texts in the order of the rows of `labels`. Raises UserError where shapes don't fit."""
+        if len(texts) != len(labels) or images.shape[1] != labels.shape[1]:
+            shapes = f"{tuple(images.shape)} and {tuple(labels.shape)} for {len(texts)} texts"
+            raise UserError("embeddings", name, f"don't fit: {shapes}", "embed images and labels with one encoder")
+        known = torch.ones(len(images), dtype=torch.bool) if known is None else known
+        return cls(name, images, labels, {text: i for i, text in enumerate(texts)}, known)
+
+
+def from_descriptions(
+    labels: Sequence[str], captions: Sequence[str | None], classes: Sequence[Sequence[str]], rule: str = "mention"
+) -> Truth:
+    """Which images are described by each label.
+
+    `exact`: a class (or one of its comma-separated synonyms) or the whole caption is the label. `mention`: or the
+    caption has the label's words in a row. `head`: or the caption or a class has the label's last word ("a robin" is
+    then true of *American robin*; too generous for labels whose last word is broad). Words are compared without case,
+    underscores, hyphens, leading article and plural ending (`vocabulary.key`). Folder names that are classes serve as
+    hypernyms: a photo under animals/birds has both classes.
+
+    Raises UserError for an unknown rule or lists of different length.
+    """
+    if rule not in RULES:
+        raise UserError("truth", rule, "unknown rule", f"known: {', '.join(RULES)}")
+    if len(captions) != len(classes):
+        raise UserError(
+            "truth", f"{len(captions)} captions", f"there are {len(classes)} lists of classes", "give one each"
+        )
+    images_of: dict[str, set[int]] = {}
+    for image, (caption, own) in enumerate(zip(captions, classes)):
+        for phrase in _phrases(caption, own, rule):
+            images_of.setdefault(phrase, set()).add(image)
+    found: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        wanted = [_key(label)]
+        if rule == "head":
+            wanted.append(wanted[0].rpartition(" ")[2])
+        hits = [w for w in dict.fromkeys(wanted) if w in images_of]
+        if hits:
+            found[label] = hits
+    concepts = sorted({" / ".join(hits) for hits in found.values()})
+    place = {name: i for i, name in enumerate(concepts)}
+    member = torch.zeros(len(captions), len(concepts), dtype=torch.bool)
+    for name, i in place.items():
+        member[sorted(set().union(*(images_of[part] for part in name.split(" / ")))), i] = True
+    known = torch.tensor([bool(c) or bool(own) for c, own in zip(captions, classes)], dtype=torch.bool)
+    column = {label: place[" / ".join(hits)] for label, hits in found.items()}
+    return Truth(member, column, tuple(concepts), known, f"captions and classes, {rule}")
+
+
+def from_concepts(labels: Sequence[str], names: Sequence[str], member: Bool[Tensor, "images concepts"]) -> Truth:
+    """Truth from a table of concepts, every image looked at for every concept; names match as in `vocabulary.key`.
+
+    Raises UserError where `member` has another number of columns than `names`.
+    """
+    if member.ndim != 2 or member.shape[1] != len(names):
+        raise UserError("truth", tuple(member.shape), f"expected [images, {len(names)}] for {len(names)} concepts")
+    place = {synonym: i for i, name in reversed(list(enumerate(names))) for synonym in _synonyms(name)}
+    column = {label: place[_key(label)] for label in labels if _key(label) in place}
+    known = torch.ones(len(member), dtype=torch.bool)
+    return Truth(member.bool(), column, tuple(names), known, "concept table, exact")
+
+
+def _key(text: str) -> str:
+    """The words of `text`, each without case and plural ending, without a leading article."""
+    words = re.findall(r"\w+", key(text).replace("_", " "))
+    return " ".join(key(word) or word for word in words)
+
+
+def _synonyms(name: str) -> list[str]:
+    return list(dict.fromkeys(k for k in [_key(name), *map(_key, name.split(","))] if k))
+
+
+def _phrases(caption: str | None, classes: Sequence[str], rule: str) -> set[str]:
+    """Everything that an image's description says in the sense of `rule`."""
+    phrases = {synonym for name in classes for synonym in _synonyms(name)}
+    if rule == "head":
+        phrases |= {word for phrase in phrases for word in phrase.split()}
+    words = _key(caption).split() if caption else []
+    if words:
+        phrases.add(" ".join(words))
+    if rule != "exact":
+        spans = ((i, i + n) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1))
+        phrases |= {" ".join(words[i:j]) for i, j in spans}
+    return phrases

@@ -88,7 +88,9 @@ class UnitActivations:
         try:
             tensors = load_file(str(folder / "acts.safetensors"))
         except (SafetensorError, OSError) as error:
-            raise UserError("units", folder, f"unreadable ({error})", "delete the folder to have it made again") from None
+            raise UserError(
+                "units", folder, f"unreadable ({error})", "delete the folder to have it made again"
+            ) from None
         if "acts" in tensors:
             acts = tensors["acts"]
         else:
@@ -113,7 +115,7 @@ def from_scipy(csr: Any) -> Tensor:
 
 def neuron(cache: ActivationCache, root: Path | str, pool: str = "max", signed: str = "positive") -> Artifact:
     """The layer's own coordinates as units."""
-    return _units(cache, root, "neuron", {}, lambda: (lambda tokens: tokens), pool, signed)
+    return _units(cache, root, "neuron", {}, lambda: lambda tokens: tokens, pool, signed)
 
 
 def pca(cache: ActivationCache, root: Path | str, pool: str = "max", signed: str = "positive") -> Artifact:
@@ -151,7 +153,12 @@ def random_rotation(
 
 
 def sae(
-    cache: ActivationCache, root: Path | str, path: Path | str, pool: str = "max", name: str = "sae", device: str = "cpu"
+    cache: ActivationCache,
+    root: Path | str,
+    path: Path | str,
+    pool: str = "max",
+    name: str = "sae",
+    device: str = "cpu",
 ) -> Artifact:
     """The latents of the SAE stored at `path` (a file or an SAE artifact's folder) as units.
 
@@ -163,14 +170,18 @@ def sae(
     file = path / "sae.safetensors" if path.is_dir() else path
     model = SAE.load(file)
     if model.config.d_in != cache.d_in:
-        raise UserError("sae", path, f"has d_in {model.config.d_in}, the cache {cache.d_in}", "use an SAE of this layer")
+        raise UserError(
+            "sae", path, f"has d_in {model.config.d_in}, the cache {cache.d_in}", "use an SAE of this layer"
+        )
 
     def fit() -> Project:
         moved = model.to(device)
         return lambda tokens: moved.encode(tokens.to(device)).dense().cpu()
 
     extra = {"sae": _file_digest(file), "seed": model.config.seed}
-    return _units(cache, root, name, extra, fit, pool, "positive", {"sae_file": file.name, "latents": model.config.latents})
+    return _units(
+        cache, root, name, extra, fit, pool, "positive", {"sae_file": file.name, "latents": model.config.latents}
+    )
 
 
 def _units(
@@ -199,7 +210,9 @@ def _units(
     return ensure(root, "units", f"{basis}-{cache.layer}", recipe, build)
 
 
-def pooled(cache: ActivationCache, project: Project, pool: str, signed: str = "positive", at_once: int = 8192) -> Tensor:
+def pooled(
+    cache: ActivationCache, project: Project, pool: str, signed: str = "positive", at_once: int = 8192
+) -> Tensor:
     """Every image's pooled activation of every unit, [images, units] float32, CSR where under 10 % is nonzero.
 
     `project` sees whole images, about `at_once` tokens together, so memory does not grow with the cache. `max`, `mean`:

@@ -31,11 +31,15 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 where = f" while writing {error.filename}" if error.filename else ""
-                sys.exit(_told(f"disk full{where}: free some space and run the same command again; finished work is kept"))
+                sys.exit(
+                    _told(f"disk full{where}: free some space and run the same command again; finished work is kept")
+                )
             except KeyboardInterrupt:
                 sys.exit(_told("stopped; run the same command again to go on", 130))
 
-        wrapped: Callable[[], None] = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)
+        wrapped: Callable[[], None] = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(
+            guarded
+        )
         return wrapped
 
     return decorate

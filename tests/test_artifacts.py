@@ -45,7 +45,11 @@ def test_the_digest_does_not_depend_on_the_process(tmp_path):
     code = "from saelab.artifacts import digest; print(digest({'b': [1, 2.5, None], 'a': {'x': True}}))"
     texts = {
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in "01"
     }
@@ -89,7 +93,10 @@ def test_a_killed_build_is_never_taken_for_a_whole_one(tmp_path):
 def test_damage_is_refused_with_the_remedy(tmp_path):
     made = artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once([]))
     (made.path / "data.txt").write_text("dat")
-    for look in (lambda: artifacts.opened(made.path), lambda: artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once([]))):
+    for look in (
+        lambda: artifacts.opened(made.path),
+        lambda: artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once([])),
+    ):
         with pytest.raises(UserError, match=r"data\.txt has 3 bytes, written were 4.*delete"):
             look()
     with pytest.raises(UserError, match="no such folder"):

@@ -31,7 +31,9 @@ class Colours:
         return {"images": torch.nn.functional.normalize(means, dim=-1), "brightness": means.mean(1, keepdim=True)}
 
     def embed_sentences(self, sentences):
-        rows = [torch.tensor([v for w, v in self.words.items() if w in s] or [(1.0, 1.0, 1.0)]).mean(0) for s in sentences]
+        rows = [
+            torch.tensor([v for w, v in self.words.items() if w in s] or [(1.0, 1.0, 1.0)]).mean(0) for s in sentences
+        ]
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
@@ -98,9 +100,7 @@ def test_unknown_encoders_are_named():
         encoders.load("transformers:./nowhere")
 
 
-def test_open_clip_and_siglip_give_unit_vectors_through_their_own_transforms(tmp_path):
-
-
+def test_open_clip_gives_its_own_vectors_at_unit_length():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
     encoder = encoders.load("open_clip:RN50-quickgelu/random")
     pixels = encoder.transform(picture)[None]
@@ -112,6 +112,33 @@ def test_open_clip_and_siglip_give_unit_vectors_through_their_own_transforms(tmp
     torch.testing.assert_close(texts.norm(dim=-1), torch.ones(2))
     assert texts.shape[1] == vector.shape[1] == encoder.d_text
     assert encoder.recipe["weights"] != encoders.load("open_clip:RN50-quickgelu/random", seed=1).recipe["weights"]
+
+
+def test_a_local_transformers_clip_gives_its_own_vectors_at_unit_length(tmp_path):
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(c + "</w>" for c in letters)]
+    tokenizer = CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[])
+    size = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = size | {"vocab_size": len(words), "max_position_embeddings": 20, "bos_token_id": 0, "eos_token_id": 1}
+    config = CLIPConfig(text_config=text, vision_config=size | {"image_size": 32, "patch_size": 8}, projection_dim=16)
+    torch.manual_seed(0)
+    model = CLIPModel(config).eval()
+    model.save_pretrained(tmp_path)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(tmp_path)
+    encoder = encoders.load(f"transformers:{tmp_path}")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    batch = encoder.transform(picture)[None]
+    inputs = CLIPProcessor.from_pretrained(tmp_path)(
+        text=["dog", "cats"], images=picture, return_tensors="pt", padding=True
+    )
+    with torch.inference_mode():
+        expected = model(**inputs)
+    torch.testing.assert_close(encoder.embed_batch(batch)["images"], expected.image_embeds)
+    torch.testing.assert_close(encoder.embed_sentences(["dog", "cats"]), expected.text_embeds)
+    assert encoder.d_text == 16
 
 
 @pytest.mark.slow

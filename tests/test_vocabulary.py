@@ -26,13 +26,18 @@ def test_pooling_keeps_the_first_spelling_and_all_sources():
 
 def test_files_are_read_and_bad_ones_are_told_apart(tmp_path):
     good = tmp_path / "labels.csv"
-    good.write_bytes("\ufefflabel,note\nowl,a\n\"fox, red\",b\nOwl,c\n".encode())
+    good.write_bytes('\ufefflabel,note\nowl,a\n"fox, red",b\nOwl,c\n'.encode())
     assert vocabulary.build([f"file:{good}"]).labels == ("owl", "fox, red")
     latin = tmp_path / "latin.txt"
     latin.write_bytes("café\n".encode("latin-1"))
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    for source, word in [(f"file:{latin}", "UTF-8"), (f"file:{empty}", "no label"), ("file:nowhere.txt", "no such"), ("wikipedia", "unknown")]:
+    for source, word in [
+        (f"file:{latin}", "UTF-8"),
+        (f"file:{empty}", "no label"),
+        ("file:nowhere.txt", "no such"),
+        ("wikipedia", "unknown"),
+    ]:
         with pytest.raises(UserError, match=word):
             vocabulary.build([source])
 

@@ -53,7 +53,9 @@ def _embed_images(images: ImageSet, encoder: Encoder, folder: Path, batch_size: 
     starts = [i for i in range(0, len(images), per_part) if not (parts / f"{i:09d}.safetensors").exists()]
     todo = np.concatenate([np.arange(i, min(i + per_part, len(images))) for i in starts] or [np.arange(0)])
     done: dict[str, list[Tensor]] = {}
-    with tqdm(total=len(images), initial=len(images) - len(todo), desc=f"embed images, {encoder.name}", unit="img") as bar:
+    with tqdm(
+        total=len(images), initial=len(images) - len(todo), desc=f"embed images, {encoder.name}", unit="img"
+    ) as bar:
         for ids, batch in batches(images, encoder.transform, batch_size, workers=workers, ids=todo):
             for key, value in encoder.embed_batch(batch).items():
                 done.setdefault(key, []).append(value)
@@ -105,4 +107,6 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(str(path))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UserError("embeddings", path, f"unreadable ({error})", "delete its folder to have it made again") from None
+        raise UserError(
+            "embeddings", path, f"unreadable ({error})", "delete its folder to have it made again"
+        ) from None

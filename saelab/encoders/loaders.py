@@ -4,8 +4,10 @@ from saelab.encoders.base import Encoder
 from saelab.errors import UserError
 
 
-def load(name: str, device: str = "cpu") -> Encoder:
+def load(name: str, device: str = "cpu", seed: int = 0) -> Encoder:
     """`conse`, `conse:<classifier host>`, `open_clip:<model>/<weights>` or `transformers:<name or folder>`.
+
+    `seed` only matters where weights are `random` (`open_clip:ViT-B-32/random`, a control).
 
     Raises UserError for an unknown kind, an unknown model or weights that can't be had.
     """
@@ -19,5 +21,5 @@ def load(name: str, device: str = "cpu") -> Encoder:
 
         if not rest:
             raise UserError("encoder", name, "names no model", f"write it like {kind}:ViT-B-32/laion2b_s34b_b79k")
-        return OpenClip(rest, device=device) if kind == "open_clip" else TransformersClip(rest, device=device)
+        return OpenClip(rest, device, seed) if kind == "open_clip" else TransformersClip(rest, device)
     raise UserError("encoder", name, "unknown", "known: conse, open_clip:<model>/<weights>, transformers:<name>")

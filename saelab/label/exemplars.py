@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -51,7 +50,9 @@ class Exemplars:
         from safetensors.torch import load_file
 
         path = opened(folder).path
-        return cls(**load_file(str(path / "exemplars.safetensors")), status=tuple(read_json(path / "status.json")["status"]))
+        return cls(
+            **load_file(str(path / "exemplars.safetensors")), status=tuple(read_json(path / "status.json")["status"])
+        )
 
     def save(self, folder: Path) -> None:
         """Write `exemplars.safetensors` and `status.json` (with the counts per status)."""
@@ -86,16 +87,9 @@ def exemplars(
 ) -> Artifact:
     """The exemplars of a `units` artifact as an artifact of their own."""
     recipe: dict[str, Any] = {"stage": "exemplars", "code": CODE, "units": units.digest, "images": images.fingerprint}
-    recipe |= {"splits": _split_digest(images), "embeddings": embeddings.artifact.digest, "mining": settings}
+    recipe |= {"embeddings": embeddings.artifact.digest, "mining": settings}
 
     def build(folder: Path) -> None:
         find(UnitActivations.load(units.path), images, embeddings.images, settings).save(folder)
 
     return ensure(root, "exemplars", units.recipe["basis"], recipe, build)
-
-
-def _split_digest(images: ImageSet) -> str:
-    import hashlib
-
-    text = "\n".join(f"{s} {g}" for s, g in zip(np.asarray(images.splits).tolist(), images.groups.tolist()))
-    return hashlib.sha256(text.encode()).hexdigest()

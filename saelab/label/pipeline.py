@@ -104,7 +104,9 @@ def assign_all(
     rows = []
     for unit, status in enumerate(found.status):
         entries = {
-            name: _entry(ranked[unit], vocabulary) for name, ranked in per_scorer.items() if _has_label(ranked[unit], status)
+            name: _entry(ranked[unit], vocabulary)
+            for name, ranked in per_scorer.items()
+            if _has_label(ranked[unit], status)
         }
         rows.append(_row(unit, status, units, found, entries, vocabulary, settings))
     return rows
@@ -133,7 +135,9 @@ def _ranked(name: str, scores: Tensor, evidence: assign.Evidence, settings: Labe
     percentile = None
     if settings.nulls:
         percentile = nulls.null_percentile(name, evidence, n=settings.nulls, seed=settings.seed).tolist()
-    columns = zip(top.label.tolist(), top.score.tolist(), top.margin.tolist(), top.runners_up.tolist(), top.runner_scores.tolist())
+    columns = zip(
+        top.label.tolist(), top.score.tolist(), top.margin.tolist(), top.runners_up.tolist(), top.runner_scores.tolist()
+    )
     return [
         {
             "label": label,

@@ -1,0 +1,160 @@
+"""What proposers share: a unit's case, the proposal that answers it, what asking takes, and the records on disk."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab import artifacts
+from saelab.errors import UserError
+
+if TYPE_CHECKING:
+    from saelab.images import ImageSet
+
+MODES = ("positives", "contrast", "shuffled_contrast")
+HeatMap = Callable[[int, int], np.ndarray | None]  # (unit, image id) -> float [height, width] in 0..1, or None
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """The mined images of every unit. Row u belongs to unit u."""
+
+    positives: Int[Tensor, "units k"]  # image ids, strongest first; -1 = none
+    contrasts: Int[Tensor, "units k"]  # the paired contrast of each positive; -1 = none
+    activations: Float[Tensor, "units k"] | None = (
+        None  # of the positives; where given, those that are not > 0 are not shown
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One unit as it is put to a proposer."""
+
+    unit: int  # row in the exemplars
+    mode: str  # one of MODES
+    positives: tuple[int, ...]  # image ids in the order shown (shuffled by seed)
+    contrasts: tuple[int, ...]  # contrasts[i] goes with positives[i], -1 = none; empty in mode "positives"
+    images: "ImageSet"  # to load the pictures from
+    heat: HeatMap | None = None  # where the unit fires within an image, if the caller has such maps
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One line of proposals.jsonl: what was asked about a unit, what came back, what it cost. None = not known."""
+
+    unit: int  # row in the exemplars
+    labels: tuple[str, ...]  # the candidates, best first; empty unless status is "answered"
+    status: str  # answered | none (nothing in common) | unparsed | failed | no_positives
+    proposer: str  # name of the proposer
+    mode: str  # one of MODES
+    positives: tuple[int, ...]  # image ids in the order shown
+    contrasts: tuple[int, ...]  # paired with the positives, -1 = none
+    raw: str | None = None  # the answer, verbatim
+    evidence: str | None = None  # what the model says it saw
+    confidence: float | None = None  # 0..1, as the model states it
+    prompt: str | None = None  # the text that was sent, with a marker where each picture stood
+    sheets: tuple[str, ...] = ()  # the pictures that were sent, as files relative to the folder
+    model: str | None = None  # as the server or the folder names it
+    request: str | None = None  # digest of the request: equal digests are one request, paid once
+    prompt_tokens: int | None = None  # as the backend counts them
+    completion_tokens: int | None = None
+    cost: float | None = None  # US dollars for this answer; None without a price or without token counts
+    cached: bool = False  # the answer had been bought before, by another unit or an earlier run
+    attempts: int = 0  # times that it was sent
+    uncertain: int = 0  # attempts that ended without an answer and may have been charged all the same
+    seconds: float | None = None  # from the first attempt to the answer
+    error: str | None = None  # why it failed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What asking would take. Sums with +."""
+
+    requests: int = 0  # number of requests, those in the cache left out
+    prompt_tokens: int = 0  # text and pictures
+    completion_tokens: int = 0  # at most: the limit that is sent along
+    cost: float | None = 0.0  # US dollars; None = a price is missing
+
+    def __add__(self, other: "Estimate") -> "Estimate":
+        cost = None if self.cost is None or other.cost is None else self.cost + other.cost
+        return Estimate(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            cost,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def __str__(self) -> str:
+        money = "cost unknown (no price is set)" if self.cost is None else f"at most ${self.cost:.4f}"
+        return (
+            f"{self.requests} requests, about {self.prompt_tokens} + at most {self.completion_tokens} tokens, {money}"
+        )
+
+
+class Proposer(Protocol):
+    """Whatever turns a unit's images into candidate labels."""
+
+    name: str
+    shown: int | None  # how many positives a unit is judged by; None = all that were mined
+    recipe: dict[str, Any]  # all that its answers depend on, as plain values
+
+    def propose(self, cases: Iterable[Case], folder: Path) -> Iterator[Proposal]:
+        """A proposal for each case, in any order, as they come. Pictures that it sends are kept under `folder`.
+
+        Takes cases no faster than it can work on them. A case that fails gives a proposal of status "failed"; a
+        failure that every further case would share raises UserError.
+        """
+        ...
+
+    def estimate(self, case: Case) -> Estimate:
+        """What `propose` would take for this case; sends nothing."""
+        ...
+
+
+def summary(proposals: Sequence[Proposal], units: Sequence[int]) -> dict[str, Any]:
+    """Counts per status, units without a row, tokens and money (each request counted once), and one line of text."""
+    counts = Counter(p.status for p in proposals)
+    unsent = len(set(units) - {p.unit for p in proposals})
+    requests = {p.request: p for p in proposals if p.request is not None and p.status != "failed"}.values()
+    costs = [p.cost for p in requests]
+    cost = None if any(c is None for c in costs) else float(sum(c for c in costs if c is not None))
+    result: dict[str, Any] = {
+        "units": len(set(units)),
+        "status": dict(sorted(counts.items())),
+        "unsent": unsent,
+        "requests": len(requests),
+        "prompt_tokens": sum(p.prompt_tokens or 0 for p in requests),
+        "completion_tokens": sum(p.completion_tokens or 0 for p in requests),
+        "cost": cost,
+        "attempts": sum(p.attempts for p in proposals),
+        "uncertain": sum(p.uncertain for p in proposals),
+    }
+    parts = [f"{n} {status}" for status, n in sorted(counts.items())] + ([f"{unsent} not sent"] if unsent else [])
+    money = "cost unknown (no price is set)" if cost is None else f"${cost:.4f}"
+    spent = f"; {result['prompt_tokens']} + {result['completion_tokens']} tokens, {money}" if requests else ""
+    return {**result, "text": f"{result['units']} units: {', '.join(parts) or 'nothing asked'}{spent}"}
+
+
+def read(folder: Path | str) -> list[Proposal]:
+    """The proposals of a folder, in the order of its file (the last row of a unit counts). Missing: UserError."""
+    rows = {row["unit"]: row for row in artifacts.read_jsonl(Path(folder) / "proposals.jsonl")}
+    return [_from_row(row) for row in rows.values()]
+
+
+def _from_row(row: dict[str, Any]) -> Proposal:
+    known = {f.name for f in dataclasses.fields(Proposal)}
+    if extra := set(row) - known:
+        raise UserError("proposals.jsonl", ", ".join(sorted(extra)), "unknown fields", "delete the folder")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return Proposal(**values)

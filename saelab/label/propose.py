@@ -1,0 +1,195 @@
+"""Candidate labels for units from something that looks at their images: the loop, and the door to the proposers.
+
+The calls that a script makes (plain values; `images` is an ImageSet, a unit is a row of the exemplars' tensors):
+
+    proposer = load_proposer("tagger", probabilities=probabilities, names=names)  # "openai", base_url=..., model=...
+    exemplars = Exemplars(positives, contrasts, activations)  # [units, k] tensors from label.mine
+    units, budget = selection.choose("status:ok top:200 usd:2.5", n_units, status=status, strength=strength, seed=0)
+    print(estimate(proposer, exemplars, images, units, mode="contrast", seed=0))  # dry run: nothing is sent
+    proposals = run(proposer, exemplars, images, units, folder, mode="contrast", seed=0, budget=budget)
+    print(summary(proposals, units)["text"])
+    candidates = {p.unit: p.labels for p in proposals}  # for the vocabulary
+
+`run` appends to `<folder>/proposals.jsonl` as answers come, so a killed run goes on where it stopped: rows that are
+there are not asked again, failed ones are. Modes: `positives` (no contrasts), `contrast` (each positive with its paired
+contrast), `shuffled_contrast` (another unit's contrasts: the ablation that shows whether contrast matters).
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from saelab import artifacts
+from saelab.errors import UserError
+from saelab.label.proposal import MODES, Case, Estimate, Exemplars, HeatMap, Proposal, Proposer, read, summary
+
+if TYPE_CHECKING:
+    from saelab.images import ImageSet
+    from saelab.label.selection import Budget
+
+__all__ = ["Exemplars", "Proposal", "Proposer", "build_case", "estimate", "load_proposer", "read", "run", "summary"]
+
+
+def load_proposer(name: str, **settings: Any) -> Proposer | None:
+    """A proposer by name: none (returns None), tagger, recorded, openai, transformers.
+
+    `settings` are the fields that conf/proposer/<name>.yaml lists. Raises UserError for a name or a setting that does
+    not exist, and whatever the proposer's own settings call for.
+    """
+    from saelab.label.tagger import Tagger
+
+    makers: dict[str, Callable[..., Any]] = {"none": lambda: None, "tagger": Tagger}
+    if name not in makers:
+        raise UserError("proposer", name, f"must be one of {', '.join(sorted(makers))}")
+    try:
+        return makers[name](**settings)
+    except TypeError as error:
+        if "unexpected keyword" in str(error) or "missing" in str(error):
+            raise UserError("proposer", name, str(error).split("() ", 1)[-1], "see conf/proposer/") from None
+        raise
+
+
+def build_case(
+    exemplars: Exemplars,
+    images: "ImageSet",
+    unit: int,
+    mode: str,
+    seed: int,
+    shown: int | None,
+    heat: HeatMap | None = None,
+) -> Case:
+    """What a proposer is shown of `unit`: its `shown` strongest positives in an order shuffled by (seed, unit).
+
+    In mode `shuffled_contrast` the contrasts are those of another unit that has any, drawn by (seed, unit); images
+    that are among the unit's own positives are left out of them.
+    """
+    if mode not in MODES:
+        raise UserError("mode", mode, f"must be one of {', '.join(MODES)}")
+    ids = exemplars.positives[unit].tolist()
+    fires = [True] * len(ids) if exemplars.activations is None else (exemplars.activations[unit] > 0).tolist()
+    places = [i for i, (image, on) in enumerate(zip(ids, fires, strict=True)) if image >= 0 and on][:shown]
+    random.Random(f"{seed}/{unit}").shuffle(places)
+    positives = tuple(ids[i] for i in places)
+    if mode == "positives":
+        return Case(unit, mode, positives, (), images, heat)
+    row = exemplars.contrasts[unit if mode == "contrast" else _stranger(exemplars.contrasts, unit, seed)].tolist()
+    if mode == "shuffled_contrast":
+        row = [-1 if image in ids else image for image in row]
+    return Case(unit, mode, positives, tuple(row[i] for i in places), images, heat)
+
+
+def _stranger(contrasts: Tensor, unit: int, seed: int) -> int:
+    """The unit whose contrasts `unit` is shown in the ablation."""
+    order = [u for u in (contrasts >= 0).any(1).nonzero().flatten().tolist() if u != unit]
+    if not order:
+        raise UserError("mode", "shuffled_contrast", "needs at least two units with contrasts", "use mode=contrast")
+    return random.Random(f"{seed}/{unit}/contrasts").choice(order)
+
+
+def estimate(
+    proposer: Proposer,
+    exemplars: Exemplars,
+    images: "ImageSet",
+    units: Sequence[int],
+    *,
+    mode: str = "contrast",
+    seed: int = 0,
+) -> Estimate:
+    """Requests, tokens and money that `run` would take for these units; nothing is sent and nothing is written."""
+    cases = (build_case(exemplars, images, unit, mode, seed, proposer.shown) for unit in units)
+    return sum((proposer.estimate(case) for case in cases if case.positives), Estimate())
+
+
+def run(
+    proposer: Proposer,
+    exemplars: Exemplars,
+    images: "ImageSet",
+    units: Sequence[int],
+    folder: Path | str,
+    *,
+    mode: str = "contrast",
+    seed: int = 0,
+    heat: HeatMap | None = None,
+    budget: "Budget | None" = None,
+    progress: bool = True,
+) -> list[Proposal]:
+    """Ask `proposer` about each of `units`; return their proposals in the order of unit numbers.
+
+    Rows already in `<folder>/proposals.jsonl` are kept, save failed ones, which are asked again. A unit without
+    positives gets a row of status "no_positives". When `budget` is used up, the remaining units get no row. Raises
+    UserError for a folder that holds proposals of another recipe, where all units that were asked failed, and for what
+    stops the proposer itself (no server, a refused key); what had been answered until then is on disk.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = _recipe(proposer, exemplars, images, mode, seed)
+    file = folder / "proposals.jsonl"
+    kept = _resume(folder, file, recipe)
+    cases = [build_case(exemplars, images, u, mode, seed, proposer.shown, heat) for u in dict.fromkeys(units)]
+    todo = [case for case in cases if case.unit not in kept]
+    found: dict[int, Proposal] = {}
+    with (
+        file.open("a", encoding="utf-8") as out,
+        tqdm(total=len(todo), desc=proposer.name, disable=not progress) as bar,
+    ):
+
+        def keep(proposal: Proposal) -> None:
+            found[proposal.unit] = proposal
+            out.write(json.dumps(artifacts.plain(proposal), ensure_ascii=False) + "\n")
+            out.flush()
+            bar.update()
+
+        for case in todo:
+            if not case.positives:
+                keep(Proposal(case.unit, (), "no_positives", proposer.name, mode, (), case.contrasts))
+        asked = [case for case in todo if case.positives]
+        allowed = budget.admit(asked, proposer.estimate, found, kept.values()) if budget else asked
+        for proposal in proposer.propose(allowed, folder):
+            keep(proposal)
+    rows = sorted({**kept, **found}.values(), key=lambda p: p.unit)
+    artifacts.write_jsonl(file, rows)
+    artifacts.write_json(folder / "proposals.json", {"recipe": recipe, "summary": summary(rows, units)})
+    wanted = set(units)
+    rows = [p for p in rows if p.unit in wanted]
+    _refuse_total_failure([p for p in rows if p.status != "no_positives"])
+    return rows
+
+
+def _resume(folder: Path, file: Path, recipe: dict[str, Any]) -> dict[int, Proposal]:
+    """Rows to keep, by unit; a line that a kill cut off is taken out of the file."""
+    header = folder / "proposals.json"
+    if header.exists() and artifacts.read_json(header)["recipe"] != artifacts.plain(recipe):
+        raise UserError("folder", folder, "holds proposals of another recipe", "give these a folder of their own")
+    if not header.exists():
+        artifacts.write_json(header, {"recipe": recipe})
+    if not file.exists():
+        return {}
+    kept = {p.unit: p for p in read(folder) if p.status != "failed"}
+    artifacts.write_jsonl(file, list(kept.values()))
+    return kept
+
+
+def _recipe(proposer: Proposer, exemplars: Exemplars, images: "ImageSet", mode: str, seed: int) -> dict[str, Any]:
+    shown = hashlib.sha256()
+    for tensor in (exemplars.positives, exemplars.contrasts, exemplars.activations):
+        if tensor is not None:
+            shown.update(tensor.contiguous().cpu().numpy().tobytes())
+    recipe = {
+        "proposer": proposer.recipe,
+        "mode": mode,
+        "seed": seed,
+        "images": images.fingerprint,
+        "exemplars": shown.hexdigest(),
+    }
+    return artifacts.plain(recipe)
+
+
+def _refuse_total_failure(rows: list[Proposal]) -> None:
+    if rows and all(p.status == "failed" for p in rows):
+        raise UserError("proposer", rows[0].proposer, f"all {len(rows)} units failed, the first with: {rows[0].error}")

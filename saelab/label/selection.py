@@ -1,0 +1,122 @@
+"""Choice before cost: which units are put to a proposer, and how much may be spent on them.
+
+A choice is text (or a list of unit numbers): terms in a row, each narrowing what the terms before it left.
+
+    all                       every unit
+    3,17,20-29                these units
+    status:ok  status:ok,rare units of these statuses
+    top:100                   the 100 strongest
+    random:100                100 drawn by seed
+    tokens:200000  usd:2.50   a budget: units are sent in their order while it lasts
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from saelab.errors import UserError
+from saelab.label.proposal import Case, Estimate, Proposal
+
+TERMS = "all, ids such as 3,17,20-29, status:ok, top:100, random:100, tokens:200000, usd:2.50"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent on proposals. At least one limit is set."""
+
+    tokens: int | None = None  # prompt and completion together
+    usd: float | None = None  # US dollars
+
+    def admit(
+        self,
+        cases: Iterable[Case],
+        estimate: Callable[[Case], Estimate],
+        found: dict[int, Proposal],
+        earlier: Iterable[Proposal],
+    ) -> Iterator[Case]:
+        """The cases, in order, while the budget lasts; `found` is filled by the caller as answers come.
+
+        A case is let through if what was spent (in the rows of an earlier run too) and what the cases under way and
+        this one are estimated to take fit the budget. Raises UserError for a limit in money where a price is missing.
+        """
+        earlier = list(earlier)
+        under_way: dict[int, Estimate] = {}
+        for case in cases:
+            under_way = {unit: e for unit, e in under_way.items() if unit not in found}
+            planned = sum(under_way.values(), estimate(case))
+            if self.usd is not None and planned.cost is None:
+                raise UserError("units", f"usd:{self.usd}", "a price is missing", "set proposer.prices or use tokens:N")
+            rows = [p for p in (*earlier, *found.values()) if not p.cached]
+            tokens = sum((p.prompt_tokens or 0) + (p.completion_tokens or 0) for p in rows)
+            usd = sum(p.cost or 0.0 for p in rows)
+            if self.tokens is not None and tokens + planned.tokens > self.tokens:
+                return
+            if self.usd is not None and usd + (planned.cost or 0.0) > self.usd:
+                return
+            under_way[case.unit] = estimate(case)
+            yield case
+
+
+def choose(
+    spec: str | int | Sequence[int],
+    n_units: int,
+    *,
+    status: Sequence[str] | None = None,
+    strength: Sequence[float] | None = None,
+    seed: int = 0,
+) -> tuple[list[int], Budget | None]:
+    """The unit numbers that `spec` (see the module) names, in the order in which they are sent, and the budget if any.
+
+    status: of each unit, for `status:`. strength: of each unit, for `top:` (NaN counts as weakest; ties to the lower
+    number). Raises UserError for a term that is unknown, malformed or lacks what it needs, for a unit number out of
+    range, and where no unit is left.
+    """
+    units, limits = list(range(n_units)), {}
+    terms = str(spec).split() if isinstance(spec, str | int) else [",".join(str(int(u)) for u in spec)]
+    for term in terms:
+        rule, _, value = term.partition(":")
+        if rule in ("tokens", "usd"):
+            limits[rule] = _number(term, value)
+        elif rule == "status":
+            wanted = set(value.split(","))
+            if status is None or not wanted <= _STATUSES:
+                raise UserError("units", term, f"needs unit statuses, from {', '.join(sorted(_STATUSES))}")
+            units = [u for u in units if status[u] in wanted]
+        elif rule == "top":
+            if strength is None:
+                raise UserError("units", term, "needs the units' strengths, which are not known here")
+            keys = {u: strength[u] if strength[u] == strength[u] else float("-inf") for u in units}
+            units = sorted(units, key=lambda u: (-keys[u], u))[: int(_number(term, value))]
+        elif rule == "random":
+            units = random.Random(seed).sample(units, min(int(_number(term, value)), len(units)))
+        elif term != "all":
+            listed = set(_ids(term, n_units))
+            units = [u for u in units if u in listed]
+    if not units:
+        raise UserError("units", spec, f"no unit of {n_units} is left", f"terms are: {TERMS}")
+    budget = Budget(int(limits["tokens"]) if "tokens" in limits else None, limits.get("usd")) if limits else None
+    return units, budget
+
+
+_STATUSES = {"ok", "dead", "rare", "dense", "constant", "invalid", "no_contrast"}
+
+
+def _number(term: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not number > 0:
+        raise UserError("units", term, "needs a number above 0 after the colon")
+    return number
+
+
+def _ids(term: str, n_units: int) -> Iterator[int]:
+    for part in term.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError("units", term, f"is not a term; terms are {TERMS}")
+        low, high = int(first), int(last or first)
+        if high >= n_units or low > high:
+            raise UserError("units", part, f"unit numbers go from 0 to {n_units - 1}")
+        yield from range(low, high + 1)

@@ -1,0 +1,87 @@
+"""The offline proposer: ImageNet classes that a classifier sees in a unit's positives but not in their contrasts.
+
+A classifier of a thousand fixed classes is no vision-language model: it can only name what it was trained on, and it
+is called `tagger` wherever its candidates appear.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.errors import UserError
+from saelab.label.proposal import Case, Estimate, Proposal
+
+
+class Tagger:
+    """Proposes up to `candidates` classes that are more present in a unit's positives than in its reference images.
+
+    An image's presence vector is its class probabilities with all but the `top` largest set to 0. A class's score is
+    its mean presence over the positives minus its mean presence over the reference: the paired contrasts in the modes
+    `contrast` and `shuffled_contrast`, all images in the mode `positives` (the base rate). Classes are proposed in the
+    order of their score if the score is positive and at least `support` positives show them; where no class is, the
+    proposal's status is "none".
+
+    probabilities: [images, classes], rows sum to 1 (logits: softmax them first), row number = image id.
+    names: one name a class; of comma-separated synonyms the first is proposed.
+    base: ids of the images that give the base rate (default: all; give the `mine` split to keep held-out images out).
+    """
+
+    name = "tagger"
+
+    def __init__(
+        self,
+        probabilities: Float[Tensor, "images classes"],
+        names: Sequence[str],
+        base: Sequence[int] | Tensor | None = None,
+        candidates: int = 3,
+        top: int = 5,
+        support: int = 2,
+        shown: int | None = None,
+    ) -> None:
+        if probabilities.ndim != 2 or probabilities.shape[1] != len(names):
+            raise UserError("tagger.names", len(names), f"must name the {probabilities.shape[-1]} classes")
+        if not torch.isfinite(probabilities).all() or (probabilities.sum(1) - 1).abs().max() > 1e-2:
+            raise UserError("tagger.probabilities", "rows", "must be probabilities that sum to 1", "softmax the logits")
+        self.names = [name.split(",")[0].strip() for name in names]
+        self.candidates, self.support, self.shown = candidates, support, shown
+        probabilities = probabilities.detach().cpu().float()
+        largest = probabilities.topk(min(top, len(names)), dim=1)
+        self.presence = torch.zeros_like(probabilities).scatter_(1, largest.indices, largest.values)
+        self.base_rate = (self.presence if base is None else self.presence[torch.as_tensor(base)]).mean(0)
+        self.recipe = {
+            "name": self.name,
+            "probabilities": hashlib.sha256(self.presence.numpy().tobytes()).hexdigest(),
+            "base_rate": hashlib.sha256(self.base_rate.numpy().tobytes()).hexdigest(),
+            "names": hashlib.sha256("\n".join(self.names).encode()).hexdigest(),
+            "candidates": candidates,
+            "top": top,
+            "support": support,
+            "shown": shown,
+        }
+
+    def propose(self, cases: Iterable[Case], folder: Path) -> Iterator[Proposal]:
+        """A proposal for each case, at once and in their order; nothing is written to `folder`."""
+        for case in cases:
+            classes = self.classes(case)
+            labels = tuple(dict.fromkeys(self.names[c] for c in classes))
+            status = "answered" if labels else "none"
+            yield Proposal(case.unit, labels, status, self.name, case.mode, case.positives, case.contrasts)
+
+    def estimate(self, case: Case) -> Estimate:
+        """Nothing: no request, no token, no money."""
+        return Estimate()
+
+    def classes(self, case: Case) -> list[int]:
+        """The proposed classes of a case, best first; ties to the lower class number."""
+        positives = self.presence[list(case.positives)]
+        reference = [image for image in case.contrasts if image >= 0]
+        if case.mode != "positives" and not reference:
+            return []
+        score = positives.mean(0) - (self.base_rate if case.mode == "positives" else self.presence[reference].mean(0))
+        score[(positives > 0).sum(0) < min(self.support, len(positives))] = 0
+        order = torch.argsort(score, descending=True, stable=True)[: self.candidates]
+        return [c for c in order.tolist() if score[c] > 0]

@@ -1,0 +1,282 @@
+"""Proposals: what a unit is shown, what the tagger answers, resume, choice and budget."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from saelab.errors import UserError
+from saelab.label import propose, selection
+from saelab.label.proposal import Case, Estimate, Exemplars, Proposal
+from saelab.label.tagger import Tagger
+
+
+class NoPictures:
+    """Stands for an ImageSet where no picture is looked at."""
+
+    fingerprint = "0" * 64
+
+
+IMAGES = NoPictures()
+NAMES = ["dog, domestic dog", "cat", "grass", "snow", "ball", "sky"]
+
+
+def one_hot(*classes: int) -> torch.Tensor:
+    """[images, classes]: image i is .8 class i of the arguments, the rest spread evenly."""
+    rows = torch.full((len(classes), len(NAMES)), 0.2 / (len(NAMES) - 1))
+    rows[torch.arange(len(classes)), torch.tensor(classes)] = 0.8
+    return rows
+
+
+def exemplars(units: int = 6, k: int = 4) -> Exemplars:
+    ids = torch.arange(units * k).reshape(units, k)
+    return Exemplars(ids, ids + units * k)
+
+
+class Scripted:
+    """A proposer that answers from a list and remembers what it was asked: for the loop's own tests."""
+
+    name, shown = "scripted", None
+
+    def __init__(self, tokens: int = 10, fails: Iterable[int] = (), stops_at: int | None = None, cost=None) -> None:
+        self.asked: list[int] = []
+        self.recipe = {"name": self.name, "tokens": tokens}
+        self.tokens, self.fails, self.stops_at, self.cost = tokens, set(fails), stops_at, cost
+
+    def propose(self, cases: Iterable[Case], folder: Path) -> Iterator[Proposal]:
+        for case in cases:
+            if case.unit == self.stops_at:
+                raise UserError("proposer.base_url", "http://x", "no server")
+            self.asked.append(case.unit)
+            status = "failed" if case.unit in self.fails else "answered"
+            labels = () if status == "failed" else (f"label {case.unit}",)
+            error = "boom" if status == "failed" else None
+            shown = (self.name, case.mode, case.positives, case.contrasts)
+            bill = {"prompt_tokens": self.tokens, "completion_tokens": 0, "cost": self.cost, "request": str(case.unit)}
+            yield Proposal(case.unit, labels, status, *shown, error=error, **({} if error else bill))
+
+    def estimate(self, case: Case) -> Estimate:
+        return Estimate(1, self.tokens, 0, self.cost)
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def test_contrasts_stay_with_their_positives_under_the_shuffle():
+    ex = exemplars()
+    cases = [propose.build_case(ex, IMAGES, u, "contrast", 3, 3) for u in range(6)]
+    for case in cases:
+        assert all(c - p == 24 for p, c in zip(case.positives, case.contrasts, strict=True))
+        assert set(case.positives) == set(ex.positives[case.unit, :3].tolist())  # the strongest, none else
+    assert any(case.positives != tuple(sorted(case.positives)) for case in cases)
+    assert cases == [propose.build_case(ex, IMAGES, u, "contrast", 3, 3) for u in range(6)]
+    assert cases != [propose.build_case(ex, IMAGES, u, "contrast", 4, 3) for u in range(6)]
+
+
+def test_shuffled_contrast_shows_the_same_positives_with_another_units_contrasts():
+    ex = exemplars()
+    for u in range(6):
+        own = propose.build_case(ex, IMAGES, u, "contrast", 0, None)
+        other = propose.build_case(ex, IMAGES, u, "shuffled_contrast", 0, None)
+        assert other.positives == own.positives
+        strangers = {(c - 24) // 4 for c in other.contrasts}
+        assert len(strangers) == 1 and u not in strangers
+    with pytest.raises(UserError, match="at least two units with contrasts"):
+        alone = Exemplars(ex.positives[:1], ex.contrasts[:1])
+        propose.build_case(alone, IMAGES, 0, "shuffled_contrast", 0, None)
+
+
+def test_a_borrowed_contrast_is_never_a_positive_of_the_unit():
+    ex = Exemplars(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[4, 5], [1, 6]]))
+    case = propose.build_case(ex, IMAGES, 0, "shuffled_contrast", 0, None)
+    assert sorted(case.contrasts) == [-1, 6]
+
+
+def test_images_on_which_the_unit_does_not_fire_are_not_shown():
+    ex = Exemplars(torch.tensor([[5, 6, 7]]), torch.tensor([[1, 2, 3]]), torch.tensor([[2.0, 0.5, 0.0]]))
+    assert set(propose.build_case(ex, IMAGES, 0, "positives", 0, None).positives) == {5, 6}
+
+
+# ---- the tagger ----------------------------------------------------------------------------------------------------
+
+
+def test_contrast_removes_the_scene_that_positives_and_contrasts_share():
+    """Positives show a dog and, as strongly, grass; contrasts show grass alone."""
+    positive = torch.tensor([0.45, 0.0, 0.50, 0.02, 0.02, 0.01])
+    contrast = torch.tensor([0.02, 0.03, 0.90, 0.02, 0.02, 0.01])
+    elsewhere = torch.tensor([0.01, 0.30, 0.05, 0.30, 0.17, 0.17])
+    images = torch.stack([positive] * 4 + [contrast] * 4 + [elsewhere] * 12)
+    ex = Exemplars(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[4, 5, 6, 7]]))
+    tagger = Tagger(images, NAMES, top=3)
+
+    def labels(mode: str) -> tuple[str, ...]:
+        return next(tagger.propose([propose.build_case(ex, IMAGES, 0, mode, 0, None)], Path())).labels
+
+    assert labels("positives")[:2] == ("dog", "grass")  # grass .5 - .28, dog .45 - .09
+    assert labels("contrast") == ("dog",)
+
+
+def test_tagger_scores_equal_a_plain_loop():
+    generator = torch.Generator().manual_seed(5)
+    p = torch.rand(40, 6, generator=generator).softmax(1)
+    ex = Exemplars(torch.randperm(20, generator=generator)[None, :8], 20 + torch.arange(8)[None])
+    case = propose.build_case(ex, IMAGES, 0, "contrast", 0, None)
+    expected = {}
+    for c in range(6):
+
+        def presence(image: int, c: int = c) -> float:
+            return p[image, c].item() if c in p[image].topk(2).indices else 0.0
+
+        support = sum(presence(i) > 0 for i in case.positives)
+        difference = sum(map(presence, case.positives)) / 8 - sum(map(presence, case.contrasts)) / 8
+        if support >= 2 and difference > 0:
+            expected[c] = difference
+    assert Tagger(p, NAMES, top=2, candidates=6).classes(case) == sorted(expected, key=lambda c: -expected[c])
+
+
+def test_a_class_in_one_positive_alone_is_not_proposed_and_nothing_in_common_is_said():
+    images = one_hot(0, 1, 3, 4, 2, 2, 2, 2)
+    ex = Exemplars(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[4, 5, 6, 7]]))
+    case = propose.build_case(ex, IMAGES, 0, "contrast", 0, None)
+    (proposal,) = Tagger(images, NAMES, top=1).propose([case], Path())
+    assert proposal.status == "none" and proposal.labels == ()
+
+
+def test_the_base_rate_comes_from_the_ids_given():
+    images = one_hot(0, 0, 1, 1, 0, 0, 0, 0)
+    ex = Exemplars(torch.tensor([[0, 1]]), torch.tensor([[2, 3]]))
+    case = propose.build_case(ex, IMAGES, 0, "positives", 0, None)
+    assert Tagger(images, NAMES, base=[2, 3], top=1).classes(case) == [0]
+    assert Tagger(images, NAMES, base=[4, 5, 6, 7], top=1).classes(case) == []  # a dog is everywhere
+
+
+@pytest.mark.parametrize("rows", [torch.ones(4, 6), torch.full((4, 6), float("nan"))])
+def test_tagger_refuses_what_are_no_probabilities(rows):
+    with pytest.raises(UserError, match="sum to 1"):
+        Tagger(rows, NAMES)
+    with pytest.raises(UserError, match=r"tagger\.names=2"):
+        Tagger(one_hot(0, 1), NAMES[:2])
+
+
+# ---- the loop ------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_where_it_stopped_and_asks_nobody_twice(tmp_path):
+    first = Scripted(stops_at=3)
+    with pytest.raises(UserError, match="no server"):
+        propose.run(first, exemplars(), IMAGES, range(6), tmp_path, progress=False)
+    with (tmp_path / "proposals.jsonl").open("a") as file:
+        file.write('{"unit": 3, "labels": ["cut o')  # the line that was being written when the power went
+    second = Scripted()
+    proposals = propose.run(second, exemplars(), IMAGES, range(6), tmp_path, progress=False)
+    assert (first.asked, second.asked) == ([0, 1, 2], [3, 4, 5])
+    assert [p.labels for p in proposals] == [(f"label {u}",) for u in range(6)]
+    assert propose.read(tmp_path) == proposals
+    lines = (tmp_path / "proposals.jsonl").read_text().splitlines()
+    assert [json.loads(line)["unit"] for line in lines] == list(range(6))
+
+
+def test_failed_units_are_listed_counted_and_asked_again(tmp_path):
+    rows = propose.run(Scripted(fails=[2]), exemplars(), IMAGES, range(6), tmp_path, progress=False)
+    assert [p.status for p in rows].count("failed") == 1 and rows[2].error == "boom"
+    assert propose.summary(rows, range(6))["status"] == {"answered": 5, "failed": 1}
+    again = Scripted()
+    rows = propose.run(again, exemplars(), IMAGES, range(6), tmp_path, progress=False)
+    assert again.asked == [2] and all(p.status == "answered" for p in rows)
+
+
+def test_a_run_in_which_every_unit_failed_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="all 6 units failed, the first with: boom"):
+        propose.run(Scripted(fails=range(6)), exemplars(), IMAGES, range(6), tmp_path, progress=False)
+
+
+def test_another_recipe_is_refused_and_more_units_are_added(tmp_path):
+    propose.run(Scripted(), exemplars(), IMAGES, [1], tmp_path, progress=False)
+    with pytest.raises(UserError, match="another recipe"):
+        propose.run(Scripted(), exemplars(), IMAGES, [1], tmp_path, mode="positives", progress=False)
+    more = Scripted()
+    rows = propose.run(more, exemplars(), IMAGES, [0, 1], tmp_path, progress=False)
+    assert more.asked == [0] and [p.unit for p in rows] == [0, 1]
+
+
+def test_a_unit_without_positives_gets_a_row_and_is_never_sent(tmp_path):
+    ex = Exemplars(torch.tensor([[0, 1], [-1, -1]]), torch.tensor([[2, 3], [-1, -1]]))
+    proposer = Scripted()
+    rows = propose.run(proposer, ex, IMAGES, [0, 1], tmp_path, progress=False)
+    assert proposer.asked == [0] and [p.status for p in rows] == ["answered", "no_positives"]
+
+
+def test_unknown_cost_is_unknown_and_never_zero(tmp_path):
+    rows = propose.run(Scripted(), exemplars(), IMAGES, range(3), tmp_path / "a", progress=False)
+    assert propose.summary(rows, range(3))["cost"] is None
+    assert "cost unknown" in propose.summary(rows, range(3))["text"]
+    rows = propose.run(Scripted(cost=0.5), exemplars(), IMAGES, range(3), tmp_path / "b", progress=False)
+    assert propose.summary(rows, range(3))["cost"] == 1.5
+    assert propose.estimate(Scripted(), exemplars(), IMAGES, range(3)).cost is None
+    assert propose.estimate(Scripted(cost=0.5), exemplars(), IMAGES, range(3)) == Estimate(3, 30, 0, 1.5)
+
+
+# ---- choice and budget ---------------------------------------------------------------------------------------------
+
+
+def test_terms_narrow_from_left_to_right():
+    status = ["ok", "dead", "ok", "rare", "ok", "ok"]
+    strength = [1.0, 9.0, 5.0, 7.0, float("nan"), 5.0]
+
+    def units(spec) -> list[int]:
+        return selection.choose(spec, 6, status=status, strength=strength)[0]
+
+    assert units("all") == list(range(6))
+    assert units("0,3-5") == [0, 3, 4, 5] and units([4, 2]) == [2, 4] and units(3) == [3]
+    assert units("status:ok,rare") == [0, 2, 3, 4, 5]
+    assert units("status:ok top:2") == [2, 5]  # a tie goes to the lower number
+    assert units("top:3 status:ok") == [2]  # the same terms the other way round
+    assert units("status:ok top:4")[-1] == 4  # NaN is weakest
+    assert units("random:3") == units("random:3") and len(set(units("random:3"))) == 3
+    assert selection.choose("all tokens:5e3 usd:2.5", 6)[1] == selection.Budget(5000, 2.5)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("best", "is not a term"),
+        ("7", "go from 0 to 5"),
+        ("random:", "number above 0"),
+        ("usd:-1", "number above 0"),
+        ("status:fine", "needs unit statuses"),
+        ("status:dead", "no unit of 6 is left"),
+        ("top:3", "strengths"),
+    ],
+)
+def test_a_choice_that_can_not_be_made_says_why(spec, message):
+    with pytest.raises(UserError, match=message):
+        selection.choose(spec, 6, status=["ok"] * 6)
+
+
+def test_a_budget_is_never_passed_and_what_is_left_out_is_counted(tmp_path):
+    proposer = Scripted(tokens=10)
+    rows = propose.run(
+        proposer, exemplars(), IMAGES, range(6), tmp_path, budget=selection.Budget(tokens=35), progress=False
+    )
+    assert proposer.asked == [0, 1, 2] and propose.summary(rows, range(6))["unsent"] == 3
+    more = Scripted(tokens=10)  # what the first run spent counts
+    propose.run(more, exemplars(), IMAGES, range(6), tmp_path, budget=selection.Budget(tokens=45), progress=False)
+    assert more.asked == [3]
+
+
+def test_a_budget_in_money_needs_prices(tmp_path):
+    with pytest.raises(UserError, match="a price is missing"):
+        propose.run(Scripted(), exemplars(), IMAGES, [0], tmp_path, budget=selection.Budget(usd=1.0), progress=False)
+    priced = Scripted(cost=0.4)
+    propose.run(priced, exemplars(), IMAGES, range(6), tmp_path, budget=selection.Budget(usd=1.0), progress=False)
+    assert priced.asked == [0, 1]
+
+
+def test_an_unknown_proposer_names_those_that_there_are():
+    with pytest.raises(UserError, match=r"none, .*tagger"):
+        propose.load_proposer("gpt")
+    with pytest.raises(UserError, match="probabilities"):
+        propose.load_proposer("tagger")
+    assert propose.load_proposer("none") is None

@@ -1,0 +1,129 @@
+"""Activations unit by unit: dense matrices as they are, sparse ones by their columns.
+
+torch's CSR has no top-k, mean, comparison or column slice, so a sparse matrix is turned once into CSC; everything
+that mining, scoring and metrics need is then a question to one column's stored values and the number of zeros.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.errors import UserError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A sparse activation matrix [images, units] by columns (CSC)."""
+
+    starts: Int[Tensor, "units1"]  # unit u's entries are starts[u]:starts[u + 1]
+    rows: Int[Tensor, "entries"]  # image of each entry
+    values: Float[Tensor, "entries"]  # its activation; explicit zeros may occur
+    images: int  # number of images
+
+    @property
+    def units(self) -> int:
+        """Number of columns."""
+        return len(self.starts) - 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the entries lie."""
+        return self.values.device
+
+    @property
+    def counts(self) -> Int[Tensor, "units"]:
+        """Stored entries of each unit."""
+        return self.starts.diff()
+
+    @property
+    def unit_of_entry(self) -> Int[Tensor, "entries"]:
+        """The unit that each entry belongs to."""
+        return torch.repeat_interleave(torch.arange(self.units, device=self.device), self.counts)
+
+    def total(self, entries: Tensor) -> Float[Tensor, "units"]:
+        """The sum over each unit's entries, in float64."""
+        sums = torch.zeros(self.units, dtype=torch.float64, device=self.device)
+        return sums.index_add_(0, self.unit_of_entry, entries.double())
+
+    def part(self, first: int, last: int) -> "Columns":
+        """The columns first..last - 1, as views."""
+        a, b = int(self.starts[first]), int(self.starts[last])
+        return Columns(self.starts[first : last + 1] - a, self.rows[a:b], self.values[a:b], self.images)
+
+    def pick(self, units: Int[Tensor, "some"]) -> "Columns":
+        """The given columns, in the given order."""
+        counts = self.counts[units]
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        shift = torch.repeat_interleave(self.starts[:-1][units] - starts[:-1], counts)
+        entry = torch.arange(int(starts[-1]), device=self.device) + shift
+        return Columns(starts, self.rows[entry], self.values[entry], self.images)
+
+    def take_rows(self, ids: Int[Tensor, "some"]) -> "Columns":
+        """The given images only, in the given order (each at most once)."""
+        place = torch.full((self.images,), -1, dtype=torch.long, device=self.device)
+        place[ids] = torch.arange(len(ids), device=self.device)
+        kept = place[self.rows] >= 0
+        counts = torch.bincount(self.unit_of_entry[kept], minlength=self.units)
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return Columns(starts, place[self.rows[kept]], self.values[kept], len(ids))
+
+    def dense(self) -> Float[Tensor, "images units"]:
+        """The matrix with its zeros written out (each column contiguous in memory)."""
+        flat = torch.zeros(self.units * self.images, dtype=self.values.dtype, device=self.device)
+        flat[self.unit_of_entry * self.images + self.rows] = self.values
+        return flat.view(self.units, self.images).T
+
+    def product(self, entries: Tensor, right: Float[Tensor, "images m"]) -> Float[Tensor, "units m"]:
+        """Transposed product, other values in the same places: sum over a unit's entries of entry x row of `right`."""
+        matrix = torch.sparse_csr_tensor(
+            self.starts, self.rows, entries.to(right.dtype), size=(self.units, self.images), check_invariants=False
+        )
+        return matrix @ right
+
+
+Acts = Tensor | Columns  # what the functions below take: dense [images, units], torch.sparse_csr, or columns already
+
+
+def columns(acts: Acts) -> Acts:
+    """Dense activations unchanged, CSR (or another sparse layout) as Columns. Raises UserError unless a matrix."""
+    if isinstance(acts, Columns):
+        return acts
+    if acts.ndim != 2:
+        raise UserError("acts", tuple(acts.shape), "expected a matrix [images, units]")
+    if acts.layout == torch.strided:
+        return acts if acts.is_floating_point() else acts.float()
+    csc = acts.to_sparse_csc()
+    return Columns(csc.ccol_indices().long(), csc.row_indices().long(), csc.values(), acts.shape[0])
+
+
+def shape(acts: Acts) -> tuple[int, int]:
+    """(images, units)."""
+    if isinstance(acts, Columns):
+        return acts.images, acts.units
+    return acts.shape[0], acts.shape[1]
+
+
+def dense(acts: Acts, units: slice | None = None) -> Float[Tensor, "images some"]:
+    """Some units' columns, written out."""
+    acts = columns(acts)
+    first, last, _ = (units or slice(None)).indices(shape(acts)[1])
+    return acts.part(first, last).dense() if isinstance(acts, Columns) else acts[:, first:last]
+
+
+def pick(acts: Acts, units: Int[Tensor, "some"]) -> Acts:
+    """Some units' columns in the layout they came in."""
+    acts = columns(acts)
+    return acts.pick(units) if isinstance(acts, Columns) else acts[:, units]
+
+
+def blocks(acts: Acts, elements: int = 1 << 24) -> Iterator[tuple[slice, Float[Tensor, "images some"]]]:
+    """Dense blocks of units of about `elements` numbers each, so that no sparse matrix is ever written out whole."""
+    acts = columns(acts)
+    images, units = shape(acts)
+    step = max(1, elements // max(images, 1))
+    for first in range(0, units, step):
+        block = slice(first, min(first + step, units))
+        yield block, dense(acts, block)

@@ -1,0 +1,244 @@
+"""A contrast for each positive: the image most like it that does not drive the unit."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from saelab.columns import Acts, Columns, blocks, columns, shape
+from saelab.errors import UserError
+from saelab.label.mine.status import column_means
+
+RULES = ("below_mean", "below_quantile", "zero", "random", "host")
+TABLE = 64  # neighbours looked up before an exact search over all images
+MASK_ELEMENTS = 1 << 30  # a bool for each image and unit: units beyond this many go in a second pass
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Which activations make an image a candidate: low <= activation <= high, for each unit (empty: low > high)."""
+
+    low: Float[Tensor, "units"]
+    high: Float[Tensor, "units"]
+
+
+def contrast_images(
+    acts: Acts,
+    image_emb: Float[Tensor, "images d_text"],
+    positive_ids: Int[Tensor, "units k"],
+    rule: str = "below_mean",
+    reuse: bool = True,
+    groups: Int[Tensor, "images"] | None = None,
+    *,
+    quantile: float = 0.5,
+    host_emb: Float[Tensor, "images d_in"] | None = None,
+    host_similarity: float = 0.3,
+    host_limit: int = 10,
+    seed: int = 0,
+) -> tuple[Int[Tensor, "units k"], Float[Tensor, "units k"]]:
+    """For each positive, the candidate image with the largest cosine to it; ties go to the lower image id.
+
+    Candidates of a unit, by `rule`:
+    `below_mean`      activation strictly below the unit's mean over all images (CSP, arXiv 2604.22477);
+    `below_quantile`  at or below the unit's `quantile`, and below its maximum;
+    `zero`            exactly zero;
+    `random`          a random one of those below the mean, drawn with `seed` (the uncontrolled contrast);
+    `host`            below the mean and nearest in the host's own space, `host_emb` (rows need not have unit length),
+                      with a cosine of at least `host_similarity` there; of a unit's pairs the `host_limit` closest
+                      are kept (FALCON, ICML 2023).
+    An image is never the contrast of itself or of one of its near-duplicates (equal number in `groups`). With
+    `reuse=False` no image serves two positives of a unit: positives choose in the order given (strongest first).
+
+    `acts`, `image_emb` (rows of unit length) and `groups` must hold the same images, those that may be mined: leave
+    other splits out before. Positive ids of -1 get no contrast. Returns ids [units, k], -1 where there is no
+    candidate, and similarity [units, k] = <positive, contrast> in `image_emb`, NaN where there is none.
+    Raises UserError for an unknown rule, sizes that do not fit and embeddings that are not finite.
+    """
+    acts = columns(acts)
+    _check(acts, image_emb, positive_ids, rule, groups, host_emb)
+    space = normalize(host_emb.float(), dim=1) if rule == "host" and host_emb is not None else image_emb.float()
+    interval = candidate_interval(acts, rule, quantile)
+    scores = _Scores(space, groups, torch.Generator(image_emb.device).manual_seed(seed) if rule == "random" else None)
+    ids = torch.full_like(positive_ids, -1)
+    step = max(1, MASK_ELEMENTS // max(acts.images if isinstance(acts, Columns) else acts.shape[0], 1))
+    for first in range(0, len(ids), step):
+        part = slice(first, first + step)
+        mask = candidate_mask(acts, interval, part)
+        search = _search_shared if reuse and rule != "random" else _search_each
+        ids[part] = search(scores, mask, positive_ids[part], reuse)
+    if rule == "host":
+        ids = _closest(space, positive_ids, ids, host_similarity, host_limit)
+    return ids, pair_similarity(image_emb, positive_ids, ids)
+
+
+def candidate_interval(acts: Acts, rule: str, quantile: float = 0.5) -> Interval:
+    """The activations that make an image a candidate under `rule` (see `contrast_images`), exact in acts' own dtype."""
+    acts = columns(acts)
+    dtype = acts.values.dtype if isinstance(acts, Columns) else acts.dtype
+    means = column_means(acts)
+    if rule == "zero":
+        zero = torch.zeros_like(means, dtype=dtype)
+        return Interval(zero, torch.where(means.isfinite(), zero, torch.nan))
+    if rule == "below_quantile":
+        parts = [torch.minimum(_quantile(block, quantile), _next_below(block.amax(dim=0))) for _, block in blocks(acts)]
+        high = torch.cat(parts)
+    else:
+        high = means.to(dtype)
+        high = torch.where(high.double() < means, high, _next_below(high))  # the largest number below the mean
+    return Interval(torch.full_like(high, -torch.inf), torch.where(means.isfinite(), high, torch.nan))
+
+
+def candidate_mask(acts: Acts, interval: Interval, units: slice) -> Bool[Tensor, "some images"]:
+    """For some units, which images are candidates."""
+    acts = columns(acts)
+    low, high = interval.low[units], interval.high[units]
+    if isinstance(acts, Columns):
+        first, last, _ = units.indices(acts.units)
+        part = acts.part(first, last)
+        owner = part.unit_of_entry
+        mask = ((low <= 0) & (high >= 0))[:, None].repeat(1, acts.images)
+        mask[owner, part.rows] = (part.values >= low[owner]) & (part.values <= high[owner])
+        return mask
+    chosen = acts[:, units]
+    mask = torch.empty(chosen.shape[1], chosen.shape[0], dtype=torch.bool, device=chosen.device)
+    for block, values in blocks(chosen, 1 << 20):
+        mask[block] = ((values >= low[block]) & (values <= high[block])).T
+    return mask
+
+
+def pair_similarity(
+    image_emb: Float[Tensor, "images d_text"], positive_ids: Int[Tensor, "units k"], ids: Int[Tensor, "units k"]
+) -> Float[Tensor, "units k"]:
+    """Cosine of each positive and its contrast (rows of unit length); NaN where either is -1."""
+    out = torch.empty(ids.shape, device=image_emb.device)
+    for rows, _ in _chunks(len(ids), max(1, (1 << 22) // max(ids.shape[1] * image_emb.shape[1], 1))):
+        out[rows] = (image_emb[positive_ids[rows]].float() * image_emb[ids[rows]].float()).sum(dim=2)
+    return out.masked_fill_((ids < 0) | (positive_ids < 0), torch.nan)
+
+
+class _Scores:
+    """Rows of what is maximised: cosines to all images (or random numbers), -inf at the image's own group."""
+
+    def __init__(self, space: Tensor, groups: Tensor | None, generator: torch.Generator | None) -> None:
+        self.space, self.groups, self.generator = space, groups, generator
+        if groups is not None:
+            _, code, sizes = groups.unique(return_inverse=True, return_counts=True)
+            self.groups, self.shares = code, sizes[code] > 1
+
+    def rows(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows images"]:
+        if self.generator is None:
+            out = self.space[ids] @ self.space.T
+        else:
+            out = torch.rand(len(ids), len(self.space), generator=self.generator, device=self.space.device)
+        out[torch.arange(len(ids), device=out.device), ids] = -torch.inf
+        if self.groups is not None:
+            for row in self.shares[ids].nonzero()[:, 0].tolist():
+                out[row].masked_fill_(self.groups == self.groups[ids[row]], -torch.inf)
+        return out
+
+
+def _search_shared(scores: _Scores, mask: Tensor, positives: Tensor, reuse: bool) -> Tensor:
+    """Contrasts with reuse: a positive that several units share needs its cosines, and its neighbour table, once."""
+    found = torch.full((positives.numel(),), -1, dtype=torch.long, device=mask.device)
+    flat, order = positives.flatten().sort(stable=True)
+    order, flat = order[flat >= 0], flat[flat >= 0]
+    unit = order // positives.shape[1]
+    image, row, counts = flat.unique_consecutive(return_inverse=True, return_counts=True)
+    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).tolist()
+    for rows, (first, last) in _chunks(len(image), max(1, (1 << 23) // mask.shape[1])):
+        table = scores.rows(image[rows])
+        pairs = slice(ends[first], ends[last])
+        found[order[pairs]] = _resolve(table, mask, row[pairs] - first, unit[pairs])
+    return found.view(positives.shape)
+
+
+def _resolve(table: Float[Tensor, "rows images"], mask: Tensor, row: Tensor, unit: Tensor) -> Int[Tensor, "pairs"]:
+    """The best candidate of each (row, unit) pair: from the row's nearest neighbours, else from all images."""
+    found = torch.full_like(row, -1)
+    left = torch.arange(len(row), device=row.device)
+    if table.shape[1] > TABLE:
+        values, near = table.topk(TABLE, dim=1)
+        near, by_id = near.sort(dim=1)
+        values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+        near = near.gather(1, by_value)
+        # A neighbour equal to the table's last may have been chosen over one of lower id: left to the exact search.
+        usable = values > values[:, -1:]
+        for width in (4, 16, TABLE):
+            hit = mask[unit[left, None], near[row[left], :width]] & usable[row[left], :width]
+            first = hit.int().argmax(dim=1)
+            hits = hit.any(dim=1)
+            found[left[hits]] = near[row[left[hits]], first[hits]]
+            left = left[~hits]
+    for part, _ in _chunks(len(left), max(1, (1 << 18) // table.shape[1])):
+        pairs = left[part]
+        best, index = table[row[pairs]].masked_fill_(~mask[unit[pairs]], -torch.inf).max(dim=1)
+        found[pairs] = index.masked_fill_(best == -torch.inf, -1)
+    return found
+
+
+def _search_each(scores: _Scores, mask: Tensor, positives: Tensor, reuse: bool) -> Tensor:
+    """Contrasts unit by unit: needed where a unit's earlier choices bind its later ones, or where chance chooses."""
+    images, k = mask.shape[1], positives.shape[1]
+    found = torch.full_like(positives, -1)
+    for rows, _ in _chunks(len(positives), max(1, (1 << 22) // (images * k))):
+        ids = positives[rows]
+        table = scores.rows(ids.clamp(min=0).flatten()).view(len(ids), k, images)
+        table.masked_fill_(~mask[rows][:, None, :] | (ids < 0)[:, :, None], -torch.inf)
+        for i in range(k):
+            best, index = table[:, i].max(dim=1)
+            none = best == -torch.inf
+            found[rows, i] = index.masked_fill(none, -1)
+            if not reuse:
+                taken = ~none
+                table[taken, :, index[taken]] = -torch.inf
+    return found
+
+
+def _closest(space: Tensor, positives: Tensor, ids: Tensor, least: float, limit: int) -> Tensor:
+    """FALCON's limits: pairs at least so similar, and of those the `limit` most similar of a unit."""
+    similarity = pair_similarity(space, positives, ids).nan_to_num(nan=-torch.inf)
+    rank = similarity.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return ids.masked_fill((similarity < least) | (rank >= limit), -1)
+
+
+def _next_below(values: Tensor) -> Tensor:
+    return torch.nextafter(values, torch.full_like(values, -torch.inf))
+
+
+def _quantile(block: Float[Tensor, "images some"], q: float) -> Float[Tensor, "some"]:
+    """The smallest activation that at least the share q of the images do not exceed (no interpolation)."""
+    place = max(1, -int(-q * block.shape[0] // 1))
+    return block.kthvalue(min(place, block.shape[0]), dim=0).values
+
+
+def _chunks(total: int, size: int) -> Iterator[tuple[slice, tuple[int, int]]]:
+    for first in range(0, total, size):
+        last = min(first + size, total)
+        yield slice(first, last), (first, last)
+
+
+def _check(
+    acts: Acts, image_emb: Tensor, positive_ids: Tensor, rule: str, groups: Tensor | None, host_emb: Tensor | None
+) -> None:
+    images, units = shape(acts)
+    if rule not in RULES:
+        raise UserError("rule", rule, f"expected one of {', '.join(RULES)}")
+    if rule == "host" and host_emb is None:
+        raise UserError("rule", rule, "needs the host's own image embeddings", "pass host_emb [images, d]")
+    if positive_ids.ndim != 2 or len(positive_ids) != units:
+        raise UserError("positive_ids", tuple(positive_ids.shape), f"expected [units, k] with {units} units")
+    sizes: list[tuple[str, Tensor | None, Callable[[Tensor], bool]]] = [
+        ("image_emb", image_emb, lambda t: t.ndim == 2),
+        ("host_emb", host_emb, lambda t: t.ndim == 2),
+        ("groups", groups, lambda t: t.ndim == 1),
+    ]
+    for name, tensor, fits in sizes:
+        if tensor is not None and (not fits(tensor) or len(tensor) != images):
+            raise UserError(name, tuple(tensor.shape), f"expected one row for each of the {images} images of acts")
+    if not bool(image_emb.isfinite().all()):
+        raise UserError("image_emb", "not finite", "expected finite embeddings", "look for images that did not decode")
+    if positive_ids.numel() and int(positive_ids.max()) >= images:
+        raise UserError("positive_ids", int(positive_ids.max()), f"expected ids below {images}")

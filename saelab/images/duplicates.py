@@ -1,0 +1,83 @@
+"""Near-duplicates: the same picture again, re-encoded, resized or mirrored, by file hash and perceptual hash.
+
+Two pictures belong together when their 64-bit perceptual hashes (signs of the low DCT frequencies of the grey
+picture; Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010) differ in few bits, for
+the picture as it is or mirrored, *and* their small colour copies agree. The hash alone would merge pictures of one
+layout; the small copy alone would need all pairs of pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8, UInt64
+from PIL import Image
+from scipy import fft
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+MAX_BITS = 10  # of 63; measured in docs/images.md
+MAX_DIFFERENCE = 6.0  # root mean square over the small copy, grey levels of 255
+
+_GREY, _SMALL, _BLOCK = 32, 16, 8
+_WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a picture looks like, in little."""
+
+    bits: int  # 64-bit perceptual hash
+    mirrored: int  # the hash of its left-right mirror image
+    small: UInt8[np.ndarray, "16 16 3"]  # small RGB copy
+
+
+def look(image: Image.Image) -> Look:
+    """Perceptual hashes and small copy of an RGB picture."""
+    grey = np.asarray(image.convert("L").resize((_GREY, _GREY), Image.Resampling.BOX, reducing_gap=None), np.float64)
+    coefficients = fft.dctn(grey, norm="ortho")[:_BLOCK, :_BLOCK]
+    mirror = coefficients * np.where(np.arange(_BLOCK) % 2, -1.0, 1.0)  # a mirror image negates odd frequencies
+    small = np.asarray(image.resize((_SMALL, _SMALL), Image.Resampling.BOX), np.uint8)
+    return Look(_bits(coefficients), _bits(mirror), small)
+
+
+def group(
+    hashes: list[str], looks: list[Look], max_bits: int = MAX_BITS, max_difference: float = MAX_DIFFERENCE
+) -> Int[np.ndarray, "images"]:
+    """Near-duplicate group of each image, int64; a group's number is the lowest row number in it.
+
+    hashes: content hashes (equal ones are one picture); looks: from `look`. Groups are connected components.
+    """
+    n = len(looks)
+    first: dict[str, int] = {}
+    same = [(first.setdefault(h, i), i) for i, h in enumerate(hashes)]
+    pairs = np.array(same, dtype=np.int64).reshape(-1, 2)
+    if n > 1:
+        pairs = np.concatenate([pairs, _alike(looks, max_bits, max_difference)])
+    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    _, component = connected_components(links, directed=False)
+    lowest = np.full(n, n, dtype=np.int64)
+    np.minimum.at(lowest, component, np.arange(n))
+    return lowest[component]
+
+
+def _bits(coefficients: Float[np.ndarray, "8 8"]) -> int:
+    values = np.where(np.abs(coefficients) < 1e-6 * _GREY, 0.0, coefficients).reshape(-1)
+    signs = values > np.median(values[1:])
+    signs[0] = False  # the mean brightness says nothing about the content
+    return int(_WEIGHTS[signs].sum())
+
+
+def _alike(looks: list[Look], max_bits: int, max_difference: float) -> Int[np.ndarray, "pairs 2"]:
+    """Pairs whose hashes and small copies agree, as they are or one of them mirrored."""
+    bits: UInt64[np.ndarray, "images"] = np.array([x.bits for x in looks], dtype=np.uint64)
+    mirrored = np.array([x.mirrored for x in looks], dtype=np.uint64)
+    small = np.stack([x.small for x in looks])
+    found = []
+    for i in range(len(looks) - 1):
+        for others, own in ((bits[i + 1 :], small[i]), (mirrored[i + 1 :], small[i][:, ::-1])):
+            near = np.flatnonzero(np.bitwise_count(others ^ bits[i]) <= max_bits) + i + 1
+            if len(near):
+                difference = small[near].astype(np.float32) - own
+                close = near[np.sqrt((difference**2).mean((1, 2, 3))) <= max_difference]
+                found += [(i, int(j)) for j in close]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)

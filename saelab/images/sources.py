@@ -1,0 +1,229 @@
+"""Where pictures come from when they lie on this disk: a folder of any depth, or a table (CSV, TSV, JSONL) of files."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from saelab.errors import UserError
+from saelab.images.build import Entry, Listing
+from saelab.images.decode import SUFFIXES
+
+_TRUE, _FALSE = {"1", "true", "yes", "y", "present"}, {"", "0", "false", "no", "n", "absent", "nan", "none"}
+
+
+def folder(
+    root: Path | str, masks: str | None = None, mask_names: Sequence[str] = (), name: str | None = None
+) -> Listing:
+    """All pictures below `root`, at any depth; links are followed, links in circles once.
+
+    Classes: the names of the folders a picture lies in, as far as not all pictures share them (ImageFolder's classes,
+    and their parents). Caption: the first line of a `.txt` file of the same stem. `masks`: a folder (below root) of
+    label images with the pictures' stems; `mask_names` names their pixel values 0, 1, ...
+    """
+    base = _folder(root)
+    files, skipped = walk(base)
+    found = label_images(base, masks) if masks else {}
+    pictures = [f for f in files if not masks or not f.startswith(masks.strip("/") + "/")]
+    parts = [f.split("/")[:-1] for f in pictures]
+    shared = set.intersection(*map(set, parts)) if parts else set()
+    entries = []
+    for file, own in zip(pictures, parts, strict=True):
+        classes = tuple(dict.fromkeys(p for p in own if p not in shared))
+        entries.append(Entry(file, _caption(base / file), classes, found.get(_stem(file))))
+    if masks and not any(e.mask for e in entries):
+        raise UserError("images.masks", masks, "no label image there has the stem of a picture", "name them alike")
+    return Listing(name or base.resolve().name, base, entries, skipped, mask_names=tuple(mask_names))
+
+
+def table(
+    table: Path | str,
+    root: Path | str | None = None,
+    file: str = "file",
+    caption: str = "caption",
+    classes: str = "classes",
+    concepts: Sequence[str] = (),
+    separator: str = ",",
+    between: str = r"[;|]",
+    masks: str | None = None,
+    mask_names: Sequence[str] = (),
+    name: str | None = None,
+) -> Listing:
+    """The pictures that a CSV (with a header) or JSONL file names, with what it says about them.
+
+    root: the folder that file names are relative to (default: the table's own). file, caption, classes: names of
+    columns; the last two may be absent. A file name may lack its suffix or its folders if it is unique without.
+    concepts: columns that each tell a concept: a true value (1, true, yes, present) gives the column's name, a false
+    or empty one nothing, any other one "column: value". between: regular expression between several values in one
+    cell (JSONL: lists as well). separator: of a CSV; more than one character is a regular expression.
+    """
+    path = Path(table)
+    base = _folder(root if root is not None else path.parent)
+    rows = list(_rows(path, separator))
+    wanted = [file, *concepts]
+    missing = [c for c in wanted if rows and c not in rows[0]]
+    if missing:
+        raise UserError(
+            "images.file" if file in missing else "images.concepts",
+            missing[0],
+            f"no such column in {path}",
+            f"it has {', '.join(map(str, rows[0]))}",
+        )
+    find = Finder(base)
+    found = label_images(base, masks) if masks else {}
+    entries, skipped, seen = [], [], set()
+    for row in rows:
+        given = str(row[file]).strip()
+        where = find(given)
+        if where is None or where in seen:
+            skipped.append((given, "named twice in the table" if where else f"named in {path.name}, not on disk"))
+            continue
+        seen.add(where)
+        own = [*_cell(row.get(classes), between)]
+        for concept in concepts:
+            own += [concept if v == "" else f"{concept}: {v}" for v in _judged(row[concept], between)]
+        text = row.get(caption)
+        entries.append(Entry(where, _text(text), tuple(dict.fromkeys(own)), found.get(_stem(where))))
+    return Listing(name or path.stem, base, entries, skipped, mask_names=tuple(mask_names))
+
+
+def walk(base: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Picture files below `base` (relative, sorted) and what can't be read; hidden files and folders are left out."""
+    files: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    visited: set[tuple[int, int]] = set()
+
+    def failed(error: OSError) -> None:
+        skipped.append((_shown(os.path.relpath(error.filename, base)), error.strerror or str(error)))
+
+    for here, folders, names in os.walk(base, followlinks=True, onerror=failed):
+        state = Path(here).stat()
+        if (state.st_dev, state.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        relative = Path(here).relative_to(base).as_posix()
+        for n in sorted(names):
+            if n.startswith(".") or Path(n).suffix.lower() not in SUFFIXES:
+                continue
+            file = n if relative == "." else f"{relative}/{n}"
+            if _shown(file) != file:
+                skipped.append((_shown(file), "its name is not UTF-8; rename it"))
+            else:
+                files.append(file)
+    return sorted(files), skipped
+
+
+def label_images(base: Path, masks: str) -> dict[str, str]:
+    """Label images below base/masks by stem (last part of the name, without suffix), relative to base."""
+    if not (base / masks).is_dir():
+        raise UserError("images.masks", masks, f"no such folder below {base}", "give a folder relative to images.root")
+    files, _ = walk(base / masks)
+    return {_stem(f): f"{masks.strip('/')}/{f}" for f in files}
+
+
+class Finder:
+    """Finds the file that a table means: by its relative name, else by its unique name or stem anywhere below."""
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.by_name = base, None
+
+    def __call__(self, given: str) -> str | None:
+        if not given:
+            return None
+        if (self.base / given).is_file():
+            return Path(os.path.relpath(self.base / given, self.base)).as_posix()
+        if self.by_name is None:
+            self.by_name = self._index()
+        found = self.by_name.get(given, [])
+        return found[0] if len(found) == 1 else None
+
+    def _index(self) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        for file in walk(self.base)[0]:
+            whole = Path(file)
+            for key in {whole.name, whole.stem, whole.with_suffix("").as_posix()}:
+                index.setdefault(key, []).append(file)
+        return index
+
+
+def _folder(root: Path | str) -> Path:
+    base = Path(root).expanduser()
+    if not base.is_dir():
+        raise UserError("images.root", root, "no such folder", "give a folder with pictures")
+    return base
+
+
+def _stem(file: str) -> str:
+    return Path(file).stem
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _caption(picture: Path) -> str | None:
+    try:
+        text = picture.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return next((line.strip() for line in text.splitlines() if line.strip()), None)
+
+
+def _rows(path: Path, separator: str) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError("images.table", path, "no such file", "give a CSV with a header, or a JSONL file")
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        yield from _json_rows(path)
+        return
+    import pandas as pd
+
+    if path.suffix.lower() == ".tsv" and separator == ",":
+        separator = "\t"
+    engine: Any = "python" if len(separator) > 1 else "c"
+    try:
+        frame = pd.read_csv(
+            path, sep=separator, engine=engine, dtype=str, keep_default_na=False, encoding_errors="replace"
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(
+            "images.table", path, f"can't be read as CSV ({' '.join(str(error).split())})", "check images.separator"
+        ) from None
+    frame.columns = [str(c).strip() for c in frame.columns]
+    yield from frame.to_dict("records")
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError("images.table", path, f"line {number} is not JSON ({error})", "one object a line") from None
+        if not isinstance(row, dict):
+            raise UserError("images.table", path, f"line {number} is not an object", "one object a line")
+        yield row
+
+
+def _text(value: Any) -> str | None:
+    return (str(value).strip() or None) if value is not None else None
+
+
+def _cell(value: Any, between: str) -> Iterable[str]:
+    """The values in one cell, without empty ones."""
+    if value is None:
+        return []
+    parts = value if isinstance(value, list) else re.split(between, str(value))
+    return [t for t in (str(p).strip() for p in parts) if t]
+
+
+def _judged(value: Any, between: str) -> Iterable[str]:
+    """ "" for a true cell, nothing for a false one, the values of any other."""
+    parts = [str(p) for p in _cell(value, between)]
+    if len(parts) == 1 and parts[0].lower() in _TRUE:
+        return [""]
+    return [p for p in parts if p.lower() not in _FALSE]

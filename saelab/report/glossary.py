@@ -1,0 +1,164 @@
+"""What each number means, in a newcomer's words, with its source: shown on hover and focus wherever it appears."""
+
+from typing import Any
+
+# key: (title, what it says, how to read it, source)
+TERMS: dict[str, tuple[str, str, str]] = {
+    "unit": (
+        "Unit",
+        "Anything that fires on an image: a neuron, an SAE feature, or a control direction. All are treated alike here.",
+        "",
+    ),
+    "neuron": ("Neurons", "The layer's own coordinates, one unit each.", ""),
+    "sae": (
+        "SAE features",
+        "Latents of a sparse autoencoder trained on the layer's activations; few of them are active at a time.",
+        "Gao et al., ICLR 2025",
+    ),
+    "pca": ("Principal components", "Directions of largest variance: a control without sparsity.", ""),
+    "random_rotation": (
+        "Random directions",
+        "A random orthogonal basis of the same layer: the control for whether the neurons' own axes are special.",
+        "",
+    ),
+    "label": ("Label", "The name that this run's scorer ranks first for the unit.", ""),
+    "score": (
+        "Score",
+        "How well the label fits the unit by the scorer's own measure. Scores of different scorers can't be compared.",
+        "",
+    ),
+    "margin": ("Margin", "Score of the label less that of the runner-up. Near zero: the choice was close.", ""),
+    "null_percentile": (
+        "Beats chance",
+        "The share of at least 200 shuffles of the unit's activations over the images whose best label scores lower. "
+        "Below 95 % the label may be luck.",
+        "permutation test",
+    ),
+    "firing_rate": ("Fires on", "The share of images on which the unit's activation is above zero.", ""),
+    "clarity": (
+        "Clarity",
+        "Mean pairwise cosine of the strongest images' embeddings: 1 when they all look alike, 0 when unrelated.",
+        "Dreyer et al., 2025 (SemanticLens)",
+    ),
+    "caption_r": (
+        "Caption correlation",
+        "Correlation over held-out images between the unit's activation and how well its label fits people's captions.",
+        "",
+    ),
+    "caption_clarity": (
+        "Caption clarity",
+        "Mean pairwise cosine of the captions of the strongest images: coherence judged without any image model.",
+        "",
+    ),
+    "redundancy": (
+        "Redundancy",
+        "The largest cosine between this unit's mean image and that of another unit: near 1, another unit says the same.",
+        "Dreyer et al., 2025 (SemanticLens)",
+    ),
+    "polysemanticity": (
+        "Polysemanticity",
+        "Distance of the two clusters into which the strongest images fall; 0 one meaning, larger: several.",
+        "Dreyer et al., 2025 (SemanticLens)",
+    ),
+    "monosemanticity": (
+        "Monosemanticity",
+        "How alike the images are on which the unit fires, each pair weighed by both activations.",
+        "Pach et al., NeurIPS 2025",
+    ),
+    "scs": (
+        "Simulation correlation",
+        "Correlation over held-out images between the unit's activation and what its label predicts.",
+        "Bouanani et al., arXiv 2604.22477",
+    ),
+    "truth_r": (
+        "Truth correlation",
+        "Correlation over held-out images between the unit's activation and whether the label is true of the image.",
+        "NeuronEval, ICML 2025",
+    ),
+    "auprc": (
+        "Average precision",
+        "Rank held-out images by activation: how purely do those with the label come first? 1 perfect; chance is the label's share.",
+        "NeuronEval, ICML 2025",
+    ),
+    "f1": (
+        "F1",
+        "Agreement of firing (above a threshold fitted elsewhere) with the label being true; 0 to 1.",
+        "NeuronEval, ICML 2025",
+    ),
+    "iou": (
+        "IoU",
+        "Images where both firing and label hold, as a share of those where either does.",
+        "Bau et al., CVPR 2017",
+    ),
+    "auroc": (
+        "AUROC",
+        "Chance that an image with the label excites the unit more than one without; 0.5 is chance.",
+        "Bykov et al., NeurIPS 2023",
+    ),
+    "positives": ("Strongest images", "The images that excite the unit most, strongest first.", ""),
+    "contrast": (
+        "Contrast",
+        "For each strong image, the one most like it that leaves the unit below its mean. What sets the two apart is "
+        "what the unit responds to.",
+        "Bouanani et al., arXiv 2604.22477, section 3",
+    ),
+    "enrichment": (
+        "Over-represented classes",
+        "Classes more common among the strongest images than among all: p is the chance of as many in a random draw "
+        "(hypergeometric), times the number of classes tried (Bonferroni).",
+        "",
+    ),
+    "band": (
+        "Activation bands",
+        "Images drawn by seed from each tenth of the unit's range, not only from its top.",
+        "",
+    ),
+    "percentile": (
+        "Percentile",
+        "Where this unit stands among the units of its basis: 90 means better than nine in ten.",
+        "",
+    ),
+    "cofire": ("Fires together", "Pearson correlation of the two units' activations over images.", ""),
+    "decoder": ("Decoder cosine", "Cosine of the two features' directions in the layer.", ""),
+    "ok": ("ok", "Fires on enough images and not on nearly all.", ""),
+    "dead": ("dead", "Fires on no image.", ""),
+    "rare": ("rare", "Fires on fewer than 10 images; still labelled.", ""),
+    "dense": ("dense", "Fires on 80 % of the images or more; still labelled.", ""),
+    "constant": ("constant", "The same activation on every image.", ""),
+    "invalid": ("invalid", "Its activations hold NaN or infinities.", ""),
+    "no_contrast": ("no contrast", "No image leaves it below its mean, so no contrast can be drawn.", ""),
+}
+
+# prefix of a scorer's name -> title, explanation, source; longest prefix wins
+SCORERS: dict[str, tuple[str, str, str]] = {
+    "csp": (
+        "CSP",
+        "Contrastive Semantic Projection: what the strong images have and their look-alike contrasts lack.",
+        "Bouanani et al., arXiv 2604.22477",
+    ),
+    "semanticlens": (
+        "SemanticLens",
+        "Cosine of the strong images' mean embedding with the label.",
+        "Dreyer et al., 2025",
+    ),
+    "soft_wpmi": ("CLIP-Dissect", "Soft weighted pointwise mutual information.", "Oikarinen & Weng, ICLR 2023"),
+    "wpmi": ("WPMI", "Weighted pointwise mutual information.", "Oikarinen & Weng, ICLR 2023"),
+    "pearson": ("Pearson", "Correlation of activation and image-label similarity over all images.", ""),
+    "cos_cubed": (
+        "cos-cubed",
+        "Cosine of cubed activations and cubed similarities over all images.",
+        "Oikarinen & Weng, ICLR 2023",
+    ),
+    "invert": ("INVERT", "AUROC of the unit against binary concepts.", "Bykov et al., NeurIPS 2023"),
+}
+
+
+def terms(scorers: list[str]) -> dict[str, Any]:
+    """`{key: {"title", "text", "source"}}` for the pages: all terms, and `scorer:NAME` for each scorer of the run."""
+    found = dict(TERMS)
+    for name in scorers:
+        prefix = max((p for p in SCORERS if name.startswith(p)), key=len, default=None)
+        title, text, source = SCORERS[prefix] if prefix else (name, "", "")
+        variant = name[len(prefix) :].strip("_@-=() ") if prefix else ""
+        found[f"scorer:{name}"] = (f"{title} {variant}".strip(), text, source)
+    return {key: {"title": a, "text": b, "source": c} for key, (a, b, c) in found.items()}

@@ -1,0 +1,51 @@
+"""Small copies of the pictures that a report shows, each once, sized so that the folder stays light."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from saelab.errors import UserError
+from saelab.images import ImageSet
+
+BUDGET = 200 * 2**20  # bytes that all small pictures may take together
+SIDES = {256: 14_000, 192: 8_500, 144: 5_200, 112: 3_400, 88: 2_300}  # longer side -> bytes of a typical photo as WebP
+QUALITY = 78
+
+
+def side_for(count: int, budget: int = BUDGET) -> int:
+    """The largest side at which `count` pictures fit the budget; the smallest side where none does."""
+    return next((side for side, size in SIDES.items() if count * size <= budget), min(SIDES))
+
+
+def place(image_id: int) -> str:
+    """Where a small picture lies in the report's folder."""
+    return f"thumbs/{image_id // 1000}/{image_id}.webp"
+
+
+def write(ids: list[int], images: ImageSet, out: Path, side: int) -> dict[int, str]:
+    """Write the small pictures that are not there yet. Returns the ids that could not be read, with the reason."""
+    from tqdm import tqdm
+
+    for folder in {(out / place(i)).parent for i in ids}:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def one(i: int) -> tuple[int, str] | None:
+        try:
+            if not (out / place(i)).exists():
+                _shrink(images.load(i), out / place(i), side)
+        except UserError as error:
+            return i, str(error)
+        return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = tqdm(pool.map(one, ids), total=len(ids), desc="small pictures", unit="img", leave=False)
+        return dict(failed for failed in results if failed)
+
+
+def _shrink(picture: Image.Image, target: Path, side: int) -> None:
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    temporary = target.with_suffix(".tmp")
+    picture.save(temporary, "WEBP", quality=QUALITY, method=4)
+    temporary.replace(target)

@@ -1,0 +1,152 @@
+"""Reading a run: `run.json` and the artifacts that it lists, checked for being whole and for fitting together."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import saelab
+from saelab.artifacts import opened, read_json, read_jsonl
+from saelab.errors import UserError
+from saelab.images import ImageSet
+
+NEEDED = ("name", "version", "images", "encoder", "bases")
+NEEDED_OF_BASIS = ("name", "basis", "layer", "units", "labels", "evaluation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Basis:
+    """One set of units with everything that was found out about them."""
+
+    name: str  # unique in the run
+    kind: str  # neuron | sae | pca | random_rotation | what the user calls it
+    layer: str  # dotted name in the host
+    seed: int | None  # the SAE's or the rotation's seed
+    labels: list[dict[str, Any]]  # a line of labels.jsonl per unit, in unit order
+    evaluation: list[dict[str, Any]]  # a line of evaluation.jsonl per unit, in unit order
+    exemplars: dict[str, np.ndarray]  # positives, activations, contrasts, similarity: [units, k]
+    acts: Any  # scipy csc_array [images, units] float32
+    decoder: np.ndarray | None  # [units, d_in] unit rows of the SAE
+    maps: np.ndarray | None  # [units, k, height, width] uint8: where each positive fires, 255 = the unit's maximum
+    proposals: dict[int, list[dict[str, Any]]]  # unit -> what proposers said
+    recipes: dict[str, Any]  # stage -> recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run read from disk."""
+
+    path: Path  # its run.json
+    facts: dict[str, Any]  # the content of run.json
+    images: ImageSet
+    bases: tuple[Basis, ...]
+    comparison: dict[str, Any] | None  # comparison.json
+
+
+def read(run_json: Path | str) -> Run:
+    """Everything a report needs. Raises UserError where the run is missing, half-written, moved or of another version."""
+    path = Path(run_json)
+    facts = read_json(path)
+    _require(facts, NEEDED, path, facts)
+    for entry in facts["bases"]:
+        _require(entry, NEEDED_OF_BASIS, path, facts)
+    if not facts["bases"]:
+        raise UserError("run", path, "lists no basis", "run the labelling stage first")
+    images = ImageSet.read(_artifact(path, facts["images"], "images"))
+    bases = tuple(_basis(path, entry, len(images)) for entry in facts["bases"])
+    comparison = None
+    if facts.get("comparison"):
+        comparison = read_json(_artifact(path, facts["comparison"], "comparison") / "comparison.json")
+    return Run(path, facts, images, bases, comparison)
+
+
+def _require(found: Any, keys: tuple[str, ...], path: Path, facts: Any) -> None:
+    missing = [k for k in keys if not isinstance(found, dict) or k not in found]
+    if missing:
+        version = facts.get("version", "?") if isinstance(facts, dict) else "?"
+        what = f"lacks {', '.join(missing)} (written by saelab {version}; this is {saelab.__version__})"
+        raise UserError(
+            "run", path, what, "give the run.json of a finished run, or make the run again with this version"
+        )
+
+
+def _artifact(run: Path, name: str, what: str) -> Path:
+    folder = run.parent / name
+    if not folder.is_dir():
+        raise UserError(
+            "run",
+            run,
+            f"its {what} folder {name} is not there",
+            "keep run.json beside the folders it names, or run again",
+        )
+    return opened(folder).path
+
+
+def _basis(run: Path, entry: dict[str, Any], n_images: int) -> Basis:
+    from scipy.sparse import csc_array
+
+    from saelab.units import UnitActivations, to_scipy
+
+    name = entry["name"]
+    at = {stage: _artifact(run, entry[stage], f"{stage} of {name}") for stage in ("units", "labels", "evaluation")}
+    acts = UnitActivations.load(at["units"]).acts
+    columns = csc_array(to_scipy(acts) if acts.is_sparse_csr else acts.numpy())
+    labels = sorted(read_jsonl(at["labels"] / "labels.jsonl"), key=lambda row: row["unit"])
+    evaluation = sorted(read_jsonl(at["evaluation"] / "evaluation.jsonl"), key=lambda row: row["unit"])
+    exemplars = _tensors(at["labels"] / "exemplars.safetensors")
+    expected = f"{columns.shape[1]} units of {columns.shape[0]} images"
+    for what, count in [("labels", len(labels)), ("evaluation", len(evaluation)), *_counts(exemplars)]:
+        if count != columns.shape[1]:
+            raise UserError(
+                "run", run, f"{name}: activations are of {expected}, {what} of {count}", "run its stages again"
+            )
+    if columns.shape[0] != n_images:
+        raise UserError(
+            "run", run, f"{name}: activations are of {expected}, the run has {n_images}", "run its stages again"
+        )
+    maps = at["labels"] / "maps.safetensors"
+    return Basis(
+        name,
+        entry["basis"],
+        entry["layer"],
+        entry.get("seed"),
+        labels,
+        evaluation,
+        exemplars,
+        columns,
+        _decoder(run, entry),
+        _tensors(maps)["maps"] if maps.is_file() else None,
+        _proposals(at["labels"] / "proposals.jsonl"),
+        {stage: read_json(folder / "recipe.json") for stage, folder in at.items()},
+    )
+
+
+def _counts(exemplars: dict[str, np.ndarray]) -> list[tuple[str, int]]:
+    return [(f"exemplars.{name}", len(array)) for name, array in exemplars.items()]
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError("file", path, f"unreadable ({error})", "delete its folder to have it made again") from None
+
+
+def _decoder(run: Path, entry: dict[str, Any]) -> np.ndarray | None:
+    if not entry.get("sae"):
+        return None
+    from saelab.sae import SAE
+
+    return SAE.load(_artifact(run, entry["sae"], f"sae of {entry['name']}") / "sae.safetensors").W_dec.detach().numpy()
+
+
+def _proposals(path: Path) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    if path.is_file():
+        for row in read_jsonl(path):
+            found.setdefault(row["unit"], []).append(row)
+    return found

@@ -1,0 +1,209 @@
+"""What a unit page shows, as plain records: histogram, activation bands, enriched classes, neighbours, percentiles."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from saelab.images import ImageSet
+from saelab.report.reading import Basis, Run
+
+FIRES = 1e-6  # an activation above this counts as firing (the CSP authors' threshold)
+BINS = 30  # of the histogram
+PER_BAND = 4  # images drawn from each tenth of the range, and from the zeros
+NEAREST = 6  # neighbours shown of each sort
+SAMPLE = 4096  # images at most on which co-firing is measured
+FAITHFULNESS = ("truth_r", "caption_r", "auprc", "f1", "iou", "auroc", "scs")
+COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """Which classes hold on which image."""
+
+    names: list[str]
+    holds: Any  # scipy csr_array [images, classes] bool
+    counts: np.ndarray  # images per class
+
+
+def truth(images: ImageSet) -> Truth:
+    """The images' classes as a matrix."""
+    from scipy.sparse import csr_array
+
+    names, table = images.truth()
+    holds = csr_array(table.astype(np.int32))
+    return Truth(list(names), holds, table.sum(0))
+
+
+def main_scorer(row: dict[str, Any]) -> str | None:
+    """The scorer whose score stands beside a unit's label: the one that chose it, else the first that ranks it first."""
+    if row.get("final") in row["scores"]:
+        return row["final"]
+    chose = [name for name, s in row["scores"].items() if s["label"] == row["label"]]
+    return next(iter(chose or row["scores"]), None)
+
+
+def of_basis(run: Run, basis: Basis, known: Truth, shown: int, near: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record per unit of `basis`; `shown` exemplars each; `near` from `neighbours`."""
+    rng = np.random.default_rng(0)
+    measured = [_measured(row, found) for row, found in zip(basis.labels, basis.evaluation, strict=True)]
+    percentiles = _percentiles(measured)
+    records = []
+    for u, row in enumerate(basis.labels):
+        column = basis.acts[:, [u]]
+        values, ids = column.data, column.indices
+        record = _label(row) | _exemplars(basis, row, u, shown) | _distribution(values, len(run.images))
+        record |= {
+            "bands": _bands(ids, values, len(run.images), rng),
+            "enriched": _enriched(record["positives"], known, len(run.images)),
+            "measured": measured[u],
+            "percentile": {name: column[u] for name, column in percentiles.items()},
+            "evaluation": basis.evaluation[u].get("by_scorer") or {},
+            "near": near[u],
+            "proposals": basis.proposals.get(row["unit"], []),
+        }
+        named = {i for key in ("positives", "contrasts") for i in record[key]} | {i for b in record["bands"] for i in b}
+        record["names"] = {i: name(run.images, i) for i in sorted(named) if i >= 0}
+        records.append(record)
+    return records
+
+
+def name(images: ImageSet, i: int) -> str:
+    """A picture in words: its caption, else its classes, else its file."""
+    return images.captions[i] or ", ".join(images.classes[i]) or images.files[i]
+
+
+def _label(row: dict[str, Any]) -> dict[str, Any]:
+    keep = ("unit", "status", "label", "abstained", "source", "scores", "fires_on")
+    return {key: row.get(key) for key in keep} | {"scorer": main_scorer(row)}
+
+
+def _exemplars(basis: Basis, row: dict[str, Any], u: int, shown: int) -> dict[str, Any]:
+    fired = basis.exemplars["activations"][u] > FIRES  # where fewer than k fire, the rest are arbitrary images
+    keep = np.flatnonzero(fired)[:shown]
+    part = {
+        key: basis.exemplars[key][u][keep].tolist() for key in ("positives", "activations", "contrasts", "similarity")
+    }
+    contrasts = [i for i in part["contrasts"] if i >= 0]
+    on = dict(zip(contrasts, basis.acts[contrasts][:, [u]].toarray().ravel().tolist(), strict=True))
+    return part | {"contrast_activations": [on.get(i) for i in part["contrasts"]]}
+
+
+def _distribution(values: np.ndarray, n_images: int) -> dict[str, Any]:
+    top = float(values.max()) if len(values) else 0.0
+    low = min(0.0, float(values.min())) if len(values) else 0.0
+    fires = values[values > FIRES]
+    counts = np.histogram(fires, BINS, (low, top))[0].tolist() if len(fires) and top > low else []
+    return {"max": top, "range": [low, top], "histogram": counts, "silent": n_images - len(fires), "images": n_images}
+
+
+def _bands(ids: np.ndarray, values: np.ndarray, n_images: int, rng: np.random.Generator) -> list[list[int]]:
+    """Images drawn from each tenth of (0, max], strongest tenth first, and last from the images it does not fire on."""
+    fires = values > FIRES
+    ids, values = ids[fires], values[fires]
+    if not len(ids):
+        return []
+    tenth = np.clip(np.ceil(10 * values / values.max()).astype(int), 1, 10)
+    drawn = [_draw(ids[tenth == t], rng) for t in range(10, 0, -1)]
+    return [*drawn, _draw(np.setdiff1d(np.arange(n_images), ids), rng)]
+
+
+def _draw(ids: np.ndarray, rng: np.random.Generator) -> list[int]:
+    return sorted(rng.choice(ids, min(PER_BAND, len(ids)), replace=False).tolist())
+
+
+def _enriched(positives: list[int], known: Truth, n_images: int) -> list[list[Any]]:
+    """[class, among the positives, of how many, among all, p] of the classes that are over-represented, best first."""
+    from scipy.stats import hypergeom
+
+    if not positives or not known.names:
+        return []
+    among = np.asarray(known.holds[positives].sum(0)).ravel()
+    tried = np.flatnonzero(among >= 2)
+    p = hypergeom.sf(among[tried] - 1, n_images, known.counts[tried], len(positives)) * len(known.names)
+    best = [j for j in np.argsort(p, kind="stable") if p[j] < 0.05][:8]
+    return [
+        [known.names[tried[j]], int(among[tried[j]]), len(positives), int(known.counts[tried[j]]), float(p[j])]
+        for j in best
+    ]
+
+
+def _measured(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    scorer = main_scorer(row)
+    numbers = (found.get("by_scorer") or {}).get(scorer) or {}
+    return {
+        "score": row["scores"][scorer]["score"] if scorer else None,
+        "margin": row["scores"][scorer].get("margin") if scorer else None,
+        "null_percentile": row["scores"][scorer].get("null_percentile") if scorer else None,
+        "firing_rate": found.get("firing_rate"),
+        **{key: numbers.get(key) for key in FAITHFULNESS},
+        **{key: found.get(key) for key in COHERENCE},
+    }
+
+
+def _percentiles(measured: list[dict[str, Any]]) -> dict[str, list[float | None]]:
+    """Per number: the share of the basis's units that have less (ties half), in percent."""
+    from scipy.stats import rankdata
+
+    found = {}
+    for key in (*FAITHFULNESS, *COHERENCE, "score"):
+        column = np.array([np.nan if m[key] is None else m[key] for m in measured], float)
+        have = np.isfinite(column)
+        share = np.full(len(column), np.nan)
+        share[have] = 100 * (rankdata(column[have]) - 0.5) / max(1, have.sum())
+        found[key] = [None if np.isnan(s) else round(float(s), 1) for s in share]
+    return found
+
+
+def neighbours(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Per basis and unit: same label, fires together (own basis; each other basis), nearest decoder direction."""
+    found: dict[str, list[dict[str, Any]]] = {b.name: [{} for _ in b.labels] for b in run.bases}
+    _same_label(run, found)
+    for basis in run.bases:
+        if basis.decoder is not None:
+            rows = basis.decoder / np.maximum(np.linalg.norm(basis.decoder, axis=1, keepdims=True), 1e-12)
+            _nearest(rows, rows, basis.name, "decoder", found[basis.name], own=True)
+    sample = np.sort(np.random.default_rng(0).permutation(len(run.images))[:SAMPLE])
+    columns = {b.name: _standardised(b.acts, sample) for b in run.bases}
+    for basis in run.bases:
+        _nearest(columns[basis.name], columns[basis.name], basis.name, "cofire", found[basis.name], own=True)
+        for other in run.bases:
+            if other.name != basis.name:
+                _nearest(columns[basis.name], columns[other.name], other.name, "links", found[basis.name], own=False)
+    return found
+
+
+def _same_label(run: Run, found: dict[str, list[dict[str, Any]]]) -> None:
+    sharing: dict[str, list[tuple[float, str, int]]] = {}
+    for basis in run.bases:
+        for u, row in enumerate(basis.labels):
+            if row["label"] is not None:
+                score = (row["scores"].get(main_scorer(row)) or {}).get("score") or 0.0
+                sharing.setdefault(row["label"], []).append((-score, basis.name, u))
+    for members in sharing.values():
+        members.sort()
+        best = [[name, u] for _, name, u in members[: NEAREST + 1]]
+        for _, name, u in members:
+            found[name][u]["same"] = [m for m in best if m != [name, u]][:NEAREST]
+            found[name][u]["sharing"] = len(members) - 1
+
+
+def _standardised(acts: Any, sample: np.ndarray) -> np.ndarray:
+    """[units, sample] float32 rows of mean 0 and length 1 (0 where constant), so that products are correlations."""
+    rows = acts[sample].toarray().astype(np.float32).T
+    rows -= rows.mean(1, keepdims=True)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
+
+def _nearest(a: np.ndarray, b: np.ndarray, of: str, key: str, found: list[dict[str, Any]], own: bool) -> None:
+    keep = min(NEAREST if own else 3, len(b) - own)
+    if keep < 1:
+        return
+    for start in range(0, len(a), 512):
+        cosine = a[start : start + 512] @ b.T
+        if own:
+            cosine[np.arange(len(cosine)), np.arange(start, start + len(cosine))] = -2
+        best = np.argpartition(-cosine, keep - 1, axis=1)[:, :keep]
+        for i, row in enumerate(best):
+            ranked = [[of, int(j), round(float(cosine[i, j]), 3)] for j in sorted(row, key=lambda j: -cosine[i, j])]
+            found[start + i].setdefault(key, []).extend(r for r in ranked if r[2] > 0)

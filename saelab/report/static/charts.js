@@ -1,0 +1,84 @@
+/* Charts by Observable Plot, in the page's colours and type; drawn again when the width or the theme changes. */
+"use strict"
+
+/* A figure that keeps itself drawn: `draw(width)` returns a plot. `says` is its text for those who can't see it. */
+function figure(says, draw, caption) {
+  const box = h("div.plot", { role: "img", "aria-label": says })
+  const whole = h("figure", null, box, caption ? h("figcaption", null, caption) : null)
+  let width = 0
+  const redraw = () => { if (width > 0) box.replaceChildren(draw(width)) }
+  new ResizeObserver(([entry]) => {
+    const found = Math.floor(entry.contentRect.width)
+    if (found !== width) { width = found; requestAnimationFrame(redraw) }
+  }).observe(box)
+  document.addEventListener("themechange", redraw)
+  whole.redraw = redraw
+  return whole
+}
+
+const plotStyle = { background: "transparent", fontFamily: "var(--sans)", fontSize: "12px", color: "var(--soft)", overflow: "visible" }
+
+/* Counts of images per activation, low to high; the images on which the unit is silent are told apart in words. */
+function activationHistogram(record, css) {
+  const [low, high] = record.range
+  const step = (high - low) / record.histogram.length
+  const bins = record.histogram.map((n, i) => ({ x1: low + i * step, x2: low + (i + 1) * step, n }))
+  const fires = record.images - record.silent
+  return figure(`Histogram: ${fires} of ${record.images} images excite the unit, up to ${format.number(high)}`, width =>
+    Plot.plot({
+      width, height: 190, marginLeft: 46, marginBottom: 38, marginTop: 22, style: plotStyle,
+      x: { label: "activation →", ticks: 5 },
+      y: { label: "↑ images", type: "sqrt", ticks: 4, grid: true, tickFormat: "d" },
+      marks: [
+        Plot.rectY(bins, { x1: "x1", x2: "x2", y: "n", fill: colour(css), insetLeft: 0.5, insetRight: 0.5, title: b => `${b.n} images between ${format.number(b.x1)} and ${format.number(b.x2)}` }),
+        Plot.ruleY([0], { stroke: "currentColor" }),
+      ],
+    }))
+}
+
+const many = 6000 // dots above which a scatter plot shows counts of units in hexagons instead
+
+/* Rate against a number, one dot a unit; a click opens the unit. rows: {rate, value, label, basis, unit} */
+function scatter(rows, { title, colours, open, height = 320 }) {
+  const drawn = rows.filter(r => r.rate > 0 && r.value !== null)
+  const says = `Scatter plot of ${drawn.length} units: share of images on which a unit fires against ${title}`
+  return figure(says, width => {
+    const dots = drawn.length <= many
+    const fill = r => colour(colours[r.basis])
+    const tip = Plot.tip(drawn, Plot.pointer({
+      x: "rate", y: "value", maxRadius: 24, fill: "var(--paper)", stroke: "var(--line)", textPadding: 10,
+      title: r => `${r.label ?? "no label"}\n${r.basis} ${r.unit}\n${title} ${format.number(r.value)}, fires on ${format.share(r.rate)}`,
+    }))
+    const plot = Plot.plot({
+      width, height, marginLeft: 46, marginBottom: 40, marginTop: 24, style: plotStyle,
+      x: { type: "log", label: "fires on, share of images (log) →", tickFormat: x => format.share(x), ticks: width < 500 ? 4 : 7 },
+      y: { label: `↑ ${title}`, grid: true, nice: true },
+      r: { range: [0, 12] },
+      marks: [
+        dots
+          ? Plot.dot(drawn, { x: "rate", y: "value", fill, r: drawn.length > 1500 ? 2 : 3.2, fillOpacity: drawn.length > 1500 ? 0.45 : 0.65 })
+          : Plot.dot(drawn, Plot.hexbin({ r: "count" }, { x: "rate", y: "value", z: "basis", fill, binWidth: 14, fillOpacity: 0.6 })),
+        dots ? tip : null,
+      ],
+    })
+    plot.addEventListener("click", () => plot.value && open(plot.value))
+    plot.style.cursor = "pointer"
+    return plot
+  })
+}
+
+/* Medians and middle halves of one number per basis. rows: {name, colour, q: [q1, q2, q3]} */
+function ranges(rows, title) {
+  const says = `${title}: ` + rows.map(r => `${r.name} median ${format.number(r.q[1])}`).join("; ")
+  return figure(says, width =>
+    Plot.plot({
+      width, height: 34 * rows.length + 34, marginLeft: 4, marginRight: 30, marginTop: 6, marginBottom: 26, style: plotStyle,
+      x: { label: null, ticks: 4, nice: true, grid: true },
+      y: { axis: null, domain: rows.map(r => r.name) },
+      marks: [
+        Plot.ruleY(rows, { x1: r => r.q[0], x2: r => r.q[2], y: "name", stroke: r => colour(r.colour), strokeWidth: 6, strokeOpacity: 0.35, strokeLinecap: "round" }),
+        Plot.dot(rows, { x: r => r.q[1], y: "name", fill: r => colour(r.colour), r: 5, stroke: "var(--paper)", strokeWidth: 1.5 }),
+        Plot.text(rows, { x: r => r.q[1], y: "name", text: r => format.number(r.q[1]), dy: -13, fill: "currentColor", fontVariant: "tabular-nums" }),
+      ],
+    }))
+}

@@ -1,0 +1,163 @@
+/* What every page uses: data that is loaded on demand, building elements, numbers in words, terms on hover, the theme.
+   Everything hangs on one global, `saelab`; pages opened from disk can't use modules. */
+"use strict"
+
+const saelab = (() => {
+  const arrived = new Map() // key -> promise of a value
+  const settle = new Map() // key -> [resolve, reject]
+
+  /* The value written by `write.put(out, key, ...)`: its script is added to the page the first time it is asked for. */
+  function need(key) {
+    if (!arrived.has(key)) {
+      arrived.set(key, new Promise((resolve, reject) => settle.set(key, [resolve, reject])))
+      const script = document.createElement("script")
+      script.src = `data/${key}.js`
+      script.onerror = () => settle.get(key)[1](new Error(`data/${key}.js is missing: the report's folder is not whole`))
+      document.head.append(script)
+    }
+    return arrived.get(key)
+  }
+
+  function put(key, text) { settle.get(key)[0](JSON.parse(text)) }
+
+  return { need, put }
+})()
+
+/* ---- elements ---- */
+
+/* h("a.button", {href}, child, ...): an element; null children are left out, text is never parsed as HTML. */
+function h(what, attributes, ...children) {
+  const [tag, ...classes] = what.split(".")
+  const element = document.createElement(tag || "div")
+  if (classes.length) element.className = classes.join(" ")
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === null || value === undefined || value === false) continue
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value)
+    else if (name === "style") element.style.cssText = value
+    else element.setAttribute(name, value === true ? "" : value)
+  }
+  element.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false))
+  return element
+}
+
+/* ---- numbers ---- */
+
+const format = {
+  count: n => n.toLocaleString("en"),
+  number: (x, digits = 2) => (x === null || x === undefined ? "–" : (Math.abs(x) < 0.5 * 10 ** -digits ? 0 : x).toFixed(digits).replace("-", "−")),
+  share: x => {
+    if (x === null || x === undefined) return "–"
+    const percent = 100 * x
+    return `${percent === 0 || percent >= 9.95 ? percent.toFixed(0) : percent < 0.1 ? "<0.1" : percent.toFixed(1)} %`
+  },
+  p: p => (p < 0.001 ? "p < 0.001" : `p = ${p.toFixed(3)}`),
+  seconds: s => (s < 60 ? `${s.toFixed(1)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`),
+  plural: (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`,
+}
+
+const shares = new Set(["null_percentile", "firing_rate"])
+const shown = (key, x) => (shares.has(key) ? format.share(x) : format.number(x))
+
+/* ---- terms: each metric is explained on hover and focus ---- */
+
+const terms = {}
+
+function term(key, text) {
+  const entry = terms[key]
+  if (!entry || !entry.text) return h("span", null, text ?? entry?.title ?? key)
+  return h("span.term", { tabindex: 0, "data-term": key }, text ?? entry.title)
+}
+
+function explainTerms() {
+  const tip = h("div.tip", { role: "tooltip", id: "tip", hidden: true })
+  document.body.append(tip)
+  let owner = null
+  const hide = () => { tip.hidden = true; owner?.removeAttribute("aria-describedby"); owner = null }
+  const show = event => {
+    const target = event.target.closest?.("[data-term]")
+    if (!target) return hide()
+    if (target === owner) return
+    hide()
+    owner = target
+    const { title, text, source } = terms[target.dataset.term]
+    tip.replaceChildren(h("strong", null, title), h("p", null, text), source ? h("p.source", null, source) : "")
+    tip.hidden = false
+    target.setAttribute("aria-describedby", "tip")
+    const box = target.getBoundingClientRect()
+    const left = Math.min(Math.max(8, box.left), innerWidth - tip.offsetWidth - 8)
+    const below = box.bottom + tip.offsetHeight + 14 < innerHeight
+    tip.style.left = `${left + scrollX}px`
+    tip.style.top = `${(below ? box.bottom + 8 : box.top - tip.offsetHeight - 8) + scrollY}px`
+  }
+  document.addEventListener("mouseover", show)
+  document.addEventListener("focusin", show)
+  document.addEventListener("keydown", event => event.key === "Escape" && hide())
+}
+
+/* ---- bases ---- */
+
+const kinds = ["neuron", "sae", "pca", "random_rotation"]
+
+/* The CSS colour of a basis: one hue per kind, further SAEs in related hues. */
+function hue(run, name) {
+  const basis = run.bases.find(b => b.name === name)
+  if (!basis) return "var(--soft)"
+  const alike = run.bases.filter(b => b.kind === basis.kind)
+  const kind = kinds.includes(basis.kind) ? basis.kind : "other"
+  return `var(--${kind}${kind === "sae" ? 1 + (alike.indexOf(basis) % 3) : ""})`
+}
+
+const colour = css => (css.startsWith("var(") ? getComputedStyle(document.documentElement).getPropertyValue(css.slice(4, -1)).trim() : css)
+const number = (run, name) => run.bases.findIndex(b => b.name === name)
+const alone = { neuron: "neuron", sae: "SAE feature", pca: "component", random_rotation: "random direction" }
+
+/* A basis in words: "neurons", "SAE features (seed 1)". */
+function inWords(run, name) {
+  const basis = run.bases.find(b => b.name === name)
+  if (!basis) return name
+  const alike = run.bases.filter(b => b.kind === basis.kind)
+  const many = terms[basis.kind]?.title ?? basis.name
+  if (alike.length === 1) return many
+  const seeds = new Set(alike.map(b => b.seed))
+  return seeds.size === alike.length && basis.seed !== null ? `${many}, seed ${basis.seed}` : `${many}, ${basis.name}`
+}
+
+const unitLink = (basis, unit) => `unit.html#${encodeURIComponent(basis)}/${unit}`
+const thumb = id => `thumbs/${Math.floor(id / 1000)}/${id}.webp`
+
+/* ---- the page ---- */
+
+function theme() {
+  const root = document.documentElement
+  const dark = () => root.dataset.theme === "dark" || (!root.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches)
+  document.querySelector(".theme").addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark"
+    try { localStorage.setItem("saelab-theme", root.dataset.theme) } catch { /* pages from disk may have no storage */ }
+    document.dispatchEvent(new Event("themechange"))
+  })
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("themechange")))
+}
+
+/* Load the run and hand it to the page's own function; what goes wrong is said on the page. */
+async function page(draw) {
+  theme()
+  explainTerms()
+  const main = document.getElementById("main")
+  try {
+    const run = await saelab.need("run")
+    Object.assign(terms, run.terms)
+    document.getElementById("foot").append(...foot(run))
+    await draw(run, main)
+  } catch (error) {
+    main.replaceChildren(h("p.fault", { role: "alert" }, `This page could not be drawn: ${error.message}`))
+    console.error(error)
+  }
+  main.removeAttribute("aria-busy")
+}
+
+function foot(run) {
+  const made = run.created ? ` on ${run.created.slice(0, 10)}` : ""
+  return [
+    h("p", null, `Made by saelab ${run.version ?? ""}${made}. `, run.images.credit ? `Pictures: ${run.images.credit}` : ""),
+  ]
+}

@@ -1,0 +1,2 @@
+/* Comparison: replaced below as its artifact's format settles. */
+"use strict"

@@ -1,0 +1,88 @@
+/* Overview: what was looked at, how the bases fare, a few units of each. */
+"use strict"
+
+const overviewNumbers = ["truth_r", "caption_r", "auprc", "scs", "clarity", "monosemanticity", "firing_rate"]
+
+page(async (run, main) => {
+  const layers = [...new Set(run.bases.map(b => b.layer))]
+  const total = run.bases.reduce((sum, b) => sum + b.units, 0)
+  const comparison = run.compared ? await saelab.need("comparison") : null
+  main.replaceChildren(
+    h("p.kicker", null, `${run.images.name} · ${format.count(run.images.count)} images · ${layers.join(", ")}`),
+    h("h1", null, title(run)),
+    h("p.standfirst", null, standfirst(run, total), conclusion(comparison)),
+    basesTable(run),
+    spread(run),
+    gallery(run, await samples(run)),
+    caveats(run),
+  )
+})
+
+function title(run) {
+  const names = new Set(run.bases.map(b => b.kind))
+  return names.has("neuron") && names.has("sae") ? "Neurons or SAE features: which can be named?" : "What each unit responds to"
+}
+
+function standfirst(run, total) {
+  const labelled = run.bases.reduce((sum, b) => sum + b.labelled, 0)
+  return `${format.count(total)} units of ${format.plural(run.bases.length, "basis").replace("basiss", "bases")} went through one pipeline: ` +
+    `the same images, contrasts, vocabulary and scorers. ${format.count(labelled)} of them carry a label. `
+}
+
+function conclusion(comparison) {
+  const text = comparison?.conclusion ?? comparison?.paragraph ?? comparison?.text
+  return typeof text === "string" ? text : null
+}
+
+function basesTable(run) {
+  const row = (b, i) => h("tr", null,
+    h("th", { scope: "row" }, h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, dot(run, b.name), inWords(run, b.name))),
+    h("td.num", null, format.count(b.units)),
+    h("td.num", null, format.count(b.labelled)),
+    h("td.num", null, format.count(b.distinct)),
+    h("td.num", null, format.share(b.quartiles.null_percentile?.[1])),
+    h("td", { style: "min-width:9rem" }, statusBar(b)))
+  return section("The bases", "A basis is a set of units of the same layer. Hover or focus a dotted word to see what it means.",
+    h("div.scroll", null, h("table", null,
+      h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Units"), h("th.num", null, term("label", "Labelled")),
+        h("th.num", null, "Distinct labels"), h("th.num", null, term("null_percentile", "Median: beats chance")), h("th", null, "Alive, rare, dense, dead"))),
+      h("tbody", null, run.bases.map(row)))))
+}
+
+function spread(run) {
+  const keys = overviewNumbers.filter(key => run.bases.filter(b => b.quartiles[key]).length > 1)
+  if (!keys.length) return null
+  return section("How they spread", "Dot: the median unit. Bar: the middle half of the basis.",
+    h("p.legend", null, run.bases.map(b => h("span", null, dot(run, b.name), inWords(run, b.name), "   "))),
+    h("div.multiples", null, keys.map(key => {
+      const rows = run.bases.filter(b => b.quartiles[key]).map(b => ({ name: inWords(run, b.name), colour: hue(run, b.name), q: b.quartiles[key] }))
+      return h("div", null, h("h3", null, term(key)), ranges(rows, terms[key].title))
+    })))
+}
+
+/* Six labelled units of each basis, drawn by a fixed rule (spread evenly over the unit numbers) and not by score. */
+async function samples(run) {
+  return Promise.all(run.bases.map(async (b, i) => {
+    const s = await saelab.need(`summary-${i}`)
+    const live = s.label.map((l, u) => (l >= 0 && s.thumbs[u].length >= 3 ? u : -1)).filter(u => u >= 0)
+    const count = Math.min(4, live.length)
+    return Array.from({ length: count }, (_, j) => live[Math.floor(((j + 0.5) * live.length) / count)])
+      .map(u => ({ unit: s.units[u], label: s.labels[s.label[u]], thumbs: s.thumbs[u], nulls: s.measured.null_percentile[u], rate: s.measured.firing_rate[u] }))
+  }))
+}
+
+function gallery(run, drawn) {
+  return section("A few of each", "Evenly spaced by unit number, not picked by hand or by score. The pictures excite the unit most.",
+    run.bases.map((b, i) => h("div.gallery", null,
+      h("h3", null, dot(run, b.name), inWords(run, b.name), h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, `all ${format.count(b.units)}`)),
+      h("div.cards", null, drawn[i].map(u => h("a.card", { href: unitLink(b.name, u.unit) },
+        h("span.mosaic", null, u.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${u.unit}`))),
+        h("div.name", null, u.label), h("div.meta", null, `unit ${u.unit} · fires on ${format.share(u.rate)}`)))))))
+}
+
+function caveats(run) {
+  const notes = [...(run.notes ?? [])]
+  if (run.images.skipped.length) notes.push(`${format.plural(run.images.skipped.length, "file")} could not be used and were skipped; they are listed under Methods.`)
+  if (run.unreadable.length) notes.push(`${format.plural(run.unreadable.length, "picture")} can't be shown: the file is gone or unreadable.`)
+  return notes.length ? section("Read with care", null, h("ul", null, notes.map(n => h("li", null, n)))) : null
+}

@@ -1,0 +1,38 @@
+/* Methods: what made this report, to the last setting. */
+"use strict"
+
+page((run, main) => {
+  const seconds = Object.entries(run.timings ?? {})
+  const total = seconds.reduce((sum, [, s]) => sum + s, 0)
+  const longest = Math.max(1e-9, ...seconds.map(([, s]) => s))
+  const fact = (name, value) => (value ? h("tr", null, h("th", { scope: "row", style: "width:11rem" }, name), h("td", null, value)) : null)
+  main.replaceChildren(...[
+    h("h1", null, "Methods"),
+    h("p.lead", null, "Everything that a reader needs to judge or repeat this run."),
+    section("The run", null, h("table", null, h("tbody", null,
+      fact("Run", run.name), fact("saelab", run.version), fact("Made", run.created), fact("Command", run.command ? h("code", null, run.command) : null),
+      fact("Encoder", run.encoder), fact("Images", `${run.images.name}, ${format.count(run.images.count)} (${Object.entries(run.images.splits).map(([s, n]) => `${format.count(n)} ${s}`).join(", ")})`),
+      fact("Fingerprint", h("code", null, run.images.fingerprint.slice(0, 16))), fact("Credit", run.images.credit)))),
+    seconds.length ? section("Time", `${format.seconds(total)} in all.`, h("table", null, h("tbody", null,
+      seconds.map(([stage, s]) => h("tr", null, h("th", { scope: "row", style: "width:11rem" }, stage), h("td", null, bar(format.seconds(s), s / longest))))))) : null,
+    section("Units by status", "None is dropped in silence.", h("div.scroll", null, h("table", null,
+      h("thead", null, h("tr", null, h("th", null, "Basis"), statusOrder.map(s => h("th.num", null, term(s))))),
+      h("tbody", null, run.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), statusOrder.map(s => h("td.num", null, b.statuses[s] ? format.count(b.statuses[s]) : "·")))))))),
+    problems(run),
+    section("Recipes", "What each artifact was made from; the folder's name carries the digest of exactly this.",
+      run.bases.flatMap(b => Object.entries(b.recipes).map(([stage, recipe]) => h("details", null, h("summary", null, `${inWords(run, b.name)}: ${stage}`), h("pre", null, JSON.stringify(recipe, null, 1)))))),
+    glossary(run),
+  ].filter(Boolean))
+})
+
+function problems(run) {
+  const skipped = run.images.skipped.map(([file, reason]) => `${file}: ${reason}`)
+  const all = [["Skipped", skipped], ["Not to be shown", run.unreadable], ["Reused", run.reused ?? []], ["Notes", run.notes ?? []]].filter(([, list]) => list.length)
+  if (!all.length) return null
+  return section("Skipped, reused, noted", null, all.map(([title, list]) => h("details", { open: list.length <= 3 }, h("summary", null, `${title} (${format.count(list.length)})`), h("ul", null, list.slice(0, 500).map(t => h("li", null, t))))))
+}
+
+function glossary(run) {
+  const entries = Object.entries(run.terms).filter(([, t]) => t.text)
+  return section("What the words mean", null, h("dl", null, entries.map(([, t]) => [h("dt", null, h("strong", null, t.title)), h("dd", { style: "margin:0 0 .8rem" }, t.text, t.source ? h("span.quiet", null, ` (${t.source})`) : null)])))
+}

@@ -1,0 +1,175 @@
+/* The browser of units: a table and a scatter plot under the same filters; the state lives in the address. */
+"use strict"
+
+const perPage = 40
+const numberColumns = ["score", "null_percentile", "firing_rate", "truth_r", "caption_r", "auprc", "scs", "clarity", "monosemanticity"]
+const faithful = ["truth_r", "caption_r", "auprc", "scs"]
+const defaults = { basis: "", status: "", q: "", sort: "unit", down: "", least: "", chance: "", y: "", page: "1" }
+
+page(async (run, main) => {
+  const state = { ...defaults, basis: run.bases[0].name, ...fromAddress() }
+  const table = h("div")
+  const chart = h("div")
+  const tally = h("p.lead", { role: "status" })
+  const controls = h("form.controls", { onsubmit: event => event.preventDefault() })
+  let rows = []
+
+  async function change(changes, keepPage) {
+    Object.assign(state, keepPage ? {} : { page: "1" }, changes)
+    history.replaceState(null, "", toAddress(state, run))
+    await draw()
+  }
+  async function draw() {
+    rows = sorted(filtered(await load(run, state.basis), state), state)
+    const columns = present(run, state.basis)
+    tally.textContent = `${format.plural(rows.length, "unit")} ${rows.length === 1 ? "matches" : "match"}.`
+    table.replaceChildren(tableOf(run, rows, columns, state, change), pager(rows, state, change))
+    drawControls()
+  }
+  const y = () => state.y || faithful.find(key => present(run, state.basis).includes(key)) || "score"
+  const drawChart = () => chart.replaceChildren(scatter(rows.map(r => ({ ...r, rate: r.firing_rate, value: r[y()] })), {
+    title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])),
+    open: r => { location.href = unitLink(r.basis, r.unit) },
+  }))
+  const drawControls = controlsOf(controls, run, state, async changes => { await change(changes); drawChart() }, y)
+
+  main.replaceChildren(
+    h("h1", null, "Units"), tally, controls, h("div.scroll.wide", null, table),
+    section("Rate against quality", "Each dot is a unit that matches the filters; click it to open its page. Units that fire on few images and units that fire on many are different things, so compare like with like.", chart),
+  )
+  addEventListener("hashchange", () => { Object.assign(state, defaults, { basis: run.bases[0].name }, fromAddress()); draw().then(drawChart) })
+  addEventListener("keydown", event => keys(event, state, rows, change))
+  await draw()
+  requestAnimationFrame(() => setTimeout(drawChart))
+})
+
+/* ---- rows ---- */
+
+const loaded = new Map()
+
+async function load(run, which) {
+  const names = which === "*" ? run.bases.map(b => b.name) : [which]
+  const parts = await Promise.all(names.map(async name => {
+    if (!loaded.has(name)) loaded.set(name, unpack(name, await saelab.need(`summary-${number(run, name)}`)))
+    return loaded.get(name)
+  }))
+  return parts.flat()
+}
+
+function unpack(basis, s) {
+  const doubtful = new Set(s.abstained)
+  return s.units.map((unit, i) => {
+    const row = { basis, unit, label: s.label[i] < 0 ? null : s.labels[s.label[i]], status: s.statuses[s.status[i]], thumbs: s.thumbs[i], abstained: doubtful.has(i) }
+    for (const key in s.measured) row[key] = s.measured[key][i]
+    return row
+  })
+}
+
+function filtered(rows, state) {
+  const words = state.q.toLowerCase().split(/\s+/).filter(Boolean)
+  const [low, high] = { "": [-1, 2], rare: [0, 0.01], some: [0.01, 0.1], often: [0.1, 0.8], dense: [0.8, 2] }[state.least] ?? [-1, 2]
+  return rows.filter(r =>
+    (!state.status || r.status === state.status) &&
+    (!state.chance || r.null_percentile >= 0.95) &&
+    (!state.least || (r.firing_rate > low && r.firing_rate <= high)) &&
+    words.every(w => (r.label ?? "").toLowerCase().includes(w) || String(r.unit) === w))
+}
+
+function sorted(rows, state) {
+  const sign = state.down ? -1 : 1
+  const key = state.sort
+  const missing = r => r[key] === null || r[key] === undefined
+  return [...rows].sort((a, b) => {
+    if (missing(a) || missing(b)) return missing(a) - missing(b) // what has no number comes last either way
+    const order = typeof a[key] === "string" ? a[key].localeCompare(b[key]) : a[key] - b[key]
+    return sign * order || a.unit - b.unit
+  })
+}
+
+function present(run, which) {
+  const bases = which === "*" ? run.bases : run.bases.filter(b => b.name === which)
+  const have = key => bases.some(b => b.quartiles[key])
+  const judge = faithful.filter(have).slice(0, 2)
+  return numberColumns.filter(key => have(key) && (!faithful.includes(key) || judge.includes(key))).slice(0, 6)
+}
+
+/* ---- drawing ---- */
+
+function controlsOf(form, run, state, change, y) {
+  const option = (value, text, now) => h("option", { value, selected: value === now }, text)
+  return () => {
+    const focused = form.contains(document.activeElement) ? document.activeElement.name : null
+    const at = focused === "q" ? form.q.selectionStart : null
+    const statuses = statusOrder.filter(s => run.bases.some(b => (state.basis === "*" || b.name === state.basis) && b.statuses[s]))
+    form.replaceChildren(
+      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat, wheel, 1032 …  ( / )", oninput: later(e => change({ q: e.target.value })) })),
+      h("label", null, "Basis", h("select", { name: "basis", onchange: e => change({ basis: e.target.value, status: "" }) },
+        run.bases.map(b => option(b.name, `${inWords(run, b.name)} (${format.count(b.units)})`, state.basis)), option("*", "all bases", state.basis))),
+      h("label", null, "Status", h("select", { name: "status", onchange: e => change({ status: e.target.value }) },
+        option("", "any", state.status), statuses.map(s => option(s, `${terms[s].title} (${count(run, state, s)})`, state.status)))),
+      h("label", null, "Fires on", h("select", { name: "least", onchange: e => change({ least: e.target.value }) },
+        option("", "any share", state.least), option("rare", "up to 1 %", state.least), option("some", "1–10 %", state.least), option("often", "10–80 %", state.least), option("dense", "over 80 %", state.least))),
+      h("label", null, "Label", h("select", { name: "chance", onchange: e => change({ chance: e.target.value }) },
+        option("", "any", state.chance), option("1", "beats 95 % of shuffles", state.chance))),
+      h("label", null, "Height in the plot", h("select", { name: "y", onchange: e => change({ y: e.target.value }) },
+        numberColumns.filter(k => k !== "firing_rate" && run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, y())))),
+    )
+    if (focused) form[focused].focus()
+    if (at !== null) form.q.setSelectionRange(at, at)
+  }
+}
+
+function count(run, state, s) {
+  return format.count(run.bases.filter(b => state.basis === "*" || b.name === state.basis).reduce((sum, b) => sum + (b.statuses[s] ?? 0), 0))
+}
+
+function later(action, wait = 120) {
+  let timer
+  return event => { clearTimeout(timer); timer = setTimeout(() => action(event), wait) }
+}
+
+function tableOf(run, rows, columns, state, change) {
+  const start = (Number(state.page) - 1) * perPage
+  const head = (key, text, css) => {
+    const now = state.sort === key
+    const next = { sort: key, down: now ? (state.down ? "" : "1") : key === "unit" || key === "label" ? "" : "1" }
+    return h(`th${css ? `.${css}` : ""}`, { scope: "col", "aria-sort": now ? (state.down ? "descending" : "ascending") : null },
+      h("button", { type: "button", "data-term": terms[key] ? key : null, onclick: () => change(next) }, text ?? terms[key].title, now ? (state.down ? " ↓" : " ↑") : ""))
+  }
+  const body = rows.slice(start, start + perPage).map(r => h("tr", { onclick: event => { if (!event.target.closest("a, [data-term]")) location.href = unitLink(r.basis, r.unit) } },
+    h("td.id", null, dot(run, r.basis), state.basis === "*" ? `${r.basis} ${r.unit}` : r.unit),
+    h("td.pics", null, strip(r.thumbs)),
+    h("td.name", null, h("a", { href: unitLink(r.basis, r.unit), class: r.abstained ? "abstained" : null }, r.label ?? "no label")),
+    columns.map(key => h("td.num", { "data-title": terms[key].title }, shown(key, r[key]))),
+    h("td.state", null, status(r.status))))
+  return h("table.units", null,
+    h("thead", null, h("tr", null, head("unit", "Unit"), h("th", { scope: "col" }, "Strongest images"), head("label", "Label"), columns.map(key => head(key, null, "num")), head("status", "Status"))),
+    h("tbody", null, body.length ? body : h("tr", null, h("td", { colspan: columns.length + 4 }, "No unit matches. Widen the filters."))))
+}
+
+function pager(rows, state, change) {
+  const pages = Math.max(1, Math.ceil(rows.length / perPage))
+  const now = Math.min(Number(state.page), pages)
+  const go = to => change({ page: String(to) }, true)
+  return h("nav.pager", { "aria-label": "Pages of the table" },
+    h("button", { type: "button", disabled: now <= 1, onclick: () => go(now - 1) }, "← Back"),
+    `${now} of ${format.count(pages)}`,
+    h("button", { type: "button", disabled: now >= pages, onclick: () => go(now + 1) }, "Next →"))
+}
+
+function keys(event, state, rows, change) {
+  if (event.target.closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return
+  const pages = Math.ceil(rows.length / perPage)
+  if (event.key === "/") { event.preventDefault(); document.querySelector("input[type=search]").focus() }
+  if (event.key === "ArrowRight" && Number(state.page) < pages) change({ page: String(Number(state.page) + 1) }, true)
+  if (event.key === "ArrowLeft" && Number(state.page) > 1) change({ page: String(Number(state.page) - 1) }, true)
+}
+
+/* ---- the address ---- */
+
+function fromAddress() { return Object.fromEntries(new URLSearchParams(location.hash.slice(1))) }
+
+function toAddress(state) {
+  const kept = Object.entries(state).filter(([key, value]) => key === "basis" || value !== defaults[key])
+  return `#${new URLSearchParams(kept)}`
+}

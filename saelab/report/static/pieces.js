@@ -1,0 +1,62 @@
+/* Pieces that several pages show. */
+"use strict"
+
+const statusOrder = ["ok", "rare", "dense", "dead", "constant", "invalid", "no_contrast"]
+
+function picture(id, name, attributes) {
+  return h("img.photo", { src: thumb(id), alt: name ?? `image ${id}`, title: name, loading: "lazy", decoding: "async", ...attributes })
+}
+
+function strip(ids, names) {
+  return h("span.strip", null, ids.map((id, i) => picture(id, names ? names[id] : `strongest image ${i + 1}`)))
+}
+
+function dot(run, name) { return h("i.dot", { style: `background:${hue(run, name)}`, "aria-hidden": "true" }) }
+
+function status(name) { return h(`span.status.${name}`, null, term(name)) }
+
+/* A number with a short bar behind it, for tables: how far along 0..1 it lies. */
+function bar(text, share, css) {
+  const width = Math.round(100 * Math.max(0, Math.min(1, share ?? 0)))
+  return h("span.bar", { style: `--w:${width}%;--bar:${css ?? "var(--accent)"}` }, text)
+}
+
+/* Where a unit stands among its basis: a dot on a line from 0 to 100. */
+function standing(percentile) {
+  if (percentile === null || percentile === undefined) return h("span.quiet", null, "–")
+  const text = `better than ${Math.round(percentile)} % of its basis`
+  return h("span.standing", { role: "img", "aria-label": text, title: text }, h("i", { style: `left:${percentile}%` }))
+}
+
+/* alive / rare / dense / dead as one stacked bar with its legend. */
+function statusBar(basis) {
+  const parts = statusOrder.filter(s => basis.statuses[s])
+  const words = parts.map(s => `${format.count(basis.statuses[s])} ${terms[s].title}`)
+  return h("span.stack", { role: "img", "aria-label": words.join(", ") },
+    parts.map(s => h(`i.${s}`, { style: `flex:${basis.statuses[s]}`, title: `${format.count(basis.statuses[s])} ${terms[s].title}` })))
+}
+
+function toast(text) {
+  const note = h("div.toast", { role: "status" }, text)
+  document.body.append(note)
+  setTimeout(() => note.remove(), 2200)
+}
+
+async function copy(text, what) {
+  try {
+    await navigator.clipboard.writeText(text)
+  } catch { // pages from disk may lack the clipboard interface
+    const area = h("textarea", { style: "position:fixed;opacity:0" })
+    area.value = text
+    document.body.append(area)
+    area.select()
+    document.execCommand("copy")
+    area.remove()
+  }
+  toast(`${what} copied`)
+}
+
+/* A section with a heading that says what is seen. */
+function section(title, lead, ...children) {
+  return h("section", null, h("h2", null, title), lead ? h("p.lead", null, lead) : null, ...children)
+}

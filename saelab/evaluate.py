@@ -62,13 +62,14 @@ def evaluate(
     labels: Sequence[dict[str, Any]],
     evidence: Evidence,
     splits: Splits,
-    k: int = 30,
+    k: int = 12,
     seed: int = 0,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows (one a unit) and summary of one basis; the formats of `evaluation.jsonl` and `evaluation.json`.
 
     `labels`: rows of labels.jsonl, one for each unit in order. `k`: strongest test images that coherence looks at, at
-    most a tenth of the test split, of which only those on which the unit fires count. `seed`: draws the shuffled-label
+    most a tenth of the test split, of which only those on which the unit fires count (up to 12, polysemanticity's
+    clusters are exact and cheap). `seed`: draws the shuffled-label
     control, in which the final labels change places among the labelled units.
 
     Raises UserError where labels and units don't belong together, splits overlap, or there are too few test images.

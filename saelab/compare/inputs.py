@@ -1,0 +1,155 @@
+"""What goes into a comparison: evaluated bases, the ground they share, and the rule that selects their units."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from saelab.errors import UserError
+from saelab.evaluate import over_all
+
+Counting = Literal["all", "labelled"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The ground that all bases of a comparison must share."""
+
+    host: str  # model name
+    layer: str  # dotted name
+    images: str  # the image set's fingerprint (contents, truth)
+    splits: str  # digest of which image is in which split
+    pooling: str  # tokens to one number an image
+    signed: str  # positive | split
+    k: int  # positives a unit was labelled from
+    encoder: str  # labelling encoder
+    judge: str  # encoder that SCS is measured with
+    labels: str  # digest of the label set
+
+
+@dataclass(frozen=True)
+class Basis:
+    """One evaluated basis."""
+
+    name: str  # as shown; unique
+    group: str  # bases that differ only by their seed share it
+    kind: str  # neuron | sae | pca | random_rotation
+    seed: int | None  # None where nothing was drawn
+    weights: str  # digest of the host's weights: may differ between bases for controls only
+    control: bool  # a basis that a real one has to beat
+    setup: Setup
+    rows: Sequence[dict[str, Any]] = field(repr=False)  # of evaluation.jsonl
+    scorer: str = "final"  # whose labels are compared: the label given (`final`) or a scorer's
+    _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # columns already read from rows
+
+    def entries(self, scorer: str | None = None) -> list[dict[str, Any]]:
+        """Every unit's entry of a scorer, of the `final` label or of the `shuffled` control."""
+        scorer = scorer or self.scorer
+        if scorer in ("final", "shuffled"):
+            return [row[scorer] for row in self.rows]
+        return [row["by_scorer"].get(scorer) or {"label": None} for row in self.rows]
+
+    @cached_property
+    def statuses(self) -> list[str]:
+        """Every unit's status."""
+        return [row["status"] for row in self.rows]
+
+    def faithfulness(self, metric: str, counting: Counting, scorer: str | None = None) -> Float[np.ndarray, "units"]:
+        """A metric of the labels of every unit, NaN where it doesn't count (`evaluate.over_all`)."""
+        wanted = (scorer or self.scorer, metric, counting)
+        if wanted not in self._known:
+            entries = self.entries(wanted[0])
+            values = over_all(entries, metric) if counting == "all" else [entry.get(metric) for entry in entries]
+            self._known[wanted] = _floats(values)
+        return self._known[wanted]
+
+    def column(self, name: str) -> Float[np.ndarray, "units"]:
+        """A number of the units themselves (coherence, firing_rate, strength), NaN where there is none."""
+        if name not in self._known:
+            self._known[name] = _floats([row.get(name) for row in self.rows])
+        return self._known[name]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How bases are compared."""
+
+    keep: tuple[str, ...] = ("ok", "dense")  # statuses of the units that are compared
+    strongest: int | None = (
+        None  # of those, only so many with the largest mean of strongest activations (csp_paper: 200)
+    )
+    scorer: str = "final"  # whose labels: `final` (with abstentions) or a scorer's name
+    alpha: float = 0.05  # corrected p below which a difference is called
+    resamples: int = 2000  # of every bootstrap
+    bins: int = 10  # of matching
+    fewest: int = 20  # units a side below which nothing is compared
+    seed: int = 0  # of bootstrap and matching
+
+
+def check(bases: Sequence[Basis]) -> None:
+    """Raise UserError unless the bases can be compared: at least two, distinct names, one setup, equal weights.
+
+    A control may have other weights (an SAE on a randomly initialised host).
+    """
+    if len(bases) < 2:
+        raise UserError("bases", [b.name for b in bases], "at least two are needed", "name two runs or bases")
+    names = Counter(basis.name for basis in bases)
+    if names.most_common(1)[0][1] > 1:
+        raise UserError("bases", names.most_common(1)[0][0], "is there twice", "give every basis a name of its own")
+    first = bases[0]
+    for basis in bases[1:]:
+        for fact in dataclasses.fields(Setup):
+            ours, theirs = getattr(first.setup, fact.name), getattr(basis.setup, fact.name)
+            if ours != theirs:
+                what = f"{basis.name} has {fact.name} {_short(theirs)}, {first.name} has {_short(ours)}"
+                raise UserError("bases", basis.name, f"can't be compared: {what}", f"use the same {fact.name} for all")
+    real = [basis for basis in bases if not basis.control]
+    if not real:
+        raise UserError("bases", [b.name for b in bases], "are all controls", "add neurons or an SAE")
+    for basis in real[1:]:
+        if basis.weights != real[0].weights:
+            what = (
+                f"{basis.name} has host weights {_short(basis.weights)}, {real[0].name} has {_short(real[0].weights)}"
+            )
+            raise UserError("bases", basis.name, f"can't be compared: {what}", "mark it as a control, or use one host")
+    for group in {basis.group for basis in bases}:
+        members = [basis for basis in bases if basis.group == group]
+        seeds = [basis.seed for basis in members]
+        if len(members) > 1 and (None in seeds or len(set(seeds)) < len(seeds)):
+            raise UserError("group", group, f"has seeds {seeds}", "give each basis of a group a seed of its own")
+        if len({(basis.kind, basis.control) for basis in members}) > 1:
+            raise UserError("group", group, "mixes kinds of bases", "a group is the seeds of one recipe")
+
+
+def selected(basis: Basis, settings: Settings) -> np.ndarray:
+    """Indices of the units that pass the rule, ascending (int64)."""
+    keep = np.flatnonzero(np.isin(basis.statuses, settings.keep))
+    if settings.strongest is None or len(keep) <= settings.strongest:
+        return keep
+    strength = np.nan_to_num(basis.column("strength")[keep], nan=-np.inf)
+    return np.sort(keep[np.argsort(-strength, kind="stable")[: settings.strongest]])
+
+
+def rule(settings: Settings) -> str:
+    """The selection rule as a sentence."""
+    text = f"Units with status {' or '.join(settings.keep)} are compared"
+    if settings.strongest is None:
+        return text + "; all others are counted and left out."
+    return (
+        text
+        + f", of those the {settings.strongest} with the strongest activations; all others are counted and left out."
+    )
+
+
+def _floats(values: Sequence[float | None]) -> Float[np.ndarray, "units"]:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:12] + "…"

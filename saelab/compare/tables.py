@@ -1,0 +1,50 @@
+"""The result on disk: comparison.json and the same numbers as CSV tables."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from saelab.artifacts import atomic, write_json
+
+
+def write(folder: Path, result: dict[str, Any]) -> None:
+    """`comparison.json`, `bases.csv`, `pairs.csv` and `methods.csv` into `folder`."""
+    write_json(folder / "comparison.json", result)
+    _write_csv(folder / "bases.csv", [_basis(basis) for basis in result["bases"]])
+    _write_csv(folder / "pairs.csv", [row for pair in result["pairs"] for row in _pair(pair)])
+    _write_csv(folder / "methods.csv", result["methods"])
+
+
+def _basis(basis: dict[str, Any]) -> dict[str, Any]:
+    names = (
+        "name",
+        "group",
+        "kind",
+        "seed",
+        "control",
+        "before",
+        "after",
+        "coverage",
+        "labelled",
+        "abstained",
+        "with_truth",
+    )
+    row = {name: basis[name] for name in names}
+    row |= {f"labels_{name}": basis["labels"][name] for name in ("distinct", "reuse", "entropy", "evenness")}
+    row["firing_rate_median"] = basis["firing_rate"]["median"]
+    for metric, means in basis["means"].items():
+        row |= {f"{metric}_{counting}": value for counting, value in means.items()}
+    return row | {f"{metric}_shuffled": value for metric, value in basis["shuffled"].items()}
+
+
+def _pair(pair: dict[str, Any]) -> list[dict[str, Any]]:
+    head = {name: pair[name] for name in ("a", "b", "role", "matching", "interval", "refused")}
+    return [head | row for row in pair["results"]] or [head]
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""The statistics: differences between bases (other units) and between methods (the same units), and their correction."""
+"""The statistics: differences between bases (other units) and methods (the same units), and their correction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

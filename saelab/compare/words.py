@@ -99,8 +99,8 @@ def _on_pair(result: dict[str, Any], pair: dict[str, Any], family: str) -> str:
         widest = rows[answer["none"][0]]
         return (
             f"{_capital(what)}: no difference shown between {a} and {b} ({_titles(answer['none'])}). That is not "
-            f"proof that they are equal: for {METRICS[widest['metric']].title} the interval runs from {_f(widest['low'])} to "
-            f"{_f(widest['high'])}."
+            f"proof that they are equal: for {METRICS[widest['metric']].title} the interval runs "
+            f"from {_f(widest['low'])} to {_f(widest['high'])}."
         )
     parts = []
     for side, other, metrics in ((a, b, answer["better_a"]), (b, a, answer["better_b"])):

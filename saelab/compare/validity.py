@@ -1,0 +1,158 @@
+"""Does the comparison itself tell the truth? Checks on worlds whose answer is planted, and on the bases of a run.
+
+`python -m saelab.compare.validity --worlds 100` runs the planted checks and prints one JSON line each.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from saelab.compare.comparison import compare
+from saelab.compare.inputs import Basis, Settings, Setup
+from saelab.evaluate import Evidence, Splits, evaluate
+from saelab.label.assign import pearson
+from saelab.truth import Similarity, Truth
+from saelab.units import UnitActivations
+
+IMAGES, CONCEPTS, D_TEXT = 200, 16, 24
+CORRECT, FALSE_ALARMS = 0.95, 0.09  # at least so many called right; at most so many false (an exact 5 % test: 9 of 100)
+SETTINGS = Settings(resamples=500, keep=("ok", "dense", "rare"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """A small world of images, concepts and units in which it is known which basis follows concepts better."""
+
+    member: Bool[Tensor, "images concepts"]  # concepts of each image
+    judge: Float[Tensor, "images d_text"]  # what the image encoder makes of it
+    captions: Float[Tensor, "images d_text"]  # what people wrote of it
+    labels: Float[Tensor, "labels d_text"]  # one label a concept
+
+
+def planted(seed: int) -> Planted:
+    """Images with two concepts each, seen through two noisy encoders."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = normalize(torch.randn(CONCEPTS, D_TEXT, generator=generator), dim=1)
+    member = torch.zeros(IMAGES, CONCEPTS, dtype=torch.bool)
+    member.scatter_(1, torch.rand(IMAGES, CONCEPTS, generator=generator).topk(2, dim=1).indices, True)
+    seen = [member.float() @ labels + 0.2 * torch.randn(IMAGES, D_TEXT, generator=generator) for _ in range(2)]
+    return Planted(member, normalize(seen[0], dim=1), normalize(seen[1], dim=1), labels)
+
+
+def bases(seed: int, gain: float, seeds: int = 3) -> list[Basis]:
+    """Neurons (40), an SAE of `seeds` seeds (60 features each) and a random rotation (40) of one planted world.
+
+    A unit is (q x its concept + noise), q between 0 and 1. Neurons and features draw q alike (mean 0.5), plus `gain`
+    for features; each SAE seed shifts all of its q by a number of its own (standard deviation 0.02), as real seeds do.
+    The rotation's q is 0.1. Labelled by Pearson on the first half of the images, evaluated on the second.
+    """
+    world = planted(seed)
+    generator = torch.Generator().manual_seed(1_000_003 + seed)
+    rng = np.random.default_rng(seed)
+    made = [_basis("neurons", "neuron", None, _units(world, 40, 0.5, generator), world, False)]
+    for s in range(seeds):
+        q = 0.5 + gain + 0.02 * float(rng.normal())
+        made.append(_basis(f"features {s}", "sae", s, _units(world, 60, q, generator), world, False))
+    rotation = _units(world, 40, 0.1, generator)
+    return [*made, _basis("random rotation", "random_rotation", 0, rotation, world, True)]
+
+
+def check_planted(worlds: int = 100, gain: float = 0.2) -> Iterator[dict[str, Any]]:
+    """How often the whole way (label, evaluate, compare) is right about features against neurons.
+
+    Three checks over `worlds` seeds each: features are better (called so on label faithfulness in at least 95 %);
+    features are not better (any metric called is a false alarm: at most 9 %, the bound of an exact 5 % test for 100
+    worlds); features are better but their labels were shuffled (any call of faithfulness is a false alarm).
+    """
+    called = sum(_faithful(bases(seed, gain)) == "a" for seed in range(worlds))
+    yield _report(
+        "features truly better", called, worlds, called >= CORRECT * worlds, f"called in {called} of {worlds}"
+    )
+    alarms = sum(bool(_calls(compare(bases(seed, 0.0), SETTINGS))) for seed in range(worlds, 2 * worlds))
+    yield _report("features no better", alarms, worlds, alarms <= FALSE_ALARMS * worlds, f"{alarms} false alarms")
+    settings = dataclasses.replace(SETTINGS, scorer="shuffled")
+    alarms = sum(_faithful(bases(seed, gain), settings) != "none" for seed in range(worlds))
+    yield _report("shuffled labels", alarms, worlds, alarms <= FALSE_ALARMS * worlds, f"{alarms} false alarms")
+
+
+def check_run(given: Sequence[Basis], settings: Settings = SETTINGS) -> list[dict[str, Any]]:
+    """Checks on a run's own bases: each group against itself shows no difference; with shuffled labels the correlations
+    (which don't depend on how common a label is) tell no real basis from another.
+    """
+    found = []
+    for group in dict.fromkeys(basis.group for basis in given if not basis.control):
+        members = [basis for basis in given if basis.group == group]
+        twins = [dataclasses.replace(b, name=f"{b.name} again", group=f"{group} again") for b in members]
+        calls = _calls(compare([*members, *twins], settings))
+        found.append(_report(f"{group} against itself", len(calls), 1, not calls, ", ".join(calls) or "no difference"))
+    if len({basis.group for basis in given if not basis.control}) > 1:
+        result = compare(given, dataclasses.replace(settings, scorer="shuffled"))
+        calls = [name for name in _calls(result) if name in ("caption_r", "truth_r", "scs")]
+        found.append(_report("shuffled labels", len(calls), 1, not calls, ", ".join(calls) or "no difference"))
+    return found
+
+
+def _units(world: Planted, n: int, quality: float, generator: torch.Generator) -> Float[Tensor, "images units"]:
+    concept = torch.randint(CONCEPTS, (n,), generator=generator)
+    q = (quality + 0.15 * torch.randn(n, generator=generator)).clamp(0, 1)
+    noise = torch.randn(IMAGES, n, generator=generator)
+    return torch.relu(2 * q * world.member[:, concept] + 0.6 * noise - 0.4)
+
+
+def _basis(name: str, kind: str, seed: int | None, acts: Tensor, world: Planted, control: bool) -> Basis:
+    texts = [f"concept {i}" for i in range(CONCEPTS)]
+    column = {text: i for i, text in enumerate(texts)}
+    truth = Truth(world.member, column, tuple(texts), torch.ones(IMAGES, dtype=torch.bool), "planted")
+    judge = Similarity.of("planted judge", world.judge, texts, world.labels)
+    evidence = Evidence(judge, Similarity.of("planted captions", world.captions, texts, world.labels), truth)
+    splits = Splits(np.arange(IMAGES // 2), np.arange(IMAGES // 2, IMAGES))
+    scores = pearson(acts[: IMAGES // 2], world.judge[: IMAGES // 2], world.labels)
+    best = [texts[i] for i in scores.argmax(1).tolist()]
+    labels = [
+        {"unit": u, "status": "ok", "label": text, "abstained": False, "scores": {"pearson": {"label": text}}}
+        for u, text in enumerate(best)
+    ]
+    rows, _ = evaluate(UnitActivations(acts, kind, {}), labels, evidence, splits)
+    setup = Setup(
+        "planted", "world", "planted", "halves", "none", "positive", 0, "planted labeller", "planted judge", ""
+    )
+    return Basis(name, "features" if kind == "sae" else name, kind, seed, "planted", control, setup, rows)
+
+
+def _faithful(given: Sequence[Basis], settings: Settings = SETTINGS) -> str:
+    result = compare(given, settings)
+    wanted = ("features", "neurons", "faithfulness", "all")
+    return next(x["verdict"] for x in result["answers"] if (x["a"], x["b"], x["family"], x["matching"]) == wanted)
+
+
+def _calls(result: dict[str, Any]) -> list[str]:
+    """Metrics in which the main pairs differ, on all units, counting all."""
+    return [
+        row["metric"]
+        for pair in result["pairs"]
+        if pair["role"] == "main" and pair["matching"] == "all"
+        for row in pair["results"]
+        if row["counting"] == "all" and row["verdict"] != "none"
+    ]
+
+
+def _report(check: str, count: int, of: int, passed: bool, detail: str) -> dict[str, Any]:
+    return {"check": check, "count": count, "of": of, "passed": bool(passed), "detail": detail}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Check the comparison on planted worlds.")
+    parser.add_argument("--worlds", type=int, default=100, help="seeds of each world")
+    failed = False
+    for line in check_planted(parser.parse_args().worlds):
+        print(json.dumps(line), flush=True)
+        failed |= not line["passed"]
+    raise SystemExit(int(failed))

@@ -1,4 +1,4 @@
-"""From a file to an RGB picture: every mode and oddity that Pillow reads, bounded in memory, or one clear reason why not."""
+"""From a file to an RGB picture: every mode and oddity that Pillow reads, bounded in memory, or a reason why not."""
 
 import io
 import threading
@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-SUFFIXES = frozenset(".jpg .jpeg .jfif .jpe .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif".split())
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 MAX_SIDE = 2048  # no model looks at more; bounds what a 100-megapixel picture takes once it is decoded
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag; its values that swap width and height

@@ -9,7 +9,7 @@ layout; the small copy alone would need all pairs of pixels.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8, UInt64
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from scipy import fft
 from scipy.sparse import coo_array
@@ -69,7 +69,7 @@ def _bits(coefficients: Float[np.ndarray, "8 8"]) -> int:
 
 def _alike(looks: list[Look], max_bits: int, max_difference: float) -> Int[np.ndarray, "pairs 2"]:
     """Pairs whose hashes and small copies agree, as they are or one of them mirrored."""
-    bits: UInt64[np.ndarray, "images"] = np.array([x.bits for x in looks], dtype=np.uint64)
+    bits = np.array([x.bits for x in looks], dtype=np.uint64)
     mirrored = np.array([x.mirrored for x in looks], dtype=np.uint64)
     small = np.stack([x.small for x in looks])
     found = []

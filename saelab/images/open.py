@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from saelab.errors import UserError
-from saelab.images import sources, splits
+from saelab.images import packaged, sources, splits
 from saelab.images.build import Listing, build
 from saelab.images.imageset import ImageSet
 
 SOURCES: dict[str, Callable[..., Listing]] = {
+    "packaged": packaged.packaged,
     "folder": sources.folder,
     "csv": sources.table,
 }

@@ -129,7 +129,8 @@ class Finder:
     """Finds the file that a table means: by its relative name, else by its unique name or stem anywhere below."""
 
     def __init__(self, base: Path) -> None:
-        self.base, self.by_name = base, None
+        self.base = base
+        self.by_name: dict[str, list[str]] | None = None
 
     def __call__(self, given: str) -> str | None:
         if not given:

@@ -1,0 +1,121 @@
+"""Shuffled batches of tokens, as a pure function of (seed, epoch, step): nothing to save, nothing to restore.
+
+The order within an epoch is a keyed permutation that is computed row by row (a Feistel network with cycle walking),
+so that it costs no memory however many rows there are, and any batch can be had without those before it.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.errors import UserError
+
+ROUNDS = 6  # of the Feistel network
+
+
+class Batches:
+    """Batches over the rows of an array, a memory map or a tensor [tokens, d_in] of any float dtype.
+
+    `rows`: the row numbers to draw from (all, if None). Each epoch is another permutation; the rest of an epoch that
+    doesn't fill a batch is left out, another one each time. `name`: the file, for messages.
+    """
+
+    def __init__(
+        self,
+        tokens: Any,
+        batch_size: int,
+        seed: int = 0,
+        rows: Int[np.ndarray, "rows"] | None = None,
+        name: str | Path | None = None,
+    ) -> None:
+        if tokens.ndim != 2 or len(tokens) == 0:
+            raise UserError("activations", tuple(tokens.shape), "[tokens, d_in] with at least one token")
+        self.tokens = tokens
+        self.rows = None if rows is None else np.asarray(rows, dtype=np.int64)
+        self.n_tokens = len(tokens) if self.rows is None else len(self.rows)
+        if self.n_tokens == 0:
+            raise UserError("rows", 0, "at least one token to train on", "look at the split")
+        self.batch_size, self.seed = min(batch_size, self.n_tokens), seed
+        self.name = str(name or getattr(tokens, "filename", None) or "the array")
+
+    @property
+    def d_in(self) -> int:
+        return int(self.tokens.shape[1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.n_tokens // self.batch_size
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Float[Tensor, "batch d_in"]:
+        """The batch of a global step, float32 on the CPU; with `world` > 1 the rank's contiguous share of it.
+
+        Raises UserError, naming file and row, where a number is NaN or infinite.
+        """
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        places = np.arange(inside * self.batch_size, (inside + 1) * self.batch_size, dtype=np.uint64)
+        rows = permuted(places, self.n_tokens, self.seed, epoch)
+        if world > 1:
+            if len(rows) % world:
+                raise UserError("batch_size", self.batch_size, f"divisible by the {world} processes")
+            rows = rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
+        return self.read(np.sort(rows if self.rows is None else self.rows[rows]))
+
+    def read(self, rows: Int[np.ndarray, "rows"]) -> Float[Tensor, "rows d_in"]:
+        """Rows of the array by number, float32, checked."""
+        if isinstance(self.tokens, Tensor):
+            x = self.tokens[torch.from_numpy(rows).to(self.tokens.device)].to(torch.float32)
+        else:
+            x = torch.from_numpy(np.asarray(self.tokens[rows])).to(torch.float32)
+        if not bool(torch.isfinite(x.sum())):
+            self._name_the_culprit(x, rows)
+        return x
+
+    def prefetched(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """Batches first..last-1, each read by another thread while the one before is in use."""
+        with ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self.batch, first, rank, world) if first < last else None
+            for step in range(first, last):
+                assert coming is not None
+                x = coming.result()
+                coming = reader.submit(self.batch, step + 1, rank, world) if step + 1 < last else None
+                yield x
+
+    def _name_the_culprit(self, x: Tensor, rows: Int[np.ndarray, "rows"]) -> None:
+        bad = (~torch.isfinite(x)).any(1).nonzero()
+        if len(bad):
+            row = int(rows[int(bad[0])])
+            remedy = "cache the layer again (float32 overflow?), or leave the row out"
+            raise UserError("activations", self.name, f"row {row} holds NaN or an infinity", remedy)
+
+
+def permuted(places: np.ndarray, n: int, seed: int, epoch: int) -> Int[np.ndarray, "places"]:
+    """Where each of `places` (0..n-1) goes in the permutation of (seed, epoch): a bijection of 0..n-1, int64."""
+    half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = np.random.Generator(np.random.PCG64([seed & 0xFFFFFFFF, epoch, n])).integers(1 << 63, size=ROUNDS)
+    out = places.astype(np.uint64)
+    todo = np.arange(len(out))
+    while len(todo):
+        out[todo] = _feistel(out[todo], keys.astype(np.uint64), half, mask)
+        todo = todo[out[todo] >= n]
+    return out.astype(np.int64)
+
+
+def _feistel(value: np.ndarray, keys: np.ndarray, half: int, mask: np.uint64) -> np.ndarray:
+    left, right = value >> np.uint64(half), value & mask
+    for key in keys:
+        left, right = right, left ^ (_mixed(right + key) & mask)
+    return (left << np.uint64(half)) | right
+
+
+def _mixed(value: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64: every output bit depends on every input bit."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

@@ -1,0 +1,22 @@
+"""Sparse autoencoders: train, measure, save, load, convert.
+
+    from saelab.sae import SAE, SAEConfig, TrainConfig, fit
+
+    fit(data, config, train=None, folder=None, *, mean=None, variance=None, device="cpu", logger=None, progress=True)
+        -> Fit(sae, quality, folder)
+
+`data`: an array, memory map or tensor [tokens, d_in], or a saelab.cache.batches.Batches (with `rows` of the mine split).
+`config`: SAEConfig(d_in, latents, rule, k, ...). `train`: TrainConfig(batch_size, epochs or steps, ...).
+`mean`, `variance`: of a cache's header; computed where not given. `folder`: gets sae.safetensors, quality.json and
+metrics.jsonl, and checkpoints/ while training, from which the same call resumes after a kill.
+As a stage: `artifacts.ensure(root, "sae", name, recipe, lambda folder: fit(batches, config, train, folder, ...))`.
+`fit_many(data, [configs], train, [folders], ...)` trains several in one pass. `Trainer(config).step(x)` is one step.
+"""
+
+from saelab.sae.config import SAEConfig, TrainConfig
+from saelab.sae.fit import Fit, fit, fit_many
+from saelab.sae.model import SAE, Codes, Meta
+from saelab.sae.quality import quality
+from saelab.sae.train import Trainer
+
+__all__ = ["SAE", "Codes", "Fit", "Meta", "SAEConfig", "TrainConfig", "Trainer", "fit", "fit_many", "quality"]

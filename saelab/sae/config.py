@@ -1,0 +1,123 @@
+"""What an SAE is and how it learns (`SAEConfig`), and how long and in what pieces it is trained (`TrainConfig`)."""
+
+import math
+from dataclasses import dataclass
+
+from saelab.errors import UserError
+
+RULES = ("topk", "batchtopk", "jumprelu", "relu")
+DECODERS = ("free", "archetypal")
+SCREENS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """One SAE: its architecture, as a composition of rule, prefixes and decoder, and its optimiser.
+
+    Raises UserError for values that can't be trained.
+    """
+
+    d_in: int  # width of the activations
+    latents: int  # size of the dictionary
+    rule: str = "topk"  # which latents stay: topk | batchtopk | jumprelu | relu
+    k: int = 32  # latents kept a token (topk: exactly; batchtopk: on average; jumprelu: the L0 that is aimed at)
+    prefixes: tuple[float, ...] | None = None  # Matryoshka: shares of the latents, each prefix reconstructs by itself
+    decoder: str = "free"  # free | archetypal (rows are convex combinations of data points, within delta)
+    lr: float | None = None  # Adam's learning rate; None: 2e-4 / sqrt(latents / 2**14), Gao et al. 2025
+    seed: int = 0  # of the initial weights, and of whatever is drawn later
+    weight_decay: float = 0.0  # AdamW's, on the encoder and the decoder
+    clip: float = 0.0  # largest norm of the whole gradient; 0: no limit
+    auxk_weight: float = 1 / 32  # weight of the AuxK loss that brings silent latents back; 0: none
+    auxk_k: int | None = None  # silent latents that AuxK uses a token; None: d_in / 2
+    auxk_stride: int = 8  # AuxK looks at every so-many-th token
+    dead_after: int = 131_072  # tokens without firing after which a latent counts as silent
+    multi_topk: bool = False  # topk: add an eighth of the loss with 4 k latents (Gao et al. 2025, section 4.3)
+    l1: float = 1.0  # relu: weight of the L1 penalty, in units of the activations' spread
+    resample_every: int = 0  # relu: steps between resamplings of silent latents; 0: never
+    l0_weight: float = 1.0  # jumprelu: weight of the penalty (L0 / k - 1)^2
+    bandwidth: float = 1e-3  # jumprelu: width of the straight-through window, in units of the activations' spread
+    candidates: int = 1024  # archetypal: data points whose hull holds the decoder
+    delta: float = 0.1  # archetypal: distance that a row may leave the hull by, in units of the activations' spread
+    screen: str = "auto"  # product that chooses top-k candidates: auto | float32 | bfloat16 (always rescored)
+
+    def __post_init__(self) -> None:
+        if self.prefixes is not None:
+            object.__setattr__(self, "prefixes", tuple(float(p) for p in self.prefixes))
+        _one_of("rule", self.rule, RULES)
+        _one_of("decoder", self.decoder, DECODERS)
+        _one_of("screen", self.screen, SCREENS)
+        for name in ("d_in", "latents", "k", "auxk_stride", "dead_after", "candidates"):
+            if getattr(self, name) < 1:
+                raise UserError(name, getattr(self, name), "must be at least 1")
+        if self.k > self.latents:
+            raise UserError("k", self.k, f"at most the number of latents, {self.latents}", "lower k or widen the SAE")
+        if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UserError("lr", self.lr, "must be positive and finite")
+        if self.multi_topk and (self.rule != "topk" or self.prefixes or 4 * self.k > self.latents):
+            raise UserError("multi_topk", True, "needs rule=topk, no prefixes and 4 k <= latents")
+        self._check_prefixes()
+
+    def _check_prefixes(self) -> None:
+        if self.prefixes is None:
+            return
+        if self.rule not in ("topk", "batchtopk"):
+            raise UserError("prefixes", self.prefixes, "Matryoshka needs rule=topk or batchtopk", "drop one of them")
+        sizes = self.prefix_sizes
+        rising = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
+        if not (sizes and rising and sizes[-1] == self.latents):
+            raise UserError("prefixes", self.prefixes, "rising shares in (0, 1], the last of them 1")
+
+    @property
+    def prefix_sizes(self) -> tuple[int, ...]:
+        """Latents in each Matryoshka prefix; empty where there are none."""
+        return tuple(round(share * self.latents) for share in self.prefixes or ())
+
+    @property
+    def learning_rate(self) -> float:
+        """`lr`, or Gao et al.'s scaling law where it is None."""
+        return self.lr if self.lr is not None else 2e-4 / math.sqrt(self.latents / 2**14)
+
+    @property
+    def aux_latents(self) -> int:
+        """Silent latents that AuxK uses a token."""
+        return min(self.latents, self.auxk_k if self.auxk_k is not None else max(1, self.d_in // 2))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, in what batches, and how often to look and to save."""
+
+    batch_size: int = 4096  # tokens a step (over all processes)
+    epochs: float = 1.0  # passes over the rows, where `steps` is not given
+    steps: int | None = None  # optimiser steps; overrules `epochs`
+    warmup: float = 0.0  # share of the steps over which the learning rate rises from 0
+    decay: tuple[tuple[float, float], ...] = ()  # (share of the steps, factor): the rate falls by factor from there on
+    anneal: float = 0.2  # share of the steps, at the end, over which the rate falls to 0 in a line
+    seed: int = 0  # of the order of the data
+    log_every: int = 25  # steps between lines in metrics.jsonl
+    checkpoint_every: int = 1000  # steps between checkpoints
+    keep: int = 2  # checkpoints that are kept
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decay", tuple((float(at), float(by)) for at, by in self.decay))
+        for name in ("batch_size", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(name, getattr(self, name), "must be at least 1")
+        if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
+            raise UserError("steps", self.steps, "train for at least one step (steps or epochs)")
+
+    def total(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run."""
+        return self.steps if self.steps is not None else max(1, round(self.epochs * steps_per_epoch))
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """Factor on the learning rate at `step` (from 0) of `total`: a pure function, so that a resume needs no state."""
+        rise = min(1.0, (step + 1) / max(1.0, self.warmup * total))
+        fall = min(1.0, (total - step) / max(1.0, self.anneal * total))
+        stairs = math.prod(by for at, by in self.decay if step >= at * total)
+        return rise * fall * stairs
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(name, value, f"one of {', '.join(allowed)}")

@@ -1,0 +1,181 @@
+"""The SAE itself: weights, encode, decode, and one complete file.
+
+    pre   = W_enc (norm(x) - b_dec) + b_enc
+    codes = the latents that the rule keeps of relu(pre)
+    x^    = codes W_dec + b_dec
+
+All of it in the units of the raw activations: whatever scaling helped training is folded into the biases.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saelab.artifacts import atomic
+from saelab.errors import UserError
+from saelab.sae.sparse import decode_rows, top_k
+
+FORMAT = "saelab-sae-1"
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The nonzero latents of a batch. Where L0 varies, k is the batch's maximum and the padding has value 0."""
+
+    values: Float[Tensor, "batch k"]  # >= 0
+    indices: Int[Tensor, "batch k"]
+    latents: int  # size of the dictionary
+
+    def dense(self) -> Float[Tensor, "batch latents"]:
+        """The same as a dense matrix."""
+        out = self.values.new_zeros(len(self.values), self.latents)
+        return out.scatter_add_(1, self.indices, self.values)
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a file must say besides the weights, so that `encode(raw)` is right with nothing else known."""
+
+    rule: str  # topk | batchtopk | jumprelu | relu
+    k: int  # topk: latents kept; batchtopk and jumprelu: their mean number in training; relu: 0
+    input_norm: str = "none"  # none | layer (each token to mean 0, deviation 1; undone after decoding) | unit
+    prefixes: tuple[int, ...] = ()  # Matryoshka prefix sizes
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)  # where the weights come from (recipe or format)
+
+
+class SAE:
+    """A trained sparse autoencoder. `W_enc`, `W_dec` [latents, d_in], `b_enc` [latents], `b_dec` [d_in], float32.
+
+    `threshold` [latents] or None: with rules batchtopk and jumprelu, a latent stays where pre > threshold.
+    """
+
+    def __init__(
+        self,
+        W_enc: Float[Tensor, "latents d_in"],
+        b_enc: Float[Tensor, "latents"],
+        W_dec: Float[Tensor, "latents d_in"],
+        b_dec: Float[Tensor, "d_in"],
+        meta: Meta,
+        threshold: Float[Tensor, "latents"] | None = None,
+    ) -> None:
+        self.W_enc, self.b_enc, self.W_dec, self.b_dec = W_enc, b_enc, W_dec, b_dec
+        self.meta, self.threshold = meta, threshold
+
+    @property
+    def d_in(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def latents(self) -> int:
+        return self.W_dec.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_dec.device
+
+    def to(self, device: str | torch.device) -> "SAE":
+        """The same SAE on another device."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return SAE(meta=self.meta, **moved)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by name, as they lie in the file."""
+        named = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        return named if self.threshold is None else {**named, "threshold": self.threshold}
+
+    def pre_activations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
+        """The encoder's output before the rule. Raises UserError where x has another width."""
+        if x.ndim != 2 or x.shape[1] != self.d_in:
+            raise UserError("activations", tuple(x.shape), f"[batch, {self.d_in}], the SAE's d_in", "use its own layer")
+        x, _ = self.normed(x)
+        return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.T)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Codes:
+        """Raw activations, any float dtype, to sparse codes (float32)."""
+        pre = self.pre_activations(x)
+        if self.meta.rule == "topk" or (self.meta.rule == "batchtopk" and self.threshold is None):
+            values, indices = top_k(pre, self.meta.k)
+            return Codes(values.relu_(), indices, self.latents)
+        kept = pre > (self.threshold.clamp(min=0) if self.threshold is not None else 0)
+        widest = max(1, int(kept.sum(1).max())) if len(pre) else 1
+        values, indices = top_k(pre.masked_fill_(~kept, 0), widest)
+        return Codes(values, indices, self.latents)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
+        """Codes to activations: `codes.dense() @ W_dec + b_dec`, without the dense matrix."""
+        return decode_rows(codes.values, codes.indices, self.W_dec) + self.b_dec
+
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """The reconstruction of raw activations, in their own units."""
+        _, undo = self.normed(x)
+        return undo(self.decode(self.encode(x)))
+
+    def normed(self, x: Float[Tensor, "batch d_in"]) -> tuple[Float[Tensor, "batch d_in"], Callable[[Tensor], Tensor]]:
+        """The input as the weights expect it, float32 on their device, and the way back for reconstructions."""
+        x = x.to(self.W_dec.device, torch.float32)
+        if self.meta.input_norm == "layer":
+            mean = x.mean(1, keepdim=True)
+            std = (x - mean).std(1, keepdim=True) + 1e-5
+            return (x - mean) / std, lambda out: out * std + mean
+        if self.meta.input_norm == "unit":
+            norm = x.norm(dim=1, keepdim=True).clamp(min=1e-8)
+            return x / norm, lambda out: out * norm
+        return x, lambda out: out
+
+    def save(self, path: Path | str) -> None:
+        """Write one complete .safetensors file (or `sae.safetensors` in a folder), atomically."""
+        meta = {"format": FORMAT, **{k: json.dumps(v) for k, v in dataclasses.asdict(self.meta).items()}}
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors().items()}
+        with atomic(_file(path)) as temporary:
+            save_file(tensors, temporary, metadata=meta)
+
+    @classmethod
+    def load(cls, path: Path | str, device: str | torch.device = "cpu") -> "SAE":
+        """Read a file written by `save`. Raises UserError for a missing, damaged or foreign file."""
+        file = _file(path)
+        if not file.is_file():
+            raise UserError("sae", file, "there is no such file", "train one, or convert one with saelab.sae.convert")
+        try:
+            with safe_open(file, framework="pt", device=str(device)) as opened:
+                raw = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError("sae", file, f"not a whole safetensors file ({error})", "copy or train it again") from None
+        return cls(meta=_meta(raw, file), **_known(tensors, file))
+
+
+def _file(path: Path | str) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / "sae.safetensors"
+
+
+def _meta(raw: dict[str, str], file: Path) -> Meta:
+    if raw.get("format") != FORMAT:
+        raise UserError(
+            "sae", file, f"format {FORMAT}, found {raw.get('format')}", "convert it: saelab.sae.convert.load"
+        )
+    fields = {f.name for f in dataclasses.fields(Meta)}
+    unknown = sorted(set(raw) - fields - {"format"})
+    if unknown:
+        raise UserError("sae", file, f"unknown key {unknown[0]!r} in its metadata", "update saelab")
+    values = {name: json.loads(text) for name, text in raw.items() if name != "format"}
+    return Meta(**{**values, "prefixes": tuple(values.get("prefixes", ()))})
+
+
+def _known(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    needed, allowed = {"W_enc", "b_enc", "W_dec", "b_dec"}, {"threshold"}
+    if not needed <= set(tensors) or set(tensors) - needed - allowed:
+        raise UserError("sae", file, f"tensors {sorted(needed)}, found {sorted(tensors)}", "convert or train it again")
+    return tensors

@@ -1,0 +1,98 @@
+"""How good an SAE is: what it explains, how sparse it is, and which latents are dead, rare or dense."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.cache.batches import Batches
+from saelab.errors import UserError
+from saelab.sae.model import SAE
+
+RARE = 10  # a latent that fires on fewer tokens is rare
+DENSE = 0.8  # a latent that fires on this share of the tokens or more is dense
+EDGES = np.linspace(-6.0, 0.0, 25)  # of the density histogram: log10 of the share of tokens that fire a latent
+CHUNK = 4096  # tokens encoded at once
+
+
+def quality(sae: SAE, data: Any) -> dict[str, Any]:
+    """Quality over all of `data`: a Batches (its rows, in order), an array [tokens, d_in], or an iterable of such.
+
+    fvu          residual sum of squares / sum of squares about the per-dimension mean; both in float64
+    r2           1 - fvu
+    l0           mean number of latents above 0 a token
+    cosine       mean cosine of token and reconstruction, both about b_dec
+    dead, rare, dense    shares of the latents: fired by no token; by fewer than 10; by 80 % of the tokens or more
+    density      {"edges": log10 of firing rate, "counts": latents in between}; dead latents are in no bin
+    tokens       tokens seen
+    Independent of how the data is cut up, but for the float32 rounding of single reconstructions.
+    """
+    sums = _Sums(sae)
+    for x in _chunks(data):
+        sums.add(x)
+    return sums.result()
+
+
+class _Sums:
+    """Sums over tokens, in float64. Second moments are taken about the first chunk's mean, and moved at the end."""
+
+    def __init__(self, sae: SAE) -> None:
+        self.sae, self.tokens = sae, 0
+        self.fired = torch.zeros(sae.latents, dtype=torch.int64, device=sae.device)
+        self.residual, self.cosine, self.nonzero = 0.0, 0.0, 0
+        self.shift: Tensor | None = None
+
+    def add(self, x: Float[Tensor, "chunk d_in"]) -> None:
+        x = x.to(self.sae.device, torch.float32)
+        codes = self.sae.encode(x)
+        _, undo = self.sae.normed(x)
+        rebuilt = undo(self.sae.decode(codes)).double()
+        wide = x.double()
+        if self.shift is None:
+            self.shift = wide.mean(0)
+            self.sum = torch.zeros_like(self.shift)
+            self.square = torch.zeros_like(self.shift)
+        moved = wide - self.shift
+        self.sum += moved.sum(0)
+        self.square += moved.square().sum(0)
+        self.residual += float((wide - rebuilt).square().sum())
+        centre = self.sae.b_dec.double()
+        self.cosine += float(torch.cosine_similarity(wide - centre, rebuilt - centre, dim=1).sum())
+        fires = codes.values > 0
+        self.nonzero += int(fires.sum())
+        self.fired += torch.bincount(codes.indices[fires], minlength=self.sae.latents)
+        self.tokens += len(x)
+
+    def result(self) -> dict[str, Any]:
+        if not self.tokens:
+            raise UserError("data", 0, "at least one token to measure quality on")
+        total = float((self.square - self.sum.square() / self.tokens).sum())
+        fvu = self.residual / total if total > 0 else None
+        fired = self.fired.cpu().numpy()
+        rate = fired[fired > 0] / self.tokens
+        counts, _ = np.histogram(np.log10(rate).clip(EDGES[0], EDGES[-1]), bins=EDGES)
+        return {
+            "fvu": fvu,
+            "r2": None if fvu is None else 1 - fvu,
+            "l0": self.nonzero / self.tokens,
+            "cosine": self.cosine / self.tokens,
+            "dead": float((fired == 0).mean()),
+            "rare": float(((fired > 0) & (fired < RARE)).mean()),
+            "dense": float((fired >= DENSE * self.tokens).mean()),
+            "density": {"edges": EDGES.tolist(), "counts": counts.tolist()},
+            "tokens": self.tokens,
+        }
+
+
+def _chunks(data: Any) -> Iterable[Float[Tensor, "chunk d_in"]]:
+    if isinstance(data, Tensor | np.ndarray):
+        data = Batches(data, CHUNK)
+    if not isinstance(data, Batches):
+        yield from data
+        return
+    rows = np.arange(data.n_tokens) if data.rows is None else np.sort(data.rows)
+    for i in range(0, len(rows), CHUNK):
+        yield data.read(rows[i : i + CHUNK])

@@ -1,0 +1,225 @@
+"""The trainer: one full optimiser step on a batch, without a wait for the device.
+
+A step is forward, backward, projection of the decoder's gradient, Adam, renormalising of the decoder and counters.
+Weights stay in the units of the raw activations; since Adam's steps don't scale with the gradient, biases and
+thresholds get the learning rate times the activations' spread per dimension, which is the same as training on
+activations of unit spread.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.errors import UserError
+from saelab.sae import objectives, sparse
+from saelab.sae.archetypal import Hull
+from saelab.sae.config import SAEConfig
+from saelab.sae.model import SAE, Meta
+from saelab.sae.world import World
+
+THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value
+START_THRESHOLD = 1e-3  # jumprelu's first threshold, in units of the activations' spread
+
+
+class Trainer:
+    """Trains one SAE, batch by batch.
+
+    `mean` [d_in] and `variance` (total: summed over units of the activations) come from the cache's header; where they
+    are None, the first batch gives them. The weights are drawn from `config.seed` when both are known.
+    """
+
+    def __init__(
+        self,
+        config: SAEConfig,
+        device: str | torch.device = "cpu",
+        mean: Float[Tensor, "d_in"] | None = None,
+        variance: float | None = None,
+    ) -> None:
+        self.config, self.device, self.world = config, torch.device(device), World()
+        self.steps = 0
+        self._given = (mean, variance)
+        self.weights: dict[str, Tensor] = {}
+
+    def start(self, x: Float[Tensor, "batch d_in"]) -> None:
+        """Draw the weights; `x` gives the mean and variance where they were not given, and archetypal's candidates."""
+        config = self.config
+        mean, variance = self._moments(x)
+        generator = torch.Generator().manual_seed(config.seed)
+        rows = torch.randn(config.latents, config.d_in, generator=generator).to(self.device)
+        hull = None
+        if config.decoder == "archetypal":
+            hull = Hull.start(config, self.world.gather(x) - mean, variance.sqrt(), generator)
+            rows = hull.rows()
+        W_dec = torch.nn.functional.normalize(rows, dim=1)
+        b_enc = torch.zeros(config.latents, device=self.device)
+        balance = 1.0 if config.rule in ("topk", "batchtopk") else min(1.0, 2 * config.d_in / config.latents)
+        weights = {"W_enc": W_dec * balance, "b_enc": b_enc, "W_dec": W_dec, "b_dec": mean.clone()}
+        # balance: with every positive latent kept, W_dec' relu(W_dec x) is latents / (2 d_in) times too long
+        if config.rule == "jumprelu":
+            weights["threshold"] = torch.full_like(b_enc, START_THRESHOLD) * variance.sqrt()
+        for tensor in weights.values():
+            self.world.from_first(tensor)
+        self._lay_out(weights, hull, variance)
+
+    def _lay_out(self, weights: dict[str, Tensor], hull: Hull | None, variance: Tensor) -> None:
+        self.weights, self.hull, self.variance = weights, hull, variance
+        self.silent = torch.zeros(self.config.latents, dtype=torch.int64, device=self.device)  # tokens since it fired
+        self.threshold = torch.zeros((), device=self.device)  # batchtopk
+        self._pre: Tensor | None = None
+        self._build_optimizer(float(variance.sqrt()) / self.config.d_in**0.5)
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = self._given
+        wide = x.double()
+        count = self.world.size * len(x)
+        first = self.world.sum_(wide.sum(0)) / count
+        mean = first if mean is None else torch.as_tensor(mean, dtype=torch.float64)
+        if mean.shape != (self.config.d_in,):
+            raise UserError("mean", tuple(mean.shape), f"[{self.config.d_in}], the SAE's d_in", "use the cache's own")
+        if variance is None:
+            variance = self.world.sum_((wide - first).square().sum()) / count
+        variance = torch.as_tensor(variance, dtype=torch.float64)
+        if not variance > 0:
+            raise UserError("activations", "constant", "at least two different tokens", "check the layer")
+        return mean.to(self.device, torch.float32), variance.to(self.device, torch.float32)
+
+    def _build_optimizer(self, per_unit: float) -> None:
+        config, lr = self.config, self.config.learning_rate
+        free = [name for name in ("W_enc", "W_dec") if name == "W_enc" or self.hull is None]
+        biases = [name for name in self.weights if name not in ("W_enc", "W_dec")]
+        groups = [
+            {"params": [self.weights[n] for n in free], "rate": lr, "weight_decay": config.weight_decay},
+            {"params": [self.weights[n] for n in biases], "rate": lr * per_unit, "weight_decay": 0.0},
+        ]
+        if self.hull is not None:
+            groups.append({"params": self.hull.parameters(), "rate": lr, "weight_decay": 0.0})
+        fused = self.device.type in ("cpu", "cuda")
+        kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+        self.optimizer = kind(groups, lr=lr, fused=fused)
+
+    @torch.no_grad()
+    def step(self, x: Float[Tensor, "batch d_in"], lr_factor: float = 1.0) -> dict[str, Tensor]:
+        """One full optimiser step on raw activations (this process' share of the batch).
+
+        Returns 0-d tensors on the device: loss, fvu, l0, silent (latents silent for `dead_after` tokens), and auxk
+        where it ran. Raises UserError where x has another width than `d_in`.
+        """
+        if x.ndim != 2 or x.shape[1] != self.config.d_in:
+            raise UserError("activations", tuple(x.shape), f"[batch, {self.config.d_in}]", "set d_in to the cache's")
+        x = x.to(self.device, torch.float32)
+        if not self.weights:
+            self.start(x)
+        tokens = len(x) * self.world.size
+        found = self._gradients(x, tokens)
+        for tensor in (*found.grads.values(), *found.metrics.values()):
+            self.world.sum_(tensor)
+        fired = self.world.any(found.fired)
+        if found.threshold is not None:
+            self._follow(found.threshold)
+        self._apply(found.grads, lr_factor)
+        self.silent.add_(tokens).masked_fill_(fired, 0)
+        self.steps += 1
+        return {**found.metrics, "silent": (self.silent >= self.config.dead_after).sum()}
+
+    def _gradients(self, x: Tensor, tokens: int) -> objectives.Gradients:
+        if self.config.rule in ("relu", "jumprelu"):
+            return self._by_autograd(x, tokens)
+        if self._pre is None or len(self._pre) != len(x):
+            self._pre = x.new_empty(len(x), self.config.latents)
+        centred = x - self.weights["b_dec"]
+        torch.addmm(self.weights["b_enc"], centred, self.weights["W_enc"].T, out=self._pre)
+        columns = self._silent_columns()
+        stride = self.config.auxk_stride
+        aux_pre = self._pre[::stride][:, columns] if len(columns) else None
+        found, residual = objectives.sparse_gradients(self.weights, x, self._pre, self.config, self.variance, tokens)
+        if aux_pre is not None:
+            few = residual[::stride]
+            power = self.world.sum_(few.square().sum()).clamp(min=1e-30)
+            grads, loss = objectives.auxk_gradients(
+                self.weights, centred[::stride], aux_pre, few, columns, self.config, power
+            )
+            for name in ("W_enc", "b_enc", "W_dec"):
+                found.grads[name].index_add_(0, columns, grads[name])
+            found.grads["b_dec"] += grads["b_dec"]
+            found.metrics["auxk"] = loss
+        return found
+
+    def _silent_columns(self) -> Tensor:
+        """Latents that AuxK is to bring back."""
+        if not self.config.auxk_weight:
+            return self.silent.new_empty(0)
+        return (self.silent >= self.config.dead_after).nonzero().squeeze(1)
+
+    def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.weights.items()}
+        with torch.enable_grad():
+            loss, metrics, fired = objectives.dense_loss(leaves, x, self.config, self.variance, tokens)
+        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        W_dec = self.weights["W_dec"]
+        sparse.remove_radial(grads["W_dec"], W_dec, (grads["W_dec"] * W_dec).sum(1))
+        return objectives.Gradients(grads, fired, metrics)
+
+    def _follow(self, smallest: Tensor) -> None:
+        """Move batchtopk's inference threshold towards this batch's smallest kept value."""
+        memory = min(THRESHOLD_MEMORY, self.steps / (self.steps + 1))
+        self.threshold.mul_(memory).add_(smallest, alpha=1 - memory)
+
+    def _apply(self, grads: dict[str, Tensor], lr_factor: float) -> None:
+        if self.config.clip:
+            norm = torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
+            shrink = (self.config.clip / norm.clamp(min=1e-30)).clamp(max=1.0)
+            for gradient in grads.values():
+                gradient.mul_(shrink)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * lr_factor
+        for name, tensor in self.weights.items():
+            tensor.grad = grads[name]
+        if self.hull is not None:
+            self.hull.backward(grads["W_dec"])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        W_dec = self.weights["W_dec"]
+        if self.hull is not None:
+            self.hull.project()
+            W_dec.copy_(self.hull.rows())
+        W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True).clamp(min=1e-12))
+
+    @property
+    def sae(self) -> SAE:
+        """The SAE as it stands (the same tensors, not copies)."""
+        config = self.config
+        threshold = self.weights.get("threshold")
+        if config.rule == "batchtopk" and self.steps:
+            threshold = self.threshold.expand(config.latents)
+        meta = Meta(config.rule, 0 if config.rule == "relu" else config.k, prefixes=config.prefix_sizes)
+        named = {name: self.weights[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        return SAE(**named, meta=meta, threshold=threshold)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, for a checkpoint (the same tensors, not copies)."""
+        state = {f"weights.{name}": tensor for name, tensor in self.weights.items()}
+        state |= {f"hull.{name}": tensor for name, tensor in (self.hull.tensors() if self.hull else {}).items()}
+        for i, parameter in enumerate(self._parameters()):
+            state |= {f"adam.{i}.{name}": value for name, value in self.optimizer.state[parameter].items()}
+        state |= {"silent": self.silent, "threshold": self.threshold, "variance": self.variance}
+        return {**state, "steps": torch.tensor(self.steps)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Become the trainer that `state` was taken from."""
+        state = {name: tensor.clone() for name, tensor in state.items()}
+        hull = _under("hull.", state, self.device)
+        delta = self.config.delta * state["variance"].sqrt().to(self.device)
+        variance = state["variance"].to(self.device)
+        self._lay_out(_under("weights.", state, self.device), Hull(**hull, delta=delta) if hull else None, variance)
+        self.silent.copy_(state["silent"])
+        self.threshold.copy_(state["threshold"])
+        for i, parameter in enumerate(self._parameters()):
+            self.optimizer.state[parameter] = _under(f"adam.{i}.", state, parameter.device)
+        self.steps = int(state["steps"])
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def _under(prefix: str, state: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t.to(device) for name, t in state.items() if name.startswith(prefix)}

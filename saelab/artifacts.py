@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,32 @@ def ensure(root: Path | str, stage: str, name: str, recipe: Any, build: Callable
         write_json(partial / "complete.json", sizes)
         partial.rename(final)
     return Artifact(final, recipe, reused=False)
+
+
+def ensure_all(
+    root: Path | str, stage: str, wanted: Sequence[tuple[str, Any]], build: Callable[[dict[int, Path]], None]
+) -> list[Artifact]:
+    """Like `ensure` for several artifacts that one pass makes: `wanted` holds (name, recipe) of each.
+
+    `build` is called once, with the partial folders of those that are not there yet, by their position in `wanted`.
+    """
+    missing: dict[int, Path] = {}
+
+    def collect(position: int) -> list[Artifact]:
+        if position == len(wanted):
+            if missing:
+                build(missing)
+            return []
+        rest: list[Artifact] = []
+
+        def postpone(partial: Path) -> None:
+            missing[position] = partial
+            rest.extend(collect(position + 1))
+
+        own = ensure(root, stage, *wanted[position], postpone)
+        return [own, *(rest if position in missing else collect(position + 1))]
+
+    return collect(0)
 
 
 def opened(path: Path | str) -> Artifact:

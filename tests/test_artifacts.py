@@ -41,6 +41,24 @@ def test_same_recipe_is_reused_and_any_other_is_not(tmp_path):
     assert first.path.parent == tmp_path / "stage"
 
 
+def test_several_are_made_in_one_pass_and_only_those_that_are_missing(tmp_path):
+    wanted = [("sae", {"seed": seed}) for seed in range(4)]
+    artifacts.ensure(tmp_path, "sae", *wanted[1], write_once([]))
+    passes = []
+
+    def build(missing: dict) -> None:
+        passes.append(sorted(missing))
+        for position, folder in missing.items():
+            (folder / "seed.txt").write_text(str(position))
+
+    made = artifacts.ensure_all(tmp_path, "sae", wanted, build)
+    assert passes == [[0, 2, 3]]
+    assert [a.reused for a in made] == [False, True, False, False]
+    assert [(a.path / "seed.txt").read_text() for a in made if not a.reused] == ["0", "2", "3"]
+    again = artifacts.ensure_all(tmp_path, "sae", wanted, build)
+    assert [a.path for a in again] == [a.path for a in made] and len(passes) == 1
+
+
 def test_the_digest_does_not_depend_on_the_process(tmp_path):
     code = "from saelab.artifacts import digest; print(digest({'b': [1, 2.5, None], 'a': {'x': True}}))"
     texts = {

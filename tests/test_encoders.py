@@ -1,5 +1,7 @@
 """Encoders: unit length, templates as stated, what is on disk is what was computed, and a kill costs one part."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +14,13 @@ from saelab.errors import UserError
 from saelab.images import load as load_images
 
 
+WORDS = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0)}
+
+
 class Colours:
     """A real, if humble, image-text space: mean colour, and colour words."""
 
     name, d_text, templates = "colours", 3, ("{}",)
-    words = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0)}
 
     def __init__(self) -> None:
         self.recipe = {"encoder": "colours"}
@@ -31,9 +35,7 @@ class Colours:
         return {"images": torch.nn.functional.normalize(means, dim=-1), "brightness": means.mean(1, keepdim=True)}
 
     def embed_sentences(self, sentences):
-        rows = [
-            torch.tensor([v for w, v in self.words.items() if w in s] or [(1.0, 1.0, 1.0)]).mean(0) for s in sentences
-        ]
+        rows = [torch.tensor([v for w, v in WORDS.items() if w in s] or [(1.0, 1.0, 1.0)]).mean(0) for s in sentences]
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
@@ -46,7 +48,7 @@ def pictures(tmp_path):
             noise = np.random.default_rng(i).integers(0, 60, (24, 24, 3))
             array = np.clip(np.array(colour) + noise - 30, 0, 255).astype(np.uint8)
             Image.fromarray(array).save(folder / name / f"{i}.png")
-    return load_images("folder", root=folder, cache=tmp_path / "images")
+    return load_images("folder", root=str(folder))
 
 
 def test_images_and_labels_meet_in_one_space_and_are_kept(pictures, tmp_path):
@@ -100,9 +102,16 @@ def test_unknown_encoders_are_named():
         encoders.load("transformers:./nowhere")
 
 
-def test_open_clip_gives_its_own_vectors_at_unit_length():
+def test_open_clip_gives_its_own_vectors_at_unit_length(tmp_path):
+    import open_clip
+
+    vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    tiny = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "tiny-for-tests.json").write_text(json.dumps(tiny))
+    open_clip.add_model_config(tmp_path)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
-    encoder = encoders.load("open_clip:RN50-quickgelu/random")
+    encoder = encoders.load("open_clip:tiny-for-tests/random")
     pixels = encoder.transform(picture)[None]
     vector = encoder.embed_batch(pixels)["images"]
     with torch.inference_mode():
@@ -111,7 +120,7 @@ def test_open_clip_gives_its_own_vectors_at_unit_length():
     texts = encoder.embed_sentences(["a dog", "a cat"])
     torch.testing.assert_close(texts.norm(dim=-1), torch.ones(2))
     assert texts.shape[1] == vector.shape[1] == encoder.d_text
-    assert encoder.recipe["weights"] != encoders.load("open_clip:RN50-quickgelu/random", seed=1).recipe["weights"]
+    assert encoder.recipe["weights"] != encoders.load("open_clip:tiny-for-tests/random", seed=1).recipe["weights"]
 
 
 def test_a_local_transformers_clip_gives_its_own_vectors_at_unit_length(tmp_path):

@@ -26,9 +26,13 @@ class Encoder(Protocol):
     """Images and texts in one space of `d_text` dimensions; every vector has length 1."""
 
     name: str  # as a person would cite it
-    d_text: int  # dimensions of the space
     recipe: dict[str, Any]  # all that its vectors depend on: architecture, weights' digest, transform
     templates: tuple[str, ...]  # the templates that suit it
+
+    @property
+    def d_text(self) -> int:
+        """Dimensions of the space."""
+        ...
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """A picture as the encoder's own input."""

@@ -15,7 +15,7 @@ from saelab.hosts import weights_digest
 
 
 class OpenClip:
-    """A model of open_clip: `ViT-B-32/laion2b_s34b_b79k` (hub tag), `ViT-B-32/<file>` (local checkpoint), `ViT-B-32/random`."""
+    """A model of open_clip: `ViT-B-32/<hub tag>`, `ViT-B-32/<local checkpoint>` or `ViT-B-32/random`."""
 
     templates = CSP_PAPER_TEMPLATES
 
@@ -69,7 +69,7 @@ class OpenClip:
 
 
 class TransformersClip:
-    """CLIP, SigLIP or SigLIP 2 of transformers (`get_image_features` / `get_text_features`), from a hub name or folder."""
+    """CLIP, SigLIP or SigLIP 2 of transformers, from a hub name or a local folder."""
 
     templates = CSP_PAPER_TEMPLATES
 

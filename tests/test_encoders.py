@@ -13,7 +13,6 @@ from saelab.encoders.embed import image_embeddings, label_embeddings
 from saelab.errors import UserError
 from saelab.images import load as load_images
 
-
 WORDS = {"red": (1.0, 0, 0), "green": (0, 1.0, 0), "blue": (0, 0, 1.0)}
 
 

@@ -1,7 +1,8 @@
 """Image-text encoders: the space in which images and labels are compared.
 
 `load("conse")` needs no hub; `load("open_clip:ViT-B-32/laion2b_s34b_b79k")` and
-`load("transformers:google/siglip-base-patch16-224")` take a hub name or a local path. `image_embeddings` and `label_embeddings` keep what they compute as artifacts.
+`load("transformers:google/siglip-base-patch16-224")` take a hub name or a local path.
+`image_embeddings` and `label_embeddings` keep what they compute as artifacts.
 """
 
 from saelab.encoders.base import CSP_PAPER_TEMPLATES, Encoder, embed_templates

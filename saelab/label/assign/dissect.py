@@ -1,6 +1,7 @@
 """CLIP-Dissect's probabilistic scorers, each under its own name: they differ in more than constants."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -12,12 +13,15 @@ from saelab.errors import UserError
 from saelab.label.assign.checks import similarities
 from saelab.label.mine.top import top_images
 
+SOFT_K, WPMI_K, NEUROLENS_K = 100, 28, 30  # how many images each looks at, as its authors set it
+TINY = 1e-7  # added to probabilities before the logarithm, by CLIP-Dissect
+
 
 def soft_wpmi(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],
     label_emb: Float[Tensor, "labels d_text"],
-    top_k: int = 100,
+    top_k: int = SOFT_K,
     temperature: float = 10.0,
     p_start: float = 0.998,
     p_end: float = 0.97,
@@ -30,15 +34,17 @@ def soft_wpmi(
     ll - prior (logsumexp over units of ll - log units). The prior runs over the units scored together, so scores of
     one unit depend on the others. With fewer than top_k images, all are used. NaN units get NaN, outside the prior.
     """
-    ll = soft_log_likelihood(acts, image_emb, label_emb, top_k, temperature, p_start, p_end)
-    return ll - prior * log_prior(ll)
+    acts, sims = similarities(acts, image_emb, label_emb)
+    ids, _ = top_images(acts, min(top_k, len(sims)))
+    ll = soft_log_likelihood(sims, ids, top_k, temperature, p_start, p_end)
+    return with_prior(ll, prior)
 
 
 def wpmi(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],
     label_emb: Float[Tensor, "labels d_text"],
-    top_k: int = 28,
+    top_k: int = WPMI_K,
     temperature: float = 2.0,
     prior: float = 0.6,
 ) -> Float[Tensor, "units labels"]:
@@ -48,63 +54,81 @@ def wpmi(
     units scored together. With fewer than top_k images, all are used.
     """
     acts, sims = similarities(acts, image_emb, label_emb)
-    ids, _ = top_images(acts, min(top_k, shape(acts)[0]))
-    terms = ((sims * temperature).softmax(dim=1) + 1e-7).log()
-    ll = weighted_rows(terms, ids, torch.ones_like(ids))
-    return ll - prior * log_prior(ll)
+    ids, _ = top_images(acts, min(top_k, len(sims)))
+    return with_prior(log_likelihood(sims, ids, temperature), prior)
 
 
 def clip_dissect_neurolens(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],
     label_emb: Float[Tensor, "labels d_text"],
-    top_k: int = 30,
+    top_k: int = NEUROLENS_K,
     temperature: float = 10.0,
 ) -> Float[Tensor, "units labels"]:
     """The CSP authors' CLIP-Dissect: log(sum_i w_i q_i + 1e-6) - log(mean over all images of q).
 
     q = softmax over labels of P / temperature (the original multiplies), w = activations of the top_k images divided
-    by their sum. It ranks like a similarity centred on the image set. A unit whose weights don't sum to more than 0
-    gets NaN. Raises UserError for negative weights, which would cancel.
+    by their sum. It ranks like a similarity centred on the image set. A unit whose weights are all zero gets NaN.
+    Raises UserError for negative weights, which would cancel.
     """
     acts, sims = similarities(acts, image_emb, label_emb)
     ids, values = top_images(acts, min(top_k, shape(acts)[0]))
     if bool((values < 0).any()):
-        raise UserError(
-            "acts", "negative", "expected top activations of at least 0", "score one sign of a unit at a time"
-        )
-    total = values.sum(dim=1, keepdim=True)
-    weights = (values / total).masked_fill(total <= 0, torch.nan)
-    q = (sims / temperature).softmax(dim=1)
-    seen = weighted_rows(q, ids, weights)
-    return (seen + 1e-6).log() - q.mean(dim=0).log()
+        raise UserError("acts", "negative", "expected top activations of at least 0", "score one sign at a time")
+    return neurolens_rows(sims, ids, values, temperature)(slice(None))
 
 
 def soft_log_likelihood(
-    acts: Acts,
-    image_emb: Float[Tensor, "images d_text"],
-    label_emb: Float[Tensor, "labels d_text"],
-    top_k: int,
-    temperature: float,
-    p_start: float,
-    p_end: float,
+    sims: Float[Tensor, "images labels"],
+    ids: Int[Tensor, "units k"],
+    top_k: int = SOFT_K,
+    temperature: float = 10.0,
+    p_start: float = 0.998,
+    p_end: float = 0.97,
 ) -> Float[Tensor, "units labels"]:
-    """soft-WPMI before its prior: the log-likelihood of each label given a unit's strongest images, in rank order."""
-    acts, sims = similarities(acts, image_emb, label_emb)
-    k = min(top_k, shape(acts)[0])
-    ids, _ = top_images(acts, k)
-    q = (sims * temperature).softmax(dim=1) - 1
+    """soft-WPMI before its prior: log-likelihood of each label given a unit's strongest images, in rank order."""
+    q = (sims * temperature).softmax(dim=1).sub_(1)
     out = torch.zeros(len(ids), sims.shape[1], dtype=sims.dtype, device=sims.device)
-    for r in range(k):
-        p = p_start - (p_start - p_end) * r / top_k
-        out += (1 + p * q[ids[:, r].clamp(min=0)] + 1e-7).log()
+    step = max(1, (1 << 17) // sims.shape[1])  # what a block adds to stays in the processor's cache
+    for first in range(0, len(ids), step):
+        block = out[first : first + step]
+        for r in range(ids.shape[1]):
+            p = p_start - (p_start - p_end) * r / top_k
+            block += q[ids[first : first + step, r].clamp(min=0)].mul_(p).add_(1 + TINY).log_()
     return out.masked_fill_(ids[:, :1] < 0, torch.nan)
 
 
-def log_prior(ll: Float[Tensor, "units labels"]) -> Float[Tensor, "labels"]:
-    """Log of the mean likelihood of each label over the units that have one."""
-    known = ll[~ll[:, 0].isnan()]
-    return known.logsumexp(dim=0) - math.log(max(len(known), 1))
+def log_likelihood(
+    sims: Float[Tensor, "images labels"], ids: Int[Tensor, "units k"], temperature: float = 2.0
+) -> Float[Tensor, "units labels"]:
+    """WPMI before its prior: the sum over a unit's images of log(q + 1e-7)."""
+    terms = (sims * temperature).softmax(dim=1).add_(TINY).log_()
+    return weighted_rows(terms, ids, torch.ones_like(ids))
+
+
+def neurolens_rows(
+    sims: Float[Tensor, "images labels"],
+    ids: Int[Tensor, "units k"],
+    values: Float[Tensor, "units k"],
+    temperature: float = 10.0,
+) -> Callable[[slice], Tensor]:
+    """`clip_dissect_neurolens` for a slice of units at a time, given similarities and top images."""
+    q = (sims / temperature).softmax(dim=1)
+    everywhere = q.mean(dim=0).log()
+    total = values.sum(dim=1, keepdim=True)
+    weights = (values / total).masked_fill(total <= 0, torch.nan)
+
+    def rows(units: slice) -> Float[Tensor, "some labels"]:
+        return (weighted_rows(q, ids[units], weights[units]) + 1e-6).log() - everywhere
+
+    return rows
+
+
+def with_prior(ll: Float[Tensor, "units labels"], weight: float) -> Float[Tensor, "units labels"]:
+    """ll - weight x log of the mean likelihood of each label over the units that have one."""
+    known = ~ll[:, 0].isnan()
+    prior = ll[known].logsumexp(dim=0) - math.log(max(int(known.sum()), 1))
+    return ll - weight * prior
 
 
 def weighted_rows(
@@ -113,3 +137,52 @@ def weighted_rows(
     """Weighted sum of a unit's images' rows of `terms`; NaN for units without images (ids -1)."""
     out = embedding_bag(ids.clamp(min=0), terms, per_sample_weights=weights.to(terms.dtype), mode="sum")
     return out.masked_fill(ids[:, :1] < 0, torch.nan)
+
+
+def rank_reorder(
+    acts: Acts,
+    image_emb: Float[Tensor, "images d_text"],
+    label_emb: Float[Tensor, "labels d_text"],
+    top_fraction: float = 0.05,
+    p: float = 3.0,
+    scale_p: float = 0.5,
+) -> Float[Tensor, "units labels"]:
+    """CLIP-Dissect's rank reorder: how far the top images' activations are from the order that the label gives them.
+
+    Over a unit's top int(top_fraction x images) images: minus the mean of |a - a reordered by P| ** p, over its mean
+    under random orders, over (mean P) ** scale_p; at most 0. The authors estimate the mean under random orders from
+    five draws; here it is exact. -inf for a label whose mean P is not positive, NaN for a unit whose top activations
+    are all equal. Raises UserError if top_fraction leaves fewer than two images.
+    """
+    acts, sims = similarities(acts, image_emb, label_emb)
+    k = int(top_fraction * len(sims))
+    if k < 2:
+        raise UserError("top_fraction", top_fraction, f"leaves {k} of {len(sims)} images, expected at least 2")
+    return rank_reorder_rows(sims, *top_images(acts, k), p, scale_p)(slice(None))
+
+
+def rank_reorder_rows(
+    sims: Float[Tensor, "images labels"],
+    ids: Int[Tensor, "units k"],
+    values: Float[Tensor, "units k"],
+    p: float = 3.0,
+    scale_p: float = 0.5,
+) -> Callable[[slice], Tensor]:
+    """`rank_reorder` for a slice of units at a time, given similarities and top images."""
+
+    def one(unit_ids: Int[Tensor, "k"], strongest: Float[Tensor, "k"]) -> Float[Tensor, "labels"]:
+        if int(unit_ids[0]) < 0:
+            return sims.new_full((sims.shape[1],), torch.nan)
+        seen = sims[unit_ids]
+        order = seen.argsort(dim=0, stable=True)
+        # The label's r-th least similar image should have the r-th smallest activation.
+        error = (strongest[order] - strongest.flip(0)[:, None]).abs().pow(p).mean(dim=0)
+        chance = (strongest[:, None] - strongest).abs().pow(p).mean()
+        mean = seen.mean(dim=0)
+        score = -(error / chance) / mean.clamp(min=0) ** scale_p
+        return score.masked_fill((mean <= 0) & ~score.isnan(), -torch.inf)
+
+    def rows(units: slice) -> Float[Tensor, "some labels"]:
+        return torch.stack([one(i, v) for i, v in zip(ids[units], values[units].to(sims.dtype), strict=True)])
+
+    return rows

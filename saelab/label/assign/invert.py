@@ -1,10 +1,12 @@
 """INVERT: which concept, or formula of concepts, a unit tells from the rest (NeurIPS 2023)."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saelab.columns import Acts, blocks, columns, shape
+from saelab.columns import Acts, blocks, columns, part, shape
 from saelab.errors import UserError
 
 
@@ -14,17 +16,26 @@ def invert_auc(acts: Acts, concepts: Bool[Tensor, "images labels"]) -> Float[Ten
     Source: Bykov et al., INVERT (NeurIPS 2023), without upstream's sigmoid, which makes ties. NaN where a concept
     holds on no or on every image and for units that are not finite.
     """
+    return invert_rows(acts, concepts)(slice(None))
+
+
+def invert_rows(acts: Acts, concepts: Bool[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
+    """`invert_auc` for a slice of units at a time."""
     acts = columns(acts)
-    images, units = shape(acts)
+    images = shape(acts)[0]
     if concepts.ndim != 2 or len(concepts) != images:
         raise UserError("concepts", tuple(concepts.shape), f"expected [images, labels] with {images} images")
     inside = concepts.double()
     n1 = inside.sum(dim=0)
-    out = torch.empty(units, concepts.shape[1], dtype=torch.float32, device=concepts.device)
-    for block, part in blocks(acts, 1 << 22):
-        sums = mid_ranks(part.T) @ inside
-        out[block] = ((sums - n1 * (n1 + 1) / 2) / (n1 * (images - n1))).float()
-    return out
+
+    def rows(units: slice) -> Float[Tensor, "some labels"]:
+        parts = []
+        for _, block in blocks(part(acts, units), 1 << 22):
+            sums = mid_ranks(block.T) @ inside
+            parts.append(((sums - n1 * (n1 + 1) / 2) / (n1 * (images - n1))).float())
+        return torch.cat(parts)
+
+    return rows
 
 
 def mid_ranks(rows: Float[Tensor, "units images"]) -> Float[Tensor, "units images"]:

@@ -1,14 +1,16 @@
 """Scorers that correlate a unit's activations with each label's similarity over the whole image set."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.columns import Acts, Columns, blocks, shape
+from saelab.columns import Acts, Columns, blocks, part, shape
 from saelab.label.assign.checks import similarities
 from saelab.label.mine.status import column_means
 
-FLOOR = 1e-3  # CLIP-Dissect's least norm of a cubed column
+FLOOR = 1e-3  # CLIP-Dissect's least norm of a column
 
 
 def cosine(
@@ -18,20 +20,14 @@ def cosine(
 
     Source: Oikarinen and Weng, ICLR 2023 (their norms are floored at 1e-3). NaN for units that are not finite.
     """
-    acts, sims = similarities(acts, image_emb, label_emb)
-    return _columns_against(acts, _scaled(sims), torch.zeros(shape(acts)[1], dtype=torch.float64), power=1)
+    return cosine_rows(*similarities(acts, image_emb, label_emb))(slice(None))
 
 
 def pearson(
     acts: Acts, image_emb: Float[Tensor, "images d_text"], label_emb: Float[Tensor, "labels d_text"]
 ) -> Float[Tensor, "units labels"]:
     """Pearson correlation over images of a unit's activations with its similarity to each label; NaN if constant."""
-    acts, sims = similarities(acts, image_emb, label_emb)
-    right = sims - sims.mean(dim=0)
-    norms = right.norm(dim=0)
-    flat = norms <= 1e-6 * sims.norm(dim=0)
-    scores = _columns_against(acts, right / norms, column_means(acts), power=1, floor=0.0)
-    return scores.masked_fill(flat, torch.nan)
+    return pearson_rows(*similarities(acts, image_emb, label_emb))(slice(None))
 
 
 def cos_cubed(
@@ -42,39 +38,83 @@ def cos_cubed(
     Source: Oikarinen and Weng, ICLR 2023. Columns are divided by at least 1e-3, as theirs are, so that scores of
     labels of very low spread are damped (`floored_labels` counts them). NaN for units that are not finite.
     """
-    acts, sims = similarities(acts, image_emb, label_emb)
-    return _columns_against(acts, _scaled((sims - sims.mean(dim=0)) ** 3), column_means(acts), power=3)
+    return cos_cubed_rows(*similarities(acts, image_emb, label_emb))(slice(None))
 
 
-def floored_labels(image_emb: Float[Tensor, "images d_text"], label_emb: Float[Tensor, "labels d_text"]) -> int:
+def floored_labels(sims: Float[Tensor, "images labels"]) -> int:
     """How many labels have so little spread over the images that cos-cubed's floor of 1e-3 damps their scores."""
-    sims = image_emb @ label_emb.T
     return int((((sims - sims.mean(dim=0)) ** 3).norm(dim=0) < FLOOR).sum())
 
 
-def _scaled(matrix: Float[Tensor, "images labels"]) -> Float[Tensor, "images labels"]:
-    return matrix / matrix.norm(dim=0).clamp(min=FLOOR)
+def cosine_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
+    """`cosine` for a slice of units at a time, given the similarities."""
+    right = sims / sims.norm(dim=0).clamp(min=FLOOR)
+    return _rows(acts, right, torch.zeros(shape(acts)[1], dtype=torch.float64, device=sims.device), power=1)
 
 
-def _columns_against(
-    acts: Acts, right: Float[Tensor, "images labels"], centres: Float[Tensor, "units"], power: int, floor: float = FLOOR
-) -> Float[Tensor, "units labels"]:
-    """Cosine of ((a - centre) ** power) with each column of `right` (scaled already); dense or sparse.
+def pearson_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
+    """`pearson` for a slice of units at a time, given the similarities."""
+    return _rows(acts, standardised(sims), column_means(acts), power=1, floor=0.0)
 
-    Sparse: every unstored image has the same entry z = (-centre) ** power, so the product is the sum over stored
-    images of (entry - z) x right plus z times the column sums of `right`, which cubing leaves far from zero.
+
+def cos_cubed_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
+    """`cos_cubed` for a slice of units at a time, given the similarities."""
+    return _rows(acts, cubed(sims), column_means(acts), power=3)
+
+
+def standardised(sims: Float[Tensor, "images labels"]) -> Float[Tensor, "images labels"]:
+    """Columns centred and scaled to unit length; NaN for a label that is equally like every image."""
+    centred = sims - sims.mean(dim=0)
+    norms = centred.norm(dim=0)
+    return centred / norms.masked_fill(norms <= 1e-6 * sims.norm(dim=0), torch.nan)
+
+
+def cubed(sims: Float[Tensor, "images labels"]) -> Float[Tensor, "images labels"]:
+    """Cubes of the centred columns over their norm, floored at 1e-3."""
+    cubes = (sims - sims.mean(dim=0)).pow_(3)
+    return cubes.div_(cubes.norm(dim=0).clamp(min=FLOOR))
+
+
+def _rows(
+    acts: Acts,
+    right: Float[Tensor, "images labels"],
+    centres: Float[Tensor, "units"],
+    power: int,
+    floor: float = FLOOR,
+) -> Callable[[slice], Tensor]:
+    sums = right.sum(dim=0, dtype=torch.float64).to(right.dtype)
+
+    def rows(units: slice) -> Float[Tensor, "some labels"]:
+        some = part(acts, units)
+        if isinstance(some, Columns):
+            return _against_sparse(some, right, sums, centres[units], power, floor)
+        return torch.cat([_against_dense(block, right, centres[units][at], power, floor) for at, block in blocks(some)])
+
+    return rows
+
+
+def _against_dense(
+    acts: Float[Tensor, "images some"], right: Tensor, centres: Tensor, power: int, floor: float
+) -> Float[Tensor, "some labels"]:
+    """Cosine of (a - centre) ** power with each column of `right`, which is scaled already."""
+    entries = (acts - centres).to(right.dtype).pow_(power)
+    norms = entries.norm(dim=0).clamp(min=floor)
+    flat = acts.amin(dim=0) == acts.amax(dim=0)
+    scores = entries.div_(norms).T @ right
+    return scores.masked_fill_(flat[:, None], torch.nan) if power == 1 and floor == 0 else scores
+
+
+def _against_sparse(
+    acts: Columns, right: Tensor, sums: Tensor, centres: Tensor, power: int, floor: float
+) -> Float[Tensor, "some labels"]:
+    """The same from stored entries.
+
+    Every unstored image has the same entry z = (-centre) ** power, so the product is the sum over stored images of
+    (entry - z) x right plus z times the column sums of `right`, which cubing leaves far from zero.
     """
-    centres = centres.to(right.device)
-    if not isinstance(acts, Columns):
-        parts = []
-        for block, part in blocks(acts):
-            entries = (part - centres[block]).to(right.dtype) ** power
-            norms = entries.norm(dim=0)
-            parts.append((entries / norms.clamp(min=floor)).T @ right)
-        return torch.cat(parts)
     owner = acts.unit_of_entry
     entries = (acts.values - centres[owner]) ** power
     unstored = (-centres) ** power
     norms = (acts.total(entries**2) + (acts.images - acts.counts) * unstored**2).sqrt().clamp(min=floor)
     scores = acts.product((entries - unstored[owner]) / norms[owner], right)
-    return scores + (unstored / norms).to(right.dtype)[:, None] * right.sum(dim=0, dtype=torch.float64).to(right.dtype)
+    return scores + (unstored / norms).to(right.dtype)[:, None] * sums

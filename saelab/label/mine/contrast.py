@@ -1,7 +1,8 @@
 """A contrast for each positive: the image most like it that does not drive the unit."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +16,22 @@ from saelab.label.mine.status import column_means
 RULES = ("below_mean", "below_quantile", "zero", "random", "host")
 TABLE = 64  # neighbours looked up before an exact search over all images
 MASK_ELEMENTS = 1 << 30  # a bool for each image and unit: units beyond this many go in a second pass
+
+
+@dataclass(frozen=True)
+class ContrastRule:
+    """How contrasts are chosen: the settings of `contrast_images`, to be kept beside what they gave."""
+
+    rule: str = "below_mean"  # below_mean, below_quantile, zero, random or host
+    reuse: bool = True  # may an image serve several positives of a unit
+    quantile: float = 0.5  # for below_quantile
+    host_similarity: float = 0.3  # for host: least cosine in the host's space
+    host_limit: int = 10  # for host: pairs kept per unit
+    seed: int = 0  # for random
+
+    def as_arguments(self) -> dict[str, Any]:
+        """The settings as arguments of `contrast_images`."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The packaged photos: what Debian's Tux Paint stamps and GCompris carry, with captions, categories and credits.
 
-About 580 real photos that any machine with apt can have without root or a model hub. Tux Paint: cut-outs (PNG with
+About 590 real photos that any machine with apt can have without root or a model hub. Tux Paint: cut-outs (PNG with
 transparency), caption in the `.txt` beside each, categories from the folders. GCompris: photos in Qt archives,
 credits per file in the README beside them. Everything lies in the user's cache; nothing is installed.
 """
@@ -21,12 +21,29 @@ from saelab.images.build import Entry, Listing
 from saelab.images.places import user_cache
 
 PACKAGES = ["tuxpaint-stamps-default", "gcompris-qt-data"]
-SELECTION = 1  # raise it when the rules below choose other pictures
+SELECTION = 2  # raise it when the rules below choose other pictures
 
 # Stamps that are no photos, by folder; by file: mirrored copies, tiny ones, and drawings, which have even areas.
 DRAWN = ("symbols", "cartoon", "clothes", "flags", "roadsigns", "easter", "newyears", "hanukkah")
-MIN_SIDE = 60  # pixels of the longer side
+MIN_SIDE = 48  # pixels of the longer side
 MAX_EVEN = 0.30  # share of neighbouring opaque pixels that are equal; photographs reach 0.3, drawings start there
+
+# Folders whose names say little outside their tree.
+PLAIN = {
+    "aquatic": "sea mammals",
+    "arttools": "art tools",
+    "auto": "cars",
+    "brass": "brass instruments",
+    "construction": "construction vehicles",
+    "cycle": "cycles",
+    "emergency": "emergency vehicles",
+    "flight": "aircraft",
+    "masstransit": "mass transit",
+    "naturalforces": "natural forces",
+    "percussion": "percussion instruments",
+    "string": "string instruments",
+    "wind": "wind instruments",
+}
 
 # GCompris: archive or the folder inside it -> classes. Its drawings are SVG, all its WebP pictures are photos.
 ARCHIVES = ("categorization", "erase", "explore_*")
@@ -79,8 +96,8 @@ def _prepare(folder: Path) -> None:
         target = folder / "pictures" / entry.file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
-    for package in PACKAGES:
-        shutil.copy(share / "doc" / package / "copyright", folder / f"copyright-{package}.txt")
+    for name in PACKAGES:
+        shutil.copy(share / "doc" / name / "copyright", folder / f"copyright-{name}.txt")
     rows = [{"file": e.file, "caption": e.caption, "classes": e.classes, "credit": e.credit} for e, _ in chosen]
     artifacts.write_jsonl(folder / "pictures.jsonl", rows)
     shutil.rmtree(downloads)
@@ -95,7 +112,7 @@ def stamps(root: Path) -> Iterator[tuple[Entry, bytes]]:
             continue
         told = path.with_suffix(".txt")  # the first line is English, translations follow
         text = told.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0] if told.is_file() else ""
-        classes = tuple(part.replace("_", " ") for part in file.parts[:-1])
+        classes = tuple(PLAIN.get(part, part.replace("_", " ")) for part in file.parts[:-1])
         credit = "Tux Paint stamps, (C) 2002-2022 Bill Kendrick and contributors, GPL-2"
         yield Entry(f"tuxpaint/{file.as_posix()}", text.strip() or None, classes, credit=credit), path.read_bytes()
 
@@ -123,13 +140,13 @@ def gcompris(folder: Path) -> Iterator[tuple[Entry, bytes]]:
         titles = _titles(contents)
         credits = _credits(contents)
         for name in sorted(contents):
-            if not name.endswith(".webp"):
+            if not name.endswith(".webp") or name not in credits:  # no picture whose licence nobody names
                 continue
             inner = name.rsplit("/resource/", 1)[-1]
             above = inner.split("/")[-2] if "/" in inner else ""
             caption = titles.get(name) or words(Path(name).stem)
             classes = CLASSES.get(above) or CLASSES.get(path.stem, ())
-            yield Entry(f"gcompris/{path.stem}/{inner}", caption, classes, credit=credits.get(name)), contents[name]
+            yield Entry(f"gcompris/{path.stem}/{inner}", caption, classes, credit=credits[name]), contents[name]
 
 
 def words(stem: str) -> str:

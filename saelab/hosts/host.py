@@ -1,5 +1,6 @@
 """Host: the vision model that is looked into. Pictures in, tokens of named layers out."""
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,8 +22,8 @@ from saelab.hosts.usual import usual
 _PROBED = 2  # pictures in the probing pass: more than one, so that the batch axis can be told
 
 
-class _Enough(Exception):  # noqa: N818 (no error: it ends a forward pass whose rest nobody needs)
-    pass
+class _Enough(Exception):
+    """No error: it ends a forward pass whose rest nobody needs."""
 
 
 class Host:
@@ -37,11 +38,12 @@ class Host:
         model: nn.Module,
         transform: Transform,
         name: str,
-        prefix: Prefix = Prefix(),
+        prefix: Prefix | None = None,
         call: Callable[[nn.Module, Tensor], Any] | None = None,
     ) -> None:
-        """`prefix`: tokens before the patches. `call(model, batch)`: the forward pass, where it is not `model(batch)`."""
-        self.model, self.transform, self.name, self.prefix = model.eval(), transform, name, prefix
+        """`prefix`: tokens before the patches. `call(model, batch)`: the forward pass, if not `model(batch)`."""
+        self.model, self.transform, self.name = model.eval(), transform, name
+        self.prefix = prefix or Prefix()
         self._call = call or (lambda model, batch: model(batch))
         self.digest = weights_digest(model)
 
@@ -67,7 +69,7 @@ class Host:
         return facts | {"dtype": str(self.dtype).removeprefix("torch.")}
 
     def layers(self, pattern: str = "**") -> list[Layer]:
-        """The layers that give tokens, in the order of running; `in:**` lists inputs. `usual` marks the common choices."""
+        """The layers that give tokens, in the order of running; `in:**` lists inputs."""
         reasons = usual(self._modules, self._probe)
         found = []
         for name in places.matches(pattern, self._names):
@@ -77,7 +79,7 @@ class Host:
         return found
 
     def usual_layers(self) -> list[Layer]:
-        """The layers that people usually look at, in the order of running."""
+        """The layers that people usually look at: outputs in the order of running, then inputs."""
         return [layer for pattern in ("**", "in:**") for layer in self.layers(pattern) if layer.usual]
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
@@ -122,11 +124,8 @@ class Host:
             if len(taken) == len(forms):
                 raise _Enough
 
-        with places.tapped(self.model, list(forms), take):
-            try:
-                self._forward(batch)
-            except _Enough:
-                pass
+        with places.tapped(self.model, list(forms), take), contextlib.suppress(_Enough):
+            self._forward(batch)
         for name in forms:
             if name not in taken:
                 raise UserError("layer", name, "did not run for this batch", "choose a layer that always runs")
@@ -182,7 +181,9 @@ class Host:
         except Exception as error:
             why = " ".join(str(error).split())[:200]
             shape = list(batch.shape)
-            raise UserError("host", self.name, f"fails on a batch {shape}: {why}", "set host.transform to its size") from error
+            raise UserError(
+                "host", self.name, f"fails on a batch {shape}: {why}", "set host.transform to its size"
+            ) from error
 
     @cached_property
     def _names(self) -> list[str]:
@@ -200,7 +201,9 @@ class Host:
         form = places.check(name, self.model, self._probe)
         if output.ndim != len(form.shape) + 1 or output.shape[form.channels] != form.d_in:
             shape = tuple(output.shape)
-            raise UserError("layer", name, f"gave {shape} here and {form.shape} an image before", "give pictures one size")
+            raise UserError(
+                "layer", name, f"gave {shape} here and {form.shape} an image before", "give pictures one size"
+            )
         return dataclasses.replace(form, shape=tuple(s for i, s in enumerate(output.shape) if i != form.batch))
 
     def _patches(self, height: int, width: int) -> tuple[int, int] | None:
@@ -230,5 +233,5 @@ def weights_digest(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):
             total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

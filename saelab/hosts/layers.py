@@ -72,7 +72,8 @@ class Probe:
 
 def probe(model: nn.Module, run: Callable[[], Any], images: int) -> Probe:
     """Run the model once (`run`, on `images` pictures) and note every module's input and output."""
-    found, width = Probe(), [None]
+    found = Probe()
+    width: list[int | None] = [None]
     handles = []
 
     def note(paths: list[str], value: Any, takes_input: bool) -> None:
@@ -186,7 +187,9 @@ def check(name: str, model: nn.Module, found: Probe) -> Form:
         near = nearest(name, found.names())
         raise UserError("layer", name, "never runs in a forward pass", f"nearest that do: {', '.join(near)}")
     if site.call >= calls or (calls > 1 and "@" not in name):
-        raise UserError("layer", name, f"runs {calls} times in a pass", f"name one call, {name.partition('@')[0]}@0 to @{calls - 1}")
+        raise UserError(
+            "layer", name, f"runs {calls} times in a pass", f"name one call, {name.partition('@')[0]}@0 to @{calls - 1}"
+        )
     form = found.forms[site.path, site.takes_input, site.call]
     if form is None:
         what = "takes" if site.takes_input else "gives"

@@ -1,4 +1,4 @@
-"""A host by its name: timm, torchvision, transformers, open_clip, packages that carry weights, your own code or file."""
+"""A host by its name: timm, torchvision, transformers, open_clip, packages with weights, your own code or file."""
 
 import importlib
 from collections.abc import Callable
@@ -67,11 +67,13 @@ def load_state(model: nn.Module, path: str) -> None:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(str(file))
+            state: dict[str, Any] = dict(load_file(str(file)))
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError("weights", path, f"unreadable: {' '.join(str(error).split())[:160]}", "fetch it again") from None
+        raise UserError(
+            "weights", path, f"unreadable: {' '.join(str(error).split())[:160]}", "fetch it again"
+        ) from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -108,7 +110,9 @@ def _torchvision(name: str, weights: str) -> Built:
 
     if name not in models.list_models(module=models):
         near = [m for m in models.list_models(module=models) if m.startswith(name[:5])][:4]
-        raise UserError("host", f"torchvision:{name}", "torchvision has no such classifier", f"it has: {', '.join(near)}")
+        raise UserError(
+            "host", f"torchvision:{name}", "torchvision has no such classifier", f"it has: {', '.join(near)}"
+        )
     known = models.get_model_weights(name)["DEFAULT"]
     asked = known if weights == "pretrained" else None
     model = _fetched(f"torchvision:{name}", lambda: models.get_model(name, weights=asked))
@@ -116,7 +120,11 @@ def _torchvision(name: str, weights: str) -> Built:
         load_state(model, weights)
     preset = known.transforms()
     transform = Transform(
-        preset.resize_size[0], (preset.crop_size[0],) * 2, preset.interpolation.value, tuple(preset.mean), tuple(preset.std)
+        preset.resize_size[0],
+        (preset.crop_size[0],) * 2,
+        preset.interpolation.value,
+        tuple(preset.mean),
+        tuple(preset.std),
     )
     return Built(model, transform, Prefix(cls=1 if hasattr(model, "class_token") else 0))
 
@@ -160,7 +168,6 @@ def _tower_class(config: Any) -> Any:
 
 
 def _image_class(config: Any) -> Any:
-    from transformers import AutoModel, AutoModelForImageClassification
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as CLASSIFIERS,
     )
@@ -170,7 +177,6 @@ def _image_class(config: Any) -> Any:
     wanted = CLASSIFIERS if named.endswith("ForImageClassification") else MODEL_MAPPING
     if type(config) not in wanted:
         raise UserError("host", config.model_type, "is no vision model that transformers knows", "use module:")
-    del AutoModel, AutoModelForImageClassification
     found = wanted[type(config)]
     return found[0] if isinstance(found, tuple) else found
 
@@ -189,10 +195,14 @@ def _processor_transform(name: str, config: Any, may_guess: bool) -> Transform:
         if may_guess:
             return Transform((size, size) if isinstance(size, int) else tuple(size))
         why = " ".join(str(error).split())[:160]
-        raise UserError("host", f"transformers:{name}", f"no image processor ({why})", "put its preprocessor_config.json there") from None
+        raise UserError(
+            "host", f"transformers:{name}", f"no image processor ({why})", "put its preprocessor_config.json there"
+        ) from None
     for key in _NOT_TOLD:
         if settings.get(key):
-            raise UserError("host", f"transformers:{name}", f"its image processor uses {key}", "use module: with a Transform")
+            raise UserError(
+                "host", f"transformers:{name}", f"its image processor uses {key}", "use module: with a Transform"
+            )
     return processor_transform(settings)
 
 
@@ -228,16 +238,26 @@ def _open_clip(name: str, weights: str) -> Built:
         raise UserError("host", f"open_clip:{name}", "open_clip has no such model", f"it has: {', '.join(near)}")
     if weights == "pretrained" and not tag:
         tags = open_clip.list_pretrained_tags_by_model(model_name)
-        raise UserError("host", f"open_clip:{name}", "names no weights", f"add one: {'/'.join([model_name, tags[0]]) if tags else ''}")
+        raise UserError(
+            "host",
+            f"open_clip:{name}",
+            "names no weights",
+            f"add one: {'/'.join([model_name, tags[0]]) if tags else ''}",
+        )
     source = {"pretrained": tag, "random": None}.get(weights, weights)
     model = _fetched(
-        f"open_clip:{name}", lambda: open_clip.create_model(model_name, pretrained=source, load_weights=source is not None)
+        f"open_clip:{name}",
+        lambda: open_clip.create_model(model_name, pretrained=source, load_weights=source is not None),
     )
     settings = open_clip.get_model_preprocess_cfg(model)
     size = settings["size"]
     height, width = (size, size) if isinstance(size, int) else size
-    if settings.get("resize_mode", "shortest") == "longest" or (settings["resize_mode"] == "shortest" and height != width):
-        raise UserError("host", f"open_clip:{name}", "resizes in a way that saelab does not", "use module: with a Transform")
+    if settings.get("resize_mode", "shortest") == "longest" or (
+        settings["resize_mode"] == "shortest" and height != width
+    ):
+        raise UserError(
+            "host", f"open_clip:{name}", "resizes in a way that saelab does not", "use module: with a Transform"
+        )
     squash = settings["resize_mode"] == "squash"
     transform = Transform(
         (height, width) if squash else height,
@@ -258,11 +278,15 @@ def _module(name: str, weights: str) -> Built:
     try:
         factory = getattr(importlib.import_module(path), attribute or "model")
     except (ImportError, AttributeError) as error:
-        raise UserError("host", f"module:{name}", f"can't be imported ({error})", "write module:<package.module>:<factory>") from None
+        raise UserError(
+            "host", f"module:{name}", f"can't be imported ({error})", "write module:<package.module>:<factory>"
+        ) from None
     made = factory()
     parts = made if isinstance(made, tuple) else (made,)
     if not isinstance(parts[0], nn.Module):
-        raise UserError("host", f"module:{name}", f"the factory gave a {type(parts[0]).__name__}", "it must give a torch.nn.Module")
+        raise UserError(
+            "host", f"module:{name}", f"the factory gave a {type(parts[0]).__name__}", "it must give a torch.nn.Module"
+        )
     if weights not in ("pretrained", "random"):
         load_state(parts[0], weights)
     return Built(parts[0], *(parts[1:] or (_usual_transform(),)))
@@ -274,7 +298,9 @@ def _torchscript(name: str, weights: str) -> Built:
         model = torch.jit.load(name, map_location="cpu")
     except (RuntimeError, ValueError, OSError) as error:
         why = " ".join(str(error).split())[:160]
-        raise UserError("host", f"torchscript:{name}", f"can't be read ({why})", "give a file made by torch.jit.save") from None
+        raise UserError(
+            "host", f"torchscript:{name}", f"can't be read ({why})", "give a file made by torch.jit.save"
+        ) from None
     if weights != "pretrained":
         raise UserError("weights", weights, "a TorchScript file holds its own weights", "set weights=pretrained")
     return Built(model, _usual_transform())
@@ -290,7 +316,9 @@ def _fetched(name: str, get: Callable[[], Any]) -> Any:
         return get()
     except Exception as error:
         why = " ".join(str(error).split())[:200]
-        raise UserError("host", name, f"can't be had: {why}", "set weights=random or to a local file or folder") from error
+        raise UserError(
+            "host", name, f"can't be had: {why}", "set weights=random or to a local file or folder"
+        ) from error
 
 
 def _move(model: nn.Module, device: str | torch.device, dtype: str | None) -> None:

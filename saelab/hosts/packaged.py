@@ -2,13 +2,9 @@
 
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from saelab.errors import UserError
-from saelab.hosts.tokens import Prefix
 from saelab.hosts.transform import Transform
 
 _LITE_SIZES = {0: 224, 1: 240, 2: 260}
@@ -47,7 +43,9 @@ def squeezenet(name: str, weights: str) -> tuple[Any, ...]:
     model = squeezenet1_0(weights=None)
     model.classifier[1].padding = (1, 1)  # the Caffe network pads its last convolution, torchvision's does not
     if weights == "pretrained":
-        raise UserError("weights", weights, "no package carries SqueezeNet's weights", "give a .safetensors file or random")
+        raise UserError(
+            "weights", weights, "no package carries SqueezeNet's weights", "give a .safetensors file or random"
+        )
     if weights != "random":
         load_state(model, weights)
     return model, Transform(256, (227, 227), "bilinear", (104.0, 117.0, 123.0), (1.0,) * 3, scale=1.0, channels="BGR")
@@ -57,7 +55,9 @@ def _package(module: str, host: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError("host", host, f"needs the package {module.replace('_', '-')}", "pip install 'saelab[quickstart]'") from None
+        raise UserError(
+            "host", host, f"needs the package {module.replace('_', '-')}", "pip install 'saelab[quickstart]'"
+        ) from None
 
 
 HOSTS: dict[str, Callable[[str, str], tuple[Any, ...]]] = {

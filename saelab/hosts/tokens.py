@@ -27,7 +27,7 @@ class Form:
     @property
     def d_in(self) -> int:
         """Width of a token."""
-        return (self.shape[: self.batch] + (0,) + self.shape[self.batch :])[self.channels]
+        return (*self.shape[: self.batch], 0, *self.shape[self.batch :])[self.channels]
 
 
 def first_tensor(value: Any) -> Tensor | None:
@@ -48,7 +48,7 @@ def replace_first(value: Any, tensor: Tensor) -> Any:
     if isinstance(value, Mapping):
         keys = ["last_hidden_state"] if "last_hidden_state" in value else list(value)
         key = next(k for k in keys if first_tensor(value[k]) is not None)
-        changed = value.copy() if isinstance(value, dict) else type(value)(**value)  # type: ignore[attr-defined]
+        changed: Any = value.copy() if isinstance(value, dict) else type(value)(**value)
         changed[key] = replace_first(value[key], tensor)
         return changed
     index = next(i for i, v in enumerate(value) if first_tensor(v) is not None)

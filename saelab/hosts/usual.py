@@ -1,4 +1,4 @@
-"""Which layers people usually look at: the residual stream, MLP hidden units, maps after an activation, block outputs."""
+"""Which layers people usually look at: residual stream, MLP hidden, maps after an activation, block outputs."""
 
 import re
 
@@ -7,7 +7,9 @@ from torch import nn
 from saelab.hosts.layers import Probe
 from saelab.hosts.tokens import Form
 
-_ACTIVATION = re.compile(r"(relu|gelu|silu|swish|mish|elu|hardtanh|softplus|tanh|sigmoid|activation|^act)", re.IGNORECASE)
+_ACTIVATION = re.compile(
+    r"(relu|gelu|silu|swish|mish|elu|hardtanh|softplus|tanh|sigmoid|activation|^act)", re.IGNORECASE
+)
 _NUMBERED = re.compile(r"^(.*?)[._]?(\d+)$")
 
 
@@ -27,7 +29,11 @@ def usual(modules: dict[str, nn.Module], found: Probe) -> dict[str, str]:
 
 def _reason(module: nn.Module, path: str, takes_input: bool, form: Form, is_block: bool, stream: int) -> str:
     if takes_input:
-        if form.kind == "map" and "pool" in type(module).__name__.lower() and "adaptive" in type(module).__name__.lower():
+        if (
+            form.kind == "map"
+            and "pool" in type(module).__name__.lower()
+            and "adaptive" in type(module).__name__.lower()
+        ):
             return "what the head pools"
         wide = isinstance(module, nn.Linear) and module.in_features >= 2 * module.out_features
         return "MLP hidden" if wide and form.kind == "sequence" and module.out_features == stream else ""

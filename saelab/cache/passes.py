@@ -1,0 +1,241 @@
+"""One pass over the images: forward, choose, pool, round, store, for several layers at once."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from saelab.artifacts import atomic
+from saelab.cache import layout
+from saelab.errors import UserError
+
+if TYPE_CHECKING:
+    from saelab.hosts import Host
+    from saelab.images import ImageSet
+
+TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_WAITING = 2  # batches that may wait for the disk while the model goes on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is stored of one layer."""
+
+    layer: str
+    policy: str
+    dtype: str
+    total: int  # tokens that the policy keeps of an image
+    stored: int  # tokens that are stored of them
+    d_in: int
+    seed: int  # of the choice of tokens, where stored < total
+    mine: np.ndarray  # bool [images]: the split that the moments are of
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the tokens of one image."""
+        return self.stored * self.d_in * layout.STORED[self.dtype].itemsize
+
+
+class Moments(NamedTuple):
+    """Tokens, mean and summed squared deviation per dimension, float64; merged as Chan et al. (1983) do."""
+
+    tokens: int
+    mean: Float[Tensor, "d_in"]
+    m2: Float[Tensor, "d_in"]
+
+    @classmethod
+    def of(cls, tokens: Float[Tensor, "tokens d_in"]) -> "Moments":
+        """Of the rows of a matrix; float64 is not had on every device (MPS), hence the CPU there."""
+        x = (tokens.cpu() if tokens.device.type == "mps" else tokens).to(torch.float64)
+        if not len(x):
+            return cls.none(tokens.shape[1])
+        mean = x.mean(0)
+        return cls(len(x), mean.cpu(), (x - mean).square_().sum(0).cpu())
+
+    @classmethod
+    def none(cls, d_in: int) -> "Moments":
+        """Of nothing."""
+        return cls(0, torch.zeros(d_in, dtype=torch.float64), torch.zeros(d_in, dtype=torch.float64))
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Of both together."""
+        total = self.tokens + other.tokens
+        if not other.tokens or not self.tokens:
+            return self if self.tokens else other
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.tokens / total)
+        return Moments(total, mean, self.m2 + other.m2 + delta.square() * (self.tokens * other.tokens / total))
+
+
+class Part(NamedTuple):
+    """A batch's share of one layer, ready to be written; consecutive images of one shard."""
+
+    images: np.ndarray  # ids
+    tokens: np.ndarray  # [images * stored, d_in] in the stored dtype
+    pooled_max: np.ndarray  # [images, d_in] float32
+    pooled_mean: np.ndarray
+    moments: Moments
+
+
+class LayerWriter:
+    """Writes one layer's shards into its file, in the order that they come, one shard after the other."""
+
+    def __init__(self, folder: Path, plan: Plan, shard_images: int, images: int) -> None:
+        self.folder, self.plan, self.shard_images, self.n_images = folder, plan, shard_images, images
+        self.places = layout.places(folder / layout.FILE)[0]
+        self.pending = set(pending(folder, images, shard_images))
+        self.file = os.open(folder / layout.FILE, os.O_WRONLY)
+        self._checksum, self._moments = hashlib.sha256(), Moments.none(plan.d_in)
+
+    def close(self) -> None:
+        """Close the file; a shard that is not whole is done again by the next run."""
+        os.close(self.file)
+
+    def store(self, part: Part) -> None:
+        """Write a part; when it completes its shard, write the shard's record after the rows are on disk."""
+        first = int(part.images[0])
+        tokens = self.places["tokens"]
+        layout.write_at(self.file, tokens.offset + first * self.plan.stored * tokens.row_bytes, part.tokens)
+        for name, values in (("pooled_max", part.pooled_max), ("pooled_mean", part.pooled_mean)):
+            layout.write_at(self.file, self.places[name].offset + first * self.places[name].row_bytes, values)
+        self._checksum.update(part.tokens.data.cast("B"))
+        self._moments = self._moments.merged(part.moments)
+        shard, last = first // self.shard_images, int(part.images[-1])
+        if last + 1 == min((shard + 1) * self.shard_images, self.n_images):
+            os.fsync(self.file)
+            self._write_record(shard)
+            self._checksum, self._moments = hashlib.sha256(), Moments.none(self.plan.d_in)
+
+    def _write_record(self, shard: int) -> None:
+        from safetensors.torch import save_file
+
+        moments = self._moments
+        tensors = {"count": torch.tensor([moments.tokens]), "mean": moments.mean, "m2": moments.m2}
+        with atomic(record(self.folder, shard)) as temporary:
+            save_file(tensors, str(temporary), metadata={"sha256": self._checksum.hexdigest()})
+
+
+def record(folder: Path, shard: int) -> Path:
+    """Where a finished shard's record lies while the cache is being made."""
+    return folder / "shards" / f"{shard:07d}.safetensors"
+
+
+def pending(folder: Path, images: int, shard_images: int) -> list[int]:
+    """The shards without a record."""
+    return [s for s in range(-(-images // shard_images)) if not record(folder, s).exists()]
+
+
+def run_pass(
+    images: "ImageSet",
+    host: "Host",
+    writers: list[LayerWriter],
+    shards: list[int],
+    batch_size: int,
+    workers: int,
+    quiet: bool,
+) -> None:
+    """Forward the images of the given shards and store every writer's layer. Raises UserError for a full disk."""
+    size = writers[0].shard_images
+    ids = np.concatenate([np.arange(s * size, min((s + 1) * size, len(images))) for s in shards])
+    layers = [w.plan.layer for w in writers]
+    title = layers[0] if len(layers) == 1 else f"{len(layers)} layers"
+    waiting: deque[Future[None]] = deque()
+    with ExitStack() as stack:
+        disk = stack.enter_context(ThreadPoolExecutor(1))
+        bar = stack.enter_context(tqdm(total=len(ids), desc=f"activations, {title}", unit="img", disable=quiet))
+        for numbers, batch in images.batches(host.transform, batch_size, workers, ids):
+            tokens = host.tokens(batch, layers, writers[0].plan.policy)
+            for writer in writers:
+                for part in _parts(tokens.pop(writer.plan.layer), numbers, writer):
+                    waiting.append(disk.submit(writer.store, part))
+            while len(waiting) > _WAITING * len(writers):
+                waiting.popleft().result()
+            bar.update(len(numbers))
+        while waiting:
+            waiting.popleft().result()
+
+
+def _parts(tokens: Tensor, numbers: np.ndarray, writer: LayerWriter) -> Iterator[Part]:
+    """The batch cut where a shard ends, without what is stored already."""
+    shards = numbers // writer.shard_images
+    for shard in np.unique(shards):
+        if int(shard) in writer.pending:
+            own = np.flatnonzero(shards == shard)
+            yield _part(tokens[own[0] : own[-1] + 1], numbers[own], writer.plan)
+
+
+def _part(tokens: Float[Tensor, "images tokens d_in"], numbers: np.ndarray, plan: Plan) -> Part:
+    if tuple(tokens.shape[1:]) != (plan.total, plan.d_in):
+        found, expected = tuple(tokens.shape[1:]), (plan.total, plan.d_in)
+        what = f"gave {found} tokens x d_in for image {numbers[0]}, {expected} was planned"
+        raise UserError("layer", plan.layer, what, "set host.transform.crop, so that all pictures have one size")
+    wide = tokens.float()
+    largest, average = wide.amax(1), wide.mean(1)
+    if plan.stored < plan.total:
+        chosen = torch.from_numpy(np.stack([sample(plan, int(i)) for i in numbers])).to(tokens.device)
+        tokens = tokens.gather(1, chosen[:, :, None].expand(-1, -1, plan.d_in))
+    rows = tokens.to(TORCH[plan.dtype])
+    if bool((rows.isinf() & tokens.isfinite()).any()):
+        top = float(tokens.abs().max())
+        raise UserError(
+            "dtype", plan.dtype, f"can't hold {top:.3g}, a value of {plan.layer}", "set dtype=bfloat16 or float32"
+        )
+    mine = torch.from_numpy(plan.mine[numbers]).to(rows.device)
+    moments = Moments.of(rows[mine].flatten(0, 1))
+    flat = rows.flatten(0, 1).cpu().contiguous()
+    stored = (flat.view(torch.uint16) if plan.dtype == "bfloat16" else flat).numpy()
+    return Part(numbers, stored, largest.cpu().numpy(), average.cpu().numpy(), moments)
+
+
+def sample(plan: Plan, image: int) -> np.ndarray:
+    """Which tokens of an image are stored: without replacement, ascending, a function of (seed, image) alone."""
+    generator = np.random.default_rng([plan.seed, image])
+    return np.sort(generator.choice(plan.total, plan.stored, replace=False))
+
+
+def merged_records(folder: Path, shards: int) -> tuple[Moments, list[str]]:
+    """The moments of all shards, merged in their order, and the shards' checksums."""
+    from safetensors import safe_open
+
+    moments, checksums = None, []
+    for shard in range(shards):
+        with safe_open(str(record(folder, shard)), "pt") as file:
+            own = Moments(int(file.get_tensor("count")[0]), file.get_tensor("mean"), file.get_tensor("m2"))
+            checksums.append(file.metadata()["sha256"])
+        moments = own if moments is None else moments.merged(own)
+    assert moments is not None
+    return moments, checksums
+
+
+def plan_of(
+    images: "ImageSet", host: "Host", layer: str, policy: str, dtype: str, tokens_per_image: int | None, seed: int
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan of a layer, and the attributes of its file."""
+    choice = host.choice(layer, policy)
+    stored = choice.tokens if tokens_per_image is None else min(choice.tokens, tokens_per_image)
+    sampled = stored < choice.tokens
+    has_cls = policy == "cls" or (choice.prefix > 0 and host.prefix.cls > 0)
+    attributes = {
+        "layer": layer,
+        "host": host.name,
+        "policy": policy,
+        "dtype": dtype,
+        "has_cls": bool(has_cls and not sampled),
+        "grid_height": 0 if sampled or choice.grid is None else choice.grid[0],
+        "grid_width": 0 if sampled or choice.grid is None else choice.grid[1],
+    }
+    plan = Plan(
+        layer, policy, dtype, choice.tokens, stored, host.d_in(layer), seed, np.asarray(images.splits) == "mine"
+    )
+    return plan, attributes

@@ -1,0 +1,85 @@
+"""The processes that write one cache together: the first one leads, the others follow. One process leads nobody."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from saelab.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among those that torch.distributed has joined."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def current(cls) -> "Ranks":
+        """As torch.distributed has it; alone where it was not started."""
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    def led(self, lead: Callable[[], None], follow: Callable[[Any], None]) -> None:
+        """Rank 0 runs `lead`; the others run `follow(work)` for everything it hands out with `hand_out`, until it ends.
+
+        If `lead` raises, the others raise a UserError with its message.
+        """
+        if self.rank:
+            while (message := self._receive(None))[0] == "work":
+                follow(message[1])
+            if message[0] == "error":
+                raise UserError(*message[1])
+            return
+        try:
+            lead()
+        except BaseException as error:
+            self._receive(("error", _told(error)))
+            raise
+        self._receive(("end", None))
+
+    def hand_out(self, work: Any) -> None:
+        """Rank 0 gives all others the same work (plain values)."""
+        self._receive(("work", work))
+
+    def together(self, action: Callable[[], None]) -> None:
+        """Run `action` in every process, wait for all, and raise in all where it failed in one."""
+        own: BaseException | None = None
+        try:
+            action()
+        except BaseException as error:  # told to the others first: they would wait for ever
+            own = error
+        told = self._gather(None if own is None else _told(own))
+        if own is not None:
+            raise own
+        for rank, failure in enumerate(told):
+            if failure is not None:
+                setting, value, expected, remedy = failure
+                raise UserError(setting, value, f"{expected} (in process {rank})", remedy)
+
+    def _receive(self, message: Any) -> Any:
+        if self.world == 1:
+            return message
+        import torch.distributed as dist
+
+        box = [message]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def _gather(self, value: Any) -> list[Any]:
+        if self.world == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+def _told(error: BaseException) -> tuple[str, str, str, str]:
+    if isinstance(error, UserError):
+        return error.setting, str(error.value), error.expected, error.remedy
+    return "process", type(error).__name__, " ".join(str(error).split())[:300] or "ended", "run again: it resumes"

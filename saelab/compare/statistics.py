@@ -115,10 +115,16 @@ def on_same_units(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's corrected p-values (statsmodels), in the order given."""
-    from statsmodels.stats.multitest import multipletests
+    """Holm's (1979) corrected p-values in the order given: the i-th smallest of m times m - i + 1, made monotone.
 
-    return [float(x) for x in multipletests(list(p), method="holm")[1]] if len(p) else []
+    statsmodels' `multipletests` gives the same, but collects all of Python's garbage at every call (0.4 s each here).
+    """
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    corrected = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)) if len(values) else values
+    result = np.empty_like(values)
+    result[order] = np.minimum(corrected, 1.0)
+    return result.tolist()
 
 
 def resampled_means(

@@ -48,11 +48,7 @@ def cautions(result: dict[str, Any]) -> list[str]:
                 f"{group['name']}: {_number(n, 'seed')} only, so no interval over seeds is given; "
                 f"what is said holds for {'this one' if n == 1 else 'these two'}, not for another seed."
             )
-    lines += [
-        f"{pair['a']} against {pair['b']}, {_matched(pair)}: not compared, {pair['refused']}."
-        for pair in result["pairs"]
-        if pair["refused"] is not None
-    ]
+    lines += _on_refused(result)
     lines += _on_truth(result)
     if not _independent_judge(result):
         encoder = result["setup"]["encoder"]
@@ -115,24 +111,40 @@ def _on_pair(result: dict[str, Any], pair: dict[str, Any], family: str) -> str:
 
 
 def _on_matched(result: dict[str, Any], pair: dict[str, Any], family: str) -> str:
-    parts = []
+    """What is left of a difference among units of like firing rate, and of like strength."""
     whole = _answer(result, pair, family, "all")["verdict"]
+    if whole == "refused":
+        return ""
+    parts = []
     for matching, like in LIKE.items():
         answer = _answer(result, pair, family, matching)
-        n = next(p for p in result["pairs"] if (p["a"], p["b"], p["matching"]) == (pair["a"], pair["b"], matching))
-        units = f"{_number(min(n['units_a'] + n['units_b']), 'unit')} of each basis"
+        matched = _pair(result, pair["a"], pair["b"], matching)
+        units = f"{_number(min(matched['units_a'] + matched['units_b']), 'unit')} of each basis"
         if answer["verdict"] == "refused":
-            parts.append(f"Whether {like} explains this can't be told: {n['refused'] or 'too few numbers'}.")
-        elif answer["verdict"] == "none":
-            doubt = f", so {like} may explain the difference" if whole in ("a", "b") else ""
-            parts.append(f"Among units of like {like} ({units}) no difference is shown{doubt}.")
+            parts.append(f"Among units of like {like} it can't be told: {matched['refused'] or 'too few numbers'}.")
         elif answer["verdict"] == "mixed":
             parts.append(f"Among units of like {like} ({units}) the metrics disagree.")
+        elif answer["verdict"] == "none":
+            doubt = _doubt(pair, matched, answer["none"], like) if whole in ("a", "b") else ""
+            parts.append(f"Among units of like {like} ({units}) no difference is shown{doubt}.")
         else:
-            side = pair[answer["verdict"]]
-            same = "it is still" if answer["verdict"] == whole else "it is"
-            parts.append(f"Among units of like {like} ({units}) {same} better for {side}.")
-    return " ".join(parts) if whole != "refused" else ""
+            still = "still " if answer["verdict"] == whole else ""
+            parts.append(f"Among units of like {like} ({units}) it is {still}better for {pair[answer['verdict']]}.")
+    return " ".join(parts)
+
+
+def _doubt(pair: dict[str, Any], matched: dict[str, Any], metrics: Sequence[str], like: str) -> str:
+    """Did the difference go, or only the number of units that it could be seen with?"""
+    before, after = _row(pair, metrics[0]), _row(matched, metrics[0])
+    title = METRICS[metrics[0]].title
+    if before is None or after is None or abs(before["difference"]) < 1e-12:
+        return ""
+    if after["difference"] / before["difference"] >= 0.5:
+        was, now = _f(before["difference"]), _f(after["difference"])
+        return (
+            f", though the estimate stays ({title}: difference {now} where all units gave {was}): too few units to tell"
+        )
+    return f", so {like} may explain the difference"
 
 
 def _on_controls(result: dict[str, Any], name: str) -> str:
@@ -195,6 +207,31 @@ def _on_null(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _on_refused(result: dict[str, Any]) -> list[str]:
+    """Comparisons that were refused, those of like reason in one sentence."""
+    lines = []
+    for matching in ("all", *LIKE):
+        refused = [pair for pair in result["pairs"] if pair["matching"] == matching and pair["refused"]]
+        if refused:
+            pairs = "; ".join(f"{pair['a']} and {pair['b']} ({_fewest(pair)})" for pair in refused)
+            units = f"units of like {LIKE[matching]}" if matching in LIKE else "units"
+            fewest = result["settings"]["fewest"]
+            lines.append(f"Too few {units} to compare (fewer than {fewest} on one side): {pairs}.")
+    return lines
+
+
+def _fewest(pair: dict[str, Any]) -> int:
+    return int(min(pair["units_a"] + pair["units_b"]))
+
+
+def _pair(result: dict[str, Any], a: str, b: str, matching: str) -> dict[str, Any]:
+    return next(p for p in result["pairs"] if (p["a"], p["b"], p["matching"]) == (a, b, matching))
+
+
+def _row(pair: dict[str, Any], metric: str) -> dict[str, Any] | None:
+    return next((r for r in pair["results"] if r["metric"] == metric and r["counting"] == "all"), None)
+
+
 def _answer(result: dict[str, Any], pair: dict[str, Any], family: str, matching: str) -> dict[str, Any]:
     wanted = (pair["a"], pair["b"], family, matching)
     return next(x for x in result["answers"] if (x["a"], x["b"], x["family"], x["matching"]) == wanted)
@@ -219,10 +256,6 @@ def _size(result: dict[str, Any], group: dict[str, Any]) -> str:
     control = ", a control" if group["control"] else ""
     before, after = (sum(basis[when] for basis in members) for when in ("before", "after"))
     return f"{group['name']} ({after:,} of {before:,} units selected{seeds}{control})"
-
-
-def _matched(pair: dict[str, Any]) -> str:
-    return f"matched on {LIKE[pair['matching']]}" if pair["matching"] in LIKE else "all selected units"
 
 
 def _titles(metrics: Sequence[str]) -> str:

@@ -5,7 +5,7 @@
     fit(data, config, train=None, folder=None, *, mean=None, variance=None, device="cpu", logger=None, progress=True)
         -> Fit(sae, quality, folder)
 
-`data`: an array, memory map or tensor [tokens, d_in], or a saelab.cache.batches.Batches (with `rows` of the mine split).
+`data`: an array, memory map or tensor [tokens, d_in], or a saelab.cache.batches.Batches (with the mine split's rows).
 `config`: SAEConfig(d_in, latents, rule, k, ...). `train`: TrainConfig(batch_size, epochs or steps, ...).
 `mean`, `variance`: of a cache's header; computed where not given. `folder`: gets sae.safetensors, quality.json and
 metrics.jsonl, and checkpoints/ while training, from which the same call resumes after a kill.

@@ -1,8 +1,9 @@
 """Archetypal decoders: each row points at a convex combination of data points, give or take a short shift.
 
-    row_i = point_i / |point_i|,   point_i = mix_i candidates + shift_i,   mix_i >= 0, sum(mix_i) = 1, |shift_i| <= delta
+    row_i = point_i / |point_i|,  point_i = mix_i candidates + shift_i,  mix_i >= 0, sum(mix_i) = 1, |shift_i| <= delta
 
-After Fel et al., "Archetypal SAE" (2025), section 4 (RA-SAE); candidates are centred data points rather than k-means centres.
+After Fel et al., "Archetypal SAE" (2025), section 4 (RA-SAE), with centred data points rather than k-means centres as
+candidates.
 """
 
 import torch

@@ -111,7 +111,7 @@ class TrainConfig:
         return self.steps if self.steps is not None else max(1, round(self.epochs * steps_per_epoch))
 
     def lr_factor(self, step: int, total: int) -> float:
-        """Factor on the learning rate at `step` (from 0) of `total`: a pure function, so that a resume needs no state."""
+        """Factor on the learning rate at `step` (from 0) of `total`: a pure function, so a resume needs no state."""
         rise = min(1.0, (step + 1) / max(1.0, self.warmup * total))
         fall = min(1.0, (total - step) / max(1.0, self.anneal * total))
         stairs = math.prod(by for at, by in self.decay if step >= at * total)

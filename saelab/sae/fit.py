@@ -139,7 +139,7 @@ class _Run:
         schedule = {
             k: v for k, v in dataclasses.asdict(train).items() if k not in ("keep", "checkpoint_every", "steps")
         }
-        seen = {"tokens": batches.n_tokens, "batch_size": batches.batch_size, "seed": batches.seed}
+        seen: dict[str, Any] = {"tokens": batches.n_tokens, "batch_size": batches.batch_size, "seed": batches.seed}
         seen |= {"mean": [float(m) for m in mean], "variance": float(variance), "processes": self.trainer.world.size}
         self.recipe = artifacts.digest(
             {"sae": dataclasses.asdict(config), "train": schedule, "steps": self.total, "data": seen}

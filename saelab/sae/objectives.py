@@ -43,13 +43,14 @@ def sparse_gradients(
     W_enc, W_dec, b_dec = weights["W_enc"], weights["W_dec"], weights["b_dec"]
     values, latents, rows, smallest = keep(pre, config)
     level, level_weights = _levels(values, latents, rows, config)
+    level_weights = level_weights.to(x)
     pairs = _bagged(values, latents, rows, level, len(x), len(level_weights))
     grouped = sparse.by_latent(pairs, config.latents)
 
     error = _nested(sparse.decode_pairs(pairs, W_dec), len(level_weights)).cumsum_(0)  # [levels, batch, d_in]
     error += b_dec - x
     losses = error.square().sum((1, 2)) / (tokens * variance)
-    scale = level_weights.to(x.device) * 2 / (tokens * variance)
+    scale = level_weights * 2 / (tokens * variance)
     residual = -error[_reported(config)]
     outer = (error * scale.view(-1, 1, 1)).flip(0).cumsum_(0).flip(0) if len(scale) > 1 else error.mul_(scale)
     outer = outer.reshape(-1, x.shape[1])  # [levels x batch, d_in]: gradient of what each bag adds
@@ -58,7 +59,7 @@ def sparse_gradients(
     fires = sparse.firing(pairs.values)
     slopes_in = slopes * fires
     ordered = torch.stack((slopes_in, slopes * pairs.values, fires.to(slopes.dtype)), 1)[grouped.order]
-    db_enc, radial, fired = sparse.totals_by_latent(ordered, grouped).unbind(1)
+    db_enc, radial, fired = sparse.totals_by_latent(ordered, grouped).T.contiguous()
     centred = x - b_dec
     dW_dec = sparse.sums_by_latent(pairs.values[grouped.order], outer, grouped)
     sparse.remove_radial(dW_dec, W_dec, radial)
@@ -67,7 +68,7 @@ def sparse_gradients(
     db_dec = outer[: len(x)].sum(0) - db_enc @ W_enc
     grads = {"W_enc": dW_enc, "b_enc": db_enc, "W_dec": dW_dec, "b_dec": db_dec}
     metrics = {
-        "loss": (losses * level_weights.to(x.device)).sum(),
+        "loss": (losses * level_weights).sum(),
         "fvu": losses[_reported(config)],
         "l0": fires.sum() / tokens,
     }
@@ -98,8 +99,8 @@ def auxk_gradients(
     """AuxK (Gao et al. 2025, section 2.4): the silent latents learn to reconstruct what the others left.
 
     Loss: |sum of the best silent latents' value x row - residual|^2 / power, where the residual gets no gradient, b_dec
-    is not added, and power is the residual's own square sum over all processes. The silent latents are few on few rows, so the products are dense.
-    Returns gradients of the same names as the weights, for the silent rows only, and the loss.
+    is not added, and power is the residual's own square sum over all processes. Silent latents are few, on few rows:
+    dense products. Returns weighted gradients by the weights' names, for the silent rows only, and the plain loss.
     """
     W_enc, W_dec = weights["W_enc"][columns], weights["W_dec"][columns]
     count = min(config.aux_latents, len(columns))
@@ -176,12 +177,12 @@ class _Jump(torch.autograd.Function):
     """z where z > theta, else 0; theta learns through a rectangle of the given width around it (equation 11)."""
 
     @staticmethod
-    def forward(ctx, z, theta, width):  # type: ignore[no-untyped-def]
+    def forward(ctx, z, theta, width):
         ctx.save_for_backward(z, theta, width)
         return z * (z > theta)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         z, theta, width = ctx.saved_tensors
         window = ((z - theta).abs() < width / 2).to(grad.dtype)
         return grad * (z > theta), -(theta / width) * (window * grad).sum(0), None
@@ -191,12 +192,12 @@ class _Step(torch.autograd.Function):
     """1 where z > theta; its gradient reaches theta alone (equation 12)."""
 
     @staticmethod
-    def forward(ctx, z, theta, width):  # type: ignore[no-untyped-def]
+    def forward(ctx, z, theta, width):
         ctx.save_for_backward(z, theta, width)
         return (z > theta).to(z.dtype)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad):
         z, theta, width = ctx.saved_tensors
         window = ((z - theta).abs() < width / 2).to(grad.dtype)
         return None, -(window * grad).sum(0) / width, None

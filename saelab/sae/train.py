@@ -69,16 +69,17 @@ class Trainer:
         self._build_optimizer(float(variance.sqrt()) / self.config.d_in**0.5)
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, variance = self._given
+        given_mean, given_variance = self._given
         wide = x.double()
         count = self.world.size * len(x)
         first = self.world.sum_(wide.sum(0)) / count
-        mean = first if mean is None else torch.as_tensor(mean, dtype=torch.float64)
+        mean = first if given_mean is None else torch.as_tensor(given_mean, dtype=torch.float64)
         if mean.shape != (self.config.d_in,):
             raise UserError("mean", tuple(mean.shape), f"[{self.config.d_in}], the SAE's d_in", "use the cache's own")
-        if variance is None:
+        if given_variance is None:
             variance = self.world.sum_((wide - first).square().sum()) / count
-        variance = torch.as_tensor(variance, dtype=torch.float64)
+        else:
+            variance = torch.tensor(float(given_variance), dtype=torch.float64)
         if not variance > 0:
             raise UserError("activations", "constant", "at least two different tokens", "check the layer")
         return mean.to(self.device, torch.float32), variance.to(self.device, torch.float32)

@@ -1,0 +1,185 @@
+"""The sparse step against its dense autograd twin: selection, values, losses, all gradients, Adam."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saelab.errors import UserError
+from saelab.sae import SAEConfig, Trainer, objectives, sparse
+
+VARIANCE, TOKENS = 3.7, 48
+
+
+def problem(config: SAEConfig, dtype=torch.float64, seed: int = 0) -> tuple[dict, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    rows = torch.nn.functional.normalize(torch.randn(config.latents, config.d_in, generator=g, dtype=dtype), dim=1)
+    weights = {
+        "W_enc": rows + 0.1 * torch.randn(config.latents, config.d_in, generator=g, dtype=dtype),
+        "b_enc": 0.1 * torch.randn(config.latents, generator=g, dtype=dtype) - 0.3,
+        "W_dec": rows,
+        "b_dec": torch.randn(config.d_in, generator=g, dtype=dtype),
+    }
+    return weights, weights["b_dec"] + torch.randn(TOKENS, config.d_in, generator=g, dtype=dtype)
+
+
+def twin_codes(pre: torch.Tensor, config: SAEConfig, k: int) -> torch.Tensor:
+    if config.rule == "topk":
+        threshold = pre.topk(k, dim=1).values[:, -1:]
+    else:
+        threshold = pre.flatten().topk(k * len(pre)).values[-1]
+    return torch.where(pre >= threshold, pre, 0).relu()
+
+
+def twin_loss(weights: dict, x: torch.Tensor, config: SAEConfig, silent: torch.Tensor | None = None) -> torch.Tensor:
+    """The whole loss, written densely as the papers do."""
+    pre = (x - weights["b_dec"]) @ weights["W_enc"].T + weights["b_enc"]
+    codes = twin_codes(pre, config, config.k)
+    parts = [(1.0, codes)]
+    if config.multi_topk:
+        parts.append((1 / 8, twin_codes(pre, config, 4 * config.k)))
+    if config.prefixes:
+        n = len(config.prefix_sizes)
+        kept = [codes * (torch.arange(config.latents) < size) for size in config.prefix_sizes]
+        parts = [(1 / n, c) for c in kept]
+    loss = sum(w * (c @ weights["W_dec"] + weights["b_dec"] - x).square().sum() for w, c in parts) / (len(x) * VARIANCE)
+    if silent is not None:
+        residual = (x - codes @ weights["W_dec"] - weights["b_dec"]).detach()[:: config.auxk_stride]
+        aux = pre[:: config.auxk_stride][:, silent]
+        threshold = aux.topk(min(config.aux_latents, aux.shape[1]), dim=1).values[:, -1:]
+        guess = torch.where(aux >= threshold, aux, 0).relu() @ weights["W_dec"][silent]
+        loss = loss + config.auxk_weight * (guess - residual).square().sum() / residual.square().sum()
+    return loss
+
+
+def twin_gradients(weights: dict, x: torch.Tensor, config: SAEConfig, silent=None) -> tuple[torch.Tensor, dict]:
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+    loss = twin_loss(leaves, x, config, silent)
+    grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    rows = weights["W_dec"]
+    grads["W_dec"] = grads["W_dec"] - (grads["W_dec"] * rows).sum(1, keepdim=True) * rows
+    return loss.detach(), grads
+
+
+CONFIGS = {
+    "topk": SAEConfig(12, 64, k=4),
+    "topk_grouped": SAEConfig(12, 256, k=4),
+    "batchtopk": SAEConfig(12, 64, rule="batchtopk", k=4),
+    "batchtopk_grouped": SAEConfig(12, 512, rule="batchtopk", k=3),
+    "multi_topk": SAEConfig(12, 64, k=4, multi_topk=True),
+    "matryoshka": SAEConfig(12, 64, k=6, prefixes=(1 / 16, 1 / 4, 9 / 16, 1)),
+    "matryoshka_batch": SAEConfig(12, 64, rule="batchtopk", k=6, prefixes=(0.25, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sparse_gradients_equal_the_dense_twins(name):
+    config = CONFIGS[name]
+    weights, x = problem(config)
+    pre = (x - weights["b_dec"]) @ weights["W_enc"].T + weights["b_enc"]
+    variance = torch.tensor(VARIANCE, dtype=torch.float64)
+    found, residual = objectives.sparse_gradients(weights, x, pre, config, variance, TOKENS)
+    loss, grads = twin_gradients(weights, x, config)
+    torch.testing.assert_close(found.metrics["loss"], loss, rtol=1e-10, atol=0)
+    for part, gradient in grads.items():
+        torch.testing.assert_close(found.grads[part], gradient, rtol=1e-9, atol=1e-12, msg=part)
+    codes = twin_codes(pre, config, config.k)
+    assert torch.equal(found.fired, ((codes if not config.multi_topk else twin_codes(pre, config, 16)) > 0).any(0))
+    torch.testing.assert_close(residual, x - codes @ weights["W_dec"] - weights["b_dec"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk"])
+@pytest.mark.parametrize("auxk_k", [3, 500])
+def test_a_step_with_auxk_equals_the_dense_twin_and_torchs_adam(rule, auxk_k):
+    config = SAEConfig(12, 64, rule=rule, k=4, lr=3e-3, auxk_k=min(auxk_k, 64), auxk_stride=4, dead_after=2 * TOKENS)
+    weights, _ = problem(config, torch.float32)
+    trainer = Trainer(config, mean=weights["b_dec"], variance=VARIANCE)
+    twin, optimizers, silent = None, None, None
+    bias_rate = 3e-3 * (VARIANCE / 12) ** 0.5
+    for step in range(6):
+        _, x = problem(config, torch.float32, seed=step)
+        if step == 0:
+            trainer.start(x)
+            # latents 40.. are too faint to be kept, so that AuxK has work from the third step on
+            trainer.weights["W_enc"][40:] *= 0.01
+            twin = {name: tensor.clone().double() for name, tensor in trainer.weights.items()}
+            optimizers = [
+                torch.optim.Adam([twin["W_enc"], twin["W_dec"]], lr=3e-3),
+                torch.optim.Adam([twin["b_enc"], twin["b_dec"]], lr=bias_rate),
+            ]
+        silent = trainer.silent >= config.dead_after
+        columns = silent.nonzero().squeeze(1)
+        metrics = trainer.step(x)
+        assert ("auxk" in metrics) == bool(len(columns)) and int(metrics["silent"]) >= (24 if step > 0 else 0)
+        _, grads = twin_gradients(twin, x.double(), config, columns if len(columns) else None)
+        for name, tensor in twin.items():
+            tensor.grad = grads[name]
+        for optimizer in optimizers:
+            optimizer.step()
+        twin["W_dec"].div_(twin["W_dec"].norm(dim=1, keepdim=True))
+        for name, tensor in twin.items():
+            torch.testing.assert_close(trainer.weights[name].double(), tensor, rtol=2e-4, atol=2e-5)
+    assert len(columns) == 24, "AuxK must have had work"
+
+
+def test_auxk_reaches_the_encoder_and_leaves_the_living_alone():
+    config = SAEConfig(12, 64, k=4, auxk_stride=1)
+    weights, x = problem(config)
+    columns = torch.arange(50, 64)
+    pre = ((x - weights["b_dec"]) @ weights["W_enc"].T + weights["b_enc"])[:, columns]
+    residual = torch.randn(TOKENS, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    arguments = (weights, x - weights["b_dec"], pre, residual, columns, config, residual.square().sum())
+    grads, loss = objectives.auxk_gradients(*arguments)
+    assert grads["W_enc"].abs().sum(1).min() > 0 and grads["b_enc"].abs().min() > 0
+    # moving b_dec in the decoder only, as a second bias would, must not change the loss
+    shifted = {**weights, "b_dec": weights["b_dec"] + 10}
+    assert torch.equal(objectives.auxk_gradients(shifted, *arguments[1:])[1], loss)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.sampled_from([64, 100, 512, 1024]), st.integers(1, 12), st.integers(0, 10**6))
+def test_top_k_by_groups_is_top_k(rows, n, k, seed):
+    x = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed)).round(decimals=1)  # many ties
+    values, indices = sparse.top_k(x, k)
+    assert torch.equal(values.sort(1, descending=True).values, x.topk(k, dim=1).values)
+    assert torch.equal(x.gather(1, indices), values)
+    assert all(len(set(row.tolist())) == k for row in indices)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.sampled_from([64, 100, 512, 1024]), st.integers(1, 5), st.integers(0, 10**6))
+def test_top_of_batch_is_the_top_of_all(rows, n, k, seed):
+    x = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed))
+    flat = sparse.top_of_batch(x, k * rows)
+    assert torch.equal(flat, x.flatten().topk(k * rows).indices.sort().values)
+
+
+def test_batchtopk_is_free_to_spend_all_on_one_token():
+    x = torch.zeros(8, 1024)
+    x[3] = torch.arange(1024).flip(0) + 1.0
+    assert torch.equal(sparse.top_of_batch(x, 64), 3 * 1024 + torch.arange(64))
+
+
+def test_a_step_refuses_another_width_and_a_constant_batch():
+    trainer = Trainer(SAEConfig(12, 64, k=4))
+    with pytest.raises(UserError, match=r"\[batch, 12\]"):
+        trainer.step(torch.randn(8, 13))
+    with pytest.raises(UserError, match="constant"):
+        trainer.step(torch.ones(8, 12))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 65}, "k=65"),
+        ({"rule": "top"}, "rule=top"),
+        ({"lr": -1.0}, "lr=-1"),
+        ({"prefixes": (0.5, 0.25)}, "prefixes"),
+        ({"prefixes": (0.5,)}, "prefixes"),
+        ({"prefixes": (0.5, 1), "rule": "relu"}, "prefixes"),
+        ({"multi_topk": True, "k": 32}, "multi_topk"),
+    ],
+)
+def test_configs_that_cannot_be_trained_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        SAEConfig(12, 64, **{"k": 4, **arguments})

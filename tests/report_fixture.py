@@ -5,19 +5,25 @@ the pictures' own words, placed in the same space as the pictures. Small, but ev
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from torch import Tensor
 
-from saelab import artifacts
+import saelab
+from saelab import artifacts, compare, evaluate
 from saelab.images import ImageSet
+from saelab.label import exemplars, pipeline
+from saelab.label.vocabulary import Vocabulary
+from saelab.truth import Similarity, from_descriptions
 from saelab.units import UnitActivations
 
-K = 6
+MINING = exemplars.MiningSettings(k=8, rare_below=5)
+LABELS = pipeline.LabelSettings(scorers=("csp", "csp_0.5", "semanticlens"), final="csp", nulls=40)
 
 
 class Picture(NamedTuple):
@@ -58,41 +64,65 @@ def features(pictures: Sequence[Picture]) -> np.ndarray:
     return (x - x.mean(0)) / (x.std(0) + 1e-9)
 
 
+SETUP = compare.Setup("pixels", "blocks.3", "0" * 64, "0", "max", "positive", MINING.k, "pixels", "pixels", "words")
+
+
+class World(NamedTuple):
+    """Pictures, words and one space that holds both."""
+
+    pictures: Sequence[Picture]
+    x: np.ndarray  # [images, features]
+    e: Tensor  # [images, features] unit length
+    words: tuple[str, ...]
+    t: Tensor  # [words, features] unit length
+
+    @classmethod
+    def of(cls, pictures: Sequence[Picture]) -> "World":
+        """Words lie where the pictures of which they are true lie, less the mean picture."""
+        x = features(pictures)
+        e = x / np.linalg.norm(x, axis=1, keepdims=True)
+        words = tuple(sorted({word for p in pictures for word in p.classes}))
+        of_word = [np.array([word in p.classes for p in pictures]) for word in words]
+        t = np.stack([e[has].mean(0) - e.mean(0) for has in of_word])
+        t /= np.linalg.norm(t, axis=1, keepdims=True)
+        return cls(pictures, x, torch.tensor(e).float(), words, torch.tensor(t).float())
+
+
 def write_run(folder: Path, pictures: Sequence[Picture] | None = None, units: int = 24, seed: int = 0) -> Path:
     """Write photos, artifacts and `run.json` under `folder`; returns the path of run.json."""
-    pictures = crops() if pictures is None else pictures
-    rng = np.random.default_rng(seed)
-    x = features(pictures)
-    e = x / np.linalg.norm(x, axis=1, keepdims=True)
-    vocabulary = sorted({word for p in pictures for word in p.classes})
-    truth = np.array([[word in p.classes for word in vocabulary] for p in pictures])
-    t = np.stack([e[truth[:, j]].mean(0) - e.mean(0) for j in range(len(vocabulary))])
-    t /= np.linalg.norm(t, axis=1, keepdims=True)
+    world = World.of(crops() if pictures is None else pictures)
     root = folder / "runs"
-    images = _images(root, folder / "photos", pictures)
-    bases = []
-    for name, basis, s, acts in _bases(x, units, rng):
-        at = [_units(root, name, basis, acts)]
-        at += _labels(root, name, basis, acts, e, t, vocabulary, truth)
-        bases.append(
-            {"name": name, "basis": basis, "layer": "blocks.3", "seed": s, "sae": None}
-            | dict(zip(("units", "labels", "evaluation"), [str(p.relative_to(root)) for p in at], strict=True))
-        )
+    images = artifacts.ensure(
+        root, "images", "crops", {"n": len(world.pictures)}, partial(_images, world, folder / "photos")
+    )
+    bases, evaluated = [], []
+    for name, kind, s, acts in _bases(world.x, units, np.random.default_rng(seed)):
+        at, rows = _basis(root, name, kind, acts, ImageSet.read(images.path), world)
+        places = {stage: str(path.relative_to(root)) for stage, path in at.items()}
+        bases.append({"name": name, "basis": kind, "layer": "blocks.3", "seed": s, "sae": None} | places)
+        control = kind == "random_rotation"
+        evaluated.append(compare.Basis(name, kind, kind, s, "none", control, SETUP, rows))
+    result = compare.compare(evaluated, compare.Settings(resamples=200, fewest=20))
+    compared = artifacts.ensure(root, "comparison", "fixture", {"of": "fixture"}, partial(_comparison, result))
     run = {
         "name": "fixture",
-        "version": "0.1.0",
+        "version": saelab.__version__,
         "created": "2026-11-23T04:00:00+00:00",
-        "command": "tests/report_fixture.py",
-        "images": str(images.relative_to(root)),
+        "command": "python tests/report_fixture.py",
+        "images": str(images.path.relative_to(root)),
         "encoder": "pixel statistics",
         "bases": bases,
-        "comparison": None,
+        "comparison": str(compared.path.relative_to(root)),
         "timings": {"images": 0.8, "activations": 12.5, "sae": 31.0, "labels": 7.25, "evaluation": 3.0},
         "reused": [],
         "notes": ["Activations are colours and edges of the pictures: a fixture, not a vision model."],
     }
     artifacts.write_json(root / "fixture.json", run)
     return root / "fixture.json"
+
+
+def _comparison(result: dict[str, Any], at: Path) -> None:
+    artifacts.write_json(at / "comparison.json", result)
 
 
 def _bases(x: np.ndarray, units: int, rng: np.random.Generator) -> list[tuple[str, str, int | None, np.ndarray]]:
@@ -109,106 +139,51 @@ def _bases(x: np.ndarray, units: int, rng: np.random.Generator) -> list[tuple[st
     return [*found, ("random_rotation", "random_rotation", 0, np.maximum(x @ rotation, 0))]
 
 
-def _images(root: Path, photos: Path, pictures: Sequence[Picture]) -> Path:
+def _images(world: World, photos: Path, at: Path) -> None:
     photos.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(pictures):
+    for i, picture in enumerate(world.pictures):
         picture.image.save(photos / f"{i:05d}.jpg", quality=88)
-    n = len(pictures)
-    images = ImageSet(
+    n = len(world.pictures)
+    ImageSet(
         name="crops",
         root=photos,
         files=tuple(f"{i:05d}.jpg" for i in range(n)),
-        captions=tuple(p.caption for p in pictures),
-        classes=tuple(p.classes for p in pictures),
+        captions=tuple(p.caption for p in world.pictures),
+        classes=tuple(p.classes for p in world.pictures),
         splits=np.resize(["mine", "mine", "show", "test", "mine", "mine"], n),
         groups=np.arange(n),
         fingerprint="0" * 64,
         skipped=(("broken.jpg", "not a picture: 0 bytes"),),
         credit="scikit-learn's sample photos (CC BY 2.0)",
-        sizes=tuple(p.image.size for p in pictures),
-    )
-    return artifacts.ensure(root, "images", "crops", {"source": "crops", "n": n}, images.save).path
+        sizes=tuple(p.image.size for p in world.pictures),
+    ).save(at)
 
 
-def _status(column: np.ndarray) -> str:
-    fires = int((column > 1e-6).sum())
-    return "dead" if fires == 0 else "rare" if fires < 5 else "dense" if fires >= 0.8 * len(column) else "ok"
-
-
-def _units(root: Path, name: str, basis: str, acts: np.ndarray) -> Path:
+def _basis(
+    root: Path, name: str, kind: str, acts: np.ndarray, images: ImageSet, world: World
+) -> tuple[dict[str, Path], list[dict[str, Any]]]:
+    """The artifacts of one basis through the library's own mining, labelling and evaluation; and the evaluated rows."""
     dense = torch.tensor(acts, dtype=torch.float32)
     kept = dense.to_sparse_csr() if (acts > 0).mean() < 0.1 else dense
-    units = UnitActivations(kept, basis, {"layer": "blocks.3", "pool": "max"})
-    return artifacts.ensure(root, "units", name, {"basis": name, "units": acts.shape[1]}, units.save).path
+    units = UnitActivations(kept, kind, {"layer": "blocks.3", "pool": "max"})
+    found = exemplars.find(units, images, world.e, MINING)
+    vocabulary = Vocabulary(world.words, tuple(("classes",) for _ in world.words))
+    rows = pipeline.assign_all(units, found, images, world.e, world.t, vocabulary, LABELS)
+    evidence = evaluate.Evidence(
+        judge=Similarity.of("pixels", world.e, world.words, world.t),
+        captions=None,
+        truth=from_descriptions(world.words, images.captions, images.classes),
+    )
+    splits = evaluate.Splits(images.ids("mine"), images.ids("test"))
+    measured, summary = evaluate.evaluate(units, rows, evidence, splits, MINING.k)
 
-
-def _labels(
-    root: Path, name: str, basis: str, acts: np.ndarray, e: np.ndarray, t: np.ndarray, words: list[str], truth: Any
-) -> list[Path]:
-    order = np.argsort(-acts, axis=0, kind="stable")[:K].T
-    strength = np.take_along_axis(acts.T, order, 1)
-    near = np.where(acts.T[:, None, :] < acts.mean(0)[:, None, None], (e @ e.T)[order], -2)
-    contrasts, similarity = near.argmax(2), near.max(2)
-    contrasts[similarity < -1], similarity[similarity < -1] = -1, 0
-    residual = e[order] - similarity[..., None] * e[contrasts]
-    tables = {
-        "csp": np.einsum("uk,ukd->ud", strength, residual),
-        "csp_0.5": np.einsum("uk,ukd->ud", strength, e[order] - 0.5 * similarity[..., None] * e[contrasts]),
-        "semanticlens": e[order].mean(1),
-    }
-    tables = {k: v / (np.linalg.norm(v, axis=1, keepdims=True) + 1e-9) @ t.T for k, v in tables.items()}
-    rows, measured = [], []
-    for u in range(acts.shape[1]):
-        status = _status(acts[:, u])
-        scores = {} if status == "dead" else {k: _scored(v[u], tables["csp"][u], words) for k, v in tables.items()}
-        label = scores["csp"]["label"] if scores else None
-        rows.append(
-            {"unit": u, "basis": basis, "status": status, "label": label, "abstained": False, "source": "vocabulary"}
-            | {"final": "csp", "scores": scores, "positives": order[u].tolist(), "contrasts": contrasts[u].tolist()}
-            | {"fires_on": int((acts[:, u] > 1e-6).sum())}
-        )
-        measured.append(_measured(u, status, acts[:, u], scores, words, truth, e[order[u]]))
-
-    def build_labels(at: Path) -> None:
+    def labels(at: Path) -> None:
         artifacts.write_jsonl(at / "labels.jsonl", rows)
-        artifacts.write_json(at / "vocabulary.json", words)
-        ids = {"positives": torch.tensor(order.copy()), "contrasts": torch.tensor(contrasts)}
-        values = {"activations": torch.tensor(strength.copy()).float(), "similarity": torch.tensor(similarity).float()}
-        save_file(ids | values, at / "exemplars.safetensors")
+        found.save(at)
 
-    def build_evaluation(at: Path) -> None:
-        artifacts.write_jsonl(at / "evaluation.jsonl", measured)
-        artifacts.write_json(at / "evaluation.json", {})
+    def write(stage: str, build: Any) -> Path:
+        return artifacts.ensure(root, stage, name, {"basis": name, "units": acts.shape[1]}, build).path
 
-    recipe = {"basis": name, "units": acts.shape[1]}
-    return [
-        artifacts.ensure(root, "labels", name, recipe, build_labels).path,
-        artifacts.ensure(root, "evaluation", name, recipe, build_evaluation).path,
-    ]
-
-
-def _scored(scores: np.ndarray, final: np.ndarray, words: list[str]) -> dict[str, Any]:
-    order = np.argsort(-scores, kind="stable")
-    return {
-        "label": words[order[0]],
-        "score": float(scores[order[0]]),
-        "rank": int(np.where(order == final.argmax())[0][0]) + 1,
-        "margin": float(scores[order[0]] - scores[order[1]]),
-        "null_percentile": float((scores < scores.max() * 0.9).mean()),
-        "runners_up": [[words[j], float(scores[j])] for j in order[1:4]],
-    }
-
-
-def _measured(
-    u: int, status: str, a: np.ndarray, scores: dict, words: list[str], truth: np.ndarray, pos: np.ndarray
-) -> dict[str, Any]:
-    k = len(pos)
-    clarity = float(k / (k - 1) * (np.sum(pos.mean(0) ** 2) - 1 / k))
-    by_scorer = {}
-    for name, s in scores.items():
-        column = truth[:, words.index(s["label"])].astype(float)
-        r = float(np.corrcoef(a, column)[0, 1])
-        by_scorer[name] = {"label": s["label"], "scs": r / 2, "truth_r": r, "auprc": None, "f1": None, "iou": None}
-    fires = float((a > 1e-6).mean())
-    alive = {"clarity": clarity, "redundancy": None, "polysemanticity": 1 - clarity, "monosemanticity": None}
-    return {"unit": u, "status": status, "firing_rate": fires, "by_scorer": by_scorer} | alive
+    places = {"units": write("units", units.save), "labels": write("labels", labels)}
+    places["evaluation"] = write("evaluation", lambda at: evaluate.write(at, measured, summary))
+    return places, measured

@@ -6,7 +6,7 @@ from typing import Any
 TERMS: dict[str, tuple[str, str, str]] = {
     "unit": (
         "Unit",
-        "Anything that fires on an image: a neuron, an SAE feature, or a control direction. All are treated alike here.",
+        "Anything that fires on an image: a neuron, an SAE feature, a control direction. All are treated alike here.",
         "",
     ),
     "neuron": ("Neurons", "The layer's own coordinates, one unit each.", ""),
@@ -52,7 +52,7 @@ TERMS: dict[str, tuple[str, str, str]] = {
     ),
     "redundancy": (
         "Redundancy",
-        "The largest cosine between this unit's mean image and that of another unit: near 1, another unit says the same.",
+        "The largest cosine of this unit's mean image embedding with another unit's: near 1, another says the same.",
         "Dreyer et al., 2025 (SemanticLens)",
     ),
     "polysemanticity": (
@@ -77,7 +77,8 @@ TERMS: dict[str, tuple[str, str, str]] = {
     ),
     "auprc": (
         "Average precision",
-        "Rank held-out images by activation: how purely do those with the label come first? 1 perfect; chance is the label's share.",
+        "Rank held-out images by activation: how purely do those with the label come first? 1 is perfect; "
+        "chance is the label's share.",
         "NeuronEval, ICML 2025",
     ),
     "f1": (

@@ -45,7 +45,7 @@ class Run:
 
 
 def read(run_json: Path | str) -> Run:
-    """Everything a report needs. Raises UserError where the run is missing, half-written, moved or of another version."""
+    """Everything a report needs. Raises UserError where a run is missing, half-written, moved or of another version."""
     path = Path(run_json)
     facts = read_json(path)
     _require(facts, NEEDED, path, facts)

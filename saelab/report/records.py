@@ -12,6 +12,7 @@ FIRES = 1e-6  # an activation above this counts as firing (the CSP authors' thre
 BINS = 30  # of the histogram
 PER_BAND = 4  # images drawn from each tenth of the range, and from the zeros
 NEAREST = 6  # neighbours shown of each sort
+NEAREST_ELSEWHERE = 3  # the same in each of the other bases
 SAMPLE = 4096  # images at most on which co-firing is measured
 FAITHFULNESS = ("truth_r", "caption_r", "auprc", "f1", "iou", "auroc", "scs")
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
@@ -36,7 +37,7 @@ def truth(images: ImageSet) -> Truth:
 
 
 def main_scorer(row: dict[str, Any]) -> str | None:
-    """The scorer whose score stands beside a unit's label: the one that chose it, else the first that ranks it first."""
+    """The scorer whose score stands beside a unit's label: the one that chose it, else the first with that label."""
     if row.get("final") in row["scores"]:
         return row["final"]
     chose = [name for name, s in row["scores"].items() if s["label"] == row["label"]]
@@ -196,7 +197,8 @@ def _standardised(acts: Any, sample: np.ndarray) -> np.ndarray:
 
 
 def _nearest(a: np.ndarray, b: np.ndarray, of: str, key: str, found: list[dict[str, Any]], own: bool) -> None:
-    keep = min(NEAREST if own else 3, len(b) - own)
+    """Append [basis, unit, cosine] of the rows of `b` nearest to each row of `a` (its own left out), nearest first."""
+    keep = min(NEAREST if own else NEAREST_ELSEWHERE, len(b) - own)
     if keep < 1:
         return
     for start in range(0, len(a), 512):
@@ -204,6 +206,9 @@ def _nearest(a: np.ndarray, b: np.ndarray, of: str, key: str, found: list[dict[s
         if own:
             cosine[np.arange(len(cosine)), np.arange(start, start + len(cosine))] = -2
         best = np.argpartition(-cosine, keep - 1, axis=1)[:, :keep]
-        for i, row in enumerate(best):
-            ranked = [[of, int(j), round(float(cosine[i, j]), 3)] for j in sorted(row, key=lambda j: -cosine[i, j])]
-            found[start + i].setdefault(key, []).extend(r for r in ranked if r[2] > 0)
+        values = np.take_along_axis(cosine, best, 1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        best, values = np.take_along_axis(best, order, 1), np.take_along_axis(values, order, 1)
+        for i in range(len(best)):
+            pairs = zip(best[i].tolist(), values[i].tolist(), strict=True)
+            found[start + i].setdefault(key, []).extend([of, j, round(x, 3)] for j, x in pairs if x > 0)

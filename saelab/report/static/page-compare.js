@@ -1,2 +1,258 @@
-/* Comparison: replaced below as its artifact's format settles. */
+/* Comparison: the answer, metric by metric, with the controls, the null and what can't be concluded. */
 "use strict"
+
+const matchings = { all: "all units", rate: "matched on firing rate", strength: "matched on strength" }
+const countings = { all: "every unit counts", labelled: "only units with a number" }
+const families = { faithfulness: "Do labels hold?", coherence: "Do images belong together?" }
+
+page(async (run, main) => {
+  const c = await saelab.need("comparison")
+  for (const [key, m] of Object.entries(c.metrics)) terms[key] ??= { title: m.title, text: m.explanation, source: m.source }
+  const state = { matching: "all", counting: "all" }
+  const tables = h("div")
+  const switches = h("div")
+  const draw = () => {
+    switches.replaceChildren(choice("Units", matchings, state, "matching", draw), choice("Counting", countings, state, "counting", draw))
+    tables.replaceChildren(...c.pairs.filter(p => p.matching === state.matching).sort((a, b) => (a.role > b.role ? -1 : 1)).map(p => pairTable(run, c, p, state.counting)))
+  }
+  draw()
+  main.replaceChildren(...[
+    h("p.kicker", null, [c.setup.host, c.setup.layer, `${format.count(c.setup.images?.count ?? run.images.count)} images`].filter(Boolean).join(" · ")),
+    h("h1", null, "The comparison"),
+    h("p.standfirst", null, c.conclusion),
+    cautions(c),
+    glance(run, c),
+    section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero."], switches, tables),
+    distributions(run, c),
+    againstRate(run),
+    selection(run, c),
+    reuse(run, c),
+    nullTable(run, c),
+    scorers(run, c),
+    await sideBySide(run),
+  ].filter(Boolean))
+})
+
+/* ---- words for groups ---- */
+
+const groupOf = (c, name) => c.groups.find(g => g.name === name) ?? { name, kind: name, bases: [name], seeds: [] }
+
+function groupWords(c, name) {
+  const group = groupOf(c, name)
+  const alike = c.groups.filter(g => g.kind === group.kind)
+  return alike.length === 1 ? (terms[group.kind]?.title ?? name) : name
+}
+
+const groupHue = (run, c, name) => hue(run, groupOf(c, name).bases[0])
+const groupDot = (run, c, name) => h("i.dot", { style: `background:${groupHue(run, c, name)}`, "aria-hidden": "true" })
+const better = (pair, verdict) => ({ a: pair.a, b: pair.b })[verdict]
+
+function choice(title, options, state, key, draw) {
+  return h("div.modes", { role: "group", "aria-label": title }, h("span.quiet", null, `${title}:`),
+    Object.entries(options).map(([value, text]) => h("button", { type: "button", "aria-pressed": String(state[key] === value), onclick: () => { state[key] = value; draw() } }, text)))
+}
+
+/* ---- the answer at a glance ---- */
+
+function glance(run, c) {
+  const rows = new Map()
+  for (const answer of c.answers) {
+    const key = `${answer.a}\t${answer.b}\t${answer.family}`
+    if (!rows.has(key)) rows.set(key, { ...answer, by: {} })
+    rows.get(key).by[answer.matching] = answer
+  }
+  const used = Object.keys(matchings).filter(m => c.answers.some(a => a.matching === m))
+  return section("At a glance", "Does one side come out ahead? “No difference shown” is not “equal”: it says that this many units can't tell.",
+    h("div.scroll", null, h("table.glance", null,
+      h("thead", null, h("tr", null, h("th", null, "Compared"), h("th", null, "Question"), used.map(m => h("th", null, matchings[m])))),
+      h("tbody", null, [...rows.values()].map(row => h("tr", null,
+        h("th", { scope: "row" }, groupDot(run, c, row.a), groupWords(c, row.a), h("span.quiet", null, " against "), groupDot(run, c, row.b), groupWords(c, row.b)),
+        h("td.quiet", null, families[row.family] ?? row.family),
+        used.map(m => h("td", null, row.by[m] ? verdictChip(run, c, row.by[m]) : "–"))))))))
+}
+
+function verdictChip(run, c, answer) {
+  const side = better(answer, answer.verdict)
+  const text = side ? `${groupWords(c, side)} ahead` : { none: "no difference shown", mixed: "mixed", refused: "too few units" }[answer.verdict]
+  const titles = keys => keys.map(k => terms[k]?.title ?? k).join(", ")
+  const detail = [["better_a", groupWords(c, answer.a)], ["better_b", groupWords(c, answer.b)]].filter(([key]) => answer[key]?.length).map(([key, who]) => `${who}: ${titles(answer[key])}`)
+  return h("span.chip", { style: side ? `--c:${groupHue(run, c, side)}` : null, title: detail.join("; ") || null }, text,
+    side ? h("small.quiet", null, ` ${answer[answer.verdict === "a" ? "better_a" : "better_b"].length} of ${answer.better_a.length + answer.better_b.length + answer.none.length}`) : null)
+}
+
+function cautions(c) {
+  if (!c.cautions?.length) return null
+  return h("details.cautions", { open: true }, h("summary", null, "What can't be concluded"), h("ul", null, c.cautions.map(t => h("li", null, t))))
+}
+
+/* ---- a pair of groups ---- */
+
+function pairTable(run, c, pair, counting) {
+  const heading = h("h3", null, groupDot(run, c, pair.a), groupWords(c, pair.a), h("span.quiet", null, " against "), groupDot(run, c, pair.b), groupWords(c, pair.b), pair.role === "control" ? h("span.tag", null, "control") : null)
+  if (pair.refused) return h("div.pairing", null, heading, h("p.note", null, pair.refused))
+  const sum = list => list.reduce((a, b) => a + b, 0)
+  const rows = pair.results.filter(r => r.counting === counting)
+  const reach = Math.max(...rows.flatMap(r => [Math.abs(r.low ?? r.difference ?? 0), Math.abs(r.high ?? r.difference ?? 0)]), 1e-9)
+  return h("div.pairing", null, heading,
+    h("p.note", null, `${format.count(sum(pair.units_a))} and ${format.count(sum(pair.units_b))} units; ${pair.interval}.`, balance(pair)),
+    h("div.scroll", null, h("table.forest", null,
+      h("thead", null, h("tr", null, h("th", null, "Metric"), h("th.num", null, groupWords(c, pair.a)), h("th.num", null, groupWords(c, pair.b)),
+        h("th.axis", null, h("span", null, `← ${groupWords(c, pair.b)} more`), h("span", null, `${groupWords(c, pair.a)} more →`)),
+        h("th.num", null, "Difference (95 %)"), h("th.num", null, "p, corrected"), h("th.num", null, "Cliff's δ"), h("th", null, "Better"))),
+      h("tbody", null, Object.keys(c.metrics).flatMap(key => rows.filter(r => r.metric === key)).map(r => resultRow(run, c, pair, r, reach))))))
+}
+
+function balance(pair) {
+  if (!pair.balance) return ""
+  const [before, after] = [pair.balance.before, pair.balance.after].map(two => two.map(x => format.number(x, 3)).join(" and "))
+  return ` Means of what was matched: ${before} before, ${after} after.`
+}
+
+function resultRow(run, c, pair, r, reach) {
+  const side = better(pair, r.verdict)
+  const lower = c.metrics[r.metric].higher_is_better === false ? h("small.quiet", null, " (lower is better)") : null
+  const shuffled = typeof r.null_difference === "number" ? `; with shuffled labels ${format.number(r.null_difference, 3)}` : ""
+  return h("tr", null,
+    h("th", { scope: "row" }, term(r.metric), lower),
+    h("td.num", null, format.number(r.mean_a, 3)), h("td.num", null, format.number(r.mean_b, 3)),
+    h("td.axis", null, interval(r, reach, side ? groupHue(run, c, side) : "var(--soft)", shuffled)),
+    h("td.num", null, r.difference === null ? "–" : [signed(r.difference), r.low === null ? "" : h("small.quiet", null, ` ${signed(r.low)} to ${signed(r.high)}`)]),
+    h("td.num", null, r.p_holm === null ? "–" : r.p_holm < 0.001 ? "<0.001" : r.p_holm.toFixed(3)),
+    h("td.num", null, r.cliffs_delta === null ? "–" : signed(r.cliffs_delta, 2)),
+    h("td", null, side ? h("strong", null, groupDot(run, c, side), groupWords(c, side)) : h("span.quiet", null, "none shown")))
+}
+
+const signed = (x, digits = 3) => (x > 0 ? "+" : "") + format.number(x, digits)
+
+function interval(r, reach, css, shuffled) {
+  if (r.difference === null) return h("span.quiet", null, "not to be had")
+  const at = x => 50 + (50 * x) / reach
+  const text = `difference ${signed(r.difference)}${r.low === null ? "" : `, interval ${signed(r.low)} to ${signed(r.high)}`}${shuffled}`
+  return h("span.whisker", { role: "img", "aria-label": text, title: text, style: `--c:${css}` },
+    r.low === null ? null : h("b", { style: `left:${at(r.low)}%;right:${100 - at(r.high)}%` }),
+    typeof r.null_difference === "number" && Math.abs(r.null_difference) <= reach ? h("u", { style: `left:${at(r.null_difference)}%` }) : null,
+    h("i", { style: `left:${at(r.difference)}%` }))
+}
+
+/* ---- distributions ---- */
+
+function distributions(run, c) {
+  const keys = Object.keys(c.distributions ?? {})
+  if (!keys.length) return null
+  const state = { metric: keys[0] }
+  const place = h("div")
+  const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k]?.title ?? k)))
+  const draw = () => place.replaceChildren(ridges(run, state.metric, c.distributions[state.metric]))
+  draw()
+  return section("How units are spread", "The whole distribution, since means hide it: filled, the labels given; outlined, the same labels dealt out anew among the units (shuffled). Labels that carry nothing make the two alike.",
+    h("p", null, select), place)
+}
+
+function ridges(run, metric, d) {
+  const title = terms[metric]?.title ?? metric
+  const steps = (counts, name) => {
+    const total = Math.max(1, counts.reduce((a, b) => a + b, 0))
+    return counts.map((n, i) => ({ name, x1: d.edges[i], x2: d.edges[i + 1], share: n / total }))
+  }
+  const real = Object.entries(d.bases).flatMap(([name, counts]) => steps(counts, inWords(run, name)).map(s => ({ ...s, basis: name })))
+  const dealt = Object.entries(d.shuffled ?? {}).flatMap(([name, counts]) => steps(counts, inWords(run, name)))
+  const outline = dealt.flatMap(s => [{ name: s.name, x: s.x1, share: s.share }, { name: s.name, x: s.x2, share: s.share }])
+  const names = Object.keys(d.bases)
+  return figure(`${title}: distribution of each basis`, width => Plot.plot({
+    width, height: 76 * names.length + 50, marginLeft: width < 560 ? 8 : 170, marginRight: 10, marginBottom: 40, style: plotStyle,
+    x: { label: `${title} →`, grid: true }, y: { axis: null, domain: [0, Math.max(...real.map(s => s.share), ...dealt.map(s => s.share)) * 1.05] },
+    fy: { domain: names.map(n => inWords(run, n)), label: null, axis: width < 560 ? "right" : "left", tickFormat: t => (width < 560 ? "" : t) }, facet: { marginLeft: 6 },
+    marks: [
+      Plot.rectY(real, { fy: "name", x1: "x1", x2: "x2", y: "share", fill: s => colour(hue(run, s.basis)), fillOpacity: 0.75, insetLeft: 0.5, insetRight: 0.5, title: s => `${format.share(s.share)} of the units between ${format.number(s.x1)} and ${format.number(s.x2)}` }),
+      Plot.line(outline, { fy: "name", x: "x", y: "share", stroke: colour("var(--ink)"), strokeWidth: 1.2, strokeDasharray: "3 2" }),
+      Plot.ruleY([0], { stroke: colour("var(--line)") }),
+      width < 560 ? Plot.text(names, { fy: n => inWords(run, n), text: n => inWords(run, n), frameAnchor: "top-right", fill: "currentColor" }) : null,
+    ],
+  }), "Share of the units of each basis.")
+}
+
+/* ---- quality against rate ---- */
+
+function againstRate(run) {
+  const keys = ["truth_r", "caption_r", "scs", "auprc", "clarity", "monosemanticity"].filter(k => run.bases.some(b => b.quartiles[k]))
+  if (!keys.length) return null
+  const place = h("div", { style: "min-height:340px" })
+  const state = { metric: keys[0] }
+  const draw = async () => {
+    const parts = await Promise.all(run.bases.map((b, i) => saelab.need(`summary-${i}`)))
+    const rows = parts.flatMap((s, i) => s.units.map((unit, j) => ({ basis: run.bases[i].name, unit, rate: s.measured.firing_rate[j], value: s.measured[state.metric][j], label: s.label[j] < 0 ? null : s.labels[s.label[j]] })))
+    place.replaceChildren(scatter(rows, { title: terms[state.metric].title.toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), open: r => { location.href = unitLink(r.basis, r.unit) }, height: 360 }))
+  }
+  new IntersectionObserver(([entry], observer) => { if (entry.isIntersecting) { observer.disconnect(); draw() } }, { rootMargin: "300px" }).observe(place)
+  const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k].title)))
+  return section("Quality against firing rate", "Bases fire at different rates, and quality goes with the rate: this is why the comparison is repeated on units of equal rates.", h("p", null, select, "  ", legend(run)), place)
+}
+
+const legend = run => h("span.legend", null, run.bases.map(b => h("span", null, dot(run, b.name), inWords(run, b.name))))
+
+/* ---- what was compared ---- */
+
+function selection(run, c) {
+  return section("What was compared", c.selection, h("div.scroll", null, h("table", null,
+    h("thead", null, h("tr", null, ["Basis", "Units", "Selected", "Share", "Labelled", "Abstained", "With truth"].map((t, i) => h(i ? "th.num" : "th", null, t)), h("th", null, "Left out"))),
+    h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)),
+      [b.before, b.after].map(n => h("td.num", null, format.count(n))), h("td.num", null, format.share(b.coverage)),
+      [b.labelled, b.abstained, b.with_truth].map(n => h("td.num", null, typeof n === "number" ? format.count(n) : "–")),
+      h("td.quiet", null, Object.entries(b.dropped ?? {}).filter(([, n]) => n).map(([s, n]) => `${format.count(n)} ${terms[s]?.title ?? s}`).join(", ") || "none")))))))
+}
+
+function reuse(run, c) {
+  return section("Coverage and redundancy", "How many different things a basis can say. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", h("div.scroll", null, h("table", null,
+    h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Distinct labels"), h("th.num", null, "Units per label"), h("th.num", null, "Evenness"), h("th", null, "Used most"))),
+    h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), h("td.num", null, format.count(b.labels.distinct)), h("td.num", null, format.number(b.labels.reuse, 1)), h("td.num", null, format.number(b.labels.evenness)),
+      h("td.quiet", null, b.labels.most_used.slice(0, 4).map(([label, n]) => `${label} (${n})`).join(", ")))))))) 
+}
+
+function nullTable(run, c) {
+  const names = [...new Set(c.bases.flatMap(b => Object.keys(b.null_percentile ?? {})))]
+  if (!names.length) return null
+  return section("Better than chance?", [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit. A basis of nothing would have 5 %."], h("div.scroll", null, h("table", null,
+    h("thead", null, h("tr", null, h("th", null, "Basis"), names.map(s => h("th.num", null, term(`scorer:${s}`, terms[`scorer:${s}`]?.title ?? s))))),
+    h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), names.map(s => h("td.num", null, b.null_percentile[s] ? bar(format.share(b.null_percentile[s].share_above_95), b.null_percentile[s].share_above_95, hue(run, b.name)) : "–"))))))))
+}
+
+/* ---- scorers on the same units ---- */
+
+function scorers(run, c) {
+  if (!c.methods?.length) return null
+  const metrics = [...new Set(c.methods.map(m => m.metric))]
+  const state = { metric: metrics[0] }
+  const place = h("div.scroll")
+  const words = name => ({ final: "label given", shuffled: "shuffled labels" })[name] ?? terms[`scorer:${name}`]?.title ?? name
+  const draw = () => {
+    const rows = c.methods.filter(m => m.metric === state.metric)
+    const mean = new Map(rows.flatMap(m => [[`${m.group}\t${m.a}`, m.mean_a], [`${m.group}\t${m.b}`, m.mean_b]]))
+    const names = [...new Set(rows.flatMap(m => [m.a, m.b]))]
+    const groups = [...new Set(rows.map(m => m.group))]
+    const top = Math.max(...[...mean.values()].filter(v => v !== null), 1e-9)
+    place.replaceChildren(h("table", null,
+      h("thead", null, h("tr", null, h("th", null, "Scorer"), groups.map(g => h("th.num", null, groupDot(run, c, g), groupWords(c, g))))),
+      h("tbody", null, names.map(s => h("tr", null, h("th", { scope: "row" }, term(`scorer:${s}`, words(s))), groups.map(g => h("td.num", null, mean.has(`${g}\t${s}`) ? bar(format.number(mean.get(`${g}\t${s}`), 3), mean.get(`${g}\t${s}`) / top, groupHue(run, c, g)) : "–")))))),
+    h("details", null, h("summary", null, "Differences on the same units"), h("table", null,
+      h("thead", null, h("tr", null, ["Basis", "Scorers", "Difference (95 %)", "p, corrected", "Better"].map((t, i) => h(i > 1 && i < 4 ? "th.num" : "th", null, t)))),
+      h("tbody", null, rows.map(m => h("tr", null, h("th", { scope: "row" }, groupDot(run, c, m.group), groupWords(c, m.group)), h("td", null, `${words(m.a)} − ${words(m.b)}`), h("td.num", null, m.difference === null ? "–" : `${signed(m.difference)} (${signed(m.low)} to ${signed(m.high)})`), h("td.num", null, m.p_holm === null ? "–" : m.p_holm < 0.001 ? "<0.001" : m.p_holm.toFixed(3)), h("td", null, better(m, m.verdict) ? words(better(m, m.verdict)) : h("span.quiet", null, "none shown"))))))))
+  }
+  draw()
+  return section("Which scorer names best?", "All scorers label the same units, so they are compared pair by pair.", h("p", null, h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, metrics.map(k => h("option", { value: k }, terms[k]?.title ?? k)))), place)
+}
+
+/* ---- units side by side ---- */
+
+async function sideBySide(run) {
+  if (!run.sides) return null
+  const parts = new Map(await Promise.all(run.sides.bases.map(async name => [name, await saelab.need(`summary-${number(run, name)}`)])))
+  const one = ([name, u, r]) => {
+    const s = parts.get(name)
+    return h("a.card", { href: unitLink(name, s.units[u]) }, h("span.mosaic", null, s.thumbs[u].slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1}`))),
+      h("div.name", null, s.label[u] < 0 ? "no label" : s.labels[s.label[u]]), h("div.meta", null, dot(run, name), `${inWords(run, name)} · ${s.units[u]}${r === undefined ? "" : ` · r ${format.number(r)}`}`))
+  }
+  const block = (title, lead, rows) => (rows.length ? h("div.gallery", null, h("h3", null, title), h("p.lead", null, lead), rows.map(row => h("div.cards.side", null, row.map(one)))) : null)
+  return section("Side by side", "Neurons and the SAE features that fire most with them (r: correlation over images). Drawn by a fixed seed.",
+    block("Matched pairs", "Neurons drawn at random, each with the feature that fires most like it.", run.sides.pairs),
+    block("Neurons of several meanings, split", "Drawn from the tenth of neurons with the highest polysemanticity: the neuron first, then up to three features that fire with it.", run.sides.splits))
+}

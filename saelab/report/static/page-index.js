@@ -53,7 +53,7 @@ function spread(run) {
   const keys = overviewNumbers.filter(key => run.bases.filter(b => b.quartiles[key]).length > 1)
   if (!keys.length) return null
   return section("How they spread", "Dot: the median unit. Bar: the middle half of the basis.",
-    h("p.legend", null, run.bases.map(b => h("span", null, dot(run, b.name), inWords(run, b.name), "   "))),
+    h("p.legend", null, run.bases.map(b => h("span", null, dot(run, b.name), inWords(run, b.name)))),
     h("div.multiples", null, keys.map(key => {
       const rows = run.bases.filter(b => b.quartiles[key]).map(b => ({ name: inWords(run, b.name), colour: hue(run, b.name), q: b.quartiles[key] }))
       return h("div", null, h("h3", null, term(key)), ranges(rows, terms[key].title))

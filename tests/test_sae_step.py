@@ -119,7 +119,7 @@ def test_a_step_with_auxk_equals_the_dense_twin_and_torchs_adam(rule, auxk_k):
         twin["W_dec"].div_(twin["W_dec"].norm(dim=1, keepdim=True))
         for name, tensor in twin.items():
             torch.testing.assert_close(trainer.weights[name].double(), tensor, rtol=2e-4, atol=2e-5)
-    assert len(columns) == 24, "AuxK must have had work"
+    assert len(columns) >= 24, "AuxK must have had work"
 
 
 def test_auxk_reaches_the_encoder_and_leaves_the_living_alone():

@@ -9,17 +9,12 @@ import torch
 
 from saelab.errors import UserError
 from saelab.label import propose, selection
-from saelab.label.proposal import Case, Estimate, Exemplars, Proposal
+from saelab.label.proposal import Case, Estimate, Proposal
 from saelab.label.tagger import Tagger
+from tests.pictures import Pictures, exemplars, mined
 
 
-class NoPictures:
-    """Stands for an ImageSet where no picture is looked at."""
-
-    fingerprint = "0" * 64
-
-
-IMAGES = NoPictures()
+IMAGES = Pictures()
 NAMES = ["dog, domestic dog", "cat", "grass", "snow", "ball", "sky"]
 
 
@@ -28,11 +23,6 @@ def one_hot(*classes: int) -> torch.Tensor:
     rows = torch.full((len(classes), len(NAMES)), 0.2 / (len(NAMES) - 1))
     rows[torch.arange(len(classes)), torch.tensor(classes)] = 0.8
     return rows
-
-
-def exemplars(units: int = 6, k: int = 4) -> Exemplars:
-    ids = torch.arange(units * k).reshape(units, k)
-    return Exemplars(ids, ids + units * k)
 
 
 class Scripted:
@@ -84,18 +74,18 @@ def test_shuffled_contrast_shows_the_same_positives_with_another_units_contrasts
         strangers = {(c - 24) // 4 for c in other.contrasts}
         assert len(strangers) == 1 and u not in strangers
     with pytest.raises(UserError, match="at least two units with contrasts"):
-        alone = Exemplars(ex.positives[:1], ex.contrasts[:1])
+        alone = mined(ex.positives[:1], ex.contrasts[:1])
         propose.build_case(alone, IMAGES, 0, "shuffled_contrast", 0, None)
 
 
 def test_a_borrowed_contrast_is_never_a_positive_of_the_unit():
-    ex = Exemplars(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[4, 5], [1, 6]]))
+    ex = mined(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[4, 5], [1, 6]]))
     case = propose.build_case(ex, IMAGES, 0, "shuffled_contrast", 0, None)
     assert sorted(case.contrasts) == [-1, 6]
 
 
 def test_images_on_which_the_unit_does_not_fire_are_not_shown():
-    ex = Exemplars(torch.tensor([[5, 6, 7]]), torch.tensor([[1, 2, 3]]), torch.tensor([[2.0, 0.5, 0.0]]))
+    ex = mined(torch.tensor([[5, 6, 7]]), torch.tensor([[1, 2, 3]]), torch.tensor([[2.0, 0.5, 0.0]]))
     assert set(propose.build_case(ex, IMAGES, 0, "positives", 0, None).positives) == {5, 6}
 
 
@@ -108,7 +98,7 @@ def test_contrast_removes_the_scene_that_positives_and_contrasts_share():
     contrast = torch.tensor([0.02, 0.03, 0.90, 0.02, 0.02, 0.01])
     elsewhere = torch.tensor([0.01, 0.30, 0.05, 0.30, 0.17, 0.17])
     images = torch.stack([positive] * 4 + [contrast] * 4 + [elsewhere] * 12)
-    ex = Exemplars(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[4, 5, 6, 7]]))
+    ex = mined(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[4, 5, 6, 7]]))
     tagger = Tagger(images, NAMES, top=3)
 
     def labels(mode: str) -> tuple[str, ...]:
@@ -121,7 +111,7 @@ def test_contrast_removes_the_scene_that_positives_and_contrasts_share():
 def test_tagger_scores_equal_a_plain_loop():
     generator = torch.Generator().manual_seed(5)
     p = torch.rand(40, 6, generator=generator).softmax(1)
-    ex = Exemplars(torch.randperm(20, generator=generator)[None, :8], 20 + torch.arange(8)[None])
+    ex = mined(torch.randperm(20, generator=generator)[None, :8], 20 + torch.arange(8)[None])
     case = propose.build_case(ex, IMAGES, 0, "contrast", 0, None)
     expected = {}
     for c in range(6):
@@ -138,7 +128,7 @@ def test_tagger_scores_equal_a_plain_loop():
 
 def test_a_class_in_one_positive_alone_is_not_proposed_and_nothing_in_common_is_said():
     images = one_hot(0, 1, 3, 4, 2, 2, 2, 2)
-    ex = Exemplars(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[4, 5, 6, 7]]))
+    ex = mined(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[4, 5, 6, 7]]))
     case = propose.build_case(ex, IMAGES, 0, "contrast", 0, None)
     (proposal,) = Tagger(images, NAMES, top=1).propose([case], Path())
     assert proposal.status == "none" and proposal.labels == ()
@@ -146,7 +136,7 @@ def test_a_class_in_one_positive_alone_is_not_proposed_and_nothing_in_common_is_
 
 def test_the_base_rate_comes_from_the_ids_given():
     images = one_hot(0, 0, 1, 1, 0, 0, 0, 0)
-    ex = Exemplars(torch.tensor([[0, 1]]), torch.tensor([[2, 3]]))
+    ex = mined(torch.tensor([[0, 1]]), torch.tensor([[2, 3]]))
     case = propose.build_case(ex, IMAGES, 0, "positives", 0, None)
     assert Tagger(images, NAMES, base=[2, 3], top=1).classes(case) == [0]
     assert Tagger(images, NAMES, base=[4, 5, 6, 7], top=1).classes(case) == []  # a dog is everywhere
@@ -202,7 +192,7 @@ def test_another_recipe_is_refused_and_more_units_are_added(tmp_path):
 
 
 def test_a_unit_without_positives_gets_a_row_and_is_never_sent(tmp_path):
-    ex = Exemplars(torch.tensor([[0, 1], [-1, -1]]), torch.tensor([[2, 3], [-1, -1]]))
+    ex = mined(torch.tensor([[0, 1], [-1, -1]]), torch.tensor([[2, 3], [-1, -1]]))
     proposer = Scripted()
     rows = propose.run(proposer, ex, IMAGES, [0, 1], tmp_path, progress=False)
     assert proposer.asked == [0] and [p.status for p in rows] == ["answered", "no_positives"]

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from saelab import artifacts
 from saelab.errors import UserError
@@ -19,17 +17,6 @@ if TYPE_CHECKING:
 
 MODES = ("positives", "contrast", "shuffled_contrast")
 HeatMap = Callable[[int, int], np.ndarray | None]  # (unit, image id) -> float [height, width] in 0..1, or None
-
-
-@dataclass(frozen=True)
-class Exemplars:
-    """The mined images of every unit. Row u belongs to unit u."""
-
-    positives: Int[Tensor, "units k"]  # image ids, strongest first; -1 = none
-    contrasts: Int[Tensor, "units k"]  # the paired contrast of each positive; -1 = none
-    activations: Float[Tensor, "units k"] | None = (
-        None  # of the positives; where given, those that are not > 0 are not shown
-    )
 
 
 @dataclass(frozen=True)
@@ -76,7 +63,7 @@ class Proposal:
 class Estimate:
     """What asking would take. Sums with +."""
 
-    requests: int = 0  # number of requests, those in the cache left out
+    requests: int = 0  # number of requests; those that a cache holds count too
     prompt_tokens: int = 0  # text and pictures
     completion_tokens: int = 0  # at most: the limit that is sent along
     cost: float | None = 0.0  # US dollars; None = a price is missing

@@ -3,7 +3,7 @@
 The calls that a script makes (plain values; `images` is an ImageSet, a unit is a row of the exemplars' tensors):
 
     proposer = load_proposer("tagger", probabilities=probabilities, names=names)  # "openai", base_url=..., model=...
-    exemplars = Exemplars(positives, contrasts, activations)  # [units, k] tensors from label.mine
+    exemplars = Exemplars.load(folder)  # saelab.label.exemplars
     units, budget = selection.choose("status:ok top:200 usd:2.5", n_units, status=status, strength=strength, seed=0)
     print(estimate(proposer, exemplars, images, units, mode="contrast", seed=0))  # dry run: nothing is sent
     proposals = run(proposer, exemplars, images, units, folder, mode="contrast", seed=0, budget=budget)
@@ -15,10 +15,12 @@ there are not asked again, failed ones are. Modes: `positives` (no contrasts), `
 contrast), `shuffled_contrast` (another unit's contrasts: the ablation that shows whether contrast matters).
 """
 
+import dataclasses
 import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,36 +29,82 @@ from tqdm import tqdm
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.label.proposal import MODES, Case, Estimate, Exemplars, HeatMap, Proposal, Proposer, read, summary
+from saelab.label.proposal import MODES, Case, Estimate, HeatMap, Proposal, Proposer, read, summary
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
+    from saelab.label.exemplars import Exemplars
     from saelab.label.selection import Budget
+    from saelab.label.vlm.chat import Chat
 
-__all__ = ["Exemplars", "Proposal", "Proposer", "build_case", "estimate", "load_proposer", "read", "run", "summary"]
+__all__ = ["Proposal", "Proposer", "build_case", "estimate", "load_chat", "load_proposer", "read", "run", "summary"]
 
 
 def load_proposer(name: str, **settings: Any) -> Proposer | None:
     """A proposer by name: none (returns None), tagger, recorded, openai, transformers.
 
-    `settings` are the fields that conf/proposer/<name>.yaml lists. Raises UserError for a name or a setting that does
-    not exist, and whatever the proposer's own settings call for.
+    `settings` are those listed in conf/proposer/<name>.yaml, save `name`, `mode` and `units`, which are the run's.
+    Raises UserError for a name or a setting that does not exist, and for values that can't be.
     """
-    from saelab.label.tagger import Tagger
-
-    makers: dict[str, Callable[..., Any]] = {"none": lambda: None, "tagger": Tagger}
+    makers: dict[str, Callable[..., Proposer | None]] = {
+        "none": lambda: None,
+        "tagger": _tagger,
+        "recorded": partial(_vlm, "recorded"),
+        "openai": partial(_vlm, "openai"),
+        "transformers": partial(_vlm, "transformers"),
+    }
     if name not in makers:
-        raise UserError("proposer", name, f"must be one of {', '.join(sorted(makers))}")
+        raise UserError("proposer", name, f"must be one of {', '.join(makers)}")
     try:
         return makers[name](**settings)
     except TypeError as error:
-        if "unexpected keyword" in str(error) or "missing" in str(error):
-            raise UserError("proposer", name, str(error).split("() ", 1)[-1], "see conf/proposer/") from None
+        if "argument" in str(error):
+            raise UserError(
+                "proposer", name, str(error).split("() ", 1)[-1], f"see conf/proposer/{name}.yaml"
+            ) from None
         raise
 
 
+def _tagger(**settings: Any) -> Proposer:
+    from saelab.label.tagger import Tagger
+
+    return Tagger(**settings)
+
+
+def _vlm(backend: str, **settings: Any) -> Proposer:
+    """A vision-language model's proposer; the settings are those of the picture, of the question and of the backend."""
+    from saelab.label.vlm.proposer import VLMProposer
+    from saelab.label.vlm.show import Look
+
+    look = Look(**_taken(settings, [field.name for field in dataclasses.fields(Look)]))
+    question = _taken(settings, ["prompt", "guided", "shown", "max_tokens"])
+    return VLMProposer(load_chat(backend, **settings), look, **question)
+
+
+def load_chat(name: str, **settings: Any) -> "Chat":
+    """A backend of vision-language models by name (recorded, openai, transformers), to ask it other things."""
+    if name == "recorded":
+        from saelab.label.vlm.recorded import RecordedChat
+
+        return RecordedChat(**settings)
+    if name == "transformers":
+        from saelab.label.vlm.transformers import TransformersChat
+
+        return TransformersChat(**settings)
+    if name == "openai":
+        from saelab.label.vlm.openai import OpenAIChat
+        from saelab.label.vlm.tokens import Prices
+
+        return OpenAIChat(prices=Prices(**(settings.pop("prices", None) or {})), **settings)
+    raise UserError("chat", name, "must be one of recorded, openai, transformers")
+
+
+def _taken(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: settings.pop(name) for name in names if name in settings}
+
+
 def build_case(
-    exemplars: Exemplars,
+    exemplars: "Exemplars",
     images: "ImageSet",
     unit: int,
     mode: str,
@@ -66,13 +114,15 @@ def build_case(
 ) -> Case:
     """What a proposer is shown of `unit`: its `shown` strongest positives in an order shuffled by (seed, unit).
 
+    Only images on which the unit fires (activation above 0) count as positives.
+
     In mode `shuffled_contrast` the contrasts are those of another unit that has any, drawn by (seed, unit); images
     that are among the unit's own positives are left out of them.
     """
     if mode not in MODES:
         raise UserError("mode", mode, f"must be one of {', '.join(MODES)}")
     ids = exemplars.positives[unit].tolist()
-    fires = [True] * len(ids) if exemplars.activations is None else (exemplars.activations[unit] > 0).tolist()
+    fires = (exemplars.activations[unit] > 0).tolist()
     places = [i for i, (image, on) in enumerate(zip(ids, fires, strict=True)) if image >= 0 and on][:shown]
     random.Random(f"{seed}/{unit}").shuffle(places)
     positives = tuple(ids[i] for i in places)
@@ -94,7 +144,7 @@ def _stranger(contrasts: Tensor, unit: int, seed: int) -> int:
 
 def estimate(
     proposer: Proposer,
-    exemplars: Exemplars,
+    exemplars: "Exemplars",
     images: "ImageSet",
     units: Sequence[int],
     *,
@@ -108,7 +158,7 @@ def estimate(
 
 def run(
     proposer: Proposer,
-    exemplars: Exemplars,
+    exemplars: "Exemplars",
     images: "ImageSet",
     units: Sequence[int],
     folder: Path | str,
@@ -175,11 +225,10 @@ def _resume(folder: Path, file: Path, recipe: dict[str, Any]) -> dict[int, Propo
     return kept
 
 
-def _recipe(proposer: Proposer, exemplars: Exemplars, images: "ImageSet", mode: str, seed: int) -> dict[str, Any]:
+def _recipe(proposer: Proposer, exemplars: "Exemplars", images: "ImageSet", mode: str, seed: int) -> dict[str, Any]:
     shown = hashlib.sha256()
     for tensor in (exemplars.positives, exemplars.contrasts, exemplars.activations):
-        if tensor is not None:
-            shown.update(tensor.contiguous().cpu().numpy().tobytes())
+        shown.update(tensor.contiguous().cpu().numpy().tobytes())
     recipe = {
         "proposer": proposer.recipe,
         "mode": mode,

@@ -1,0 +1,208 @@
+"""Any OpenAI-compatible server: vLLM, SGLang, `transformers serve`, hosted models.
+
+The official client sends and reads; this file decides what is sent again, what is fatal, and what it has cost. The
+client's own retries are off, because every attempt is counted: one that ends without an answer may have been charged.
+"""
+
+import base64
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from saelab.artifacts import digest
+from saelab.errors import UserError
+from saelab.label.proposal import Estimate
+from saelab.label.vlm import tokens
+from saelab.label.vlm.attempts import Attempts, Refused
+from saelab.label.vlm.cache import AnswerCache
+from saelab.label.vlm.chat import Picture, Reply, Request
+from saelab.label.vlm.tokens import Prices
+
+log = logging.getLogger("saelab")
+
+
+class OpenAIChat:
+    """Asks a model behind an OpenAI-compatible address, `concurrency` requests at a time.
+
+    model: as the server names it. base_url: ends in /v1 as a rule. key_env: the environment variable that holds the
+    key, if the server wants one; the key is written nowhere. timeout: seconds for one answer. retries: further
+    attempts after 408, 409, 429, 5xx, time-outs, cut lines and broken answers, `backoff` seconds apart at first and
+    twice as long each time (at most 60, or what the server asks for). prices: dollars per million tokens.
+    picture_tokens: a rule of `tokens.picture_tokens`, for estimates only. cache: folder of bought answers.
+    """
+
+    name = "openai"
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str = "http://localhost:8000/v1",
+        key_env: str = "OPENAI_API_KEY",
+        concurrency: int = 8,
+        timeout: float = 120.0,
+        retries: int = 6,
+        backoff: float = 1.0,
+        temperature: float | None = 0.0,
+        seed: int | None = 0,
+        prices: Prices | None = None,
+        picture_tokens: str | int = "internvl",
+        cache: Path | str | None = None,
+    ) -> None:
+        address = urlsplit(base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise UserError("proposer.base_url", base_url, "must be an address such as http://localhost:8000/v1")
+        if address.username or address.password or address.query:
+            plain = f"{address.scheme}://{address.hostname}"
+            raise UserError("proposer.base_url", plain, "must hold no key or password", "put it into proposer.key_env")
+        if not model:
+            raise UserError("proposer.model", model, "must name the model that the server serves")
+        if concurrency < 1:
+            raise UserError("proposer.concurrency", concurrency, "must be at least 1")
+        tokens.picture_tokens((448, 448), picture_tokens)
+        self.model, self.base_url, self.key_env = model, base_url, key_env
+        self.concurrency, self.prices, self.picture_tokens = concurrency, prices or Prices(), picture_tokens
+        self.cache = AnswerCache(cache)
+        self.attempts = Attempts(self._client(timeout), retries, backoff, self._secret(), model, base_url, key_env)
+        self.options = {"temperature": temperature, "seed": seed}
+        self.recipe = {"name": self.name, "model": model, "base_url": base_url, **self.options}
+        self._sight = threading.Lock()
+        self._sighted = False
+
+    def estimate(self, request: Request) -> Estimate:
+        """Tokens and money of a request; the cache isn't looked at."""
+        return tokens.estimate(request, self.prices, self.picture_tokens)
+
+    def ask(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
+        """Every request with its reply as it comes.
+
+        Raises UserError where no server answers, the key is refused, the model is unknown or takes no pictures, or
+        too many requests in a row fail; replies under way by then are still yielded.
+        """
+        source = iter(requests)
+        first = next(source, None)
+        if first is None:
+            return
+        self.attempts.check_server()
+        waiting: dict[Future[Reply], Request] = {}
+        fatal: UserError | None = None
+        failed_in_a_row = 0
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            try:
+                while waiting or (fatal is None and first is not None):
+                    while fatal is None and first is not None and len(waiting) < self.concurrency:
+                        waiting[pool.submit(self._answer, first)] = first
+                        first = next(source, None)
+                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        request = waiting.pop(future)
+                        try:
+                            reply = future.result()
+                        except UserError as error:
+                            fatal = fatal or error
+                            self.attempts.stop()
+                            continue
+                        failed_in_a_row = failed_in_a_row + 1 if reply.text is None else 0
+                        if failed_in_a_row >= max(8, 2 * self.concurrency):
+                            fatal = fatal or self._too_many(failed_in_a_row, reply)
+                            self.attempts.stop()
+                        yield request, reply
+            finally:
+                self.attempts.stop()
+        if fatal:
+            raise fatal
+
+    def _answer(self, request: Request) -> Reply:
+        """The reply from the cache, or bought now and put there before anything else is done with it."""
+        key = digest([self.base_url, self.model, request.digest, self.options])
+        with self.cache.turn(key):
+            kept = self.cache.get(key)
+            if kept is not None:
+                return replace(self._reply(key, kept), cached=True)
+            started = time.monotonic()
+            try:
+                body, tries, uncertain = self.attempts.send(self._body(request))
+            except Refused as refused:
+                seconds = time.monotonic() - started
+                tries, uncertain = refused.attempts, refused.uncertain
+                return Reply(None, str(refused), key, attempts=tries, uncertain=uncertain, seconds=seconds)
+            answer = _read(body)
+            self._check_sight(request, answer)
+            answer |= {"name": request.name, "seconds": round(time.monotonic() - started, 3)}
+            self.cache.put(key, answer)
+            return replace(self._reply(key, answer), attempts=tries, uncertain=uncertain)
+
+    def _reply(self, key: str, answer: dict[str, Any]) -> Reply:
+        prompt, completion = answer["prompt_tokens"], answer["completion_tokens"]
+        cost = self.prices.cost(prompt, completion)
+        text, model, seconds = answer["text"], answer["model"], answer["seconds"]
+        return Reply(text, None, key, model, prompt, completion, cost, seconds=seconds)
+
+    def _body(self, request: Request, pictures: bool = True) -> dict[str, Any]:
+        """The request as the client's keyword arguments."""
+        content = [_part(part) for part in request.parts if pictures or isinstance(part, str)]
+        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        body |= {"max_tokens": request.max_tokens, **{k: v for k, v in self.options.items() if v is not None}}
+        if request.schema:
+            schema = {"name": "answer", "schema": request.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return body
+
+    def _check_sight(self, request: Request, answer: dict[str, Any]) -> None:
+        """Some servers drop the pictures of a text model without a word: ask once again without them and compare.
+
+        If the text alone takes as many prompt tokens, the pictures were not seen, and the answer is worth nothing.
+        """
+        with self._sight:
+            if self._sighted or not request.pictures or answer["prompt_tokens"] is None:
+                return
+            try:
+                blind = _read(self.attempts.send(self._body(request, pictures=False) | {"max_tokens": 1})[0])
+            except Refused as refused:
+                log.warning("could not check that %s sees pictures: %s", self.model, refused)
+            else:
+                if blind["prompt_tokens"] == answer["prompt_tokens"]:
+                    found = f"takes no pictures ({blind['prompt_tokens']} prompt tokens with and without them)"
+                    raise UserError("proposer.model", self.model, found, "serve a vision-language model")
+                log.info("%s sees pictures (checked with one request of %s tokens)", self.model, blind["prompt_tokens"])
+            self._sighted = True
+
+    def _too_many(self, count: int, reply: Reply) -> UserError:
+        found = f"{count} requests in a row failed, the last with: {reply.error}"
+        return UserError("proposer.base_url", self.base_url, found, "run again to go on: what was answered is kept")
+
+    def _secret(self) -> str:
+        return os.environ.get(self.key_env, "")
+
+    def _client(self, timeout: float) -> Any:
+        try:
+            import openai
+        except ImportError:
+            raise UserError("proposer", "openai", "needs the openai package", "pip install 'saelab[vlm]'") from None
+        return openai.OpenAI(api_key=self._secret() or "none", base_url=self.base_url, timeout=timeout, max_retries=0)
+
+
+def _part(part: str | Picture) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    url = "data:image/jpeg;base64," + base64.b64encode(part.jpeg).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _read(body: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a completion. An empty answer (all tokens spent on thinking) is the empty text."""
+    message = body["choices"][0]["message"]
+    usage = body.get("usage") or {}
+    return {
+        "text": message.get("content") or message.get("refusal") or "",
+        "model": body.get("model"),
+        "prompt_tokens": usage.get("prompt_tokens"),
+        "completion_tokens": usage.get("completion_tokens"),
+        "seconds": None,
+    }

@@ -1,0 +1,106 @@
+"""The proposer that asks a vision-language model what a unit's positives share and its contrasts lack."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from saelab import artifacts
+from saelab.label.proposal import Case, Estimate, Proposal
+from saelab.label.vlm import parse, prompts
+from saelab.label.vlm.chat import Chat, Picture, Reply, Request
+from saelab.label.vlm.show import Look
+
+ANSWERS = {"most": 3, "words": 4}  # concepts asked for at most, words in each at most
+
+
+class VLMProposer:
+    """Asks `chat` one question a unit; up to three concepts of up to four words come back (or "none").
+
+    prompt: a family of shipped templates ("concepts": JSON; "list": comma list, as in the CSP paper) of which the mode
+    picks `<family>_positives` or `<family>_contrast`, or a template file of one's own for every mode. guided: hold the
+    model to the JSON schema where the backend can. shown: positives on a sheet (9 fill it).
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        look: Look | None = None,
+        prompt: str = "concepts",
+        guided: bool = True,
+        shown: int = 9,
+        max_tokens: int = 300,
+    ) -> None:
+        self.chat, self.look, self.max_tokens = chat, look or Look(), max_tokens
+        self.shown: int | None = shown
+        self.name = chat.name
+        self.schema = parse.CONCEPTS_SCHEMA if guided else None
+        family = prompt in ("concepts", "list")
+        self.templates = {
+            shape: prompts.load(f"{prompt}_{shape}" if family else prompt) for shape in ("positives", "contrast")
+        }
+        self.recipe: dict[str, Any] = {
+            "chat": chat.recipe,
+            "look": asdict(self.look),
+            "prompt": hashlib.sha256("\n".join(self.templates.values()).encode()).hexdigest(),
+            "guided": guided,
+            "shown": shown,
+            "max_tokens": max_tokens,
+        }
+
+    def propose(self, cases: Iterable[Case], folder: Path) -> Iterator[Proposal]:
+        """A proposal for each case as its answer comes; the pictures sent are kept in `<folder>/sheets`."""
+        waiting: dict[str, Case] = {}
+
+        def requests() -> Iterator[Request]:
+            for case in cases:
+                request = self.request(case)
+                waiting[request.name] = case
+                keep_pictures(request, folder)
+                yield request
+
+        for request, reply in self.chat.ask(requests()):
+            yield self._proposal(waiting.pop(request.name), request, reply)
+
+    def estimate(self, case: Case) -> Estimate:
+        """Tokens and money of the case's request, from its text and its pictures' sizes; nothing is drawn or sent."""
+        contrasts = len([image for image in case.contrasts if image >= 0])
+        shown = self.look.outline(len(case.positives), "positives"), self.look.outline(contrasts, "contrasts")
+        return self.chat.estimate(self._request(case, *shown))
+
+    def request(self, case: Case) -> Request:
+        """What is sent for a case."""
+        return self._request(case, self.look.positives(case), self.look.contrasts(case))
+
+    def _request(self, case: Case, positives: Sequence[str | Picture], contrasts: Sequence[str | Picture]) -> Request:
+        template = self.templates["contrast" if contrasts else "positives"]
+        groups = {"positives": positives, "contrasts": contrasts}
+        parts = prompts.fill(template, groups, layout=self.look.layout, tiles=self.look.tiles, **ANSWERS)
+        return Request(f"propose/{case.unit}", parts, self.schema, self.max_tokens)
+
+    def _proposal(self, case: Case, request: Request, reply: Reply) -> Proposal:
+        answer = parse.Answer(status="failed") if reply.text is None else parse.concepts(reply.text, **ANSWERS)
+        return Proposal(
+            unit=case.unit,
+            labels=answer.concepts if answer.status == "answered" else (),
+            status=answer.status,
+            proposer=self.name,
+            mode=case.mode,
+            positives=case.positives,
+            contrasts=case.contrasts,
+            raw=reply.text,
+            evidence=answer.evidence,
+            confidence=answer.confidence,
+            prompt=request.text,
+            sheets=tuple(f"sheets/{picture.name}.jpg" for picture in request.pictures),
+            **reply.record,
+        )
+
+
+def keep_pictures(request: Request, folder: Path) -> None:
+    """Write a request's pictures to `<folder>/sheets/<name>.jpg`, the very bytes that are sent."""
+    (folder / "sheets").mkdir(parents=True, exist_ok=True)
+    for picture in request.pictures:
+        with artifacts.atomic(folder / "sheets" / f"{picture.name}.jpg") as temporary:
+            temporary.write_bytes(picture.jpeg)

@@ -1,0 +1,45 @@
+"""Answers from a file: to replay a run, to use a model that answered elsewhere, or to let people answer.
+
+A JSON object a line, with `raw` (the answer) and `name` ("propose/12", "detect/12", "choose/12": what is asked, and of
+which unit) or just `unit`. The `proposals.jsonl` of another run is such a file.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from saelab.artifacts import read_jsonl
+from saelab.errors import UserError
+from saelab.label.proposal import Estimate
+from saelab.label.vlm.chat import Reply, Request
+
+
+class RecordedChat:
+    """Answers every request with what `answers` (a file) holds under its name; a request without one fails."""
+
+    name = "recorded"
+
+    def __init__(self, answers: Path | str) -> None:
+        path = Path(answers)
+        rows = read_jsonl(path)
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict) or not ("name" in row or "unit" in row) or "raw" not in row:
+                raise UserError("proposer.answers", path, f"line {number} needs `raw` and `unit` or `name`")
+            self.rows[row.get("name") or f"propose/{row['unit']}"] = row
+        self.recipe = {"name": self.name, "answers": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+    def ask(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
+        """Every request with its recorded answer, in order."""
+        for request in requests:
+            row = self.rows.get(request.name, {})
+            raw = row.get("raw")
+            missing = None if raw is not None else f"{self.path.name} has no answer for {request.name}"
+            counts = row.get("prompt_tokens"), row.get("completion_tokens"), row.get("cost")
+            yield request, Reply(raw, missing, request.digest, row.get("model"), *counts, cached=True)
+
+    def estimate(self, request: Request) -> Estimate:
+        """Nothing: it is all there."""
+        return Estimate()

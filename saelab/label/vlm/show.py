@@ -1,0 +1,85 @@
+"""A unit's images as the pictures of a request: one sheet a set, or one picture a photo."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from saelab.errors import UserError
+from saelab.label import sheets
+from saelab.label.proposal import Case, HeatMap
+from saelab.label.vlm.chat import Picture
+
+if TYPE_CHECKING:
+    from saelab.images import ImageSet
+
+LAYOUTS = ("sheet", "parts")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How photos are put before a model."""
+
+    layout: str = "sheet"  # sheet: a 3×3 grid per set; parts: each photo as a picture of its own
+    tiles: str = "raw"  # raw | heatmap | crop; the last two need heat maps
+    sheet_px: int = 896  # side of a sheet: with 896, a tile has 292 pixels
+    part_px: int = 448  # side of a photo in the layout `parts`
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise UserError("proposer.layout", self.layout, f"must be one of {', '.join(LAYOUTS)}")
+        if self.tiles not in sheets.TILES:
+            raise UserError("proposer.tiles", self.tiles, f"must be one of {', '.join(sheets.TILES)}")
+        if self.sheet_px < sheets.SMALLEST:
+            raise UserError("proposer.sheet_px", self.sheet_px, f"must be at least {sheets.SMALLEST}")
+
+    def positives(self, case: Case) -> list[str | Picture]:
+        """The case's positives."""
+        if self.tiles != "raw" and case.heat is None:
+            raise UserError("proposer.tiles", self.tiles, "needs heat maps, which these units lack", "use tiles=raw")
+        tiles = [self._tile(case.images, case.unit, image, case.heat, self.tiles) for image in case.positives]
+        return self._group(tiles, f"unit-{case.unit:05d}-positives", "Photo")
+
+    def contrasts(self, case: Case) -> list[str | Picture]:
+        """The case's contrasts, each at its positive's place; [] if there are none. Never cropped: nothing fires."""
+        if all(image < 0 for image in case.contrasts):
+            return []
+        style = "raw" if self.tiles == "crop" else self.tiles
+        tiles = [
+            None if image < 0 else self._tile(case.images, case.unit, image, case.heat, style)
+            for image in case.contrasts
+        ]
+        return self._group(tiles, f"unit-{case.unit:05d}-contrasts", "Look-alike")
+
+    def photos(self, images: "ImageSet", ids: Sequence[int], name: str) -> list[str | Picture]:
+        """Numbered photos, raw, each a picture of its own."""
+        tiles: list[Image.Image | None] = [sheets.tile(images.load(image), self.part_px) for image in ids]
+        return _numbered(tiles, name, "Photo", self.part_px)
+
+    def outline(self, count: int, name: str) -> list[str | Picture]:
+        """Pictures of the right number and size without content: enough for an estimate."""
+        if count == 0:
+            return []
+        sizes = [self.sheet_px] if self.layout == "sheet" else [self.part_px] * count
+        return [Picture(b"", (side, side), f"{name}-{i}") for i, side in enumerate(sizes)]
+
+    def _tile(self, images: "ImageSet", unit: int, image: int, heat: HeatMap | None, style: str) -> Image.Image:
+        side = self.part_px if self.layout == "parts" else sheets.tile_side(self.sheet_px)
+        heat_map = heat(unit, image) if heat is not None and style != "raw" else None
+        return sheets.tile(images.load(image), side, style, heat_map)
+
+    def _group(self, tiles: Sequence[Image.Image | None], name: str, word: str) -> list[str | Picture]:
+        if self.layout == "parts":
+            return _numbered(tiles, name, word, self.part_px)
+        side = self.sheet_px
+        return [Picture(sheets.jpeg(sheets.sheet(tiles, side)), (side, side), name)]
+
+
+def _numbered(tiles: Sequence[Image.Image | None], name: str, word: str, side: int) -> list[str | Picture]:
+    parts: list[str | Picture] = []
+    for number, picture in enumerate(tiles, start=1):
+        if picture is not None:
+            parts.append(f"\n{word} {number}: " if parts else f"{word} {number}: ")
+            parts.append(Picture(sheets.jpeg(picture), (side, side), f"{name}-{number}"))
+    return parts

@@ -26,6 +26,7 @@ FAITHFULNESS = ("scs", "caption_r", "truth_r", "auprc", "f1", "iou", "auroc")
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
 OF_TRUTH = ("truth_r", "auprc", "f1", "iou", "auroc")
 FEWEST_IMAGES = 10  # test images below which no number is computed
+STRONGEST = 12  # test images a unit that coherence looks at: the most for which polysemanticity's clusters are exact
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,15 @@ def evaluate(
     labels: Sequence[dict[str, Any]],
     evidence: Evidence,
     splits: Splits,
-    k: int = 12,
+    k: int = 30,
     seed: int = 0,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows (one a unit) and summary of one basis; the formats of `evaluation.jsonl` and `evaluation.json`.
 
-    `labels`: rows of labels.jsonl, one for each unit in order. `k`: strongest test images that coherence looks at, at
-    most a tenth of the test split, of which only those on which the unit fires count (up to 12, polysemanticity's
-    clusters are exact and cheap). `seed`: draws the shuffled-label
-    control, in which the final labels change places among the labelled units.
+    `labels`: rows of labels.jsonl, one for each unit in order. `k`: positives that a unit was mined with; `strength` is
+    the mean of so many strongest mine activations. Coherence looks at the strongest test images: k, but at most 12 and
+    at most a tenth of them, of which those count on which the unit fires. `seed`: draws the shuffled-label control, in
+    which the final labels change places among the labelled units.
 
     Raises UserError where labels and units don't belong together, splits overlap, or there are too few test images.
     """
@@ -78,12 +79,12 @@ def evaluate(
     if [row["unit"] for row in labels] != list(range(units.units)):
         raise UserError("labels", f"{len(labels)} rows", f"the basis has {units.units} units", "label this basis anew")
     mine, test = columns.columns(units.rows(splits.mine)), columns.columns(units.rows(splits.test))
-    k = max(2, min(k, len(splits.test) // 10))
+    near = max(2, min(k, STRONGEST, len(splits.test) // 10))
     per_unit = {
         "firing_rate": fires_on(mine).double() / len(splits.mine),
         "strength": top_images(mine, min(k, len(splits.mine)))[1].double().mean(1),
         "test_firing_rate": fires_on(test).double() / len(splits.test),
-        **coherence(test, evidence, splits.test, k),
+        **coherence(test, evidence, splits.test, near),
     }
     scorers = sorted({name for row in labels for name in row["scores"]})
     chosen = {name: [row["scores"].get(name, {}).get("label") for row in labels] for name in scorers}
@@ -102,7 +103,7 @@ def evaluate(
         rows.append(
             head | numbers | {"by_scorer": by_scorer, "final": entries["final"][u], "shuffled": entries["shuffled"][u]}
         )
-    return rows, summarise(rows, evidence, splits, k, seed)
+    return rows, summarise(rows, evidence, splits, near, seed)
 
 
 def coherence(test: Acts, evidence: Evidence, ids: np.ndarray, k: int) -> dict[str, Float[Tensor, "units"]]:
@@ -123,7 +124,7 @@ def coherence(test: Acts, evidence: Evidence, ids: np.ndarray, k: int) -> dict[s
         numbers[name] = _where(valid.sum(1) >= 2, metrics.clarity(space[top], valid=valid))
     for name, metric in (("polysemanticity", metrics.polysemanticity), ("redundancy", metrics.redundancy)):
         numbers[name] = _where(fires.sum(1) >= 2, metric(images[top], valid=fires))
-    return numbers
+    return numbers | {name: _nothing(len(top)) for name in COHERENCE if name not in numbers}
 
 
 def faithfulness(
@@ -145,8 +146,7 @@ def faithfulness(
         numbers["caption_r"] = _simulated(test, texts, evidence.captions, test_ids)
     if evidence.truth is not None:
         numbers |= _against_truth(mine, test, texts, evidence.truth, torch.as_tensor(splits.mine), test_ids)
-    empty = torch.full((len(texts),), torch.nan, dtype=torch.float64)
-    return {name: numbers.get(name, empty) for name in (*FAITHFULNESS, "truth_images")}
+    return {name: numbers.get(name, _nothing(len(texts))) for name in (*FAITHFULNESS, "truth_images")}
 
 
 def _simulated(test: Acts, texts: Sequence[str | None], space: Similarity, ids: Int[Tensor, "images"]) -> Tensor:
@@ -157,7 +157,7 @@ def _simulated(test: Acts, texts: Sequence[str | None], space: Similarity, ids: 
         raise UserError(
             "label", repr(min(missing)), f"has no vector in {space.name}", "embed every label that was given"
         )
-    result = torch.full((len(texts),), torch.nan, dtype=torch.float64)
+    result = _nothing(len(texts))
     named = torch.tensor([u for u, text in enumerate(texts) if text is not None], dtype=torch.long)
     rows = torch.tensor([space.row[text] for text in texts if text is not None], dtype=torch.long)
     if len(named) == 0 or int(known.sum()) < FEWEST_IMAGES:
@@ -171,7 +171,7 @@ def _simulated(test: Acts, texts: Sequence[str | None], space: Similarity, ids: 
 def _against_truth(
     mine: Acts, test: Acts, texts: Sequence[str | None], truth: Truth, mine_ids: Tensor, test_ids: Tensor
 ) -> dict[str, Tensor]:
-    numbers = {name: torch.full((len(texts),), torch.nan, dtype=torch.float64) for name in (*OF_TRUTH, "truth_images")}
+    numbers = {name: _nothing(len(texts)) for name in (*OF_TRUTH, "truth_images")}
     have = [(u, truth.column[text]) for u, text in enumerate(texts) if text is not None and text in truth.column]
     seen_mine, seen_test = truth.known[mine_ids], truth.known[test_ids]
     on_mine, on_test = truth.member[mine_ids[seen_mine]], truth.member[test_ids[seen_test]]
@@ -230,7 +230,7 @@ def summarise(rows: Sequence[dict[str, Any]], evidence: Evidence, splits: Splits
         "units": len(rows),
         "statuses": {status: statuses.count(status) for status in sorted(set(statuses))},
         "labelled": sum(row["final"]["label"] is not None for row in rows),
-        "abstained": sum(bool(row["abstained"]) for row in rows),
+        "abstained": sum(row["label"] is not None and bool(row["abstained"]) for row in rows),
         "images": {"mine": len(splits.mine), "test": len(splits.test)},
         "k": k,
         "seed": seed,
@@ -288,6 +288,10 @@ def _summary_of(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     labels = [e["label"] for e in entries if e["label"] is not None]
     no_truth = sum(e["label"] is not None and _absent(e.get("auprc")) for e in entries)
     return {"labelled": len(labels), "distinct": len(set(labels)), "without_truth": no_truth, "metrics": numbers}
+
+
+def _nothing(units: int) -> Float[Tensor, "units"]:
+    return torch.full((units,), torch.nan, dtype=torch.float64)
 
 
 def _where(valid: Tensor, numbers: Tensor) -> Tensor:

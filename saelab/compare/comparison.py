@@ -90,7 +90,7 @@ def describe(basis: Basis, kept: Index) -> dict[str, Any]:
         "statuses": dict(sorted(before.items())),
         "dropped": dict(sorted(dropped.items())),
         "labelled": labels.total(),
-        "abstained": sum(bool(basis.rows[u]["abstained"]) for u in kept),
+        "abstained": sum(basis.rows[u]["label"] is not None and bool(basis.rows[u]["abstained"]) for u in kept),
         "with_truth": int(np.isfinite(basis.faithfulness("auprc", "labelled")[kept]).sum()),
         "labels": label_use(labels),
         "firing_rate": _quantiles(basis.column("firing_rate")[kept]),

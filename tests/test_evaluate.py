@@ -1,0 +1,197 @@
+"""Evaluation of one basis: the numbers, the splits they come from, and what counts as what when there is none."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import pearsonr
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
+from torch.nn.functional import normalize
+
+from saelab import evaluate as ev
+from saelab.errors import UserError
+from saelab.truth import Similarity, Truth
+from saelab.units import UnitActivations
+
+IMAGES, LABELS = 60, 4
+TEXTS = ["cat", "dog", "owl", "unseen"]
+MINE, TEST = np.arange(0, 30), np.arange(30, 60)
+
+
+def world(seed: int = 0) -> tuple[torch.Tensor, ev.Evidence]:
+    """Seven units and the evidence: the label `unseen` has no truth, a tenth of the images no caption."""
+    g = torch.Generator().manual_seed(seed)
+    vectors = normalize(torch.randn(LABELS, 8, generator=g), dim=1)
+    member = torch.rand(IMAGES, 3, generator=g) < 0.3
+    images = normalize(member.float() @ vectors[:3] + 0.5 * torch.randn(IMAGES, 8, generator=g), dim=1)
+    written = normalize(member.float() @ vectors[:3] + 0.5 * torch.randn(IMAGES, 8, generator=g), dim=1)
+    captioned = torch.arange(IMAGES) % 10 != 0
+    acts = torch.relu(member.float()[:, [0, 1, 2, 0, 1, 2, 0]] + 0.6 * torch.randn(IMAGES, 7, generator=g))
+    acts[:, 5] = 0  # dead
+    acts[TEST, 4] = 0  # silent on test
+    truth = Truth(member, {"cat": 0, "dog": 1, "owl": 2}, ("cat", "dog", "owl"), captioned, "planted")
+    judge = Similarity.of("judge", images, TEXTS, vectors)
+    return acts, ev.Evidence(judge, Similarity.of("captions", written, TEXTS, vectors, captioned), truth)
+
+
+def label_rows(texts: list[str | None], abstained: set[int] = frozenset()) -> list[dict]:
+    return [
+        {"unit": u, "status": "ok" if text else "dead", "label": text, "abstained": text is None or u in abstained}
+        | {"scores": {"csp": {"label": text, "null_percentile": 0.9}} if text else {}}
+        for u, text in enumerate(texts)
+    ]
+
+
+GIVEN = ["cat", "dog", "owl", "unseen", "dog", None, "owl"]
+
+
+@pytest.fixture(scope="module")
+def evaluated() -> tuple[list[dict], dict]:
+    acts, evidence = world()
+    return ev.evaluate(UnitActivations(acts, "neuron", {}), label_rows(GIVEN, {6}), evidence, ev.Splits(MINE, TEST))
+
+
+def test_numbers_are_those_of_scipy_and_scikit_learn_on_described_test_images(evaluated):
+    acts, evidence = world()
+    rows, _ = evaluated
+    described = TEST[evidence.truth.known[TEST].numpy()]
+    fitted_on = MINE[evidence.truth.known[MINE].numpy()]
+    for u, text in enumerate(["cat", "dog", "owl"]):
+        entry = rows[u]["by_scorer"]["csp"]
+        row = evidence.judge.row[text]
+        similarity = (evidence.judge.images @ evidence.judge.labels[row]).numpy()
+        captions = (evidence.captions.images @ evidence.captions.labels[row]).numpy()
+        true = evidence.truth.member[:, u].numpy()
+        a = acts[:, u].numpy()
+        assert entry["scs"] == pytest.approx(pearsonr(a[TEST], similarity[TEST])[0], abs=1e-6)
+        assert entry["caption_r"] == pytest.approx(pearsonr(a[described], captions[described])[0], abs=1e-6)
+        assert entry["truth_r"] == pytest.approx(pearsonr(a[described], true[described])[0], abs=1e-6)
+        assert entry["auprc"] == pytest.approx(average_precision_score(true[described], a[described]), abs=1e-6)
+        assert entry["auroc"] == pytest.approx(roc_auc_score(true[described], a[described]), abs=1e-6)
+        scores = {t: f1_score(true[fitted_on], a[fitted_on] >= t) for t in a[fitted_on]}
+        threshold = max(t for t, score in scores.items() if score == max(scores.values()))
+        assert entry["f1"] == pytest.approx(f1_score(true[described], a[described] >= threshold), abs=1e-6)
+        assert entry["iou"] == pytest.approx(jaccard_score(true[described], a[described] >= threshold), abs=1e-6)
+        assert entry["truth_images"] == true[described].sum()
+
+
+def test_mine_images_move_thresholds_and_firing_rates_only():
+    acts, evidence = world()
+    other = acts.clone()
+    other[MINE] = other[MINE].flip(0) * 3
+    splits = ev.Splits(MINE, TEST)
+    before, after = (
+        ev.evaluate(UnitActivations(a, "neuron", {}), label_rows(GIVEN), evidence, splits)[0] for a in (acts, other)
+    )
+    fitted = ("f1", "iou", "strength", "firing_rate")
+    for x, y in zip(before, after):
+        for name in set(x["final"]) - set(fitted):
+            assert x["final"][name] == y["final"][name], name
+        for name in ev.COHERENCE:
+            assert x[name] == y[name], name
+    assert any(x["final"]["f1"] != y["final"]["f1"] for x, y in zip(before, after))
+
+
+def test_test_images_never_move_firing_rates(evaluated):
+    acts, evidence = world()
+    other = acts.clone()
+    other[TEST] = torch.rand(len(TEST), acts.shape[1])
+    rows, _ = ev.evaluate(UnitActivations(other, "neuron", {}), label_rows(GIVEN), evidence, ev.Splits(MINE, TEST))
+    for x, y in zip(evaluated[0], rows):
+        assert x["firing_rate"] == y["firing_rate"] and x["strength"] == y["strength"]
+
+
+def test_csr_and_dense_give_the_same(evaluated):
+    acts, evidence = world()
+    units = UnitActivations(acts.to_sparse_csr(), "sae", {})
+    rows, _ = ev.evaluate(units, label_rows(GIVEN, {6}), evidence, ev.Splits(MINE, TEST))
+    for dense, sparse in zip(evaluated[0], rows):
+        for name in (*ev.COHERENCE, "firing_rate", "strength", "test_firing_rate"):
+            assert sparse[name] == (None if dense[name] is None else pytest.approx(dense[name], abs=1e-5)), name
+        for name in ev.FAITHFULNESS:
+            expected = dense["final"][name]
+            assert sparse["final"][name] == (None if expected is None else pytest.approx(expected, abs=1e-6)), name
+
+
+def test_what_cannot_be_had_is_null_and_counts_as_stated(evaluated):
+    rows, summary = evaluated
+    final = [row["final"] for row in rows]
+    assert final[3]["truth_images"] is None and final[3]["auprc"] is None and final[3]["scs"] is not None  # no truth
+    assert final[4]["scs"] is None and final[4]["truth_r"] is None and final[4]["auprc"] is not None  # silent on test
+    assert final[5]["label"] is None and final[6]["label"] is None  # dead; abstained
+    assert rows[6]["by_scorer"]["csp"]["auprc"] is not None  # a scorer's own label is measured all the same
+    over = ev.over_all(final, "truth_r")
+    assert over[3] is None and over[4:7] == [0.0, 0.0, 0.0]
+    assert ev.over_all(final, "scs")[4:7] == [0.0, 0.0, 0.0]
+    mean = summary["by_scorer"]["final"]["metrics"]["truth_r"]
+    assert mean["units"] == 3 and mean["units_all"] == 6
+    assert mean["mean_all"] == pytest.approx(mean["mean"] * 3 / 6)
+    assert summary["labelled"] == 5 and summary["abstained"] == 1 and summary["statuses"] == {"dead": 1, "ok": 6}
+    assert summary["by_scorer"]["final"]["without_truth"] == 1
+
+
+def test_evidence_that_is_not_given_is_null_everywhere_and_never_zero():
+    acts, evidence = world()
+    bare = ev.Evidence(evidence.judge, None, None)
+    rows, summary = ev.evaluate(UnitActivations(acts, "neuron", {}), label_rows(GIVEN), bare, ev.Splits(MINE, TEST))
+    for metric in (*ev.OF_TRUTH, "caption_r"):
+        assert ev.over_all([row["final"] for row in rows], metric) == [None] * 7
+        assert summary["by_scorer"]["final"]["metrics"][metric]["mean_all"] is None
+    assert rows[0]["caption_clarity"] is None and rows[0]["clarity"] is not None
+
+
+def test_a_label_without_an_image_to_fit_on_has_no_f1_but_has_auprc():
+    acts, evidence = world()
+    member = evidence.truth.member.clone()
+    member[MINE, 0] = False
+    truth = Truth(member, evidence.truth.column, evidence.truth.names, evidence.truth.known, "planted")
+    rows, _ = ev.evaluate(
+        UnitActivations(acts, "neuron", {}),
+        label_rows(GIVEN),
+        ev.Evidence(evidence.judge, None, truth),
+        ev.Splits(MINE, TEST),
+    )
+    entry = rows[0]["final"]
+    assert entry["f1"] is None and entry["iou"] is None and entry["auprc"] is not None
+    assert ev.over_all([row["final"] for row in rows], "f1")[0] is None
+
+
+def test_shuffled_labels_are_the_same_labels_on_other_units():
+    texts = ["a", None, "b", "c", "a", None, "d", "e", "f", "g"]
+    dealt = ev.shuffled(texts, seed=0)
+    assert sorted(filter(None, dealt)) == sorted(filter(None, texts))
+    assert [t is None for t in dealt] == [t is None for t in texts]
+    assert dealt != texts and dealt == ev.shuffled(texts, seed=0) and dealt != ev.shuffled(texts, seed=1)
+
+
+def test_coherence_counts_only_test_images_on_which_the_unit_fires():
+    acts, evidence = world()
+    only_two = torch.zeros_like(acts)
+    only_two[[31, 47], 0] = torch.tensor([1.0, 2.0])
+    only_two[40, 1] = 1.0
+    numbers = ev.coherence(only_two[TEST], evidence, TEST, 3)
+    expected = float(evidence.judge.images[31] @ evidence.judge.images[47])
+    assert float(numbers["clarity"][0]) == pytest.approx(expected, abs=1e-6)
+    assert torch.isnan(numbers["clarity"][1:]).all() and torch.isnan(numbers["caption_clarity"][1:]).all()
+
+
+def test_files_hold_null_where_there_is_no_number(tmp_path, evaluated):
+    ev.write(tmp_path, *evaluated)
+    lines = [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    assert [line["unit"] for line in lines] == list(range(7))
+    assert lines[3]["final"]["auprc"] is None and "NaN" not in (tmp_path / "evaluation.jsonl").read_text()
+    assert json.loads((tmp_path / "evaluation.json").read_text())["images"] == {"mine": 30, "test": 30}
+
+
+def test_bad_input_is_told_in_one_line():
+    acts, evidence = world()
+    units = UnitActivations(acts, "neuron", {})
+    with pytest.raises(UserError, match="labels=6 rows: the basis has 7 units"):
+        ev.evaluate(units, label_rows(GIVEN)[:6], evidence, ev.Splits(MINE, TEST))
+    with pytest.raises(UserError, match="1 images are in mine and test"):
+        ev.evaluate(units, label_rows(GIVEN), evidence, ev.Splits(np.arange(31), TEST))
+    with pytest.raises(UserError, match="splits=4 test images: at least 10 needed"):
+        ev.evaluate(units, label_rows(GIVEN), evidence, ev.Splits(MINE, TEST[:4]))
+    with pytest.raises(UserError, match="label='zebra': has no vector in judge"):
+        ev.evaluate(units, label_rows(["zebra", *GIVEN[1:]]), evidence, ev.Splits(MINE, TEST))

@@ -15,8 +15,8 @@ from scipy import fft
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-MAX_BITS = 10  # of 63; measured in docs/images.md
-MAX_DIFFERENCE = 6.0  # root mean square over the small copy, grey levels of 255
+MAX_BITS = 14  # of 63; thresholds measured, see docs/images.md
+MAX_DIFFERENCE = 12.0  # root mean square over the small copy, grey levels of 255
 
 _GREY, _SMALL, _BLOCK = 32, 16, 8
 _WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)

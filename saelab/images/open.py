@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from saelab.errors import UserError
-from saelab.images import packaged, sources, splits
+from saelab.images import hubs, packaged, sources, splits
 from saelab.images.build import Listing, build
 from saelab.images.imageset import ImageSet
 
@@ -14,6 +14,10 @@ SOURCES: dict[str, Callable[..., Listing]] = {
     "packaged": packaged.packaged,
     "folder": sources.folder,
     "csv": sources.table,
+    "imagenette": hubs.imagenette,
+    "torchvision": hubs.torchvision,
+    "huggingface": hubs.huggingface,
+    "webdataset": hubs.webdataset,
 }
 
 

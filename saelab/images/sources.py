@@ -55,8 +55,8 @@ def table(
 
     root: the folder that file names are relative to (default: the table's own). file, caption, classes: names of
     columns; the last two may be absent. A file name may lack its suffix or its folders if it is unique without.
-    concepts: columns that each tell a concept: a true value (1, true, yes, present) gives the column's name, a false
-    or empty one nothing, any other one "column: value". between: regular expression between several values in one
+    concepts: columns that each tell a concept; where a column holds only truth values (1, true, yes, present and their
+    opposites) a true one gives the column's name, elsewhere each value gives "column: value". between: regular expression between several values in one
     cell (JSONL: lists as well). separator: of a CSV; more than one character is a regular expression.
     """
     path = Path(table)
@@ -73,9 +73,12 @@ def table(
         )
     find = Finder(base)
     found = label_images(base, masks) if masks else {}
+    boolean = {c for c in concepts if all(str(row[c]).strip().lower() in _TRUE | _FALSE for row in rows)}
     entries, skipped, seen = [], [], set()
     for row in rows:
         given = str(row[file]).strip()
+        if not given:
+            continue  # a line of remarks
         where = find(given)
         if where is None or where in seen:
             skipped.append((given, "named twice in the table" if where else f"named in {path.name}, not on disk"))
@@ -83,9 +86,8 @@ def table(
         seen.add(where)
         own = [*_cell(row.get(classes), between)]
         for concept in concepts:
-            own += [concept if v == "" else f"{concept}: {v}" for v in _judged(row[concept], between)]
-        text = row.get(caption)
-        entries.append(Entry(where, _text(text), tuple(dict.fromkeys(own)), found.get(_stem(where))))
+            own += _told(concept, row[concept], between, concept in boolean)
+        entries.append(Entry(where, text(row.get(caption)), tuple(dict.fromkeys(own)), found.get(_stem(where))))
     return Listing(name or path.stem, base, entries, skipped, mask_names=tuple(mask_names))
 
 
@@ -193,6 +195,7 @@ def _rows(path: Path, separator: str) -> Iterator[dict[str, Any]]:
         raise UserError(
             "images.table", path, f"can't be read as CSV ({' '.join(str(error).split())})", "check images.separator"
         ) from None
+    frame = frame.fillna("")  # lines with too few cells
     frame.columns = [str(c).strip() for c in frame.columns]
     yield from frame.to_dict("records")
 
@@ -210,7 +213,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _text(value: Any) -> str | None:
+def text(value: Any) -> str | None:
     return (str(value).strip() or None) if value is not None else None
 
 
@@ -222,9 +225,8 @@ def _cell(value: Any, between: str) -> Iterable[str]:
     return [t for t in (str(p).strip() for p in parts) if t]
 
 
-def _judged(value: Any, between: str) -> Iterable[str]:
-    """ "" for a true cell, nothing for a false one, the values of any other."""
-    parts = [str(p) for p in _cell(value, between)]
-    if len(parts) == 1 and parts[0].lower() in _TRUE:
-        return [""]
-    return [p for p in parts if p.lower() not in _FALSE]
+def _told(concept: str, value: Any, between: str, boolean: bool) -> list[str]:
+    """The classes that one cell of a concept column gives."""
+    if boolean:
+        return [concept] if str(value).strip().lower() in _TRUE else []
+    return [f"{concept}: {v}" for v in _cell(value, between)]

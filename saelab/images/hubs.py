@@ -1,0 +1,265 @@
+"""Pictures from torchvision datasets, Hugging Face datasets and webdataset tars.
+
+Their pictures are copied once, byte for byte where the set keeps encoded files, into a folder of the user's cache;
+from then on they are files like any others, with one fingerprint, readable by every later stage and process. A copy
+that was broken off goes on where it stopped.
+"""
+
+import glob
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from saelab import artifacts
+from saelab.errors import UserError
+from saelab.images import sources
+from saelab.images.build import Entry, Listing
+from saelab.images.decode import SUFFIXES
+from saelab.images.places import user_cache
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of a set, encoded."""
+
+    data: bytes  # the file's bytes
+    suffix: str  # of its format, with the dot
+    caption: str | None = None
+    classes: tuple[str, ...] = ()
+
+
+def imagenette(split: str = "train", size: str = "320px", root: Path | str | None = None) -> Listing:
+    """Imagenette: 13k photos in ten ImageNet classes (fastai; split train or val; size full, 320px or 160px)."""
+    from torchvision.datasets import Imagenette
+
+    place = Path(root) if root else user_cache("torchvision")
+    place.mkdir(parents=True, exist_ok=True)
+    there = place / ("imagenette2" if size == "full" else f"imagenette2-{size.removesuffix('px')}")
+    with _refusals("imagenette", "needs the network once; images=packaged and images=folder do not"):
+        data = Imagenette(str(place), split=split, size=size, download=not there.is_dir())
+    named = {wnid: names[0] for wnid, names in zip(data.wnids, data.classes, strict=True)}
+    listing = sources.folder(there / split)
+    entries = [Entry(e.file, e.caption, tuple(named[c] for c in e.classes)) for e in listing.entries]
+    return Listing(
+        f"imagenette-{split}", listing.root, entries, listing.skipped, "Imagenette (fastai), ImageNet's terms"
+    )
+
+
+def torchvision(
+    dataset: str, arguments: Mapping[str, Any] | None = None, root: Path | str | None = None, download: bool = True
+) -> Listing:
+    """A classification set of torchvision.datasets by class name ("CIFAR10"), as PNG files.
+
+    arguments: what its constructor takes, such as {train: false} or {split: test}. root: where torchvision keeps it
+    (default: the user's cache). Targets that are class numbers become classes.
+    """
+    import torchvision.datasets as known
+
+    names = [n for n in known.__all__ if n[0].isupper()]
+    if dataset not in names:
+        raise UserError("images.dataset", dataset, "no such torchvision dataset", f"one of {', '.join(names)}")
+    own = {"root": str(Path(root) if root else user_cache("torchvision")), **dict(arguments or {})}
+    if download and dataset not in ("ImageFolder", "DatasetFolder", "ImageNet", "FakeData"):
+        own["download"] = True
+    if dataset == "FakeData":
+        own.pop("root")
+    with _refusals(dataset, "check images.arguments and images.root"):
+        data = getattr(known, dataset)(**own)
+    classes = [c if isinstance(c, str) else c[0] for c in getattr(data, "classes", [])]
+
+    def items(start: int) -> Iterator[Item]:
+        for i in range(start, len(data)):
+            image, target = data[i]
+            label = int(target) if isinstance(target, int) or getattr(target, "ndim", None) == 0 else None
+            own_class = () if label is None else (classes[label] if label < len(classes) else str(label),)
+            yield Item(_png(image), ".png", None, own_class)
+
+    recipe = {"torchvision": dataset, "arguments": dict(arguments or {}), "root": str(own.get("root", ""))}
+    return _materialised(dataset, recipe, items, f"torchvision {dataset}", len(data))
+
+
+def huggingface(
+    dataset: str,
+    split: str = "train",
+    config: str | None = None,
+    image: str = "image",
+    caption: str | None = None,
+    label: str | None = None,
+    streaming: bool = False,
+    take: int | None = None,
+) -> Listing:
+    """A Hugging Face dataset: a name on the hub, or a folder (one written by `save_to_disk`, or any it can load).
+
+    image, caption, label: its columns. streaming: read it without downloading it whole; take: only its first pictures
+    (give it with streaming). Needs the package `datasets`.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("images.source", "huggingface", "needs the package datasets", "pip install datasets") from None
+    with _refusals(dataset, "check images.dataset, images.split and images.config"):
+        saved = Path(dataset, "state.json").is_file() or Path(dataset, "dataset_dict.json").is_file()
+        if saved:
+            data = datasets.load_from_disk(dataset)
+            data = data[split] if isinstance(data, Mapping) else data
+        else:
+            data = datasets.load_dataset(dataset, config, split=split, streaming=streaming)
+    columns = list(data.features or [])
+    for setting, column in (("image", image), ("caption", caption), ("label", label)):
+        if column is not None and column not in columns:
+            raise UserError(f"images.{setting}", column, "no such column", f"{dataset} has {', '.join(columns)}")
+    names = getattr(data.features[label], "names", None) if label else None
+    version = getattr(data, "_fingerprint", None)  # of its contents; a stream has none
+    data = data.cast_column(image, datasets.Image(decode=False))
+
+    def items(start: int) -> Iterator[Item]:
+        for row in islice(data.skip(start), None if take is None else max(0, take - start)):
+            cell = row[image]
+            encoded = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+            told = row[label] if label else None
+            values = [] if told is None else told if isinstance(told, list) else [told]
+            own = tuple(names[v] if names and isinstance(v, int) else str(v) for v in values)
+            yield Item(encoded, _suffix(cell["path"] or ""), sources.text(row[caption]) if caption else None, own)
+
+    recipe = {
+        "huggingface": dataset,
+        "config": config,
+        "split": split,
+        "columns": [image, caption, label],
+        "take": take,
+        "version": version,
+    }
+    return _materialised(Path(dataset).name, recipe, items, f"Hugging Face dataset {dataset}", take)
+
+
+def webdataset(shards: str | Sequence[str], take: int | None = None, names: Sequence[str] = ()) -> Listing:
+    """webdataset tars on this disk: members of one key (name up to the first dot) make one sample.
+
+    shards: paths or patterns ("data/train-*.tar"). Read are pictures, .txt (caption), .cls (class number or name;
+    `names` names the numbers) and .json (its "caption", "classes", "class" or "label"). take: only the first pictures.
+    """
+    patterns = [shards] if isinstance(shards, str) else list(shards)
+    files = sorted({f for p in patterns for f in glob.glob(str(Path(p).expanduser()))})  # noqa: PTH207 (absolute too)
+    if not files:
+        raise UserError("images.shards", patterns, "no such file", "give the tars' paths or a pattern such as d/*.tar")
+
+    def items(start: int) -> Iterator[Item]:
+        yield from islice(_samples(files, list(names)), start, take)
+
+    sizes = {f: Path(f).stat().st_size for f in files}
+    return _materialised(
+        Path(files[0]).stem,
+        {"webdataset": sizes, "take": take, "names": list(names)},
+        items,
+        f"webdataset {patterns[0]}",
+        take,
+    )
+
+
+def _samples(files: list[str], names: list[str]) -> Iterator[Item]:
+    for file in files:
+        try:
+            with tarfile.open(file) as tar:
+                parts: dict[str, bytes] = {}
+                current = None
+                for member in tar:
+                    if not member.isfile():
+                        continue
+                    key, _, kind = _key(member.name)
+                    if key != current:
+                        yield from _sample(parts, names)
+                        parts, current = {}, key
+                    content = tar.extractfile(member)
+                    parts[kind] = content.read() if content else b""
+                yield from _sample(parts, names)
+        except tarfile.TarError as error:
+            raise UserError("images.shards", file, f"not a whole tar file ({error})", "fetch it again") from None
+
+
+def _key(name: str) -> tuple[str, str, str]:
+    folder, _, last = name.rpartition("/")
+    stem, dot, kind = last.partition(".")
+    return f"{folder}/{stem}", dot, kind.lower()
+
+
+def _sample(parts: dict[str, bytes], names: list[str]) -> Iterator[Item]:
+    picture = next((k for k in parts if f".{k.rsplit('.', 1)[-1]}" in SUFFIXES), None)
+    if picture is None:
+        return
+    try:
+        about = json.loads(parts.get("json", b"{}"))
+    except ValueError:
+        about = {}
+    about = about if isinstance(about, dict) else {}
+    caption = sources.text(parts["txt"].decode("utf-8", "replace") if "txt" in parts else about.get("caption"))
+    told = next((about[k] for k in ("classes", "class", "label") if k in about), None)
+    values = told if isinstance(told, list) else [] if told is None else [told]
+    if "cls" in parts:
+        values = [parts["cls"].decode("utf-8", "replace").strip()]
+    classes = tuple(names[int(v)] if re.fullmatch(r"\d+", str(v)) and int(v) < len(names) else str(v) for v in values)
+    yield Item(parts[picture], f".{picture.rsplit('.', 1)[-1]}", caption, classes)
+
+
+def _materialised(
+    name: str, recipe: dict[str, Any], items: Callable[[int], Iterator[Item]], credit: str, total: int | None
+) -> Listing:
+    """Copy the items into the user's cache unless they are there; the listing of the copies."""
+
+    def build(folder: Path) -> None:
+        table = folder / "pictures.jsonl"
+        rows = artifacts.read_jsonl(table) if table.is_file() else []
+        artifacts.write_jsonl(table, rows)  # without the line that a kill cut off
+        with table.open("a", encoding="utf-8") as out:
+            bar = tqdm(
+                items(len(rows)), initial=len(rows), total=total, desc=f"copying {name}", unit="image", disable=None
+            )
+            for number, item in enumerate(bar, len(rows)):
+                file = f"{number // 1000:04d}/{number:07d}{item.suffix}"
+                target = folder / "pictures" / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(item.data)
+                row = {"file": file, "caption": item.caption, "classes": item.classes}
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                out.flush()
+
+    folder = artifacts.ensure(user_cache(), "pictures", name, recipe, build).path
+    rows = artifacts.read_jsonl(folder / "pictures.jsonl")
+    entries = [Entry(r["file"], r["caption"], tuple(r["classes"])) for r in rows]
+    return Listing(name, folder / "pictures", entries, credit=credit)
+
+
+class _refusals:
+    """Turns what a foreign library raises for a bad name, split or missing network into one line."""
+
+    def __init__(self, dataset: str, remedy: str) -> None:
+        self.dataset, self.remedy = dataset, remedy
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError("images.dataset", self.dataset, f"can't be opened ({reason})", self.remedy) from None
+
+
+def _png(image: Any) -> bytes:
+    if not isinstance(image, Image.Image):
+        raise UserError("images.dataset", type(image).__name__, "gives no PIL pictures", "use images=folder")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _suffix(path: str) -> str:
+    suffix = Path(path).suffix.lower()
+    return suffix if suffix in SUFFIXES else ".img"

@@ -100,7 +100,7 @@ def _rank_reorder(e: Evidence) -> Rows:
 
 
 def _falcon(e: Evidence) -> Rows:
-    return lambda units: several.falcon(e.sims, e.positive_ids[units], e.contrast_ids[units])
+    return several.falcon_rows(e.sims, e.positive_ids, e.contrast_ids)
 
 
 def _www(e: Evidence) -> Rows:

@@ -41,10 +41,9 @@ def statuses(acts: Acts, rare_below: int = 10, dense_from: float = 0.8, threshol
     fires = fires_on(acts, threshold)
     if isinstance(acts, Columns):
         invalid = acts.total(~acts.values.isfinite()) > 0
-        low, high = _extremes(acts)
     else:
         invalid = torch.cat([~block.isfinite().all(dim=0) for _, block in blocks(acts)]) if units else fires > 0
-        low, high = acts.amin(dim=0), acts.amax(dim=0)
+    low, high = extremes(acts)
     names = []
     for bad, n, constant in zip(invalid.tolist(), fires.tolist(), (low == high).tolist(), strict=True):
         if bad:
@@ -60,9 +59,12 @@ def statuses(acts: Acts, rare_below: int = 10, dense_from: float = 0.8, threshol
     return names
 
 
-def _extremes(acts: Columns) -> tuple[Tensor, Tensor]:
+def extremes(acts: Acts) -> tuple[Float[Tensor, "units"], Float[Tensor, "units"]]:
     """Smallest and largest activation of each unit, implicit zeros included."""
+    acts = columns(acts)
+    if not isinstance(acts, Columns):
+        return acts.amin(dim=0), acts.amax(dim=0)
     start = torch.where(acts.counts < acts.images, 0.0, torch.inf).to(acts.values.dtype)
     low = start.scatter_reduce(0, acts.unit_of_entry, acts.values, "amin")
-    high = (-start).scatter_reduce(0, acts.unit_of_entry, acts.values, "amax")
-    return low, high
+    none = torch.where(acts.counts < acts.images, 0.0, -torch.inf).to(acts.values.dtype)
+    return low, none.scatter_reduce(0, acts.unit_of_entry, acts.values, "amax")

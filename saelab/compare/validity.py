@@ -6,7 +6,7 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,32 @@ from saelab.compare.comparison import compare
 from saelab.compare.inputs import Basis, Settings, Setup
 from saelab.evaluate import Evidence, Splits, evaluate
 from saelab.label.assign import pearson
+from saelab.label.mine import statuses
 from saelab.truth import Similarity, Truth
 from saelab.units import UnitActivations
 
-IMAGES, CONCEPTS, D_TEXT = 200, 16, 24
+IMAGES, D_TEXT = 200, 24
+WORDS = (
+    "apple",
+    "bird",
+    "boat",
+    "bridge",
+    "car",
+    "castle",
+    "cat",
+    "cloud",
+    "dog",
+    "fish",
+    "flower",
+    "horse",
+    "moon",
+    "tree",
+)
+ABSTAIN_BELOW = 0.2  # Pearson score below which a unit of a planted world gets no label
 CORRECT, FALSE_ALARMS = 0.95, 0.09  # at least so many called right; at most so many false (an exact 5 % test: 9 of 100)
-SETTINGS = Settings(resamples=500, keep=("ok", "dense", "rare"))
+SETTINGS = Settings(resamples=500)
+
+Scorer = Callable[[Tensor, Tensor, Tensor], Tensor]  # acts, image embeddings, label embeddings -> [units, labels]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +60,10 @@ class Planted:
 def planted(seed: int) -> Planted:
     """Images with two concepts each, seen through two noisy encoders."""
     generator = torch.Generator().manual_seed(seed)
-    labels = normalize(torch.randn(CONCEPTS, D_TEXT, generator=generator), dim=1)
-    member = torch.zeros(IMAGES, CONCEPTS, dtype=torch.bool)
-    member.scatter_(1, torch.rand(IMAGES, CONCEPTS, generator=generator).topk(2, dim=1).indices, True)
+    concepts = len(WORDS)
+    labels = normalize(torch.randn(concepts, D_TEXT, generator=generator), dim=1)
+    member = torch.zeros(IMAGES, concepts, dtype=torch.bool)
+    member.scatter_(1, torch.rand(IMAGES, concepts, generator=generator).topk(2, dim=1).indices, True)
     seen = [member.float() @ labels + 0.2 * torch.randn(IMAGES, D_TEXT, generator=generator) for _ in range(2)]
     return Planted(member, normalize(seen[0], dim=1), normalize(seen[1], dim=1), labels)
 
@@ -57,12 +78,52 @@ def bases(seed: int, gain: float, seeds: int = 3) -> list[Basis]:
     world = planted(seed)
     generator = torch.Generator().manual_seed(1_000_003 + seed)
     rng = np.random.default_rng(seed)
-    made = [_basis("neurons", "neuron", None, _units(world, 40, 0.5, generator), world, False)]
+    made = [evaluated("neurons", "neuron", None, units(world, 40, 0.5, generator), world)]
     for s in range(seeds):
         q = 0.5 + gain + 0.02 * float(rng.normal())
-        made.append(_basis(f"features {s}", "sae", s, _units(world, 60, q, generator), world, False))
-    rotation = _units(world, 40, 0.1, generator)
-    return [*made, _basis("random rotation", "random_rotation", 0, rotation, world, True)]
+        made.append(evaluated(f"features {s}", "sae", s, units(world, 60, q, generator), world, group="features"))
+    rotation = units(world, 40, 0.1, generator)
+    return [*made, evaluated("random rotation", "random_rotation", 0, rotation, world, control=True)]
+
+
+def units(world: Planted, n: int, quality: float, generator: torch.Generator) -> Float[Tensor, "images units"]:
+    """Activations of n units, each relu(2 q x concept + noise - 0.4) with q around `quality` (spread 0.15)."""
+    concept = torch.randint(len(WORDS), (n,), generator=generator)
+    q = (quality + 0.15 * torch.randn(n, generator=generator)).clamp(0, 1)
+    noise = torch.randn(IMAGES, n, generator=generator)
+    return torch.relu(2 * q * world.member[:, concept] + 0.6 * noise - 0.4)
+
+
+def evaluated(
+    name: str,
+    kind: str,
+    seed: int | None,
+    acts: Tensor,
+    world: Planted,
+    group: str | None = None,
+    control: bool = False,
+    scorers: Mapping[str, Scorer] = {"pearson": pearson},
+) -> Basis:
+    """Units of a planted world labelled by the scorers (the first one's label is final) and evaluated."""
+    column = {text: i for i, text in enumerate(WORDS)}
+    truth = Truth(world.member, column, tuple(WORDS), torch.ones(IMAGES, dtype=torch.bool), "planted")
+    judge = Similarity.of("planted judge", world.judge, WORDS, world.labels)
+    evidence = Evidence(judge, Similarity.of("planted captions", world.captions, WORDS, world.labels), truth)
+    mine = acts[: IMAGES // 2]
+    best = {n: scorer(mine, world.judge[: IMAGES // 2], world.labels).max(1) for n, scorer in scorers.items()}
+    final = next(iter(scorers))
+    labels = [
+        {"unit": u, "status": status, "label": WORDS[int(best[final].indices[u])]}
+        | {"abstained": float(best[final].values[u]) < ABSTAIN_BELOW}
+        | {"scores": {n: {"label": WORDS[int(found.indices[u])]} for n, found in best.items()}}
+        for u, status in enumerate(statuses(mine))
+    ]
+    splits = Splits(np.arange(IMAGES // 2), np.arange(IMAGES // 2, IMAGES))
+    rows, _ = evaluate(UnitActivations(acts, kind, {}), labels, evidence, splits)
+    setup = Setup(
+        "planted", "world", "planted", "halves", "none", "positive", 30, "planted labeller", "planted judge", ""
+    )
+    return Basis(name, group or name, kind, seed, "planted", control, setup, rows)
 
 
 def check_planted(worlds: int = 100, gain: float = 0.2) -> Iterator[dict[str, Any]]:
@@ -98,33 +159,6 @@ def check_run(given: Sequence[Basis], settings: Settings = SETTINGS) -> list[dic
         calls = [name for name in _calls(result) if name in ("caption_r", "truth_r", "scs")]
         found.append(_report("shuffled labels", len(calls), 1, not calls, ", ".join(calls) or "no difference"))
     return found
-
-
-def _units(world: Planted, n: int, quality: float, generator: torch.Generator) -> Float[Tensor, "images units"]:
-    concept = torch.randint(CONCEPTS, (n,), generator=generator)
-    q = (quality + 0.15 * torch.randn(n, generator=generator)).clamp(0, 1)
-    noise = torch.randn(IMAGES, n, generator=generator)
-    return torch.relu(2 * q * world.member[:, concept] + 0.6 * noise - 0.4)
-
-
-def _basis(name: str, kind: str, seed: int | None, acts: Tensor, world: Planted, control: bool) -> Basis:
-    texts = [f"concept {i}" for i in range(CONCEPTS)]
-    column = {text: i for i, text in enumerate(texts)}
-    truth = Truth(world.member, column, tuple(texts), torch.ones(IMAGES, dtype=torch.bool), "planted")
-    judge = Similarity.of("planted judge", world.judge, texts, world.labels)
-    evidence = Evidence(judge, Similarity.of("planted captions", world.captions, texts, world.labels), truth)
-    splits = Splits(np.arange(IMAGES // 2), np.arange(IMAGES // 2, IMAGES))
-    scores = pearson(acts[: IMAGES // 2], world.judge[: IMAGES // 2], world.labels)
-    best = [texts[i] for i in scores.argmax(1).tolist()]
-    labels = [
-        {"unit": u, "status": "ok", "label": text, "abstained": False, "scores": {"pearson": {"label": text}}}
-        for u, text in enumerate(best)
-    ]
-    rows, _ = evaluate(UnitActivations(acts, kind, {}), labels, evidence, splits)
-    setup = Setup(
-        "planted", "world", "planted", "halves", "none", "positive", 0, "planted labeller", "planted judge", ""
-    )
-    return Basis(name, "features" if kind == "sae" else name, kind, seed, "planted", control, setup, rows)
 
 
 def _faithful(given: Sequence[Basis], settings: Settings = SETTINGS) -> str:

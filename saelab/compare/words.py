@@ -41,12 +41,14 @@ def answers(result: dict[str, Any]) -> list[dict[str, Any]]:
 def cautions(result: dict[str, Any]) -> list[str]:
     """What can't be concluded from this comparison, and why; the most consequential first."""
     lines = []
-    for group in result["groups"]:
-        if group["kind"] in ("sae", "random_rotation") and len(group["bases"]) < 3:
-            n = len(group["bases"])
+    for n, seeds in ((1, "one seed"), (2, "two seeds")):
+        drawn = [group for group in result["groups"] if group["kind"] in ("sae", "random_rotation")]
+        names = [group["name"] for group in drawn if len(group["bases"]) == n]
+        if names:
+            have, other = ("has", "it") if len(names) == 1 else ("have", "each")
             lines.append(
-                f"{group['name']}: {_number(n, 'seed')} only, so no interval over seeds is given; "
-                f"what is said holds for {'this one' if n == 1 else 'these two'}, not for another seed."
+                f"{_capital(_list(names))} {have} {seeds} only: no interval over seeds is given, and what is said of "
+                f"{other} may not hold for another seed."
             )
     lines += _on_refused(result)
     lines += _on_truth(result)

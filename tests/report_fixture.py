@@ -168,7 +168,7 @@ def _basis(
     units = UnitActivations(kept, kind, {"layer": "blocks.3", "pool": "max"})
     found = exemplars.find(units, images, world.e, MINING)
     vocabulary = Vocabulary(world.words, tuple(("classes",) for _ in world.words))
-    rows = pipeline.assign_all(units, found, images, world.e, world.t, vocabulary, LABELS)
+    rows = pipeline.assign_all(units, found, images, world.e, world.t, vocabulary, LABELS, MINING)
     evidence = evaluate.Evidence(
         judge=Similarity.of("pixels", world.e, world.words, world.t),
         captions=None,

@@ -15,7 +15,7 @@ import saelab
 from saelab.artifacts import plain, read_json
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report import glossary, pictures, reading, records, write
+from saelab.report import glossary, pictures, reading, records, sides, write
 
 log = logging.getLogger("saelab")
 
@@ -28,7 +28,7 @@ PAGES = {
     "methods": "Methods",
 }
 VENDOR = ("d3.min.js", "plot.umd.min.js")
-SCRIPTS = ("core.js", "charts.js", "pieces.js")
+SCRIPTS = ("core.js", "charts.js", "pieces.js", "answers.js")
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 
@@ -87,7 +87,8 @@ def _write(run: reading.Run, out: Path, shown: int) -> None:
     unreadable = pictures.write(used, run.images, out, side)
     for number, basis in enumerate(made):
         write.basis(out, number, basis)
-    write.put(out, "run", _facts(run, made, side, unreadable))
+    facts = _facts(run, made, side, unreadable)
+    write.put(out, "run", facts | {"sides": sides.drawn(run, made)})
     if run.comparison is not None:
         write.put(out, "comparison", run.comparison)
     _assets(out)

@@ -3,7 +3,6 @@
 
 const matchings = { all: "all units", rate: "matched on firing rate", strength: "matched on strength" }
 const countings = { all: "every unit counts", labelled: "only units with a number" }
-const families = { faithfulness: "Do labels hold?", coherence: "Do images belong together?" }
 
 page(async (run, main) => {
   const c = await saelab.need("comparison")
@@ -19,10 +18,11 @@ page(async (run, main) => {
   main.replaceChildren(...[
     h("p.kicker", null, [c.setup.host, c.setup.layer, `${format.count(c.setup.images?.count ?? run.images.count)} images`].filter(Boolean).join(" · ")),
     h("h1", null, "The comparison"),
-    h("p.standfirst", null, c.conclusion),
-    cautions(c),
+    headlineCards(run, c),
+    controlsLine(run, c),
     glance(run, c),
-    section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero."], switches, tables),
+    inWordsOf(c),
+    section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval; the dotted tick is the difference that shuffled labels show. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero."], switches, tables),
     distributions(run, c),
     againstRate(run),
     selection(run, c),
@@ -32,20 +32,6 @@ page(async (run, main) => {
     await sideBySide(run),
   ].filter(Boolean))
 })
-
-/* ---- words for groups ---- */
-
-const groupOf = (c, name) => c.groups.find(g => g.name === name) ?? { name, kind: name, bases: [name], seeds: [] }
-
-function groupWords(c, name) {
-  const group = groupOf(c, name)
-  const alike = c.groups.filter(g => g.kind === group.kind)
-  return alike.length === 1 ? (terms[group.kind]?.title ?? name) : name
-}
-
-const groupHue = (run, c, name) => hue(run, groupOf(c, name).bases[0])
-const groupDot = (run, c, name) => h("i.dot", { style: `background:${groupHue(run, c, name)}`, "aria-hidden": "true" })
-const better = (pair, verdict) => ({ a: pair.a, b: pair.b })[verdict]
 
 function choice(title, options, state, key, draw) {
   return h("div.modes", { role: "group", "aria-label": title }, h("span.quiet", null, `${title}:`),
@@ -80,9 +66,12 @@ function verdictChip(run, c, answer) {
     side ? h("small.quiet", null, ` ${answer[answer.verdict === "a" ? "better_a" : "better_b"].length} of ${answer.better_a.length + answer.better_b.length + answer.none.length}`) : null)
 }
 
-function cautions(c) {
-  if (!c.cautions?.length) return null
-  return h("details.cautions", { open: true }, h("summary", null, "What can't be concluded"), h("ul", null, c.cautions.map(t => h("li", null, t))))
+/* The generated paragraph, without the cautions that end it, and the cautions as a list. */
+function inWordsOf(c) {
+  const prose = c.conclusion.split(" What this can't show:")[0]
+  return h("div.two", { style: "margin-bottom:3rem" },
+    h("div", null, h("h3", null, "In words"), h("p", null, prose)),
+    c.cautions.length ? h("div.cautions", null, h("h3", null, "What this can’t show"), h("ul", null, c.cautions.map(t => h("li", null, t)))) : null)
 }
 
 /* ---- a pair of groups ---- */
@@ -137,7 +126,8 @@ function interval(r, reach, css, shuffled) {
 /* ---- distributions ---- */
 
 function distributions(run, c) {
-  const keys = Object.keys(c.distributions ?? {})
+  const filled = d => Object.values(d.bases).some(counts => counts.some(n => n > 0))
+  const keys = Object.keys(c.distributions ?? {}).filter(k => filled(c.distributions[k]))
   if (!keys.length) return null
   const state = { metric: keys[0] }
   const place = h("div")
@@ -159,7 +149,7 @@ function ridges(run, metric, d) {
   const outline = dealt.flatMap(s => [{ name: s.name, x: s.x1, share: s.share }, { name: s.name, x: s.x2, share: s.share }])
   const names = Object.keys(d.bases)
   return figure(`${title}: distribution of each basis`, width => Plot.plot({
-    width, height: 76 * names.length + 50, marginLeft: width < 560 ? 8 : 170, marginRight: 10, marginBottom: 40, style: plotStyle,
+    width, height: 76 * names.length + 50, marginLeft: width < 560 ? 8 : 170, marginRight: 22, marginBottom: 40, style: plotStyle,
     x: { label: `${title} →`, grid: true }, y: { axis: null, domain: [0, Math.max(...real.map(s => s.share), ...dealt.map(s => s.share)) * 1.05] },
     fy: { domain: names.map(n => inWords(run, n)), label: null, axis: width < 560 ? "right" : "left", tickFormat: t => (width < 560 ? "" : t) }, facet: { marginLeft: 6 },
     marks: [
@@ -187,8 +177,6 @@ function againstRate(run) {
   const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k].title)))
   return section("Quality against firing rate", "Bases fire at different rates, and quality goes with the rate: this is why the comparison is repeated on units of equal rates.", h("p", null, select, "  ", legend(run)), place)
 }
-
-const legend = run => h("span.legend", null, run.bases.map(b => h("span", null, dot(run, b.name), inWords(run, b.name))))
 
 /* ---- what was compared ---- */
 

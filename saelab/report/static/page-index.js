@@ -10,11 +10,12 @@ page(async (run, main) => {
   main.replaceChildren(
     h("p.kicker", null, `${run.images.name} · ${format.count(run.images.count)} images · ${layers.join(", ")}`),
     h("h1", null, title(run)),
-    h("p.standfirst", null, standfirst(run, total), conclusion(comparison)),
+    h("p.standfirst", null, standfirst(run, total)),
+    ...(comparison ? [headlineCards(run, comparison) ?? "", controlsLine(run, comparison) ?? "", h("p", { style: "margin-bottom:3rem" }, h("a.button", { href: "compare.html" }, "See the comparison, and what it can’t show →"))] : []),
     basesTable(run),
-    spread(run),
+    spread(run) ?? "",
     gallery(run, await samples(run)),
-    caveats(run),
+    caveats(run) ?? "",
   )
 })
 
@@ -27,11 +28,6 @@ function standfirst(run, total) {
   const labelled = run.bases.reduce((sum, b) => sum + b.labelled, 0)
   return `${format.count(total)} units of ${format.plural(run.bases.length, "basis").replace("basiss", "bases")} went through one pipeline: ` +
     `the same images, contrasts, vocabulary and scorers. ${format.count(labelled)} of them carry a label. `
-}
-
-function conclusion(comparison) {
-  const text = comparison?.conclusion ?? comparison?.paragraph ?? comparison?.text
-  return typeof text === "string" ? text : null
 }
 
 function basesTable(run) {
@@ -53,7 +49,7 @@ function spread(run) {
   const keys = overviewNumbers.filter(key => run.bases.filter(b => b.quartiles[key]).length > 1)
   if (!keys.length) return null
   return section("How they spread", "Dot: the median unit. Bar: the middle half of the basis.",
-    h("p.legend", null, run.bases.map(b => h("span", null, dot(run, b.name), inWords(run, b.name)))),
+    h("p", null, legend(run)),
     h("div.multiples", null, keys.map(key => {
       const rows = run.bases.filter(b => b.quartiles[key]).map(b => ({ name: inWords(run, b.name), colour: hue(run, b.name), q: b.quartiles[key] }))
       return h("div", null, h("h3", null, term(key)), ranges(rows, terms[key].title))

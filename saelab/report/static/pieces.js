@@ -36,6 +36,8 @@ function statusBar(basis) {
     parts.map(s => h(`i.${s}`, { style: `flex:${basis.statuses[s]}`, title: `${format.count(basis.statuses[s])} ${terms[s].title}` })))
 }
 
+const legend = run => h("span.legend", null, run.bases.map(b => h("span", null, dot(run, b.name), inWords(run, b.name))))
+
 function toast(text) {
   const note = h("div.toast", { role: "status" }, text)
   document.body.append(note)

@@ -1,0 +1,46 @@
+"""Neurons beside the SAE features that fire with them, drawn by a fixed seed: matched pairs, and neurons split in several."""
+
+from typing import Any
+
+import numpy as np
+
+from saelab.report.reading import Run
+
+DRAWN = 6  # rows of each sort
+TOGETHER = 0.2  # correlation over images from which two units are said to fire together
+
+
+def drawn(run: Run, made: list[list[dict[str, Any]]], seed: int = 0) -> dict[str, Any] | None:
+    """`{"bases", "pairs": [[neuron, feature]], "splits": [[neuron, feature, ...]]}`; a unit is [basis, unit, r].
+
+    Pairs: labelled neurons drawn at random, each with the feature of the first SAE that fires most like it. Splits: drawn
+    from the tenth of neurons with the highest polysemanticity (of at least 5), each with the features (two or three)
+    whose correlation is at least 0.2. None without both neurons and an SAE.
+    """
+    neuron = next((i for i, b in enumerate(run.bases) if b.kind == "neuron"), None)
+    if neuron is None:
+        return None
+    layer = run.bases[neuron].layer
+    sae = next((b.name for b in run.bases if b.kind == "sae" and b.layer == layer), None)
+    if sae is None:
+        return None
+    rows, rng = made[neuron], np.random.default_rng(seed)
+    links = [[link for link in row["near"].get("links", []) if link[0] == sae] for row in rows]
+    paired = [u for u, row in enumerate(rows) if row["label"] is not None and links[u]]
+    split = [u for u in _most(rows, "polysemanticity") if len(links[u]) > 1 and links[u][1][2] >= TOGETHER]
+    name = run.bases[neuron].name
+    return {
+        "bases": [name, sae],
+        "pairs": [[[name, u], links[u][0]] for u in _draw(paired, rng)],
+        "splits": [[[name, u], *(link for link in links[u] if link[2] >= TOGETHER)] for u in _draw(split, rng)],
+    }
+
+
+def _most(rows: list[dict[str, Any]], key: str) -> list[int]:
+    known = [u for u, row in enumerate(rows) if row["measured"][key] is not None]
+    known.sort(key=lambda u: -rows[u]["measured"][key])
+    return known[: max(5, len(known) // 10)]
+
+
+def _draw(units: list[int], rng: np.random.Generator) -> list[int]:
+    return sorted(rng.permutation(np.array(units, dtype=int))[:DRAWN].tolist())

@@ -1,0 +1,228 @@
+"""The report's data against brute-force twins, its folder's promises, and runs that can't be shown."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_fixture import write_run
+
+from saelab.artifacts import read_json, read_jsonl, write_json
+from saelab.errors import UserError
+from saelab.report import build, pictures, reading, records, write
+
+
+@pytest.fixture(scope="module")
+def run_json(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def report(run_json, tmp_path_factory) -> Path:
+    return build(run_json, tmp_path_factory.mktemp("out") / "report").parent
+
+
+@pytest.fixture(scope="module")
+def run(run_json) -> reading.Run:
+    return reading.read(run_json)
+
+
+def data(report: Path, key: str):
+    """What a page gets for `key`: the JSON inside the script's string."""
+    text = (report / "data" / f"{key}.js").read_text(encoding="utf-8")
+    quoted = re.fullmatch(rf'saelab\.put\("{re.escape(key)}",(\'.*\')\)\n', text, re.DOTALL)[1]
+    unescaped = re.sub(r"\\(u[0-9a-f]{4}|.)", lambda m: chr(int(m[1][1:], 16)) if len(m[1]) > 1 else m[1], quoted[1:-1])
+    return json.loads(unescaped)
+
+
+def unit(report: Path, run: reading.Run, basis: str, u: int) -> dict:
+    number = [b.name for b in run.bases].index(basis)
+    return data(report, f"units/{number}/{u // write.CHUNK}")[u % write.CHUNK]
+
+
+def test_histogram_bands_and_silence_count_every_image_once(report, run):
+    for basis in run.bases:
+        for u in range(len(basis.labels)):
+            column = basis.acts[:, [u]].toarray().ravel()
+            record = unit(report, run, basis.name, u)
+            fires = column > 1e-6
+            assert sum(record["histogram"]) == fires.sum()
+            assert record["silent"] == (~fires).sum()
+            for t, band in enumerate(record["bands"][:10]):  # strongest tenth first
+                low, high = (0.9 - t / 10) * column.max(), (1 - t / 10) * column.max()
+                inside = np.flatnonzero(fires & (column > low * (1 + 1e-6)) & (column <= high * (1 + 1e-6)))
+                assert set(band) <= set(inside.tolist()) and len(band) == min(records.PER_BAND, len(inside))
+            assert not record["bands"] or not fires[record["bands"][10]].any()
+
+
+def test_exemplars_are_those_on_which_the_unit_fires_strongest_first(report, run):
+    basis = run.bases[1]
+    for u in range(len(basis.labels)):
+        column = basis.acts[:, [u]].toarray().ravel()
+        record = unit(report, run, basis.name, u)
+        np.testing.assert_allclose(column[record["positives"]], record["activations"], rtol=1e-3)
+        assert record["activations"] == sorted(record["activations"], reverse=True)
+        assert all(a > 0 for a in record["activations"])
+        for i, on in zip(record["contrasts"], record["contrast_activations"], strict=True):
+            assert (i < 0 and on is None) or on == pytest.approx(column[i], rel=1e-3, abs=1e-6)
+            assert i < 0 or column[i] < column[run.images.ids("mine")].mean()
+
+
+def test_enrichment_is_fishers_exact_test_with_bonferroni(report, run):
+    from scipy.stats import fisher_exact
+
+    names, holds = run.images.truth()
+    seen = 0
+    for u in range(len(run.bases[1].labels)):
+        record = unit(report, run, run.bases[1].name, u)
+        for name, among, of, everywhere, p in record["enriched"]:
+            column = holds[:, names.index(name)]
+            inside = int(column[record["positives"]].sum())
+            assert (among, of, everywhere) == (inside, len(record["positives"]), int(column.sum()))
+            rest = int(column.sum()) - inside
+            table = [[inside, of - inside], [rest, len(column) - of - rest]]
+            exact = fisher_exact(table, alternative="greater").pvalue * len(names)
+            assert p == pytest.approx(exact, rel=1e-3) and p < 0.05
+            seen += 1
+    assert seen > 10
+
+
+def test_neighbours_are_the_highest_correlations_over_images(report, run):
+    ours, other = run.bases[0], run.bases[1]
+    a, b = ours.acts.toarray(), other.acts.toarray()
+    for u in range(len(ours.labels) - 1):  # the last one is dead
+        record = unit(report, run, ours.name, u)
+        r = np.array([np.corrcoef(a[:, u], b[:, j])[0, 1] if b[:, j].any() else -1 for j in range(b.shape[1])])
+        links = [link for link in record["near"]["links"] if link[0] == other.name]
+        best = [j for j in np.argsort(-r, kind="stable")[:3] if r[j] > 0]
+        np.testing.assert_allclose([link[2] for link in links], r[best], atol=2e-3)
+        own = np.nan_to_num([np.corrcoef(a[:, u], a[:, j])[0, 1] for j in range(a.shape[1] - 1)])
+        own[u] = -2
+        assert record["near"]["cofire"][0][2] == pytest.approx(own.max(), abs=2e-3)
+    assert unit(report, run, ours.name, len(ours.labels) - 1)["near"]["cofire"] == []
+
+
+def test_same_label_names_every_other_unit_with_it(report, run):
+    labels = [row["label"] for b in run.bases for row in b.labels]
+    for basis in run.bases:
+        for u, row in enumerate(basis.labels):
+            record = unit(report, run, basis.name, u)
+            if row["label"] is not None:
+                assert record["near"]["sharing"] == labels.count(row["label"]) - 1
+                found = {run_label(run, name, v) for name, v in record["near"].get("same", [])}
+                assert found <= {row["label"]}
+                assert [basis.name, u] not in record["near"].get("same", [])
+
+
+def run_label(run: reading.Run, name: str, u: int) -> str:
+    return next(b for b in run.bases if b.name == name).labels[u]["label"]
+
+
+def test_numbers_on_pages_are_those_of_the_artifacts(report, run):
+    for i, basis in enumerate(run.bases):
+        summary = data(report, f"summary-{i}")
+        for u, (row, found) in enumerate(zip(basis.labels, basis.evaluation, strict=True)):
+            label = summary["label"][u]
+            assert (summary["labels"][label] if label >= 0 else None) == row["label"]
+            assert summary["statuses"][summary["status"][u]] == row["status"]
+            assert summary["measured"]["clarity"][u] == write.rounded(found["clarity"])
+            chosen = found["by_scorer"].get("csp", {}).get("truth_r") if row["scores"] else None
+            assert summary["measured"]["truth_r"][u] == write.rounded(chosen)
+    assert data(report, "comparison")["conclusion"] == run.comparison["conclusion"]
+
+
+def test_every_picture_that_a_page_names_lies_in_the_folder(report, run):
+    named = set()
+    for number, basis in enumerate(run.bases):
+        for u in range(len(basis.labels)):
+            named |= set(map(int, unit(report, run, basis.name, u)["names"]))
+        named |= {i for row in data(report, f"summary-{number}")["thumbs"] for i in row}
+    assert named and all((report / pictures.place(i)).is_file() for i in named)
+
+
+def test_nothing_in_the_folder_points_to_a_network(report):
+    pages = [
+        p for p in report.rglob("*") if p.suffix in (".html", ".css") or (p.suffix == ".js" and "min" not in p.name)
+    ]
+    for page in pages:
+        links = re.findall(r"https?://[^\s\"')]+", page.read_text(encoding="utf-8"))
+        assert [link for link in links if not link.startswith("http://www.w3.org/")] == [], page
+
+
+def test_texts_from_data_survive_and_stay_text(tmp_path):
+    hostile = "</script><script>alert(1)</script> ' \" \\ \u2028 \n émigré"
+    write.put(tmp_path, "x", {"label": hostile, "nan": float("nan"), "pi": 3.14159265})
+    assert data(tmp_path, "x") == {"label": hostile, "nan": None, "pi": 3.142}
+
+
+def test_small_pictures_shrink_as_there_are_more():
+    assert pictures.side_for(100) == 256
+    sides = [pictures.side_for(n) for n in (100, 20_000, 40_000, 60_000, 90_000, 10**7)]
+    assert sides == sorted(sides, reverse=True) and sides[-1] == 88
+    assert all(n * pictures.SIDES[pictures.side_for(n)] <= pictures.BUDGET for n in (100, 20_000, 40_000, 60_000))
+
+
+def test_a_second_build_is_reused_until_something_changes(run_json, tmp_path):
+    out = tmp_path / "report"
+    build(run_json, out)
+    first = (out / "data" / "run.js").stat().st_mtime_ns
+    build(run_json, out)
+    assert (out / "data" / "run.js").stat().st_mtime_ns == first
+    build(run_json, out, shown=3)
+    assert (out / "data" / "run.js").stat().st_mtime_ns != first
+    assert not out.with_name("report.partial").exists()
+
+
+def test_a_folder_that_is_no_report_is_left_alone(run_json, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds no report"):
+        build(run_json, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_lost_picture_is_listed_and_the_rest_shown(run_json, tmp_path):
+    shutil.copytree(run_json.parent, tmp_path / "runs")
+    copy = tmp_path / "runs" / run_json.name
+    images = tmp_path / "runs" / read_json(copy)["images"]
+    shutil.copytree(run_json.parent.parent / "photos", tmp_path / "photos")
+    facts = read_json(images / "images.json") | {"root": str(tmp_path / "photos")}
+    write_json(images / "images.json", facts)
+    sizes = read_json(images / "complete.json") | {"images.json": (images / "images.json").stat().st_size}
+    write_json(images / "complete.json", sizes)
+    (tmp_path / "photos" / "00003.jpg").unlink()
+    out = build(copy, tmp_path / "report").parent
+    assert len(data(out, "run")["unreadable"]) == 1 and "00003.jpg" in data(out, "run")["unreadable"][0]
+    assert not (out / pictures.place(3)).exists() and (out / pictures.place(4)).exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda root, run: (root / run["bases"][0]["labels"] / "complete.json").unlink(), "not a finished artifact"),
+        (lambda root, run: shutil.rmtree(root / run["bases"][1]["units"]), "is not there"),
+        (lambda root, run: (root / run["bases"][0]["labels"] / "labels.jsonl").write_text("{}"), "damaged"),
+        (lambda root, run: run.pop("encoder"), "lacks encoder"),
+        (lambda root, run: run["bases"][0].pop("evaluation"), "lacks evaluation"),
+        (lambda root, run: run.update(bases=[]), "lists no basis"),
+        (lambda root, run: run["bases"][0].update(evaluation=run["bases"][1]["evaluation"]), "evaluation of 48"),
+        (lambda root, run: run.update(version="0.0.1", bases={}), "lists no basis"),
+    ],
+)
+def test_runs_that_can_not_be_shown_say_so_in_one_line(run_json, tmp_path, spoil, says):
+    shutil.copytree(run_json.parent, tmp_path / "runs")
+    run = read_json(run_json)
+    spoil(tmp_path / "runs", run)
+    write_json(tmp_path / "runs" / "fixture.json", run)
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        build(tmp_path / "runs" / "fixture.json", tmp_path / "report")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report").exists()
+
+
+def test_labels_lines_fit_the_plan(run_json):
+    """The fixture itself follows the contract, or the other tests would prove nothing."""
+    run = read_json(run_json)
+    row = read_jsonl(run_json.parent / run["bases"][0]["labels"] / "labels.jsonl")[0]
+    assert {"unit", "basis", "status", "label", "abstained", "source", "scores", "positives", "contrasts"} <= set(row)

@@ -1,0 +1,198 @@
+"""The report in a real browser, from disk: what a reader does, and that nothing fails or leaves the machine."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote_plus
+
+import pytest
+from report_fixture import write_run
+
+from saelab.report import build
+
+pytestmark = pytest.mark.browser
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the dev extra)")
+FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+CONTRAST = (Path(__file__).parent / "data" / "contrast.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=FLAGS.split())
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """The fixture's report, or a real one: SAELAB_REPORT names its folder."""
+    if "SAELAB_REPORT" in os.environ:
+        return Path(os.environ["SAELAB_REPORT"]).resolve()
+    folder = tmp_path_factory.mktemp("report")
+    return build(write_run(folder), folder / "report").parent
+
+
+class Reader:
+    """A page that remembers every complaint and every request that is not for a file of the report."""
+
+    def __init__(self, browser, report: Path, **context) -> None:
+        self.report, self.faults = report, []
+        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | context))
+        self.page = self.context.new_page()
+        self.page.on("console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
+        self.page.on("request", self._local)
+
+    def _local(self, request) -> None:
+        if not request.url.startswith(("data:", "blob:", f"file://{self.report}/")):
+            self.faults.append(f"asked for {request.url}")
+
+    def open(self, address: str):
+        self.page.goto(f"file://{self.report}/{address}")
+        self.page.wait_for_selector("main:not([aria-busy])")
+        return self.page
+
+
+@pytest.fixture
+def reader(browser, report) -> Iterator[Reader]:
+    reader = Reader(browser, report)
+    yield reader
+    assert reader.faults == []
+    reader.context.close()
+
+
+def test_from_overview_over_browser_and_unit_to_comparison(reader):
+    page = reader.open("index.html")
+    assert "neurons" in page.inner_text("h1").lower()
+    page.click(".gallery .card >> nth=0")
+    page.wait_for_selector(".pairs .photo")
+    unit = page.inner_text(".crumbs strong")
+    page.keyboard.press("ArrowRight")
+    playwright.expect(page.locator(".crumbs strong")).not_to_have_text(unit)
+    page.click("nav >> text=Units")
+    page.wait_for_selector(".units tbody tr")
+    page.click(".units tbody tr:first-child td.name a")
+    page.wait_for_selector(".crumbs")
+    page.click("nav >> text=Comparison")
+    page.wait_for_selector(".forest")
+    assert page.locator(".forest tbody tr").count() >= 5
+
+
+def test_search_finds_labels_by_word_and_units_by_number(reader):
+    page = reader.open("units.html#basis=*")
+    label = page.inner_text(".units tbody tr:nth-child(2) td.name")
+    page.fill("input[type=search]", label)
+    page.wait_for_url(re.compile("q=" + quote_plus(label)))
+    found = page.locator(".units tbody td.name").all_inner_texts()
+    assert found and all(label.lower() in text.lower() for text in found)
+    page.fill("input[type=search]", "7")
+    page.wait_for_url(re.compile("q=7"))
+    assert {
+        re.sub(r"\D*(\d+)$", r"\1", text.split()[-1]) for text in page.locator(".units td.id").all_inner_texts()
+    } == {"7"}
+
+
+def test_filters_and_sorting_agree_with_the_numbers_shown(reader):
+    page = reader.open("units.html#basis=*")
+    page.select_option("select[name=status]", "ok")
+    page.wait_for_url(re.compile("status=ok"))
+    assert set(page.locator(".units td.state").all_inner_texts()) == {"ok"}
+    page.click(".units th button:has-text('Fires on')")
+    page.wait_for_url(re.compile("sort=firing_rate&down=1"))
+    rates = [float(t.rstrip(" %")) for t in page.locator(".units td[data-title='Fires on']").all_inner_texts()]
+    assert len(rates) > 5 and rates == sorted(rates, reverse=True)
+    page.click(".units th button:has-text('Fires on')")
+    page.wait_for_url(re.compile("sort=firing_rate(?!&down)"))
+    rates = [float(t.rstrip(" %")) for t in page.locator(".units td[data-title='Fires on']").all_inner_texts()]
+    assert rates == sorted(rates)
+    assert page.get_attribute(".units th[aria-sort]", "aria-sort") == "ascending"
+
+
+def test_the_address_keeps_filters_and_units(reader):
+    page = reader.open("units.html#basis=*&sort=clarity&down=1&page=2")
+    shown = page.locator(".units td.id").all_inner_texts()
+    page.reload()
+    page.wait_for_selector(".units tbody tr")
+    assert page.locator(".units td.id").all_inner_texts() == shown
+    assert "2 of" in page.inner_text(".pager")
+
+
+def test_the_whole_walk_works_by_keyboard(reader):
+    page = reader.open("units.html")
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.name") == "q"
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
+    page.focus(".units tbody tr:first-child td.name a")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".crumbs strong")
+    page.focus(".facts .term >> nth=0")
+    assert page.is_visible(".tip") and page.get_attribute(".facts .term >> nth=0", "aria-describedby") == "tip"
+    page.keyboard.press("Escape")
+    assert not page.is_visible(".tip")
+
+
+def test_every_metric_is_explained_on_hover(reader):
+    page = reader.open("unit.html")
+    count = page.locator("main [data-term]").count()
+    assert count > 8
+    for i in range(count):
+        page.locator("main [data-term]").nth(i).focus()
+        assert len(page.inner_text(".tip")) > 25
+
+
+def test_a_unit_can_be_taken_away_as_json(reader):
+    reader.page.add_init_script("document.addEventListener('copy', e => window.copied = getSelection().toString())")
+    page = reader.open("unit.html#neuron/2")
+    page.evaluate("navigator.clipboard && (navigator.clipboard.writeText = async text => { window.copied = text })")
+    page.click("text=copy as JSON")
+    page.wait_for_selector(".toast")
+    assert page.evaluate("JSON.parse(window.copied).unit") == 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("address", ["index.html", "units.html", "unit.html", "compare.html", "methods.html"])
+def test_pages_fit_a_phone_name_their_pictures_and_can_be_read(browser, report, address, scheme):
+    reader = Reader(browser, report, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page = reader.open(address)
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("[...document.images].filter(i => !i.alt).length") == 0
+    assert (
+        page.evaluate("[...document.querySelectorAll('button, a')].filter(b => !(b.innerText || b.ariaLabel)).length")
+        == 0
+    )
+    faint = page.evaluate(CONTRAST)
+    assert faint == [], "text with less than 4.5 : 1"
+    assert reader.faults == []
+    reader.context.close()
+
+
+def test_a_broken_folder_says_so_on_the_page(browser, report, tmp_path):
+    shutil.copytree(report, tmp_path / "report", ignore=shutil.ignore_patterns("units"))
+    reader = Reader(browser, tmp_path / "report")
+    page = reader.open("unit.html#neuron/0")
+    assert "not whole" in page.inner_text("[role=alert]")
+    reader.context.close()
+
+
+def test_pictures_for_the_readme(browser, report):
+    if "SAELAB_SCREENSHOTS" not in os.environ:
+        pytest.skip("SAELAB_SCREENSHOTS names no folder")
+    out = Path(os.environ["SAELAB_SCREENSHOTS"])
+    out.mkdir(parents=True, exist_ok=True)
+    for scheme in ("light", "dark"):
+        reader = Reader(browser, report, color_scheme=scheme, device_scale_factor=1.5)
+        for name in ("index", "units", "unit", "compare"):
+            page = reader.open(f"{name}.html")
+            page.wait_for_timeout(600)
+            page.screenshot(path=out / f"{name}-{scheme}.png")
+        assert reader.faults == []
+        reader.context.close()

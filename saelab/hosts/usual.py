@@ -35,7 +35,7 @@ def _reason(module: nn.Module, path: str, takes_input: bool, form: Form, is_bloc
             and "adaptive" in type(module).__name__.lower()
         ):
             return "what the head pools"
-        wide = isinstance(module, nn.Linear) and module.in_features >= 2 * module.out_features
+        wide = isinstance(module, nn.Linear) and module.in_features > 2 * module.out_features
         return "MLP hidden" if wide and form.kind == "sequence" and module.out_features == stream else ""
     if is_block:
         return "residual stream" if form.kind == "sequence" else "block output" if form.kind == "map" else ""

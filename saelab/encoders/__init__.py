@@ -8,11 +8,13 @@
 from saelab.encoders.base import CSP_PAPER_TEMPLATES, Encoder, embed_templates
 from saelab.encoders.embed import ImageEmbeddings, image_embeddings, label_embeddings
 from saelab.encoders.loaders import load
+from saelab.encoders.sentences import SentenceEncoder
 
 __all__ = [
     "CSP_PAPER_TEMPLATES",
     "Encoder",
     "ImageEmbeddings",
+    "SentenceEncoder",
     "embed_templates",
     "image_embeddings",
     "label_embeddings",

@@ -53,7 +53,7 @@ class ConSE:
     def classes(self) -> Float[Tensor, "classes d_text"]:
         """The sentence vector of "class name: definition" for each of the 1000 classes."""
         texts = [f"{n}: {d}" for n, d in zip(imagenet_names(), imagenet_definitions(), strict=True)]
-        return self.sentences(texts)
+        return self.sentences.embed_sentences(texts)
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """The classifier's own transform."""
@@ -70,4 +70,4 @@ class ConSE:
 
     def embed_sentences(self, sentences: Sequence[str]) -> Float[Tensor, "sentences d_text"]:
         """MiniLM vectors of unit length."""
-        return self.sentences(sentences)
+        return self.sentences.embed_sentences(sentences)

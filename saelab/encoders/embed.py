@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saelab.artifacts import Artifact, ensure, write_json
 from saelab.encoders.base import Encoder, embed_templates
+from saelab.encoders.sentences import SentenceEncoder
 from saelab.errors import UserError
 from saelab.images import ImageSet
 
@@ -77,7 +78,7 @@ def _embed_images(images: ImageSet, encoder: Encoder, folder: Path, batch_size: 
 
 def label_embeddings(
     labels: Sequence[str],
-    encoder: Encoder,
+    encoder: Encoder | SentenceEncoder,
     root: Path | str,
     templates: Sequence[str] | None = None,
     renormalize: bool = True,

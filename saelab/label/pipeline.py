@@ -6,7 +6,7 @@ The order of a run: `exemplars` for each basis, proposals from them, one vocabul
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from saelab.artifacts import Artifact, digest, ensure, opened, read_jsonl, write
 from saelab.encoders import Encoder, ImageEmbeddings, label_embeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.label import assign, nulls
-from saelab.label.exemplars import Exemplars
+from saelab.label import assign, mine, nulls
+from saelab.label.exemplars import Exemplars, MiningSettings
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
 
@@ -39,7 +39,6 @@ class LabelSettings:
     abstain_below: float = 0.95  # a final label whose null percentile is lower is marked `abstained`
     seed: int = 0  # of the permutations
     runners_up: int = 5  # next best labels kept per scorer
-    options: dict[str, Any] = field(default_factory=dict)  # per scorer: {"csp": {"weights": "rank"}}
 
 
 def labels(
@@ -51,6 +50,7 @@ def labels(
     vocabulary: Vocabulary,
     root: Path | str,
     settings: LabelSettings,
+    mining: MiningSettings,
 ) -> Artifact:
     """The `labels` artifact of one basis: labels.jsonl, exemplars.safetensors, vocabulary.json.
 
@@ -63,7 +63,7 @@ def labels(
     def build(folder: Path) -> None:
         vectors = label_embeddings(vocabulary.labels, encoder, root, settings.templates, settings.renormalize)
         found, activations = Exemplars.load(exemplars.path), UnitActivations.load(units.path)
-        rows = assign_all(activations, found, images, embeddings.images, vectors, vocabulary, settings)
+        rows = assign_all(activations, found, images, embeddings.images, vectors, vocabulary, settings, mining)
         write_jsonl(folder / "labels.jsonl", rows)
         found.save(folder)
         write_json(folder / "vocabulary.json", vocabulary)
@@ -88,32 +88,40 @@ def assign_all(
     label_emb: Float[Tensor, "labels d_text"],
     vocabulary: Vocabulary,
     settings: LabelSettings,
+    mining: MiningSettings,
 ) -> list[dict[str, Any]]:
     """The rows of labels.jsonl, one a unit, in the order of units.
 
-    Units that fire nowhere, everywhere alike or with NaN get no label; `no_contrast` units get those of the scorers that
-    need no contrast. Only the `mine` split is looked at.
+    Units that fire nowhere, everywhere alike or with NaN get no label; `no_contrast` units get those of the scorers
+    that need no contrast. Only the `mine` split is looked at.
     """
-    evidence = _evidence(units, found, images, image_emb, label_emb)
-    scored = assign.score(settings.scorers, evidence)
-    per_scorer = {name: _ranked(name, scores, evidence, settings) for name, scores in scored.items()}
-    best_of_final = assign.ranking(scored[settings.final], settings.runners_up).label
-    for name, scores in scored.items():
-        for unit, rank in enumerate(_rank_of(scores, best_of_final).tolist()):
-            per_scorer[name][unit]["rank"] = rank
+    evidence = _evidence(units, found, images, image_emb, label_emb, mining)
+    final: Tensor | None = None
+    per_scorer: dict[str, list[dict[str, Any]]] = {}
+    for name in (settings.final, *(n for n in settings.scorers if n != settings.final)):
+        scores = assign.score([name], evidence)[name]
+        top = assign.ranking(scores, settings.runners_up)
+        final = top.label if final is None else final
+        percentile = None
+        if settings.nulls:
+            percentile = nulls.null_percentile(name, evidence, n=settings.nulls, seed=settings.seed)
+        per_scorer[name] = _entries(top, assign.rank_of(scores, final), percentile, vocabulary)
+    place = {label: i for i, label in enumerate(vocabulary.labels)}
     rows = []
     for unit, status in enumerate(found.status):
-        entries = {
-            name: _entry(ranked[unit], vocabulary)
-            for name, ranked in per_scorer.items()
-            if _has_label(ranked[unit], status)
-        }
-        rows.append(_row(unit, status, units, found, entries, vocabulary, settings))
+        scored = {name: per_scorer[name][unit] for name in settings.scorers}
+        known = {name: e for name, e in scored.items() if status not in UNLABELLED and e["label"] is not None}
+        rows.append(_row(unit, status, units, found, known, vocabulary, place, settings))
     return rows
 
 
 def _evidence(
-    units: UnitActivations, found: Exemplars, images: ImageSet, image_emb: Tensor, label_emb: Tensor
+    units: UnitActivations,
+    found: Exemplars,
+    images: ImageSet,
+    image_emb: Tensor,
+    label_emb: Tensor,
+    mining: MiningSettings,
 ) -> assign.Evidence:
     ids = torch.as_tensor(images.ids("mine"))
     local = torch.full((len(images) + 1,), -1, dtype=torch.int64)  # the last entry answers for id -1
@@ -125,47 +133,31 @@ def _evidence(
         positive_ids=local[found.positives],
         positive_values=found.activations,
         contrast_ids=local[found.contrasts],
-        contrast_similarity=found.similarity,
+        rule=mine.ContrastRule(mining.rule, reuse=mining.reuse),
+        groups=torch.as_tensor(images.groups[ids.numpy()]),
     )
 
 
-def _ranked(name: str, scores: Tensor, evidence: assign.Evidence, settings: LabelSettings) -> list[dict[str, Any]]:
-    """Per unit: best label, its score, the margin to the next, the runners-up and the null percentile."""
-    top = assign.ranking(scores, settings.runners_up)
-    percentile = None
-    if settings.nulls:
-        percentile = nulls.null_percentile(name, evidence, n=settings.nulls, seed=settings.seed).tolist()
-    columns = zip(
-        top.label.tolist(), top.score.tolist(), top.margin.tolist(), top.runners_up.tolist(), top.runner_scores.tolist()
-    )
-    return [
-        {
-            "label": label,
-            "score": score,
-            "rank": None,
-            "margin": margin,
-            "null_percentile": percentile[unit] if percentile else None,
-            "runners_up": list(zip(next_labels, next_scores)),
-        }
-        for unit, (label, score, margin, next_labels, next_scores) in enumerate(columns)
-    ]
-
-
-def _rank_of(scores: Float[Tensor, "units labels"], label: Tensor) -> Tensor:
-    """The rank, from 1, that a scorer gives to each unit's final label; equal scores rank by the lower index."""
-    own = scores.gather(1, label[:, None])
-    index = torch.arange(scores.shape[1])
-    ahead = (scores > own) | ((scores == own) & (index < label[:, None]))
-    return ahead.sum(1) + 1
-
-
-def _has_label(entry: dict[str, Any], status: str) -> bool:
-    return status not in UNLABELLED and entry["score"] == entry["score"]  # NaN: this scorer has nothing to go by
-
-
-def _entry(ranked: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-    named = [[vocabulary.labels[label], score] for label, score in ranked["runners_up"] if score == score]
-    return ranked | {"label": vocabulary.labels[ranked["label"]], "runners_up": named}
+def _entries(
+    top: assign.Ranking, rank: Tensor, percentile: Tensor | None, vocabulary: Vocabulary
+) -> list[dict[str, Any]]:
+    """Per unit: best label, score, rank of the final label, margin to the next, null percentile, runners-up."""
+    entries = []
+    nulls_of = percentile.tolist() if percentile is not None else [None] * len(rank)
+    rows = zip(top.label.tolist(), top.score.tolist(), rank.tolist(), top.margin.tolist(), nulls_of)
+    for unit, (label, score, own_rank, margin, null) in enumerate(rows):
+        behind = zip(top.runners_up[unit].tolist(), top.runner_scores[unit].tolist())
+        entries.append(
+            {
+                "label": vocabulary.labels[label] if label >= 0 else None,
+                "score": score,
+                "rank": own_rank if own_rank > 0 else None,
+                "margin": margin,
+                "null_percentile": null,
+                "runners_up": [[vocabulary.labels[i], value] for i, value in behind if i >= 0],
+            }
+        )
+    return entries
 
 
 def _row(
@@ -175,11 +167,12 @@ def _row(
     found: Exemplars,
     entries: dict[str, Any],
     vocabulary: Vocabulary,
+    place: dict[str, int],
     settings: LabelSettings,
 ) -> dict[str, Any]:
     final = entries.get(settings.final)
     label = final["label"] if final else None
-    source = None if label is None else "+".join(vocabulary.sources[vocabulary.labels.index(label)])
+    source = None if label is None else "+".join(vocabulary.sources[place[label]])
     percentile = final["null_percentile"] if final else None
     return {
         "unit": unit,

@@ -44,8 +44,8 @@ def clean(label: str, keep_underscores: bool = False) -> str:
 def key(label: str) -> str:
     """What two spellings of one label share: case, underscores, hyphens, a leading article, and a plural ending.
 
-    The plural rule is the plain English one on the last word (`-ies`, `-es` after s/x/z/ch/sh, `-s` but not `-ss`, `-us`,
-    `-is`); irregular plurals stay apart.
+    The plural rule is the plain English one on the last word (`-ies`, `-es` after s/x/z/ch/sh, `-s` but not `-ss`,
+    `-us`, `-is`); irregular plurals stay apart.
     """
     text = clean(label).casefold().replace("-", " ")
     text = re.sub(r"^(a|an|the) ", "", text)

@@ -1,0 +1,393 @@
+"""Each stage from its config. A script calls the stages up to its own; what is there already is reused by recipe.
+
+The order is the way of the data (README): images -> caches -> saes -> bases -> exemplars -> proposals -> vocabulary ->
+labels -> evaluations -> comparisons -> report. `Run` keeps what has been made, the time it took, and writes run.json.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from command import device, plain
+from omegaconf import DictConfig
+
+from saelab import __version__, cache, encoders, evaluate, hosts, truth, units
+from saelab import images as image_sources
+from saelab.artifacts import Artifact, ensure, ensure_all, write_json
+from saelab.cache import ActivationCache
+from saelab.errors import UserError
+from saelab.images import ImageSet
+from saelab.label import pipeline, propose, selection
+from saelab.label.exemplars import Exemplars, MiningSettings, exemplars
+from saelab.label.vocabulary import Vocabulary
+from saelab.label.vocabulary import build as build_vocabulary
+from saelab.names import imagenet_names
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Basis:
+    """One set of units on its way through the stages."""
+
+    name: str  # as shown: neuron, sae seed 1, ...
+    group: str  # bases that differ only by their seed share it
+    kind: str  # neuron | sae | pca | random_rotation
+    seed: int | None
+    layer: str
+    units: Artifact
+    sae: Artifact | None = None
+    exemplars: Artifact | None = None
+    proposals: Path | None = None
+    labels: Artifact | None = None
+    evaluation: Artifact | None = None
+
+    @property
+    def control(self) -> bool:
+        """Is it there only to be beaten?"""
+        return self.kind in ("pca", "random_rotation")
+
+    def made(self) -> list[Artifact]:
+        """Its artifacts so far."""
+        found = (self.units, self.sae, self.exemplars, self.labels, self.evaluation)
+        return [artifact for artifact in found if artifact is not None]
+
+
+class Run:
+    """The artifacts of one config, made as they are asked for."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg, self.root = cfg, Path(cfg.root)
+        self.timings: dict[str, float] = {}
+        self.notes: list[str] = []
+        self.device = device(cfg.device)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's wall time to `timings`; time of stages asked for inside is theirs alone."""
+        inner, start = sum(self.timings.values()), time.perf_counter()
+        yield
+        spent = time.perf_counter() - start - (sum(self.timings.values()) - inner)
+        self.timings[stage] = self.timings.get(stage, 0.0) + spent
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The pictures."""
+        with self.timed("images"):
+            return image_sources.load(**plain(self.cfg.images))
+
+    @cached_property
+    def images_artifact(self) -> Artifact:
+        """images.jsonl and images.json, for whoever reads the run later."""
+        recipe = {
+            "stage": "images",
+            "code": 1,
+            "images": self.images.fingerprint,
+            "root": str(self.images.root.resolve()),
+        }
+        return ensure(self.root, "images", self.images.name, recipe, self.images.save)
+
+    @cached_property
+    def host(self) -> hosts.Host:
+        """The model that is looked into."""
+        settings = {k: v for k, v in plain(self.cfg.host).items() if k != "layers"}
+        return hosts.load(**settings, device=self.device)
+
+    @cached_property
+    def caches(self) -> dict[str, ActivationCache]:
+        """The cached activations of each layer."""
+        images, host, cfg = self.images, self.host, self.cfg
+        with self.timed("activations"):
+            layers = [cfg.layers] if isinstance(cfg.layers, str) else list(cfg.layers)
+            return cache.write(
+                images,
+                host,
+                layers,
+                self.root,
+                cfg.policy,
+                cfg.dtype,
+                cfg.batch_size,
+                cfg.workers,
+                cfg.tokens_per_image,
+            )
+
+    def saes(self, layer: str) -> list[Artifact]:
+        """One SAE for each seed, trained on the mine tokens in one pass."""
+        from saelab.cache.batches import Batches
+        from saelab.sae import SAEConfig, TrainConfig, fit_many
+
+        store = self.caches[layer]
+        settings = plain(self.cfg.sae)
+        train = TrainConfig(**settings.pop("train"))
+        latents = settings.pop("latents", None) or round(settings.pop("expansion") * store.d_in)
+        settings.pop("expansion", None)
+        configs = [SAEConfig(d_in=store.d_in, latents=latents, **settings | {"seed": seed}) for seed in self.cfg.seeds]
+        recipes = [{"stage": "sae", "code": 1, "cache": store.digest, "sae": c, "train": train} for c in configs]
+        wanted = [(f"{layer}-{c.latents}-k{c.k}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]
+
+        def build(folders: dict[int, Path]) -> None:
+            batches = Batches(store.tokens, train.batch_size, train.seed, rows=store.rows("mine"))
+            missing = [configs[i] for i in folders]
+            fit_many(
+                batches,
+                missing,
+                train,
+                list(folders.values()),
+                mean=store.mean,
+                variance=store.variance,
+                device=self.device,
+            )
+
+        with self.timed("sae"):
+            return ensure_all(self.root, "sae", wanted, build)
+
+    @cached_property
+    def bases(self) -> list[Basis]:
+        """Units of every basis of every layer."""
+        found: list[Basis] = []
+        for layer, store in self.caches.items():
+            for kind in self.cfg.bases:
+                found += self._bases_of(kind, layer, store)
+        return found
+
+    def _bases_of(self, kind: str, layer: str, store: ActivationCache) -> list[Basis]:
+        where, pool, signed = self.root, self.cfg.pool, self.cfg.signed
+        if kind == "sae":
+            saes = self.saes(layer)
+            with self.timed("units"):
+                made = [units.sae(store, where, s.path, pool, device=self.device) for s in saes]
+            return [
+                Basis(f"sae seed {seed}", "sae", kind, seed, layer, unit, sae)
+                for seed, sae, unit in zip(self.cfg.seeds, saes, made)
+            ]
+        simple: dict[str, Callable[..., Artifact]] = {"neuron": units.neuron, "pca": units.pca}
+        with self.timed("units"):
+            if kind in simple:
+                return [Basis(kind, kind, kind, None, layer, simple[kind](store, where, pool, signed))]
+            if kind == "random_rotation":
+                made = [units.random_rotation(store, where, pool, signed, seed) for seed in self.cfg.rotation_seeds]
+                names = ["random rotation", *(f"random rotation {i + 1}" for i in range(1, len(made)))]
+                return [
+                    Basis(name, "random rotation", kind, seed, layer, unit)
+                    for name, seed, unit in zip(names, self.cfg.rotation_seeds, made)
+                ]
+        raise UserError("bases", kind, "unknown", "known: neuron, sae, pca, random_rotation")
+
+    @cached_property
+    def encoder(self) -> encoders.Encoder:
+        """The image-text encoder that labels."""
+        return encoders.load(self.cfg.encoder.name, device=self.device)
+
+    @cached_property
+    def embeddings(self) -> encoders.ImageEmbeddings:
+        """The pictures in the encoder's space."""
+        images, encoder = self.images, self.encoder
+        with self.timed("embeddings"):
+            return encoders.image_embeddings(images, encoder, self.root, self.cfg.batch_size, self.cfg.workers)
+
+    @cached_property
+    def mining(self) -> MiningSettings:
+        """How exemplars are mined."""
+        return MiningSettings(**plain(self.cfg.label.mining))
+
+    @cached_property
+    def mined(self) -> list[Basis]:
+        """Bases with their exemplars."""
+        bases, embeddings = self.bases, self.embeddings
+        with self.timed("mining"):
+            return [
+                replace(b, exemplars=exemplars(b.units, self.images, embeddings, self.root, self.mining)) for b in bases
+            ]
+
+    @cached_property
+    def proposed(self) -> list[Basis]:
+        """Bases with the candidates that the proposer named, if there is a proposer."""
+        proposer = self._proposer()
+        if proposer is None:
+            return self.mined
+        mined = self.mined
+        with self.timed("proposals"):
+            return [replace(b, proposals=self._propose(b, proposer)) for b in mined]
+
+    def _proposer(self) -> propose.Proposer | None:
+        settings = plain(self.cfg.proposer)
+        for key in ("mode", "units", "seed", "dry_run"):
+            settings.pop(key, None)
+        if settings["name"] == "tagger":
+            probabilities = self.embeddings.extra.get("probabilities")
+            if probabilities is None:
+                remedy = "use encoder=conse, or proposer=none, openai or transformers"
+                raise UserError("proposer", "tagger", f"{self.encoder.name} gives no class probabilities", remedy)
+            settings |= {"probabilities": probabilities, "names": imagenet_names(), "base": self.images.ids("mine")}
+        return propose.load_proposer(**settings)
+
+    def _propose(self, basis: Basis, proposer: propose.Proposer) -> Path:
+        assert basis.exemplars is not None
+        cfg, found = self.cfg.proposer, Exemplars.load(basis.exemplars.path)
+        strength = found.activations.mean(1).tolist()
+        chosen, budget = selection.choose(
+            cfg.get("units", "all"), len(found.status), status=found.status, strength=strength, seed=cfg.get("seed", 0)
+        )
+        recipe = {"stage": "proposals", "code": 1, "exemplars": basis.exemplars.digest, "proposer": proposer.recipe}
+        recipe |= {"mode": cfg.mode, "units": plain(cfg.get("units", "all")), "seed": cfg.get("seed", 0)}
+        shown = propose.Exemplars(found.positives, found.contrasts, found.activations)
+
+        def build(folder: Path) -> None:
+            propose.run(
+                proposer, shown, self.images, chosen, folder, mode=cfg.mode, seed=cfg.get("seed", 0), budget=budget
+            )
+
+        return ensure(self.root, "proposals", f"{basis.name}-{proposer.name}", recipe, build).path
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """One vocabulary for all bases: the sources' labels, and every candidate of every basis."""
+        cfg = self.cfg.label
+        pooled = build_vocabulary(list(cfg.vocabulary), self.images, cfg.keep_underscores)
+        for basis in self.proposed:
+            if basis.proposals is not None:
+                rows = propose.read(basis.proposals)
+                pooled = pooled.plus(
+                    (label for r in rows for label in r.labels), rows[0].proposer, cfg.keep_underscores
+                )
+        return pooled
+
+    @cached_property
+    def label_settings(self) -> pipeline.LabelSettings:
+        """How labels are assigned."""
+        cfg = plain(self.cfg.label)
+        templates = cfg.get("templates") or plain(self.cfg.encoder).get("templates")
+        names = ("final", "renormalize", "nulls", "abstain_below", "seed", "runners_up")
+        scorers = tuple(self.cfg.scorer)
+        final = {name: cfg[name] for name in names}
+        return pipeline.LabelSettings(scorers=scorers, templates=tuple(templates) if templates else None, **final)
+
+    @cached_property
+    def labelled(self) -> list[Basis]:
+        """Bases with their labels."""
+        settings = self.label_settings
+        pipeline.check(settings)
+        proposed, words, embeddings = self.proposed, self.vocabulary, self.embeddings
+        with self.timed("labels"):
+            return [self._label(basis, words, embeddings, settings) for basis in proposed]
+
+    def _label(
+        self,
+        basis: Basis,
+        words: Vocabulary,
+        embeddings: encoders.ImageEmbeddings,
+        settings: pipeline.LabelSettings,
+    ) -> Basis:
+        assert basis.exemplars is not None
+        made = pipeline.labels(
+            basis.units,
+            basis.exemplars,
+            self.images,
+            embeddings,
+            self.encoder,
+            words,
+            self.root,
+            settings,
+            self.mining,
+            basis.proposals,
+        )
+        return replace(basis, labels=made)
+
+    @cached_property
+    def evidence(self) -> evaluate.Evidence:
+        """What labels are measured against: the judging encoder, people's captions, and people's words as truth."""
+        words, images = self.vocabulary.labels, self.images
+        templates = self.label_settings.templates
+        vectors = encoders.label_embeddings(words, self.encoder, self.root, templates)
+        judge = truth.Similarity.of(self.encoder.name, self.embeddings.images, words, vectors)
+        stated = truth.from_descriptions(words, images.captions, images.classes, self.cfg.truth)
+        return evaluate.Evidence(judge, self._captions(words), stated)
+
+    def _captions(self, words: tuple[str, ...]) -> truth.Similarity | None:
+        captions = [caption or "" for caption in self.images.captions]
+        if not any(captions):
+            self.notes.append("The pictures have no captions: caption_r and caption_clarity can't be had.")
+            return None
+        reader = encoders.SentenceEncoder(device=self.device)
+        distinct = sorted(set(captions))
+        vectors = encoders.label_embeddings(distinct, reader, self.root)
+        rows = torch.tensor([distinct.index(caption) for caption in captions])
+        known = torch.tensor([bool(caption) for caption in captions])
+        labels = encoders.label_embeddings(words, reader, self.root)
+        return truth.Similarity.of(reader.name, vectors[rows], words, labels, known)
+
+    @cached_property
+    def evaluated(self) -> list[Basis]:
+        """Bases with the numbers of their labels on the test split."""
+        labelled = self.labelled
+        with self.timed("evaluation"):
+            splits = evaluate.Splits(self.images.ids("mine"), self.images.ids("test"))
+            return [replace(basis, evaluation=self._evaluate(basis, splits)) for basis in labelled]
+
+    def _evaluate(self, basis: Basis, splits: evaluate.Splits) -> Artifact:
+        assert basis.labels is not None
+        recipe = {"stage": "evaluation", "code": 1, "labels": basis.labels.digest, "images": self.images.fingerprint}
+        recipe |= {"truth": self.cfg.truth, "judge": self.encoder.recipe, "k": self.mining.k}
+
+        def build(folder: Path) -> None:
+            assert basis.labels is not None
+            acts, rows = units.UnitActivations.load(basis.units.path), pipeline.read(basis.labels.path)
+            evaluate.write(folder, *evaluate.evaluate(acts, rows, self.evidence, splits, self.mining.k))
+
+        return ensure(self.root, "evaluation", basis.name, recipe, build)
+
+    @cached_property
+    def comparisons(self) -> dict[str, Artifact]:
+        """One comparison for each layer, corrected together."""
+        from comparing import compare_bases
+
+        evaluated = self.evaluated
+        with self.timed("comparison"):
+            return compare_bases(self, evaluated)
+
+    def counts(self, basis: Basis) -> dict[str, int]:
+        """Units per status, and how many labels abstain."""
+        assert basis.labels is not None
+        return pipeline.counts(pipeline.read(basis.labels.path))
+
+    def write(self) -> Path:
+        """runs/<name>.json: where everything lies, relative to that file."""
+        path = self.root / f"{self.cfg.name}.json"
+
+        def place(artifact: Artifact | None) -> str | None:
+            return None if artifact is None else str(artifact.path.relative_to(self.root))
+
+        comparisons = self.comparisons
+        made = [a for basis in self.evaluated for a in basis.made()]
+        bases = [
+            {"name": b.name, "group": b.group, "basis": b.kind, "layer": b.layer, "seed": b.seed, "control": b.control}
+            | {
+                "units": place(b.units),
+                "labels": place(b.labels),
+                "evaluation": place(b.evaluation),
+                "sae": place(b.sae),
+            }
+            for b in self.evaluated
+        ]
+        run: dict[str, Any] = {
+            "name": self.cfg.name,
+            "version": __version__,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "config": plain(self.cfg),
+            "images": place(self.images_artifact),
+            "host": self.host.name,
+            "encoder": self.encoder.name,
+            "bases": bases,
+            "comparison": place(next(iter(comparisons.values()))),
+            "comparisons": {layer: place(artifact) for layer, artifact in comparisons.items()},
+            "timings": {stage: round(seconds, 1) for stage, seconds in self.timings.items()},
+            "reused": sorted({str(a.path.relative_to(self.root)) for a in made if a.reused}),
+            "notes": self.notes,
+        }
+        write_json(path, run)
+        return path

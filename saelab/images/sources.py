@@ -25,14 +25,14 @@ def folder(
     """
     base = _folder(root)
     files, skipped = walk(base)
-    found = label_images(base, masks) if masks else {}
+    found = LabelImages(base, masks)
     pictures = [f for f in files if not masks or not f.startswith(masks.strip("/") + "/")]
     parts = [f.split("/")[:-1] for f in pictures]
     shared = set.intersection(*map(set, parts)) if parts else set()
     entries = []
     for file, own in zip(pictures, parts, strict=True):
         classes = tuple(dict.fromkeys(p for p in own if p not in shared))
-        entries.append(Entry(file, _caption(base / file), classes, found.get(_stem(file))))
+        entries.append(Entry(file, _caption(base / file), classes, found(file)))
     if masks and not any(e.mask for e in entries):
         raise UserError("images.masks", masks, "no label image there has the stem of a picture", "name them alike")
     return Listing(name or base.resolve().name, base, entries, skipped, mask_names=tuple(mask_names))
@@ -56,27 +56,29 @@ def table(
     root: the folder that file names are relative to (default: the table's own). file, caption, classes: names of
     columns; the last two may be absent. A file name may lack its suffix or its folders if it is unique without.
     concepts: columns that each tell a concept; where a column holds only truth values (1, true, yes, present and their
-    opposites) a true one gives the column's name, elsewhere each value gives "column: value". between: regular expression between several values in one
-    cell (JSONL: lists as well). separator: of a CSV; more than one character is a regular expression.
+    opposites) a true one gives the column's name, elsewhere each value gives "column: value". between: regular
+    expression between several values in one cell (JSONL: lists as well). separator: of a CSV; more than one character
+    is a regular expression.
     """
     path = Path(table)
     base = _folder(root if root is not None else path.parent)
     rows = list(_rows(path, separator))
     wanted = [file, *concepts]
-    missing = [c for c in wanted if rows and c not in rows[0]]
+    there = list(dict.fromkeys(c for row in rows for c in row))
+    missing = [c for c in wanted if c not in there]
     if missing:
         raise UserError(
             "images.file" if file in missing else "images.concepts",
             missing[0],
             f"no such column in {path}",
-            f"it has {', '.join(map(str, rows[0]))}",
+            f"it has {', '.join(there)}",
         )
     find = Finder(base)
-    found = label_images(base, masks) if masks else {}
-    boolean = {c for c in concepts if all(str(row[c]).strip().lower() in _TRUE | _FALSE for row in rows)}
+    found = LabelImages(base, masks)
+    boolean = {c for c in concepts if all(_word(row.get(c)) in _TRUE | _FALSE for row in rows)}
     entries, skipped, seen = [], [], set()
     for row in rows:
-        given = str(row[file]).strip()
+        given = str(row.get(file) or "").strip()
         if not given:
             continue  # a line of remarks
         where = find(given)
@@ -86,8 +88,8 @@ def table(
         seen.add(where)
         own = [*_cell(row.get(classes), between)]
         for concept in concepts:
-            own += _told(concept, row[concept], between, concept in boolean)
-        entries.append(Entry(where, text(row.get(caption)), tuple(dict.fromkeys(own)), found.get(_stem(where))))
+            own += _told(concept, row.get(concept), between, concept in boolean)
+        entries.append(Entry(where, text(row.get(caption)), tuple(dict.fromkeys(own)), found(where)))
     return Listing(name or path.stem, base, entries, skipped, mask_names=tuple(mask_names))
 
 
@@ -119,12 +121,25 @@ def walk(base: Path) -> tuple[list[str], list[tuple[str, str]]]:
     return sorted(files), skipped
 
 
-def label_images(base: Path, masks: str) -> dict[str, str]:
-    """Label images below base/masks by stem (last part of the name, without suffix), relative to base."""
-    if not (base / masks).is_dir():
-        raise UserError("images.masks", masks, f"no such folder below {base}", "give a folder relative to images.root")
-    files, _ = walk(base / masks)
-    return {_stem(f): f"{masks.strip('/')}/{f}" for f in files}
+class LabelImages:
+    """Finds a picture's label image: of the same stem, and where several have it, on the same path."""
+
+    def __init__(self, base: Path, masks: str | None) -> None:
+        self.masks = (masks or "").strip("/")
+        self.by_stem: dict[str, list[str]] = {}
+        if masks is None:
+            return
+        if not (base / masks).is_dir():
+            raise UserError("images.masks", masks, f"no such folder below {base}", "give a folder below images.root")
+        for file in walk(base / masks)[0]:
+            self.by_stem.setdefault(Path(file).stem, []).append(file)
+
+    def __call__(self, picture: str) -> str | None:
+        found = self.by_stem.get(Path(picture).stem, [])
+        if len(found) > 1:
+            path = "/" + str(Path(picture).with_suffix(""))
+            found = [f for f in found if path.endswith("/" + str(Path(f).with_suffix("")))]
+        return f"{self.masks}/{found[0]}" if len(found) == 1 else None
 
 
 class Finder:
@@ -158,10 +173,6 @@ def _folder(root: Path | str) -> Path:
     if not base.is_dir():
         raise UserError("images.root", root, "no such folder", "give a folder with pictures")
     return base
-
-
-def _stem(file: str) -> str:
-    return Path(file).stem
 
 
 def _shown(name: str) -> str:
@@ -225,8 +236,12 @@ def _cell(value: Any, between: str) -> Iterable[str]:
     return [t for t in (str(p).strip() for p in parts) if t]
 
 
+def _word(value: Any) -> str:
+    return "" if value is None else str(value).strip().lower()
+
+
 def _told(concept: str, value: Any, between: str, boolean: bool) -> list[str]:
     """The classes that one cell of a concept column gives."""
     if boolean:
-        return [concept] if str(value).strip().lower() in _TRUE else []
+        return [concept] if _word(value) in _TRUE else []
     return [f"{concept}: {v}" for v in _cell(value, between)]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, Trainer, objectives, sparse
+from saelab.sae import SAEConfig, Trainer, objectives, select
 
 VARIANCE, TOKENS = 3.7, 48
 
@@ -78,14 +78,15 @@ def test_sparse_gradients_equal_the_dense_twins(name):
     weights, x = problem(config)
     pre = (x - weights["b_dec"]) @ weights["W_enc"].T + weights["b_enc"]
     variance = torch.tensor(VARIANCE, dtype=torch.float64)
-    found, residual = objectives.sparse_gradients(weights, x, pre, config, variance, TOKENS)
+    centred = x - weights["b_dec"]
+    found, error = objectives.sparse_gradients(weights, centred, pre, config, variance, TOKENS)
     loss, grads = twin_gradients(weights, x, config)
     torch.testing.assert_close(found.metrics["loss"], loss, rtol=1e-10, atol=0)
     for part, gradient in grads.items():
         torch.testing.assert_close(found.grads[part], gradient, rtol=1e-9, atol=1e-12, msg=part)
     codes = twin_codes(pre, config, config.k)
     assert torch.equal(found.fired, ((codes if not config.multi_topk else twin_codes(pre, config, 16)) > 0).any(0))
-    torch.testing.assert_close(residual, x - codes @ weights["W_dec"] - weights["b_dec"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(error, codes @ weights["W_dec"] - centred, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", ["topk", "batchtopk"])
@@ -128,7 +129,7 @@ def test_auxk_reaches_the_encoder_and_leaves_the_living_alone():
     columns = torch.arange(50, 64)
     pre = ((x - weights["b_dec"]) @ weights["W_enc"].T + weights["b_enc"])[:, columns]
     residual = torch.randn(TOKENS, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    arguments = (weights, x - weights["b_dec"], pre, residual, columns, config, residual.square().sum())
+    arguments = (weights, x - weights["b_dec"], pre, -residual, columns, config, residual.square().sum())
     grads, loss = objectives.auxk_gradients(*arguments)
     assert grads["W_enc"].abs().sum(1).min() > 0 and grads["b_enc"].abs().min() > 0
     # moving b_dec in the decoder only, as a second bias would, must not change the loss
@@ -140,7 +141,7 @@ def test_auxk_reaches_the_encoder_and_leaves_the_living_alone():
 @given(st.integers(1, 9), st.sampled_from([64, 100, 512, 1024]), st.integers(1, 12), st.integers(0, 10**6))
 def test_top_k_by_groups_is_top_k(rows, n, k, seed):
     x = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed)).round(decimals=1)  # many ties
-    values, indices = sparse.top_k(x, k)
+    values, indices = select.top_k(x, k)
     assert torch.equal(values.sort(1, descending=True).values, x.topk(k, dim=1).values)
     assert torch.equal(x.gather(1, indices), values)
     assert all(len(set(row.tolist())) == k for row in indices)
@@ -150,14 +151,14 @@ def test_top_k_by_groups_is_top_k(rows, n, k, seed):
 @given(st.integers(1, 9), st.sampled_from([64, 100, 512, 1024]), st.integers(1, 5), st.integers(0, 10**6))
 def test_top_of_batch_is_the_top_of_all(rows, n, k, seed):
     x = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed))
-    flat = sparse.top_of_batch(x, k * rows)
+    flat = select.top_of_batch(x, k * rows)
     assert torch.equal(flat, x.flatten().topk(k * rows).indices.sort().values)
 
 
 def test_batchtopk_is_free_to_spend_all_on_one_token():
     x = torch.zeros(8, 1024)
     x[3] = torch.arange(1024).flip(0) + 1.0
-    assert torch.equal(sparse.top_of_batch(x, 64), 3 * 1024 + torch.arange(64))
+    assert torch.equal(select.top_of_batch(x, 64), 3 * 1024 + torch.arange(64))
 
 
 def test_a_step_refuses_another_width_and_a_constant_batch():

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from saelab.artifacts import atomic
 from saelab.errors import UserError
-from saelab.sae.sparse import decode_rows, top_k
+from saelab.sae.select import top_k
+from saelab.sae.sparse import decode_rows
 
 FORMAT = "saelab-sae-1"
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saelab.sae import sparse
 from saelab.sae.config import SAEConfig
+from saelab.sae.select import top_k, top_of_batch
 
 Weights = dict[str, Tensor]  # W_enc, b_enc, W_dec, b_dec, and threshold where the rule has one
 
@@ -30,87 +31,97 @@ class Gradients:
 
 def sparse_gradients(
     weights: Weights,
-    x: Float[Tensor, "batch d_in"],
+    centred: Float[Tensor, "batch d_in"],
     pre: Float[Tensor, "batch latents"],
     config: SAEConfig,
     variance: Tensor,
     tokens: int,
+    out: Weights | None = None,
 ) -> tuple[Gradients, Float[Tensor, "batch d_in"]]:
-    """Gradients of the reconstruction loss, from the pre-activations; also the residual x - x^ of the whole SAE.
+    """Gradients of the reconstruction loss, from x - b_dec and the pre-activations; also x^ - x of the whole SAE.
 
-    The decoder's gradient has its radial part removed. `tokens` is the batch size over all processes.
+    The decoder's gradient has its radial part removed. `tokens` is the batch size over all processes. `out` may hold
+    W_enc and W_dec to write those gradients into.
     """
-    W_enc, W_dec, b_dec = weights["W_enc"], weights["W_dec"], weights["b_dec"]
-    values, latents, rows, smallest = keep(pre, config)
-    level, level_weights = _levels(values, latents, rows, config)
-    level_weights = level_weights.to(x)
-    pairs = _bagged(values, latents, rows, level, len(x), len(level_weights))
+    W_enc, W_dec = weights["W_enc"], weights["W_dec"]
+    out = out or {name: torch.empty_like(W_dec) for name in ("W_enc", "W_dec")}
+    batch = len(centred)
+    pairs, level_weights, smallest = keep(pre, config)
+    levels = len(level_weights)
     grouped = sparse.by_latent(pairs, config.latents)
 
-    error = _nested(sparse.decode_pairs(pairs, W_dec), len(level_weights)).cumsum_(0)  # [levels, batch, d_in]
-    error += b_dec - x
-    losses = error.square().sum((1, 2)) / (tokens * variance)
-    scale = level_weights * 2 / (tokens * variance)
-    residual = -error[_reported(config)]
-    outer = (error * scale.view(-1, 1, 1)).flip(0).cumsum_(0).flip(0) if len(scale) > 1 else error.mul_(scale)
-    outer = outer.reshape(-1, x.shape[1])  # [levels x batch, d_in]: gradient of what each bag adds
+    added = sparse.decode_pairs(pairs, W_dec, centred.new_empty(levels * batch, centred.shape[1]))
+    errors = added.view(levels, batch, -1)  # level p: what the levels up to p add, less the target
+    if levels > 1:
+        errors.cumsum_(0)
+    errors.sub_(centred)
+    losses = torch.stack([_square_sum(error) for error in errors]) / (tokens * variance)
+    error = errors[_reported(config)]
+    if levels > 1:  # from the gradient of each level's sum to that of what each level adds
+        added = (errors * level_weights.view(-1, 1, 1)).flip(0).cumsum_(0).flip(0).view(levels * batch, -1)
 
-    slopes = sparse.pair_products(pairs, outer, W_dec)
-    fires = sparse.firing(pairs.values)
-    slopes_in = slopes * fires
-    ordered = torch.stack((slopes_in, slopes * pairs.values, fires.to(slopes.dtype)), 1)[grouped.order]
-    db_enc, radial, fired = sparse.totals_by_latent(ordered, grouped).T.contiguous()
-    centred = x - b_dec
-    dW_dec = sparse.sums_by_latent(pairs.values[grouped.order], outer, grouped)
+    scale = 2 / (tokens * variance)
+    slopes = sparse.products_by_latent(grouped, W_dec, added).mul_(scale)
+    values = pairs.values[grouped.order]
+    fires = values > 0
+    radial = slopes * values
+    inward = slopes * fires
+    db_enc, radial, fired = sparse.totals_by_latent(torch.stack((inward, radial, fires.to(slopes))), grouped)
+    dW_dec = sparse.sums_by_latent(values * scale, added, grouped, out["W_dec"])
     sparse.remove_radial(dW_dec, W_dec, radial)
-    tokens_by_latent = sparse.ByLatent(grouped.order, grouped.bags % len(x), grouped.offsets)
-    dW_enc = sparse.sums_by_latent(ordered[:, 0].contiguous(), centred, tokens_by_latent)
-    db_dec = outer[: len(x)].sum(0) - db_enc @ W_enc
+    tokens_of = grouped if levels == 1 else sparse.ByLatent(grouped.order, grouped.bags % batch, grouped.offsets)
+    dW_enc = sparse.sums_by_latent(inward, centred, tokens_of, out["W_enc"])
+    db_dec = scale * (added.new_ones(1, batch) @ added[:batch]).squeeze(0) - db_enc @ W_enc
     grads = {"W_enc": dW_enc, "b_enc": db_enc, "W_dec": dW_dec, "b_dec": db_dec}
-    metrics = {
-        "loss": (losses * level_weights).sum(),
-        "fvu": losses[_reported(config)],
-        "l0": fires.sum() / tokens,
-    }
-    return Gradients(grads, fired > 0, metrics, smallest), residual
+    loss = (losses * level_weights).sum()
+    metrics = {"loss": loss, "fvu": losses[_reported(config)], "l0": fires.sum() / tokens}
+    return Gradients(grads, fired > 0, metrics, smallest), error
 
 
-def keep(pre: Float[Tensor, "batch latents"], config: SAEConfig) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The pairs that the rule keeps: values (relu), latents, rows; and batchtopk's smallest value."""
+def keep(pre: Float[Tensor, "batch latents"], config: SAEConfig) -> tuple[sparse.Pairs, Tensor, Tensor | None]:
+    """The pairs that the rule keeps, the levels' weights in the loss, and batchtopk's smallest value above 0."""
+    batch = len(pre)
     if config.rule == "topk":
-        values, indices = sparse.top_k(pre, config.k * (4 if config.multi_topk else 1))
-        pairs = sparse.pairs_of_rows(values.relu_(), indices)
-        return pairs.values, pairs.latents, pairs.bags, None
-    flat = sparse.top_of_batch(pre, config.k * len(pre))
-    values = pre.view(-1)[flat].relu_()
-    positive = torch.where(values > 0, values, torch.inf)
-    return values, flat % pre.shape[1], torch.div(flat, pre.shape[1], rounding_mode="floor"), positive.min()
+        values, indices = top_k(pre, config.k * (4 if config.multi_topk else 1))
+        pairs, smallest = sparse.pairs_of_rows(values.relu_(), indices), None
+    else:
+        flat = top_of_batch(pre, config.k * batch)
+        values = pre.view(-1)[flat].relu_()
+        smallest = torch.where(values > 0, values, torch.inf).min()
+        rows = torch.div(flat, config.latents, rounding_mode="floor")
+        pairs = sparse.Pairs(values, flat % config.latents, sparse.starts(rows, batch))
+    level, level_weights = _levels(pairs, config)
+    if level is not None:
+        rows = torch.arange(batch, device=pre.device).repeat_interleave(pairs.offsets.diff())
+        bags = level * batch + rows
+        pairs = sparse.pairs_in_bags(pairs.values, pairs.latents, bags, len(level_weights) * batch)
+    return pairs, level_weights.to(pre), smallest
 
 
 def auxk_gradients(
     weights: Weights,
     centred: Float[Tensor, "rows d_in"],
     pre: Float[Tensor, "rows silent"],
-    residual: Float[Tensor, "rows d_in"],
+    error: Float[Tensor, "rows d_in"],
     columns: Int[Tensor, "silent"],
     config: SAEConfig,
     power: Tensor,
 ) -> tuple[Weights, Tensor]:
     """AuxK (Gao et al. 2025, section 2.4): the silent latents learn to reconstruct what the others left.
 
-    Loss: |sum of the best silent latents' value x row - residual|^2 / power, where the residual gets no gradient, b_dec
-    is not added, and power is the residual's own square sum over all processes. Silent latents are few, on few rows:
+    Loss: |sum of the best silent latents' value x row - (x - x^)|^2 / power; `error` = x^ - x gets no gradient, b_dec
+    is not added, and power is the error's own square sum over all processes. Silent latents are few, on few rows:
     dense products. Returns weighted gradients by the weights' names, for the silent rows only, and the plain loss.
     """
     W_enc, W_dec = weights["W_enc"][columns], weights["W_dec"][columns]
     count = min(config.aux_latents, len(columns))
     if count < len(columns):
-        values, inner = sparse.top_k(pre, count)
+        values, inner = top_k(pre, count)
         codes = torch.zeros_like(pre).scatter_(1, inner, values.relu_())
     else:
         codes = pre.relu()
-    error = torch.addmm(residual, codes, W_dec, beta=-1.0)
-    loss = error.square().sum() / power
+    error = torch.addmm(error, codes, W_dec)  # guess - (x - x^)
+    loss = _square_sum(error) / power
     outer = error.mul_(2 * config.auxk_weight / power)
     slopes = (outer @ W_dec.T).mul_(codes > 0)
     dW_dec = codes.T @ outer
@@ -119,13 +130,13 @@ def auxk_gradients(
     return {"W_enc": slopes.T @ centred, "b_enc": db_enc, "W_dec": dW_dec, "b_dec": -(db_enc @ W_enc)}, loss
 
 
-def _levels(values: Tensor, latents: Tensor, rows: Tensor, config: SAEConfig) -> tuple[Tensor | None, Tensor]:
-    """Each pair's level (None: one level) and the levels' weights in the loss."""
+def _levels(pairs: sparse.Pairs, config: SAEConfig) -> tuple[Tensor | None, Tensor]:
+    """Each pair's level (None: there is one level) and the levels' weights in the loss."""
     if config.prefixes:
-        edges = torch.tensor(config.prefix_sizes, device=latents.device)
-        return torch.searchsorted(edges, latents, right=True), torch.full((len(edges),), 1 / len(edges))
+        edges = torch.tensor(config.prefix_sizes, device=pairs.latents.device)
+        return torch.searchsorted(edges, pairs.latents, right=True), torch.full((len(edges),), 1 / len(edges))
     if config.multi_topk:
-        by_row = values.view(-1, 4 * config.k)
+        by_row = pairs.values.view(-1, 4 * config.k)
         level = torch.ones_like(by_row, dtype=torch.long)
         level.scatter_(1, by_row.topk(config.k, dim=1, sorted=False).indices, 0)
         return level.view(-1), torch.tensor([1.0, 1 / 8])
@@ -133,19 +144,13 @@ def _levels(values: Tensor, latents: Tensor, rows: Tensor, config: SAEConfig) ->
 
 
 def _reported(config: SAEConfig) -> int:
+    """The level that is the SAE itself: the first k of Multi-TopK, the whole dictionary of Matryoshka."""
     return 0 if config.multi_topk else -1
 
 
-def _bagged(
-    values: Tensor, latents: Tensor, rows: Tensor, level: Tensor | None, batch: int, levels: int
-) -> sparse.Pairs:
-    if level is None:
-        return sparse.Pairs(values, latents, rows, sparse.starts(rows, batch))
-    return sparse.pairs_in_bags(values, latents, level * batch + rows, levels * batch)
-
-
-def _nested(flat: Float[Tensor, "bags d_in"], levels: int) -> Float[Tensor, "levels batch d_in"]:
-    return flat.view(levels, -1, flat.shape[1])
+def _square_sum(x: Tensor) -> Tensor:
+    flat = x.reshape(-1)
+    return torch.dot(flat, flat)
 
 
 def dense_loss(

@@ -66,6 +66,7 @@ class Trainer:
         self.silent = torch.zeros(self.config.latents, dtype=torch.int64, device=self.device)  # tokens since it fired
         self.threshold = torch.zeros((), device=self.device)  # batchtopk
         self._pre: Tensor | None = None
+        self._grads = {name: torch.empty_like(weights[name]) for name in ("W_enc", "W_dec")}
         self._build_optimizer(float(variance.sqrt()) / self.config.d_in**0.5)
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,17 +128,19 @@ class Trainer:
             return self._by_autograd(x, tokens)
         if self._pre is None or len(self._pre) != len(x):
             self._pre = x.new_empty(len(x), self.config.latents)
-        centred = x - self.weights["b_dec"]
-        torch.addmm(self.weights["b_enc"], centred, self.weights["W_enc"].T, out=self._pre)
+        weights, stride = self.weights, self.config.auxk_stride
+        centred = x - weights["b_dec"]
+        pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T, out=self._pre)
+        found, error = objectives.sparse_gradients(
+            weights, centred, pre, self.config, self.variance, tokens, self._grads
+        )
         columns = self._silent_columns()
-        stride = self.config.auxk_stride
-        aux_pre = self._pre[::stride][:, columns] if len(columns) else None
-        found, residual = objectives.sparse_gradients(self.weights, x, self._pre, self.config, self.variance, tokens)
-        if aux_pre is not None:
-            few = residual[::stride]
-            power = self.world.sum_(few.square().sum()).clamp(min=1e-30)
+        if len(columns):
+            error = error[::stride]
+            power = self.world.sum_(error.square().sum()).clamp(min=1e-30)
+            few = pre[::stride][:, columns]
             grads, loss = objectives.auxk_gradients(
-                self.weights, centred[::stride], aux_pre, few, columns, self.config, power
+                weights, centred[::stride], few, error, columns, self.config, power
             )
             for name in ("W_enc", "b_enc", "W_dec"):
                 found.grads[name].index_add_(0, columns, grads[name])
@@ -178,7 +181,6 @@ class Trainer:
         if self.hull is not None:
             self.hull.backward(grads["W_dec"])
         self.optimizer.step()
-        self.optimizer.zero_grad()
         W_dec = self.weights["W_dec"]
         if self.hull is not None:
             self.hull.project()

@@ -1,0 +1,68 @@
+"""Selection: the k largest of each row, and the largest of a whole batch, where rows are thousands of latents wide.
+
+The k largest numbers lie in the k groups with the largest maxima. So one pass takes the maxima of short groups, the
+groups are ranked, and only the numbers of the best groups are ranked again. On the CPU numpy ranks (vectorised, and
+two to three times faster than torch's top-k); elsewhere torch does.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import max_pool1d
+
+GROUP = 16  # latents a group: a cache line of float32
+
+
+def top_k(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest of each row and where they lie (int64), in no particular order."""
+    rows, n = x.shape
+    if n % GROUP or n // GROUP < 4 * k or not rows:
+        return _rank(x, k)
+    x = x.contiguous()
+    best = _rank(_maxima(x), k)[1]
+    lines = best + torch.arange(0, rows * n // GROUP, n // GROUP, device=x.device).unsqueeze(1)
+    near = x.view(-1, GROUP).index_select(0, lines.view(-1)).view(rows, k * GROUP)
+    values, inner = _rank(near, k)
+    group = torch.div(inner, GROUP, rounding_mode="floor")
+    return values, best.gather(1, group) * GROUP + inner % GROUP
+
+
+def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> Int[Tensor, "count"]:
+    """Flat positions of the `count` largest of all of x, rising (BatchTopK)."""
+    rows, n = x.shape
+    if n % GROUP or rows * n // GROUP < 4 * count:
+        return _rank(x.reshape(1, -1), count)[1].view(-1).sort().values
+    x = x.contiguous()
+    best = _rank(_maxima(x).view(1, -1), count)[1].view(-1).sort().values
+    inner = _rank(x.view(-1, GROUP).index_select(0, best).view(1, -1), count)[1].view(-1).sort().values
+    return best[torch.div(inner, GROUP, rounding_mode="floor")] * GROUP + inner % GROUP
+
+
+def _maxima(x: Float[Tensor, "rows n"]) -> Float[Tensor, "rows groups"]:
+    """The largest of each group of neighbours."""
+    return max_pool1d(x.unsqueeze(1), GROUP).squeeze(1)
+
+
+def _rank(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or k == x.shape[1]:
+        return x.topk(k, dim=1, sorted=False)
+    array = x.detach().numpy()
+    last = array.shape[1] - k
+    chosen = in_threads(lambda part: np.argpartition(array[part], last, axis=1)[:, last:], len(array))
+    indices = torch.from_numpy(np.concatenate(chosen))
+    return x.gather(1, indices), indices
+
+
+def in_threads(work: Callable[[slice], np.ndarray], rows: int) -> list[np.ndarray]:
+    """`work` on equal slices of the rows, one for each of torch's threads; results in order."""
+    threads = min(torch.get_num_threads(), max(1, rows))
+    edges = [rows * i // threads for i in range(threads + 1)]
+    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    if threads == 1:
+        return [work(parts[0])]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, parts))

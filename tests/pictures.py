@@ -23,9 +23,7 @@ class Pictures:
         return Image.fromarray(noise).resize((width, height), Image.Resampling.NEAREST)
 
 
-def mined(
-    positives: torch.Tensor, contrasts: torch.Tensor, activations: torch.Tensor | None = None
-) -> Exemplars:
+def mined(positives: torch.Tensor, contrasts: torch.Tensor, activations: torch.Tensor | None = None) -> Exemplars:
     """Exemplars in which all that proposers do not look at is filled in."""
     acts = torch.ones(positives.shape) if activations is None else activations
     units = len(positives)
@@ -33,6 +31,6 @@ def mined(
 
 
 def exemplars(units: int = 6, k: int = 4) -> Exemplars:
-    """Unit u has the positives u k .. u k + k - 1; their contrasts are as many ids further on as there are positives."""
+    """Unit u has the positives u k .. u k + k - 1; the contrast of positive i is i + units k."""
     ids = torch.arange(units * k).reshape(units, k)
     return mined(ids, ids + units * k)

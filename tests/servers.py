@@ -1,4 +1,4 @@
-"""Servers for tests, on loopback: one that fails on purpose and counts what it is paid for, and `transformers serve`."""
+"""Servers for tests, on loopback: one that fails on purpose and counts what it is paid, and `transformers serve`."""
 
 import contextlib
 import hashlib
@@ -61,8 +61,9 @@ class FaultServer:
 
             def do_GET(self) -> None:
                 if server.key and self.headers["Authorization"] != f"Bearer {server.key}":
-                    return server.refuse_key(self)
-                server.send(self, 200, {"object": "list", "data": [{"id": "toy", "object": "model"}]})
+                    server.refuse_key(self)
+                else:
+                    server.send(self, 200, {"object": "list", "data": [{"id": "toy", "object": "model"}]})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -120,7 +121,11 @@ class FaultServer:
             "object": "chat.completion",
             "model": "toy-1",
             "choices": [
-                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": self.answer(question)}}
+                {
+                    "index": 0,
+                    "finish_reason": "stop",
+                    "message": {"role": "assistant", "content": self.answer(question)},
+                }
             ],
             **({"usage": usage | {"total_tokens": sum(usage.values())}} if self.usage else {}),
         }

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import Pictures, exemplars, mined
 
 from saelab.errors import UserError
 from saelab.label import propose, selection
 from saelab.label.proposal import Case, Estimate, Proposal
 from saelab.label.tagger import Tagger
-from tests.pictures import Pictures, exemplars, mined
-
 
 IMAGES = Pictures()
 NAMES = ["dog, domestic dog", "cat", "grass", "snow", "ball", "sky"]

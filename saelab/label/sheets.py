@@ -34,7 +34,7 @@ def tile(
     if heat is not None and style == "crop":
         image = image.crop(hot_box(heat, image.size))
     scale = side / max(image.size)
-    size = tuple(max(1, round(length * scale)) for length in image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     square = Image.new("RGB", (side, side), PAPER)
     square.paste(image.resize(size, Image.Resampling.LANCZOS), ((side - size[0]) // 2, (side - size[1]) // 2))
     return square

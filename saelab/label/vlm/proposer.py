@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab import artifacts
+from saelab.errors import UserError
 from saelab.label.proposal import Case, Estimate, Proposal
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
@@ -50,18 +51,28 @@ class VLMProposer:
         }
 
     def propose(self, cases: Iterable[Case], folder: Path) -> Iterator[Proposal]:
-        """A proposal for each case as its answer comes; the pictures sent are kept in `<folder>/sheets`."""
+        """A proposal for each case as its answer comes; the pictures sent are kept in `<folder>/sheets`.
+
+        A case whose images can't be read any more fails alone.
+        """
         waiting: dict[str, Case] = {}
+        unreadable: list[Proposal] = []
 
         def requests() -> Iterator[Request]:
             for case in cases:
-                request = self.request(case)
+                self.look.check(case)
+                try:
+                    request = self.request(case)
+                except UserError as error:
+                    unreadable.append(self._proposal(case, None, Reply(None, str(error))))
+                    continue
                 waiting[request.name] = case
                 keep_pictures(request, folder)
                 yield request
 
         for request, reply in self.chat.ask(requests()):
             yield self._proposal(waiting.pop(request.name), request, reply)
+        yield from unreadable
 
     def estimate(self, case: Case) -> Estimate:
         """Tokens and money of the case's request, from its text and its pictures' sizes; nothing is drawn or sent."""
@@ -79,7 +90,7 @@ class VLMProposer:
         parts = prompts.fill(template, groups, layout=self.look.layout, tiles=self.look.tiles, **ANSWERS)
         return Request(f"propose/{case.unit}", parts, self.schema, self.max_tokens)
 
-    def _proposal(self, case: Case, request: Request, reply: Reply) -> Proposal:
+    def _proposal(self, case: Case, request: Request | None, reply: Reply) -> Proposal:
         answer = parse.Answer(status="failed") if reply.text is None else parse.concepts(reply.text, **ANSWERS)
         return Proposal(
             unit=case.unit,
@@ -92,8 +103,8 @@ class VLMProposer:
             raw=reply.text,
             evidence=answer.evidence,
             confidence=answer.confidence,
-            prompt=request.text,
-            sheets=tuple(f"sheets/{picture.name}.jpg" for picture in request.pictures),
+            prompt=request.text if request else None,
+            sheets=tuple(f"sheets/{picture.name}.jpg" for picture in request.pictures) if request else (),
             **reply.record,
         )
 

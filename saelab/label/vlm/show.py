@@ -34,10 +34,13 @@ class Look:
         if self.sheet_px < sheets.SMALLEST:
             raise UserError("proposer.sheet_px", self.sheet_px, f"must be at least {sheets.SMALLEST}")
 
-    def positives(self, case: Case) -> list[str | Picture]:
-        """The case's positives."""
+    def check(self, case: Case) -> None:
+        """Raise UserError where tiles of this style can't be had for these units."""
         if self.tiles != "raw" and case.heat is None:
             raise UserError("proposer.tiles", self.tiles, "needs heat maps, which these units lack", "use tiles=raw")
+
+    def positives(self, case: Case) -> list[str | Picture]:
+        """The case's positives."""
         tiles = [self._tile(case.images, case.unit, image, case.heat, self.tiles) for image in case.positives]
         return self._group(tiles, f"unit-{case.unit:05d}-positives", "Photo")
 

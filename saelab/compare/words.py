@@ -55,8 +55,8 @@ def cautions(result: dict[str, Any]) -> list[str]:
     if not _independent_judge(result):
         encoder = result["setup"]["encoder"]
         lines.append(f"SCS is judged by the encoder that chose the labels ({encoder}): it counts in no answer.")
-    have = {group["kind"] for group in result["groups"] if group["control"]}
-    missing = [text for kind, text in CONTROLS.items() if kind not in have]
+    ran = {group["kind"] for group in result["groups"] if group["control"]}
+    missing = [text for kind, text in CONTROLS.items() if kind not in ran]
     if missing:
         lines.append(f"Controls that were not run: {', '.join(missing)}.")
     lines += _on_null(result)

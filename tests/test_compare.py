@@ -1,0 +1,318 @@
+"""The comparison of bases: refusals, selection, countings, verdicts, words, tables, and the planted worlds."""
+
+import csv
+import dataclasses
+import json
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from comparison_example import PATH, example
+
+from saelab.compare import Basis, Settings, Setup, compare, finish, write
+from saelab.compare.comparison import label_use
+from saelab.compare.inputs import check, selected
+from saelab.compare.validity import SETTINGS, bases, check_planted, check_run
+from saelab.errors import UserError
+
+SETUP = Setup("resnet", "layer4", "abc", "s1", "max", "positive", 30, "conse", "conse", "v1")
+METRICS = ("caption_r", "auprc", "f1", "iou", "truth_r", "scs")
+
+
+def entry(value: float | None, label: str | None) -> dict:
+    """A label's numbers: all equal to `value` and a little apart; without a value, without truth."""
+    return {"label": label, "truth_images": None if value is None else 5} | dict.fromkeys(METRICS, value)
+
+
+def rows(n: int, level: float, seed: int = 0, status: str = "ok", rate: float = 0.2) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for u in range(n):
+        final = entry(float(rng.normal(level, 0.1)), f"label {rng.integers(12)}")
+        shuffled = entry(float(rng.normal(0, 0.1)), final["label"])
+        row = {"unit": u, "status": status, "label": final["label"], "abstained": False, "final": final}
+        row |= {"firing_rate": rate * float(rng.uniform(0.5, 1.5)), "strength": float(rng.uniform(1, 2))}
+        row |= {name: float(rng.normal(level, 0.1)) for name in ("clarity", "caption_clarity", "monosemanticity")}
+        other = entry(float(rng.normal(level - 0.2, 0.1)), "x") | {"null_percentile": 0.5}
+        by_scorer = {"good": final | {"null_percentile": 0.99}, "poor": other}
+        made.append(
+            row | {"polysemanticity": 1 - level, "redundancy": 0.9, "shuffled": shuffled, "by_scorer": by_scorer}
+        )
+    return made
+
+
+def basis(name: str, level: float = 0.2, n: int = 60, **facts) -> Basis:
+    given = {"group": name, "kind": "neuron", "seed": None, "weights": "w", "control": False, "setup": SETUP}
+    return Basis(name=name, rows=rows(n, level, len(name) + int(100 * level)), **(given | facts))
+
+
+def sae(seed: int, level: float = 0.4, **facts) -> Basis:
+    given = {"group": "features", "kind": "sae", "seed": seed}
+    return dataclasses.replace(basis(f"sae {seed}", level + 0.001 * seed, **given), **facts)
+
+
+def pair_of(result: dict, a: str, b: str, matching: str = "all") -> dict:
+    return next(p for p in result["pairs"] if (p["a"], p["b"], p["matching"]) == (a, b, matching))
+
+
+def answer_of(result: dict, a: str, b: str, family: str = "faithfulness", matching: str = "all") -> dict:
+    wanted = (a, b, family, matching)
+    return next(x for x in result["answers"] if (x["a"], x["b"], x["family"], x["matching"]) == wanted)
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "message"),
+    [
+        ("layer", "layer3", "sae 0 has layer layer3, neurons has layer4; use the same layer for all"),
+        ("images", "def", "sae 0 has images def, neurons has abc"),
+        ("encoder", "clip", "sae 0 has encoder clip, neurons has conse"),
+        ("k", 9, "sae 0 has k 9, neurons has 30"),
+        ("labels", "v2", "sae 0 has labels v2, neurons has v1"),
+        ("pooling", "mean", "sae 0 has pooling mean, neurons has max"),
+    ],
+)
+def test_bases_on_different_ground_are_refused_with_the_difference_named(fact, value, message):
+    other = sae(0, setup=dataclasses.replace(SETUP, **{fact: value}))
+    with pytest.raises(UserError, match=message) as caught:
+        compare([basis("neurons"), other])
+    assert "\n" not in str(caught.value)
+
+
+def test_other_host_weights_are_for_controls_only():
+    with pytest.raises(UserError, match="host weights random, neurons has w"):
+        check([basis("neurons"), sae(0, weights="random")])
+    check([basis("neurons"), sae(0, weights="random", control=True)])
+
+
+def test_what_is_no_set_of_bases_is_refused():
+    with pytest.raises(UserError, match="at least two are needed"):
+        check([basis("neurons")])
+    with pytest.raises(UserError, match="bases=neurons: is there twice"):
+        check([basis("neurons"), basis("neurons")])
+    with pytest.raises(UserError, match="are all controls"):
+        check([basis("a", control=True), basis("b", control=True)])
+    with pytest.raises(UserError, match=r"group=features: has seeds \[1, 1\]"):
+        check([sae(1), dataclasses.replace(sae(2), seed=1)])
+
+
+def test_selection_counts_before_and_after_and_by_status():
+    mixed = rows(30, 0.2) + rows(20, 0.2, status="rare") + rows(10, 0.2, status="dead") + rows(40, 0.2, status="dense")
+    one = dataclasses.replace(basis("neurons"), rows=mixed)
+    assert len(selected(one, Settings())) == 70
+    found = compare([one, sae(0)])["bases"][0]
+    assert (found["before"], found["after"], found["coverage"]) == (100, 70, 0.7)
+    assert found["statuses"] == {"dead": 10, "dense": 40, "ok": 30, "rare": 20}
+    assert found["dropped"] == {"dead": 10, "rare": 20}
+    strongest = selected(one, Settings(strongest=5))
+    strength = one.column("strength")
+    kept = selected(one, Settings())
+    assert set(strongest) == set(kept[np.argsort(-strength[kept])[:5]])
+
+
+def test_units_without_a_label_count_zero_in_all_and_are_left_out_of_labelled():
+    some = rows(60, 0.5)
+    for row in some[:30]:
+        row["abstained"], row["final"] = True, entry(None, None)
+    for row in some[30:40]:
+        row["final"] |= dict.fromkeys(("auprc", "f1", "iou", "truth_r", "truth_images"))  # label without truth
+    half = dataclasses.replace(basis("neurons"), rows=some)
+    result = compare([sae(0), half])
+    results = {(r["metric"], r["counting"]): r for r in pair_of(result, "features", "neurons")["results"]}
+    labelled = np.mean([row["final"]["auprc"] for row in some[40:]])
+    assert results["auprc", "labelled"]["mean_b"] == pytest.approx(labelled)
+    assert results["auprc", "all"]["mean_b"] == pytest.approx(labelled * 20 / 50)  # 30 zeros, 10 without truth left out
+    assert results["caption_r", "all"]["n_b"] == 60 and results["auprc", "all"]["n_b"] == 50
+    described = next(b for b in result["bases"] if b["name"] == "neurons")
+    assert (described["labelled"], described["abstained"], described["with_truth"]) == (30, 30, 20)
+    assert any("Only some labels have boolean truth" in line for line in result["cautions"])
+
+
+def test_the_better_side_is_named_in_each_metric_s_own_direction():
+    result = compare([basis("neurons"), *(sae(s) for s in range(3))])
+    assert answer_of(result, "features", "neurons")["verdict"] == "a"
+    rows_ = {r["metric"]: r for r in pair_of(result, "features", "neurons")["results"] if r["counting"] == "all"}
+    assert rows_["polysemanticity"]["difference"] < 0 and rows_["polysemanticity"]["verdict"] == "a"
+    worse = compare([basis("neurons", 0.6), *(sae(s) for s in range(3))])
+    assert answer_of(worse, "features", "neurons")["verdict"] == "b"
+    assert "better for neurons than for features" in worse["conclusion"]
+
+
+def test_scs_has_no_say_where_the_judge_chose_the_labels():
+    result = compare([basis("neurons"), *(sae(s) for s in range(3))])
+    answer = answer_of(result, "features", "neurons")
+    assert "scs" not in answer["better_a"] + answer["better_b"] + answer["none"]
+    other = dataclasses.replace(SETUP, judge="clip")
+    free = compare([dataclasses.replace(b, setup=other) for b in (basis("neurons"), *(sae(s) for s in range(3)))])
+    assert "scs" in answer_of(free, "features", "neurons")["better_a"]
+
+
+@pytest.mark.parametrize(("seeds", "kind"), [(1, "bootstrap over units"), (3, "t on seed means and units")])
+def test_one_seed_gives_no_interval_over_seeds_and_says_so(seeds, kind):
+    result = compare([basis("neurons"), *(sae(s) for s in range(seeds))])
+    assert pair_of(result, "features", "neurons")["interval"] == kind
+    said = any("Features has one seed only: no interval over seeds" in line for line in result["cautions"])
+    assert said == (seeds == 1) == ("no interval over seeds" in result["conclusion"])
+
+
+def test_fewer_than_twenty_units_a_side_is_refused_and_said():
+    result = compare([basis("neurons", n=19), *(sae(s) for s in range(3))])
+    pair = pair_of(result, "features", "neurons")
+    assert pair["refused"] == "only 19 units on one side; at least 20 are needed" and pair["results"] == []
+    assert answer_of(result, "features", "neurons")["verdict"] == "refused"
+    assert "can't be compared: only 19 units" in result["conclusion"] and "Too few units" in result["conclusion"]
+
+
+def test_bases_of_other_firing_rates_are_refused_only_when_matched():
+    apart = dataclasses.replace(basis("neurons"), rows=rows(60, 0.2, rate=0.6))
+    result = compare([apart, sae(0)])
+    assert pair_of(result, "features", "neurons")["refused"] is None
+    matched = pair_of(result, "features", "neurons", "rate")
+    assert "after matching on firing rate" in matched["refused"] and matched["balance"]["after"] == [None, None]
+
+
+def test_a_difference_that_is_one_of_firing_rate_goes_when_matched():
+    rng = np.random.default_rng(0)
+
+    def driven(name: str, low: float, high: float, **facts) -> Basis:
+        made = rows(400, 0.0, seed=len(name))
+        for row in made:
+            row["firing_rate"] = float(rng.uniform(low, high))
+            row["final"] = entry(row["firing_rate"] + float(rng.normal(0, 0.05)), "x")
+        return dataclasses.replace(basis(name, **facts), rows=made)
+
+    result = compare([driven("sae", 0.2, 0.6, kind="sae", seed=0), driven("neurons", 0.0, 0.4)])
+    assert answer_of(result, "sae", "neurons")["verdict"] == "a"
+    assert answer_of(result, "sae", "neurons", matching="rate")["verdict"] == "none"
+    assert "so firing rate may explain the difference" in result["conclusion"]
+
+
+def test_no_difference_shown_is_said_and_is_not_equality():
+    one, other = basis("neurons", 0.3), dataclasses.replace(sae(0, 0.3), rows=rows(60, 0.3, seed=99))
+    result = compare([one, other])
+    assert answer_of(result, "features", "neurons")["verdict"] == "none"
+    assert "no difference shown between features and neurons" in result["conclusion"]
+    assert "not proof that they are equal" in result["conclusion"]
+
+
+def test_controls_are_compared_with_real_bases_only_and_missing_ones_are_named():
+    rotation = basis("rotation", 0.0, kind="random_rotation", seed=0, control=True)
+    pca = basis("pca", 0.0, kind="pca", control=True)
+    result = compare([basis("neurons", 0.05), sae(0), rotation, pca])
+    pairs = {(p["a"], p["b"]): p["role"] for p in result["pairs"]}
+    assert pairs == {
+        ("features", "neurons"): "main",
+        ("features", "rotation"): "control",
+        ("features", "pca"): "control",
+        ("neurons", "rotation"): "control",
+        ("neurons", "pca"): "control",
+    }
+    assert "Controls that were not run: an SAE on a randomly initialised host." in result["cautions"]
+    assert "labels of features are more faithful than those of rotation and pca" in result["conclusion"]
+
+
+def test_methods_are_compared_on_the_same_units_and_against_shuffled_labels():
+    result = compare([basis("neurons"), *(sae(s) for s in range(3))])
+    found = {(m["group"], m["a"], m["b"], m["metric"]): m for m in result["methods"]}
+    good = found["features", "good", "poor", "auprc"]
+    assert good["verdict"] == "a" and good["n"] == 180 and len(good["by_seed"]) == 3
+    assert good["difference"] == pytest.approx(0.2, abs=0.05) and good["low"] < good["difference"] < good["high"]
+    assert found["neurons", "final", "shuffled", "caption_r"]["verdict"] == "a"
+    assert found["neurons", "good", "poor", "f1"]["mean_b"] == pytest.approx(0, abs=0.05)
+
+
+def test_null_percentiles_and_the_null_s_share_of_a_difference_are_reported():
+    biased = rows(60, 0.5)
+    for row in biased:
+        row["shuffled"] = entry(0.45, "x")
+    result = compare([dataclasses.replace(sae(0), rows=biased), basis("neurons", 0.0)])
+    pair = pair_of(result, "features", "neurons")
+    row = next(r for r in pair["results"] if (r["metric"], r["counting"]) == ("auprc", "all"))
+    assert row["null_difference"] == pytest.approx(0.45, abs=0.05)
+    assert any("shuffled labels show half or more" in line for line in result["cautions"])
+    null = result["bases"][0]["null_percentile"]
+    assert null["good"] == {"mean": pytest.approx(0.99), "share_above_95": 1.0, "n": 60}
+    assert null["poor"]["share_above_95"] == 0.0
+
+
+def test_holm_spans_metrics_and_layers():
+    def layer(name: str) -> list[Basis]:
+        setup = dataclasses.replace(SETUP, layer=name)
+        given = [basis("neurons", 0.38), *(sae(s, 0.4) for s in range(3))]
+        return [dataclasses.replace(b, setup=setup) for b in given]
+
+    alone, both = compare(layer("a")), [compare(layer("a")), compare(layer("b"))]
+    together = finish(both)
+    one = {r["metric"]: r for r in pair_of(alone, "features", "neurons")["results"] if r["counting"] == "all"}
+    two = {r["metric"]: r for r in pair_of(together[0], "features", "neurons")["results"] if r["counting"] == "all"}
+    least = min(one, key=lambda name: one[name]["p"])
+    assert one[least]["p_holm"] == pytest.approx(min(1, one[least]["p"] * len(one)))
+    assert two[least]["p_holm"] == pytest.approx(min(1, two[least]["p"] * 2 * len(two)))
+
+
+def test_label_reuse_and_entropy():
+    use = label_use(Counter({"a": 4, "b": 4, "c": 8}))
+    assert use["distinct"] == 3 and use["reuse"] == pytest.approx(16 / 3) and use["entropy"] == pytest.approx(1.5)
+    assert use["evenness"] == pytest.approx(1.5 / math.log2(3)) and use["most_used"][0] == ["c", 8]
+    assert label_use(Counter())["entropy"] is None and label_use(Counter({"a": 3}))["entropy"] == 0
+
+
+def test_files_hold_the_result(tmp_path):
+    result = compare([basis("neurons"), basis("tiny", n=5)])
+    write(tmp_path, result)
+    assert json.loads((tmp_path / "comparison.json").read_text()) == json.loads(json.dumps(result))
+    with (tmp_path / "pairs.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == sum(max(1, len(pair["results"])) for pair in result["pairs"])
+    assert lines[0]["refused"].startswith("only 5 units")
+    with (tmp_path / "bases.csv").open() as file:
+        assert [line["name"] for line in csv.DictReader(file)] == ["neurons", "tiny"]
+
+
+def shape_of(value: object) -> object:
+    """Keys and kinds of a JSON value, one element standing for a list; numbers and null alike."""
+    if isinstance(value, dict):
+        return {name: shape_of(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [shape_of(value[0])] if value else []
+    return "text" if isinstance(value, str) else "number"
+
+
+def test_the_example_is_what_compare_writes_today():
+    stored, fresh = json.loads(PATH.read_text()), json.loads(json.dumps(example()))
+    assert shape_of(stored) == shape_of(fresh)
+    assert stored["conclusion"] == fresh["conclusion"]
+
+
+def test_a_basis_against_itself_and_shuffled_labels_show_nothing():
+    reports = check_run(bases(0, 0.2))
+    assert [report["check"] for report in reports] == [
+        "neurons against itself",
+        "features against itself",
+        "shuffled labels",
+    ]
+    assert all(report["passed"] for report in reports), reports
+
+
+def test_the_check_of_shuffled_labels_can_fail():
+    given = bases(0, 0.3)
+    leaky = [
+        dataclasses.replace(b, rows=[row | {"shuffled": row["final"]} for row in b.rows], _known={}) for b in given
+    ]
+    assert not check_run(leaky)[-1]["passed"]
+
+
+@pytest.mark.slow
+def test_planted_worlds_are_called_right():
+    for report in check_planted(100):
+        assert report["passed"], report
+
+
+def test_a_planted_difference_is_called_and_its_absence_is_not():
+    assert answer_of(compare(bases(3, 0.3), SETTINGS), "features", "neurons")["verdict"] == "a"
+    assert answer_of(compare(bases(3, 0.0), SETTINGS), "features", "neurons")["verdict"] == "none"

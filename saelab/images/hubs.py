@@ -84,7 +84,7 @@ def torchvision(
             yield Item(_png(image), ".png", None, own_class)
 
     recipe = {"torchvision": dataset, "arguments": dict(arguments or {}), "root": str(own.get("root", ""))}
-    return _materialised(dataset, recipe, items, f"torchvision {dataset}", len(data))
+    return copied(dataset, recipe, items, f"torchvision {dataset}", len(data))
 
 
 def huggingface(
@@ -138,7 +138,7 @@ def huggingface(
         "take": take,
         "version": version,
     }
-    return _materialised(Path(dataset).name, recipe, items, f"Hugging Face dataset {dataset}", take)
+    return copied(Path(dataset).name, recipe, items, f"Hugging Face dataset {dataset}", take)
 
 
 def webdataset(shards: str | Sequence[str], take: int | None = None, names: Sequence[str] = ()) -> Listing:
@@ -156,7 +156,7 @@ def webdataset(shards: str | Sequence[str], take: int | None = None, names: Sequ
         yield from islice(_samples(files, list(names)), start, take)
 
     sizes = {f: Path(f).stat().st_size for f in files}
-    return _materialised(
+    return copied(
         Path(files[0]).stem,
         {"webdataset": sizes, "take": take, "names": list(names)},
         items,
@@ -192,9 +192,10 @@ def _key(name: str) -> tuple[str, str, str]:
 
 
 def _sample(parts: dict[str, bytes], names: list[str]) -> Iterator[Item]:
-    picture = next((k for k in parts if f".{k.rsplit('.', 1)[-1]}" in SUFFIXES), None)
-    if picture is None:
+    pictures = [k for k in parts if f".{k.rsplit('.', 1)[-1]}" in SUFFIXES]
+    if not pictures:
         return
+    picture = min(pictures, key=len)  # "png" before "seg.png"
     try:
         about = json.loads(parts.get("json", b"{}"))
     except ValueError:
@@ -209,7 +210,7 @@ def _sample(parts: dict[str, bytes], names: list[str]) -> Iterator[Item]:
     yield Item(parts[picture], f".{picture.rsplit('.', 1)[-1]}", caption, classes)
 
 
-def _materialised(
+def copied(
     name: str, recipe: dict[str, Any], items: Callable[[int], Iterator[Item]], credit: str, total: int | None
 ) -> Listing:
     """Copy the items into the user's cache unless they are there; the listing of the copies."""

@@ -61,8 +61,8 @@ def table(
     is a regular expression.
     """
     path = Path(table)
-    base = _folder(root if root is not None else path.parent)
     rows = list(_rows(path, separator))
+    base = _folder(root if root is not None else path.parent)
     wanted = [file, *concepts]
     there = list(dict.fromkeys(c for row in rows for c in row))
     missing = [c for c in wanted if c not in there]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from saelab.label.exemplars import Exemplars
+from saelab.label.proposal import Exemplars
 
 
 class Pictures:
@@ -24,10 +24,8 @@ class Pictures:
 
 
 def mined(positives: torch.Tensor, contrasts: torch.Tensor, activations: torch.Tensor | None = None) -> Exemplars:
-    """Exemplars in which all that proposers do not look at is filled in."""
-    acts = torch.ones(positives.shape) if activations is None else activations
-    units = len(positives)
-    return Exemplars(positives, acts, contrasts, torch.zeros(positives.shape), ("ok",) * units, (acts > 0).sum(1))
+    """Exemplars that fire on all their positives unless `activations` says otherwise."""
+    return Exemplars(positives, contrasts, torch.ones(positives.shape) if activations is None else activations)
 
 
 def exemplars(units: int = 6, k: int = 4) -> Exemplars:

@@ -14,6 +14,7 @@ from saelab.label.proposal import Case, Estimate, Proposal
 from saelab.label.tagger import Tagger
 
 IMAGES = Pictures()
+CONF = Path(__file__).resolve().parent.parent / "conf"
 NAMES = ["dog, domestic dog", "cat", "grass", "snow", "ball", "sky"]
 
 
@@ -269,3 +270,28 @@ def test_an_unknown_proposer_names_those_that_there_are():
     with pytest.raises(UserError, match="probabilities"):
         propose.load_proposer("tagger")
     assert propose.load_proposer("none") is None
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "proposer").glob("*.yaml")))
+def test_every_shipped_config_loads_and_names_only_settings_that_there_are(name, tmp_path):
+    pytest.importorskip("openai")
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    (tmp_path / "answers.jsonl").write_text('{"unit": 0, "raw": "none"}\n')
+    given = {"recorded": [f"proposer.answers={tmp_path}/answers.jsonl"], "openai": ["proposer.model=toy"]}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("label", overrides=[f"proposer={name}", f"root={tmp_path}", *given.get(name, [])])
+    settings = OmegaConf.to_container(cfg.proposer, resolve=True)
+    of_the_run = {key: settings.pop(key) for key in ("mode", "units", "seed", "dry_run") if key in settings}
+    if name == "tagger":
+        settings |= {"probabilities": one_hot(*range(6)), "names": NAMES}
+    proposer = propose.load_proposer(**settings)
+    if name == "none":
+        assert proposer is None
+        return
+    assert of_the_run["mode"] in ("positives", "contrast", "shuffled_contrast") and of_the_run["seed"] == 0
+    with pytest.raises(UserError, match="colour"):
+        propose.load_proposer(**settings, colour="red")
+    if name == "csp_paper":
+        assert "separated by commas" in proposer.templates["contrast"] and proposer.schema is None

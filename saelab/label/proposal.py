@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from saelab import artifacts
 from saelab.errors import UserError
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
 
 MODES = ("positives", "contrast", "shuffled_contrast")
 HeatMap = Callable[[int, int], np.ndarray | None]  # (unit, image id) -> float [height, width] in 0..1, or None
+
+
+@dataclass(frozen=True)
+class Exemplars:
+    """What proposers look at of the mined images (`saelab.label.exemplars`). Row u belongs to unit u."""
+
+    positives: Int[Tensor, "units k"]  # image ids, strongest first; -1 = none
+    contrasts: Int[Tensor, "units k"]  # the paired contrast of each positive; -1 = none
+    activations: Float[Tensor, "units k"]  # of the positives: those that are not above 0 are not shown
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The calls that a script makes (plain values; `images` is an ImageSet, a unit is a row of the exemplars' tensors):
 
     proposer = load_proposer("tagger", probabilities=probabilities, names=names)  # "openai", base_url=..., model=...
-    exemplars = Exemplars.load(folder)  # saelab.label.exemplars
+    exemplars = Exemplars(found.positives, found.contrasts, found.activations)  # found: saelab.label.exemplars
     units, budget = selection.choose("status:ok top:200 usd:2.5", n_units, status=status, strength=strength, seed=0)
     print(estimate(proposer, exemplars, images, units, mode="contrast", seed=0))  # dry run: nothing is sent
     proposals = run(proposer, exemplars, images, units, folder, mode="contrast", seed=0, budget=budget)
@@ -29,15 +29,25 @@ from tqdm import tqdm
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.label.proposal import MODES, Case, Estimate, HeatMap, Proposal, Proposer, read, summary
+from saelab.label.proposal import MODES, Case, Estimate, Exemplars, HeatMap, Proposal, Proposer, read, summary
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
-    from saelab.label.exemplars import Exemplars
     from saelab.label.selection import Budget
     from saelab.label.vlm.chat import Chat
 
-__all__ = ["Proposal", "Proposer", "build_case", "estimate", "load_chat", "load_proposer", "read", "run", "summary"]
+__all__ = [
+    "Exemplars",
+    "Proposal",
+    "Proposer",
+    "build_case",
+    "estimate",
+    "load_chat",
+    "load_proposer",
+    "read",
+    "run",
+    "summary",
+]
 
 
 def load_proposer(name: str, **settings: Any) -> Proposer | None:
@@ -104,7 +114,7 @@ def _taken(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def build_case(
-    exemplars: "Exemplars",
+    exemplars: Exemplars,
     images: "ImageSet",
     unit: int,
     mode: str,
@@ -144,7 +154,7 @@ def _stranger(contrasts: Tensor, unit: int, seed: int) -> int:
 
 def estimate(
     proposer: Proposer,
-    exemplars: "Exemplars",
+    exemplars: Exemplars,
     images: "ImageSet",
     units: Sequence[int],
     *,
@@ -158,7 +168,7 @@ def estimate(
 
 def run(
     proposer: Proposer,
-    exemplars: "Exemplars",
+    exemplars: Exemplars,
     images: "ImageSet",
     units: Sequence[int],
     folder: Path | str,
@@ -225,7 +235,7 @@ def _resume(folder: Path, file: Path, recipe: dict[str, Any]) -> dict[int, Propo
     return kept
 
 
-def _recipe(proposer: Proposer, exemplars: "Exemplars", images: "ImageSet", mode: str, seed: int) -> dict[str, Any]:
+def _recipe(proposer: Proposer, exemplars: Exemplars, images: "ImageSet", mode: str, seed: int) -> dict[str, Any]:
     shown = hashlib.sha256()
     for tensor in (exemplars.positives, exemplars.contrasts, exemplars.activations):
         shown.update(tensor.contiguous().cpu().numpy().tobytes())

@@ -41,9 +41,10 @@ def fetch(names: list[str], folder: Path) -> list[Path]:
         needed.mkdir(parents=True, exist_ok=True)
     apt = ["apt-get", "-q", "-o", f"Dir::State={state}", "-o", "Dir::State::status=/var/lib/dpkg/status"]
     apt += ["-o", f"Dir::Cache={cache}", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3"]
-    if not any((state / "lists").glob("*Packages*")):
-        log.info("asking apt for its package lists")
+    try:
         _run([*apt, "update"], empty)
+    except FetchFailed as error:  # one broken source among several; whether the packages are known is seen below
+        log.warning("apt-get update: %s", error)
     packages = _described(_run([*apt, "download", "--print-uris", *names], empty), names)
     missing = [p for p in packages if not _whole(folder / p.file, p)]
     if missing:

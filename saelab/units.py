@@ -169,19 +169,15 @@ def sae(
     path = Path(path)
     file = path / "sae.safetensors" if path.is_dir() else path
     model = SAE.load(file)
-    if model.config.d_in != cache.d_in:
-        raise UserError(
-            "sae", path, f"has d_in {model.config.d_in}, the cache {cache.d_in}", "use an SAE of this layer"
-        )
+    if model.d_in != cache.d_in:
+        raise UserError("sae", path, f"has d_in {model.d_in}, the cache {cache.d_in}", "use an SAE of this layer")
 
     def fit() -> Project:
         moved = model.to(device)
         return lambda tokens: moved.encode(tokens.to(device)).dense().cpu()
 
-    extra = {"sae": _file_digest(file), "seed": model.config.seed}
-    return _units(
-        cache, root, name, extra, fit, pool, "positive", {"sae_file": file.name, "latents": model.config.latents}
-    )
+    extra = {"sae": _file_digest(file)}
+    return _units(cache, root, name, extra, fit, pool, "positive", {"sae_file": file.name, "latents": model.latents})
 
 
 def _units(

@@ -4,6 +4,7 @@ The order of a run: `exemplars` for each basis, proposals from them, one vocabul
 `labels` for each basis over that same vocabulary, so that bases differ in nothing but their units.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class LabelSettings:
     """How labels are assigned. The presets in conf/label set all of it."""
 
     scorers: tuple[str, ...] = ("csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed")  # names in assign.SCORERS
-    final: str = "cos_cubed"  # the scorer whose best label becomes the unit's label
+    final: str = "pearson"  # the scorer whose best label becomes the unit's label
     templates: tuple[str, ...] | None = None  # None: the encoder's own
     renormalize: bool = True  # unit length after the mean over templates (csp_paper: False)
     nulls: int = 200  # permutations behind null_percentile; 0 leaves it null
@@ -51,14 +52,18 @@ def labels(
     root: Path | str,
     settings: LabelSettings,
     mining: MiningSettings,
+    proposals: Path | None = None,
 ) -> Artifact:
-    """The `labels` artifact of one basis: labels.jsonl, exemplars.safetensors, vocabulary.json.
+    """The `labels` artifact of one basis: labels.jsonl, exemplars.safetensors, vocabulary.json, proposals.jsonl.
+
+    `proposals`: the artifact whose proposals.jsonl is kept beside the labels; its candidates are in `vocabulary`.
 
     Raises UserError for an unknown scorer, a `final` that is not among the scorers, or an empty vocabulary.
     """
     check(settings)
     recipe: dict[str, Any] = {"stage": "labels", "code": CODE, "exemplars": exemplars.digest, "settings": settings}
     recipe |= {"vocabulary": digest([vocabulary.labels, vocabulary.sources]), "encoder": embeddings.artifact.digest}
+    recipe |= {"proposals": None if proposals is None else opened(proposals).digest}
 
     def build(folder: Path) -> None:
         vectors = label_embeddings(vocabulary.labels, encoder, root, settings.templates, settings.renormalize)
@@ -67,6 +72,8 @@ def labels(
         write_jsonl(folder / "labels.jsonl", rows)
         found.save(folder)
         write_json(folder / "vocabulary.json", vocabulary)
+        if proposals is not None:
+            shutil.copyfile(proposals / "proposals.jsonl", folder / "proposals.jsonl")
 
     return ensure(root, "labels", units.recipe["basis"], recipe, build)
 
@@ -97,15 +104,19 @@ def assign_all(
     """
     evidence = _evidence(units, found, images, image_emb, label_emb, mining)
     final: Tensor | None = None
-    per_scorer: dict[str, list[dict[str, Any]]] = {}
+    tops, ranks = {}, {}
     for name in (settings.final, *(n for n in settings.scorers if n != settings.final)):
         scores = assign.score([name], evidence)[name]
-        top = assign.ranking(scores, settings.runners_up)
-        final = top.label if final is None else final
-        percentile = None
-        if settings.nulls:
-            percentile = nulls.null_percentile(name, evidence, n=settings.nulls, seed=settings.seed)
-        per_scorer[name] = _entries(top, assign.rank_of(scores, final), percentile, vocabulary)
+        tops[name] = assign.ranking(scores, settings.runners_up)
+        final = tops[name].label if final is None else final
+        ranks[name] = assign.rank_of(scores, final)
+    percentile = {}
+    if settings.nulls:
+        best = {name: top.score for name, top in tops.items()}
+        percentile = nulls.null_percentiles(
+            settings.scorers, evidence, settings.nulls, settings.seed, best, progress=True
+        )
+    per_scorer = {name: _entries(tops[name], ranks[name], percentile.get(name), vocabulary) for name in tops}
     place = {label: i for i, label in enumerate(vocabulary.labels)}
     rows = []
     for unit, status in enumerate(found.status):

@@ -10,7 +10,7 @@ import torch
 
 from saelab import artifacts
 from saelab.cache import layout
-from saelab.cache.passes import Moments
+from saelab.cache.passes import TORCH, Moments
 from saelab.cache.store import ActivationCache
 from saelab.errors import UserError
 
@@ -80,7 +80,7 @@ def _copy(folder: Path, array: Any, bounds: np.ndarray, mine: np.ndarray, dtype:
         for first, last in _blocks(bounds, d_in):
             rows = torch.from_numpy(_rows(array, bounds, first, last))
             lengths = np.diff(bounds[first : last + 1])
-            stored = rows.to({"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[dtype])
+            stored = rows.to(TORCH[dtype])
             if bool((stored.isinf() & rows.isfinite()).any()):
                 raise UserError(
                     "dtype", dtype, f"can't hold {float(rows.abs().max()):.3g}", "set dtype=bfloat16 or float32"
@@ -114,7 +114,7 @@ def _blocks(bounds: np.ndarray, d_in: int) -> Iterator[tuple[int, int]]:
 
 
 def _rows(array: Any, bounds: np.ndarray, first: int, last: int) -> np.ndarray:
-    if len(array) == bounds[-1] and array.ndim == 2:
+    if array.ndim == 2:
         return np.asarray(array[bounds[first] : bounds[last]], dtype=np.float32)
     block = np.asarray(array[first:last], dtype=np.float32)
     if block.ndim == 4:

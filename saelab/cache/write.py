@@ -69,26 +69,19 @@ def write(
     settings = (policy, dtype, tokens_per_image, seed)
     planned = {n: plan_of(images, host, n, *settings) for n in names}
     recipes = {n: recipe(images, host, n, *settings) for n in names}
-    titles = {n: f"{host.name}-{n}" for n in names}
-    where = {n: artifacts.folder(root, "activations", titles[n], recipes[n]) for n in names}
     plans, attributes = ({n: pair[i] for n, pair in planned.items()} for i in (0, 1))
     job = _Pass(images, host, plans, attributes, batch_size, workers, Ranks.current())  # type: ignore[arg-type]
-
-    def make(rest: list[str], folders: dict[str, Path]) -> None:
-        """Ask for the artifacts one inside the other, so that one pass fills all that are not there yet."""
-        if not rest:
-            return _fill(job, folders) if folders else None
-        name, after = rest[0], rest[1:]
-
-        def build(folder: Path) -> None:
-            make(after, folders | {name: folder})
-
-        made = artifacts.ensure(root, "activations", titles[name], recipes[name], build)
-        return make(after, folders) if made.reused else None
-
     # One order for every process: two that want the same layers must not wait for each other's locks.
-    job.ranks.led(lambda: make(sorted(names, key=lambda n: where[n]), {}), lambda work: _write_shards(job, *work))
-    return {n: ActivationCache(where[n]) for n in names}
+    order = sorted(names, key=lambda n: artifacts.digest(recipes[n]))
+    wanted = [(f"{host.name}-{n}", recipes[n]) for n in order]
+
+    def make() -> None:
+        artifacts.ensure_all(
+            root, "activations", wanted, lambda folders: _fill(job, {order[i]: f for i, f in folders.items()})
+        )
+
+    job.ranks.led(make, lambda work: _write_shards(job, *work))
+    return {n: ActivationCache(artifacts.folder(root, "activations", f"{host.name}-{n}", recipes[n])) for n in names}
 
 
 def recipe(

@@ -72,7 +72,7 @@ class Host:
         """The layers that give tokens, in the order of running; `in:**` lists inputs."""
         reasons = usual(self._modules, self._probe)
         found = []
-        for name in places.matches(pattern, self._names):
+        for name in self.resolve([pattern]):
             form = places.check(name, self.model, self._probe)
             module = self._modules[places.Site.parse(name).path]
             found.append(Layer(name, form.kind, form.shape, form.d_in, type(module).__name__, reasons.get(name, "")))

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.columns import Acts, Columns, blocks, part, shape
+from saelab.columns import Acts, Columns, blocks, part
 from saelab.label.assign.checks import similarities
-from saelab.label.mine.status import column_means
+from saelab.label.mine.status import column_means, extremes
 
 FLOOR = 1e-3  # CLIP-Dissect's least norm of a column
 
@@ -36,7 +36,7 @@ def cos_cubed(
     """CLIP-Dissect's `cos_similarity_cubed`: cosine of the cubes of the centred columns.
 
     Source: Oikarinen and Weng, ICLR 2023. Columns are divided by at least 1e-3, as theirs are, so that scores of
-    labels of very low spread are damped (`floored_labels` counts them). NaN for units that are not finite.
+    labels of very low spread are damped (`floored_labels` counts them). NaN for units that are constant or not finite.
     """
     return cos_cubed_rows(*similarities(acts, image_emb, label_emb))(slice(None))
 
@@ -49,7 +49,7 @@ def floored_labels(sims: Float[Tensor, "images labels"]) -> int:
 def cosine_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
     """`cosine` for a slice of units at a time, given the similarities."""
     right = sims / sims.norm(dim=0).clamp(min=FLOOR)
-    return _rows(acts, right, torch.zeros(shape(acts)[1], dtype=torch.float64, device=sims.device), power=1)
+    return _rows(acts, right, None, power=1)
 
 
 def pearson_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
@@ -78,17 +78,23 @@ def cubed(sims: Float[Tensor, "images labels"]) -> Float[Tensor, "images labels"
 def _rows(
     acts: Acts,
     right: Float[Tensor, "images labels"],
-    centres: Float[Tensor, "units"],
+    centres: Float[Tensor, "units"] | None,
     power: int,
     floor: float = FLOOR,
 ) -> Callable[[slice], Tensor]:
+    """Cosines of ((a - centre) ** power) with the columns of `right`, scaled already; centred constants get NaN."""
     sums = right.sum(dim=0, dtype=torch.float64).to(right.dtype)
 
     def rows(units: slice) -> Float[Tensor, "some labels"]:
         some = part(acts, units)
+        low, high = extremes(some)
+        middle = torch.zeros_like(low, dtype=torch.float64) if centres is None else centres[units]
         if isinstance(some, Columns):
-            return _against_sparse(some, right, sums, centres[units], power, floor)
-        return torch.cat([_against_dense(block, right, centres[units][at], power, floor) for at, block in blocks(some)])
+            scores = _against_sparse(some, right, sums, middle, power, floor)
+        else:
+            parts = [_against_dense(block, right, middle[at], power, floor) for at, block in blocks(some)]
+            scores = torch.cat(parts)
+        return scores if centres is None else scores.masked_fill_((low == high)[:, None], torch.nan)
 
     return rows
 
@@ -96,12 +102,8 @@ def _rows(
 def _against_dense(
     acts: Float[Tensor, "images some"], right: Tensor, centres: Tensor, power: int, floor: float
 ) -> Float[Tensor, "some labels"]:
-    """Cosine of (a - centre) ** power with each column of `right`, which is scaled already."""
     entries = (acts - centres).to(right.dtype).pow_(power)
-    norms = entries.norm(dim=0).clamp(min=floor)
-    flat = acts.amin(dim=0) == acts.amax(dim=0)
-    scores = entries.div_(norms).T @ right
-    return scores.masked_fill_(flat[:, None], torch.nan) if power == 1 and floor == 0 else scores
+    return entries.div_(entries.norm(dim=0).clamp(min=floor)).T @ right
 
 
 def _against_sparse(
@@ -114,7 +116,8 @@ def _against_sparse(
     """
     owner = acts.unit_of_entry
     entries = (acts.values - centres[owner]) ** power
-    unstored = (-centres) ** power
-    norms = (acts.total(entries**2) + (acts.images - acts.counts) * unstored**2).sqrt().clamp(min=floor)
+    beyond = acts.images - acts.counts
+    unstored = torch.where(beyond > 0, (-centres) ** power, 0.0)
+    norms = (acts.total(entries**2) + beyond * unstored**2).sqrt().clamp(min=floor)
     scores = acts.product((entries - unstored[owner]) / norms[owner], right)
     return scores + (unstored / norms).to(right.dtype)[:, None] * sums

@@ -27,11 +27,11 @@ def family(scorer: Scorer, frame: Frame) -> Best | None:
     if scorer.needs in ("decoder", "maps"):
         return None
     if scorer.name in ("semanticlens", "centred_mean", "www"):
-        return positives_only(scorer)
+        return positives_only(scorer, frame)
     if scorer.name in ("csp", "csp_0.5") and by_rank(frame.evidence):
         return projected(frame, 1.0 if scorer.name == "csp" else 0.5)
     if scorer.name in ("difference_of_means", "set_projection", "falcon") and by_rank(frame.evidence):
-        return ranges_only(scorer)
+        return ranges_only(scorer, frame)
     if scorer.name in LINEAR:
         return LINEAR[scorer.name](frame)
     if scorer.name in ("soft_wpmi", "wpmi"):
@@ -62,30 +62,34 @@ def whole(scorer: Scorer) -> Best:
     return best
 
 
-def positives_only(scorer: Scorer) -> Best:
-    """Scorers of a set of images without weights: every unit of as many positives has the same null."""
+def positives_only(scorer: Scorer, frame: Frame) -> Best:
+    """Scorers of a set of images without weights: units of as many firing images have the same null."""
+    fills, fill = frame.fills(frame.k)
 
     @once
-    def common(draw: Draw) -> Tensor:
-        first = draw.order[None, : draw.frame.k]
-        return best_of(scorer.start(draw.frame.evidence.but(positive_ids=first))(slice(0, 1)))
+    def by_fill(draw: Draw) -> Tensor:
+        some = frame.evidence.but(positive_ids=draw.first(fills, frame.k))
+        return best_of(scorer.start(some)(slice(0, len(fills))))
 
-    return lambda draw, block: common(draw).expand(len(block.units))
+    return lambda draw, block: by_fill(draw)[fill[block.units]]
 
 
-def ranges_only(scorer: Scorer) -> Best:
-    """Scorers of unweighted pairs: units with the same range of candidates have the same null."""
+def ranges_only(scorer: Scorer, frame: Frame) -> Best:
+    """Scorers of unweighted pairs: units of as many firing images and of the same candidates have the same null."""
+    fills, fill = frame.fills(frame.k)
+    kinds, kind = torch.stack([fill, frame.ranges[1]], dim=1).unique(dim=0, return_inverse=True)
 
     @once
-    def by_range(draw: Draw) -> Tensor:
-        ranks = draw.contrasts[0].T
-        distinct, place = ranks.unique(dim=0, return_inverse=True)
-        ids = torch.where(distinct < 0, -1, draw.order[distinct.clamp(min=0)])
-        positives = draw.order[: draw.frame.k].expand(ids.shape)
-        some = draw.frame.evidence.but(positive_ids=positives, contrast_ids=ids)
-        return best_of(scorer.start(some)(slice(0, len(ids))))[place]
+    def by_kind(draw: Draw) -> Tensor:
+        positives = draw.first(fills, frame.k)
+        images, place = positives.unique(return_inverse=True)
+        contrasts = draw.contrasts(images)[place[kinds[:, 0]], kinds[:, 1:]]
+        pairs = torch.stack([positives[kinds[:, 0]], contrasts], dim=1)
+        distinct, same = pairs.unique(dim=0, return_inverse=True)
+        some = frame.evidence.but(positive_ids=distinct[:, 0], contrast_ids=distinct[:, 1])
+        return best_of(scorer.start(some)(slice(0, len(distinct))))[same]
 
-    return lambda draw, block: by_range(draw)[draw.contrasts[1][block.units]]
+    return lambda draw, block: by_kind(draw)[kind[block.units]]
 
 
 def projected(frame: Frame, gamma: float) -> Best:
@@ -96,23 +100,24 @@ def projected(frame: Frame, gamma: float) -> Best:
     """
     e = frame.evidence
     weights = contrastive.pair_weights(e.positive_values.nan_to_num(nan=0.0))
+    fills, fill = frame.fills(frame.k, weighted=True)
+    _, column = frame.ranges
 
     @once
     def pairs(draw: Draw) -> tuple[Tensor, ...]:
-        ranks, column = draw.contrasts
-        codes = torch.arange(frame.k, device=ranks.device)[:, None] * (frame.images + 1) + ranks + 1
+        images, place = draw.first(fills, frame.k).unique(return_inverse=True)
+        contrasts = draw.contrasts(images)
+        codes = images[:, None] * (frame.images + 1) + contrasts + 1
         distinct, pair = codes.unique(return_inverse=True)
         positive, contrast = distinct // (frame.images + 1), distinct % (frame.images + 1) - 1
-        emb = draw.image_emb
-        residual = contrastive.residuals(emb[positive][None], emb[contrast.clamp(min=0)][None], gamma)[0]
-        residual[contrast < 0] = 0
-        return residual, residual @ e.label_emb.T, pair, column, contrast >= 0
+        residual = contrastive.residuals(e.image_emb[positive][None], e.images_of(contrast)[None], gamma)[0]
+        return residual, residual @ e.label_emb.T, pair, place, contrast >= 0
 
     def best(draw: Draw, block: Block) -> Tensor:
-        residual, against, pair, column, there = pairs(draw)
-        place = pair[:, column[block.units]].T
-        share = torch.zeros(len(place), len(residual), device=residual.device)
-        share.scatter_(1, place, weights[block.units] * there[place])
+        residual, against, pair, place, there = pairs(draw)
+        own = pair[place[fill[block.units]], column[block.units, None]]
+        share = torch.zeros(len(own), len(residual), device=residual.device)
+        share.scatter_(1, own, weights[block.units] * there[own])
         norm = (share @ residual).norm(dim=1)
         scores = best_of(share @ against) / norm
         return scores.masked_fill(share.sum(dim=1) == 0, torch.nan)
@@ -132,7 +137,7 @@ def correlated(frame: Frame, right: Tensor, power: int, floor: float) -> Best:
         beyond = frame.images - block.sorted.shape[1]
         norm = ((high**2).sum(dim=1, keepdim=True) + beyond * low**2).sqrt().clamp(min=floor)
         constant = block.sorted[:, 0] == block.lowest
-        low = low.masked_fill(constant[:, None], torch.nan) if floor == 0 else low
+        low = low.masked_fill(constant[:, None], torch.nan)
         return ((high - low) / norm).to(right.dtype), (low / norm).to(right.dtype)
 
     def best(draw: Draw, block: Block) -> Tensor:
@@ -175,9 +180,15 @@ def weighted(frame: Frame) -> Best:
     total = values.sum(dim=1, keepdim=True)
     weights = (values / total).masked_fill(total <= 0, torch.nan)
 
+    fills, fill = frame.fills(ids.shape[1], weighted=True)
+
     def best(draw: Draw, block: Block) -> Tensor:
-        seen = weights[block.units] @ (q[draw.order[: ids.shape[1]]] / mean)
-        return best_of(seen + 1e-6 / mean).log()
+        out = torch.empty(len(block.units), device=q.device)
+        for i, images in enumerate(draw.first(fills, ids.shape[1])):
+            some = fill[block.units] == i
+            if bool(some.any()):
+                out[some] = best_of(weights[block.units[some]] @ (q[images] / mean) + 1e-6 / mean).log()
+        return out
 
     return best
 
@@ -191,10 +202,11 @@ def likelihood(scorer: Scorer, frame: Frame) -> Best:
     weight = 1.0 if soft else 0.6
     others = others_logsumexp(of(e.sims, e.top(k)[0]))
     count = math.log(max(int(frame.known.sum()), 1))
-    likelihoods = once(lambda draw: of(e.sims[draw.order[:k]], torch.arange(k, device=draw.order.device)[None]))
+    fills, fill = frame.fills(k)
+    likelihoods = once(lambda draw: of(e.sims, draw.first(fills, k)))
 
     def best(draw: Draw, block: Block) -> Tensor:
-        ll = likelihoods(draw)
+        ll = likelihoods(draw)[fill[block.units]]
         if weight == 1:  # then the score falls with others - ll, and one logarithm a unit is enough
             return count - softplus((others[block.units] - ll).nan_to_num(nan=torch.inf).amin(dim=1))
         return best_of(ll - weight * (torch.logaddexp(others[block.units], ll) - count))

@@ -2,9 +2,9 @@
 
 Take a random order of the images, and let a unit's r-th largest activation fall on the r-th image of that order. For
 every unit this is a uniformly random permutation of its activations over the images, so one order serves all units,
-and much becomes common to them: in the frame where activations are sorted and the *embeddings* are permuted, all
-units have the same positives (the first k), a unit's candidates for contrasts are a run of ranks, and where a unit is
-0 (or at its lowest) the ranks beyond need not be looked at.
+and much becomes common to them: units that fire on k images or more have the same positives, a unit's candidates for
+contrasts are a run of ranks, and where a unit is 0 (or at its lowest) the ranks beyond need not be looked at. Units
+that fire on fewer fill up with the lowest ids among the rest, as mining does.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saelab.columns import Acts, Columns, columns, pick
 from saelab.label.assign.evidence import Evidence
-from saelab.label.mine import candidate_interval, contrast_images, top_images
+from saelab.label.mine import candidate_interval, top_images
 from saelab.label.mine.status import extremes
 
 
@@ -38,20 +38,28 @@ class Frame:
         self.images = evidence.n_images
         self.k = evidence.positive_ids.shape[1]
         self.known = evidence.positive_ids[:, 0] >= 0  # finite units
-        low, _ = extremes(acts)
-        above = count_above(acts, low)
-        order = above.masked_fill(~self.known, 0).argsort(stable=True)
-        order = order[self.known[order]]
-        self.blocks = [self._block(acts, units, above, low) for units in order.split(block)] if len(order) else []
+        self.lowest, _ = extremes(acts)
+        self.above = count_above(acts, self.lowest)  # images on which a unit is above its lowest
+        order = self.above.argsort(stable=True)
+        self.blocks = [self._block(acts, units) for units in order[self.known[order]].split(block) if len(units)]
 
     @cached_property
-    def ranges(self) -> tuple[Int[Tensor, "units"], Int[Tensor, "units"]]:
-        """First and past-the-last rank of each unit's contrast candidates under the evidence's rule."""
+    def ranges(self) -> tuple[Int[Tensor, "ranges 2"], Int[Tensor, "units"]]:
+        """The runs of ranks [first, last) that hold some unit's contrast candidates, and each unit's among them."""
         rule = self.evidence.rule
         interval = candidate_interval(self.evidence.acts, rule.rule, rule.quantile)
         acts = columns(self.evidence.acts)
         below = torch.nextafter(interval.low, torch.full_like(interval.low, -torch.inf))
-        return count_above(acts, interval.high), count_above(acts, below)
+        ends = torch.stack([count_above(acts, interval.high), count_above(acts, below)], dim=1)
+        return ends.unique(dim=0, return_inverse=True)
+
+    def fills(self, k: int, weighted: bool = False) -> tuple[Int[Tensor, "fills"], Int[Tensor, "units"]]:
+        """How many of its first k images a unit is above its lowest on: the numbers that occur, and each unit's.
+
+        `weighted`: where images at the lowest weigh nothing because it is 0, all k may be taken by rank.
+        """
+        full = (self.lowest == 0) if weighted else torch.zeros_like(self.known)
+        return self.above.clamp(max=k).masked_fill(full | ~self.known, k).unique(return_inverse=True)
 
     @cached_property
     def sorted_acts(self) -> Float[Tensor, "images units"]:
@@ -62,9 +70,9 @@ class Frame:
             out[: block.sorted.shape[1], block.units] = block.sorted.T
         return out
 
-    def _block(self, acts: Acts, units: Tensor, above: Tensor, low: Tensor) -> Block:
-        ranks = int(above[units].max().clamp(min=1))
-        return Block(units, top_images(pick(acts, units), ranks)[1], low[units])
+    def _block(self, acts: Acts, units: Tensor) -> Block:
+        ranks = int(self.above[units].max().clamp(min=1))
+        return Block(units, top_images(pick(acts, units), ranks)[1], self.lowest[units])
 
 
 class Draw:
@@ -74,58 +82,49 @@ class Draw:
         self.frame, self.order = frame, order
 
     @cached_property
-    def image_emb(self) -> Float[Tensor, "images d_text"]:
-        """The permuted embeddings."""
-        return self.frame.evidence.image_emb[self.order]
+    def rank(self) -> Int[Tensor, "images"]:
+        """Each image's place in the order."""
+        return torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(self.order)).to(self.order))
 
     @cached_property
     def evidence(self) -> Evidence:
-        """The whole permuted evidence, mined anew by the very functions that mined the units: exact, and slow."""
-        e, frame = self.frame.evidence, self.frame
-        groups, host = self._permuted(e.groups), self._permuted(e.host_emb)
-        first = torch.arange(frame.k, device=self.order.device)
-        positives = torch.where(frame.known[:, None], first, -1)
-        contrasts, _ = contrast_images(
-            frame.sorted_acts, self.image_emb, positives, groups=groups, host_emb=host, **e.rule.as_arguments()
-        )
-        return e.but(
-            acts=frame.sorted_acts,
-            image_emb=self.image_emb,
-            positive_ids=positives,
-            contrast_ids=contrasts,
-            groups=groups,
-            host_emb=host,
-            concepts=self._permuted(e.concepts),
-        )
+        """The evidence with permuted activations, mined anew by the functions that mined the units: exact and slow."""
+        e = self.frame.evidence
+        more = {"host_emb": e.host_emb, "concepts": e.concepts, "template_emb": e.template_emb}
+        acts = self.frame.sorted_acts[self.rank]
+        return Evidence.mined(acts, e.image_emb, e.label_emb, self.frame.k, e.rule, e.groups, **more)
 
-    @cached_property
-    def contrasts(self) -> tuple[Int[Tensor, "k ranges"], Int[Tensor, "units"]]:
-        """For each positive and each range of candidate ranks that occurs: the rank of its contrast, -1 if none.
+    def first(self, fills: Int[Tensor, "fills"], k: int) -> Int[Tensor, "fills k"]:
+        """The first k images of units above their lowest on so many: by rank, then the lowest ids of the others."""
+        ids = torch.arange(k, device=self.order.device)
+        free = torch.where(self.rank[:k] >= fills[:, None], ids, k).sort(dim=1).values  # never more than k are needed
+        tail = free.gather(1, (ids - fills[:, None]).clamp(min=0))
+        return torch.where(ids < fills[:, None], self.order[:k], tail)
 
-        The second tensor is each unit's column. Needs a rule whose candidates depend on ranks alone (`by_rank`).
+    def contrasts(self, ids: Int[Tensor, "images"]) -> Int[Tensor, "images ranges"]:
+        """The contrast (image id) of each given image for each run of candidate ranks that occurs; -1 if none.
+
+        Needs a rule whose candidates depend on ranks alone (`by_rank`).
         """
-        frame = self.frame
-        cosines = self.image_emb[: frame.k] @ self.image_emb.T
-        cosines.fill_diagonal_(-torch.inf)
-        groups = self._permuted(frame.evidence.groups)
-        if groups is not None:
-            cosines.masked_fill_(groups[: frame.k, None] == groups, -torch.inf)
-        ranges, column = torch.stack(frame.ranges, dim=1).unique(dim=0, return_inverse=True)
+        frame, e = self.frame, self.frame.evidence
+        ranges, _ = frame.ranges
+        cosines = e.image_emb[ids] @ e.image_emb.T
+        own = ids[:, None] == torch.arange(frame.images, device=ids.device)
+        if e.groups is not None:
+            own = own | (e.groups[ids, None] == e.groups)
+        cosines = cosines.masked_fill_(own, -torch.inf)[:, self.order]
         if bool((ranges[:, 1] == frame.images).all()):  # candidates are the weakest images: running maxima do it
             best, rank = cosines.flip(1).cummax(dim=1)
             start = (frame.images - 1 - ranges[:, 0]).clamp(min=0)
             found = frame.images - 1 - rank[:, start]
             none = (ranges[:, 0] >= frame.images) | (best[:, start] == -torch.inf)
-            return found.masked_fill(none, -1), column
-        found = torch.full((frame.k, len(ranges)), -1, device=cosines.device)
+            return self.order[found].masked_fill(none, -1)
+        out = torch.full((len(ids), len(ranges)), -1, device=cosines.device)
         for i, (first, last) in enumerate(ranges.tolist()):
             if first < last:
                 best, rank = cosines[:, first:last].max(dim=1)
-                found[:, i] = (rank + first).masked_fill(best == -torch.inf, -1)
-        return found, column
-
-    def _permuted(self, rows: Tensor | None) -> Tensor | None:
-        return None if rows is None else rows[self.order]
+                out[:, i] = self.order[rank + first].masked_fill(best == -torch.inf, -1)
+        return out
 
 
 def by_rank(evidence: Evidence) -> bool:

@@ -1,0 +1,163 @@
+"""saelab's own scorer: what a unit does over all images and what sets its positives apart, in one currency.
+
+Both kinds of evidence are counted in standard deviations under chance (the unit's activations dealt out to the images
+at random), so that they can be added: many images make the whole set speak louder, few leave the word to the pairs.
+docs/scorers.md derives the parts, says what was chosen on what data, and shows where other scorers are better.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from saelab.columns import Acts, Columns, blocks, part, shape
+from saelab.errors import UserError
+from saelab.label.assign.checks import similarities
+from saelab.label.mine.status import column_means
+
+CAUTION = 0.5  # standard errors that a correlation is lowered by
+
+
+def contrast_evidence(
+    acts: Acts,
+    image_emb: Float[Tensor, "images d_text"],
+    label_emb: Float[Tensor, "labels d_text"],
+    positive_ids: Int[Tensor, "units k"],
+    contrast_ids: Int[Tensor, "units k"],
+    valid: Bool[Tensor, "units k"] | None = None,
+) -> Float[Tensor, "units labels"]:
+    """Evidence that a unit responds to what a label names: whole-set correlation plus paired contrast.
+
+    With z the similarities <image, label> standardised per label over the images, a label's membership is read twice:
+    graded, z^3, which lets a broad label stand beside the narrow ones that it covers; and in competition,
+    softmax_labels(z), in which a label has to explain an image better than the others do. Then
+
+        score = mean over both readings m of sqrt(images) (r(a, m) - se / 2)  +  sum_k (z[p_k] - z[n_k]) / sqrt(2 k)
+
+    r is Pearson's, over all images; se^2 = sum x^2 y^2 - r^2 / images (x, y: the centred columns of unit length) is
+    its sampling variance whatever the distributions, large where few images carry the correlation; p_k and n_k are
+    the k positives and their contrasts. Each term has unit variance under chance, or less.
+
+    positive_ids, contrast_ids: from `mine.top_images` and `mine.contrast_images`, -1 where there is none. valid:
+    False leaves a pair out; a unit without a pair is scored by the whole set alone. NaN for units that are constant
+    or not finite, and for labels equally like every image. A label's score depends on the vocabulary (competition)
+    but not on the other units; neither a unit's scale nor an offset matters.
+    Raises UserError where sizes do not fit.
+    """
+    acts, sims = similarities(acts, image_emb, label_emb)
+    return contrast_evidence_rows(acts, sims, positive_ids, contrast_ids, valid)(slice(None))
+
+
+def contrast_evidence_rows(
+    acts: Acts,
+    sims: Float[Tensor, "images labels"],
+    positive_ids: Int[Tensor, "units k"],
+    contrast_ids: Int[Tensor, "units k"],
+    valid: Bool[Tensor, "units k"] | None = None,
+) -> Callable[[slice], Float[Tensor, "some labels"]]:
+    """`contrast_evidence` for a slice of units at a time, given the similarities."""
+    _check(acts, positive_ids, contrast_ids, valid)
+    there = (positive_ids >= 0) & (contrast_ids >= 0)
+    there = there if valid is None else there & valid
+    z, constant = standard(sims)
+    columns = memberships(z)
+    means = column_means(acts)
+
+    def rows(units: slice) -> Float[Tensor, "some labels"]:
+        some = part(acts, units)
+        total = paired(z, positive_ids[units], contrast_ids[units], there[units])
+        for reading in columns:
+            total += whole(some, means[units], reading) / len(columns)
+        return total.masked_fill_(constant, torch.nan)
+
+    return rows
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reading of the labels' memberships, ready for correlations."""
+
+    values: Float[Tensor, "images labels"]  # centred columns of unit length
+    squares: Float[Tensor, "images labels"]
+
+
+def standard(sims: Float[Tensor, "images labels"]) -> tuple[Float[Tensor, "images labels"], Bool[Tensor, "labels"]]:
+    """Similarities less their label's mean over its standard deviation, and which labels have none (their z is 0)."""
+    centred = sims - sims.mean(dim=0)
+    spread = centred.pow(2).mean(dim=0).sqrt()
+    constant = spread <= 1e-6 * sims.pow(2).mean(dim=0).sqrt()
+    return centred.div_(spread.masked_fill(constant, torch.inf)), constant
+
+
+def memberships(z: Float[Tensor, "images labels"]) -> tuple[Reading, Reading]:
+    """Both readings of the labels' memberships: graded and in competition."""
+    return _reading(z.pow(3)), _reading(z.softmax(dim=1))
+
+
+def paired(
+    z: Float[Tensor, "images labels"],
+    positive_ids: Int[Tensor, "some k"],
+    contrast_ids: Int[Tensor, "some k"],
+    valid: Bool[Tensor, "some k"],
+) -> Float[Tensor, "some labels"]:
+    """Evidence of the pairs: sum (z[p] - z[n]) / sqrt(2 pairs), of variance 1 where images are drawn at random."""
+    weight = valid / (2 * valid.sum(dim=1, keepdim=True).clamp(min=1)).sqrt()
+    ids = torch.cat([positive_ids, contrast_ids], dim=1).clamp(min=0)
+    return embedding_bag(ids, z, mode="sum", per_sample_weights=torch.cat([weight, -weight], dim=1).to(z.dtype))
+
+
+def whole(acts: Acts, means: Float[Tensor, "some"], reading: Reading) -> Float[Tensor, "some labels"]:
+    """Evidence of the whole set: sqrt(images) (r - CAUTION se); NaN for constant units."""
+    if isinstance(acts, Columns):
+        return _cautious(*_against_sparse(acts, means, reading), acts.images)
+    parts = [_cautious(*_against_dense(block, means[at], reading), len(block)) for at, block in blocks(acts)]
+    return torch.cat(parts) if parts else reading.values.new_zeros(0, reading.values.shape[1])
+
+
+def _reading(columns: Float[Tensor, "images labels"]) -> Reading:
+    columns -= columns.mean(dim=0)
+    columns /= columns.norm(dim=0).clamp(min=torch.finfo(columns.dtype).tiny)
+    return Reading(columns, columns.square())
+
+
+def _cautious(
+    r: Float[Tensor, "some labels"], spread: Float[Tensor, "some labels"], images: int
+) -> Float[Tensor, "some labels"]:
+    se = (spread - r.square() / images).clamp_(min=0).sqrt_()
+    return (r - CAUTION * se) * math.sqrt(images)
+
+
+def _against_dense(
+    acts: Float[Tensor, "images some"], means: Float[Tensor, "some"], reading: Reading
+) -> tuple[Tensor, Tensor]:
+    x = (acts - means).to(reading.values.dtype)
+    flat = acts.amin(dim=0) == acts.amax(dim=0)
+    x /= x.norm(dim=0).masked_fill(flat, torch.nan)
+    return x.T @ reading.values, x.square().T @ reading.squares
+
+
+def _against_sparse(acts: Columns, means: Float[Tensor, "some"], reading: Reading) -> tuple[Tensor, Tensor]:
+    """From stored entries: columns of `values` sum to 0 and of `squares` to 1, so a constant can be added freely."""
+    owner, unstored = acts.unit_of_entry, acts.images - acts.counts
+    centred = acts.values - means[owner]
+    squared = acts.total(centred.square()) + unstored * means.square()
+    flat = acts.total(acts.values != 0) == 0
+    if bool((unstored == 0).any()):
+        flat |= squared <= 1e-12 * acts.images * means.square()
+    squared = squared.masked_fill(flat, torch.nan)
+    r = acts.product(acts.values / squared.sqrt()[owner], reading.values)
+    shifted = (centred.square() - means.square()[owner]) / squared[owner]
+    return r, acts.product(shifted, reading.squares) + (means.square() / squared).to(r.dtype)[:, None]
+
+
+def _check(acts: Acts, positive_ids: Tensor, contrast_ids: Tensor, valid: Tensor | None) -> None:
+    units = shape(acts)[1]
+    if positive_ids.ndim != 2 or len(positive_ids) != units:
+        raise UserError("positive_ids", tuple(positive_ids.shape), f"expected [units, k] for {units} units")
+    for name, tensor in (("contrast_ids", contrast_ids), ("valid", valid)):
+        if tensor is not None and tensor.shape != positive_ids.shape:
+            raise UserError(name, tuple(tensor.shape), f"expected [units, k] = {tuple(positive_ids.shape)}")

@@ -1,0 +1,139 @@
+"""Null percentiles: the short cuts equal the scorers on permuted evidence, and noise is uniform under them."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from saelab.label import assign, mine
+from saelab.label.assign.registry import SCORERS
+from saelab.label.nulls import null_percentile, null_percentiles
+from saelab.label.nulls.families import family, others_logsumexp, whole
+from saelab.label.nulls.frame import Draw, Frame
+
+CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps") and n != "linear_explanations"]
+
+
+def world(images=150, units=24, labels=30, d=16, seed=0):
+    """Units of all kinds: sparse, dense, signed, rare, constant, with groups of near-duplicates."""
+    g = torch.Generator().manual_seed(seed)
+    emb = normalize(torch.randn(images, d, generator=g), dim=1)
+    acts = torch.rand(images, units, generator=g) * (torch.rand(images, units, generator=g) < 0.15)
+    acts[:, 1] = torch.randn(images, generator=g)
+    acts[:, 2] = torch.rand(images, generator=g) + 1
+    acts[:, 3] = 0
+    acts[:, 4] = 2.5
+    acts[:, 5] = 0
+    acts[7, 5] = 1.0
+    acts[3, 6] = torch.nan
+    more = {"concepts": torch.rand(images, labels, generator=g) < 0.3}
+    groups = torch.arange(images) // 2
+    return acts, emb, normalize(torch.randn(labels, d, generator=g), dim=1), groups, more
+
+
+@pytest.mark.parametrize("rule", ["below_mean", "zero", "below_quantile"])
+@pytest.mark.parametrize("name", [n for n in CLOSED if "wpmi" not in n and n != "rank_reorder"])
+def test_short_cuts_equal_the_scorer_on_permuted_evidence(name, rule):
+    acts, emb, txt, groups, more = world()
+    evidence = assign.Evidence.mined(acts, emb, txt, 8, mine.ContrastRule(rule), groups, **more)
+    frame = Frame(evidence, block=5)
+    short, plain = family(SCORERS[name], frame), whole(SCORERS[name])
+    g = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        draw = Draw(frame, torch.randperm(frame.images, generator=g))
+        for block in frame.blocks:
+            a, b = short(draw, block), plain(draw, block)
+            assert torch.equal(a.isnan(), b.isnan())
+            assert torch.allclose(a, b, atol=2e-6, equal_nan=True)
+
+
+def test_the_frame_permutes_one_unit_as_permuting_its_column_would():
+    """The sorted frame against the plain thing: permute a unit's activations over images, mine, score."""
+    acts, emb, txt, _, _ = world()
+    acts = acts[:, [0, 2, 8]]
+    evidence = assign.Evidence.mined(acts, emb, txt, 8)
+    frame = Frame(evidence)
+    order = torch.randperm(len(emb), generator=torch.Generator().manual_seed(4))
+    for name in ("csp", "pearson", "cos_cubed", "semanticlens"):
+        best = family(SCORERS[name], frame)
+        for block in frame.blocks:
+            for unit, found in zip(block.units.tolist(), best(Draw(frame, order), block), strict=True):
+                moved = torch.empty_like(acts[:, [unit]])
+                moved[order, 0] = acts[:, unit].sort(descending=True, stable=True).values
+                (scores,) = assign.score([name], assign.Evidence.mined(moved, emb, txt, 8)).values()
+                assert float(scores.max()) == pytest.approx(float(found), abs=2e-6)
+
+
+@pytest.mark.parametrize("name", ["soft_wpmi", "wpmi"])
+def test_wpmi_keeps_the_other_units_as_they_are(name):
+    acts, emb, txt, _, _ = world(images=120, units=10)
+    acts = acts[:, [0, 1, 2, 7, 8, 9]]
+    evidence = assign.Evidence.mined(acts, emb, txt, 8)
+    frame = Frame(evidence)
+    order = torch.randperm(len(emb), generator=torch.Generator().manual_seed(4))
+    best = family(SCORERS[name], frame)
+    for block in frame.blocks:
+        for unit, found in zip(block.units.tolist(), best(Draw(frame, order), block), strict=True):
+            moved = acts.clone()
+            moved[order, unit] = acts[:, unit].sort(descending=True, stable=True).values
+            (scores,) = assign.score([name], assign.Evidence.mined(moved, emb, txt, 8)).values()
+            assert float(scores[unit].max()) == pytest.approx(float(found), abs=1e-4)
+
+
+def test_others_logsumexp_where_one_unit_is_nearly_everything():
+    ll = torch.tensor([[0.0, -50.0], [-40.0, -3.0], [-41.0, -2.0], [float("nan")] * 2])
+    expected = [
+        [math.log(math.exp(-40) + math.exp(-41)), math.log(math.exp(-3) + math.exp(-2))],
+        [0.0, -2.0],
+        [0.0, -3.0],
+    ]
+    assert torch.allclose(others_logsumexp(ll)[:3], torch.tensor(expected), atol=1e-5)
+
+
+def test_dense_and_csr_agree():
+    acts, emb, txt, groups, more = world()
+    names = ["csp", "pearson", "cos_cubed", "soft_wpmi", "invert"]
+    dense = null_percentiles(names, assign.Evidence.mined(acts, emb, txt, 8, groups=groups, **more), n=20)
+    csr = null_percentiles(names, assign.Evidence.mined(acts.to_sparse_csr(), emb, txt, 8, groups=groups, **more), n=20)
+    for name in names:
+        assert torch.equal(dense[name].isnan(), csr[name].isnan())
+        assert (dense[name] - csr[name]).abs().nan_to_num().max() <= 0.05  # one draw may lie within rounding
+        assert bool(dense[name][6].isnan())  # not finite
+
+
+@pytest.mark.parametrize("name", ["csp", "semanticlens", "pearson", "cos_cubed", "wpmi", "clip_dissect_neurolens"])
+def test_noise_is_uniform(name):
+    """5 % of units of pure noise exceed 0.95, and their percentiles are even, whatever their sparsity."""
+    found = []
+    for seed in range(6):
+        g = torch.Generator().manual_seed(seed)
+        emb = normalize(torch.randn(120, 12, generator=g) + 1.0, dim=1)
+        txt = normalize(torch.randn(40, 12, generator=g), dim=1)
+        rate = torch.linspace(0.1, 1.0, 250)
+        acts = torch.rand(120, 250, generator=g) * (torch.rand(120, 250, generator=g) < rate)
+        found.append(null_percentile(name, assign.Evidence.mined(acts, emb, txt, 10), n=200, seed=seed + 50))
+    share = torch.cat(found)
+    assert not bool(share.isnan().any())
+    # The 200 draws are common to all units: the share above 0.95 has a standard deviation near 0.009 over 6 seeds.
+    assert float((share > 0.95).float().mean()) == pytest.approx(0.05, abs=0.027)
+    assert float((share > 0.5).float().mean()) == pytest.approx(0.5, abs=0.06)
+
+
+def test_planted_units_stand_out_and_seeds_repeat():
+    g = torch.Generator().manual_seed(0)
+    txt = normalize(torch.randn(40, 24, generator=g), dim=1)
+    truth = torch.arange(200) % 20
+    emb = normalize(txt[truth] + 0.3 * torch.randn(200, 24, generator=g) / 24**0.5, dim=1)
+    acts = torch.stack([(truth == l).float() * (1 + torch.rand(200, generator=g)) for l in range(10)], dim=1)
+    evidence = assign.Evidence.mined(acts, emb, txt, 5)
+    for name in ("csp", "pearson", "semanticlens", "cos_cubed"):
+        first = null_percentile(name, evidence, n=100, seed=3)
+        assert float(first.min()) > 0.97
+        assert torch.equal(first, null_percentile(name, evidence, n=100, seed=3))
+
+
+def test_scorers_without_pooled_activations_have_no_null():
+    acts, emb, txt, _, _ = world()
+    evidence = assign.Evidence.mined(acts, emb, txt, 8, decoder=torch.randn(24, 16))
+    assert bool(null_percentile("decoder_direction", evidence, n=2).isnan().all())

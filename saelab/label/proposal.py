@@ -147,10 +147,11 @@ def summary(proposals: Sequence[Proposal], units: Sequence[int]) -> dict[str, An
 def read(folder: Path | str) -> list[Proposal]:
     """The proposals of a folder, in the order of its file (the last row of a unit counts). Missing: UserError."""
     rows = {row["unit"]: row for row in artifacts.read_jsonl(Path(folder) / "proposals.jsonl")}
-    return [_from_row(row) for row in rows.values()]
+    return [from_row(row) for row in rows.values()]
 
 
-def _from_row(row: dict[str, Any]) -> Proposal:
+def from_row(row: dict[str, Any]) -> Proposal:
+    """The proposal that a line of proposals.jsonl holds. Raises UserError for fields that it doesn't know."""
     known = {f.name for f in dataclasses.fields(Proposal)}
     if extra := set(row) - known:
         raise UserError("proposals.jsonl", ", ".join(sorted(extra)), "unknown fields", "delete the folder")

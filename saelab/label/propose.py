@@ -17,7 +17,6 @@ contrast), `shuffled_contrast` (another unit's contrasts: the ablation that show
 
 import dataclasses
 import hashlib
-import json
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,7 +28,8 @@ from tqdm import tqdm
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.label.proposal import MODES, Case, Estimate, Exemplars, HeatMap, Proposal, Proposer, read, summary
+from saelab.label.ledger import Ledger
+from saelab.label.proposal import MODES, Case, Estimate, Exemplars, HeatMap, Proposal, Proposer, from_row, read, summary
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -187,22 +187,16 @@ def run(
     stops the proposer itself (no server, a refused key); what had been answered until then is on disk.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = _recipe(proposer, exemplars, images, mode, seed)
-    file = folder / "proposals.jsonl"
-    kept = _resume(folder, file, recipe)
+    ledger = Ledger(folder, "proposals", _recipe(proposer, exemplars, images, mode, seed))
+    kept = {unit: from_row(row) for unit, row in ledger.kept.items()}
     cases = [build_case(exemplars, images, u, mode, seed, proposer.shown, heat) for u in dict.fromkeys(units)]
     todo = [case for case in cases if case.unit not in kept]
     found: dict[int, Proposal] = {}
-    with (
-        file.open("a", encoding="utf-8") as out,
-        tqdm(total=len(todo), desc=proposer.name, disable=not progress) as bar,
-    ):
+    with tqdm(total=len(todo), desc=proposer.name, disable=not progress) as bar:
 
         def keep(proposal: Proposal) -> None:
             found[proposal.unit] = proposal
-            out.write(json.dumps(artifacts.plain(proposal), ensure_ascii=False) + "\n")
-            out.flush()
+            ledger.add(proposal)
             bar.update()
 
         for case in todo:
@@ -213,26 +207,11 @@ def run(
         for proposal in proposer.propose(allowed, folder):
             keep(proposal)
     rows = sorted({**kept, **found}.values(), key=lambda p: p.unit)
-    artifacts.write_jsonl(file, rows)
-    artifacts.write_json(folder / "proposals.json", {"recipe": recipe, "summary": summary(rows, units)})
+    ledger.close(summary(rows, units))
     wanted = set(units)
     rows = [p for p in rows if p.unit in wanted]
     _refuse_total_failure([p for p in rows if p.status != "no_positives"])
     return rows
-
-
-def _resume(folder: Path, file: Path, recipe: dict[str, Any]) -> dict[int, Proposal]:
-    """Rows to keep, by unit; a line that a kill cut off is taken out of the file."""
-    header = folder / "proposals.json"
-    if header.exists() and artifacts.read_json(header)["recipe"] != artifacts.plain(recipe):
-        raise UserError("folder", folder, "holds proposals of another recipe", "give these a folder of their own")
-    if not header.exists():
-        artifacts.write_json(header, {"recipe": recipe})
-    if not file.exists():
-        return {}
-    kept = {p.unit: p for p in read(folder) if p.status != "failed"}
-    artifacts.write_jsonl(file, list(kept.values()))
-    return kept
 
 
 def _recipe(proposer: Proposer, exemplars: Exemplars, images: "ImageSet", mode: str, seed: int) -> dict[str, Any]:

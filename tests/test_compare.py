@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from comparison_example import PATH, example
 
 from saelab.compare import Basis, Settings, Setup, compare, finish, write
-from saelab.compare.comparison import label_use
+from saelab.compare.describe import label_use
 from saelab.compare.inputs import check, selected
-from saelab.compare.validity import SETTINGS, bases, check_planted, check_run
+from saelab.compare.validity import SETTINGS, bases, check_planted
 from saelab.errors import UserError
 
 SETUP = Setup("resnet", "layer4", "abc", "s1", "max", "positive", 30, "conse", "conse", "v1")
@@ -289,22 +289,24 @@ def test_the_example_is_what_compare_writes_today():
     assert stored["conclusion"] == fresh["conclusion"]
 
 
-def test_a_basis_against_itself_and_shuffled_labels_show_nothing():
-    reports = check_run(bases(0, 0.2))
+def test_every_comparison_checks_itself():
+    reports = compare(bases(0, 0.2), SETTINGS)["validity"]
     assert [report["check"] for report in reports] == [
-        "neurons against itself",
         "features against itself",
-        "shuffled labels",
+        "neurons against itself",
+        "shuffled labels of features against neurons",
     ]
-    assert all(report["passed"] for report in reports), reports
+    assert all(report["passed"] and report["detail"] == "no difference" for report in reports), reports
 
 
-def test_the_check_of_shuffled_labels_can_fail():
-    given = bases(0, 0.3)
+def test_shuffled_labels_that_are_not_shuffled_are_found_out():
     leaky = [
-        dataclasses.replace(b, rows=[row | {"shuffled": row["final"]} for row in b.rows], _known={}) for b in given
+        dataclasses.replace(b, rows=[row | {"shuffled": row["final"]} for row in b.rows], _known={})
+        for b in bases(0, 0.3)
     ]
-    assert not check_run(leaky)[-1]["passed"]
+    result = compare(leaky, SETTINGS)
+    assert not result["validity"][-1]["passed"]
+    assert any("check of the comparison itself failed: shuffled labels" in line for line in result["cautions"])
 
 
 @pytest.mark.slow

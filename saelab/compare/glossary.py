@@ -108,3 +108,5 @@ METRICS = {
         "How far apart are the two groups into which the strongest images fall best? Lower is better.",
     ),
 }
+
+FAITHFUL = [name for name, metric in METRICS.items() if metric.family == "faithfulness"]

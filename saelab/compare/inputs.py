@@ -8,12 +8,14 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from saelab.compare.glossary import METRICS
 from saelab.errors import UserError
 from saelab.evaluate import over_all
 
 Counting = Literal["all", "labelled"]
+Index = Int[np.ndarray, "some"]  # of units
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def check(bases: Sequence[Basis]) -> None:
             raise UserError("group", group, "mixes kinds of bases", "a group is the seeds of one recipe")
 
 
-def selected(basis: Basis, settings: Settings) -> np.ndarray:
+def selected(basis: Basis, settings: Settings) -> Index:
     """Indices of the units that pass the rule, ascending (int64)."""
     keep = np.flatnonzero(np.isin(basis.statuses, settings.keep))
     if settings.strongest is None or len(keep) <= settings.strongest:
@@ -144,6 +146,30 @@ def rule(settings: Settings) -> str:
         text
         + f", of those the {settings.strongest} with the strongest activations; all others are counted and left out."
     )
+
+
+def values_of(
+    group: Sequence[Basis], units: Sequence[Index], metric: str, counting: Counting, scorer: str | None = None
+) -> list[Float[np.ndarray, "units"]]:
+    """A metric on the chosen units of each basis, units without a number left out."""
+    found = []
+    for basis, index in zip(group, units):
+        faithful = METRICS[metric].family == "faithfulness"
+        values = (basis.faithfulness(metric, counting, scorer) if faithful else basis.column(metric))[index]
+        found.append(values[np.isfinite(values)])
+    return found
+
+
+def mean_of(values: np.ndarray) -> float | None:
+    """Mean of the finite values; None where there is none."""
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    return float(finite.mean()) if len(finite) else None
+
+
+def scorers_of(bases: Sequence[Basis]) -> list[str]:
+    """Names of all scorers whose labels were evaluated, sorted."""
+    return sorted({name for basis in bases for row in basis.rows for name in row["by_scorer"]})
 
 
 def _floats(values: Sequence[float | None]) -> Float[np.ndarray, "units"]:

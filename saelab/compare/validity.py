@@ -1,4 +1,4 @@
-"""Does the comparison itself tell the truth? Checks on worlds whose answer is planted, and on the bases of a run.
+"""Does the comparison itself tell the truth? Checks on worlds whose answer is planted.
 
 `python -m saelab.compare.validity --worlds 100` runs the planted checks and prints one JSON line each.
 """
@@ -142,23 +142,6 @@ def check_planted(worlds: int = 100, gain: float = 0.2) -> Iterator[dict[str, An
     settings = dataclasses.replace(SETTINGS, scorer="shuffled")
     alarms = sum(_faithful(bases(seed, gain), settings) != "none" for seed in range(worlds))
     yield _report("shuffled labels", alarms, worlds, alarms <= FALSE_ALARMS * worlds, f"{alarms} false alarms")
-
-
-def check_run(given: Sequence[Basis], settings: Settings = SETTINGS) -> list[dict[str, Any]]:
-    """Checks on a run's own bases: each group against itself shows no difference; with shuffled labels the correlations
-    (which don't depend on how common a label is) tell no real basis from another.
-    """
-    found = []
-    for group in dict.fromkeys(basis.group for basis in given if not basis.control):
-        members = [basis for basis in given if basis.group == group]
-        twins = [dataclasses.replace(b, name=f"{b.name} again", group=f"{group} again") for b in members]
-        calls = _calls(compare([*members, *twins], settings))
-        found.append(_report(f"{group} against itself", len(calls), 1, not calls, ", ".join(calls) or "no difference"))
-    if len({basis.group for basis in given if not basis.control}) > 1:
-        result = compare(given, dataclasses.replace(settings, scorer="shuffled"))
-        calls = [name for name in _calls(result) if name in ("caption_r", "truth_r", "scs")]
-        found.append(_report("shuffled labels", len(calls), 1, not calls, ", ".join(calls) or "no difference"))
-    return found
 
 
 def _faithful(given: Sequence[Basis], settings: Settings = SETTINGS) -> str:

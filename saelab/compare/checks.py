@@ -1,0 +1,56 @@
+"""Checks that every comparison makes on its own bases; what they find is in the result."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from saelab.compare.inputs import Basis, Index, Settings
+from saelab.compare.pairs import compare_groups, correct, decide
+
+CORRELATIONS = ("caption_r", "truth_r", "scs")  # with shuffled labels these don't depend on how common a label is
+
+
+def own_checks(
+    groups: Mapping[str, Sequence[Basis]], kept: Mapping[str, Index], settings: Settings
+) -> list[dict[str, Any]]:
+    """Each real group against itself must show no difference, and neither must shuffled labels between real groups.
+
+    The second looks at correlations only and is a test at `settings.alpha`: it fails by luck in that share of runs.
+    """
+    real = [members for members in groups.values() if not members[0].control]
+    reports = [
+        _report(f"{members[0].group} against itself", _calls(members, members, kept, settings)) for members in real
+    ]
+    for a, b in itertools.combinations(real, 2):
+        dealt = [[dataclasses.replace(basis, scorer="shuffled") for basis in side] for side in (a, b)]
+        found = _calls(dealt[0], dealt[1], kept, settings, CORRELATIONS)
+        reports.append(_report(f"shuffled labels of {a[0].group} against {b[0].group}", found))
+    return reports
+
+
+def _calls(
+    a: Sequence[Basis],
+    b: Sequence[Basis],
+    kept: Mapping[str, Index],
+    settings: Settings,
+    metrics: Sequence[str] | None = None,
+) -> list[str]:
+    """Metrics in which the two groups are said to differ, counting all."""
+    rows = [
+        row
+        for row in compare_groups(a, b, kept, "all", settings)["results"]
+        if row["counting"] == "all" and (metrics is None or row["metric"] in metrics)
+    ]
+    correct(rows)
+    for row in rows:
+        decide(row, settings.alpha)
+    return [row["metric"] for row in rows if row["verdict"] != "none"]
+
+
+def _report(check: str, calls: Sequence[str]) -> dict[str, Any]:
+    return {
+        "check": check,
+        "passed": not calls,
+        "detail": f"differs in {', '.join(calls)}" if calls else "no difference",
+    }

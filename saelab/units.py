@@ -223,7 +223,8 @@ def pooled(
         while start < len(offsets) - 1:
             stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + at_once, side="right")) - 1)
             stop = min(stop, len(offsets) - 1)
-            raw = np.asarray(cache.tokens[offsets[start] : offsets[stop]], dtype=np.float32)
+            # A copy: the map is read-only, and pooling works in place.
+            raw = np.array(cache.tokens[offsets[start] : offsets[stop]], dtype=np.float32)
             tokens = project(torch.from_numpy(raw)).float()
             if signed == "split":
                 tokens = torch.cat([tokens, -tokens], dim=1)

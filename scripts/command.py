@@ -22,7 +22,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         def guarded(cfg: DictConfig) -> None:
             logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
             logging.getLogger("saelab").setLevel(logging.INFO)
-            warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support.*")
+            warnings.filterwarnings("ignore", message=".*Sparse (CSR tensor support|invariant checks).*")
             try:
                 main(cfg)
             except UserError as error:

@@ -3,6 +3,7 @@
 `SCORERS` adapts them to one call for the pipeline: `score(names, evidence)` or `rankings(names, evidence)`.
 """
 
+from saelab.label.assign.combined import contrast_evidence
 from saelab.label.assign.contrastive import (
     centred_mean,
     csp,
@@ -30,6 +31,7 @@ __all__ = [
     "Scorer",
     "centred_mean",
     "clip_dissect_neurolens",
+    "contrast_evidence",
     "cos_cubed",
     "cosine",
     "csp",

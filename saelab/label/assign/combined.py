@@ -17,7 +17,7 @@ from torch.nn.functional import embedding_bag
 from saelab.columns import Acts, Columns, blocks, part, shape
 from saelab.errors import UserError
 from saelab.label.assign.checks import similarities
-from saelab.label.mine.status import column_means
+from saelab.label.mine.status import column_means, extremes
 
 CAUTION = 0.5  # standard errors that a correlation is lowered by
 
@@ -36,11 +36,12 @@ def contrast_evidence(
     graded, z^3, which lets a broad label stand beside the narrow ones that it covers; and in competition,
     softmax_labels(z), in which a label has to explain an image better than the others do. Then
 
-        score = mean over both readings m of sqrt(images) (r(a, m) - se / 2)  +  sum_k (z[p_k] - z[n_k]) / sqrt(2 k)
+        score = mean over both readings m of sqrt(images) (r(f, m) - se / 2)  +  sum_k (z[p_k] - z[n_k]) / sqrt(2 k)
 
-    r is Pearson's, over all images; se^2 = sum x^2 y^2 - r^2 / images (x, y: the centred columns of unit length) is
-    its sampling variance whatever the distributions, large where few images carry the correlation; p_k and n_k are
-    the k positives and their contrasts. Each term has unit variance under chance, or less.
+    f = relu(a - mean - sd) is by how much the unit fires clearly (`excess`); r is Pearson's, over all images;
+    se^2 = sum x^2 y^2 - r^2 / images (x, y: the centred columns of unit length) is its sampling variance whatever the
+    distributions, large where few images carry the correlation; p_k and n_k are the k positives and their contrasts.
+    Under chance each term has a variance of about 1, and of less where contrasts are much like their positives.
 
     positive_ids, contrast_ids: from `mine.top_images` and `mine.contrast_images`, -1 where there is none. valid:
     False leaves a pair out; a unit without a pair is scored by the whole set alone. NaN for units that are constant
@@ -65,13 +66,13 @@ def contrast_evidence_rows(
     there = there if valid is None else there & valid
     z, constant = standard(sims)
     columns = memberships(z)
-    means = column_means(acts)
+    base = baseline(acts)
 
     def rows(units: slice) -> Float[Tensor, "some labels"]:
         some = part(acts, units)
         total = paired(z, positive_ids[units], contrast_ids[units], there[units])
         for reading in columns:
-            total += whole(some, means[units], reading) / len(columns)
+            total += whole(some, base[units], reading) / len(columns)
         return total.masked_fill_(constant, torch.nan)
 
     return rows
@@ -110,12 +111,29 @@ def paired(
     return embedding_bag(ids, z, mode="sum", per_sample_weights=torch.cat([weight, -weight], dim=1).to(z.dtype))
 
 
-def whole(acts: Acts, means: Float[Tensor, "some"], reading: Reading) -> Float[Tensor, "some labels"]:
-    """Evidence of the whole set: sqrt(images) (r - CAUTION se); NaN for constant units."""
+def whole(acts: Acts, base: Float[Tensor, "some"], reading: Reading) -> Float[Tensor, "some labels"]:
+    """Evidence of the whole set: sqrt(images) (r - CAUTION se) of relu(a - base); NaN for constant units."""
     if isinstance(acts, Columns):
-        return _cautious(*_against_sparse(acts, means, reading), acts.images)
-    parts = [_cautious(*_against_dense(block, means[at], reading), len(block)) for at, block in blocks(acts)]
+        return _cautious(*_against_sparse(acts, base, reading), acts.images)
+    parts = [_cautious(*_against_dense(block, base[at], reading), len(block)) for at, block in blocks(acts)]
     return torch.cat(parts) if parts else reading.values.new_zeros(0, reading.values.shape[1])
+
+
+def baseline(acts: Acts) -> Float[Tensor, "units"]:
+    """Above what a unit fires clearly: its mean plus one standard deviation, in float64.
+
+    Where the largest activation is within two of them (units that saturate, or fire on half of the images), halfway
+    from the mean to it, so that something is always above.
+    """
+    means = column_means(acts)
+    if isinstance(acts, Columns):
+        deviations = acts.total((acts.values - means[acts.unit_of_entry]).square())
+        variance = (deviations + (acts.images - acts.counts) * means.square()) / acts.images
+    else:
+        spreads = [(block - means[at]).square().mean(dim=0) for at, block in blocks(acts)]
+        variance = torch.cat(spreads) if spreads else means
+    _, largest = extremes(acts)
+    return means + torch.minimum(variance.sqrt(), (largest - means) / 2)
 
 
 def _reading(columns: Float[Tensor, "images labels"]) -> Reading:
@@ -132,26 +150,30 @@ def _cautious(
 
 
 def _against_dense(
-    acts: Float[Tensor, "images some"], means: Float[Tensor, "some"], reading: Reading
+    acts: Float[Tensor, "images some"], base: Float[Tensor, "some"], reading: Reading
 ) -> tuple[Tensor, Tensor]:
-    x = (acts - means).to(reading.values.dtype)
-    flat = acts.amin(dim=0) == acts.amax(dim=0)
-    x /= x.norm(dim=0).masked_fill(flat, torch.nan)
+    x = (acts - base).clamp_(min=0)
+    x -= x.mean(dim=0)
+    norm = x.norm(dim=0)
+    x = x.div_(norm.masked_fill(norm == 0, torch.nan)).to(reading.values.dtype)
     return x.T @ reading.values, x.square().T @ reading.squares
 
 
-def _against_sparse(acts: Columns, means: Float[Tensor, "some"], reading: Reading) -> tuple[Tensor, Tensor]:
-    """From stored entries: columns of `values` sum to 0 and of `squares` to 1, so a constant can be added freely."""
+def _against_sparse(acts: Columns, base: Float[Tensor, "some"], reading: Reading) -> tuple[Tensor, Tensor]:
+    """From stored entries; every unstored image has the entry relu(-base).
+
+    Columns of `values` sum to 0 and of `squares` to 1, so what all images share drops out of the first product and is
+    added to the second as it is.
+    """
     owner, unstored = acts.unit_of_entry, acts.images - acts.counts
-    centred = acts.values - means[owner]
-    squared = acts.total(centred.square()) + unstored * means.square()
-    flat = acts.total(acts.values != 0) == 0
-    if bool((unstored == 0).any()):
-        flat |= squared <= 1e-12 * acts.images * means.square()
-    squared = squared.masked_fill(flat, torch.nan)
-    r = acts.product(acts.values / squared.sqrt()[owner], reading.values)
-    shifted = (centred.square() - means.square()[owner]) / squared[owner]
-    return r, acts.product(shifted, reading.squares) + (means.square() / squared).to(r.dtype)[:, None]
+    entries, rest = (acts.values - base[owner]).clamp(min=0), (-base).clamp(min=0)
+    means = (acts.total(entries) + unstored * rest) / acts.images
+    squared = acts.total((entries - means[owner]).square()) + unstored * (rest - means).square()
+    squared = squared.masked_fill(squared == 0, torch.nan)
+    r = acts.product((entries - rest[owner]) / squared.sqrt()[owner], reading.values)
+    common = (rest - means).square() / squared
+    own = (entries - means[owner]).square() / squared[owner]
+    return r, acts.product(own - common[owner], reading.squares) + common.to(r.dtype)[:, None]
 
 
 def _check(acts: Acts, positive_ids: Tensor, contrast_ids: Tensor, valid: Tensor | None) -> None:

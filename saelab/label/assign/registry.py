@@ -9,8 +9,9 @@ from torch import Tensor
 
 from saelab.columns import take_rows
 from saelab.errors import UserError
-from saelab.label.assign import contrastive, dissect, invert, linear, netdissect, several, whole_set
+from saelab.label.assign import combined, contrastive, dissect, invert, linear, netdissect, several, whole_set
 from saelab.label.assign.evidence import Evidence
+from saelab.label.mine import column_means
 
 Rows = Callable[[slice], Float[Tensor, "some labels"]]  # scores of a run of units; NaN where there is none
 BLOCK = 1 << 23  # scores computed at a time
@@ -37,6 +38,11 @@ def _csp(gamma: float) -> Callable[[Evidence], Rows]:
         return rows
 
     return start
+
+
+def _contrast_evidence(e: Evidence) -> Rows:
+    firing = e.positive_values > column_means(e.acts)[:, None]  # a unit that fires on fewer than k images has other ones
+    return combined.contrast_evidence_rows(e.acts, e.sims, e.positive_ids, e.contrast_ids, e.valid & firing)
 
 
 def _positives(function: Callable[..., Tensor], *more: str) -> Callable[[Evidence], Rows]:
@@ -121,6 +127,12 @@ def _netdissect(e: Evidence) -> Tensor:
 
 
 _ALL = (
+    Scorer(
+        "contrast_evidence",
+        "pairs",
+        "whole-set correlation plus paired contrast, in standard deviations under chance (ours, docs/scorers.md)",
+        _contrast_evidence,
+    ),
     Scorer("csp", "pairs", "positives each projected off its own contrast, gamma 1 (arXiv 2604.22477)", _csp(1.0)),
     Scorer("csp_0.5", "pairs", "the same with half of the projection, gamma 0.5 (arXiv 2604.22477)", _csp(0.5)),
     Scorer(

@@ -1,0 +1,250 @@
+"""Hosts from every library, with random weights: each library's own transform and forward pass is the reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from saelab import hosts
+from saelab.errors import UserError
+from saelab.hosts import Prefix
+from saelab.hosts.huggingface import processor_transform
+
+VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    """A smooth picture with an edge; smooth, so that resizing is the only thing that could differ."""
+    y, x = np.mgrid[0:300, 0:401]
+    bands = np.stack([128 + 120 * np.sin(x / 30), 128 + 120 * np.cos(y / 25), 255.0 * (x > y)], axis=-1)
+    return Image.fromarray(bands.astype(np.uint8))
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor, step: float = 1e-5) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= step
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224", "tf_efficientnet_lite0"])
+def test_timm(name: str, picture: Image.Image) -> None:
+    from timm.data import create_transform, resolve_model_data_config
+
+    host = hosts.load(f"timm:{name}", weights="random")
+    same(host.transform(picture), create_transform(**resolve_model_data_config(host.model))(picture))
+    batch = host.load_images([picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
+    with torch.no_grad():
+        features = host.model.forward_features(batch)
+    if features.ndim == 3:
+        assert host.prefix == Prefix(cls=1)
+        last = host.tokens(batch, ["norm"], "patches")["norm"]
+        torch.testing.assert_close(last, features[:, 1:])
+    else:
+        last = host.tokens(batch, ["in:global_pool"])["in:global_pool"]
+        torch.testing.assert_close(last, features.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32"])
+def test_torchvision(name: str, picture: Image.Image) -> None:
+    from torchvision.models import get_model_weights
+
+    host = hosts.load(f"torchvision:{name}", weights="random")
+    same(host.transform(picture), get_model_weights(name)["DEFAULT"].transforms()(picture))
+    batch = host.load_images([picture])
+    layer, policy = ("layer4", "all") if name == "resnet18" else ("encoder.ln", "cls")
+    tokens = host.tokens(batch, [layer], policy)[layer]
+    with torch.no_grad():
+        head = host.model.fc if name == "resnet18" else host.model.heads
+        torch.testing.assert_close(head(tokens.mean(1)), host.logits(batch))
+
+
+@pytest.mark.parametrize("name", ["ViT-S-32-alt", "RN50"])
+def test_open_clip(name: str, picture: Image.Image) -> None:
+    import open_clip
+
+    host = hosts.load(f"open_clip:{name}", weights="random", seed=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=None, load_weights=False)
+    same(host.transform(picture), transform(picture))
+    with torch.no_grad():
+        expected = model.eval().encode_image(transform(picture)[None])
+    torch.testing.assert_close(host.logits(host.load_images([picture])), expected)
+
+
+def saved(folder: Path, kind: str) -> str:
+    """A small configuration, saved as a hub's folder would be."""
+    import transformers as tf
+
+    made = {
+        "vit": lambda: tf.ViTConfig(**VISION, architectures=["ViTForImageClassification"]),
+        "dinov2_registers": lambda: tf.Dinov2WithRegistersConfig(
+            **VISION | {"image_size": 28, "patch_size": 14}, num_register_tokens=4
+        ),
+        "clip": lambda: tf.CLIPConfig(vision_config=VISION, text_config=TEXT),
+        "siglip": lambda: tf.SiglipConfig(vision_config=VISION, text_config=TEXT),
+        "resnet": lambda: tf.ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 16, 24, 32],
+            depths=[1, 1, 1, 1],
+            architectures=["ResNetForImageClassification"],
+        ),
+        "llava": lambda: tf.LlavaConfig(
+            vision_config=tf.CLIPVisionConfig(**VISION), text_config=tf.LlamaConfig(**TEXT, vocab_size=100)
+        ),
+    }[kind]()
+    made.save_pretrained(folder / kind)
+    return f"transformers:{folder / kind}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "prefix"),
+    [
+        ("vit", "vit.layers.1", Prefix(1)),
+        ("dinov2_registers", "encoder.layer.1", Prefix(1, 4)),
+        ("clip", "vision_model.encoder.layers.1", Prefix(1)),
+        ("siglip", "encoder.layers.1", Prefix()),
+        ("resnet", "resnet.encoder.stages.3", Prefix()),
+        ("llava", "encoder.layers.1", Prefix(1)),
+    ],
+)
+def test_transformers_vision_models_and_towers(kind: str, layer: str, prefix: Prefix, tmp_path: Path) -> None:
+    host = hosts.load(saved(tmp_path, kind), weights="random")
+    assert host.prefix == prefix
+    batch = torch.randn(2, 3, *host.transform.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        states = host.model(pixel_values=batch, output_hidden_states=True).hidden_states
+    if kind == "resnet":
+        expected = states[-1].flatten(2).transpose(1, 2)
+    else:
+        expected = states[2][:, len(prefix) :]
+    torch.testing.assert_close(host.tokens(batch, [layer], "patches")[layer], expected)
+    assert torch.equal(host.logits_with(batch, layer, lambda t: t), host.logits(batch))
+    usual = [found.name for found in host.usual_layers()]
+    assert layer in usual or kind == "resnet"
+
+
+def test_transformers_folder_with_weights_and_processor(tmp_path: Path, picture: Image.Image) -> None:
+    import transformers as tf
+
+    model = tf.ViTForImageClassification(tf.ViTConfig(**VISION, num_labels=3)).eval()
+    processor = tf.ViTImageProcessor(size={"height": 32, "width": 32}, resample=3)
+    model.save_pretrained(tmp_path / "vit")
+    processor.save_pretrained(tmp_path / "vit")
+    host = hosts.load(f"transformers:{tmp_path / 'vit'}")
+    theirs = processor(picture, return_tensors="pt")["pixel_values"]
+    same(host.transform(picture), theirs[0], step=2.5 / 255 / 0.5)  # tensors are resized there, pictures here
+    with torch.no_grad():
+        torch.testing.assert_close(host.logits(theirs), model(pixel_values=theirs).logits)
+
+
+def test_processor_settings(picture: Image.Image) -> None:
+    import transformers as tf
+
+    for processor in (
+        tf.CLIPImageProcessor(),
+        tf.BitImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=3),
+        tf.ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875),
+        tf.SiglipImageProcessor(),
+    ):
+        theirs = processor(picture, return_tensors="pt")["pixel_values"][0]
+        ours = processor_transform(processor.to_dict())(picture)
+        assert ours.shape == theirs.shape
+        spread = float(max(processor.image_std))
+        assert (ours - theirs).abs().mean() < 1.0 / 255 / spread, type(processor).__name__
+
+
+def test_random_weights_are_seeded_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, two, other = (hosts.load("timm:resnet10t", weights="random", seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(1), expected)
+    assert one.digest == two.digest != other.digest
+    assert "random, seed 0" in one.name
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    source = hosts.load("timm:resnet10t", weights="random", seed=7)
+    save_file(source.model.state_dict(), str(tmp_path / "w.safetensors"))
+    torch.save({"state_dict": source.model.state_dict()}, tmp_path / "w.pth")
+    for file in ("w.safetensors", "w.pth"):
+        assert hosts.load("timm:resnet10t", weights=tmp_path / file).digest == source.digest
+    with pytest.raises(UserError, match=r"Missing key.*give the weights of this model"):
+        hosts.load("torchvision:resnet18", weights=tmp_path / "w.pth")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:100])
+    with pytest.raises(UserError, match="unreadable"):
+        hosts.load("timm:resnet10t", weights=tmp_path / "cut.safetensors")
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (Path(tmp_path / "ran").touch, ())
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match="unreadable"):
+        hosts.load("timm:resnet10t", weights=tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_own_module_and_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_nets.py").write_text(
+        "import torch\nfrom saelab.hosts import Transform\n"
+        "def net(): return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())\n"
+        "def with_transform(): return net(), Transform(16)\n"
+        "def nothing(): return 3\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    host = hosts.load("module:my_nets:net", transform={"resize": 8, "crop": [6, 6]})
+    assert host.transform.size == (6, 6)
+    assert [layer.shape for layer in host.layers("1")] == [(4, 4, 4)]
+    assert hosts.load("module:my_nets:with_transform").transform.size == (16, 16)
+    with pytest.raises(UserError, match="gave a int"):
+        hosts.load("module:my_nets:nothing")
+    with pytest.raises(UserError, match="can't be imported"):
+        hosts.load("module:my_nets:absent")
+    torch.jit.trace(host.model, torch.zeros(1, 3, 6, 6)).save(str(tmp_path / "net.pt"))
+    script = hosts.load(f"torchscript:{tmp_path / 'net.pt'}", transform={"resize": 6, "crop": [6, 6]})
+    batch = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(script.tokens(batch, ["output"])["output"], host.tokens(batch, ["output"])["output"])
+    with pytest.raises(UserError, match="never runs"):
+        script.tokens(batch, ["0"])
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("nonesuch", "known: timm:<name>"),
+        ("timm:resnt50", "timm has no such model"),
+        ("torchvision:resnt50", "it has: resnet"),
+        ("open_clip:ViT-B-33", "it has: ViT-B"),
+        ("open_clip:ViT-B-32", "add one: ViT-B-32/"),
+        ("torchscript:absent.pt", "can't be read"),
+    ],
+)
+def test_unknown_names_say_what_there_is(name: str, why: str) -> None:
+    with pytest.raises(UserError, match=why) as error:
+        hosts.load(name)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_device_and_dtype() -> None:
+    with pytest.raises(UserError, match="dtype=float8: unknown"):
+        hosts.load("timm:resnet10t", weights="random", dtype="float8")
+    with pytest.raises(UserError, match="device=abc: not usable"):
+        hosts.load("timm:resnet10t", weights="random", device="abc")

@@ -26,7 +26,7 @@ FAITHFULNESS = ("scs", "caption_r", "truth_r", "auprc", "f1", "iou", "auroc")
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
 OF_TRUTH = ("truth_r", "auprc", "f1", "iou", "auroc")
 FEWEST_IMAGES = 10  # test images below which no number is computed
-STRONGEST = 12  # test images a unit that coherence looks at: the most for which polysemanticity's clusters are exact
+STRONGEST = 10  # test images a unit that coherence looks at: few enough for exact 2-means clusters in little time
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def evaluate(
     """Rows (one a unit) and summary of one basis; the formats of `evaluation.jsonl` and `evaluation.json`.
 
     `labels`: rows of labels.jsonl, one for each unit in order. `k`: positives that a unit was mined with; `strength` is
-    the mean of so many strongest mine activations. Coherence looks at the strongest test images: k, but at most 12 and
+    the mean of so many strongest mine activations. Coherence looks at the strongest test images: k, but at most 10 and
     at most a tenth of them, of which those count on which the unit fires. `seed`: draws the shuffled-label control, in
     which the final labels change places among the labelled units.
 

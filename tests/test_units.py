@@ -1,4 +1,6 @@
-"""Units: pooling against brute force, bases with the properties that make them controls, nothing learnt off the mine split."""
+"""Units: pooling against brute force, controls with the properties that make them so, nothing learnt off `mine`."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -51,7 +53,7 @@ def test_images_with_different_numbers_of_tokens(tokens, tmp_path):
     offsets = np.concatenate([[0], lengths.cumsum()])
     flat = np.random.default_rng(2).normal(size=(offsets[-1], WIDTH)).astype(np.float32)
     store = cache.adopt(flat, tmp_path, offsets=offsets, dtype="float32")
-    brute = [np.maximum(flat[a:b], 0).max(0) for a, b in zip(offsets, offsets[1:])]
+    brute = [np.maximum(flat[a:b], 0).max(0) for a, b in itertools.pairwise(offsets)]
     np.testing.assert_allclose(units.pooled(store, lambda x: x, "max", at_once=10).numpy(), np.stack(brute), rtol=1e-6)
 
 

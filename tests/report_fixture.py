@@ -1,7 +1,7 @@
-"""A small, complete run folder for the report's tests: real photos, activations computed from their pixels.
+"""A small, complete run for the report's tests, by the library's own stages: real photos through a bank of filters.
 
-Bases: `neuron` (pooled colours and edges), `sae-s0`, `sae-s1` (sparse codes of them) and `random_rotation`. Labels are
-the pictures' own words, placed in the same space as the pictures. Small, but every number comes from the pictures.
+The host is a fixed bank of colour and edge filters (no weights to fetch, nothing random); bases are its neurons, two
+SAE seeds trained on its tokens, and random directions. Labels are the pictures' own words, in one space with them.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import saelab
-from saelab import artifacts, compare, evaluate
+from saelab import artifacts, cache, compare, evaluate
+from saelab import units as basis_units
+from saelab.hosts import Host
+from saelab.hosts.transform import Transform
 from saelab.images import ImageSet
 from saelab.label import exemplars, pipeline
 from saelab.label.vocabulary import Vocabulary
+from saelab.sae import SAEConfig, TrainConfig, fit_many
 from saelab.truth import Similarity, from_descriptions
-from saelab.units import UnitActivations
 
 MINING = exemplars.MiningSettings(k=8, rare_below=5)
 LABELS = pipeline.LabelSettings(scorers=("csp", "csp_0.5", "semanticlens"), final="csp", nulls=40)
@@ -41,11 +44,11 @@ def crops(side: int = 104) -> list[Picture]:
     pictures = []
     for name, pixels in zip(("temple", "flower"), load_sample_images().images, strict=True):
         height, width = pixels.shape[:2]
-        for row, top in enumerate(range(0, height - side + 1, 80)):
-            for left in range(0, width - side + 1, 66):
+        for row, top in enumerate(range(0, height - side + 1, 40)):
+            for left in range(0, width - side + 1, 53):
                 crop = pixels[top : top + side, left : left + side]
                 red, green, blue = crop.reshape(-1, 3).mean(0)
-                words = [name, "upper" if row < 2 else "lower"]
+                words = [name, "upper" if row < 4 else "lower"]
                 words += ["red"] * bool(red > 1.25 * blue) + ["blue"] * bool(blue > 1.15 * red)
                 words += ["dark"] * bool((red + green + blue) < 300) + ["bright"] * bool((red + green + blue) > 480)
                 pictures.append(Picture(Image.fromarray(crop), f"{words[1]} part of the {name}", tuple(words)))
@@ -64,7 +67,7 @@ def features(pictures: Sequence[Picture]) -> np.ndarray:
     return (x - x.mean(0)) / (x.std(0) + 1e-9)
 
 
-SETUP = compare.Setup("pixels", "blocks.3", "0" * 64, "0", "max", "positive", MINING.k, "pixels", "pixels", "words")
+SETUP = compare.Setup("filters", "fire", "0" * 64, "0", "max", "positive", MINING.k, "pixels", "pixels", "words")
 
 
 class World(NamedTuple):
@@ -88,34 +91,62 @@ class World(NamedTuple):
         return cls(pictures, x, torch.tensor(e).float(), words, torch.tensor(t).float())
 
 
-def write_run(folder: Path, pictures: Sequence[Picture] | None = None, units: int = 24, seed: int = 0) -> Path:
+class Filters(nn.Module):
+    """24 rectified filters of 12 x 12 pixels in steps of 8: colours, colour oppositions and Gabor edges, both signs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        colours = torch.tensor([[1, 1, 1], [1, -1, 0], [0.5, 0.5, -1], [1, 0, -1]]).float()
+        place = (torch.arange(12) - 5.5) / 4
+        y, x = torch.meshgrid(place, place, indexing="ij")
+        window = torch.exp(-(x**2 + y**2) / 2)
+        turns = [i * torch.pi / 4 for i in range(4)]
+        edges = [window * torch.sin(f * (x * np.cos(t) + y * np.sin(t))) for f in (1.5, 4.0) for t in turns]
+        bank = [c[:, None, None] * window for c in colours] + [e.expand(3, 12, 12) for e in edges]
+        weight = torch.stack(bank)
+        weight = weight / weight.flatten(1).norm(dim=1)[:, None, None, None]
+        self.filters = nn.Conv2d(3, 24, 12, stride=8, bias=False)
+        self.filters.weight.data = torch.cat([weight, -weight])
+        self.fire = nn.ReLU()
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """[batch, 3, height, width] -> [batch, 24, rows, columns]."""
+        return self.fire(self.filters(batch))
+
+
+def write_run(folder: Path, pictures: Sequence[Picture] | None = None) -> Path:
     """Write photos, artifacts and `run.json` under `folder`; returns the path of run.json."""
     world = World.of(crops() if pictures is None else pictures)
     root = folder / "runs"
-    images = artifacts.ensure(
-        root, "images", "crops", {"n": len(world.pictures)}, partial(_images, world, folder / "photos")
-    )
+    build = partial(_images, world, folder / "photos")
+    at = artifacts.ensure(root, "images", "crops", {"n": len(world.pictures)}, build).path
+    images = ImageSet.read(at)
+    host = Host(Filters(), Transform(100, (92, 92), mean=(0.5,) * 3, std=(0.25,) * 3), "filters")
+    store = cache.write(images, host, ["fire"], root)["fire"]
     bases, evaluated = [], []
-    for name, kind, s, acts in _bases(world.x, units, np.random.default_rng(seed)):
-        at, rows = _basis(root, name, kind, acts, ImageSet.read(images.path), world)
-        places = {stage: str(path.relative_to(root)) for stage, path in at.items()}
-        bases.append({"name": name, "basis": kind, "layer": "blocks.3", "seed": s, "sae": None} | places)
-        control = kind == "random_rotation"
-        evaluated.append(compare.Basis(name, kind, kind, s, "none", control, SETUP, rows))
-    result = compare.compare(evaluated, compare.Settings(resamples=200, fewest=20))
-    compared = artifacts.ensure(root, "comparison", "fixture", {"of": "fixture"}, partial(_comparison, result))
+    for name, kind, seed, unit, sae in _bases(store, root):
+        places, rows = _basis(root, name, unit, images, world)
+        bases.append(
+            {"name": name, "basis": kind, "layer": "fire", "seed": seed, "sae": sae and str(sae.relative_to(root))}
+            | {stage: str(path.relative_to(root)) for stage, path in places.items()}
+        )
+        evaluated.append(compare.Basis(name, kind, kind, seed, "0", kind == "random_rotation", SETUP, rows))
+    result = compare.compare(evaluated, compare.Settings(resamples=200))
+    compared = artifacts.ensure(root, "comparison", "fire", {"of": "fixture"}, partial(_comparison, result))
     run = {
         "name": "fixture",
         "version": saelab.__version__,
-        "created": "2026-11-23T04:00:00+00:00",
-        "command": "python tests/report_fixture.py",
-        "images": str(images.path.relative_to(root)),
+        "created": "2026-11-23T04:00:00+0000",
+        "config": {"pool": "max", "seeds": [0, 1]},
+        "images": str(at.relative_to(root)),
+        "host": host.name,
         "encoder": "pixel statistics",
         "bases": bases,
         "comparison": str(compared.path.relative_to(root)),
+        "comparisons": {"fire": str(compared.path.relative_to(root))},
         "timings": {"images": 0.8, "activations": 12.5, "sae": 31.0, "labels": 7.25, "evaluation": 3.0},
         "reused": [],
-        "notes": ["Activations are colours and edges of the pictures: a fixture, not a vision model."],
+        "notes": ["The host is a bank of colour and edge filters: a fixture, not a vision model."],
     }
     artifacts.write_json(root / "fixture.json", run)
     return root / "fixture.json"
@@ -125,18 +156,21 @@ def _comparison(result: dict[str, Any], at: Path) -> None:
     artifacts.write_json(at / "comparison.json", result)
 
 
-def _bases(x: np.ndarray, units: int, rng: np.random.Generator) -> list[tuple[str, str, int | None, np.ndarray]]:
-    neuron = np.maximum(x[:, rng.permutation(x.shape[1])[:units]], 0)
-    neuron[:, -1] = 0  # a dead unit
-    found = [("neuron", "neuron", None, neuron)]
-    for seed in (0, 1):
-        own = np.random.default_rng(seed)
-        centres = x[own.permutation(len(x))[: 2 * units]]
-        codes = x @ (centres / np.linalg.norm(centres, axis=1, keepdims=True)).T
-        floor = np.partition(codes, -4, axis=1)[:, -4:-3]
-        found.append((f"sae-s{seed}", "sae", seed, np.where(codes >= floor, np.maximum(codes, 0), 0)))
-    rotation = np.linalg.qr(rng.normal(size=(x.shape[1], x.shape[1])))[0][:, :units]
-    return [*found, ("random_rotation", "random_rotation", 0, np.maximum(x @ rotation, 0))]
+def _bases(store: cache.ActivationCache, root: Path) -> list[tuple[str, str, int | None, artifacts.Artifact, Any]]:
+    """(name, kind, seed, units, SAE folder) of each basis."""
+    configs = [SAEConfig(d_in=24, latents=48, k=4, seed=seed, lr=3e-3) for seed in (0, 1)]
+    train = TrainConfig(batch_size=512, steps=300)
+    wanted = [(f"fire-seed{c.seed}", {"stage": "sae", "sae": c, "train": train}) for c in configs]
+
+    def build(folders: dict[int, Path]) -> None:
+        some = [configs[i] for i in folders]
+        fit_many(np.asarray(store.tokens), some, train, list(folders.values()), progress=False)
+
+    saes = [made.path for made in artifacts.ensure_all(root, "sae", wanted, build)]
+    found: list[tuple[str, str, int | None, artifacts.Artifact, Any]] = []
+    found.append(("neuron", "neuron", None, basis_units.neuron(store, root), None))
+    found += [(f"sae seed {i}", "sae", i, basis_units.sae(store, root, path), path) for i, path in enumerate(saes)]
+    return [*found, ("random rotation", "random_rotation", 0, basis_units.random_rotation(store, root), None)]
 
 
 def _images(world: World, photos: Path, at: Path) -> None:
@@ -160,12 +194,10 @@ def _images(world: World, photos: Path, at: Path) -> None:
 
 
 def _basis(
-    root: Path, name: str, kind: str, acts: np.ndarray, images: ImageSet, world: World
+    root: Path, name: str, unit: artifacts.Artifact, images: ImageSet, world: World
 ) -> tuple[dict[str, Path], list[dict[str, Any]]]:
-    """The artifacts of one basis through the library's own mining, labelling and evaluation; and the evaluated rows."""
-    dense = torch.tensor(acts, dtype=torch.float32)
-    kept = dense.to_sparse_csr() if (acts > 0).mean() < 0.1 else dense
-    units = UnitActivations(kept, kind, {"layer": "blocks.3", "pool": "max"})
+    """The artifacts of one basis through the library's mining, labelling and evaluation; and the evaluated rows."""
+    units = basis_units.UnitActivations.load(unit.path)
     found = exemplars.find(units, images, world.e, MINING)
     vocabulary = Vocabulary(world.words, tuple(("classes",) for _ in world.words))
     rows = pipeline.assign_all(units, found, images, world.e, world.t, vocabulary, LABELS, MINING)
@@ -182,8 +214,8 @@ def _basis(
         found.save(at)
 
     def write(stage: str, build: Any) -> Path:
-        return artifacts.ensure(root, stage, name, {"basis": name, "units": acts.shape[1]}, build).path
+        return artifacts.ensure(root, stage, name, {"units": unit.digest}, build).path
 
-    places = {"units": write("units", units.save), "labels": write("labels", labels)}
+    places = {"units": unit.path, "labels": write("labels", labels)}
     places["evaluation"] = write("evaluation", lambda at: evaluate.write(at, measured, summary))
     return places, measured

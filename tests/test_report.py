@@ -130,7 +130,7 @@ def test_numbers_on_pages_are_those_of_the_artifacts(report, run):
             assert summary["measured"]["clarity"][u] == write.rounded(found["clarity"])
             chosen = found["by_scorer"].get("csp", {}).get("truth_r") if row["scores"] else None
             assert summary["measured"]["truth_r"][u] == write.rounded(chosen)
-    assert data(report, "comparison")["conclusion"] == run.comparison["conclusion"]
+    assert data(report, "comparison-0")["conclusion"] == run.comparisons[0]["conclusion"]
 
 
 def test_every_picture_that_a_page_names_lies_in_the_folder(report, run):

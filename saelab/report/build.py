@@ -15,7 +15,7 @@ import saelab
 from saelab.artifacts import plain, read_json
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report import glossary, pictures, reading, records, sides, write
+from saelab.report import glossary, maps, pictures, reading, records, sides, write
 
 log = logging.getLogger("saelab")
 
@@ -28,7 +28,7 @@ PAGES = {
     "methods": "Methods",
 }
 VENDOR = ("d3.min.js", "plot.umd.min.js")
-SCRIPTS = ("core.js", "charts.js", "pieces.js", "answers.js")
+SCRIPTS = ("core.js", "charts.js", "pieces.js", "answers.js", "heat.js")
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 
@@ -82,6 +82,9 @@ def _write(run: reading.Run, out: Path, shown: int) -> None:
     known = records.truth(run.images)
     near = records.neighbours(run)
     made = [records.of_basis(run, b, known, shown, near[b.name]) for b in run.bases]
+    for b, rows in zip(run.bases, made, strict=True):
+        for record, where in zip(rows, maps.of_basis(run, b, rows), strict=True):
+            record["maps"] = where
     used = sorted({i for basis in made for record in basis for i in map(int, record["names"])})
     side = pictures.side_for(len(used))
     unreadable = pictures.write(used, run.images, out, side)
@@ -89,15 +92,15 @@ def _write(run: reading.Run, out: Path, shown: int) -> None:
         write.basis(out, number, basis)
     facts = _facts(run, made, side, unreadable)
     write.put(out, "run", facts | {"sides": sides.drawn(run, made)})
-    if run.comparison is not None:
-        write.put(out, "comparison", run.comparison)
+    for number, comparison in enumerate(run.comparisons):
+        write.put(out, f"comparison-{number}", comparison)
     _assets(out)
     _pages(run, out)
 
 
 def _facts(run: reading.Run, made: list[list[dict[str, Any]]], side: int, unreadable: dict[int, str]) -> dict[str, Any]:
     scorers = list(dict.fromkeys(s for basis in made for r in basis for s in r["scores"]))
-    keep = ("name", "version", "created", "command", "encoder", "timings", "reused", "notes")
+    keep = ("name", "version", "created", "config", "host", "encoder", "timings", "reused", "notes")
     return {key: run.facts.get(key) for key in keep} | {
         "images": _images(run.images),
         "bases": [_basis(b, rows) for b, rows in zip(run.bases, made, strict=True)],
@@ -106,7 +109,7 @@ def _facts(run: reading.Run, made: list[list[dict[str, Any]]], side: int, unread
         "chunk": write.CHUNK,
         "side": side,
         "unreadable": list(unreadable.values()),
-        "compared": run.comparison is not None,
+        "compared": [c["setup"]["layer"] for c in run.comparisons],
     }
 
 
@@ -123,6 +126,7 @@ def _basis(basis: reading.Basis, rows: list[dict[str, Any]]) -> dict[str, Any]:
     quartiles = {k: np.quantile(v, [0.25, 0.5, 0.75]).tolist() for k, v in columns.items() if v}
     return {
         "name": basis.name,
+        "short": basis.short,
         "kind": basis.kind,
         "layer": basis.layer,
         "seed": basis.seed,
@@ -157,7 +161,7 @@ def _pages(run: reading.Run, out: Path) -> None:
     from jinja2 import Environment, PackageLoader
 
     template = Environment(loader=PackageLoader("saelab.report", "pages"), autoescape=True).get_template("page.html")
-    shown = {key: title for key, title in PAGES.items() if key != "compare" or run.comparison is not None}
+    shown = {key: title for key, title in PAGES.items() if key != "compare" or run.comparisons}
     for key, title in shown.items():
         scripts = [*VENDOR, *SCRIPTS, f"page-{key}.js"]
         text = template.render(key=key, title=title, pages=shown, run=run.facts["name"], scripts=scripts)

@@ -12,6 +12,7 @@ from saelab.errors import UserError
 from saelab.images import ImageSet
 
 NEEDED = ("name", "version", "images", "encoder", "bases")
+COMPARISON_SCHEMA = 1
 NEEDED_OF_BASIS = ("name", "basis", "layer", "units", "labels", "evaluation")
 
 
@@ -20,6 +21,7 @@ class Basis:
     """One set of units with everything that was found out about them."""
 
     name: str  # unique in the run
+    short: str  # unique on its layer: what comparison.json calls it
     kind: str  # neuron | sae | pca | random_rotation | what the user calls it
     layer: str  # dotted name in the host
     seed: int | None  # the SAE's or the rotation's seed
@@ -28,8 +30,8 @@ class Basis:
     exemplars: dict[str, np.ndarray]  # positives, activations, contrasts, similarity: [units, k]
     acts: Any  # scipy csc_array [images, units] float32
     decoder: np.ndarray | None  # [units, d_in] unit rows of the SAE
-    maps: np.ndarray | None  # [units, k, height, width] uint8: where each positive fires, 255 = the unit's maximum
     proposals: dict[int, list[dict[str, Any]]]  # unit -> what proposers said
+    sae: Path | None  # the SAE's folder
     recipes: dict[str, Any]  # stage -> recipe
 
 
@@ -41,7 +43,7 @@ class Run:
     facts: dict[str, Any]  # the content of run.json
     images: ImageSet
     bases: tuple[Basis, ...]
-    comparison: dict[str, Any] | None  # comparison.json
+    comparisons: tuple[dict[str, Any], ...]  # comparison.json of each layer
 
 
 def read(run_json: Path | str) -> Run:
@@ -54,11 +56,27 @@ def read(run_json: Path | str) -> Run:
     if not facts["bases"]:
         raise UserError("run", path, "lists no basis", "run the labelling stage first")
     images = ImageSet.read(_artifact(path, facts["images"], "images"))
-    bases = tuple(_basis(path, entry, len(images)) for entry in facts["bases"])
-    comparison = None
-    if facts.get("comparison"):
-        comparison = read_json(_artifact(path, facts["comparison"], "comparison") / "comparison.json")
-    return Run(path, facts, images, bases, comparison)
+    several = len({entry["layer"] for entry in facts["bases"]}) > 1
+    bases = tuple(_basis(path, entry, len(images), several) for entry in facts["bases"])
+    names = [basis.name for basis in bases]
+    if len(set(names)) < len(names):
+        raise UserError(
+            "run", path, f"has two bases of one name among {', '.join(names)}", "name each basis differently"
+        )
+    return Run(path, facts, images, bases, tuple(_comparison(path, folder) for folder in _compared(facts)))
+
+
+def _compared(facts: dict[str, Any]) -> list[str]:
+    one = [facts["comparison"]] if facts.get("comparison") else []
+    return list((facts.get("comparisons") or {}).values()) or one
+
+
+def _comparison(run: Path, folder: str) -> dict[str, Any]:
+    found = read_json(_artifact(run, folder, "comparison") / "comparison.json")
+    if found.get("schema") != COMPARISON_SCHEMA:
+        what = f"its comparison has schema {found.get('schema')}, this version reads {COMPARISON_SCHEMA}"
+        raise UserError("run", run, what, "run the comparison again with this version")
+    return found
 
 
 def _require(found: Any, keys: tuple[str, ...], path: Path, facts: Any) -> None:
@@ -83,7 +101,7 @@ def _artifact(run: Path, name: str, what: str) -> Path:
     return opened(folder).path
 
 
-def _basis(run: Path, entry: dict[str, Any], n_images: int) -> Basis:
+def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Basis:
     from scipy.sparse import csc_array
 
     from saelab.units import UnitActivations, to_scipy
@@ -105,8 +123,8 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int) -> Basis:
         raise UserError(
             "run", run, f"{name}: activations are of {expected}, the run has {n_images}", "run its stages again"
         )
-    maps = at["labels"] / "maps.safetensors"
     return Basis(
+        f"{entry['layer']} {name}" if several else name,
         name,
         entry["basis"],
         entry["layer"],
@@ -116,8 +134,8 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int) -> Basis:
         exemplars,
         columns,
         _decoder(run, entry),
-        _tensors(maps)["maps"] if maps.is_file() else None,
         _proposals(at["labels"] / "proposals.jsonl"),
+        _artifact(run, entry["sae"], f"sae of {name}") if entry.get("sae") else None,
         {stage: read_json(folder / "recipe.json") for stage, folder in at.items()},
     )
 

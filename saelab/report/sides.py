@@ -1,4 +1,4 @@
-"""Neurons beside the SAE features that fire with them, drawn by a fixed seed: matched pairs, and neurons split in several."""
+"""Neurons beside the SAE features that fire with them, drawn by a fixed seed: matched pairs, and neurons split."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ TOGETHER = 0.2  # correlation over images from which two units are said to fire 
 def drawn(run: Run, made: list[list[dict[str, Any]]], seed: int = 0) -> dict[str, Any] | None:
     """`{"bases", "pairs": [[neuron, feature]], "splits": [[neuron, feature, ...]]}`; a unit is [basis, unit, r].
 
-    Pairs: labelled neurons drawn at random, each with the feature of the first SAE that fires most like it. Splits: drawn
-    from the tenth of neurons with the highest polysemanticity (of at least 5), each with the features (two or three)
-    whose correlation is at least 0.2. None without both neurons and an SAE.
+    Pairs: labelled neurons drawn at random, each with the feature of the first SAE that fires most like it. Splits:
+    drawn from the tenth of neurons with the highest polysemanticity (of at least 5), each with the features (two or
+    three) whose correlation is at least 0.2. None without both neurons and an SAE.
     """
     neuron = next((i for i, b in enumerate(run.bases) if b.kind == "neuron"), None)
     if neuron is None:

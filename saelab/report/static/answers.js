@@ -11,7 +11,7 @@ function groupWords(c, name) {
   return alike.length === 1 ? (terms[group.kind]?.title ?? name) : name
 }
 
-const groupHue = (run, c, name) => hue(run, groupOf(c, name).bases[0])
+const groupHue = (run, c, name) => hue(run, inRun(run, c, groupOf(c, name).bases[0]))
 const groupDot = (run, c, name) => h("i.dot", { style: `background:${groupHue(run, c, name)}`, "aria-hidden": "true" })
 /* The name of the side that a verdict calls better; undefined where none is. */
 const better = (pair, verdict) => ({ a: pair.a, b: pair.b })[verdict]

@@ -102,7 +102,7 @@ const kinds = ["neuron", "sae", "pca", "random_rotation"]
 function hue(run, name) {
   const basis = run.bases.find(b => b.name === name)
   if (!basis) return "var(--soft)"
-  const alike = run.bases.filter(b => b.kind === basis.kind)
+  const alike = run.bases.filter(b => b.kind === basis.kind && b.layer === basis.layer)
   const kind = kinds.includes(basis.kind) ? basis.kind : "other"
   return `var(--${kind}${kind === "sae" ? 1 + (alike.indexOf(basis) % 3) : ""})`
 }
@@ -111,16 +111,20 @@ const colour = css => (css.startsWith("var(") ? getComputedStyle(document.docume
 const number = (run, name) => run.bases.findIndex(b => b.name === name)
 const alone = { neuron: "neuron", sae: "SAE feature", pca: "component", random_rotation: "random direction" }
 
-/* A basis in words: "neurons", "SAE features (seed 1)". */
+/* A basis in words: "neurons", "SAE features, seed 1"; with its layer where the run has several. */
 function inWords(run, name) {
   const basis = run.bases.find(b => b.name === name)
   if (!basis) return name
-  const alike = run.bases.filter(b => b.kind === basis.kind)
-  const many = terms[basis.kind]?.title ?? basis.name
-  if (alike.length === 1) return many
+  const layers = new Set(run.bases.map(b => b.layer))
+  const alike = run.bases.filter(b => b.kind === basis.kind && b.layer === basis.layer)
   const seeds = new Set(alike.map(b => b.seed))
-  return seeds.size === alike.length && basis.seed !== null ? `${many}, seed ${basis.seed}` : `${many}, ${basis.name}`
+  const kind = terms[basis.kind]?.title ?? basis.short
+  const which = alike.length === 1 ? "" : seeds.size === alike.length && basis.seed !== null ? `, seed ${basis.seed}` : `, ${basis.short}`
+  return `${kind}${which}${layers.size > 1 ? ` of ${basis.layer}` : ""}`
 }
+
+/* A basis of a comparison (which knows only its own layer) under its name in the run. */
+const inRun = (run, c, short) => run.bases.find(b => b.short === short && b.layer === c.setup.layer)?.name ?? short
 
 const unitLink = (basis, unit) => `unit.html#${encodeURIComponent(basis)}/${unit}`
 const thumb = id => `thumbs/${Math.floor(id / 1000)}/${id}.webp`

@@ -5,7 +5,27 @@ const matchings = { all: "all units", rate: "matched on firing rate", strength: 
 const countings = { all: "every unit counts", labelled: "only units with a number" }
 
 page(async (run, main) => {
-  const c = await saelab.need("comparison")
+  const chosen = async () => {
+    const layer = Math.max(0, run.compared.indexOf(decodeURIComponent(location.hash.slice(1))))
+    await drawComparison(run, main, withRunNames(run, await saelab.need(`comparison-${layer}`)))
+  }
+  addEventListener("hashchange", chosen)
+  await chosen()
+})
+
+/* The comparison with its bases under their names in the run, so that every piece can colour and link them. */
+function withRunNames(run, c) {
+  const name = short => inRun(run, c, short)
+  const named = object => Object.fromEntries(Object.entries(object ?? {}).map(([key, value]) => [name(key), value]))
+  return {
+    ...c,
+    bases: c.bases.map(b => ({ ...b, name: name(b.name) })),
+    groups: c.groups.map(g => ({ ...g, bases: g.bases.map(name) })),
+    distributions: Object.fromEntries(Object.entries(c.distributions ?? {}).map(([key, d]) => [key, { ...d, bases: named(d.bases), shuffled: named(d.shuffled) }])),
+  }
+}
+
+async function drawComparison(run, main, c) {
   for (const [key, m] of Object.entries(c.metrics)) terms[key] ??= { title: m.title, text: m.explanation, source: m.source }
   const state = { matching: "all", counting: "all" }
   const tables = h("div")
@@ -18,24 +38,26 @@ page(async (run, main) => {
   main.replaceChildren(...[
     h("p.kicker", null, [c.setup.host, c.setup.layer, `${format.count(c.setup.images?.count ?? run.images.count)} images`].filter(Boolean).join(" · ")),
     h("h1", null, "The comparison"),
+    layers(run, c),
     headlineCards(run, c),
     controlsLine(run, c),
     glance(run, c),
     inWordsOf(c),
     section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval; the dotted tick is the difference that shuffled labels show. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero."], switches, tables),
     distributions(run, c),
-    againstRate(run),
+    againstRate(run, c),
     selection(run, c),
     reuse(run, c),
     nullTable(run, c),
     scorers(run, c),
     await sideBySide(run),
   ].filter(Boolean))
-})
+}
 
-function choice(title, options, state, key, draw) {
-  return h("div.modes", { role: "group", "aria-label": title }, h("span.quiet", null, `${title}:`),
-    Object.entries(options).map(([value, text]) => h("button", { type: "button", "aria-pressed": String(state[key] === value), onclick: () => { state[key] = value; draw() } }, text)))
+/* One comparison for each layer: links to the others. */
+function layers(run, c) {
+  if (run.compared.length < 2) return null
+  return h("p.modes", null, h("span.quiet", null, "Layer:"), run.compared.map(layer => h("a.button", { href: `#${encodeURIComponent(layer)}`, "aria-current": layer === c.setup.layer ? "true" : null }, layer)))
 }
 
 /* ---- the answer at a glance ---- */
@@ -163,19 +185,20 @@ function ridges(run, metric, d) {
 
 /* ---- quality against rate ---- */
 
-function againstRate(run) {
-  const keys = ["truth_r", "caption_r", "scs", "auprc", "clarity", "monosemanticity"].filter(k => run.bases.some(b => b.quartiles[k]))
+function againstRate(run, c) {
+  const bases = run.bases.filter(b => b.layer === c.setup.layer)
+  const keys = ["truth_r", "caption_r", "scs", "auprc", "clarity", "monosemanticity"].filter(k => bases.some(b => b.quartiles[k]))
   if (!keys.length) return null
   const place = h("div", { style: "min-height:340px" })
   const state = { metric: keys[0] }
   const draw = async () => {
-    const parts = await Promise.all(run.bases.map((b, i) => saelab.need(`summary-${i}`)))
-    const rows = parts.flatMap((s, i) => s.units.map((unit, j) => ({ basis: run.bases[i].name, unit, rate: s.measured.firing_rate[j], value: s.measured[state.metric][j], label: s.label[j] < 0 ? null : s.labels[s.label[j]] })))
+    const parts = await Promise.all(bases.map(b => saelab.need(`summary-${number(run, b.name)}`)))
+    const rows = parts.flatMap((s, i) => s.units.map((unit, j) => ({ basis: bases[i].name, unit, rate: s.measured.firing_rate[j], value: s.measured[state.metric][j], label: s.label[j] < 0 ? null : s.labels[s.label[j]] })))
     place.replaceChildren(scatter(rows, { title: terms[state.metric].title.toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), open: r => { location.href = unitLink(r.basis, r.unit) }, height: 360 }))
   }
   new IntersectionObserver(([entry], observer) => { if (entry.isIntersecting) { observer.disconnect(); draw() } }, { rootMargin: "300px" }).observe(place)
   const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k].title)))
-  return section("Quality against firing rate", "Bases fire at different rates, and quality goes with the rate: this is why the comparison is repeated on units of equal rates.", h("p", null, select, "  ", legend(run)), place)
+  return section("Quality against firing rate", "Bases fire at different rates, and quality goes with the rate: this is why the comparison is repeated on units of equal rates.", h("p", null, select, "  ", legend(run, bases)), place)
 }
 
 /* ---- what was compared ---- */

@@ -6,18 +6,25 @@ const overviewNumbers = ["truth_r", "caption_r", "auprc", "scs", "clarity", "mon
 page(async (run, main) => {
   const layers = [...new Set(run.bases.map(b => b.layer))]
   const total = run.bases.reduce((sum, b) => sum + b.units, 0)
-  const comparison = run.compared ? await saelab.need("comparison") : null
+  const comparisons = await Promise.all(run.compared.map((_, i) => saelab.need(`comparison-${i}`)))
   main.replaceChildren(
     h("p.kicker", null, `${run.images.name} · ${format.count(run.images.count)} images · ${layers.join(", ")}`),
     h("h1", null, title(run)),
     h("p.standfirst", null, standfirst(run, total)),
-    ...(comparison ? [headlineCards(run, comparison) ?? "", controlsLine(run, comparison) ?? "", h("p", { style: "margin-bottom:3rem" }, h("a.button", { href: "compare.html" }, "See the comparison, and what it can’t show →"))] : []),
+    ...comparisons.flatMap(c => answered(run, c)),
     basesTable(run),
     spread(run) ?? "",
     gallery(run, await samples(run)),
     caveats(run) ?? "",
   )
 })
+
+/* The answer for one layer, and the way to how it was reached. */
+function answered(run, c) {
+  const link = h("a.button", { href: `compare.html#${encodeURIComponent(c.setup.layer)}` }, "See the comparison, and what it can’t show →")
+  const layer = run.compared.length > 1 ? h("h3", null, c.setup.layer) : ""
+  return [layer, headlineCards(run, c) ?? "", controlsLine(run, c) ?? "", h("p", { style: "margin-bottom:3rem" }, link)]
+}
 
 function title(run) {
   const names = new Set(run.bases.map(b => b.kind))

@@ -79,24 +79,30 @@ function facts(record) {
 
 function exemplars(run, basis, record) {
   const grid = h("div.pairs")
+  const switches = h("div")
+  const state = { mode: "raw" }
   let limit = shownAtOnce
-  const fill = () => grid.replaceChildren(...record.positives.slice(0, limit).map((_, i) => pair(record, i)))
+  const fill = () => {
+    if (record.maps) switches.replaceChildren(choice("Show", modes, state, "mode", fill))
+    if (state.mode === "heat") switches.firstChild.append(heatScale())
+    grid.replaceChildren(...record.positives.slice(0, limit).map((_, i) => pair(record, i, state.mode)))
+  }
   const more = record.positives.length > limit
     ? h("button", { type: "button", onclick: event => { limit = record.positives.length; fill(); event.target.remove() } }, `show all ${record.positives.length}`)
     : null
   fill()
-  const fewer = record.positives.length < shownAtOnce ? ` It fires on ${format.plural(record.positives.length, "image")} only.` : ""
+  const fewer = record.fires_on <= record.positives.length ? ` It fires on ${format.plural(record.positives.length, "image")} only.` : ""
   return section("What excites it, and what does not",
     [`Large: the strongest images, with the activation as a share of the largest. Small: the `, term("contrast", "contrast"), ` of each, the most similar image that leaves the unit quiet.${fewer}`],
-    grid, more ? h("p", { style: "margin-top:1rem" }, more) : null)
+    switches, grid, more ? h("p", { style: "margin-top:1rem" }, more) : null)
 }
 
-function pair(record, i) {
+function pair(record, i, mode) {
   const [id, other] = [record.positives[i], record.contrasts[i]]
   const share = record.activations[i] / record.max
   const words = record.names[id]
   return h("figure.pair", null,
-    h("div.frame", null, picture(id, words)),
+    heated(record, i, words, mode),
     h("div.level", null, h("i", { style: `width:${100 * share}%` })),
     h("small", null, `${format.number(record.activations[i])} · ${format.share(share)} of max`),
     other >= 0

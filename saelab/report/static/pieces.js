@@ -36,7 +36,13 @@ function statusBar(basis) {
     parts.map(s => h(`i.${s}`, { style: `flex:${basis.statuses[s]}`, title: `${format.count(basis.statuses[s])} ${terms[s].title}` })))
 }
 
-const legend = run => h("span.legend", null, run.bases.map(b => h("span", null, dot(run, b.name), inWords(run, b.name))))
+const legend = (run, bases = run.bases) => h("span.legend", null, bases.map(b => h("span", null, dot(run, b.name), inWords(run, b.name))))
+
+/* A row of buttons of which one is pressed; `state[key]` keeps which. */
+function choice(title, options, state, key, draw) {
+  return h("div.modes", { role: "group", "aria-label": title }, h("span.quiet", null, `${title}:`),
+    Object.entries(options).map(([value, text]) => h("button", { type: "button", "aria-pressed": String(state[key] === value), onclick: () => { state[key] = value; draw() } }, text)))
+}
 
 function toast(text) {
   const note = h("div.toast", { role: "status" }, text)

@@ -1,0 +1,112 @@
+"""Where on its strongest images a unit fires: its token maps, from the activation cache that the units came from.
+
+Only neurons and SAE features have maps: other bases don't keep the directions that a map needs.
+"""
+
+import base64
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab import artifacts, cache
+from saelab.errors import UserError
+from saelab.images import ImageSet
+from saelab.report.reading import Basis, Run
+
+log = logging.getLogger("saelab")
+
+
+def of_basis(run: Run, basis: Basis, records: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """Per unit `{"grid": [height, width], "cells": base64 of uint8 [shown, height, width], "boxes": [[w, h], ...]}`.
+
+    255 is the unit's highest token among its shown positives. A box is what the host saw of a picture, centred, as a
+    share of the picture's centre square. None where there is no map: no cache, tokens without a place, other bases.
+    """
+    store, project = _cache(run, basis), _projection(basis)
+    images = sorted({i for record in records for i in record["positives"]})
+    if store is None or project is None or not images:
+        return [None] * len(records)
+    grids = {store.grid(i) for i in images}
+    grid = grids.pop()
+    if grids or grid is None:
+        return [None] * len(records)
+    height, width = grid
+    shown = max(len(record["positives"]) for record in records)
+    found = np.zeros((len(records), shown, height * width), np.float16)
+    where: dict[int, list[tuple[int, int]]] = {}
+    for u, record in enumerate(records):
+        for rank, image in enumerate(record["positives"]):
+            where.setdefault(image, []).append((u, rank))
+    _fill(found, store, project, where)
+    transform = store.recipe["host"]["transform"]
+    return [
+        _packed(found[u, : len(record["positives"])], height, width, record["positives"], run.images, transform)
+        for u, record in enumerate(records)
+    ]
+
+
+def _fill(found: np.ndarray, store: Any, project: Callable[[Tensor], Tensor], where: dict[int, Any]) -> None:
+    from tqdm import tqdm
+
+    with torch.inference_mode():
+        for image in tqdm(sorted(where), desc="heat maps", unit="img", leave=False):
+            tokens = torch.from_numpy(store.image_tokens(image))[-found.shape[2] :]
+            units, ranks = np.array(where[image]).T
+            found[units, ranks] = project(tokens)[:, units].T.numpy()
+
+
+def _packed(
+    cells: np.ndarray, height: int, width: int, positives: list[int], images: ImageSet, transform: dict[str, Any]
+) -> dict[str, Any] | None:
+    if not len(cells) or cells.max() <= 0:
+        return None
+    levels = np.round(255 * cells.astype(np.float32) / cells.astype(np.float32).max()).astype(np.uint8)
+    boxes = [box(images.sizes[i], images.square, transform) for i in positives]
+    return {"grid": [height, width], "cells": base64.b64encode(levels.tobytes()).decode(), "boxes": boxes}
+
+
+def box(size: tuple[int, int], square: bool, transform: dict[str, Any]) -> list[float]:
+    """(width, height) of what the host saw, as shares of the shorter side of a picture of (width, height) `size`.
+
+    `square`: the picture is padded to a square before. `transform`: the fields of `hosts.Transform`.
+    """
+    width, height = (max(size), max(size)) if square else size
+    resize, crop = transform["resize"], transform["crop"]
+    short = min(width, height)
+    if isinstance(resize, int):
+        scaled = (width * resize / short, height * resize / short)
+    else:
+        scaled = (float(resize[1]), float(resize[0]))
+    seen = scaled if crop is None else (float(crop[1]), float(crop[0]))
+    return [seen[0] / scaled[0] * width / short, seen[1] / scaled[1] * height / short]
+
+
+def _cache(run: Run, basis: Basis) -> cache.ActivationCache | None:
+    """The cache that the basis was pooled from, if it still lies among the run's artifacts."""
+    wanted = basis.recipes["units"].get("cache")
+    for recipe in sorted((run.path.parent / "activations").glob("*/recipe.json")):
+        try:
+            if wanted is not None and artifacts.digest(artifacts.read_json(recipe)) == wanted:
+                return cache.open(recipe.parent)
+        except UserError as error:
+            log.warning("no heat maps for %s: %s", basis.name, error)
+    return None
+
+
+def _projection(basis: Basis) -> Callable[[Float[Tensor, "tokens d_in"]], Float[Tensor, "tokens units"]] | None:
+    """From tokens to the units' activations before pooling."""
+    if basis.kind == "neuron":
+        if basis.recipes["units"].get("signed") == "split":
+            return lambda tokens: torch.cat([tokens, -tokens], 1).relu()
+        return lambda tokens: tokens.relu()
+    if basis.sae is None:
+        return None
+    from saelab.sae import SAE
+
+    model = SAE.load(basis.sae / "sae.safetensors")
+    return lambda tokens: model.encode(tokens).dense()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from saelab.errors import UserError
-from saelab.images import ImageSet, decode, duplicates, load, splits
+from saelab.images import ImageSet, decode, duplicates, load, scan, splits
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -184,6 +184,33 @@ def test_saved_and_loaded_again(folder, tmp_path):
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="can't be read any more"):
         again.load(3)
+
+
+def test_a_large_set_is_decoded_once_and_again_where_bytes_changed(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAELAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(scan, "WORTH", 10)
+    first = load("folder", root=folder)
+    decoded = []
+
+    def counted(source: bytes, side: int) -> tuple[Image.Image, tuple[int, int]]:
+        decoded.append(source)
+        return glance(source, side)
+
+    glance = decode.glance
+    monkeypatch.setattr(decode, "glance", counted)
+    again = load("folder", root=folder)
+    assert not decoded and again.fingerprint == first.fingerprint and again.sizes == first.sizes
+    assert (again.groups == first.groups).all()
+    shutil.copy(folder / "cats" / "01.png", folder / "cats" / "03.png")  # a known picture in a new place
+    photo(77, 90).save(folder / "cats" / "05.png")
+    (folder / "cats" / "07.png").write_bytes(b"broken")
+    changed = load("folder", root=folder)
+    assert len(decoded) == 2 and len(changed) == 19 and changed.skipped[0][0] == "cats/07.png"
+    assert changed.sizes[changed.files.index("cats/05.png")] == (90, 90)
+    assert changed.groups[changed.files.index("cats/03.png")] == changed.files.index("cats/01.png")
+    (memory,) = (tmp_path / "cache" / "looks").iterdir()
+    memory.write_bytes(memory.read_bytes()[:100])
+    assert load("folder", root=folder).fingerprint == changed.fingerprint
 
 
 def test_truth_is_a_table_of_images_and_sorted_names(folder):

@@ -3,23 +3,18 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from saelab.errors import UserError
-from saelab.images import decode, duplicates, splits
+from saelab.images import duplicates, scan, splits
 from saelab.images.imageset import ImageSet
+from saelab.images.scan import Scan
 
 log = logging.getLogger("saelab")
-
-_SCAN_SIDE = 256  # enough for hashes of 32 x 32; JPEGs are decoded at a fraction of their size
 
 
 @dataclass(frozen=True)
@@ -44,17 +39,6 @@ class Listing:
     credit: str = ""  # whose pictures, which licence
     mask_names: tuple[str, ...] = ()  # name of pixel value 0, 1, ... of the label images
     square: bool = False  # pad to a white square when loading
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What one look into a file tells."""
-
-    digest: str  # SHA-256 of the bytes
-    size: tuple[int, int]  # width and height, upright
-    look: duplicates.Look
-    mask_digest: str = ""  # SHA-256 of the label image's bytes
-    present: tuple[int, ...] = ()  # class numbers in the label image
 
 
 def build(
@@ -107,45 +91,22 @@ def build(
 
 
 def _scan_all(listing: Listing, entries: list[Entry]) -> tuple[list[Entry], list[Scan], list[tuple[str, str]]]:
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow and hashlib release the interpreter's lock
-        results = pool.map(partial(_scan, listing.root), entries)
-        bar = tqdm(results, total=len(entries), desc=f"looking at {listing.name}", unit="image", disable=None)
-        outcomes = list(bar)
+    outcomes = scan.look_at_all(listing.root, [(e.file, e.mask) for e in entries], f"looking at {listing.name}")
     good = [(e, o) for e, o in zip(entries, outcomes, strict=True) if isinstance(o, Scan)]
     bad = [(e.file, o) for e, o in zip(entries, outcomes, strict=True) if isinstance(o, str)]
     return [e for e, _ in good], [s for _, s in good], bad
 
 
-def _scan(root: Path, entry: Entry) -> Scan | str:
-    """What is in the file, or why it can't be used."""
-    try:
-        data = (root / entry.file).read_bytes()
-        image, size = decode.glance(data, _SCAN_SIDE)
-    except decode.Unreadable as error:
-        return str(error)
-    except OSError as error:
-        return error.strerror or str(error)
-    look, digest = duplicates.look(image), hashlib.sha256(data).hexdigest()
-    if entry.mask is None:
-        return Scan(digest, size, look)
-    try:
-        labels = decode.decode_labels(root / entry.mask)
-        mask_digest = hashlib.sha256((root / entry.mask).read_bytes()).hexdigest()
-    except (decode.Unreadable, OSError) as error:
-        return f"its label image {entry.mask}: {error}"
-    return Scan(digest, size, look, mask_digest, tuple(np.unique(labels).tolist()))
-
-
-def _classes(entry: Entry, scan: Scan, mask_names: tuple[str, ...]) -> tuple[str, ...]:
-    seen = [mask_names[v] if v < len(mask_names) else str(v) for v in scan.present]
-    return tuple(dict.fromkeys([*entry.classes, *seen]))
+def _classes(entry: Entry, seen: Scan, mask_names: tuple[str, ...]) -> tuple[str, ...]:
+    present = [mask_names[v] if v < len(mask_names) else str(v) for v in seen.present]
+    return tuple(dict.fromkeys([*entry.classes, *present]))
 
 
 def _fingerprint(
     entries: list[Entry], scans: list[Scan], classes: Sequence[Sequence[str]], split: np.ndarray, listing: Listing
 ) -> str:
     total = hashlib.sha256(json.dumps([listing.square, list(listing.mask_names)]).encode())
-    for entry, scan, own, part in zip(entries, scans, classes, split.tolist(), strict=True):
-        row = [entry.file, scan.digest, entry.caption, list(own), scan.mask_digest, part]
+    for entry, seen, own, part in zip(entries, scans, classes, split.tolist(), strict=True):
+        row = [entry.file, seen.digest, entry.caption, list(own), seen.mask_digest, part]
         total.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
     return total.hexdigest()

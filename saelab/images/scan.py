@@ -1,0 +1,110 @@
+"""One look into every file of a set: its hash, size and appearance, or why it can't be used.
+
+What a look told is kept in the user's cache by content hash: opening a large set again costs reading and hashing its
+files, not decoding them.
+"""
+
+import hashlib
+import logging
+import os
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from saelab import artifacts
+from saelab.images import decode, duplicates
+from saelab.images.places import user_cache
+
+log = logging.getLogger("saelab")
+
+VERSION = 1  # raise it when `decode` or `duplicates.look` give something else for the same bytes
+WORTH = 500  # pictures from which on a memory is kept
+
+_SIDE = 256  # enough for hashes of 32 x 32; JPEGs are decoded at a fraction of their size
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one look into a file tells."""
+
+    digest: str  # SHA-256 of the bytes
+    size: tuple[int, int]  # width and height, upright
+    look: duplicates.Look
+    mask_digest: str = ""  # SHA-256 of the label image's bytes
+    present: tuple[int, ...] = ()  # class numbers in the label image
+
+
+def look_at_all(root: Path, files: Sequence[tuple[str, str | None]], title: str) -> list[Scan | str]:
+    """A Scan for each (picture, label image or None), relative to root, or the reason why it can't be used."""
+    memory = _recall(root) if len(files) >= WORTH else {}
+    known = len(memory)
+
+    def look_at(file: tuple[str, str | None]) -> Scan | str:
+        return _look_at(root, *file, memory)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow and hashlib release the interpreter's lock
+        bar = tqdm(pool.map(look_at, files), total=len(files), desc=title, unit="image", disable=None)
+        outcomes = list(bar)
+    if len(files) >= WORTH and len(memory) > known:
+        _remember(root, memory)
+    return outcomes
+
+
+_Memory = dict[str, tuple[tuple[int, int], duplicates.Look]]
+
+
+def _look_at(root: Path, file: str, mask: str | None, memory: _Memory) -> Scan | str:
+    try:
+        data = (root / file).read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in memory:
+            image, size = decode.glance(data, _SIDE)
+            memory[digest] = (size, duplicates.look(image))
+    except decode.Unreadable as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    size, look = memory[digest]
+    if mask is None:
+        return Scan(digest, size, look)
+    try:
+        labels = decode.decode_labels(root / mask)
+        mask_digest = hashlib.sha256((root / mask).read_bytes()).hexdigest()
+    except (decode.Unreadable, OSError) as error:
+        return f"its label image {mask}: {error}"
+    return Scan(digest, size, look, mask_digest, tuple(np.unique(labels).tolist()))
+
+
+def _place(root: Path) -> Path:
+    return user_cache("looks", f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}-{VERSION}.npz")
+
+
+def _recall(root: Path) -> _Memory:
+    try:
+        with np.load(_place(root), allow_pickle=False) as kept:
+            digests, sizes, bits, small = (kept[k] for k in ("digests", "sizes", "bits", "small"))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return {}  # none yet, or a damaged one: it is only a memory
+    rows = zip(digests.tolist(), sizes.tolist(), bits.tolist(), small, strict=True)
+    return {d: ((w, h), duplicates.Look(a, b, s)) for d, (w, h), (a, b), s in rows}
+
+
+def _remember(root: Path, memory: _Memory) -> None:
+    looks = [look for _, look in memory.values()]
+    try:
+        _place(root).parent.mkdir(parents=True, exist_ok=True)
+        with artifacts.atomic(_place(root)) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                digests=np.array(list(memory)),
+                sizes=np.array([size for size, _ in memory.values()], dtype=np.int64),
+                bits=np.array([(x.bits, x.mirrored) for x in looks], dtype=np.uint64),
+                small=np.stack([x.small for x in looks]),
+            )
+    except OSError as error:
+        log.info("what was seen in %s is not kept (%s)", root, error)

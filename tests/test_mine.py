@@ -1,0 +1,262 @@
+"""Mining against brute force in plain Python loops: ties, sparse layouts, contrast rules, bad units."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+from saelab.columns import Columns, columns
+from saelab.errors import UserError
+from saelab.label import mine
+
+LAYOUTS = {"dense": lambda a: a, "csr": lambda a: a.to_sparse_csr(), "columns": lambda a: columns(a.to_sparse_csr())}
+
+
+def brute_top(acts, k):
+    return [sorted(range(len(acts)), key=lambda i: (-float(acts[i, u]), i))[:k] for u in range(acts.shape[1])]
+
+
+def brute_contrast(acts, emb, ids, rule, groups=None, reuse=True, quantile=0.5):
+    """One positive at a time, in Python; cosines in float32 as the library has them."""
+    out = []
+    for u in range(acts.shape[1]):
+        column = [float(a) for a in acts[:, u]]
+        mean = sum(column) / len(column)
+        ordered = sorted(column)
+        level = ordered[max(1, -int(-quantile * len(column) // 1)) - 1]
+        low = {
+            "below_mean": [a < mean for a in column],
+            "zero": [a == 0 for a in column],
+            "below_quantile": [a <= level and a < ordered[-1] for a in column],
+        }[rule]
+        taken, row = set(), []
+        for p in ids[u].tolist():
+            cosines = emb[[p]] @ emb.T
+            best = None
+            for j in range(len(column)):
+                same = j == p or (groups is not None and int(groups[j]) == int(groups[p]))
+                if not low[j] or same or j in taken:
+                    continue
+                if best is None or float(cosines[0, j]) > float(cosines[0, best]):
+                    best = j
+            row.append(-1 if best is None else best)
+            if best is not None and not reuse:
+                taken.add(best)
+        out.append(row)
+    return out
+
+
+def world(images=40, units=12, d=6, seed=0):
+    """Units with many ties, signed units, sparse ones, constants, dead ones."""
+    g = torch.Generator().manual_seed(seed)
+    acts = torch.randint(-2, 3, (images, units), generator=g).float()
+    acts[:, 1] = torch.rand(images, generator=g)
+    acts[:, 2] = torch.rand(images, generator=g) * (torch.rand(images, generator=g) < 0.2)
+    acts[:, 3], acts[:, 4], acts[:, 5] = 0, 0.1, -1.5
+    acts[:, 6] = acts[:, 6].clamp(max=0)
+    return acts, normalize(torch.randn(images, d, generator=g), dim=1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_top_images_equal_brute_force(layout, k):
+    acts, _ = world()
+    ids, values = mine.top_images(LAYOUTS[layout](acts), k)
+    assert ids.tolist() == brute_top(acts, k)
+    assert torch.equal(values, acts.T.gather(1, ids))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_top_images_of_any_small_matrix(data):
+    images, units = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
+    number = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-38, -1e-38, 3e38])
+    rows = data.draw(st.lists(st.lists(number, min_size=units, max_size=units), min_size=images, max_size=images))
+    acts, k = torch.tensor(rows), data.draw(st.integers(1, images))
+    for layout in LAYOUTS.values():
+        assert mine.top_images(layout(acts), k)[0].tolist() == brute_top(acts, k)
+    assert mine.top_images(acts.double(), k)[0].tolist() == brute_top(acts, k)
+
+
+def test_zeros_that_csr_stores_are_zeros():
+    acts, emb = world()
+    csr = acts.to_sparse_csr()
+    rows = torch.repeat_interleave(torch.arange(40), csr.crow_indices().diff())
+    everything = torch.sparse_coo_tensor(
+        torch.stack([torch.arange(40).repeat_interleave(12), torch.arange(12).repeat(40)]), acts.flatten(), (40, 12)
+    ).to_sparse_csr()
+    assert len(everything.values()) == 480 > len(rows)
+    for a in (csr, everything):
+        ids, _ = mine.top_images(a, 9)
+        assert torch.equal(ids, mine.top_images(acts, 9)[0])
+        assert torch.equal(
+            mine.contrast_images(a, emb, ids, "zero")[0], mine.contrast_images(acts, emb, ids, "zero")[0]
+        )
+        assert mine.statuses(a) == mine.statuses(acts)
+        assert torch.equal(mine.column_means(a), mine.column_means(acts))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rule", ["below_mean", "below_quantile", "zero"])
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_contrasts_equal_brute_force(layout, rule, reuse, grouped):
+    acts, emb = world()
+    groups = torch.arange(40) // 3 if grouped else None
+    ids, _ = mine.top_images(acts, 8)
+    found, similarity = mine.contrast_images(LAYOUTS[layout](acts), emb, ids, rule, reuse, groups, quantile=0.4)
+    assert found.tolist() == brute_contrast(acts, emb, ids, rule, groups, reuse, quantile=0.4)
+    expected = (emb[ids] * emb[found]).sum(2)
+    assert torch.allclose(similarity[found >= 0], expected[found >= 0], atol=1e-6)
+    assert bool(similarity[found < 0].isnan().all())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_neighbour_table_falls_back_to_the_exact_search(layout):
+    """Units that fire on every near neighbour of their positives: the table of neighbours holds no candidate."""
+    g = torch.Generator().manual_seed(1)
+    emb = normalize(torch.randn(600, 5, generator=g), dim=1)
+    acts = torch.zeros(600, 4)
+    for u in range(4):
+        near = (emb @ emb[u]).argsort(descending=True)
+        acts[near[:200], u] = 1 + torch.rand(200, generator=g)
+    acts[:, 3] = torch.rand(600, generator=g)
+    ids, _ = mine.top_images(acts, 10)
+    found, _ = mine.contrast_images(LAYOUTS[layout](acts), emb, ids)
+    assert found.tolist() == brute_contrast(acts, emb, ids, "below_mean")
+
+
+def test_equal_pictures_go_to_the_lower_id_with_and_without_the_table():
+    """Many copies of one picture, more than the table holds: cosines tie exactly at the table's edge."""
+    emb = torch.zeros(300, 4)
+    emb[:, 0] = 1
+    emb[250:, :] = torch.tensor([0.0, 1, 0, 0])
+    acts = torch.zeros(300, 2)
+    acts[:3, 0], acts[[0, 299], 1] = 1, 1
+    ids, _ = mine.top_images(acts, 2)
+    assert ids.tolist() == [[0, 1], [0, 299]]
+    found, similarity = mine.contrast_images(acts, emb, ids)
+    assert found.tolist() == [[3, 3], [1, 250]]
+    assert similarity.tolist() == [[1, 1], [1, 1]]
+
+
+def test_blocks_do_not_change_the_answer(monkeypatch):
+    acts, emb = world(images=60, units=30)
+    ids, _ = mine.top_images(acts, 6)
+    whole = mine.contrast_images(acts, emb, ids)[0]
+    monkeypatch.setattr("saelab.label.mine.contrast.MASK_ELEMENTS", 60 * 7)
+    monkeypatch.setattr("saelab.label.mine.contrast.TABLE", 5)
+    for layout in LAYOUTS.values():
+        assert torch.equal(mine.contrast_images(layout(acts), emb, ids)[0], whole)
+
+
+def test_mean_is_exact_so_that_constant_units_have_no_contrast():
+    acts = torch.full((1000, 3), 0.1)
+    acts[:, 1] = 1e-3
+    acts[:, 2] = 16_777_217.0
+    ids, _ = mine.top_images(acts, 5)
+    for layout in LAYOUTS.values():
+        found, _ = mine.contrast_images(layout(acts), torch.ones(1000, 1), ids)
+        assert bool((found == -1).all())
+
+
+def test_zero_images_are_candidates_only_below_a_positive_mean():
+    acts = torch.tensor([[1.0, -1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    emb = normalize(torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.5, 0.5]]), dim=1)
+    for layout in LAYOUTS.values():
+        found, _ = mine.contrast_images(layout(acts), emb, torch.tensor([[0], [1]]))
+        assert found.tolist() == [[1], [0]]  # the second unit's zeros are above its mean of -0.25
+
+
+def test_random_contrasts_are_low_elsewhere_and_repeatable():
+    acts, emb = world(seed=3)
+    ids, _ = mine.top_images(acts, 6)
+    groups = torch.arange(40) // 2
+    found, _ = mine.contrast_images(acts, emb, ids, "random", groups=groups, seed=5)
+    assert torch.equal(found, mine.contrast_images(acts.to_sparse_csr(), emb, ids, "random", groups=groups, seed=5)[0])
+    assert not torch.equal(found, mine.contrast_images(acts, emb, ids, "random", groups=groups, seed=6)[0])
+    means = acts.double().mean(dim=0)
+    for u, row in enumerate(found.tolist()):
+        for p, j in zip(ids[u].tolist(), row, strict=True):
+            assert j == -1 or (acts[j, u] < means[u] and groups[j] != groups[p])
+    spread = mine.contrast_images(acts, emb, ids[:, :1].expand(-1, 400), "random", seed=1)[0]
+    low = (acts[:, 1] < means[1]).nonzero()[:, 0]
+    expected = set(low.tolist()) - {int(ids[1, 0])}
+    assert set(spread[1].tolist()) == expected  # each candidate is drawn sooner or later
+
+
+def test_host_rule_is_falcons():
+    acts, emb = world()
+    g = torch.Generator().manual_seed(8)
+    host = torch.randn(40, 5, generator=g) * 7
+    ids, _ = mine.top_images(acts, 20)
+    found, similarity = mine.contrast_images(acts, emb, ids, "host", host_emb=host, host_limit=3)
+    unit = normalize(host, dim=1)
+    nearest = torch.tensor(brute_contrast(acts, unit, ids, "below_mean"))
+    for u in range(12):
+        cosines = [float(unit[p] @ unit[j]) if j >= 0 else -2 for p, j in zip(ids[u], nearest[u], strict=True)]
+        kept = sorted([i for i, c in enumerate(cosines) if c >= 0.3], key=lambda i: -cosines[i])[:3]
+        assert [i for i, j in enumerate(found[u].tolist()) if j >= 0] == sorted(kept)
+        assert all(found[u, i] == nearest[u, i] for i in kept)
+    there = found >= 0
+    assert torch.allclose(similarity[there], (emb[ids] * emb[found]).sum(2)[there], atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_statuses(layout):
+    acts = torch.zeros(50, 9)
+    acts[0, 1] = torch.nan
+    acts[1, 2] = torch.inf
+    acts[:, 3] = 2.0
+    acts[:9, 4] = 1.0
+    acts[:40, 5] = 1.0
+    acts[:10, 6] = 1.0
+    acts[:, 7] = -1.0
+    acts[:, 8] = 1e-7
+    found = mine.statuses(LAYOUTS[layout](acts))
+    assert found == ["dead", "invalid", "invalid", "constant", "rare", "dense", "ok", "dead", "dead"]
+    assert mine.statuses(LAYOUTS[layout](acts), rare_below=11)[6] == "rare"
+    assert mine.fires_on(LAYOUTS[layout](acts))[[0, 3, 4, 5, 6, 7]].tolist() == [0, 50, 9, 40, 10, 0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_units_that_are_not_finite_have_no_images(layout):
+    acts, emb = world()
+    acts[5, 2], acts[6, 9] = torch.nan, -torch.inf
+    ids, values = mine.top_images(LAYOUTS[layout](acts), 4)
+    assert ids[[2, 9]].eq(-1).all() and values[[2, 9]].isnan().all()
+    found, similarity = mine.contrast_images(LAYOUTS[layout](acts), emb, ids)
+    assert found[[2, 9]].eq(-1).all() and similarity[[2, 9]].isnan().all()
+    assert found[1].ge(0).all()
+
+
+def test_columns_of_a_sparse_matrix():
+    acts, _ = world()
+    sparse = columns(acts.to_sparse_csr())
+    assert isinstance(sparse, Columns)
+    assert torch.equal(sparse.dense(), acts)
+    picked = torch.tensor([7, 2, 2, 0])
+    assert torch.equal(sparse.pick(picked).dense(), acts[:, picked])
+    assert torch.equal(sparse.part(3, 8).dense(), acts[:, 3:8])
+    kept = torch.tensor([9, 0, 31])
+    assert torch.equal(sparse.take_rows(kept).dense(), acts[kept])
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda a, e: mine.top_images(a, 41), "k=41: expected 1 to the number of images (40)"),
+        (lambda a, e: mine.top_images(a, 0), "k=0"),
+        (lambda a, e: mine.contrast_images(a, e[:30], mine.top_images(a, 3)[0]), "image_emb=(30, 6)"),
+        (lambda a, e: mine.contrast_images(a, e * torch.nan, mine.top_images(a, 3)[0]), "image_emb=not finite"),
+        (lambda a, e: mine.contrast_images(a, e, mine.top_images(a, 3)[0], "nearest"), "rule=nearest"),
+        (lambda a, e: mine.contrast_images(a, e, mine.top_images(a, 3)[0], "host"), "rule=host: needs the host's"),
+        (lambda a, e: mine.contrast_images(a, e, mine.top_images(a, 3)[0][:5]), "positive_ids=(5, 3)"),
+        (lambda a, e: mine.top_images(a[:, 0], 3), "acts=(40,)"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(call, told):
+    with pytest.raises(UserError) as error:
+        call(*world())
+    assert told in str(error.value) and "\n" not in str(error.value)

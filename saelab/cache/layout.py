@@ -84,6 +84,7 @@ def create(folder: Path, shapes: dict[str, tuple[tuple[int, ...], np.dtype]], at
             plist.set_layout(h5py.h5d.CONTIGUOUS)
             plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            plist.set_obj_track_times(False)  # the same recipe gives the same bytes, whenever
             space = h5py.h5s.create_simple(shape)
             h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, plist)
         for key, value in {"format": FORMAT, "version": VERSION, **attributes}.items():

@@ -44,7 +44,7 @@ def test_neurons_are_pooled_as_said_however_the_images_are_cut(store, tokens, tm
     }[pool]
     np.testing.assert_allclose(load(units.neuron(store, tmp_path, pool)).acts.numpy(), brute, rtol=1e-6)
     for at_once in (1, 7, 50):
-        cut = units.pooled(store, lambda x: x, pool, at_once=at_once)
+        cut = units.pooled(store, units.Projection(), pool, at_once=at_once)
         np.testing.assert_allclose(cut.numpy(), brute, rtol=1e-6)
 
 
@@ -54,7 +54,9 @@ def test_images_with_different_numbers_of_tokens(tokens, tmp_path):
     flat = np.random.default_rng(2).normal(size=(offsets[-1], WIDTH)).astype(np.float32)
     store = cache.adopt(flat, tmp_path, offsets=offsets, dtype="float32")
     brute = [np.maximum(flat[a:b], 0).max(0) for a, b in itertools.pairwise(offsets)]
-    np.testing.assert_allclose(units.pooled(store, lambda x: x, "max", at_once=10).numpy(), np.stack(brute), rtol=1e-6)
+    np.testing.assert_allclose(
+        units.pooled(store, units.Projection(), "max", at_once=10).numpy(), np.stack(brute), rtol=1e-6
+    )
 
 
 def test_split_makes_a_unit_of_each_side(store, tokens, tmp_path):
@@ -122,6 +124,24 @@ def test_bases_learn_from_the_mine_split_alone(tokens, tmp_path):
             store = cache.adopt(values, tmp_path / f"{name}{i}", pictures, dtype="float32")
             rows.append(load(basis(store, tmp_path / f"units {name}{i}")).acts[mine])
         assert torch.equal(*rows), name
+
+
+@pytest.mark.parametrize("kind", ["neuron", "pca", "random_rotation", "sae"])
+def test_a_stored_projection_gives_a_picture_the_activations_it_had(store, tokens, tmp_path, kind):
+    if kind == "sae":
+        small_sae().save(tmp_path / "sae.safetensors")
+        made, project = units.sae(store, tmp_path, tmp_path / "sae.safetensors"), {"sae": tmp_path / "sae.safetensors"}
+        with pytest.raises(UserError, match="give the SAE"):
+            units.Projection.load(made.path)
+    else:
+        made, project = getattr(units, kind)(store, tmp_path, signed="split"), {}
+    acts, stored = load(made).acts, units.Projection.load(made.path, **project)
+    acts = acts if acts.layout == torch.strided else acts.to_dense()
+    before = torch.from_numpy(tokens[4].copy())
+    given = before.clone()
+    one = units.pool_tokens(stored(given)[None], "max")[0]
+    torch.testing.assert_close(one, acts[4], rtol=1e-4, atol=1e-5)
+    assert torch.equal(given, before)  # what was handed in is left as it was
 
 
 def test_bad_settings_are_one_line(store, tmp_path):

@@ -1,0 +1,94 @@
+"""Bases: what turns a token [d_in] into unit activations [units]. Everything a basis learns comes from `mine`.
+
+By default a unit is its positive side: relu of the token's coordinate. `signed="split"` makes two units of each
+direction, first all positive, then all negative sides. SAE latents are positive already.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.artifacts import opened, read_json
+from saelab.cache import ActivationCache
+from saelab.errors import UserError
+from saelab.sae import SAE
+
+SIGNED = ("positive", "split")
+FILE = "directions.safetensors"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Tokens to unit activations before pooling. Neither directions nor SAE: the layer's own coordinates."""
+
+    signed: str = "positive"  # positive | split
+    directions: Float[Tensor, "d_in units"] | None = None  # of a linear basis
+    shift: Float[Tensor, "units"] | None = None  # subtracted: where the centre lies along each direction
+    sae: SAE | None = None
+
+    def __call__(self, tokens: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens units"]:
+        """Activations, float32, >= 0, on the CPU. `tokens` is left as it is."""
+        if self.sae is not None:
+            return self.sae.encode(tokens.to(self.sae.device)).dense().cpu()
+        values = tokens.float()
+        if self.directions is not None and self.shift is not None:
+            values = values @ self.directions - self.shift
+        return torch.cat([values, -values], dim=1).relu_() if self.signed == "split" else values.relu()
+
+    def save(self, folder: Path) -> None:
+        """Write what a linear basis has learnt into a units artifact; neurons and SAEs need nothing."""
+        from safetensors.torch import save_file
+
+        if self.directions is not None and self.shift is not None:
+            save_file({"directions": self.directions.contiguous(), "shift": self.shift}, str(folder / FILE))
+
+    @classmethod
+    def load(cls, folder: Path | str, sae: Path | str | None = None) -> "Projection":
+        """The projection of a units artifact; `sae`: the SAE that its latents are of (a file or an artifact's folder).
+
+        Raises UserError for a missing or damaged folder, and where the units are an SAE's but `sae` is not given.
+        """
+        from safetensors.torch import load_file
+
+        folder = opened(folder).path
+        info = read_json(folder / "units.json")["info"]
+        if "latents" in info:
+            if sae is None:
+                raise UserError("sae", None, "these units are an SAE's latents", "give the SAE's folder")
+            return cls(info["signed"], sae=SAE.load(sae_file(sae)))
+        if (folder / FILE).is_file():
+            return cls(info["signed"], **load_file(str(folder / FILE)))
+        return cls(info["signed"])
+
+
+def sae_file(path: Path | str) -> Path:
+    """The weights' file of an SAE given as a file or as an artifact's folder."""
+    path = Path(path)
+    return path / "sae.safetensors" if path.is_dir() else path
+
+
+def principal(cache: ActivationCache) -> tuple[Tensor, Tensor]:
+    """Principal components [d_in, d_in] of the centred `mine` tokens, strongest first, and their shift, in float64."""
+    mean = torch.from_numpy(cache.mean)
+    covariance = torch.zeros(cache.d_in, cache.d_in, dtype=torch.float64)
+    rows = cache.rows("mine")
+    for part in np.array_split(rows, max(1, len(rows) // 16384)):
+        centred = torch.from_numpy(np.asarray(cache.tokens[part], dtype=np.float64)) - mean
+        covariance += centred.T @ centred
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(-1)
+    return directions, mean @ directions
+
+
+def rotation(cache: ActivationCache, seed: int) -> tuple[Tensor, Tensor]:
+    """A uniformly random orthogonal basis [d_in, d_in] of the centred tokens, and its shift, in float64.
+
+    QR of a Gaussian matrix with the signs of R's diagonal fixed, without which it is not uniform (Mezzadri, 2007).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    q, r = torch.linalg.qr(torch.randn(cache.d_in, cache.d_in, generator=generator, dtype=torch.float64))
+    directions = q * r.diagonal().sign()
+    return directions, torch.from_numpy(cache.mean) @ directions

@@ -1,0 +1,94 @@
+"""The units stage: a cache and a basis in, one artifact with the pooled activations of every unit out."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelab.artifacts import Artifact, ensure
+from saelab.cache import ActivationCache
+from saelab.errors import UserError
+from saelab.sae import SAE
+from saelab.units.activations import UnitActivations
+from saelab.units.bases import SIGNED, Projection, principal, rotation, sae_file
+from saelab.units.pooling import POOLS, pooled
+
+CODE = 2  # version of this stage; part of every recipe
+
+
+def neuron(cache: ActivationCache, root: Path | str, pool: str = "max", signed: str = "positive") -> Artifact:
+    """The layer's own coordinates as units."""
+    return _units(cache, root, "neuron", {}, lambda: Projection(signed), pool, signed)
+
+
+def pca(cache: ActivationCache, root: Path | str, pool: str = "max", signed: str = "positive") -> Artifact:
+    """Principal components of the centred `mine` tokens, strongest first: a control of dense directions."""
+    return _units(cache, root, "pca", {}, lambda: _linear(signed, *principal(cache)), pool, signed)
+
+
+def random_rotation(
+    cache: ActivationCache, root: Path | str, pool: str = "max", signed: str = "positive", seed: int = 0
+) -> Artifact:
+    """A random orthogonal basis of the centred activations: as many units as neurons, none of them privileged.
+
+    The control that answers "is the neuron basis special?".
+    """
+    fit = lambda: _linear(signed, *rotation(cache, seed))  # noqa: E731
+    return _units(cache, root, "random_rotation", {"seed": seed}, fit, pool, signed)
+
+
+def sae(
+    cache: ActivationCache,
+    root: Path | str,
+    path: Path | str,
+    pool: str = "max",
+    name: str = "sae",
+    device: str = "cpu",
+) -> Artifact:
+    """The latents of the SAE stored at `path` (a file or an SAE artifact's folder) as units.
+
+    Raises UserError if its d_in is not the cache's.
+    """
+    file = sae_file(path)
+    model = SAE.load(file)
+    if model.d_in != cache.d_in:
+        raise UserError("sae", path, f"has d_in {model.d_in}, the cache {cache.d_in}", "use an SAE of this layer")
+    with file.open("rb") as opened:
+        extra = {"sae": hashlib.file_digest(opened, "sha256").hexdigest()}
+    fit = lambda: Projection(sae=model.to(device))  # noqa: E731
+    return _units(cache, root, name, extra, fit, pool, "positive", {"latents": model.latents})
+
+
+def _linear(signed: str, directions: Tensor, shift: Tensor) -> Projection:
+    return Projection(signed, directions.float(), shift.float())
+
+
+def _units(
+    cache: ActivationCache,
+    root: Path | str,
+    basis: str,
+    settings: dict[str, Any],
+    fit: Callable[[], Projection],
+    pool: str,
+    signed: str,
+    info: dict[str, Any] | None = None,
+) -> Artifact:
+    if pool not in POOLS:
+        raise UserError("pool", pool, "unknown", f"known: {', '.join(POOLS)}")
+    if signed not in SIGNED:
+        raise UserError("signed", signed, "unknown", f"known: {', '.join(SIGNED)}")
+    shared = {"basis": basis, "pool": pool, "signed": signed} | settings
+    recipe = {"stage": "units", "code": CODE, "cache": cache.digest} | shared
+
+    def build(folder: Path) -> None:
+        with torch.inference_mode():
+            projection = fit()
+            acts = pooled(cache, projection, pool)
+        projection.save(folder)
+        facts = shared | {"layer": cache.layer, "host": cache.host} | (info or {})
+        UnitActivations(acts, basis, facts).save(folder)
+
+    return ensure(root, "units", f"{basis}-{cache.layer}", recipe, build)

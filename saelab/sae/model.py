@@ -137,7 +137,8 @@ class SAE:
 
     def save(self, path: Path | str) -> None:
         """Write one complete .safetensors file (or `sae.safetensors` in a folder), atomically."""
-        meta = {"format": FORMAT, **{k: json.dumps(v) for k, v in dataclasses.asdict(self.meta).items()}}
+        # One key: safetensors writes several in a random order, and the same recipe is to give the same bytes.
+        meta = {"saelab": json.dumps({"format": FORMAT, **dataclasses.asdict(self.meta)}, sort_keys=True)}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors().items()}
         with atomic(_file(path)) as temporary:
             save_file(tensors, temporary, metadata=meta)
@@ -163,15 +164,14 @@ def _file(path: Path | str) -> Path:
 
 
 def _meta(raw: dict[str, str], file: Path) -> Meta:
-    if raw.get("format") != FORMAT:
-        raise UserError(
-            "sae", file, f"format {FORMAT}, found {raw.get('format')}", "convert it: saelab.sae.convert.load"
-        )
+    values = json.loads(raw.get("saelab", "{}"))
+    found = values.pop("format", raw.get("format"))
+    if found != FORMAT:
+        raise UserError("sae", file, f"format {FORMAT}, found {found}", "convert it: saelab.sae.convert.load")
     fields = {f.name for f in dataclasses.fields(Meta)}
-    unknown = sorted(set(raw) - fields - {"format"})
+    unknown = sorted(set(values) - fields)
     if unknown:
         raise UserError("sae", file, f"unknown key {unknown[0]!r} in its metadata", "update saelab")
-    values = {name: json.loads(text) for name, text in raw.items() if name != "format"}
     return Meta(**{**values, "prefixes": tuple(values.get("prefixes", ()))})
 
 

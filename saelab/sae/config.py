@@ -31,8 +31,9 @@ class SAEConfig:
     auxk_k: int | None = None  # silent latents that AuxK uses a token; None: d_in / 2
     auxk_stride: int = 8  # AuxK looks at every so-many-th token
     dead_after: int = 131_072  # tokens without firing after which a latent counts as silent
+    revive: float = 0.02  # topk, batchtopk: what a silent latent's bias gains a step, in units of the spread per unit
     multi_topk: bool = False  # topk: add an eighth of the loss with 4 k latents (Gao et al. 2025, section 4.3)
-    l1: float = 1.0  # relu: weight of the L1 penalty, in units of the activations' spread
+    l1: float = 0.03  # relu: weight of the L1 penalty, in units of the activations' spread
     resample_every: int = 0  # relu: steps between resamplings of silent latents; 0: never
     l0_weight: float = 1.0  # jumprelu: weight of the penalty (L0 / k - 1)^2
     bandwidth: float = 1e-3  # jumprelu: width of the straight-through window, in units of the activations' spread
@@ -55,6 +56,10 @@ class SAEConfig:
             raise UserError("lr", self.lr, "must be positive and finite")
         if self.multi_topk and (self.rule != "topk" or self.prefixes or 4 * self.k > self.latents):
             raise UserError("multi_topk", True, "needs rule=topk, no prefixes and 4 k <= latents")
+        if self.resample_every and (self.rule != "relu" or self.decoder != "free"):
+            raise UserError(
+                "resample_every", self.resample_every, "needs rule=relu and decoder=free", "AuxK does it else"
+            )
         self._check_prefixes()
 
     def _check_prefixes(self) -> None:

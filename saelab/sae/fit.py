@@ -97,6 +97,7 @@ def fit_many(
             raise UserError("d_in", config.d_in, f"the activations have {batches.d_in}", "set d_in to the cache's")
     if mean is None or variance is None:
         mean, variance = moments(batches)
+    configs = [dataclasses.replace(c, dead_after=min(c.dead_after, batches.n_tokens)) for c in configs]
     runs = [
         _Run(c, None if folders is None else Path(folders[i]), batches, train, torch.device(device), mean, variance)
         for i, c in enumerate(configs)

@@ -6,6 +6,7 @@ Matryoshka's levels are prefixes of the dictionary, Multi-TopK's are the first k
 `dense_loss` serves relu and jumprelu, whose codes are not sparse from the start, through autograd.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from saelab.sae import sparse
 from saelab.sae.config import SAEConfig
 from saelab.sae.select import top_k, top_of_batch
+from saelab.sae.world import World
 
 Weights = dict[str, Tensor]  # W_enc, b_enc, W_dec, b_dec, and threshold where the rule has one
 
@@ -37,6 +39,7 @@ def sparse_gradients(
     variance: Tensor,
     tokens: int,
     out: Weights | None = None,
+    world: World | None = None,
 ) -> tuple[Gradients, Float[Tensor, "batch d_in"]]:
     """Gradients of the reconstruction loss, from x - b_dec and the pre-activations; also x^ - x of the whole SAE.
 
@@ -46,7 +49,7 @@ def sparse_gradients(
     W_enc, W_dec = weights["W_enc"], weights["W_dec"]
     out = out or {name: torch.empty_like(W_dec) for name in ("W_enc", "W_dec")}
     batch = len(centred)
-    pairs, level_weights, smallest = keep(pre, config)
+    pairs, level_weights, smallest = keep(pre, config, world or World())
     levels = len(level_weights)
     grouped = sparse.by_latent(pairs, config.latents)
 
@@ -78,15 +81,17 @@ def sparse_gradients(
     return Gradients(grads, fired > 0, metrics, smallest), error
 
 
-def keep(pre: Float[Tensor, "batch latents"], config: SAEConfig) -> tuple[sparse.Pairs, Tensor, Tensor | None]:
+def keep(
+    pre: Float[Tensor, "batch latents"], config: SAEConfig, world: World
+) -> tuple[sparse.Pairs, Tensor, Tensor | None]:
     """The pairs that the rule keeps, the levels' weights in the loss, and batchtopk's smallest value above 0."""
     batch = len(pre)
     if config.rule == "topk":
         values, indices = top_k(pre, config.k * (4 if config.multi_topk else 1))
         pairs, smallest = sparse.pairs_of_rows(values.relu_(), indices), None
     else:
-        flat = top_of_batch(pre, config.k * batch)
-        values = pre.view(-1)[flat].relu_()
+        values, flat = _share_of_batch(pre, config.k * batch, world)
+        values = values.relu_()
         smallest = torch.where(values > 0, values, torch.inf).min()
         rows = torch.div(flat, config.latents, rounding_mode="floor")
         pairs = sparse.Pairs(values, flat % config.latents, sparse.starts(rows, batch))
@@ -143,6 +148,16 @@ def _levels(pairs: sparse.Pairs, config: SAEConfig) -> tuple[Tensor | None, Tens
     return None, torch.ones(1)
 
 
+def _share_of_batch(pre: Tensor, count: int, world: World) -> tuple[Tensor, Tensor]:
+    """This process' part of the `count` x processes largest pre-activations of the whole batch."""
+    if world.size == 1:
+        return top_of_batch(pre, count)
+    values, flat = top_of_batch(pre, min(pre.numel(), count * world.size))
+    least = world.gather(values).topk(count * world.size, sorted=False).values.min()
+    kept = values >= least
+    return values[kept], flat[kept]
+
+
 def _reported(config: SAEConfig) -> int:
     """The level that is the SAE itself: the first k of Multi-TopK, the whole dictionary of Matryoshka."""
     return 0 if config.multi_topk else -1
@@ -154,28 +169,37 @@ def _square_sum(x: Tensor) -> Tensor:
 
 
 def dense_loss(
-    weights: Weights, x: Float[Tensor, "batch d_in"], config: SAEConfig, variance: Tensor, tokens: int
-) -> tuple[Tensor, dict[str, Tensor], Bool[Tensor, "latents"]]:
-    """Loss of the rules relu and jumprelu, to be differentiated by autograd; numbers for the log; who fired.
+    weights: Weights,
+    x: Float[Tensor, "batch d_in"],
+    config: SAEConfig,
+    variance: Tensor,
+    tokens: int,
+    total: Callable[[Tensor], Tensor] = lambda part: part,
+) -> tuple[Tensor, dict[str, Tensor], Bool[Tensor, "latents"], Float[Tensor, "batch d_in"]]:
+    """Loss of the rules relu and jumprelu, for autograd; numbers for the log; who fired; x^ - x.
 
     relu (Bricken et al. 2023): + l1 x mean over tokens of sum(codes) / sqrt(variance).
     jumprelu (Rajamanoharan et al. 2024): + l0_weight x (L0 / k - 1)^2, threshold by straight-through rectangles.
+    `total` sums a number over all processes: the L0 penalty is a square of the whole batch's mean.
     """
     spread = variance.sqrt()
-    pre = torch.addmm(weights["b_enc"], x - weights["b_dec"], weights["W_enc"].T)
+    pre = torch.addmm(weights["b_enc"], x - weights["b_dec"], weights["W_enc"].T).relu()
     if config.rule == "relu":
-        codes = pre.relu()
-        penalty = config.l1 * codes.sum() / (tokens * spread)
+        codes = pre
         l0 = (codes.detach() > 0).sum() / tokens
+        penalty = config.l1 * codes.sum() / (tokens * spread)
+        value = penalty.detach()
     else:
         width = config.bandwidth * spread
-        codes = _Jump.apply(pre.relu(), weights["threshold"], width)
-        l0 = _Step.apply(pre.relu(), weights["threshold"], width).sum() / tokens
-        penalty = config.l0_weight * (l0 / config.k - 1).square()
-    fvu = (codes @ weights["W_dec"] + weights["b_dec"] - x).square().sum() / (tokens * variance)
-    loss = fvu + penalty
-    metrics = {"loss": loss.detach(), "fvu": fvu.detach(), "l0": l0.detach()}
-    return loss, metrics, (codes.detach() > 0).any(0)
+        codes = _Jump.apply(pre, weights["threshold"], width)
+        l0 = _Step.apply(pre, weights["threshold"], width).sum() / tokens
+        excess = total(l0.detach().clone()) / config.k - 1
+        penalty = config.l0_weight * 2 * excess * l0 / config.k  # has the gradient of excess^2
+        value = config.l0_weight * excess.square() * len(x) / tokens
+    error = codes @ weights["W_dec"] + weights["b_dec"] - x
+    fvu = error.square().sum() / (tokens * variance)
+    metrics = {"loss": fvu.detach() + value, "fvu": fvu.detach(), "l0": l0.detach()}
+    return fvu + penalty, metrics, (codes.detach() > 0).any(0), error.detach()
 
 
 class _Jump(torch.autograd.Function):

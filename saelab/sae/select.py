@@ -7,6 +7,7 @@ two to three times faster than torch's top-k); elsewhere torch does.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -31,15 +32,20 @@ def top_k(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
     return values, best.gather(1, group) * GROUP + inner % GROUP
 
 
-def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> Int[Tensor, "count"]:
-    """Flat positions of the `count` largest of all of x, rising (BatchTopK)."""
+def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"]]:
+    """The `count` largest of all of x and their flat positions, in the order of these (BatchTopK)."""
     rows, n = x.shape
     if n % GROUP or rows * n // GROUP < 4 * count:
-        return _rank(x.reshape(1, -1), count)[1].view(-1).sort().values
+        values, places = _rank(x.reshape(1, -1), count)
+        places, order = places.view(-1).sort()
+        return values.view(-1)[order], places
     x = x.contiguous()
     best = _rank(_maxima(x).view(1, -1), count)[1].view(-1).sort().values
-    inner = _rank(x.view(-1, GROUP).index_select(0, best).view(1, -1), count)[1].view(-1).sort().values
-    return best[torch.div(inner, GROUP, rounding_mode="floor")] * GROUP + inner % GROUP
+    near = x.view(-1, GROUP).index_select(0, best).view(1, -1)
+    values, inner = _rank(near, count)
+    inner, order = inner.view(-1).sort()
+    places = best[torch.div(inner, GROUP, rounding_mode="floor")] * GROUP + inner % GROUP
+    return values.view(-1)[order], places
 
 
 def _maxima(x: Float[Tensor, "rows n"]) -> Float[Tensor, "rows groups"]:
@@ -61,7 +67,7 @@ def in_threads(work: Callable[[slice], np.ndarray], rows: int) -> list[np.ndarra
     """`work` on equal slices of the rows, one for each of torch's threads; results in order."""
     threads = min(torch.get_num_threads(), max(1, rows))
     edges = [rows * i // threads for i in range(threads + 1)]
-    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [slice(a, b) for a, b in pairwise(edges)]
     if threads == 1:
         return [work(parts[0])]
     with ThreadPoolExecutor(threads) as pool:

@@ -15,6 +15,7 @@ from saelab.sae import objectives, sparse
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
 from saelab.sae.model import SAE, Meta
+from saelab.sae.resample import resample
 from saelab.sae.world import World
 
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value
@@ -67,7 +68,8 @@ class Trainer:
         self.threshold = torch.zeros((), device=self.device)  # batchtopk
         self._pre: Tensor | None = None
         self._grads = {name: torch.empty_like(weights[name]) for name in ("W_enc", "W_dec")}
-        self._build_optimizer(float(variance.sqrt()) / self.config.d_in**0.5)
+        self.per_unit = float(variance.sqrt()) / self.config.d_in**0.5  # the activations' spread per dimension
+        self._build_optimizer(self.per_unit)
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         given_mean, given_variance = self._given
@@ -88,11 +90,13 @@ class Trainer:
     def _build_optimizer(self, per_unit: float) -> None:
         config, lr = self.config, self.config.learning_rate
         free = [name for name in ("W_enc", "W_dec") if name == "W_enc" or self.hull is None]
-        biases = [name for name in self.weights if name not in ("W_enc", "W_dec")]
         groups = [
             {"params": [self.weights[n] for n in free], "rate": lr, "weight_decay": config.weight_decay},
-            {"params": [self.weights[n] for n in biases], "rate": lr * per_unit, "weight_decay": 0.0},
+            {"params": [self.weights["b_enc"], self.weights["b_dec"]], "rate": lr * per_unit, "weight_decay": 0.0},
         ]
+        if "threshold" in self.weights:  # has the size of a latent's value, which is that of a whole token
+            whole = lr * per_unit * config.d_in**0.5
+            groups.append({"params": [self.weights["threshold"]], "rate": whole, "weight_decay": 0.0})
         if self.hull is not None:
             groups.append({"params": self.hull.parameters(), "rate": lr, "weight_decay": 0.0})
         fused = self.device.type in ("cpu", "cuda")
@@ -117,8 +121,11 @@ class Trainer:
             self.world.sum_(tensor)
         fired = self.world.any(found.fired)
         if found.threshold is not None:
-            self._follow(found.threshold)
+            self._follow(self.world.gather(found.threshold.view(1)).min())
         self._apply(found.grads, lr_factor)
+        if self.config.rule in ("topk", "batchtopk") and self.config.revive:
+            push = self.config.revive * self.per_unit
+            self.weights["b_enc"].add_((self.silent >= self.config.dead_after).to(x), alpha=push)
         self.silent.add_(tokens).masked_fill_(fired, 0)
         self.steps += 1
         return {**found.metrics, "silent": (self.silent >= self.config.dead_after).sum()}
@@ -132,16 +139,14 @@ class Trainer:
         centred = x - weights["b_dec"]
         pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T, out=self._pre)
         found, error = objectives.sparse_gradients(
-            weights, centred, pre, self.config, self.variance, tokens, self._grads
+            weights, centred, pre, self.config, self.variance, tokens, self._grads, self.world
         )
         columns = self._silent_columns()
         if len(columns):
             error = error[::stride]
             power = self.world.sum_(error.square().sum()).clamp(min=1e-30)
             few = pre[::stride][:, columns]
-            grads, loss = objectives.auxk_gradients(
-                weights, centred[::stride], few, error, columns, self.config, power
-            )
+            grads, loss = objectives.auxk_gradients(weights, centred[::stride], few, error, columns, self.config, power)
             for name in ("W_enc", "b_enc", "W_dec"):
                 found.grads[name].index_add_(0, columns, grads[name])
             found.grads["b_dec"] += grads["b_dec"]
@@ -157,11 +162,24 @@ class Trainer:
     def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.weights.items()}
         with torch.enable_grad():
-            loss, metrics, fired = objectives.dense_loss(leaves, x, self.config, self.variance, tokens)
+            loss, metrics, fired, error = objectives.dense_loss(
+                leaves, x, self.config, self.variance, tokens, self.world.sum_
+            )
         grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
         W_dec = self.weights["W_dec"]
         sparse.remove_radial(grads["W_dec"], W_dec, (grads["W_dec"] * W_dec).sum(1))
+        every = self.config.resample_every
+        if every and self.steps and self.steps % every == 0:
+            self._resample(x, error, grads)
         return objectives.Gradients(grads, fired, metrics)
+
+    def _resample(self, x: Tensor, error: Tensor, grads: dict[str, Tensor]) -> None:
+        silent = self.silent >= self.config.dead_after
+        adam = {n: [self.optimizer.state[t][m] for m in ("exp_avg", "exp_avg_sq")] for n, t in self.weights.items()}
+        resample(self.weights, adam, silent, x, error, self.config.seed * 1_000_003 + self.steps, self.world)
+        for name in ("W_enc", "W_dec", "b_enc"):
+            grads[name][silent] = 0
+        self.silent[silent] = 0
 
     def _follow(self, smallest: Tensor) -> None:
         """Move batchtopk's inference threshold towards this batch's smallest kept value."""

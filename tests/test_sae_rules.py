@@ -1,0 +1,149 @@
+"""Each architecture learns planted directions and keeps its own promise; few latents die, even far from the origin."""
+
+import pytest
+import torch
+
+from saelab.sae import SAE, SAEConfig, TrainConfig, fit, quality
+from saelab.sae.train import Trainer
+
+D_IN, PLANTED, ACTIVE = 24, 40, 3
+
+
+def planted(tokens: int = 20_000, offset: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sparse sums of random unit directions, some far more frequent than others, about a mean of any size."""
+    g = torch.Generator().manual_seed(3)
+    directions = torch.nn.functional.normalize(torch.randn(PLANTED, D_IN, generator=g), dim=1)
+    odds = torch.arange(1, PLANTED + 1).float() ** -0.5
+    chosen = torch.multinomial(odds.expand(tokens, -1), ACTIVE, generator=g)
+    strength = torch.rand(tokens, ACTIVE, generator=g) + 0.5
+    x = torch.nn.functional.embedding_bag(chosen, directions, per_sample_weights=strength, mode="sum")
+    x = x + 0.02 * torch.randn(tokens, D_IN, generator=g)
+    return x + offset * torch.randn(D_IN, generator=g), directions
+
+
+def trained(config: SAEConfig, x: torch.Tensor, steps: int = 500, **train) -> SAE:
+    return fit(x, config, TrainConfig(batch_size=512, steps=steps, **train), progress=False).sae
+
+
+def recovered(sae: SAE, directions: torch.Tensor) -> float:
+    """Share of the planted directions that some decoder row meets at a cosine of 0.9."""
+    return float(((directions @ sae.W_dec.T).max(1).values > 0.9).float().mean())
+
+
+RULES = {
+    "topk": SAEConfig(D_IN, 64, k=3, lr=3e-3, dead_after=4000),
+    "multi_topk": SAEConfig(D_IN, 64, k=3, lr=3e-3, dead_after=4000, multi_topk=True),
+    "batchtopk": SAEConfig(D_IN, 64, rule="batchtopk", k=3, lr=3e-3, dead_after=4000),
+    "jumprelu": SAEConfig(D_IN, 64, rule="jumprelu", k=3, lr=5e-3, bandwidth=0.1),
+    "relu": SAEConfig(D_IN, 64, rule="relu", lr=5e-3, l1=0.1, resample_every=150, dead_after=4000),
+    "matryoshka": SAEConfig(D_IN, 64, k=3, lr=3e-3, dead_after=4000, prefixes=(0.25, 0.5, 1)),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_learns_the_planted_directions(name):
+    x, directions = planted()
+    sae = trained(RULES[name], x, steps=900 if name in ("relu", "jumprelu") else 400)
+    found = quality(sae, x)
+    if name == "jumprelu":
+        codes = sae.encode(x[:2000]).dense()
+        assert abs(found["l0"] - 3) < 0.45, "the target of its penalty"
+        assert bool(((codes == 0) | (codes > sae.threshold)).all())
+    assert recovered(sae, directions) >= 0.9
+    assert found["fvu"] < 0.12
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64), rtol=1e-5, atol=0)
+
+
+def test_topk_keeps_at_most_k_and_codes_agree_with_the_reconstruction():
+    x, _ = planted(2000)
+    sae = trained(RULES["topk"], x, steps=60)
+    codes = sae.encode(x)
+    assert int((codes.dense() > 0).sum(1).max()) <= 3 and codes.values.shape == (2000, 3)
+    torch.testing.assert_close(sae(x), codes.dense() @ sae.W_dec + sae.b_dec, rtol=1e-4, atol=1e-5)
+
+
+def test_batchtopks_threshold_reproduces_its_mean_l0():
+    x, _ = planted()
+    sae = trained(RULES["batchtopk"], x)
+    assert sae.threshold is not None
+    l0 = [quality(sae, part)["l0"] for part in (x, x[:777])]
+    assert all(abs(value - 3) < 0.3 for value in l0), l0
+    assert len({int(n) for n in (sae.encode(x[:500]).values > 0).sum(1)}) > 1, "it may spend more on one token"
+    alone = torch.cat([sae.encode(row[None]).dense() for row in x[:50]])
+    torch.testing.assert_close(alone, sae.encode(x[:50]).dense(), rtol=1e-4, atol=1e-5)
+
+
+def test_matryoshka_prefixes_are_ordered_by_fvu():
+    x, _ = planted()
+    sae = trained(RULES["matryoshka"], x)
+    codes, total = sae.encode(x).dense(), (x - x.mean(0)).square().sum()
+    fvu = [float((codes[:, :n] @ sae.W_dec[:n] + sae.b_dec - x).square().sum() / total) for n in sae.meta.prefixes]
+    assert sae.meta.prefixes == (16, 32, 64)
+    assert fvu[0] > fvu[1] > fvu[2]
+    plain = trained(RULES["topk"], x)
+    codes = plain.encode(x).dense()
+    without = float((codes[:, :16] @ plain.W_dec[:16] + plain.b_dec - x).square().sum() / total)
+    assert fvu[0] < without, "a trained prefix explains more than the same number of latents of a plain SAE"
+
+
+def test_archetypal_rows_stay_in_the_hull_within_delta():
+    x, directions = planted()
+    config = SAEConfig(D_IN, 64, k=3, lr=3e-3, decoder="archetypal", candidates=200, delta=0.1, dead_after=4000)
+    trainer = Trainer(config)
+    first = None
+    for i in range(300):
+        trainer.step(x[(i * 512) % 19_000 :][:512])
+        first = first if first is not None else trainer.hull.mix.clone()
+    hull, spread = trainer.hull, float(trainer.variance) ** 0.5
+    assert bool((hull.mix >= 0).all()) and float((hull.mix - first).abs().max()) > 0.05
+    torch.testing.assert_close(hull.mix.sum(1), torch.ones(64), rtol=1e-5, atol=0)
+    away = (hull.points() - hull.mix @ hull.candidates).norm(dim=1)
+    assert float(away.max()) <= 0.1 * spread * (1 + 1e-4) and float(away.max()) > 0.02 * spread
+    directions_of = hull.points() / hull.points().norm(dim=1, keepdim=True)
+    torch.testing.assert_close(trainer.sae.W_dec, directions_of, rtol=1e-4, atol=1e-5)
+    assert quality(trainer.sae, x)["fvu"] < 0.35
+
+
+def test_archetypal_gradients_are_those_of_autograd():
+    config = SAEConfig(D_IN, 16, k=3, decoder="archetypal", candidates=30)
+    trainer = Trainer(config)
+    trainer.start(planted(500)[0])
+    hull = trainer.hull
+    wanted = torch.randn(16, D_IN, generator=torch.Generator().manual_seed(1))
+    mix, shift = hull.mix.clone().requires_grad_(), hull.shift.clone().requires_grad_()
+    (torch.nn.functional.normalize(mix @ hull.candidates + shift, dim=1) * wanted).sum().backward()
+    rows = hull.rows()
+    hull.backward(wanted - (wanted * rows).sum(1, keepdim=True) * rows)
+    torch.testing.assert_close(hull.mix.grad, mix.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hull.shift.grad, shift.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_few_latents_are_dead_even_about_a_large_mean(offset):
+    x, directions = planted(offset=offset)
+    config = SAEConfig(D_IN, 192, k=4, lr=3e-3, dead_after=8000)
+    sae = trained(config, x, steps=400)
+    found = quality(sae, x)
+    assert found["dead"] <= 0.05
+    assert recovered(sae, directions) >= 0.9 and found["fvu"] < 0.12
+
+
+def test_resampling_revives_silent_latents_and_resets_their_adam_state():
+    x, _ = planted(4000)
+    config = SAEConfig(D_IN, 64, rule="relu", lr=1e-3, l1=0.05, resample_every=6, dead_after=1024)
+    trainer = Trainer(config)
+    trainer.start(x[:512])
+    trainer.weights["b_enc"][10:20] = -100.0
+    for i in range(6):
+        trainer.step(x[512 * i : 512 * (i + 1)])
+    assert int((trainer.silent >= 1024).sum()) >= 10
+    state = trainer.optimizer.state[trainer.weights["W_enc"]]
+    state["exp_avg"][:] = 0.5
+    x_now = x[:512]
+    trainer.step(x_now)
+    assert bool((state["exp_avg"][10:20] == 0).all()) and bool((state["exp_avg"][:10] != 0).all())
+    living = trainer.weights["W_enc"][20:].norm(dim=1).mean()
+    torch.testing.assert_close(trainer.weights["W_enc"][10:20].norm(dim=1).mean(), 0.2 * living, rtol=0.2, atol=0)
+    centred = torch.nn.functional.normalize(x_now - trainer.weights["b_dec"], dim=1)
+    assert float((trainer.weights["W_dec"][10:20] @ centred.T).max(1).values.min()) > 0.999
+    assert bool((trainer.sae.encode(x_now).dense()[:, 10:20] > 0).any(0).all())

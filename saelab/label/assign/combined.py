@@ -106,9 +106,10 @@ def paired(
     valid: Bool[Tensor, "some k"],
 ) -> Float[Tensor, "some labels"]:
     """Evidence of the pairs: sum (z[p] - z[n]) / sqrt(2 pairs), of variance 1 where images are drawn at random."""
-    weight = valid / (2 * valid.sum(dim=1, keepdim=True).clamp(min=1)).sqrt()
+    there = valid.to(z.dtype)
+    weight = there / (2 * there.sum(dim=1, keepdim=True).clamp(min=1)).sqrt()
     ids = torch.cat([positive_ids, contrast_ids], dim=1).clamp(min=0)
-    return embedding_bag(ids, z, mode="sum", per_sample_weights=torch.cat([weight, -weight], dim=1).to(z.dtype))
+    return embedding_bag(ids, z, mode="sum", per_sample_weights=torch.cat([weight, -weight], dim=1))
 
 
 def whole(acts: Acts, base: Float[Tensor, "some"], reading: Reading) -> Float[Tensor, "some labels"]:

@@ -41,7 +41,7 @@ def _csp(gamma: float) -> Callable[[Evidence], Rows]:
 
 
 def _contrast_evidence(e: Evidence) -> Rows:
-    firing = e.positive_values > column_means(e.acts)[:, None]  # a unit that fires on fewer than k images has other ones
+    firing = e.positive_values > column_means(e.acts)[:, None]  # not so for all k where a unit fires on fewer
     return combined.contrast_evidence_rows(e.acts, e.sims, e.positive_ids, e.contrast_ids, e.valid & firing)
 
 

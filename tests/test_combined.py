@@ -1,0 +1,201 @@
+"""contrast_evidence: its formula, what it must not depend on, and planted answers that single scorers miss."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from saelab.errors import UserError
+from saelab.label import assign, mine
+from saelab.label.assign.combined import baseline, contrast_evidence, contrast_evidence_rows
+
+
+def world(images=1500, units=60, scene=0.95, habit=0.75, seed=0, parents=12, per=4, d=128):
+    """Concepts in families, each picture in an incidental scene that goes with its family; a label for everything.
+
+    Labels: parents, their children, scenes. Units fire on one child (two in three) or one parent. Returns acts,
+    image_emb, label_emb, truth [units], scene label of each unit.
+    """
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*size):
+        return torch.randn(*size, generator=g)
+
+    base, own, scenes = (normalize(draw(n, d), dim=1) for n in (parents, parents * per, parents))
+    family = torch.arange(parents).repeat_interleave(per)
+    children = normalize(0.8 * base[family] + 0.6 * own, dim=1)
+    label_emb = normalize(torch.cat([base, children, scenes]) + 0.9 * normalize(draw(d), dim=0), dim=1)
+    child = torch.randint(parents * per, (images,), generator=g)
+    place = torch.where(
+        torch.rand(images, generator=g) < habit, family[child], torch.randint(parents, (images,), generator=g)
+    )
+    noise = 0.6 * normalize(draw(images, d), dim=1) + 0.9 * normalize(draw(d), dim=0)
+    image_emb = normalize(0.75 * children[child] + scene * scenes[place] + noise, dim=1)
+    target = torch.randint(parents * per, (units,), generator=g)
+    broad = torch.arange(units) % 3 == 0
+    inside = torch.where(broad, family[child][:, None] == family[target], child[:, None] == target)
+    acts = torch.relu(inside * (1 + 0.25 * draw(images, units)) + 0.12 * draw(images, units) - 0.05)
+    truth = torch.where(broad, family[target], parents + target)
+    return acts, image_emb, label_emb, truth, parents + parents * per + family[target]
+
+
+def pairs(acts, image_emb, k=30):
+    positives, _ = mine.top_images(acts, k)
+    return positives, mine.contrast_images(acts, image_emb, positives)[0]
+
+
+def brute_force(acts, image_emb, label_emb, positives, contrasts):
+    """The docstring's formula, one unit and label at a time, in float64."""
+    acts, sims = acts.double(), image_emb.double() @ label_emb.double().T
+    n = len(acts)
+    z = (sims - sims.mean(0)) / sims.std(0, correction=0)
+    scores = torch.zeros(acts.shape[1], z.shape[1], dtype=torch.float64)
+    for u in range(acts.shape[1]):
+        a = acts[:, u]
+        step = min(float(a.std(correction=0)), float(a.max() - a.mean()) / 2)
+        fires = (a - a.mean() - step).clamp(min=0)
+        for t in range(z.shape[1]):
+            for m in (z[:, t] ** 3, torch.exp(z[:, t]) / torch.exp(z).sum(1)):
+                x, y = fires - fires.mean(), m - m.mean()
+                x, y = x / x.norm(), y / y.norm()
+                r = (x * y).sum()
+                se = ((x * y - r / n) ** 2).sum().sqrt()
+                scores[u, t] += math.sqrt(n) * (r - se / 2) / 2
+            there = [(p, c) for p, c in zip(positives[u].tolist(), contrasts[u].tolist()) if p >= 0 and c >= 0]
+            for p, c in there:
+                scores[u, t] += (z[p, t] - z[c, t]) / math.sqrt(2 * len(there))
+    return scores
+
+
+@pytest.fixture(scope="module")
+def small():
+    acts, image_emb, label_emb, _, _ = world(images=150, units=5, parents=3)
+    return acts, image_emb, label_emb[:9], *pairs(acts, image_emb, 8)
+
+
+def test_is_its_formula(small):
+    acts, image_emb, label_emb, positives, contrasts = small
+    contrasts = contrasts.clone()
+    contrasts[1, 3:] = -1
+    contrasts[2] = -1
+    expected = brute_force(acts, image_emb, label_emb, positives, contrasts)
+    score = contrast_evidence(acts, image_emb, label_emb, positives, contrasts)
+    torch.testing.assert_close(score.double(), expected, rtol=0, atol=2e-4)
+    wide = contrast_evidence(acts.double(), image_emb.double(), label_emb.double(), positives, contrasts)
+    torch.testing.assert_close(wide, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, -0.4, 0.4])
+def test_sparse_equals_dense(small, shift):
+    """Also where every image has an entry (shift 0.4) and where zeros lie above the baseline (shift -0.4)."""
+    acts, image_emb, label_emb, positives, contrasts = small
+    acts = torch.where(acts > 0.1, acts, 0.0) + shift
+    acts[::7] = 0.0
+    dense = contrast_evidence(acts, image_emb, label_emb, positives, contrasts)
+    sparse = contrast_evidence(acts.to_sparse_csr(), image_emb, label_emb, positives, contrasts)
+    torch.testing.assert_close(sparse, dense, rtol=0, atol=2e-4)
+
+
+def test_mostly_negative_units_keep_their_unstored_zeros(small):
+    """A unit whose stored entries are all negative: its implicit zeros are its strongest images."""
+    _, image_emb, label_emb, positives, contrasts = small
+    acts = torch.zeros(150, 5)
+    acts[20:] = -torch.rand(130, 5, generator=torch.Generator().manual_seed(1)) - 1
+    dense = contrast_evidence(acts, image_emb, label_emb, positives, contrasts)
+    sparse = contrast_evidence(acts.to_sparse_csr(), image_emb, label_emb, positives, contrasts)
+    assert dense.isfinite().all()
+    torch.testing.assert_close(sparse, dense, rtol=0, atol=2e-4)
+
+
+def test_neither_scale_offset_nor_other_units_matter(small):
+    acts, image_emb, label_emb, positives, contrasts = (t.double() if t.is_floating_point() else t for t in small)
+    score = contrast_evidence(acts, image_emb, label_emb, positives, contrasts)
+    scaled = contrast_evidence(
+        acts * torch.tensor([1e-3, 2, 7, 1e3, 1]).double() - 3.0, image_emb, label_emb, positives, contrasts
+    )
+    torch.testing.assert_close(scaled, score)
+    alone = contrast_evidence(acts[:, 2:3], image_emb, label_emb, positives[2:3], contrasts[2:3])
+    torch.testing.assert_close(alone, score[2:3])
+    sims = image_emb @ label_emb.T
+    rows = contrast_evidence_rows(acts, sims, positives, contrasts)
+    torch.testing.assert_close(torch.cat([rows(slice(0, 2)), rows(slice(2, 5))]), score)
+    moved = contrast_evidence(acts, 3 * image_emb + 0.2, label_emb, positives, contrasts)
+    torch.testing.assert_close(moved, score)
+
+
+def test_order_of_images_and_labels_is_only_order(small):
+    acts, image_emb, label_emb, positives, contrasts = (t.double() if t.is_floating_point() else t for t in small)
+    score = contrast_evidence(acts, image_emb, label_emb, positives, contrasts)
+    g = torch.Generator().manual_seed(2)
+    images, labels = torch.randperm(150, generator=g), torch.randperm(9, generator=g)
+    place = images.argsort()
+    shuffled = contrast_evidence(acts[images], image_emb[images], label_emb[labels], place[positives], place[contrasts])
+    torch.testing.assert_close(shuffled, score[:, labels])
+
+
+def test_units_and_labels_that_say_nothing_are_nan(small):
+    acts, image_emb, label_emb, positives, contrasts = small
+    acts, label_emb = acts.clone(), label_emb.clone()
+    acts[:, 0], acts[:, 1], acts[5, 2] = 0.0, 0.3, torch.nan
+    label_emb[4] = 0.0
+    for given in (acts, acts.to_sparse_csr()):
+        score = contrast_evidence(given, image_emb, label_emb, positives, contrasts)
+        assert score[:3].isnan().all()
+        assert score[3:, 4].isnan().all()
+        assert score[3:, [0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
+
+
+def test_units_that_saturate_are_still_scored():
+    """Firing fully on half of the images or more, a unit has nothing above its mean + one standard deviation."""
+    acts = torch.zeros(100, 3)
+    acts[:50, 0], acts[:90, 1], acts[:4, 2] = 6.0, 6.0, 6.0
+    mean = acts.double().mean(0)
+    expected = mean + torch.tensor([1.5, 0.3, acts[:, 2].double().std(correction=0)])
+    torch.testing.assert_close(baseline(acts), expected)
+    torch.testing.assert_close(baseline(acts.to_sparse_csr()), expected)
+    assert (acts > baseline(acts)).sum(0).tolist() == [50, 90, 4]
+
+
+def test_names_what_single_scorers_miss():
+    """Under scenes stronger than the concepts: pairs alone lose broad concepts, whole sets alone fall for the scene."""
+    right: dict[str, list[float]] = {}
+    for seed in range(3):
+        acts, image_emb, label_emb, truth, scene = world(scene=1.3, seed=seed)
+        evidence = assign.Evidence.mined(acts, image_emb, label_emb)
+        names = ["contrast_evidence", "csp", "cos_cubed", "pearson", "semanticlens"]
+        for name, score in assign.score(names, evidence).items():
+            best = score.argmax(1)
+            right.setdefault(name, []).append(float((best == truth).float().mean()))
+            if name == "contrast_evidence":
+                assert (best == scene).float().mean() <= 0.05
+    ours = sum(right.pop("contrast_evidence")) / 3
+    assert ours >= 0.9
+    assert ours >= max(sum(shares) / 3 for shares in right.values()) + 0.03
+
+
+def test_chance_has_the_stated_variance():
+    """Units that have nothing to do with the labels: each term has about unit variance, and no label is favoured."""
+    g = torch.Generator().manual_seed(3)
+    _, image_emb, label_emb, _, _ = world(images=800)
+    acts = torch.relu(torch.randn(800, 400, generator=g))
+    positives, _ = mine.top_images(acts, 30)
+    none = torch.full_like(positives, -1)
+    whole = contrast_evidence(acts, image_emb, label_emb, positives, none)
+    assert abs(float(whole.mean()) + 0.5) < 0.05  # half a standard error is taken off
+    assert 0.7 < float(whole.std()) < 1.1
+    random = torch.randint(800, positives.shape, generator=g)
+    both = contrast_evidence(acts, image_emb, label_emb, torch.randint(800, positives.shape, generator=g), random)
+    assert 0.9 < float((both - whole).std()) < 1.1
+
+
+def test_sizes_that_do_not_fit_are_told(small):
+    acts, image_emb, label_emb, positives, contrasts = small
+    with pytest.raises(UserError, match="positive_ids"):
+        contrast_evidence(acts, image_emb, label_emb, positives[:3], contrasts)
+    with pytest.raises(UserError, match="contrast_ids"):
+        contrast_evidence(acts, image_emb, label_emb, positives, contrasts[:, :4])
+    with pytest.raises(UserError, match="valid"):
+        contrast_evidence(acts, image_emb, label_emb, positives, contrasts, contrasts[:3] >= 0)
+    with pytest.raises(UserError, match="label_emb"):
+        contrast_evidence(acts, image_emb, label_emb[:, :5], positives, contrasts)

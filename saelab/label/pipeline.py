@@ -102,11 +102,11 @@ def assign_all(
     Units that fire nowhere, everywhere alike or with NaN get no label; `no_contrast` units get those of the scorers
     that need no contrast. Only the `mine` split is looked at.
     """
-    evidence = _evidence(units, found, images, image_emb, label_emb, mining)
+    bundle = evidence(units, found, images, image_emb, label_emb, mining)
     final: Tensor | None = None
     tops, ranks = {}, {}
     for name in (settings.final, *(n for n in settings.scorers if n != settings.final)):
-        scores = assign.score([name], evidence)[name]
+        scores = assign.score([name], bundle)[name]
         tops[name] = assign.ranking(scores, settings.runners_up)
         final = tops[name].label if final is None else final
         ranks[name] = assign.rank_of(scores, final)
@@ -114,7 +114,7 @@ def assign_all(
     if settings.nulls:
         best = {name: top.score for name, top in tops.items()}
         percentile = nulls.null_percentiles(
-            settings.scorers, evidence, settings.nulls, settings.seed, best, progress=True
+            settings.scorers, bundle, settings.nulls, settings.seed, best, progress=True
         )
     per_scorer = {name: _entries(tops[name], ranks[name], percentile.get(name), vocabulary) for name in tops}
     place = {label: i for i, label in enumerate(vocabulary.labels)}
@@ -126,7 +126,7 @@ def assign_all(
     return rows
 
 
-def _evidence(
+def evidence(
     units: UnitActivations,
     found: Exemplars,
     images: ImageSet,
@@ -134,6 +134,7 @@ def _evidence(
     label_emb: Tensor,
     mining: MiningSettings,
 ) -> assign.Evidence:
+    """What scorers look at, for the images of the `mine` split only; ids in it are rows of that split."""
     ids = torch.as_tensor(images.ids("mine"))
     local = torch.full((len(images) + 1,), -1, dtype=torch.int64)  # the last entry answers for id -1
     local[ids] = torch.arange(len(ids))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from saelab.images import ImageSet
 
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_FLOAT64 = 1 << 22  # numbers that are widened to float64 at once
 _WAITING = 2  # batches that may wait for the disk while the model goes on
 
 
@@ -57,11 +58,14 @@ class Moments(NamedTuple):
     @classmethod
     def of(cls, tokens: Float[Tensor, "tokens d_in"]) -> "Moments":
         """Of the rows of a matrix; float64 is not had on every device (MPS), hence the CPU there."""
-        x = (tokens.cpu() if tokens.device.type == "mps" else tokens).to(torch.float64)
-        if not len(x):
-            return cls.none(tokens.shape[1])
-        mean = x.mean(0)
-        return cls(len(x), mean.cpu(), (x - mean).square_().sum(0).cpu())
+        tokens = tokens.cpu() if tokens.device.type == "mps" else tokens
+        whole = cls.none(tokens.shape[1])
+        for rows in tokens.split(max(1, _FLOAT64 // tokens.shape[1])):
+            x = rows.to(torch.float64)
+            mean = x.mean(0)
+            if len(x):
+                whole = whole.merged(cls(len(x), mean.cpu(), (x - mean).square_().sum(0).cpu()))
+        return whole
 
     @classmethod
     def none(cls, d_in: int) -> "Moments":

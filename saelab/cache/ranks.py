@@ -29,8 +29,14 @@ class Ranks:
         If `lead` raises, the others raise a UserError with its message.
         """
         if self.rank:
+            failure: BaseException | None = None
             while (message := self._receive(None))[0] == "work":
-                follow(message[1])
+                try:
+                    follow(message[1])
+                except BaseException as error:  # kept until the leader has said its last word
+                    failure = error
+            if failure is not None:
+                raise failure
             if message[0] == "error":
                 raise UserError(*message[1])
             return

@@ -142,6 +142,13 @@ def test_the_base_rate_comes_from_the_ids_given():
     assert Tagger(images, NAMES, base=[4, 5, 6, 7], top=1).classes(case) == []  # a dog is everywhere
 
 
+def test_a_unit_without_contrasts_is_held_against_the_base_rate():
+    images = one_hot(0, 0, 1, 2, 3, 4, 5, 1)
+    ex = mined(torch.tensor([[0, 1]]), torch.tensor([[-1, -1]]))
+    modes = [propose.build_case(ex, IMAGES, 0, mode, 0, None) for mode in ("contrast", "positives")]
+    assert [Tagger(images, NAMES, top=1).classes(case) for case in modes] == [[0], [0]]
+
+
 @pytest.mark.parametrize("rows", [torch.ones(4, 6), torch.full((4, 6), float("nan"))])
 def test_tagger_refuses_what_are_no_probabilities(rows):
     with pytest.raises(UserError, match="sum to 1"):

@@ -21,9 +21,9 @@ class Tagger:
 
     An image's presence vector is its class probabilities with all but the `top` largest set to 0. A class's score is
     its mean presence over the positives minus its mean presence over the reference: the paired contrasts in the modes
-    `contrast` and `shuffled_contrast`, all images in the mode `positives` (the base rate). Classes are proposed in the
-    order of their score if the score is positive and at least `support` positives show them; where no class is, the
-    proposal's status is "none".
+    `contrast` and `shuffled_contrast`, and all images (the base rate) in the mode `positives` and for a unit without
+    contrasts. Classes are proposed in the order of their score if the score is positive and at least `support`
+    positives show them; where no class is, the proposal's status is "none".
 
     probabilities: [images, classes], rows sum to 1 (logits: softmax them first), row number = image id.
     names: one name a class; of comma-separated synonyms the first is proposed.
@@ -79,9 +79,7 @@ class Tagger:
         """The proposed classes of a case, best first; ties to the lower class number."""
         positives = self.presence[list(case.positives)]
         reference = [image for image in case.contrasts if image >= 0]
-        if case.mode != "positives" and not reference:
-            return []
-        score = positives.mean(0) - (self.base_rate if case.mode == "positives" else self.presence[reference].mean(0))
+        score = positives.mean(0) - (self.presence[reference].mean(0) if reference else self.base_rate)
         score[(positives > 0).sum(0) < min(self.support, len(positives))] = 0
         order = torch.argsort(score, descending=True, stable=True)[: self.candidates]
         return [c for c in order.tolist() if score[c] > 0]

@@ -58,9 +58,6 @@ class Attempts:
             self.client.with_options(timeout=10.0).models.list()
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self._key_refused(error) from None
-        except openai.APITimeoutError as error:
-            if not _reached(error):
-                raise self._no_server(error) from None
         except openai.APIConnectionError as error:
             if not _reached(error):
                 raise self._no_server(error) from None

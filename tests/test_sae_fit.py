@@ -1,0 +1,238 @@
+"""The loop: resume to the bit after a real kill, damaged checkpoints, several SAEs at once, two processes, bad input."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saelab.errors import UserError
+from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, fit_many, quality
+
+CONFIG = SAEConfig(10, 48, k=3, lr=2e-3, dead_after=300)
+TRAIN = TrainConfig(batch_size=64, steps=40, log_every=3, checkpoint_every=5)
+
+PROGRAM = """
+import sys, time, torch
+import numpy as np
+from saelab.sae import SAEConfig, TrainConfig, fit
+torch.set_num_threads(1)
+x = np.load(sys.argv[1], mmap_mode="r")
+config = SAEConfig(10, 48, rule=sys.argv[3], k=3, lr=2e-3, dead_after=300)
+train = TrainConfig(batch_size=64, steps=40, log_every=3, checkpoint_every=5)
+slow = lambda which, step, numbers: (print(step, flush=True), time.sleep(0.02))
+fit(x, config, train, sys.argv[2], logger=slow, progress=False)
+print("done", flush=True)
+"""
+
+
+def tokens(n: int = 900, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(2.0, 1.0, (n, 10)).astype(np.float16)
+
+
+def run(file: Path, folder: Path, rule: str, kill_at: int | None) -> bool:
+    """Train in another process, killed once it has logged step `kill_at`; True if it came to the end."""
+    command = [sys.executable, "-c", PROGRAM, str(file), str(folder), rule]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout:
+            if kill_at is not None and line.strip() != "done" and int(line) >= kill_at:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+        return process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["topk", "batchtopk"])
+def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(tmp_path, rule):
+    np.save(tmp_path / "x.npy", tokens())
+    assert run(tmp_path / "x.npy", tmp_path / "whole", rule, None)
+    chance = random.Random(7)
+    for _ in range(5):
+        assert not run(tmp_path / "x.npy", tmp_path / "killed", rule, chance.randrange(4, 38))
+    assert run(tmp_path / "x.npy", tmp_path / "killed", rule, None)
+    for name in ("sae.safetensors", "metrics.jsonl", "quality.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step: int):
+    def logger(which: int, now: int, numbers: dict) -> None:
+        if now >= step:
+            raise Stop
+
+    return logger
+
+
+RESUMED = {
+    "relu": SAEConfig(10, 48, rule="relu", lr=2e-3, resample_every=7, dead_after=100),
+    "jumprelu": SAEConfig(10, 48, rule="jumprelu", k=3, lr=2e-3),
+    "archetypal": SAEConfig(10, 48, k=3, lr=2e-3, decoder="archetypal", candidates=20),
+    "matryoshka": SAEConfig(10, 48, k=3, lr=2e-3, prefixes=(0.25, 1), weight_decay=0.1, clip=0.5),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_every_architecture_resumes_to_the_bit(tmp_path, name):
+    fit(tokens(), RESUMED[name], TRAIN, tmp_path / "whole", progress=False)
+    for step in (12, 27):
+        with pytest.raises(Stop):
+            fit(tokens(), RESUMED[name], TRAIN, tmp_path / "cut", progress=False, logger=stop_at(step))
+    fit(tokens(), RESUMED[name], TRAIN, tmp_path / "cut", progress=False)
+    for file in ("sae.safetensors", "metrics.jsonl", "quality.json"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, damage):
+    fit(tokens(), CONFIG, TRAIN, tmp_path / "whole", progress=False)
+    with pytest.raises(Stop):
+        fit(tokens(), CONFIG, TRAIN, tmp_path / "cut", progress=False, logger=stop_at(30))
+    last = sorted((tmp_path / "cut" / "checkpoints").glob("*"))[-1]
+    content = bytearray(last.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[-1] ^= 1
+    last.write_bytes(content)
+    steps: list[int] = []
+    with caplog.at_level(logging.WARNING, "saelab"):
+        fit(tokens(), CONFIG, TRAIN, tmp_path / "cut", progress=False, logger=lambda i, s, n: steps.append(s))
+    assert "damaged" in caplog.text and last.name in caplog.text
+    assert steps[0] == 27, "resumed from step 25, the checkpoint before the damaged one of step 30"
+    assert (tmp_path / "whole/sae.safetensors").read_bytes() == (tmp_path / "cut/sae.safetensors").read_bytes()
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path):
+    with pytest.raises(Stop):
+        fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False, logger=stop_at(12))
+    before = {p: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
+    other = SAEConfig(10, 48, k=4, lr=2e-3, dead_after=300)
+    with pytest.raises(UserError, match="another recipe"):
+        fit(tokens(), other, TRAIN, tmp_path, progress=False)
+    with pytest.raises(UserError, match="another recipe"):
+        fit(tokens(seed=1), CONFIG, TRAIN, tmp_path, progress=False)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
+
+
+def test_several_saes_in_one_pass_equal_each_alone_to_the_bit(tmp_path):
+    configs = [CONFIG, SAEConfig(10, 20, k=2, lr=1e-3, seed=5), SAEConfig(10, 48, rule="batchtopk", k=3)]
+    names = ("sae.safetensors", "metrics.jsonl", "quality.json")
+    fit_many(tokens(), configs, TRAIN, [tmp_path / f"together{i}" for i in range(3)], progress=False)
+    for i, config in enumerate(configs):
+        fit(tokens(), config, TRAIN, tmp_path / f"alone{i}", progress=False)
+        for name in names:
+            assert (tmp_path / f"together{i}" / name).read_bytes() == (tmp_path / f"alone{i}" / name).read_bytes()
+
+
+def test_a_saved_sae_is_complete(tmp_path):
+    x = torch.from_numpy(tokens().astype(np.float32))
+    sae = fit(tokens(), SAEConfig(10, 48, rule="batchtopk", k=3), TRAIN, tmp_path, progress=False).sae
+    loaded = SAE.load(tmp_path)
+    assert torch.equal(loaded.encode(x).dense(), sae.encode(x).dense()) and torch.equal(loaded(x), sae(x))
+    assert loaded.meta == sae.meta
+    (tmp_path / "sae.safetensors").write_bytes((tmp_path / "sae.safetensors").read_bytes()[:500])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        SAE.load(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        SAE.load(tmp_path / "nowhere.safetensors")
+
+
+def test_bad_activations_are_named_by_file_and_row(tmp_path):
+    x = tokens()
+    x[321, 4] = np.inf
+    np.save(tmp_path / "layer4.npy", x)
+    with pytest.raises(UserError, match=r"layer4\.npy.*row 321"):
+        fit(np.load(tmp_path / "layer4.npy", mmap_mode="r"), CONFIG, TRAIN, tmp_path / "out", progress=False)
+    with pytest.raises(UserError, match="d_in=10: the activations have 7"):
+        fit(np.ones((50, 7), np.float32), CONFIG, TRAIN, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_divergence_stops_with_the_last_good_checkpoint(tmp_path):
+    wild = SAEConfig(10, 48, rule="relu", lr=2e-3)
+    with pytest.raises(Stop):
+        fit(tokens(), wild, TRAIN, tmp_path, progress=False, logger=stop_at(12))
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    calls = []
+
+    def poison(which: int, step: int, numbers: dict) -> None:
+        calls.append(step)
+
+    hot = SAEConfig(10, 48, rule="relu", lr=30.0)
+    with pytest.raises(UserError, match="diverged.*try lr="):
+        fit(tokens(), hot, TRAIN, tmp_path / "hot", progress=False, logger=poison)
+    assert not (tmp_path / "hot" / "sae.safetensors").exists()
+    assert kept == ["step-00000005.safetensors", "step-00000010.safetensors"]
+
+
+def test_metrics_and_quality_tell_the_truth(tmp_path):
+    x = tokens()
+    found = fit(x, CONFIG, TRAIN, tmp_path, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*range(0, 40, 3)] and lines[-1]["fvu"] < lines[0]["fvu"]
+    wide = torch.from_numpy(x.astype(np.float64))
+    rebuilt = found.sae(wide.float()).double()
+    fvu = float((wide - rebuilt).square().sum() / (wide - wide.mean(0)).square().sum())
+    codes = found.sae.encode(wide.float()).dense()
+    for data in (x, [wide[:7], wide[7:500], wide[500:]], (row[None] for row in wide)):
+        other = quality(found.sae, data)
+        assert other["fvu"] == pytest.approx(fvu, rel=1e-6)
+        assert other["l0"] == pytest.approx(float((codes > 0).sum(1).float().mean()), rel=1e-6)
+        assert other["dead"] == pytest.approx(float((codes > 0).any(0).logical_not().float().mean()))
+        assert sum(other["density"]["counts"]) == int((codes > 0).any(0).sum())
+
+
+def test_fvu_is_measured_from_the_mean_not_from_zero():
+    x = torch.randn(500, 10, generator=torch.Generator().manual_seed(0)) + 100.0
+    trainer = Trainer(CONFIG)
+    trainer.start(x)
+    trainer.weights["b_enc"].fill_(-1e6)  # nothing fires: the reconstruction is the mean
+    found = quality(trainer.sae, x)
+    assert found["fvu"] == pytest.approx(1.0, abs=1e-5) and found["dead"] == 1.0 and found["l0"] == 0.0
+
+
+DISTRIBUTED = """
+import sys, torch, torch.distributed as dist
+import numpy as np
+from saelab.sae import SAEConfig, TrainConfig, fit
+torch.set_num_threads(1)
+rank, world, store, out, data, rule = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+if world > 1:
+    dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=world)
+config = SAEConfig(10, 48, rule=rule, k=3, lr=2e-3, dead_after=300)
+found = fit(np.load(data), config, TrainConfig(batch_size=64, steps=20, log_every=5), out, progress=False)
+if world > 1:
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu"])
+def test_two_processes_give_the_result_of_one(tmp_path, rule):
+    np.save(tmp_path / "x.npy", tokens())
+    for world in (1, 2):
+        common = [str(world), str(tmp_path / f"store{world}"), str(tmp_path / f"out{world}"), str(tmp_path / "x.npy"), rule]
+        processes = [subprocess.Popen([sys.executable, "-c", DISTRIBUTED, str(r), *common]) for r in range(world)]
+        deadline = time.monotonic() + 300
+        assert [p.wait(max(1, deadline - time.monotonic())) for p in processes] == [0] * world
+    one, two = SAE.load(tmp_path / "out1"), SAE.load(tmp_path / "out2")
+    for name, tensor in one.tensors().items():
+        torch.testing.assert_close(two.tensors()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    lines = [[json.loads(s) for s in (tmp_path / f"out{w}/metrics.jsonl").read_text().splitlines()] for w in (1, 2)]
+    for a, b in zip(*lines, strict=True):
+        assert a.keys() == b.keys() and a["silent"] == b["silent"]
+        assert a["fvu"] == pytest.approx(b["fvu"], rel=1e-4) and a["l0"] == pytest.approx(b["l0"], rel=1e-3)

@@ -124,7 +124,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_labels(finished, pictur
 
 
 BAD = {
-    "unknown layer": (["layers=[_blocks.99]"], r"_blocks\.99.*_blocks\.1"),
+    "unknown layer": (["layers=[_blocks.99]"], r"_blocks\.99.*_blocks\.9"),
     "k above the latents": (["sae.latents=10", "sae.k=11"], r"k=11.*10"),
     "a policy that the layer can't give": (["policy=cls"], r"policy=cls"),
     "fewer images than k": (["label.mining.k=500"], r"k=500.*mine split"),

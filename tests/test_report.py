@@ -1,5 +1,6 @@
 """The report's data against brute-force twins, its folder's promises, and runs that can't be shown."""
 
+import base64
 import json
 import re
 import shutil
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from report_fixture import write_run
 
+from saelab import cache
 from saelab.artifacts import read_json, read_jsonl, write_json
 from saelab.errors import UserError
-from saelab.report import build, pictures, reading, records, write
+from saelab.report import build, maps, pictures, reading, records, write
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +221,78 @@ def test_runs_that_can_not_be_shown_say_so_in_one_line(run_json, tmp_path, spoil
         build(tmp_path / "runs" / "fixture.json", tmp_path / "report")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "report").exists()
+
+
+def test_heat_maps_are_the_units_tokens_on_one_scale(report, run, run_json):
+    """Twin: a neuron's map is its channel of the cached tokens, row by row, as a share of its highest shown token."""
+    folder = next((run_json.parent / "activations").glob("*/tokens.h5"))
+    store = cache.open(folder.parent)
+    for u in range(len(run.bases[0].labels)):
+        record = unit(report, run, "neuron", u)
+        if not record["positives"]:
+            assert record["maps"] is None
+            continue
+        height, width = record["maps"]["grid"]
+        cells = np.frombuffer(base64.b64decode(record["maps"]["cells"]), np.uint8).reshape(-1, height * width)
+        tokens = np.stack([store.image_tokens(i)[:, u] for i in record["positives"]])
+        np.testing.assert_allclose(cells / 255, tokens / tokens.max(), atol=4e-3)
+        assert record["maps"]["boxes"][0] == pytest.approx([0.92, 0.92])  # 92 of 100 pixels are seen
+    feature = unit(report, run, "sae seed 0", 7)
+    peaks = np.frombuffer(base64.b64decode(feature["maps"]["cells"]), np.uint8).reshape(8, -1).max(1) / 255
+    np.testing.assert_allclose(peaks, np.array(feature["activations"]) / feature["activations"][0], atol=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "square", "transform", "seen"),
+    [
+        ((300, 200), False, {"resize": 256, "crop": [224, 224]}, [0.875, 0.875]),
+        ((300, 200), False, {"resize": [224, 224], "crop": None}, [1.5, 1.0]),  # squeezed whole
+        ((300, 200), True, {"resize": 256, "crop": [224, 224]}, [0.875, 0.875]),
+        ((200, 300), False, {"resize": 256, "crop": None}, [1.0, 1.5]),
+    ],
+)
+def test_what_the_host_saw_of_a_picture(size, square, transform, seen):
+    assert maps.box(size, square, transform) == pytest.approx(seen)
+
+
+def test_tables_to_take_away_hold_every_unit_with_full_precision(report, run):
+    import pandas
+
+    csv = pandas.read_csv(report / "takeaway" / "units.csv")
+    lines = read_jsonl(report / "takeaway" / "units.jsonl")
+    assert len(csv) == len(lines) == sum(len(b.labels) for b in run.bases)
+    for line, (basis, u) in zip(lines, ((b, u) for b in run.bases for u in range(len(b.labels))), strict=True):
+        row = basis.labels[u]
+        assert (line["basis"], line["unit"], line["label"]) == (basis.name, row["unit"], row["label"])
+        assert line["clarity"] == basis.evaluation[u]["clarity"]
+        if row["scores"]:
+            assert line["score_csp"] == row["scores"]["csp"]["score"] == line["score"]
+        assert line["images"] == [run.images.files[i] for i in row["positives"][: len(line["images"])]]
+    np.testing.assert_array_equal(csv["score"].to_numpy(), np.array([x["score"] for x in lines], float))
+    if (report / "takeaway" / "units.parquet").exists():
+        parquet = pandas.read_parquet(report / "takeaway" / "units.parquet")
+        np.testing.assert_array_equal(parquet["score"].to_numpy(float), csv["score"].to_numpy())
+
+
+def test_neuronpedia_features_link_to_pictures_and_have_parallel_histograms(report):
+    features = read_jsonl(report / "takeaway" / "neuronpedia.jsonl")
+    assert {"modelId", "layer", "index", "explanations", "activations", "frac_nonzero"} <= set(features[0])
+    for feature in features:
+        assert len(feature["freq_hist_data_bar_heights"]) == len(feature["freq_hist_data_bar_values"])
+        assert feature["freq_hist_data_bar_values"] == sorted(feature["freq_hist_data_bar_values"])
+        for activation in feature["activations"]:
+            assert (report / "takeaway" / activation["image"]).is_file()
+            assert activation["maxValue"] <= feature["maxActApprox"] + 1e-6
+
+
+def test_methods_name_every_setting_and_cite_only_what_was_used(report, run):
+    text = (report / "takeaway" / "methods.txt").read_text()
+    for basis in run.bases:
+        assert f"Basis {basis.short}" in text
+        for stage, recipe in basis.recipes.items():
+            assert all(f"{basis.name}/{stage}/{key}" in text for key in recipe)
+    cited = re.findall(r"@\w+{(\w+),", (report / "takeaway" / "references.bib").read_text())
+    assert cited == ["bouanani2026csp", "dreyer2025semanticlens", "gao2025scaling"]  # no CLIP-Dissect, no ConSE
 
 
 def test_labels_lines_fit_the_plan(run_json):

@@ -15,7 +15,7 @@ import saelab
 from saelab.artifacts import plain, read_json
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report import glossary, maps, pictures, reading, records, sides, write
+from saelab.report import exports, glossary, maps, pictures, reading, records, sides, write
 
 log = logging.getLogger("saelab")
 
@@ -91,7 +91,8 @@ def _write(run: reading.Run, out: Path, shown: int) -> None:
     for number, basis in enumerate(made):
         write.basis(out, number, basis)
     facts = _facts(run, made, side, unreadable)
-    write.put(out, "run", facts | {"sides": sides.drawn(run, made)})
+    facts |= {"sides": sides.drawn(run, made), "takeaway": exports.write(run, made, out)}
+    write.put(out, "run", facts)
     for number, comparison in enumerate(run.comparisons):
         write.put(out, f"comparison-{number}", comparison)
     _assets(out)

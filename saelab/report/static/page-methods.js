@@ -13,6 +13,7 @@ page((run, main) => {
       fact("Run", run.name), fact("saelab", run.version), fact("Made", run.created), fact("Host model", run.host), fact("Layers", [...new Set(run.bases.map(b => b.layer))].join(", ")),
       fact("Encoder", run.encoder), fact("Images", `${run.images.name}, ${format.count(run.images.count)} (${Object.entries(run.images.splits).map(([s, n]) => `${format.count(n)} ${s}`).join(", ")})`),
       fact("Fingerprint", h("code", null, run.images.fingerprint.slice(0, 16))), fact("Credit", run.images.credit)))),
+    section("Take away", "Files that lie in this report’s folder.", h("ul", null, run.takeaway.map(([file, what]) => h("li", null, h("a", { href: file, download: true }, file.split("/").at(-1)), ` – ${what}`)))),
     seconds.length ? section("Time", `${format.seconds(total)} in all.`, h("table", null, h("tbody", null,
       seconds.map(([stage, s]) => h("tr", null, h("th", { scope: "row", style: "width:11rem" }, stage), h("td", null, bar(format.seconds(s), s / longest))))))) : null,
     section("Units by status", "None is dropped in silence.", h("div.scroll", null, h("table", null,

@@ -1,0 +1,122 @@
+"""Files to take away: tables of all units, Neuronpedia-shaped features with picture links, a methods paragraph."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saelab.artifacts import write_jsonl
+from saelab.report import methods, pictures
+from saelab.report.reading import Run
+
+Records = list[list[dict[str, Any]]]  # per basis, a record per unit
+
+
+def write(run: Run, made: Records, out: Path) -> list[list[str]]:
+    """Write `takeaway/` in the report's folder. Returns [file, what it is] of each file, in the order to be shown."""
+    folder = out / "takeaway"
+    folder.mkdir(exist_ok=True)
+    rows = table(run, made)
+    _csv(folder / "units.csv", rows)
+    write_jsonl(folder / "units.jsonl", rows)
+    write_jsonl(folder / "neuronpedia.jsonl", neuronpedia(run, made))
+    (folder / "methods.txt").write_text(methods.paragraph(run) + "\n", encoding="utf-8")
+    (folder / "references.bib").write_text(methods.references(run), encoding="utf-8")
+    files = [
+        ["takeaway/units.csv", "a row for each unit: label, scores, metrics, image files"],
+        ["takeaway/units.jsonl", "the same, one JSON object a line"],
+        ["takeaway/neuronpedia.jsonl", "features in Neuronpedia's shape, with links to the small pictures"],
+        ["takeaway/methods.txt", "a paragraph on how this was made, with every setting"],
+        ["takeaway/references.bib", "BibTeX entries of what the paragraph cites"],
+    ]
+    if _parquet(folder / "units.parquet", rows):
+        files.insert(2, ["takeaway/units.parquet", "the same as Parquet"])
+    for number, comparison in enumerate(run.comparisons):
+        (folder / f"comparison-{number}.json").write_text(json.dumps(comparison, indent=1), encoding="utf-8")
+        layer = comparison["setup"]["layer"]
+        files.append([f"takeaway/comparison-{number}.json", f"every number of the comparison of {layer}"])
+    return files
+
+
+def table(run: Run, made: Records) -> list[dict[str, Any]]:
+    """One flat row per unit. Lists (image files, activations, labels per scorer) stay lists."""
+    rows = []
+    for basis, records in zip(run.bases, made, strict=True):
+        for record in records:
+            keep = {
+                key: record[key] for key in ("unit", "status", "label", "abstained", "source", "scorer", "fires_on")
+            }
+            rows.append(
+                {"basis": basis.name, "kind": basis.kind, "layer": basis.layer, "seed": basis.seed}
+                | keep
+                | record["measured"]
+                | {"max_activation": record["max"]}
+                | {f"label_{name}": found["label"] for name, found in record["scores"].items()}
+                | {f"score_{name}": found["score"] for name, found in record["scores"].items()}
+                | {"images": [run.images.files[i] for i in record["positives"]], "activations": record["activations"]}
+                | {"contrasts": [run.images.files[i] if i >= 0 else None for i in record["contrasts"]]}
+            )
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def neuronpedia(run: Run, made: Records) -> list[dict[str, Any]]:
+    """Features in the shape of Neuronpedia's tables (Neuron, Explanation, Activation).
+
+    An activation of a picture has no tokens: it holds `image` (a link to the small picture, relative to this file),
+    `imageName` (the file in the image set) and `maxValue`. Units without a label have no explanation.
+    """
+    return [
+        _feature(run, basis.name, basis.layer, record)
+        for basis, records in zip(run.bases, made, strict=True)
+        for record in records
+    ]
+
+
+def _feature(run: Run, basis: str, layer: str, record: dict[str, Any]) -> dict[str, Any]:
+    model, source = run.facts.get("host") or run.facts["name"], f"{layer}-{basis}".replace(" ", "-")
+    place = {"modelId": model, "layer": source, "index": str(record["unit"])}
+    low, high = record["range"]
+    middles = np.linspace(low, high, 2 * len(record["histogram"]) + 1)[1::2].tolist()
+    scorer = record["scorer"]
+    explained = {
+        "description": record["label"],
+        "typeName": f"saelab-{scorer}",
+        "explanationModelName": run.facts["encoder"],
+    }
+    return place | {
+        "sourceSetName": basis.replace(" ", "-"),
+        "maxActApprox": record["max"],
+        "frac_nonzero": (record["images"] - record["silent"]) / record["images"],
+        "freq_hist_data_bar_heights": record["histogram"],
+        "freq_hist_data_bar_values": middles,
+        "explanations": [place | explained] if record["label"] is not None else [],
+        "activations": [
+            place
+            | {"image": f"../{pictures.place(i)}", "imageName": run.images.files[i], "maxValue": value, "tokens": []}
+            for i, value in zip(record["positives"], record["activations"], strict=True)
+        ],
+    }
+
+
+def _csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    import csv
+
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()})
+
+
+def _parquet(path: Path, rows: list[dict[str, Any]]) -> bool:
+    """Write a Parquet file; False where pyarrow is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("pyarrow") is None:
+        return False
+    import pandas
+
+    pandas.DataFrame(rows).to_parquet(path, index=False)
+    return True

@@ -101,6 +101,21 @@ def test_what_is_no_set_of_bases_is_refused():
         check([sae(1), dataclasses.replace(sae(2), seed=1)])
 
 
+def test_settings_and_rows_that_do_not_fit_are_refused():
+    given = [basis("neurons"), sae(0)]
+    with pytest.raises(
+        UserError, match="scorer=clap: labelled none of these bases; known: final, shuffled, good, poor"
+    ):
+        compare(given, Settings(scorer="clap"))
+    with pytest.raises(UserError, match="expected statuses; known: ok, dead"):
+        compare(given, Settings(keep=("okay",)))
+    old = dataclasses.replace(given[1], rows=[{"unit": 0, "status": "ok", "by_scorer": {}}])
+    with pytest.raises(UserError, match=r"its evaluation lacks abstained, final.*evaluate it again"):
+        compare([given[0], old])
+    with pytest.raises(UserError, match="its evaluation lacks units"):
+        compare([given[0], dataclasses.replace(given[1], rows=[])])
+
+
 def test_selection_counts_before_and_after_and_by_status():
     mixed = rows(30, 0.2) + rows(20, 0.2, status="rare") + rows(10, 0.2, status="dead") + rows(40, 0.2, status="dense")
     one = dataclasses.replace(basis("neurons"), rows=mixed)

@@ -10,7 +10,7 @@ from saelab.compare.cautions import cautions
 from saelab.compare.checks import own_checks
 from saelab.compare.describe import describe, histograms
 from saelab.compare.glossary import METRICS
-from saelab.compare.inputs import Basis, Settings, check, rule, selected
+from saelab.compare.inputs import Basis, Settings, check, check_settings, rule, selected
 from saelab.compare.pairs import MATCHINGS, compare_groups, compare_methods, correct, decide
 from saelab.compare.words import conclusion, headline
 
@@ -20,10 +20,11 @@ SCHEMA = 1
 def compare(bases: Sequence[Basis], settings: Settings = Settings()) -> dict[str, Any]:  # noqa: B008  (frozen)
     """Compare evaluated bases of one layer; the result is comparison.json as plain values.
 
-    Raises UserError where they don't share their ground (`inputs.check`). What can't be compared (fewer than
-    `settings.fewest` units a side) is said in the result, not raised.
+    Raises UserError where they don't share their ground (`inputs.check`), and for settings that don't exist. What
+    can't be compared (fewer than `settings.fewest` units a side) is said in the result, not raised.
     """
     check(bases)
+    check_settings(settings, bases)
     bases = [dataclasses.replace(basis, scorer=settings.scorer) for basis in bases]
     kept = {basis.name: selected(basis, settings) for basis in bases}
     groups = _groups(bases)

@@ -14,6 +14,8 @@ from saelab.compare.glossary import METRICS
 from saelab.errors import UserError
 from saelab.evaluate import over_all
 
+STATUSES = ("ok", "dead", "rare", "dense", "constant", "invalid", "no_contrast")
+NEEDED = {"status", "label", "abstained", "firing_rate", "strength", "by_scorer", "final", "shuffled"}  # of a row
 Counting = Literal["all", "labelled"]
 Index = Int[np.ndarray, "some"]  # of units
 
@@ -103,6 +105,11 @@ def check(bases: Sequence[Basis]) -> None:
     names = Counter(basis.name for basis in bases)
     if names.most_common(1)[0][1] > 1:
         raise UserError("bases", names.most_common(1)[0][0], "is there twice", "give every basis a name of its own")
+    for basis in bases:
+        missing = NEEDED - basis.rows[0].keys() if basis.rows else {"units"}
+        if missing:
+            lacks = f"its evaluation lacks {', '.join(sorted(missing))}: made by another version, or not whole"
+            raise UserError("bases", basis.name, lacks, "evaluate it again")
     first = bases[0]
     for basis in bases[1:]:
         for fact in dataclasses.fields(Setup):
@@ -126,6 +133,16 @@ def check(bases: Sequence[Basis]) -> None:
             raise UserError("group", group, f"has seeds {seeds}", "give each basis of a group a seed of its own")
         if len({(basis.kind, basis.control) for basis in members}) > 1:
             raise UserError("group", group, "mixes kinds of bases", "a group is the seeds of one recipe")
+
+
+def check_settings(settings: Settings, bases: Sequence[Basis]) -> None:
+    """Raise UserError for statuses that don't exist and for a scorer that labelled none of the bases."""
+    unknown = [status for status in settings.keep if status not in STATUSES]
+    if unknown or not settings.keep:
+        raise UserError("keep", list(settings.keep), "expected statuses", f"known: {', '.join(STATUSES)}")
+    known = ["final", "shuffled", *scorers_of(bases)]
+    if settings.scorer not in known:
+        raise UserError("scorer", settings.scorer, "labelled none of these bases", f"known: {', '.join(known)}")
 
 
 def selected(basis: Basis, settings: Settings) -> Index:

@@ -168,7 +168,7 @@ class FaultServer:
 
 
 @contextlib.contextmanager
-def transformers_serve(model: Path, log: Path, seconds: float = 120) -> Iterator[str]:
+def transformers_serve(model: Path, log: Path, seconds: float = 300) -> Iterator[str]:
     """`transformers serve` with `model` on the CPU; yields its address and stops it afterwards."""
     port = free_port()
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model)]

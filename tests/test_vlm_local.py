@@ -119,5 +119,6 @@ def test_behind_transformers_serve_the_same_model_says_the_same(model, tmp_path)
     assert [p.raw for p in rows] == [p.raw for p in expected]
     assert [p.prompt_tokens for p in rows] == [p.prompt_tokens for p in expected]
     assert [p.status for p in rows] == [p.status for p in expected]
-    assert all(p.completion_tokens >= 1 and p.attempts == 1 for p in rows)
+    # one attempt each was answered; a connection that idled too long may have been closed on another
+    assert all(p.completion_tokens >= 1 and p.attempts - p.uncertain == 1 for p in rows)
     assert len(more[0].sheets) == 6 and more[0].raw is not None

@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import normalize
 
 from saelab.errors import UserError
-from saelab.label import assign, mine
+from saelab.label import assign, mine, nulls
 from saelab.label.assign.combined import baseline, contrast_evidence, contrast_evidence_rows
+from saelab.label.nulls.frame import Draw, Frame
 
 
 def world(images=1500, units=60, scene=0.95, habit=0.75, seed=0, parents=12, per=4, d=128):
@@ -187,6 +188,22 @@ def test_chance_has_the_stated_variance():
     random = torch.randint(800, positives.shape, generator=g)
     both = contrast_evidence(acts, image_emb, label_emb, torch.randint(800, positives.shape, generator=g), random)
     assert 0.9 < float((both - whole).std()) < 1.1
+
+
+def test_null_by_ranks_is_the_scorer_on_permuted_evidence():
+    """Also for a unit that fires on three images, a dead one, one that fires everywhere and a negative one."""
+    acts, image_emb, label_emb, _, _ = world(images=200, units=8, parents=3)
+    acts[:, 0], acts[:, 1] = 0.0, 0.0
+    acts[[3, 7, 9], 0] = 1.0
+    acts[:, 2] += 1
+    acts[:, 3] -= 2
+    for given in (acts, acts.to_sparse_csr()):
+        frame = Frame(assign.Evidence.mined(given, image_emb, label_emb))
+        fast = nulls.combined.evidence(frame)
+        exact = nulls.families.whole(assign.SCORERS["contrast_evidence"])
+        draw = Draw(frame, torch.randperm(200, generator=torch.Generator().manual_seed(4)))
+        for block in frame.blocks:
+            torch.testing.assert_close(fast(draw, block), exact(draw, block), rtol=0, atol=1e-5, equal_nan=True)
 
 
 def test_sizes_that_do_not_fit_are_told(small):

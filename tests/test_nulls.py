@@ -102,7 +102,9 @@ def test_dense_and_csr_agree():
         assert bool(dense[name][6].isnan())  # not finite
 
 
-@pytest.mark.parametrize("name", ["csp", "semanticlens", "pearson", "cos_cubed", "wpmi", "clip_dissect_neurolens"])
+@pytest.mark.parametrize(
+    "name", ["contrast_evidence", "csp", "semanticlens", "pearson", "cos_cubed", "wpmi", "clip_dissect_neurolens"]
+)
 def test_noise_is_uniform(name):
     """5 % of units of pure noise exceed 0.95, and their percentiles are even, whatever their sparsity."""
     found = []

@@ -115,8 +115,8 @@ def paired(
 def whole(acts: Acts, base: Float[Tensor, "some"], reading: Reading) -> Float[Tensor, "some labels"]:
     """Evidence of the whole set: sqrt(images) (r - CAUTION se) of relu(a - base); NaN for constant units."""
     if isinstance(acts, Columns):
-        return _cautious(*_against_sparse(acts, base, reading), acts.images)
-    parts = [_cautious(*_against_dense(block, base[at], reading), len(block)) for at, block in blocks(acts)]
+        return cautious(*_against_sparse(acts, base, reading), acts.images)
+    parts = [cautious(*_against_dense(block, base[at], reading), len(block)) for at, block in blocks(acts)]
     return torch.cat(parts) if parts else reading.values.new_zeros(0, reading.values.shape[1])
 
 
@@ -143,9 +143,10 @@ def _reading(columns: Float[Tensor, "images labels"]) -> Reading:
     return Reading(columns, columns.square())
 
 
-def _cautious(
+def cautious(
     r: Float[Tensor, "some labels"], spread: Float[Tensor, "some labels"], images: int
 ) -> Float[Tensor, "some labels"]:
+    """sqrt(images) (r - CAUTION se), where se^2 = spread - r^2 / images and spread = sum x^2 y^2."""
     se = (spread - r.square() / images).clamp_(min=0).sqrt_()
     return (r - CAUTION * se) * math.sqrt(images)
 

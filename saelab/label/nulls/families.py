@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 from saelab.label.assign import contrastive, dissect, invert, whole_set
 from saelab.label.assign.registry import Scorer
 from saelab.label.mine import column_means
+from saelab.label.nulls import combined
 from saelab.label.nulls.frame import Block, Draw, Frame, by_rank
 
 Best = Callable[[Draw, Block], Float[Tensor, "some"]]
@@ -32,6 +33,8 @@ def family(scorer: Scorer, frame: Frame) -> Best | None:
         return projected(frame, 1.0 if scorer.name == "csp" else 0.5)
     if scorer.name in ("difference_of_means", "set_projection", "falcon") and by_rank(frame.evidence):
         return ranges_only(scorer, frame)
+    if scorer.name == "contrast_evidence" and by_rank(frame.evidence):
+        return combined.evidence(frame)
     if scorer.name in LINEAR:
         return LINEAR[scorer.name](frame)
     if scorer.name in ("soft_wpmi", "wpmi"):

@@ -133,6 +133,7 @@ def _basis(basis: reading.Basis, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "seed": basis.seed,
         "units": len(rows),
         "labelled": len(labels),
+        "sure": sum(r["label"] is not None and not r["abstained"] for r in rows),
         "distinct": len(set(labels)),
         "statuses": {s: statuses.count(s) for s in sorted(set(statuses))},
         "quartiles": quartiles,

@@ -51,7 +51,7 @@ function scatter(rows, { title, colours, open, height = 320 }) {
     }))
     const plot = Plot.plot({
       width, height, marginLeft: 46, marginBottom: 40, marginTop: 24, style: plotStyle,
-      x: { type: "log", label: "fires on, share of images (log) →", tickFormat: x => format.share(x), ticks: width < 500 ? 4 : 7 },
+      x: { type: "log", label: "fires on, share of images (log) →", tickFormat: x => `${+(100 * x).toPrecision(2)} %`, ticks: width < 500 ? 4 : 7 },
       y: { label: `↑ ${title}`, grid: true, nice: true },
       r: { range: [0, 12] },
       marks: [
@@ -72,7 +72,7 @@ function ranges(rows, title) {
   const says = `${title}: ` + rows.map(r => `${r.name} median ${format.number(r.q[1])}`).join("; ")
   return figure(says, width =>
     Plot.plot({
-      width, height: 34 * rows.length + 34, marginLeft: 4, marginRight: 30, marginTop: 6, marginBottom: 26, style: plotStyle,
+      width, height: 34 * rows.length + 34, marginLeft: 14, marginRight: 30, marginTop: 6, marginBottom: 26, style: plotStyle,
       x: { label: null, ticks: 4, nice: true, grid: true },
       y: { axis: null, domain: rows.map(r => r.name) },
       marks: [

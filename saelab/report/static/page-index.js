@@ -32,23 +32,23 @@ function title(run) {
 }
 
 function standfirst(run, total) {
-  const labelled = run.bases.reduce((sum, b) => sum + b.labelled, 0)
+  const sure = run.bases.reduce((sum, b) => sum + b.sure, 0)
   return `${format.count(total)} units of ${format.plural(run.bases.length, "basis").replace("basiss", "bases")} went through one pipeline: ` +
-    `the same images, contrasts, vocabulary and scorers. ${format.count(labelled)} of them carry a label. `
+    `the same images, contrasts, vocabulary and scorers. ${format.count(sure)} of them carry a label that beats chance; the others abstain. `
 }
 
 function basesTable(run) {
   const row = (b, i) => h("tr", null,
     h("th", { scope: "row" }, h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, dot(run, b.name), inWords(run, b.name))),
     h("td.num", null, format.count(b.units)),
-    h("td.num", null, format.count(b.labelled)),
+    h("td.num", null, format.count(b.labelled)), h("td.num", null, bar(format.count(b.sure), b.sure / b.units, hue(run, b.name))),
     h("td.num", null, format.count(b.distinct)),
     h("td.num", null, format.share(b.quartiles.null_percentile?.[1])),
     h("td", { style: "min-width:9rem" }, statusBar(b)))
   return section("The bases", "A basis is a set of units of the same layer. Hover or focus a dotted word to see what it means.",
     h("div.scroll", null, h("table", null,
-      h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Units"), h("th.num", null, term("label", "Labelled")),
-        h("th.num", null, "Distinct labels"), h("th.num", null, term("null_percentile", "Median: beats chance")), h("th", null, "Alive, rare, dense, dead"))),
+      h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Units"), h("th.num", null, term("label", "With a label")), h("th.num", null, term("null_percentile", "That beats chance")),
+        h("th.num", null, "Distinct labels"), h("th.num", null, term("null_percentile", "Median null")), h("th", null, "Alive, rare, dense, dead"))),
       h("tbody", null, run.bases.map(row)))))
 }
 
@@ -85,7 +85,7 @@ function gallery(run, drawn) {
 
 function caveats(run) {
   const notes = [...(run.notes ?? [])]
-  if (run.images.skipped.length) notes.push(`${format.plural(run.images.skipped.length, "file")} could not be used and were skipped; they are listed under Methods.`)
+  if (run.images.skipped.length) notes.push(`${format.plural(run.images.skipped.length, "file")} could not be used; Methods lists what was skipped.`)
   if (run.unreadable.length) notes.push(`${format.plural(run.unreadable.length, "picture")} can't be shown: the file is gone or unreadable.`)
   return notes.length ? section("Read with care", null, h("ul", null, notes.map(n => h("li", null, n)))) : null
 }

@@ -72,7 +72,7 @@ function facts(record) {
     m.margin !== null ? fact("margin", format.number(m.margin, 3)) : null,
     m.null_percentile !== null ? fact("null_percentile", format.share(m.null_percentile)) : null,
     fact("firing_rate", format.share(m.firing_rate ?? (record.images - record.silent) / record.images)),
-    record.label && record.source ? fact("source", record.source) : null)
+    record.label && record.source ? h("div", null, h("dt", null, "Named by"), h("dd", null, record.source)) : null)
 }
 
 /* ---- strongest images and their contrasts ---- */
@@ -93,7 +93,7 @@ function exemplars(run, basis, record) {
   fill()
   const fewer = record.fires_on <= record.positives.length ? ` It fires on ${format.plural(record.positives.length, "image")} only.` : ""
   return section("What excites it, and what does not",
-    [`Large: the strongest images, with the activation as a share of the largest. Small: the `, term("contrast", "contrast"), ` of each, the most similar image that leaves the unit quiet.${fewer}`],
+    [`Large: the strongest images, with the activation as a share of the largest. Small: the `, term("contrast", "contrast"), ` of each, the image most like it that leaves the unit below its mean.${fewer}`],
     switches, grid, more ? h("p", { style: "margin-top:1rem" }, more) : null)
 }
 

@@ -29,7 +29,7 @@ STORED: dict[str, np.dtype] = {
 SPLITS = ("mine", "show", "test")
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _BLOCK = 1 << 24
-_ALIGNED = {"alignment_threshold": 1, "alignment_interval": 4096}  # whole pages: a map reads aligned numbers
+_ALIGNED = {"alignment_threshold": 4096, "alignment_interval": 4096}  # whole pages: a map reads aligned numbers
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ def datasets(images: int, tokens: int, d_in: int, dtype: str) -> dict[str, tuple
     """Name -> (shape, dtype) of everything in the file."""
     f4, f8, i8 = (np.dtype(code) for code in ("<f4", "<f8", "<i8"))
     return {
-        "tokens": ((tokens, d_in), STORED[dtype]),
         "offsets": ((images + 1,), i8),
         "grid": ((images, 2), np.dtype("<i4")),
         "split": ((images,), np.dtype("u1")),
@@ -64,6 +63,7 @@ def datasets(images: int, tokens: int, d_in: int, dtype: str) -> dict[str, tuple
         "mean": ((d_in,), f8),
         "variance": ((d_in,), f8),
         "count": ((1,), i8),
+        "tokens": ((tokens, d_in), STORED[dtype]),  # last: the bulk comes after what says what it is
     }
 
 

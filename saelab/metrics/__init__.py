@@ -15,11 +15,13 @@ from saelab.metrics.faithfulness import (
     simulation_correlation,
 )
 from saelab.metrics.generated import auroc, dma, mad, mann_whitney, tie_share
+from saelab.metrics.interval import bootstrap_interval
 
 __all__ = [
     "auprc",
     "auroc",
     "best_f1_threshold",
+    "bootstrap_interval",
     "clarity",
     "correlation",
     "cosine",

@@ -16,6 +16,7 @@ from saelab.label.assign.contrastive import (
 )
 from saelab.label.assign.dissect import clip_dissect_neurolens, rank_reorder, soft_wpmi, wpmi
 from saelab.label.assign.evidence import Evidence
+from saelab.label.assign.formulas import Formula, invert_formulas
 from saelab.label.assign.invert import invert_auc
 from saelab.label.assign.linear import LinearExplanation, linear_explanations
 from saelab.label.assign.netdissect import netdissect
@@ -26,6 +27,7 @@ from saelab.label.assign.whole_set import cos_cubed, cosine, floored_labels, pea
 __all__ = [
     "SCORERS",
     "Evidence",
+    "Formula",
     "LinearExplanation",
     "Ranking",
     "Scorer",
@@ -41,6 +43,7 @@ __all__ = [
     "falcon_labels",
     "floored_labels",
     "invert_auc",
+    "invert_formulas",
     "linear_explanations",
     "netdissect",
     "pair_weights",

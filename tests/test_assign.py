@@ -1,0 +1,387 @@
+"""Scorers against plain twins, dense against CSR, and what must hold whatever the numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import mannwhitneyu, pearsonr
+from sklearn.metrics import roc_auc_score
+from torch.nn.functional import normalize
+
+from saelab import planted
+from saelab.errors import UserError
+from saelab.label import assign, mine
+from saelab.label.assign import contrastive, linear
+from saelab.label.assign.registry import SCORERS
+
+CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
+
+
+def world(images=80, units=9, labels=11, d=7, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    acts = torch.rand(images, units, generator=g) * (torch.rand(images, units, generator=g) < 0.3)
+    acts[:, 1] = torch.randn(images, generator=g)
+    acts[:, 2] = torch.rand(images, generator=g) + 5
+    return (
+        acts,
+        normalize(torch.randn(images, d, generator=g) + 0.7, dim=1),
+        normalize(torch.randn(labels, d, generator=g) + 0.7, dim=1),
+    )
+
+
+def sets(units=3, k=5, d=7, labels=4, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    pos, neg = (normalize(torch.randn(units, k, d, generator=g), dim=2) for _ in range(2))
+    return pos, neg, torch.rand(units, k, generator=g) + 0.1, normalize(torch.randn(labels, d, generator=g), dim=1)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_dense_and_csr_give_the_same_scores(name):
+    acts, emb, txt = world()
+    concepts = torch.rand(80, 11, generator=torch.Generator().manual_seed(2)) < 0.4
+    dense = assign.Evidence.mined(acts, emb, txt, 10, concepts=concepts)
+    csr = assign.Evidence.mined(acts.to_sparse_csr(), emb, txt, 10, concepts=concepts)
+    a, b = (assign.score([name], e)[name] for e in (dense, csr))
+    assert torch.equal(a.isnan(), b.isnan()) and a.shape == (9, 11)
+    assert torch.allclose(a, b, atol=2e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_blocks_of_units_give_the_same_scores(name, monkeypatch):
+    acts, emb, txt = world()
+    concepts = torch.rand(80, 11, generator=torch.Generator().manual_seed(2)) < 0.4
+    evidence = assign.Evidence.mined(acts, emb, txt, 10, concepts=concepts)
+    whole = assign.score([name], evidence)[name]
+    ranked = assign.ranking(whole, 3)
+    monkeypatch.setattr("saelab.label.assign.registry.BLOCK", 1 << 13)
+    for field, value in vars(assign.rankings([name], evidence, 3)[name]).items():
+        assert torch.allclose(value.float(), getattr(ranked, field).float(), atol=1e-6, equal_nan=True), field
+
+
+def test_csp_is_its_formula_written_out():
+    pos, neg, weights, txt = sets()
+    for gamma in (0.0, 0.3, 1.0):
+        expected = torch.zeros(3, 4, dtype=torch.float64)
+        for u in range(3):
+            centre = torch.zeros(7, dtype=torch.float64)
+            for i in range(5):
+                p, n = pos[u, i].double(), neg[u, i].double()
+                centre += float(weights[u, i]) / (float(weights[u].sum()) + 1e-8) * (p - gamma * float(p @ n) * n)
+            expected[u] = txt.double() @ (centre / centre.norm())
+        assert torch.allclose(assign.csp(pos, neg, weights, txt, gamma).double(), expected, atol=1e-6)
+
+
+def test_csp_identities():
+    pos, neg, weights, txt = sets()
+    assert torch.allclose(
+        assign.csp(pos, neg, torch.ones_like(weights), txt, 0.0), assign.semanticlens(pos, txt), atol=1e-6
+    )
+    residual = contrastive.residuals(pos, neg, 1.0)
+    along = (pos * neg).sum(2)
+    assert (residual * neg).sum(2).abs().max() < 1e-6
+    assert torch.allclose((residual**2).sum(2), 1 - along**2, atol=1e-6)
+    assert torch.allclose(assign.csp(pos, neg, weights * 7, txt), assign.csp(pos, neg, weights, txt), atol=1e-6)
+    long = txt * torch.tensor([[0.5], [2.0], [1.0], [3.0]])  # label means are not renormalised
+    assert torch.allclose(
+        assign.csp(pos, neg, weights, long), assign.csp(pos, neg, weights, txt) * long.norm(dim=1), atol=1e-6
+    )
+
+
+def test_pairs_that_are_not_valid_do_not_count():
+    pos, neg, weights, txt = sets()
+    valid = torch.tensor([[True, True, False, False, True], [True] * 5, [False] * 5])
+    wild = neg.clone()
+    wild[~valid] = torch.nan
+    found = assign.csp(pos, wild, weights, txt, valid=valid)
+    kept = valid[0]
+    assert torch.allclose(found[0], assign.csp(pos[:1, kept], neg[:1, kept], weights[:1, kept], txt)[0], atol=1e-6)
+    assert torch.allclose(found[1], assign.csp(pos, neg, weights, txt)[1], atol=1e-6)
+    assert bool(found[2].isnan().all())
+    assert torch.allclose(
+        assign.semanticlens(pos, txt, valid)[0], assign.semanticlens(pos[:1, kept], txt)[0], atol=1e-6
+    )
+
+
+def test_ablations():
+    pos, neg, _, txt = sets()
+    mean = lambda rows: rows.mean(dim=1)  # noqa: E731
+    expected = normalize(mean(pos) - mean(neg), dim=1) @ txt.T
+    assert torch.allclose(assign.difference_of_means(pos, neg, txt), expected, atol=1e-6)
+    off = assign.set_projection(pos, neg, normalize(mean(neg), dim=1))
+    assert off.diagonal().abs().max() < 1e-6
+    assert torch.allclose(assign.centred_mean(pos, torch.zeros(7), txt), assign.semanticlens(pos, txt), atol=1e-6)
+    filled = torch.randn(2, 4, 7)
+    empty = torch.randn(2, 7)
+    assert torch.allclose(assign.template_contrast(filled, empty), filled.mean(0) - empty.mean(0), atol=1e-6)
+    decoder = torch.randn(5, 7)
+    decoder[2] = 0
+    cosines = assign.decoder_direction(decoder * 9, txt)
+    assert bool(cosines[2].isnan().all())
+    assert torch.allclose(cosines[0], torch.cosine_similarity(decoder[0], txt), atol=1e-6)
+
+
+def test_weights_of_signed_units():
+    values = torch.tensor([[3.0, 1.0, -2.0]])
+    kinds = {"relu": [3, 1, 0], "abs": [3, 1, 2], "rank": [3, 2, 1], "equal": [1, 1, 1]}
+    for kind, expected in kinds.items():
+        assert assign.pair_weights(values, kind).tolist() == [expected]
+    with pytest.raises(UserError, match="weights=raw"):
+        assign.pair_weights(values, "raw")
+    pos, neg, _, txt = sets(units=1, k=3)
+    with pytest.raises(UserError, match="use relu, abs or rank weights"):
+        assign.csp(pos, neg, values, txt)
+    assert bool(assign.csp(pos, neg, torch.zeros(1, 3), txt).isnan().all())
+
+
+@pytest.mark.parametrize("layout", [lambda a: a, lambda a: a.to_sparse_csr()])
+def test_pearson_and_cos_cubed_against_scipy_and_numpy(layout):
+    acts, emb, txt = world()
+    sims = (emb.double() @ txt.double().T).numpy()
+    r, cubed = assign.pearson(layout(acts), emb, txt), assign.cos_cubed(layout(acts), emb, txt)
+    for u in range(9):
+        a = acts[:, u].double().numpy()
+        for l in range(11):
+            assert float(r[u, l]) == pytest.approx(pearsonr(a, sims[:, l]).statistic, abs=2e-6)
+            x, y = (a - a.mean()) ** 3, (sims[:, l] - sims[:, l].mean()) ** 3
+            cosine = x @ y / max(np.linalg.norm(x), 1e-3) / max(np.linalg.norm(y), 1e-3)
+            assert float(cubed[u, l]) == pytest.approx(cosine, abs=2e-6)
+
+
+@pytest.mark.parametrize("layout", [lambda a: a, lambda a: a.to_sparse_csr()])
+def test_constant_dead_and_nan_units_get_no_score(layout):
+    acts, emb, txt = world()
+    acts[:, 3], acts[:, 4] = 0, 3.7
+    acts[5, 6] = torch.nan
+    for name in ("pearson", "cos_cubed"):
+        scores = getattr(assign, name)(layout(acts), emb, txt)
+        assert bool(scores[[3, 4, 6]].isnan().all()) and bool(scores[[0, 1, 2, 5, 7, 8]].isfinite().all())
+    concepts = torch.rand(80, 11) < 0.4
+    evidence = assign.Evidence.mined(layout(acts), emb, txt, 10, concepts=concepts)
+    for name, scores in assign.score([n for n in CLOSED if n != "linear_explanations"], evidence).items():
+        assert bool(scores[6].isnan().all()), name
+        assert not bool(scores[0].isnan().all()), name
+    assert bool(assign.score(["csp"], evidence)["csp"][3].isnan().all())  # dead: no weight
+    assert assign.rankings(["csp"], evidence)["csp"].label[[3, 4, 6]].tolist() == [-1, -1, -1]
+
+
+def test_label_equal_on_all_images_has_no_correlation():
+    acts, emb, _ = world()
+    emb[:, 0] = 0
+    flat = normalize(torch.eye(7)[:2], dim=1)
+    scores = assign.pearson(acts, emb, flat)
+    assert bool(scores[:, 0].isnan().all()) and bool(scores[:, 1].isfinite().all())
+
+
+def test_soft_wpmi_and_wpmi_in_plain_loops():
+    acts, emb, txt = world()
+    ids, _ = mine.top_images(acts, 20)
+    sims = emb.double() @ txt.double().T
+    for soft in (True, False):
+        q = ((10 if soft else 2) * sims).softmax(1)
+        ll = torch.zeros(9, 11, dtype=torch.float64)
+        for u in range(9):
+            for r, i in enumerate(ids[u].tolist()):
+                p = 0.998 - 0.028 * r / 20
+                ll[u] += (1 + p * (q[i] - 1) + 1e-7).log() if soft else (q[i] + 1e-7).log()
+        prior = ll.exp().sum(0).log() - math.log(9)
+        expected = ll - (1 if soft else 0.6) * prior
+        found = (assign.soft_wpmi if soft else assign.wpmi)(acts, emb, txt, top_k=20)
+        assert torch.allclose(found.double(), expected, atol=1e-4)
+
+
+def test_rank_reorder_in_plain_loops():
+    acts, emb, txt = world(images=200)
+    sims = emb @ txt.T
+    ids, values = mine.top_images(acts, 10)
+    found = assign.rank_reorder(acts, emb, txt)
+    for u in range(9):
+        top = values[u].tolist()
+        chance = sum(abs(a - b) ** 3 for a in top for b in top) / 100
+        for l in range(11):
+            seen = sims[ids[u], l].tolist()
+            rank = [sorted(seen).index(s) for s in seen]
+            error = sum(abs(a - sorted(top)[r]) ** 3 for a, r in zip(top, rank, strict=True)) / 10
+            mean = sum(seen) / 10
+            expected = -(error / chance) / mean**0.5 if mean > 0 else -math.inf
+            assert float(found[u, l]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("layout", [lambda a: a, lambda a: a.to_sparse_csr()])
+def test_invert_against_scikit_learn(layout):
+    acts, _, _ = world()
+    acts[:, 5] = (acts[:, 5] * 3).round()
+    concepts = torch.rand(80, 6, generator=torch.Generator().manual_seed(3)) < 0.3
+    concepts[:, 4], concepts[:, 5] = False, True
+    auc = assign.invert_auc(layout(acts), concepts)
+    for u in range(9):
+        for l in range(4):
+            expected = roc_auc_score(concepts[:, l].numpy(), acts[:, u].numpy())
+            assert float(auc[u, l]) == pytest.approx(expected, abs=1e-6)
+    assert bool(auc[:, 4:].isnan().all())
+
+
+def test_invert_finds_the_formula_it_was_given():
+    g = torch.Generator().manual_seed(4)
+    concepts = torch.rand(500, 12, generator=g) < 0.4
+    wanted = torch.stack(
+        [concepts[:, 2] & ~concepts[:, 7], concepts[:, 1] | concepts[:, 5], concepts[:, 3], ~concepts[:, 0]], dim=1
+    )
+    acts = wanted.float() + 0.3 * torch.rand(500, 4, generator=g)
+    found = assign.invert_formulas(acts, concepts, length=2)
+    names = [f"c{i}" for i in range(12)]
+    assert found[0] is not None and found[0].text(names) == "(c2 and not c7)"
+    assert found[1] is not None and set(found[1].labels) == {1, 5} and found[1].operators == ("or",)
+    assert found[2] is not None and found[2].text(names) == "c3"
+    for formula, truth in zip(found[:3], wanted.T[:3], strict=True):
+        assert torch.equal(formula.holds(concepts), truth)
+        assert formula.auc == pytest.approx(1.0) and formula.share == pytest.approx(float(truth.float().mean()))
+    noise = torch.randn(500, 1, generator=g).round()
+    (formula,) = assign.invert_formulas(noise, concepts, length=3)
+    assert formula is not None
+    inside = formula.holds(concepts).numpy()
+    values = noise[:, 0].double().numpy()
+    assert formula.auc == pytest.approx(roc_auc_score(inside, values), abs=1e-9)
+    expected = mannwhitneyu(values[inside], values[~inside], method="asymptotic").pvalue
+    assert formula.p_value == pytest.approx(expected, rel=1e-6)
+    assert assign.invert_formulas(noise * torch.nan, concepts) == [None]
+
+
+def test_falcon_in_plain_loops():
+    _, emb, txt = world()
+    sims = emb @ txt.T
+    pos, neg = torch.tensor([[0, 5, 9], [1, 2, -1]]), torch.tensor([[4, 4, -1], [-1, -1, -1]])
+    support = torch.zeros(80, 11)
+    for i in range(80):
+        p = (100 * sims[i]).softmax(0)
+        for l in p.argsort(descending=True)[:5]:
+            support[i, l] = p[l]
+    expected = torch.stack([support[pos[0]].mean(0), support[[1, 2]].mean(0)])
+    expected[0][support[4] >= 0.1] = torch.nan
+    assert torch.allclose(assign.falcon(sims, pos, neg), expected, atol=1e-6, equal_nan=True)
+    assert bool(expected[0].isnan().any())
+    (first, _) = assign.falcon_labels(expected)
+    assert first == [l for l in expected[0].nan_to_num().argsort(descending=True).tolist() if expected[0, l] > 0][:8]
+
+
+def test_www_keeps_labels_near_the_best():
+    pos, _, _, txt = sets()
+    template = normalize(torch.randn(7, generator=torch.Generator().manual_seed(5)), dim=0)
+    scores = assign.www(pos, txt, template)
+    for u in range(3):
+        for l in range(4):
+            expected = sum(float(p @ txt[l] - p @ template) for p in pos[u])
+            assert float(scores[u, l]) == pytest.approx(expected, abs=1e-5)
+    kept = assign.www_labels(torch.tensor([[1.0, 0.94, 0.96, 0.95], [-1.0, -0.5, -2, -3], [torch.nan] * 4]))
+    assert kept == [[0, 2], [], []]
+
+
+def test_linear_explanation_finds_planted_weights():
+    g = torch.Generator().manual_seed(6)
+    concepts = torch.rand(600, 30, generator=g)
+    acts = torch.stack(
+        [2 * concepts[:, 4] + concepts[:, 9], concepts[:, 1], torch.zeros(600), torch.rand(600, generator=g)], dim=1
+    )
+    found = assign.linear_explanations(acts, concepts)
+    assert found[0].labels == (4, 9)
+    assert found[0].weights == pytest.approx((2.0, 1.0), abs=1e-6) and found[0].bias == pytest.approx(0, abs=1e-6)
+    assert found[0].test_r == pytest.approx(1.0) and found[0].validation_r == pytest.approx(1.0)
+    assert found[1].labels == (1,)
+    assert found[2].labels == () and math.isnan(found[2].test_r)
+    assert len(found[3].labels) >= 1 and abs(found[3].test_r) < 0.4  # the first always joins; noise stays noise
+    train, validation, test = linear.splits(600)
+    assert (len(train), len(validation), len(test)) == (420, 60, 120)
+    assert sorted(torch.cat([train, validation, test]).tolist()) == list(range(600))
+
+
+def test_elastic_net_meets_its_optimality_conditions():
+    g = torch.Generator().manual_seed(7)
+    concepts = torch.rand(200, 12, generator=g)
+    acts = concepts[:, :2].sum(1, keepdim=True) + 0.5 * torch.randn(200, 1, generator=g)
+    w = assign_net(acts, concepts)[0].double()
+    x = (concepts - concepts.mean(0)) / concepts.std(0)
+    y = (acts[:, 0] - acts[:, 0].mean()) / acts[:, 0].std()
+    slope = x.double().T @ (y.double() - x.double() @ w) / 200 - 0.05 * 0.01 * w
+    active = w != 0
+    assert 2 <= int(active.sum()) < 12
+    assert torch.allclose(slope[active], 0.05 * 0.99 * w[active].sign(), atol=1e-4)
+    assert bool((slope[~active].abs() <= 0.05 * 0.99 + 1e-4).all())
+
+
+def assign_net(acts, concepts):
+    return linear.elastic_net(acts, concepts)
+
+
+def test_netdissect_in_plain_numbers():
+    g = torch.Generator().manual_seed(8)
+    maps = torch.rand(20, 2, 4, 4, generator=g)
+    masks = torch.zeros(20, 3, 8, 8, dtype=torch.bool)
+    masks[:, 0, :4] = True
+    threshold = maps.transpose(0, 1).flatten(1).sort(dim=1, descending=True).values[:, 32]  # 10 % of 320 places above
+    up = torch.nn.functional.interpolate(maps, size=(8, 8), mode="bilinear", align_corners=False)
+    masks[:, 1] = up[:, 1] > threshold[1]
+    iou = assign.netdissect(maps, masks, share=0.1)
+    assert float(iou[1, 1]) == 1.0
+    on = up[:, 0] > threshold[0]
+    assert float(iou[0, 0]) == pytest.approx(float((on & masks[:, 0]).sum() / (on | masks[:, 0]).sum()), abs=1e-6)
+    assert bool(iou[:, 2].isnan().all())
+
+
+def test_ranking_orders_breaks_ties_and_says_none():
+    nan = math.nan
+    scores = torch.tensor([[0.1, 0.9, 0.9, nan], [nan, nan, 2.0, nan], [nan] * 4, [4.0, 3.0, 2.0, 1.0]])
+    ranked = assign.ranking(scores, 2)
+    assert ranked.label.tolist() == [1, 2, -1, 0]
+    assert ranked.runners_up.tolist() == [[2, 0], [-1, -1], [-1, -1], [1, 2]]
+    assert ranked.margin[[0, 3]].tolist() == [0, 1] and bool(ranked.margin[[1, 2]].isnan().all())
+    assert assign.rank_of(scores, torch.tensor([0, 2, 1, 3])).tolist() == [3, 1, -1, 4]
+    assert assign.rank_of(scores, torch.tensor([2, 0, -1, 0])).tolist() == [1, -1, -1, 1]
+    single = assign.ranking(torch.ones(2, 1))
+    assert single.label.tolist() == [0, 0] and bool(single.margin.isnan().all())
+
+
+def test_two_meanings_are_found_in_two_concept_units():
+    from saelab.label.clusters import meanings
+
+    world = planted.make(planted.WorldSpec(images=2000, units=150, kinds=(0.5, 0.0, 0.5), seed=3))
+    evidence = assign.Evidence.mined(world.acts, world.image_emb, world.label_emb)
+    found = meanings(
+        evidence.images_of(evidence.positive_ids),
+        evidence.positive_values,
+        world.label_emb,
+        evidence.images_of(evidence.contrast_ids),
+        evidence.valid,
+    )
+    for unit in found:
+        assert sum(m.share for m in unit) == pytest.approx(1.0, abs=1e-5)
+        assert sorted(i for m in unit for i in m.members) == list(range(30))
+        assert len(unit) == 1 or unit[0].share >= unit[1].share
+    several = torch.tensor([len(unit) == 2 for unit in found])
+    truth = world.second >= 0
+    assert float(several[truth].float().mean()) > float(several[~truth].float().mean()) + 0.3
+    both = [{m.label for m in found[u]} for u in (several & truth).nonzero()[:, 0].tolist()]
+    planted_pairs = [{int(world.label[u]), int(world.second[u])} for u in (several & truth).nonzero()[:, 0].tolist()]
+    assert np.mean([len(a & b) for a, b in zip(both, planted_pairs, strict=True)]) > 1.4
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda a, e, t: assign.pearson(a, e, t[:0]), "label_emb=(0, 7): expected at least one label"),
+        (lambda a, e, t: assign.pearson(a, e, t[:, :5]), "label_emb=(11, 5): the images' embeddings have 7"),
+        (lambda a, e, t: assign.cos_cubed(a, e[:40], t), "image_emb=(40, 7)"),
+        (lambda a, e, t: assign.clip_dissect_neurolens(a - 9, e, t), "acts=negative"),
+        (lambda a, e, t: assign.rank_reorder(a, e, t, top_fraction=0.01), "top_fraction=0.01: leaves 0 of 80"),
+        (lambda a, e, t: assign.invert_auc(a, torch.ones(3, 2) > 0), "concepts=(3, 2)"),
+        (lambda a, e, t: assign.score(["cps"], assign.Evidence.mined(a, e, t, 5)), "scorer=cps: expected one of csp,"),
+        (lambda a, e, t: assign.score([], assign.Evidence.mined(a, e, t, 5)), "expected at least one name"),
+        (lambda a, e, t: assign.score(["invert"], assign.Evidence.mined(a, e, t, 5)), "concepts=None"),
+        (lambda a, e, t: assign.decoder_direction(t[:, :4], t), "label_emb=(11, 7): the images' embeddings have 4"),
+        (lambda a, e, t: assign.csp(e[None, :5], e[None, :4], torch.ones(1, 5), t), "neg_emb=(1, 4, 7)"),
+        (lambda a, e, t: assign.pair_weights(a, "loud"), "weights=loud"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(call, told):
+    with pytest.raises(UserError) as error:
+        call(*world())
+    assert told in str(error.value) and "\n" not in str(error.value)

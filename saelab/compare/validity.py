@@ -6,7 +6,7 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -131,23 +131,22 @@ def evaluated(
 def check_planted(worlds: int = 100, gain: float = 0.2) -> Iterator[dict[str, Any]]:
     """How often the whole way (label, evaluate, compare) is right about features against neurons.
 
-    Three checks over `worlds` seeds each: features are better (called so on label faithfulness in at least 95 %);
-    features are not better (any metric called is a false alarm: at most 9 %, the bound of an exact 5 % test for 100
-    worlds); features are better but their labels were shuffled (any call of faithfulness is a false alarm).
+    Three checks over `worlds` seeds each: features are better (called so on label faithfulness in at least 95 %); the
+    same with their labels shuffled (a difference in a correlation is a false alarm); features are not better (any
+    metric called is a false alarm). False alarms: at most 9 %, the bound of an exact 5 % test for 100 worlds.
     """
-    called = sum(_faithful(bases(seed, gain, False)) == "a" for seed in range(worlds))
+    results = [compare(bases(seed, gain, False), SETTINGS) for seed in range(worlds)]
+    called = sum(_faithful(result) == "a" for result in results)
     yield _report(
         "features truly better", called, worlds, called >= CORRECT * worlds, f"called in {called} of {worlds}"
     )
+    alarms = sum(not check["passed"] for r in results for check in r["validity"] if "shuffled" in check["check"])
+    yield _report("shuffled labels", alarms, worlds, alarms <= FALSE_ALARMS * worlds, f"{alarms} false alarms")
     alarms = sum(bool(_calls(compare(bases(seed, 0.0, False), SETTINGS))) for seed in range(worlds, 2 * worlds))
     yield _report("features no better", alarms, worlds, alarms <= FALSE_ALARMS * worlds, f"{alarms} false alarms")
-    settings = dataclasses.replace(SETTINGS, scorer="shuffled")
-    alarms = sum(_faithful(bases(seed, gain, False), settings) != "none" for seed in range(worlds))
-    yield _report("shuffled labels", alarms, worlds, alarms <= FALSE_ALARMS * worlds, f"{alarms} false alarms")
 
 
-def _faithful(given: Sequence[Basis], settings: Settings = SETTINGS) -> str:
-    result = compare(given, settings)
+def _faithful(result: dict[str, Any]) -> str:
     wanted = ("features", "neurons", "faithfulness", "all")
     return next(x["verdict"] for x in result["answers"] if (x["a"], x["b"], x["family"], x["matching"]) == wanted)
 

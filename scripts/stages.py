@@ -116,8 +116,8 @@ class Run:
                 cfg.tokens_per_image,
             )
 
-    def saes(self, layer: str) -> list[Artifact]:
-        """One SAE for each seed, trained on the mine tokens in one pass."""
+    def saes(self, layer: str, logger: Any = None) -> list[Artifact]:
+        """One SAE for each seed, trained on the mine tokens in one pass; `logger` as saelab.sae.fit takes it."""
         from saelab.cache.batches import Batches
         from saelab.sae import SAEConfig, TrainConfig, fit_many
 
@@ -141,6 +141,7 @@ class Run:
                 mean=store.mean,
                 variance=store.variance,
                 device=self.device,
+                logger=logger,
             )
 
         with self.timed("sae"):

@@ -1,4 +1,4 @@
-"""The loop: resume to the bit after a real kill, damaged checkpoints, several SAEs at once, two processes, bad input."""
+"""The loop: resume to the bit after a real kill, damage, several SAEs at once, two processes, bad input."""
 
 import json
 import logging
@@ -173,7 +173,7 @@ def test_divergence_stops_with_the_last_good_checkpoint(tmp_path):
         calls.append(step)
 
     hot = SAEConfig(10, 48, rule="relu", lr=30.0)
-    with pytest.raises(UserError, match="diverged.*try lr="):
+    with pytest.raises(UserError, match=r"diverged.*try lr="):
         fit(tokens(), hot, TRAIN, tmp_path / "hot", progress=False, logger=poison)
     assert not (tmp_path / "hot" / "sae.safetensors").exists()
     assert kept == ["step-00000005.safetensors", "step-00000010.safetensors"]
@@ -225,7 +225,8 @@ if world > 1:
 def test_two_processes_give_the_result_of_one(tmp_path, rule):
     np.save(tmp_path / "x.npy", tokens())
     for world in (1, 2):
-        common = [str(world), str(tmp_path / f"store{world}"), str(tmp_path / f"out{world}"), str(tmp_path / "x.npy"), rule]
+        places = [tmp_path / f"store{world}", tmp_path / f"out{world}", tmp_path / "x.npy"]
+        common = [str(world), *map(str, places), rule]
         processes = [subprocess.Popen([sys.executable, "-c", DISTRIBUTED, str(r), *common]) for r in range(world)]
         deadline = time.monotonic() + 300
         assert [p.wait(max(1, deadline - time.monotonic())) for p in processes] == [0] * world

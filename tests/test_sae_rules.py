@@ -87,7 +87,7 @@ def test_matryoshka_prefixes_are_ordered_by_fvu():
 
 
 def test_archetypal_rows_stay_in_the_hull_within_delta():
-    x, directions = planted()
+    x, _ = planted()
     config = SAEConfig(D_IN, 64, k=3, lr=3e-3, decoder="archetypal", candidates=200, delta=0.1, dead_after=4000)
     trainer = Trainer(config)
     first = None

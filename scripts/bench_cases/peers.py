@@ -25,9 +25,11 @@ def cases(shapes: list[list[int]], k: int, rules: list[str], rounds: int) -> Ite
                 continue
             step, out = build(d_in, latents, k, x), x.new_empty(batch, latents)
             weights, bias = torch.randn(latents, d_in), torch.zeros(latents)
-            product, theirs = alternate(lambda w=weights, b=bias, o=out: torch.addmm(b, x, w.T, out=o), step, rounds)
+            product, theirs = alternate(
+                lambda w=weights, b=bias, o=out, x=x: torch.addmm(b, x, w.T, out=o), step, rounds
+            )
             trainer = Trainer(SAEConfig(d_in, latents, k=k))
-            own, theirs_again = alternate(lambda t=trainer: t.step(x), step, rounds)
+            own, theirs_again = alternate(lambda t=trainer, x=x: t.step(x), step, rounds)
             line = record(f"peer step, {name} {d_in}->{latents}", theirs, product, batch, 0.0)
             yield {**line, "speedup": round(theirs_again / own, 2)}
 

@@ -41,7 +41,7 @@ def measured(case: str, trainer: Trainer, step: Callable[[], Any], x: torch.Tens
     bias = x.new_zeros(trainer.config.latents)
     product, own = alternate(lambda: torch.addmm(bias, x, weights.T, out=out), step, rounds)
     del out
-    return record(case, own, product, len(x), peak_above(step))
+    return record(case, own, product, len(x), peak_above(trainer, step))
 
 
 def loader(
@@ -81,8 +81,9 @@ def record(case: str, own: float, product: float, tokens: int, peak_mb: float) -
     }
 
 
-def peak_above(step: Callable[[], Any]) -> float:
-    """Megabytes of resident memory that a step takes at its peak above what was there before it (Linux; else 0)."""
+def peak_above(trainer: Trainer, step: Callable[[], Any]) -> float:
+    """Megabytes that a step takes at its peak beyond weights, gradients, optimiser and what else is there (Linux)."""
+    trainer._pre = None  # the kept buffer of pre-activations counts as the step's
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not status.exists():
         return 0.0

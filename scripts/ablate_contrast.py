@@ -1,0 +1,75 @@
+"""Does contrast help the proposer? `python scripts/ablate_contrast.py proposer=tagger` (or openai, transformers).
+
+Proposals of every unit without contrasts, with its own, and with another unit's; each unit's first candidate is judged
+on the test split as labels are (saelab.evaluate). Only units that got a candidate in all three modes count. Differences
+are paired by unit, with bootstrap intervals over units and Wilcoxon's p, uncorrected.
+"""
+
+import numpy as np
+import torch
+from command import command
+from omegaconf import DictConfig, OmegaConf
+from stages import Run
+
+from saelab import columns, evaluate, units
+from saelab.compare.statistics import on_same_units
+from saelab.label import propose
+from saelab.label.proposal import MODES
+from saelab.label.vocabulary import key
+
+METRICS = ("scs", "caption_r", "truth_r", "auprc", "f1")
+ALPHA, RESAMPLES = 0.05, 2000
+
+
+@command("label")
+def main(cfg: DictConfig) -> None:
+    """Print, per basis, the means of the three modes and the paired differences."""
+    runs = {mode: Run(OmegaConf.merge(cfg, {"proposer": {"mode": mode}})) for mode in MODES}
+    for place, basis in enumerate(runs[MODES[0]].proposed):
+        first = {mode: _first(run, place) for mode, run in runs.items()}
+        shared = sorted(set.intersection(*(set(labels) for labels in first.values())))
+        print(f"\n{basis.layer}  {basis.name}: {len(shared)} units with a candidate in every mode")
+        numbers = {mode: _judged(run, place, shared, first[mode]) for mode, run in runs.items()}
+        print(_table(numbers, {mode: len({first[mode][unit] for unit in shared}) for mode in MODES}))
+
+
+def _first(run: Run, place: int) -> dict[int, str]:
+    """Each unit's first candidate, in the spelling of the vocabulary."""
+    folder = run.proposed[place].proposals
+    assert folder is not None
+    spelling = {key(label): label for label in run.vocabulary.labels}
+    return {p.unit: spelling[key(p.labels[0])] for p in propose.read(folder) if p.labels}
+
+
+def _judged(run: Run, place: int, shared: list[int], labels: dict[int, str]) -> np.ndarray:
+    """[units, metrics] of the shared units' labels on the test split; NaN where a number can't be had."""
+    splits = evaluate.Splits(run.images.ids("mine"), run.images.ids("test"))
+    acts = units.UnitActivations.load(run.proposed[place].units.path)
+    chosen = torch.tensor(shared)
+    mine, test = (columns.pick(columns.columns(acts.rows(ids)), chosen) for ids in (splits.mine, splits.test))
+    found = evaluate.faithfulness(mine, test, [labels[unit] for unit in shared], run.evidence, splits)
+    return torch.stack([found[metric].double() for metric in METRICS], dim=1).numpy()
+
+
+def _table(numbers: dict[str, np.ndarray], distinct: dict[str, int]) -> str:
+    head = f"{'':<30}" + "".join(f"{metric:>26}" for metric in METRICS) + f"{'distinct':>10}"
+    lines = [head]
+    for mode, values in numbers.items():
+        cells = "".join(f"{_mean(column):>26}" for column in values.T)
+        lines.append(f"{mode:<30}{cells}{distinct[mode]:>10}")
+    for other in ("positives", "shuffled_contrast"):
+        pairs = on_same_units(numbers["contrast"], numbers[other], ALPHA, RESAMPLES, seed=0)
+        cells = "".join(
+            f"{'-' if p is None else f'{p.mean_a - p.mean_b:+.4f} [{p.low:+.4f}, {p.high:+.4f}]':>26}" for p in pairs
+        )
+        lines.append(f"{'contrast - ' + other:<30}{cells}")
+    return "\n".join(lines)
+
+
+def _mean(column: np.ndarray) -> str:
+    known = column[np.isfinite(column)]
+    return f"{known.mean():.4f} (n {len(known)})" if len(known) else "-"
+
+
+if __name__ == "__main__":
+    main()

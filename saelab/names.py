@@ -1,14 +1,20 @@
 """ImageNet's and WordNet's names and definitions, as timm and open_clip carry them: nothing is downloaded."""
 
+import ast
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 
+def _inside(package: str, *parts: str) -> Path:
+    """A file of a required package, found without importing it (open_clip takes seconds to import)."""
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent.joinpath(*parts)
+
+
 def _info(name: str) -> list[str]:
-    spec = find_spec("timm")
-    assert spec is not None and spec.origin is not None  # timm is a hard requirement
-    return (Path(spec.origin).parent / "data" / "_info" / name).read_text(encoding="utf-8").splitlines()
+    return _inside("timm", "data", "_info", name).read_text(encoding="utf-8").splitlines()
 
 
 @cache
@@ -20,9 +26,11 @@ def imagenet_synsets() -> tuple[str, ...]:
 @cache
 def imagenet_names() -> tuple[str, ...]:
     """A readable name for each of the 1000 classes (open_clip's list, in which every name says one thing)."""
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-
-    return tuple(IMAGENET_CLASSNAMES)
+    tree = ast.parse(_inside("open_clip", "zero_shot_metadata.py").read_text(encoding="utf-8"))
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") == "IMAGENET_CLASSNAMES":
+            return tuple(ast.literal_eval(statement.value))
+    raise RuntimeError("open_clip no longer carries IMAGENET_CLASSNAMES in zero_shot_metadata.py")
 
 
 @cache

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saelab.artifacts import read_json
 
 if TYPE_CHECKING:
     from stages import Basis, Run
 
+HEADLINE = ("caption_r", "truth_r", "auprc", "monosemanticity")
 COLUMNS = ("scs", "caption_r", "truth_r", "auprc", "f1")
 
 
@@ -26,14 +27,50 @@ def label_table(bases: "Sequence[Basis]") -> str:
 
 
 def last_screen(run: "Run", index: Path, seconds: float) -> str:
-    """What was compared, the answer in words, and where the report is."""
-    lines = [
-        f"{len(run.images)} photos ({len(run.images.skipped)} skipped), {run.host.name}, labels by {run.encoder.name}",
-    ]
+    """What was compared, the headline numbers and the answer in a sentence, and where the report is."""
+    skipped = f" ({len(run.images.skipped)} skipped)" if run.images.skipped else ""
+    lines = ["", f"{len(run.images)} photos{skipped}, {run.host.name}, labels by {run.encoder.name}"]
     for layer, made in run.comparisons.items():
         result = read_json(made.path / "comparison.json")
-        sizes = ", ".join(f"{b['name']} {b['after']} of {b['before']}" for b in result["bases"])
-        lines += [f"{layer}: units compared: {sizes}", result["conclusion"]]
-    reused = sum(artifact.reused for basis in run.evaluated for artifact in basis.made())
-    lines.append(f"{seconds:.0f} s, {reused} artifacts reused. Report: {index.resolve().as_uri()}")
+        lines += ["", *_headline(layer, result), result["conclusion"].split(". ")[0] + "."]
+    made_now = sum(not artifact.reused for basis in run.evaluated for artifact in basis.made())
+    lines += [
+        "",
+        f"{seconds:.0f} s" + ("" if made_now else ", everything was there already"),
+        f"Report: {index.resolve().as_uri()}",
+    ]
     return "\n".join(lines)
+
+
+def _headline(layer: str, result: dict[str, Any]) -> list[str]:
+    """A table of the groups' mean faithfulness over all selected units, and the first pair's difference."""
+    groups = [group["name"] for group in result["groups"]]
+    units = {b["group"]: 0 for b in result["bases"]}
+    for basis in result["bases"]:
+        units[basis["group"]] += basis["after"]
+    pairs = [p for p in result["pairs"] if p["matching"] == "all" and p["refused"] is None]
+    main = next((p for p in pairs if p["role"] == "main"), None)
+    title = f"{main['a']} - {main['b']} [95 % interval]" if main else ""
+    lines = [f"{layer:<26}" + "".join(f"{g:>17}" for g in groups) + f"   {title}"]
+    lines.append(f"{'units compared':<26}" + "".join(f"{units[g]:>17,}" for g in groups))
+    for metric in HEADLINE:
+        means = {}
+        for pair in pairs:
+            row = next(r for r in pair["results"] if r["metric"] == metric and r["counting"] == "all")
+            means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]}
+        cells = "".join(f"{_number(means.get(g)):>17}" for g in groups)
+        lines.append(f"{result['metrics'][metric]['title']:<26}{cells}   {_interval(main, metric)}")
+    return lines
+
+
+def _interval(pair: dict[str, Any] | None, metric: str) -> str:
+    if pair is None:
+        return ""
+    row = next(r for r in pair["results"] if r["metric"] == metric and r["counting"] == "all")
+    if row["difference"] is None:
+        return "-"
+    return f"{row['difference']:+.3f} [{_number(row['low'], '+.3f')}, {_number(row['high'], '+.3f')}]"
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)

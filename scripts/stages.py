@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from saelab import __version__, cache, encoders, evaluate, hosts, truth, units
 from saelab import images as image_sources
-from saelab.artifacts import Artifact, ensure, ensure_all, write_json
+from saelab.artifacts import Artifact, ensure, ensure_all, read_json, write_json
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.images import ImageSet
@@ -390,5 +390,13 @@ class Run:
             "reused": sorted({str(a.path.relative_to(self.root)) for a in made if a.reused}),
             "notes": self.notes,
         }
-        write_json(path, run)
+        keep = path.is_file() and len(run["reused"]) == len({a.path for a in made}) and _same(read_json(path), run)
+        if not keep:  # a run that only reused has nothing to add to the record of the run that made it
+            write_json(path, run)
         return path
+
+
+def _same(before: Any, now: dict[str, Any]) -> bool:
+    """Do two records name the same things, whenever and however fast they were made?"""
+    drop = ("created", "timings", "reused")
+    return isinstance(before, dict) and all(before.get(k) == now[k] for k in now if k not in drop)

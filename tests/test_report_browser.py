@@ -157,6 +157,16 @@ def test_a_unit_can_be_taken_away_as_json(reader):
     assert page.evaluate("JSON.parse(window.copied).unit") == 2
 
 
+def test_heat_maps_and_crops_are_drawn_on_the_pictures(reader):
+    page = reader.open("unit.html#neuron/2")
+    assert page.locator(".pairs canvas").count() == 0
+    page.click(".modes >> text=heat map")
+    assert page.locator(".pairs canvas").count() == page.locator(".pair").count() > 0
+    page.click(".modes >> text=crop to the peak")
+    assert page.locator(".pairs canvas").count() == 0
+    assert "scale(" in page.get_attribute(".pairs .photo >> nth=0", "style")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("address", ["index.html", "units.html", "unit.html", "compare.html", "methods.html"])
 def test_pages_fit_a_phone_name_their_pictures_and_can_be_read(browser, report, address, scheme):

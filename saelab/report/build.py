@@ -137,8 +137,19 @@ def _basis(basis: reading.Basis, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "distinct": len(set(labels)),
         "statuses": {s: statuses.count(s) for s in sorted(set(statuses))},
         "quartiles": quartiles,
+        "sample": [_card(r) for r in _evenly([r for r in rows if r["label"] and len(r["positives"]) >= 3], 4)],
         "recipes": basis.recipes,
     }
+
+
+def _evenly(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` rows spread evenly over the unit numbers: a rule that looks at nothing else."""
+    return [rows[int((i + 0.5) * len(rows) / count)] for i in range(count)] if len(rows) > count else rows
+
+
+def _card(record: dict[str, Any]) -> dict[str, Any]:
+    rate = record["measured"]["firing_rate"]
+    return {"unit": record["unit"], "label": record["label"], "thumbs": record["positives"][:3], "rate": rate}
 
 
 def _assets(out: Path) -> None:

@@ -14,7 +14,7 @@ page(async (run, main) => {
     ...comparisons.flatMap(c => answered(run, c)),
     basesTable(run),
     spread(run) ?? "",
-    gallery(run, await samples(run)),
+    gallery(run),
     caveats(run) ?? "",
   )
 })
@@ -63,22 +63,11 @@ function spread(run) {
     })))
 }
 
-/* Six labelled units of each basis, drawn by a fixed rule (spread evenly over the unit numbers) and not by score. */
-async function samples(run) {
-  return Promise.all(run.bases.map(async (b, i) => {
-    const s = await saelab.need(`summary-${i}`)
-    const live = s.label.map((l, u) => (l >= 0 && s.thumbs[u].length >= 3 ? u : -1)).filter(u => u >= 0)
-    const count = Math.min(4, live.length)
-    return Array.from({ length: count }, (_, j) => live[Math.floor(((j + 0.5) * live.length) / count)])
-      .map(u => ({ unit: s.units[u], label: s.labels[s.label[u]], thumbs: s.thumbs[u], nulls: s.measured.null_percentile[u], rate: s.measured.firing_rate[u] }))
-  }))
-}
-
-function gallery(run, drawn) {
+function gallery(run) {
   return section("A few of each", "Evenly spaced by unit number, not picked by hand or by score. The pictures excite the unit most.",
-    run.bases.map((b, i) => h("div.gallery", null,
+    run.bases.map(b => h("div.gallery", null,
       h("h3", null, dot(run, b.name), inWords(run, b.name), h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, `all ${format.count(b.units)}`)),
-      h("div.cards", null, drawn[i].map(u => h("a.card", { href: unitLink(b.name, u.unit) },
+      h("div.cards", null, b.sample.map(u => h("a.card", { href: unitLink(b.name, u.unit) },
         h("span.mosaic", null, u.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${u.unit}`))),
         h("div.name", null, u.label), h("div.meta", null, `unit ${u.unit} · fires on ${format.share(u.rate)}`)))))))
 }

@@ -110,7 +110,7 @@ function controlsOf(form, run, state, change, y) {
       h("label", null, "Fires on", h("select", { name: "least", onchange: e => change({ least: e.target.value }) },
         option("", "any share", state.least), option("rare", "up to 1 %", state.least), option("some", "1–10 %", state.least), option("often", "10–80 %", state.least), option("dense", "over 80 %", state.least))),
       h("label", null, "Label", h("select", { name: "chance", onchange: e => change({ chance: e.target.value }) },
-        option("", "any", state.chance), option("1", "beats 95 % of shuffles", state.chance))),
+        option("", "any", state.chance), option("1", "beats chance", state.chance))),
       h("label", null, "Height in the plot", h("select", { name: "y", onchange: e => change({ y: e.target.value }) },
         numberColumns.filter(k => k !== "firing_rate" && run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, y())))),
     )

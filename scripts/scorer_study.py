@@ -258,17 +258,24 @@ class Measured:
         return means | {"distinct": len(named.unique()), "named": len(named) / len(self.label)}
 
 
-def measure(acts: Tensor, seen: Photos, label: Tensor) -> Measured:
-    """A labelling against the classes of the pictures that were not mined."""
-    inside = seen.classes[:, None] == label.clamp(min=0)
-    test = ~seen.mine
-    threshold = metrics.best_f1_threshold(acts[seen.mine], inside[seen.mine])
-    numbers = (
-        metrics.faithfulness.correlation(acts[test], inside[test].float()),
-        metrics.auprc(acts[test], inside[test]),
-        metrics.f1(acts[test], inside[test], threshold),
-    )
-    return Measured(label, *(n.nan_to_num(nan=0.0).masked_fill(label < 0, 0.0) for n in numbers))
+def measure(acts: Tensor, seen: Photos, chosen: dict[str, Tensor]) -> dict[str, Measured]:
+    """All labellings against the classes of the pictures that were not mined; what several chose is measured once."""
+    test, count = ~seen.mine, len(seen.label_emb)
+    labels = torch.stack(list(chosen.values()))
+    pairs, place = (torch.arange(acts.shape[1]) * count + labels.clamp(min=0)).unique(return_inverse=True)
+    parts: list[Tensor] = []
+    for some in tqdm(pairs.split(512), "measure", unit="512 labels"):
+        on, inside = acts[:, some // count], seen.classes[:, None] == some % count
+        threshold = metrics.best_f1_threshold(on[seen.mine], inside[seen.mine])
+        on, inside = on[test], inside[test]
+        numbers = (
+            metrics.faithfulness.correlation(on, inside.float()),
+            metrics.auprc(on, inside),
+            metrics.f1(on, inside, threshold),
+        )
+        parts.append(torch.stack(numbers).nan_to_num(nan=0.0))
+    found = torch.cat(parts, dim=1)[:, place].masked_fill(labels < 0, 0.0)
+    return {name: Measured(labels[i], *found[:, i]) for i, name in enumerate(chosen)}
 
 
 def paired(ours: Tensor, other: Tensor, draws: int = 2000) -> tuple[float, float, float]:
@@ -284,7 +291,7 @@ def on_basis(seen: Photos, layer: str, basis: str, permutations: int) -> dict[st
     acts = seen.neurons(layer) if basis == "neurons" else seen.features(layer)
     m = seen.mine
     chosen = choices(acts[m], seen.image_emb[m], seen.label_emb, permutations)
-    found = {name: measure(acts, seen, label) for name, label in tqdm(chosen.items(), f"{layer} {basis}")}
+    found = measure(acts, seen, chosen)
     rivals = [name for name in found if not name.startswith(OURS)]
     against: dict[str, dict] = {}
     for key in ("truth_r", "auprc", "f1"):

@@ -1,0 +1,70 @@
+"""The tables of docs/scorers.md from what scorer_study.py measured.
+
+python scripts/scorer_tables.py [FOLDER]/study.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+OURS = "contrast_evidence"
+NAMES = {"cos_cubed": "cos-cubed", "pearson": "Pearson", "semanticlens": "SemanticLens", "soft_wpmi": "soft-WPMI"}
+NAMES |= {"csp": "CSP 1", "csp_0.5": "CSP 0.5"}
+
+
+def shown(value: float, digits: int = 3) -> str:
+    """Without the leading zero, as tables of shares are read."""
+    return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def worlds(result: dict) -> str:
+    """Share of units named right: a row for each kind of world, a column for each scorer."""
+    kinds = {name.removeprefix("world, "): shares for name, shares in result.items() if name.startswith("world, ")}
+    scorers = list(next(iter(kinds.values())))
+    rows = []
+    for kind, shares in kinds.items():
+        best = max(round(share, 3) for share in shares.values())
+        rows.append([kind, *(marked(shares[s], best) for s in scorers)])
+    means = {s: sum(shares[s] for shares in kinds.values()) / len(kinds) for s in scorers}
+    rows.append(["mean", *(marked(means[s], round(max(means.values()), 3)) for s in scorers)])
+    return table(["world", *(NAMES.get(s, s) for s in scorers)], rows)
+
+
+def marked(value: float, best: float) -> str:
+    """Bold where it is the best of its row."""
+    return f"**{shown(value)}**" if round(value, 3) >= best else shown(value)
+
+
+def photos(result: dict) -> str:
+    """A table for each basis, and ours against the best of the others."""
+    parts = []
+    for name, measured in result.items():
+        if name.startswith("world, "):
+            continue
+        rows = [
+            [
+                NAMES.get(scorer, scorer),
+                shown(row["truth_r"], 4),
+                shown(row["auprc"], 4),
+                shown(row["f1"], 4),
+                str(row["distinct"]),
+                shown(row["named"], 2),
+            ]
+            for scorer, row in measured["rows"].items()
+        ]
+        parts.append(f"### {name}\n\n" + table(["scorer", "truth r", "AUPRC", "F1", "distinct", "named"], rows))
+        for key, found in measured["against"].items():
+            mean, low, high = found["ours - best"]
+            best = NAMES.get(found["best"], found["best"])
+            parts.append(f"* {key}: ours − {best} = {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+    return "\n\n".join(parts).replace("\n\n* ", "\n* ").replace("|\n* ", "|\n\n* ")
+
+
+if __name__ == "__main__":
+    measured = json.loads(Path(sys.argv[1]).read_text())
+    print(worlds(measured), photos(measured), sep="\n\n")

@@ -52,15 +52,15 @@ def _judged(run: Run, place: int, shared: list[int], labels: dict[int, str]) -> 
 
 
 def _table(numbers: dict[str, np.ndarray], distinct: dict[str, int]) -> str:
-    head = f"{'':<30}" + "".join(f"{metric:>26}" for metric in METRICS) + f"{'distinct':>10}"
+    head = f"{'':<30}" + "".join(f"{metric:>28}" for metric in METRICS) + f"{'distinct':>10}"
     lines = [head]
     for mode, values in numbers.items():
-        cells = "".join(f"{_mean(column):>26}" for column in values.T)
+        cells = "".join(f"{_mean(column):>28}" for column in values.T)
         lines.append(f"{mode:<30}{cells}{distinct[mode]:>10}")
     for other in ("positives", "shuffled_contrast"):
         pairs = on_same_units(numbers["contrast"], numbers[other], ALPHA, RESAMPLES, seed=0)
         cells = "".join(
-            f"{'-' if p is None else f'{p.mean_a - p.mean_b:+.4f} [{p.low:+.4f}, {p.high:+.4f}]':>26}" for p in pairs
+            f"{'-' if p is None else f'{p.mean_a - p.mean_b:+.4f} [{p.low:+.4f}, {p.high:+.4f}]':>28}" for p in pairs
         )
         lines.append(f"{'contrast - ' + other:<30}{cells}")
     return "\n".join(lines)

@@ -28,7 +28,7 @@ def compare_bases(run: "Run", bases: "list[Basis]") -> dict[str, Artifact]:
 
     made = {}
     for layer in layers:
-        recipe = {"stage": "comparison", "code": 1, "layer": layer, "evaluations": evaluations, "settings": settings}
+        recipe = {"stage": "comparison", "code": 2, "layer": layer, "evaluations": evaluations, "settings": settings}
 
         def build(folder: Path, layer: str = layer) -> None:
             compare.write(folder, result_of(layer))

@@ -32,7 +32,7 @@ def last_screen(run: "Run", index: Path, seconds: float) -> str:
     lines = ["", f"{len(run.images)} photos{skipped}, {run.host.name}, labels by {run.encoder.name}"]
     for layer, made in run.comparisons.items():
         result = read_json(made.path / "comparison.json")
-        lines += ["", *_headline(layer, result), result["conclusion"].split(". ")[0] + "."]
+        lines += ["", *_headline(layer, result), result["headline"]]
     made_now = sum(not artifact.reused for basis in run.evaluated for artifact in basis.made())
     lines += [
         "",

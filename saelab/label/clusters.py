@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saelab.label.assign.contrastive import csp, semanticlens
-from saelab.metrics.coherence import two_means
+from saelab.metrics.coherence import one_thread, two_means
 
 LEAST_GAIN = 0.1  # default of `meanings`: silhouette above which a unit counts as having two meanings
 
@@ -41,10 +41,11 @@ def meanings(
     valid = torch.ones(weights.shape, dtype=torch.bool, device=weights.device) if valid is None else valid
     weights = weights.clamp(min=0).masked_fill(~valid, 0.0)
     out = []
-    for unit in range(len(pos_emb)):
-        ids = (valid[unit] & (weights[unit] > 0)).nonzero()[:, 0]
-        rest = None if neg_emb is None else neg_emb[unit, ids]
-        out.append(_of_unit(pos_emb[unit, ids], weights[unit, ids], label_emb, rest, ids, least))
+    with one_thread():
+        for unit in range(len(pos_emb)):
+            ids = (valid[unit] & (weights[unit] > 0)).nonzero()[:, 0]
+            rest = None if neg_emb is None else neg_emb[unit, ids]
+            out.append(_of_unit(pos_emb[unit, ids], weights[unit, ids], label_emb, rest, ids, least))
     return out
 
 

@@ -1,5 +1,7 @@
 """How coherent a unit is by itself, no label needed."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -57,8 +59,16 @@ def polysemanticity(
     1 - mean over the first min(10, k) positives of cos(mean of all, positive). NaN with fewer than two positives.
     """
     valid = torch.ones(pos_emb.shape[:2], dtype=torch.bool, device=pos_emb.device) if valid is None else valid
-    values = [_two_meanings(rows[keep]) for rows, keep in zip(pos_emb.double().cpu(), valid.cpu(), strict=True)]
+    with one_thread():
+        values = [_two_meanings(rows[keep]) for rows, keep in zip(pos_emb.double().cpu(), valid.cpu(), strict=True)]
     return torch.tensor(values, dtype=torch.float32, device=pos_emb.device)
+
+
+def one_thread() -> AbstractContextManager:
+    """For many small clusterings: a team of threads for each costs scikit-learn 20 times the work itself."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
 
 
 def two_means(rows: Float[Tensor, "k d_text"]) -> Bool[Tensor, "k"]:

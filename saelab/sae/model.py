@@ -128,8 +128,8 @@ class SAE:
         x = x.to(self.W_dec.device, torch.float32)
         if self.meta.input_norm == "layer":
             mean = x.mean(1, keepdim=True)
-            std = (x - mean).std(1, keepdim=True) + 1e-5
-            return (x - mean) / std, lambda out: out * std + mean
+            std = (x - mean).std(1, keepdim=True)
+            return (x - mean) / (std + 1e-5), lambda out: out * std + mean
         if self.meta.input_norm == "unit":
             norm = x.norm(dim=1, keepdim=True).clamp(min=1e-8)
             return x / norm, lambda out: out * norm

@@ -1,0 +1,177 @@
+"""Foreign checkpoints: built by hand from their documented formats, and against the real packages where installed."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from saelab.errors import UserError
+from saelab.sae import SAE, Meta, convert
+
+D, M, K = 6, 20, 3
+
+
+@pytest.fixture
+def parts():
+    g = torch.Generator().manual_seed(0)
+    made = {"W_enc": torch.randn(D, M, generator=g), "b_enc": torch.randn(M, generator=g) * 0.1}
+    made |= {"W_dec": torch.randn(M, D, generator=g), "b_dec": torch.randn(D, generator=g)}
+    return {**made, "x": torch.randn(50, D, generator=g) * 2 + 1}
+
+
+def dense(pre: torch.Tensor, k: int | None = None, threshold: float | None = None) -> torch.Tensor:
+    if k is not None:
+        kept = pre.topk(k, dim=1)
+        return torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
+    return pre.relu() * (pre > (threshold or 0.0))
+
+
+def agrees(sae: SAE, x: torch.Tensor, codes: torch.Tensor, rebuilt: torch.Tensor) -> None:
+    torch.testing.assert_close(sae.encode(x).dense(), codes, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sae(x), rebuilt, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+def test_saelens_topk_by_hand(tmp_path, parts, centred, norm):
+    names = ("W_enc", "b_enc", "W_dec", "b_dec")
+    save_file({n: parts[n].contiguous() for n in names}, tmp_path / "sae_weights.safetensors")
+    config = {"architecture": "topk", "d_in": D, "d_sae": M, "k": K, "apply_b_dec_to_input": centred}
+    config |= {"normalize_activations": norm, "rescale_acts_by_decoder_norm": True}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    x, undo = parts["x"], lambda out: out
+    if norm == "layer_norm":
+        mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+        x, undo = (x - mean) / (std + 1e-5), lambda out: out * std + mean
+    elif norm == "constant_norm_rescale":
+        factor = D**0.5 / x.norm(dim=1, keepdim=True)
+        x, undo = x * factor, lambda out: out / factor
+    lengths = parts["W_dec"].norm(dim=1)
+    codes = dense(((x - parts["b_dec"] * centred) @ parts["W_enc"] + parts["b_enc"]) * lengths, K)
+    rebuilt = undo(codes / lengths @ parts["W_dec"] + parts["b_dec"])
+    scale = D**0.5 if norm == "constant_norm_rescale" else 1.0
+    sae = convert.load(tmp_path)
+    torch.testing.assert_close(sae.encode(parts["x"]).dense(), codes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sae(parts["x"]), rebuilt, rtol=1e-4, atol=1e-4)
+    assert sae.meta.source["format"] == "SAELens" and scale > 0
+
+
+def test_dictionary_learning_by_hand(tmp_path, parts):
+    linear = {"encoder.weight": parts["W_enc"].T, "encoder.bias": parts["b_enc"], "decoder.weight": parts["W_dec"].T}
+    pre = (parts["x"] - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"]
+    cases = {
+        "AutoEncoder": ({"bias": parts["b_dec"]}, dense(pre)),
+        "AutoEncoderTopK": ({"b_dec": parts["b_dec"], "k": torch.tensor(K)}, dense(pre, K)),
+        "BatchTopKSAE": (
+            {"b_dec": parts["b_dec"], "k": torch.tensor(K), "threshold": torch.tensor(1.5)},
+            dense(pre, threshold=1.5),
+        ),
+    }
+    for name, (more, codes) in cases.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        torch.save({**linear, **more}, folder / "ae.pt")
+        (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": name}, "buffer": {}}))
+        agrees(convert.load(folder), parts["x"], codes, codes @ parts["W_dec"] + parts["b_dec"])
+
+
+def test_sparsify_prisma_saev_and_overcomplete_by_hand(tmp_path, parts):
+    x, W_enc, W_dec = parts["x"], parts["W_enc"], parts["W_dec"]
+    centred = (x - parts["b_dec"]) @ W_enc + parts["b_enc"]
+    own = {n: parts[n] for n in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    folders = {n: tmp_path / n for n in ("sparsify", "prisma", "saev", "overcomplete")}
+    for folder in folders.values():
+        folder.mkdir()
+
+    tensors = {"encoder.weight": W_enc.T.contiguous(), "encoder.bias": parts["b_enc"]}
+    save_file({**tensors, "W_dec": W_dec, "b_dec": parts["b_dec"]}, folders["sparsify"] / "sae.safetensors")
+    (folders["sparsify"] / "cfg.json").write_text(json.dumps({"k": K, "d_in": D, "activation": "topk"}))
+    codes = dense(centred, K)
+    agrees(convert.load(folders["sparsify"]), x, codes, codes @ W_dec + parts["b_dec"])
+
+    torch.save(own, folders["prisma"] / "weights.pt")
+    (folders["prisma"] / "config.json").write_text(
+        json.dumps({"architecture": "standard", "activation_fn_str": "relu"})
+    )
+    agrees(convert.load(folders["prisma"]), x, dense(centred), dense(centred) @ W_dec + parts["b_dec"])
+
+    with (folders["saev"] / "sae.pt").open("wb") as file:
+        activation = {"cls": "TopK", "params": {"top_k": K}}
+        file.write((json.dumps({"schema": 2, "cfg": {"activation": activation}}) + "\n").encode())
+        torch.save(own, file)
+    codes = dense(x @ W_enc + parts["b_enc"], K)
+    agrees(convert.load(folders["saev"] / "sae.pt"), x, codes, codes @ W_dec + parts["b_dec"])
+
+    norm = torch.nn.BatchNorm1d(M).eval()
+    norm.running_mean.copy_(torch.linspace(-1, 1, M))
+    norm.running_var.copy_(torch.linspace(0.5, 2, M))
+    encoder = {"encoder.final_block.0.weight": W_enc.T.contiguous(), "encoder.final_block.0.bias": parts["b_enc"]}
+    encoder |= {f"encoder.final_block.1.{n}": t for n, t in norm.state_dict().items()}
+    torch.save({**encoder, "dictionary._weights": W_dec}, folders["overcomplete"] / "sae.pt")
+    codes = dense(norm(x @ W_enc + parts["b_enc"]).detach(), K)
+    rows = W_dec / W_dec.norm(dim=1, keepdim=True)
+    agrees(convert.load(folders["overcomplete"] / "sae.pt", k=K), x, codes, codes @ rows)
+
+
+class Opinion:
+    """Something that only pickle can store."""
+
+
+def test_pickles_and_unknown_things_are_refused(tmp_path, parts):
+    torch.save({"model": Opinion()}, tmp_path / "ae.pt")
+    with pytest.raises(UserError, match=r"could run code.*weights_only=False"):
+        convert.load(tmp_path / "ae.pt")
+    torch.save({"something": torch.ones(3)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="known format"):
+        convert.load(tmp_path / "other.pt")
+    save_file(
+        {n: parts[n].contiguous() for n in ("W_enc", "b_enc", "W_dec", "b_dec")}, tmp_path / "sae_weights.safetensors"
+    )
+    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "gated"}))
+    with pytest.raises(UserError, match="gated: can't be expressed"):
+        convert.load(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        convert.load("./nowhere")
+
+
+@pytest.mark.parametrize("rule", ["topk", "relu", "batchtopk"])
+def test_out_to_saelens_and_back(tmp_path, parts, rule):
+    threshold = torch.full((M,), 1.2) if rule == "batchtopk" else None
+    rows = parts["W_dec"] / parts["W_dec"].norm(dim=1, keepdim=True)
+    meta = Meta(rule, K if rule != "relu" else 0)
+    sae = SAE(parts["W_enc"].T.contiguous(), parts["b_enc"], rows, parts["b_dec"], meta, threshold)
+    convert.save_saelens(sae, tmp_path, {"fvu": 0.125, "density": {}})
+    agrees(convert.load(tmp_path), parts["x"], sae.encode(parts["x"]).dense(), sae(parts["x"]))
+    card = (tmp_path / "README.md").read_text()
+    assert "| fvu | 0.125 |" in card and f"| latents | {M} |" in card and card.startswith("---\n")
+    real = pytest.importorskip("sae_lens").SAE.load_from_disk(tmp_path)
+    agrees(sae, parts["x"], real.encode(parts["x"]).detach(), real(parts["x"]).detach())
+
+
+def test_the_real_dictionary_learning(tmp_path, parts):
+    module = pytest.importorskip("dictionary_learning.trainers.top_k")
+    real = module.AutoEncoderTopK(D, M, K)
+    real.b_dec.data, real.encoder.bias.data = parts["b_dec"], parts["b_enc"]
+    torch.save(real.state_dict(), tmp_path / "ae.pt")
+    agrees(convert.load(tmp_path / "ae.pt"), parts["x"], real.encode(parts["x"]).detach(), real(parts["x"]).detach())
+
+
+def test_the_real_sparsify(tmp_path, parts):
+    sparsify = pytest.importorskip("sparsify")
+    real = sparsify.SparseCoder(D, sparsify.SparseCoderConfig(num_latents=M, k=K), device="cpu", dtype=torch.float32)
+    real.b_dec.data, real.encoder.bias.data = parts["b_dec"], parts["b_enc"]
+    real.save_to_disk(tmp_path)
+    sae, found = convert.load(tmp_path), real.encode(parts["x"])
+    codes = torch.zeros(50, M).scatter(1, found.top_indices, found.top_acts).detach()
+    agrees(sae, parts["x"], codes, real.decode(found.top_acts, found.top_indices).detach())
+
+
+def test_the_real_overcomplete(tmp_path, parts):
+    real = pytest.importorskip("overcomplete.sae").TopKSAE(D, nb_concepts=M, top_k=K)
+    real.train()
+    real(parts["x"])  # moves its batch norm
+    real.eval()
+    torch.save(real.state_dict(), tmp_path / "sae.pt")
+    _, codes = real.encode(parts["x"])
+    agrees(convert.load(tmp_path / "sae.pt", k=K), parts["x"], codes.detach(), real.decode(codes).detach())

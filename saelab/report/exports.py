@@ -93,8 +93,7 @@ def _feature(run: Run, basis: str, layer: str, record: dict[str, Any]) -> dict[s
         "freq_hist_data_bar_values": middles,
         "explanations": [place | explained] if record["label"] is not None else [],
         "activations": [
-            place
-            | {"image": f"../{pictures.place(i)}", "imageName": run.images.files[i], "maxValue": value, "tokens": []}
+            {"image": f"../{pictures.place(i)}", "imageName": run.images.files[i], "maxValue": value, "tokens": []}
             for i, value in zip(record["positives"], record["activations"], strict=True)
         ],
     }

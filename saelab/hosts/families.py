@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from saelab.errors import UserError
-from saelab.hosts.files import Built, fetched, load_state
+from saelab.hosts.files import Built, fetched, load_state, nearest
 from saelab.hosts.tokens import Prefix
 from saelab.hosts.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
@@ -17,8 +17,8 @@ def timm(name: str, weights: str) -> Built:
     from timm.data import resolve_model_data_config
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0][:8]}*")[:4]
-        raise UserError("host", f"timm:{name}", "timm has no such model", f"it has: {', '.join(near)}" if near else "")
+        near = nearest(name, timm.list_models())
+        raise UserError("host", f"timm:{name}", "timm has no such model", near)
     model = fetched(f"timm:{name}", lambda: timm.create_model(name, pretrained=weights == "pretrained"))
     if weights not in ("pretrained", "random"):
         load_state(model, weights)
@@ -38,10 +38,8 @@ def torchvision(name: str, weights: str) -> Built:
     from torchvision import models
 
     if name not in models.list_models(module=models):
-        near = [m for m in models.list_models(module=models) if m.startswith(name[:5])][:4]
-        raise UserError(
-            "host", f"torchvision:{name}", "torchvision has no such classifier", f"it has: {', '.join(near)}"
-        )
+        near = nearest(name, models.list_models(module=models))
+        raise UserError("host", f"torchvision:{name}", "torchvision has no such classifier", near)
     known = models.get_model_weights(name)["DEFAULT"]
     asked = known if weights == "pretrained" else None
     model = fetched(f"torchvision:{name}", lambda: models.get_model(name, weights=asked))
@@ -64,8 +62,8 @@ def open_clip(name: str, weights: str) -> Built:
 
     model_name, _, tag = name.partition("/")
     if model_name not in open_clip.list_models():
-        near = [m for m in open_clip.list_models() if m.startswith(model_name[:5])][:4]
-        raise UserError("host", f"open_clip:{name}", "open_clip has no such model", f"it has: {', '.join(near)}")
+        near = nearest(model_name, open_clip.list_models())
+        raise UserError("host", f"open_clip:{name}", "open_clip has no such model", near)
     if weights == "pretrained" and not tag:
         tags = open_clip.list_pretrained_tags_by_model(model_name)
         raise UserError(
@@ -133,7 +131,18 @@ def torchscript(name: str, weights: str) -> Built:
         ) from None
     if weights != "pretrained":
         raise UserError("weights", weights, "a TorchScript file holds its own weights", "set weights=pretrained")
-    return Built(model, _usual_transform())
+    return Built(_Scripted(model), _usual_transform())
+
+
+class _Scripted(nn.Module):
+    """A TorchScript module in an ordinary one, which can be hooked."""
+
+    def __init__(self, net: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.net(batch)
 
 
 def _usual_transform() -> Transform:

@@ -1,5 +1,6 @@
 """What all loaders share: what they give, state dicts from files, errors in one line."""
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,3 +60,9 @@ def fetched(name: str, get: Callable[[], Any]) -> Any:
         raise UserError(
             "host", name, f"can't be had: {why}", "set weights=random or to a local file or folder"
         ) from error
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """The real names most like a wrong one, as a remedy; "" if none is."""
+    close = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+    return f"nearest: {', '.join(close)}" if close else ""

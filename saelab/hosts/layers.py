@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from saelab.errors import UserError
@@ -105,6 +106,8 @@ def probe(model: nn.Module, run: Callable[[], Any], images: int) -> Probe:
         paths.setdefault(module, []).append(path)
     try:
         for module, names in paths.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # runs without Python: hooks are refused, or never called
             handles.append(module.register_forward_pre_hook(before(names), with_kwargs=True))
             handles.append(module.register_forward_hook(after(names)))
         run()

@@ -60,11 +60,12 @@ class Batches:
         epoch, inside = divmod(step, self.steps_per_epoch)
         places = np.arange(inside * self.batch_size, (inside + 1) * self.batch_size, dtype=np.uint64)
         rows = permuted(places, self.n_tokens, self.seed, epoch)
+        rows = np.sort(rows if self.rows is None else self.rows[rows])  # a batch has no order, and disks do
         if world > 1:
             if len(rows) % world:
                 raise UserError("batch_size", self.batch_size, f"divisible by the {world} processes")
             rows = rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
-        return self.read(np.sort(rows if self.rows is None else self.rows[rows]))
+        return self.read(rows)
 
     def read(self, rows: Int[np.ndarray, "rows"]) -> Float[Tensor, "rows d_in"]:
         """Rows of the array by number, float32, checked."""

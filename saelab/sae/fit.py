@@ -19,7 +19,7 @@ from tqdm import tqdm
 from saelab import artifacts
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
-from saelab.sae import checkpoints
+from saelab.sae import checkpoints, summary
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.model import SAE
 from saelab.sae.quality import quality
@@ -190,6 +190,7 @@ class _Run:
         if self.folder is not None and not self.trainer.world.rank:
             artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
             artifacts.write_json(self.folder / "quality.json", found)
+            summary.draw(self.lines, found, self.folder / "summary.png")
             sae.save(self.folder)
             checkpoints.clear(self.folder / "checkpoints")
         return Fit(sae, found, self.folder)

@@ -15,20 +15,20 @@ from saelab.hosts import Host
 
 @pytest.fixture(scope="module")
 def photos(shared: Path) -> tuple[list[Path], list[int]]:
-    """60 ImageNet photos and their class numbers (the order of WordNet ids)."""
+    """150 ImageNet photos and their class numbers (the order of WordNet ids)."""
     folder = shared / "images" / "imagenet-samples"
     files = sorted(folder.glob("n*.jpg"))
     if len(files) != 1000:
         pytest.skip(f"needs the 1000 ImageNet photos in {folder.name}")
-    chosen = sorted(random.Random(0).sample(range(1000), 60))
+    chosen = sorted(random.Random(1).sample(range(1000), 150))
     return [files[i] for i in chosen], chosen
 
 
-def top1(host: Host, photos: tuple[list[Path], list[int]]) -> float:
+def top1(host: Host, photos: tuple[list[Path], list[int]], count: int = 60) -> float:
     found = [
         host.logits(host.load_images([Image.open(f) for f in photos[0][i : i + 20]])).argmax(1) for i in (0, 20, 40)
     ]
-    return float((torch.cat(found) == torch.tensor(photos[1])).float().mean())
+    return float((torch.cat(found) == torch.tensor(photos[1][:count])).float().mean())
 
 
 def lite0() -> Host:
@@ -65,7 +65,7 @@ def test_efficientnet_lite0_equals_timms(photos: tuple[list[Path], list[int]]) -
 def test_squeezenet_recognises_photos(photos: tuple[list[Path], list[int]], shared: Path) -> None:
     weights = shared / "weights" / "squeezenet1_0_torchvision_keys.safetensors"
     host = hosts.load("squeezenet", weights=weights)
-    assert top1(host, photos) >= 0.5
+    assert top1(host, photos, 150) >= 0.55  # 62 % is known of all 1000
     assert host.d_in("features.12") == 512
     with pytest.raises(UserError, match="no package carries"):
         hosts.load("squeezenet")

@@ -43,7 +43,7 @@ def wandb_logger(cfg: DictConfig, layer: str) -> Callable[[int, int, dict[str, f
         return None
     import wandb
 
-    mode = cfg.wandb.mode or ("online" if wandb.api.api_key else "offline")
+    mode: Any = cfg.wandb.mode or ("online" if wandb.api.api_key else "offline")
     runs: dict[int, Any] = {}
 
     def log(which: int, step: int, numbers: dict[str, float]) -> None:

@@ -27,6 +27,7 @@ from saelab.sae.model import SAE, Meta
 
 Config = dict[str, Any]
 Tensors = dict[str, Tensor]
+Four = tuple[Tensor, Tensor, Tensor, Tensor]  # W_enc [latents, d_in], b_enc, W_dec, b_dec
 
 
 def load(path: Path | str, k: int | None = None) -> SAE:
@@ -54,7 +55,7 @@ def load(path: Path | str, k: int | None = None) -> SAE:
     if place.read_bytes()[:1] == b"{":
         return _saev(place)
     state = _tensors(place)
-    config = next((read_json(folder / n) for n in ("config.json", "cfg.json") if (folder / n).is_file()), {})
+    config: Config = next((read_json(folder / n) for n in ("config.json", "cfg.json") if (folder / n).is_file()), {})
     if "dictionary._weights" in state:
         return _overcomplete(state, k)
     if "trainer" in config or "encoder.weight" in state:
@@ -131,7 +132,7 @@ def _saelens(config: Config, tensors: Tensors) -> SAE:
     source = {"format": "SAELens", "architecture": architecture, "normalize_activations": norm}
     if norm == "expected_average_only_in":
         source["note"] = "expects activations already scaled to a mean norm of sqrt(d_in)"
-    return _sae(W_enc, b_enc, W_dec, tensors["b_dec"], rule, k, source, centred, threshold, scale, input_norm)
+    return _sae((W_enc, b_enc, W_dec, tensors["b_dec"]), rule, k, source, centred, threshold, scale, input_norm)
 
 
 def _sparsify(config: Config, tensors: Tensors) -> SAE:
@@ -140,31 +141,25 @@ def _sparsify(config: Config, tensors: Tensors) -> SAE:
     if config.get("activation", "topk") != "topk":
         raise UserError("sae", config["activation"], "only sparsify's topk activation is supported")
     source = {"format": "sparsify"}
-    names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
-    return _sae(*(tensors[n] for n in names), rule="topk", k=config["k"], source=source)
+    parts = (tensors["encoder.weight"], tensors["encoder.bias"], tensors["W_dec"], tensors["b_dec"])
+    return _sae(parts, "topk", config["k"], source)
 
 
 def _dictionary_learning(trainer: Config, state: Tensors) -> SAE:
     name = trainer.get("dict_class") or _guess(state)
     source = {"format": "dictionary_learning", "dict_class": name}
     k = int(state["k"]) if "k" in state else int(trainer.get("k") or 0)
-    if name == "AutoEncoder":
-        parts = (state[n] for n in ("encoder.weight", "encoder.bias"))
-        return _sae(*parts, state["decoder.weight"].T, state["bias"], "relu", 0, source)
-    if name == "AutoEncoderTopK":
-        parts = (state[n] for n in ("encoder.weight", "encoder.bias"))
-        return _sae(*parts, state["decoder.weight"].T, state["b_dec"], "topk", k, source)
-    if name == "BatchTopKSAE":
-        parts = (state[n] for n in ("encoder.weight", "encoder.bias"))
-        threshold = _everywhere(state["threshold"], len(state["encoder.bias"]))
-        return _sae(*parts, state["decoder.weight"].T, state["b_dec"], "batchtopk", k, source, True, threshold)
+    if name in ("AutoEncoder", "AutoEncoderTopK", "BatchTopKSAE"):
+        b_dec = state["bias"] if name == "AutoEncoder" else state["b_dec"]
+        parts = (state["encoder.weight"], state["encoder.bias"], state["decoder.weight"].T, b_dec)
+        if name == "BatchTopKSAE":
+            return _sae(parts, "batchtopk", k, source, True, _everywhere(state["threshold"], len(parts[1])))
+        return _sae(parts, "topk" if name == "AutoEncoderTopK" else "relu", k, source)
     if name in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
         jump = name == "JumpReluAutoEncoder"
-        threshold = _everywhere(state["threshold"], len(state["b_enc"]))
         centred = bool(trainer.get("apply_b_dec_to_input", False)) if jump else True
-        rule = "jumprelu" if jump else "batchtopk"
-        parts = (state["W_enc"].T, state["b_enc"], state["W_dec"], state["b_dec"])
-        return _sae(*parts, rule, k, source, centred, threshold)
+        threshold = _everywhere(state["threshold"], len(state["b_enc"]))
+        return _sae(_four(state), "jumprelu" if jump else "batchtopk", k, source, centred, threshold)
     raise UserError("dict_class", name, "can't be expressed as one SAE (gated, or not known)", "see docs/sae.md")
 
 
@@ -189,7 +184,7 @@ def _overcomplete(state: Tensors, k: int | None) -> SAE:
     if "dictionary.multiplier" in state:
         rows = rows * state["dictionary.multiplier"].exp()
     rule, source = ("topk" if k else "relu"), {"format": "overcomplete"}
-    return _sae(weight, bias, rows, torch.zeros(rows.shape[1]), rule, k or 0, source, False)
+    return _sae((weight, bias, rows, torch.zeros(rows.shape[1])), rule, k or 0, source, False)
 
 
 def _prisma(config: Config, state: Tensors) -> SAE:
@@ -199,9 +194,8 @@ def _prisma(config: Config, state: Tensors) -> SAE:
     norm = config.get("normalize_activations") or "none"
     names = {"none": "none", "layer_norm": "layer", "False": "none"}
     source = {"format": "ViT-Prisma", "normalize_activations": norm}
-    parts = (state["W_enc"].T, state["b_enc"], state["W_dec"], state["b_dec"])
     input_norm = _known(str(norm), names, "normalize_activations")
-    return _sae(*parts, rule, int(kwargs.get("k") or 0), source, input_norm=input_norm)
+    return _sae(_four(state), rule, int(kwargs.get("k") or 0), source, input_norm=input_norm)
 
 
 def _saev(file: Path) -> SAE:
@@ -212,15 +206,11 @@ def _saev(file: Path) -> SAE:
     activation = config.get("activation") or {"cls": header.get("cls", "Relu"), "params": config}
     kind = activation["cls"] if activation["cls"] in ("TopK", "BatchTopK") else "Relu"  # saev's BatchTopK is by token
     k = int(activation["params"].get("top_k", 32)) if kind != "Relu" else 0
-    parts = (state["W_enc"].T, state["b_enc"], state["W_dec"], state["b_dec"])
-    return _sae(*parts, "relu" if kind == "Relu" else "topk", k, {"format": "saev", "activation": kind}, False)
+    return _sae(_four(state), "relu" if kind == "Relu" else "topk", k, {"format": "saev", "activation": kind}, False)
 
 
 def _sae(
-    W_enc: Tensor,
-    b_enc: Tensor,
-    W_dec: Tensor,
-    b_dec: Tensor,
+    parts: Four,
     rule: str,
     k: int,
     source: dict[str, Any],
@@ -230,7 +220,7 @@ def _sae(
     input_norm: str = "none",
 ) -> SAE:
     """Fold the conventions. `centred`: b_dec is taken off the input; `scale`: factor on the (normed) input."""
-    W_enc, b_enc, W_dec, b_dec = (t.detach().float().contiguous() for t in (W_enc, b_enc, W_dec, b_dec))
+    W_enc, b_enc, W_dec, b_dec = (t.detach().float().contiguous() for t in parts)
     if not centred:
         b_enc = b_enc + W_enc @ b_dec
     if rule == "topk" and not 0 < k <= len(W_dec):
@@ -238,6 +228,11 @@ def _sae(
     meta = Meta(rule, k, input_norm, source=source)
     threshold = None if threshold is None else threshold.detach().float()
     return SAE(W_enc * scale, b_enc, W_dec / scale, b_dec / scale, meta, threshold)
+
+
+def _four(state: Tensors) -> Four:
+    """The weights by their usual names, W_enc stored as [d_in, latents]."""
+    return state["W_enc"].T, state["b_enc"], state["W_dec"], state["b_dec"]
 
 
 def _tensors(file: Path | io.BytesIO) -> Tensors:

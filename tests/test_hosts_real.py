@@ -25,9 +25,10 @@ def photos(shared: Path) -> tuple[list[Path], list[int]]:
 
 
 def top1(host: Host, photos: tuple[list[Path], list[int]], count: int = 60) -> float:
-    found = [
-        host.logits(host.load_images([Image.open(f) for f in photos[0][i : i + 20]])).argmax(1) for i in (0, 20, 40)
-    ]
+    found = []
+    for start in range(0, count, 20):
+        batch = host.load_images([Image.open(file) for file in photos[0][start : min(start + 20, count)]])
+        found.append(host.logits(batch).argmax(1))
     return float((torch.cat(found) == torch.tensor(photos[1][:count])).float().mean())
 
 

@@ -60,6 +60,12 @@ def digest(recipe: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 (64 hex digits) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def folder(root: Path | str, stage: str, name: str, recipe: Any) -> Path:
     """Where the artifact of this recipe belongs: `<root>/<stage>/<name>-<first 10 digits of the digest>`."""
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).strip("._") or "unnamed"

@@ -22,11 +22,10 @@ from saelab.artifacts import Artifact, ensure, ensure_all, read_json, write_json
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.label import pipeline, propose, selection
-from saelab.label.exemplars import Exemplars, MiningSettings, exemplars
+from saelab.label import pipeline, propose
+from saelab.label.exemplars import MiningSettings, exemplars
 from saelab.label.vocabulary import Vocabulary
 from saelab.label.vocabulary import build as build_vocabulary
-from saelab.names import imagenet_names
 
 T = TypeVar("T")
 
@@ -208,42 +207,14 @@ class Run:
     @cached_property
     def proposed(self) -> list[Basis]:
         """Bases with the candidates that the proposer named, if there is a proposer."""
-        proposer = self._proposer()
+        from proposing import propose_for, proposer_of
+
+        proposer = proposer_of(self)
         if proposer is None:
             return self.mined
         mined = self.mined
         with self.timed("proposals"):
-            return [replace(b, proposals=self._propose(b, proposer)) for b in mined]
-
-    def _proposer(self) -> propose.Proposer | None:
-        settings = plain(self.cfg.proposer)
-        for key in ("mode", "units", "seed", "dry_run"):
-            settings.pop(key, None)
-        if settings["name"] == "tagger":
-            probabilities = self.embeddings.extra.get("probabilities")
-            if probabilities is None:
-                remedy = "use encoder=conse, or proposer=none, openai or transformers"
-                raise UserError("proposer", "tagger", f"{self.encoder.name} gives no class probabilities", remedy)
-            settings |= {"probabilities": probabilities, "names": imagenet_names(), "base": self.images.ids("mine")}
-        return propose.load_proposer(**settings)
-
-    def _propose(self, basis: Basis, proposer: propose.Proposer) -> Path:
-        assert basis.exemplars is not None
-        cfg, found = self.cfg.proposer, Exemplars.load(basis.exemplars.path)
-        strength = found.activations.mean(1).tolist()
-        chosen, budget = selection.choose(
-            cfg.get("units", "all"), len(found.status), status=found.status, strength=strength, seed=cfg.get("seed", 0)
-        )
-        recipe = {"stage": "proposals", "code": 1, "exemplars": basis.exemplars.digest, "proposer": proposer.recipe}
-        recipe |= {"mode": cfg.mode, "units": plain(cfg.get("units", "all")), "seed": cfg.get("seed", 0)}
-        shown = propose.Exemplars(found.positives, found.contrasts, found.activations)
-
-        def build(folder: Path) -> None:
-            propose.run(
-                proposer, shown, self.images, chosen, folder, mode=cfg.mode, seed=cfg.get("seed", 0), budget=budget
-            )
-
-        return ensure(self.root, "proposals", f"{basis.name}-{proposer.name}", recipe, build).path
+            return [replace(b, proposals=propose_for(self, b, proposer)) for b in mined]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

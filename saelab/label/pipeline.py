@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.artifacts import Artifact, digest, ensure, opened, read_jsonl, write_json, write_jsonl
+from saelab.artifacts import Artifact, digest, ensure, file_digest, opened, read_jsonl, write_json, write_jsonl
 from saelab.encoders import Encoder, ImageEmbeddings, label_embeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
@@ -56,14 +56,14 @@ def labels(
 ) -> Artifact:
     """The `labels` artifact of one basis: labels.jsonl, exemplars.safetensors, vocabulary.json, proposals.jsonl.
 
-    `proposals`: the artifact whose proposals.jsonl is kept beside the labels; its candidates are in `vocabulary`.
+    `proposals`: the folder whose proposals.jsonl is kept beside the labels; its candidates are in `vocabulary`.
 
     Raises UserError for an unknown scorer, a `final` that is not among the scorers, or an empty vocabulary.
     """
     check(settings)
     recipe: dict[str, Any] = {"stage": "labels", "code": CODE, "exemplars": exemplars.digest, "settings": settings}
     recipe |= {"vocabulary": digest([vocabulary.labels, vocabulary.sources]), "encoder": embeddings.artifact.digest}
-    recipe |= {"proposals": None if proposals is None else opened(proposals).digest}
+    recipe |= {"proposals": None if proposals is None else file_digest(proposals / "proposals.jsonl")}
 
     def build(folder: Path) -> None:
         vectors = label_embeddings(vocabulary.labels, encoder, root, settings.templates, settings.renormalize)

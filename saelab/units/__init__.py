@@ -8,6 +8,7 @@ units.pool_tokens(project(tokens)[None], "max")         # one picture's activati
 
 from saelab.units.activations import UnitActivations, from_scipy, to_scipy
 from saelab.units.bases import SIGNED, Projection
+from saelab.units.maps import heat_maps
 from saelab.units.pooling import POOLS, pool_tokens, pooled
 from saelab.units.stage import neuron, pca, random_rotation, sae
 
@@ -17,6 +18,7 @@ __all__ = [
     "Projection",
     "UnitActivations",
     "from_scipy",
+    "heat_maps",
     "neuron",
     "pca",
     "pool_tokens",

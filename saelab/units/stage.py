@@ -1,6 +1,5 @@
 """The units stage: a cache and a basis in, one artifact with the pooled activations of every unit out."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab.artifacts import Artifact, ensure
+from saelab.artifacts import Artifact, ensure, file_digest
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.sae import SAE
@@ -56,8 +55,7 @@ def sae(
     model = SAE.load(file)
     if model.d_in != cache.d_in:
         raise UserError("sae", path, f"has d_in {model.d_in}, the cache {cache.d_in}", "use an SAE of this layer")
-    with file.open("rb") as opened:
-        extra = {"sae": hashlib.file_digest(opened, "sha256").hexdigest()}
+    extra = {"sae": file_digest(file)}
     fit = lambda: Projection(sae=model.to(device))  # noqa: E731
     return _units(cache, root, name, extra, fit, pool, "positive", {"latents": model.latents})
 

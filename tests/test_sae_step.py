@@ -186,3 +186,32 @@ def test_a_step_refuses_another_width_and_a_constant_batch():
 def test_configs_that_cannot_be_trained_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         SAEConfig(12, 64, **{"k": 4, **arguments})
+
+
+def test_the_bfloat16_screen_changes_which_latents_are_looked_at_and_no_value():
+    """Separated pre-activations: the screen loses no member, so that step and gradients are the plain ones."""
+    settings = {"k": 4, "lr": 1e-3, "dead_after": 2 * TOKENS, "auxk_stride": 4}
+    plain, screened = (Trainer(SAEConfig(12, 256, screen=s, **settings)) for s in ("float32", "bfloat16"))
+    assert screened.screened and not plain.screened
+    _, x = problem(SAEConfig(12, 256, k=4), torch.float32)
+    for trainer in (plain, screened):
+        trainer.start(x)
+        trainer.weights["W_enc"][200:] *= 0.01
+        trainer.silent[200:] = 10**6
+    for step in range(4):
+        _, x = problem(SAEConfig(12, 256, k=4), torch.float32, seed=step)
+        a, b = plain.step(x), screened.step(x)
+        assert a.keys() == b.keys()
+        for name in a:
+            torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=1e-6, msg=name)
+        for name, tensor in plain.weights.items():
+            torch.testing.assert_close(screened.weights[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_screen_finds_the_true_members_with_float32_values():
+    g = torch.Generator().manual_seed(0)
+    x, W, bias = torch.randn(64, 48, generator=g), torch.randn(512, 48, generator=g), torch.randn(512, generator=g)
+    values, indices = select.screened_top_k(x, W, bias, 16)
+    pre = x @ W.T + bias
+    torch.testing.assert_close(values, pre.gather(1, indices), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(values.sort(1).values, pre.topk(16).values.sort(1).values, rtol=1e-5, atol=1e-5)

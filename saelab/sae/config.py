@@ -60,6 +60,8 @@ class SAEConfig:
             raise UserError(
                 "resample_every", self.resample_every, "needs rule=relu and decoder=free", "AuxK does it else"
             )
+        if self.screen == "bfloat16" and self.rule != "topk":
+            raise UserError("screen", self.screen, "needs rule=topk", "use screen=auto")
         self._check_prefixes()
 
     def _check_prefixes(self) -> None:

@@ -143,7 +143,12 @@ class _Run:
         seen: dict[str, Any] = {"tokens": batches.n_tokens, "batch_size": batches.batch_size, "seed": batches.seed}
         seen |= {"mean": [float(m) for m in mean], "variance": float(variance), "processes": self.trainer.world.size}
         self.recipe = artifacts.digest(
-            {"sae": dataclasses.asdict(config), "train": schedule, "steps": self.total, "data": seen}
+            {
+                "sae": {**dataclasses.asdict(config), "screen": self.trainer.screened},
+                "train": schedule,
+                "steps": self.total,
+                "data": seen,
+            }
         )
         self.lines: list[dict[str, Any]] = []
         self._resume()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saelab.sae import sparse
 from saelab.sae.config import SAEConfig
-from saelab.sae.select import top_k, top_of_batch
+from saelab.sae.select import screened_top_k, top_k, top_of_batch
 from saelab.sae.world import World
 
 Weights = dict[str, Tensor]  # W_enc, b_enc, W_dec, b_dec, and threshold where the rule has one
@@ -34,7 +34,7 @@ class Gradients:
 def sparse_gradients(
     weights: Weights,
     centred: Float[Tensor, "batch d_in"],
-    pre: Float[Tensor, "batch latents"],
+    pre: Float[Tensor, "batch latents"] | None,
     config: SAEConfig,
     variance: Tensor,
     tokens: int,
@@ -43,13 +43,13 @@ def sparse_gradients(
 ) -> tuple[Gradients, Float[Tensor, "batch d_in"]]:
     """Gradients of the reconstruction loss, from x - b_dec and the pre-activations; also x^ - x of the whole SAE.
 
-    The decoder's gradient has its radial part removed. `tokens` is the batch size over all processes. `out` may hold
-    W_enc and W_dec to write those gradients into.
+    `pre` None: topk's latents are chosen by the bfloat16 screen. The decoder's gradient has its radial part removed.
+    `tokens` is the batch size over all processes. `out` may hold W_enc and W_dec to write those gradients into.
     """
     W_enc, W_dec = weights["W_enc"], weights["W_dec"]
     out = out or {name: torch.empty_like(W_dec) for name in ("W_enc", "W_dec")}
     batch = len(centred)
-    pairs, level_weights, smallest = keep(pre, config, world or World())
+    pairs, level_weights, smallest = keep(pre, config, world or World(), weights, centred)
     levels = len(level_weights)
     grouped = sparse.by_latent(pairs, config.latents)
 
@@ -82,14 +82,23 @@ def sparse_gradients(
 
 
 def keep(
-    pre: Float[Tensor, "batch latents"], config: SAEConfig, world: World
+    pre: Float[Tensor, "batch latents"] | None,
+    config: SAEConfig,
+    world: World,
+    weights: Weights,
+    centred: Float[Tensor, "batch d_in"],
 ) -> tuple[sparse.Pairs, Tensor, Tensor | None]:
     """The pairs that the rule keeps, the levels' weights in the loss, and batchtopk's smallest value above 0."""
-    batch = len(pre)
+    batch = len(centred)
     if config.rule == "topk":
-        values, indices = top_k(pre, config.k * (4 if config.multi_topk else 1))
+        k = config.k * (4 if config.multi_topk else 1)
+        if pre is None:
+            values, indices = screened_top_k(centred, weights["W_enc"], weights["b_enc"], k)
+        else:
+            values, indices = top_k(pre, k)
         pairs, smallest = sparse.pairs_of_rows(values.relu_(), indices), None
     else:
+        assert pre is not None
         values, flat = _share_of_batch(pre, config.k * batch, world)
         values = values.relu_()
         smallest = torch.where(values > 0, values, torch.inf).min()
@@ -97,10 +106,10 @@ def keep(
         pairs = sparse.Pairs(values, flat % config.latents, sparse.starts(rows, batch))
     level, level_weights = _levels(pairs, config)
     if level is not None:
-        rows = torch.arange(batch, device=pre.device).repeat_interleave(pairs.offsets.diff())
+        rows = torch.arange(batch, device=centred.device).repeat_interleave(pairs.offsets.diff())
         bags = level * batch + rows
         pairs = sparse.pairs_in_bags(pairs.values, pairs.latents, bags, len(level_weights) * batch)
-    return pairs, level_weights.to(pre), smallest
+    return pairs, level_weights.to(centred), smallest
 
 
 def auxk_gradients(

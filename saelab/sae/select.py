@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
+from saelab.sae.sparse import sampled_products
+
 GROUP = 16  # latents a group: a cache line of float32
 
 
@@ -46,6 +48,30 @@ def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> tuple[Float[Tensor, 
     inner, order = inner.view(-1).sort()
     places = best[torch.div(inner, GROUP, rounding_mode="floor")] * GROUP + inner % GROUP
     return values.view(-1)[order], places
+
+
+def screened_top_k(
+    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], k: int
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest of each row of x W' + bias: a bfloat16 product chooses 1.5 k candidates, float32 rescores them.
+
+    Values are float32's own; a true member is lost only where bfloat16's rounding ranks it below all candidates.
+    """
+    count = min(len(W), k + (k + 1) // 2)
+    rough = torch.addmm(bias.bfloat16(), x.bfloat16(), W.bfloat16().T).float()
+    candidates = top_k(rough, count)[1]
+    bags = torch.arange(0, candidates.numel() + 1, count, device=x.device)
+    exact = sampled_products(bags, candidates.reshape(-1), x, W).view(-1, count) + bias[candidates]
+    values, inner = _rank(exact, k)
+    return values, candidates.gather(1, inner)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, test, bool)() for test in tests)
 
 
 def _maxima(x: Float[Tensor, "rows n"]) -> Float[Tensor, "rows groups"]:

@@ -91,14 +91,23 @@ def products_by_latent(
     grouped: ByLatent, rows: Float[Tensor, "latents d_in"], bags: Float[Tensor, "bags d_in"]
 ) -> Float[Tensor, "pairs"]:
     """<rows[latent], bags[bag]> of each pair, in the order of the latents: the gradient of the pairs' values."""
-    if rows.device.type in ("cpu", "cuda"):
-        pattern = _csr(grouped.offsets, grouped.bags, bags.new_zeros(len(grouped.bags)), (len(rows), len(bags)))
-        return torch.sparse.sampled_addmm(pattern, rows, bags.T, beta=0.0).values()
-    counts = grouped.offsets.diff()
-    latents = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
-    step = max(1, GATHERED // rows.shape[1])
-    cuts = zip(latents.split(step), grouped.bags.split(step), strict=True)
-    return torch.cat([(rows[latent] * bags[bag]).sum(1) for latent, bag in cuts])
+    return sampled_products(grouped.offsets, grouped.bags, rows, bags)
+
+
+def sampled_products(
+    offsets: Int[Tensor, "n+1"],
+    columns: Int[Tensor, "pairs"],
+    left: Float[Tensor, "n d_in"],
+    right: Float[Tensor, "m d_in"],
+) -> Float[Tensor, "pairs"]:
+    """<left[i], right[column]> for each column in columns[offsets[i]:offsets[i + 1]]."""
+    if left.device.type in ("cpu", "cuda"):
+        pattern = _csr(offsets, columns, right.new_zeros(len(columns)), (len(left), len(right)))
+        return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
+    of_pair = torch.arange(len(left), device=left.device).repeat_interleave(offsets.diff())
+    step = max(1, GATHERED // left.shape[1])
+    cuts = zip(of_pair.split(step), columns.split(step), strict=True)
+    return torch.cat([(left[i] * right[j]).sum(1) for i, j in cuts])
 
 
 def totals_by_latent(columns: Float[Tensor, "n pairs"], grouped: ByLatent) -> Float[Tensor, "n latents"]:

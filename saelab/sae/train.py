@@ -16,6 +16,7 @@ from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
 from saelab.sae.model import SAE, Meta
 from saelab.sae.resample import resample
+from saelab.sae.select import fast_bfloat16
 from saelab.sae.world import World
 
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value
@@ -37,6 +38,8 @@ class Trainer:
         variance: float | None = None,
     ) -> None:
         self.config, self.device, self.world = config, torch.device(device), World()
+        auto = config.screen == "auto" and config.rule == "topk" and fast_bfloat16(self.device)
+        self.screened = auto or config.screen == "bfloat16"
         self.steps = 0
         self._given = (mean, variance)
         self.weights: dict[str, Tensor] = {}
@@ -133,11 +136,13 @@ class Trainer:
     def _gradients(self, x: Tensor, tokens: int) -> objectives.Gradients:
         if self.config.rule in ("relu", "jumprelu"):
             return self._by_autograd(x, tokens)
-        if self._pre is None or len(self._pre) != len(x):
-            self._pre = x.new_empty(len(x), self.config.latents)
         weights, stride = self.weights, self.config.auxk_stride
         centred = x - weights["b_dec"]
-        pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T, out=self._pre)
+        pre = None
+        if not self.screened:
+            if self._pre is None or len(self._pre) != len(x):
+                self._pre = x.new_empty(len(x), self.config.latents)
+            pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T, out=self._pre)
         found, error = objectives.sparse_gradients(
             weights, centred, pre, self.config, self.variance, tokens, self._grads, self.world
         )
@@ -145,7 +150,10 @@ class Trainer:
         if len(columns):
             error = error[::stride]
             power = self.world.sum_(error.square().sum()).clamp(min=1e-30)
-            few = pre[::stride][:, columns]
+            if pre is None:
+                few = torch.addmm(weights["b_enc"][columns], centred[::stride], weights["W_enc"][columns].T)
+            else:
+                few = pre[::stride][:, columns]
             grads, loss = objectives.auxk_gradients(weights, centred[::stride], few, error, columns, self.config, power)
             for name in ("W_enc", "b_enc", "W_dec"):
                 found.grads[name].index_add_(0, columns, grads[name])

@@ -30,6 +30,7 @@ from saelab.sae import SAE, SAEConfig, TrainConfig, fit
 
 SHARED = Path(os.environ.get("SAELAB_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
 OURS = "contrast_evidence"
+MARK = "true classes of the mined photos"
 OTHERS = ("semanticlens", "csp_0.5", "csp", "pearson", "soft_wpmi", "cos_cubed")
 MINED, PER_CLASS, SIDE = 20, 50, 160  # pictures of a class used for mining; of all; pixels
 LAYERS = {"blocks.15": SAEConfig(320, 2560, k=16), "head": SAEConfig(1280, 5120, k=32)}
@@ -37,9 +38,9 @@ STEPS = {"blocks.15": 3000, "head": 1200}
 
 # Planted worlds: kind -> settings of planted.make and what is done to the result. Three fresh seeds each.
 WORLDS: dict[str, dict[str, float]] = {
-    "as in method.md, 1": {"n": 5000, "u": 500, "seed": 20261},
-    "as in method.md, 2": {"n": 5000, "u": 500, "seed": 7, "scene_w": 1.3},
-    "as in method.md, 3": {"n": 2000, "u": 300, "seed": 9, "scene_w": 1.2, "habit_p": 0.9},
+    "method notes, 1": {"n": 5000, "u": 500, "seed": 20261},
+    "method notes, 2": {"n": 5000, "u": 500, "seed": 7, "scene_w": 1.3},
+    "method notes, 3": {"n": 2000, "u": 300, "seed": 9, "scene_w": 1.2, "habit_p": 0.9},
     "weak scenes": {"scene_w": 0.5},
     "usual scenes": {"scene_w": 0.95},
     "strong scenes": {"scene_w": 1.3},
@@ -169,7 +170,7 @@ def standard(scores: Tensor) -> Tensor:
 
 
 def leads(evidence: assign.Evidence, known: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The leads a to d of method.md, section 3: what our scorer was developed from."""
+    """The leads a to d of the method notes, section 3: what our scorer was developed from."""
     acts = torch.zeros(evidence.n_images, evidence.n_units)
     acts.scatter_(0, evidence.positive_ids.T, evidence.positive_values.T)
     sims = evidence.sims
@@ -278,6 +279,13 @@ def measure(acts: Tensor, seen: Photos, chosen: dict[str, Tensor]) -> dict[str, 
     return {name: Measured(labels[i], *found[:, i]) for i, name in enumerate(chosen)}
 
 
+def by_truth(acts: Tensor, classes: Tensor) -> Tensor:
+    """What knowing each mined picture's class would choose: the class of largest correlation. No scorer; a mark."""
+    left, right = acts - acts.mean(0), torch.nn.functional.one_hot(classes).float()
+    scores = (left / left.norm(dim=0)).T @ (right - right.mean(0))
+    return scores.argmax(1).masked_fill(scores.isnan().all(1), -1)
+
+
 def paired(ours: Tensor, other: Tensor, draws: int = 2000) -> tuple[float, float, float]:
     """Mean of ours - other over units, and its 95 % interval by bootstrap over units."""
     difference = (ours - other).double()
@@ -291,8 +299,8 @@ def on_basis(seen: Photos, layer: str, basis: str, permutations: int) -> dict[st
     acts = seen.neurons(layer) if basis == "neurons" else seen.features(layer)
     m = seen.mine
     chosen = choices(acts[m], seen.image_emb[m], seen.label_emb, permutations)
-    found = measure(acts, seen, chosen)
-    rivals = [name for name in found if not name.startswith(OURS)]
+    rivals = [name for name in chosen if not name.startswith(OURS)]
+    found = measure(acts, seen, chosen | {MARK: by_truth(acts[m], seen.classes[m])})
     against: dict[str, dict] = {}
     for key in ("truth_r", "auprc", "f1"):
         best = max(rivals, key=lambda name: found[name].row[key])

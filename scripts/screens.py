@@ -54,7 +54,7 @@ def _headline(layer: str, result: dict[str, Any]) -> list[str]:
     lines = [f"{layer:<26}" + "".join(f"{g:>17}" for g in groups) + f"   {title}"]
     lines.append(f"{'units compared':<26}" + "".join(f"{units[g]:>17,}" for g in groups))
     for metric in HEADLINE:
-        means = {}
+        means: dict[str, float | None] = {}
         for pair in pairs:
             row = next(r for r in pair["results"] if r["metric"] == metric and r["counting"] == "all")
             means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]}

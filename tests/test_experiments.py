@@ -44,14 +44,16 @@ def places(tmp_path_factory):
     open_clip.add_model_config(folder / "configs")
     size = {"hidden_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
     Dinov2Model(Dinov2Config(**size)).save_pretrained(folder / "dinov2")
-    BitImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(folder / "dinov2")
+    square = {"height": 56, "width": 56}
+    BitImageProcessor(size={"shortest_edge": 56}, crop_size=square).save_pretrained(folder / "dinov2")
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_it_runs(experiment, places, tmp_path):
-    own = [f"+experiment={experiment}", f"root={tmp_path}", *TINY, "images=folder", f"images.root={places / 'pictures'}"]
+    pictures = ["images=folder", f"images.root={places / 'pictures'}"]
+    own = [f"+experiment={experiment}", f"root={tmp_path}", *TINY, *pictures]
     if experiment == "dinov2":
         own.append(f"host.name=transformers:{places / 'dinov2'}")
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -17,7 +17,7 @@ from saelab.hosts import weights_digest
 class OpenClip:
     """A model of open_clip: `ViT-B-32/<hub tag>`, `ViT-B-32/<local checkpoint>` or `ViT-B-32/random`."""
 
-    templates = CSP_PAPER_TEMPLATES
+    templates: tuple[str, ...] = CSP_PAPER_TEMPLATES
 
     def __init__(self, name: str, device: str = "cpu", seed: int = 0) -> None:
         import open_clip
@@ -49,7 +49,7 @@ class OpenClip:
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """The model's own inference transform."""
-        result: Tensor = self._transform(image)  # type: ignore[operator, assignment]
+        result: Tensor = self._transform(image)
         return result
 
     @torch.inference_mode()
@@ -71,7 +71,7 @@ class OpenClip:
 class TransformersClip:
     """CLIP, SigLIP or SigLIP 2 of transformers, from a hub name or a local folder."""
 
-    templates = CSP_PAPER_TEMPLATES
+    templates: tuple[str, ...] = CSP_PAPER_TEMPLATES
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         from transformers import AutoModel, AutoProcessor

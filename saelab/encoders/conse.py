@@ -23,7 +23,7 @@ from saelab.names import imagenet_definitions, imagenet_names
 class ConSE:
     """EfficientNet-Lite2's ten most probable classes, each as the MiniLM vector of "class name: definition"."""
 
-    templates = ("{}",)
+    templates: tuple[str, ...] = ("{}",)
     best = 10  # classes that make an image's vector (T in the paper)
 
     def __init__(self, classifier: str = "efficientnet_lite2", device: str = "cpu") -> None:

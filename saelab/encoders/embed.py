@@ -33,7 +33,8 @@ def image_embeddings(
     images: ImageSet, encoder: Encoder, root: Path | str, batch_size: int = 32, workers: int = 0
 ) -> ImageEmbeddings:
     """Embed every image, or reuse what is on disk. Killed runs go on where they stopped."""
-    recipe = {"stage": "embeddings", "code": CODE, "encoder": encoder.recipe, "images": images.fingerprint}
+    recipe: dict[str, Any] = {"stage": "embeddings", "code": CODE, "encoder": encoder.recipe}
+    recipe |= {"images": images.fingerprint}
 
     def build(folder: Path) -> None:
         _embed_images(images, encoder, folder, batch_size, workers)
@@ -88,7 +89,7 @@ def label_embeddings(
         raise UserError("vocabulary", "[]", "there is no label to embed", "give a vocabulary with at least one label")
     templates = tuple(templates) if templates is not None else encoder.templates
     settings: dict[str, Any] = {"templates": list(templates), "renormalize": renormalize, "labels": list(labels)}
-    recipe = {"stage": "embeddings", "code": CODE, "encoder": encoder.recipe} | settings
+    recipe: dict[str, Any] = {"stage": "embeddings", "code": CODE, "encoder": encoder.recipe} | settings
 
     def build(folder: Path) -> None:
         from safetensors.torch import save_file

@@ -1,22 +1,17 @@
-"""Where on its strongest images a unit fires: its token maps, from the activation cache that the units came from.
-
-Only neurons and SAE features have maps: other bases don't keep the directions that a map needs.
-"""
+"""Where on its strongest images a unit fires: its token maps, from the activation cache that the units came from."""
 
 import base64
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from saelab import artifacts, cache
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.report.reading import Basis, Run
+from saelab.units import Projection
 
 log = logging.getLogger("saelab")
 
@@ -50,7 +45,7 @@ def of_basis(run: Run, basis: Basis, records: list[dict[str, Any]]) -> list[dict
     ]
 
 
-def _fill(found: np.ndarray, store: Any, project: Callable[[Tensor], Tensor], where: dict[int, Any]) -> None:
+def _fill(found: np.ndarray, store: Any, project: Projection, where: dict[int, Any]) -> None:
     from tqdm import tqdm
 
     with torch.inference_mode():
@@ -98,15 +93,10 @@ def _cache(run: Run, basis: Basis) -> cache.ActivationCache | None:
     return None
 
 
-def _projection(basis: Basis) -> Callable[[Float[Tensor, "tokens d_in"]], Float[Tensor, "tokens units"]] | None:
+def _projection(basis: Basis) -> Projection | None:
     """From tokens to the units' activations before pooling."""
-    if basis.kind == "neuron":
-        if basis.recipes["units"].get("signed") == "split":
-            return lambda tokens: torch.cat([tokens, -tokens], 1).relu()
-        return lambda tokens: tokens.relu()
-    if basis.sae is None:
+    try:
+        return Projection.load(basis.units, basis.sae)
+    except UserError as error:
+        log.warning("no heat maps for %s: %s", basis.name, error)
         return None
-    from saelab.sae import SAE
-
-    model = SAE.load(basis.sae / "sae.safetensors")
-    return lambda tokens: model.encode(tokens).dense()

@@ -31,6 +31,7 @@ class Basis:
     acts: Any  # scipy csc_array [images, units] float32
     decoder: np.ndarray | None  # [units, d_in] unit rows of the SAE
     proposals: dict[int, list[dict[str, Any]]]  # unit -> what proposers said
+    units: Path  # the folder of its activations
     sae: Path | None  # the SAE's folder
     recipes: dict[str, Any]  # stage -> recipe
 
@@ -135,6 +136,7 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Ba
         columns,
         _decoder(run, entry),
         _proposals(at["labels"] / "proposals.jsonl"),
+        at["units"],
         _artifact(run, entry["sae"], f"sae of {name}") if entry.get("sae") else None,
         {stage: read_json(folder / "recipe.json") for stage, folder in at.items()},
     )

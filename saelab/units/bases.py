@@ -61,7 +61,8 @@ class Projection:
                 raise UserError("sae", None, "these units are an SAE's latents", "give the SAE's folder")
             return cls(info["signed"], sae=SAE.load(sae_file(sae)))
         if (folder / FILE).is_file():
-            return cls(info["signed"], **load_file(str(folder / FILE)))
+            learnt = load_file(str(folder / FILE))
+            return cls(info["signed"], learnt["directions"], learnt["shift"])
         return cls(info["signed"])
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nn
 
 from saelab.errors import UserError
-from saelab.hosts import Host, Prefix, Transform
+from saelab.hosts import Host, Prefix, Transform, load
 from saelab.hosts.host import weights_digest
 
 PLAIN = Transform((8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -286,3 +286,16 @@ def test_transform_refuses_what_it_does_not_know() -> None:
     with pytest.raises(UserError, match="std above 0"):
         Transform(8, std=(0.0, 1.0, 1.0))
     assert Transform(**Transform(8, (4, 4)).spec) == Transform(8, (4, 4))
+
+
+def test_a_random_network_keeps_its_signal_and_depends_on_its_seed_alone():
+    """Without statistics for its batch norms the last block of this network gives under 1e-6 everywhere."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    batch = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    first, same, other = (load("efficientnet_lite0", weights="random", seed=s) for s in (0, 0, 1))
+    deep = first.tokens(batch, ["_blocks.15"])["_blocks.15"]
+    spread = deep.std(dim=(0, 1))  # of each channel, over pictures and places
+    assert 0.05 < float(spread.median()) < 20
+    assert torch.equal(deep, same.tokens(batch, ["_blocks.15"])["_blocks.15"])
+    assert first.digest == same.digest != other.digest
+    assert not any(m.training for m in first.model.modules())

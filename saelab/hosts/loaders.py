@@ -11,6 +11,7 @@ from saelab.errors import UserError
 from saelab.hosts import families, huggingface, packaged
 from saelab.hosts.files import Built
 from saelab.hosts.host import Host
+from saelab.hosts.settle import settle
 
 
 def load(
@@ -25,7 +26,8 @@ def load(
 
     `name`: `timm:resnet50`, `torchvision:resnet50`, `transformers:<hub name or folder>`, `open_clip:ViT-B-32/<tag>`,
     `module:<package.module>:<factory>`, `torchscript:<file>`, or one of the packaged ones (`efficientnet_lite0`, ...).
-    `weights`: `pretrained` (the library's own), `random` (seeded with `seed`: a control), or a file or folder.
+    `weights`: `pretrained` (the library's own), `random` (seeded with `seed`: a control; `settle` gives its batch norms
+    statistics), or a file or folder.
     `transform`: fields of `Transform` to override. `dtype`: float32, bfloat16 or float16; None: as loaded.
     Raises UserError for a name, weights, dtype or device that can't be had.
     """
@@ -37,8 +39,10 @@ def load(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built = loader(rest or name, str(weights))
+        changed = built.transform.changed(dict(transform or {}))
+        if weights == "random":
+            settle(built._replace(transform=changed), seed)
     title = f"{name} (random, seed {seed})" if weights == "random" else name
-    changed = built.transform.changed(dict(transform or {}))
     host = Host(built.model, changed, title, built.prefix, built.call)
     _move(host.model, device, dtype)
     return host

@@ -48,3 +48,16 @@ def test_imagenet_names_stand_in_the_order_of_the_logits():
     assert "fish" in imagenet_definitions()[1] or "carp" in imagenet_definitions()[1]
     assert imagenet_names()[999] == "toilet paper"
     assert len(imagenet21k_names()) > 21_000
+
+
+def test_wordnet_is_read_where_it_lies_and_fetched_where_it_does_not(tmp_path, monkeypatch):
+    lines = ["  1 This is the licence.", "bicycle_wheel n 1 2 @ ~ 1 0 02835829", "owl n 1 3 @ ~ #m 1 1 01621127", ""]
+    (tmp_path / "index.noun").write_text("\n".join(lines))
+    assert vocabulary.wordnet_nouns(tmp_path) == ["bicycle_wheel", "owl"]
+    monkeypatch.setenv("SAELAB_CACHE", str(tmp_path / "cache"))
+    try:
+        nouns = vocabulary.wordnet_nouns(tmp_path / "nowhere")
+    except UserError as error:
+        assert "imagenet21k" in str(error)  # no apt here: the remedy is named
+    else:
+        assert len(nouns) > 117_000 and {"owl", "bicycle_wheel"} <= set(nouns) and not any(" " in n for n in nouns)

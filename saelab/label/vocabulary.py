@@ -1,6 +1,6 @@
 """Vocabularies: the labels that units may get, where each came from, and how spellings of one label become one.
 
-A vocabulary is pooled from sources named in a list: `imagenet1k`, `imagenet21k`, `classes` and `captions` (of the
+A vocabulary is pooled from sources named in a list: `imagenet1k`, `imagenet21k`, `wordnet_nouns`, `classes` and `captions` (of the
 images' own `mine` split), `file:PATH` (one label a line, or the first column of a CSV), and whatever a proposer adds.
 """
 
@@ -14,7 +14,7 @@ from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.names import imagenet21k_names, imagenet_names
 
-SOURCES = ("imagenet1k", "imagenet21k", "classes", "captions", "file:PATH")
+SOURCES = ("imagenet1k", "imagenet21k", "wordnet_nouns", "classes", "captions", "file:PATH")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def _read(source: str, images: ImageSet | None) -> Sequence[str]:
         return imagenet_names()
     if source == "imagenet21k":
         return imagenet21k_names()
+    if source == "wordnet_nouns":
+        return wordnet_nouns()
     if source in ("classes", "captions"):
         if images is None:
             raise UserError("vocabulary", source, "needs an image set", "give `images`")
@@ -105,6 +107,28 @@ def _read(source: str, images: ImageSet | None) -> Sequence[str]:
     if source.startswith("file:"):
         return read_file(Path(source.removeprefix("file:")))
     raise UserError("vocabulary", source, "unknown source", f"known: {', '.join(SOURCES)}")
+
+
+def wordnet_nouns(folder: Path = Path("/usr/share/wordnet")) -> list[str]:
+    """The 117,798 nouns and noun phrases of WordNet 3.0, in the order of its index (underscores for spaces).
+
+    Taken from `folder` if WordNet lies there, else out of Debian's package wordnet-base, fetched once without root into
+    the user's cache. Raises UserError where neither is to be had.
+    """
+    from saelab.images import debian
+    from saelab.images.places import user_cache
+
+    own = user_cache("wordnet")
+    index = next((f for f in (folder / "index.noun", own / "usr/share/wordnet/index.noun") if f.is_file()), None)
+    if index is None:
+        try:
+            debian.unpack(debian.fetch(["wordnet-base"], own)[0], own)
+        except debian.FetchFailed as error:
+            remedy = "install WordNet (Debian: wordnet-base), or use imagenet21k, whose names are its nouns too"
+            raise UserError("vocabulary", "wordnet_nouns", f"can't be fetched ({error})", remedy) from None
+        index = own / "usr/share/wordnet/index.noun"
+    lines = index.read_text(encoding="utf-8").splitlines()
+    return [line.split(" ", 1)[0] for line in lines if not line.startswith(" ")]  # the licence is indented
 
 
 def read_file(path: Path) -> list[str]:

@@ -1,7 +1,8 @@
 """Vocabularies: the labels that units may get, where each came from, and how spellings of one label become one.
 
-A vocabulary is pooled from sources named in a list: `imagenet1k`, `imagenet21k`, `wordnet_nouns`, `classes` and `captions` (of the
-images' own `mine` split), `file:PATH` (one label a line, or the first column of a CSV), and whatever a proposer adds.
+A vocabulary is pooled from sources named in a list: `imagenet1k`, `imagenet21k`, `wordnet_nouns`, `classes` and
+`captions` (of the images' own `mine` split), `file:PATH` (one label a line, or the first column of a CSV), and whatever
+a proposer adds.
 """
 
 import csv

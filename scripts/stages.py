@@ -234,7 +234,7 @@ class Run:
         """How labels are assigned."""
         cfg = plain(self.cfg.label)
         templates = cfg.get("templates") or plain(self.cfg.encoder).get("templates")
-        names = ("final", "renormalize", "nulls", "abstain_below", "seed", "runners_up")
+        names = ("final", "renormalize", "nulls", "abstain_below", "seed", "runners_up", "meanings")
         scorers = tuple(self.cfg.scorer)
         final = {name: cfg[name] for name in names}
         return pipeline.LabelSettings(scorers=scorers, templates=tuple(templates) if templates else None, **final)

@@ -19,12 +19,12 @@ from saelab.artifacts import Artifact, digest, ensure, file_digest, opened, read
 from saelab.encoders import Encoder, ImageEmbeddings, label_embeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.label import assign, mine, nulls
+from saelab.label import assign, clusters, mine, nulls
 from saelab.label.exemplars import Exemplars, MiningSettings
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
 
-CODE = 1  # version of this stage; part of every recipe
+CODE = 2  # version of this stage; part of every recipe
 UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no label
 
 
@@ -40,6 +40,7 @@ class LabelSettings:
     abstain_below: float = 0.95  # a final label whose null percentile is lower is marked `abstained`
     seed: int = 0  # of the permutations
     runners_up: int = 5  # next best labels kept per scorer
+    meanings: bool = True  # split the positives of units that fall apart, with a label for each part
 
 
 def labels(
@@ -102,6 +103,7 @@ def assign_all(
     Units that fire nowhere, everywhere alike or with NaN get no label; `no_contrast` units get those of the scorers
     that need no contrast. Only the `mine` split is looked at.
     """
+    ids = torch.as_tensor(images.ids("mine"))
     bundle = evidence(units, found, images, image_emb, label_emb, mining)
     final: Tensor | None = None
     tops, ranks = {}, {}
@@ -117,12 +119,14 @@ def assign_all(
             settings.scorers, bundle, settings.nulls, settings.seed, best, progress=True
         )
     per_scorer = {name: _entries(tops[name], ranks[name], percentile.get(name), vocabulary) for name in tops}
+    found_meanings = _meanings(bundle, vocabulary, ids) if settings.meanings else [None] * len(found.status)
     place = {label: i for i, label in enumerate(vocabulary.labels)}
     rows = []
     for unit, status in enumerate(found.status):
         scored = {name: per_scorer[name][unit] for name in settings.scorers}
         known = {name: e for name, e in scored.items() if status not in UNLABELLED and e["label"] is not None}
-        rows.append(_row(unit, status, units, found, known, vocabulary, place, settings))
+        row = _row(unit, status, units, found, known, vocabulary, place, settings)
+        rows.append(row | {"meanings": found_meanings[unit] if row["label"] is not None else None})
     return rows
 
 
@@ -148,6 +152,31 @@ def evidence(
         rule=mine.ContrastRule(mining.rule, reuse=mining.reuse),
         groups=torch.as_tensor(images.groups[ids.numpy()]),
     )
+
+
+def _meanings(bundle: assign.Evidence, vocabulary: Vocabulary, ids: Tensor) -> list[list[dict[str, Any]]]:
+    """Per unit one meaning, or two where its positives fall apart: label, share of the activation, image ids."""
+    positives, contrasts = bundle.images_of(bundle.positive_ids), bundle.images_of(bundle.contrast_ids)
+    paired = bool(bundle.valid.any())
+    valid = bundle.valid if paired else bundle.positive_ids >= 0
+    split = clusters.meanings(
+        positives, bundle.positive_values.nan_to_num(), bundle.label_emb, contrasts if paired else None, valid
+    )
+    rows = []
+    for unit, found in enumerate(split):
+        own = ids[bundle.positive_ids[unit].clamp(min=0)].tolist()
+        rows.append(
+            [
+                {
+                    "label": vocabulary.labels[m.label],
+                    "share": m.share,
+                    "score": m.score,
+                    "positives": [own[i] for i in m.members],
+                }
+                for m in found
+            ]
+        )
+    return rows
 
 
 def _entries(

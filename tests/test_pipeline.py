@@ -1,0 +1,140 @@
+"""The labelling pipeline on planted worlds: right labels, right image ids, and no look at the held-out images."""
+
+import numpy as np
+import pytest
+import torch
+
+from saelab import planted
+from saelab.errors import UserError
+from saelab.images import ImageSet
+from saelab.label import exemplars, pipeline
+from saelab.label.vocabulary import pool
+from saelab.units import UnitActivations
+
+MINING = exemplars.MiningSettings()
+SETTINGS = pipeline.LabelSettings(("csp", "semanticlens", "cos_cubed"), "csp", nulls=0, meanings=False)
+
+
+def image_set(count: int, seed: int = 0) -> ImageSet:
+    """Images that are never opened, in seeded splits."""
+    splits = np.random.default_rng(seed).choice(["mine", "show", "test"], count, p=[0.8, 0.05, 0.15])
+    files = tuple(f"{i}.png" for i in range(count))
+    nothing = tuple(() for _ in files)
+    return ImageSet("planted", None, files, (None,) * count, nothing, splits, np.arange(count), f"planted {seed}")
+
+
+def labelled(world, images, acts=None, settings=SETTINGS, mining=MINING):
+    words = pool([(f"label {i}", ("planted",)) for i in range(len(world.label_emb))])
+    units = UnitActivations(world.acts if acts is None else acts, "planted", {})
+    found = exemplars.find(units, images, world.image_emb, mining)
+    rows = pipeline.assign_all(units, found, images, world.image_emb, world.label_emb, words, settings, mining)
+    return rows, found
+
+
+@pytest.fixture(scope="module")
+def world():
+    return planted.make(planted.WorldSpec(images=4000, units=200, dim=512, seed=3))
+
+
+@pytest.fixture(scope="module")
+def plain(world):
+    images = image_set(4000)
+    return images, *labelled(world, images)
+
+
+def share_right(world, rows, scorer):
+    names = [int(row["scores"][scorer]["label"].split()[1]) for row in rows]
+    return np.mean([n in (a, b) for n, a, b in zip(names, world.label.tolist(), world.second.tolist())])
+
+
+def test_csp_recovers_the_planted_labels_and_semanticlens_clearly_fewer(world, plain):
+    _, rows, _ = plain
+    assert share_right(world, rows, "csp") >= 0.95
+    assert share_right(world, rows, "semanticlens") < share_right(world, rows, "csp") - 0.3
+    assert [row["label"] for row in rows] == [row["scores"]["csp"]["label"] for row in rows]
+
+
+def test_exemplars_are_image_ids_of_the_mine_split_and_fire_as_stated(world, plain):
+    images, rows, found = plain
+    mine = set(images.ids("mine").tolist())
+    mean = world.acts[images.ids("mine")].double().mean(0)
+    for unit, row in enumerate(rows):
+        assert set(row["positives"]) <= mine and set(row["contrasts"]) - {-1} <= mine
+        column = world.acts[:, unit]
+        assert column[row["positives"]].tolist() == found.activations[unit].tolist()
+        outside = column[sorted(mine - set(row["positives"]))]
+        assert outside.max() <= column[row["positives"]].min()
+        real = [i for i in row["contrasts"] if i >= 0]
+        assert (column[real].double() < mean[unit]).all()
+        assert row["fires_on"] == int((column[sorted(mine)] > 1e-6).sum())
+
+
+def test_what_stands_in_held_out_images_changes_nothing(world, plain):
+    images, rows, _ = plain
+    held_out = torch.as_tensor(np.setdiff1d(np.arange(4000), images.ids("mine")))
+    acts = world.acts.clone()
+    acts[held_out] = 100 * torch.rand(len(held_out), acts.shape[1], generator=torch.Generator().manual_seed(0))
+    assert labelled(world, images, acts)[0] == rows
+
+
+def test_sparse_and_dense_activations_get_the_same_labels(world, plain):
+    images, rows, _ = plain
+    sparse, _ = labelled(world, images, world.acts.to_sparse_csr())
+    assert [row["positives"] for row in sparse] == [row["positives"] for row in rows]
+    assert [row["contrasts"] for row in sparse] == [row["contrasts"] for row in rows]
+    for scorer in SETTINGS.scorers:
+        assert [r["scores"][scorer]["label"] for r in sparse] == [r["scores"][scorer]["label"] for r in rows]
+
+
+def test_units_without_a_meaning_get_a_status_and_no_label(world):
+    acts = world.acts[:, :5].clone()
+    acts[:, 0] = 0
+    acts[:, 1] = 2.5
+    acts[7, 2] = torch.nan
+    acts[:, 3] = 0
+    images = image_set(4000)
+    acts[images.ids("mine")[:4], 3] = torch.tensor([3.0, 2.0, 1.0, 0.5])
+    acts[7, 2] = torch.nan if images.splits[7] == "mine" else acts[7, 2]
+    acts[images.ids("mine")[9], 2] = torch.nan
+    rows, _ = labelled(world, images, acts)
+    assert [row["status"] for row in rows][:4] == ["dead", "constant", "invalid", "rare"]
+    assert [row["label"] is None for row in rows] == [True, True, True, False, False]
+    assert all(row["abstained"] for row in rows[:3])
+
+
+def test_a_random_unit_abstains_and_a_planted_one_does_not(world):
+    images = image_set(4000)
+    noise = torch.rand(4000, 40, generator=torch.Generator().manual_seed(5))
+    acts = torch.cat([world.acts[:, :40], noise], dim=1)
+    rows, _ = labelled(
+        world, images, acts, pipeline.LabelSettings(("cos_cubed",), "cos_cubed", nulls=100, meanings=False)
+    )
+    abstained = np.array([row["abstained"] for row in rows])
+    assert abstained[:40].mean() <= 0.05
+    assert abstained[40:].mean() >= 0.8  # 95 % expected; 0.8 is four standard errors below
+
+
+def test_a_unit_of_two_concepts_has_two_meanings(world):
+    images = image_set(4000)
+    settings = pipeline.LabelSettings(("csp",), "csp", nulls=0)
+    rows, _ = labelled(world, images, settings=settings)
+    two = [row for row, kind in zip(rows, world.kind.tolist()) if planted.KINDS[kind] == "two"]
+    one = [row for row, kind in zip(rows, world.kind.tolist()) if planted.KINDS[kind] == "narrow"]
+    split = lambda some: np.mean([len(row["meanings"]) == 2 for row in some])  # noqa: E731
+    assert split(two) > split(one) + 0.4
+    for row in rows:
+        assert {i for m in row["meanings"] for i in m["positives"]} <= set(row["positives"])
+        assert sum(m["share"] for m in row["meanings"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda w: labelled(w, image_set(30)), "k=30"),
+        (lambda w: pipeline.check(pipeline.LabelSettings(("csp", "nope"))), "nope"),
+        (lambda w: pipeline.check(pipeline.LabelSettings(("csp",), "pearson")), "not among"),
+    ],
+)
+def test_mistakes_are_told(world, change, word):
+    with pytest.raises(UserError, match=word):
+        change(world)

@@ -157,7 +157,8 @@ def test_the_real_dictionary_learning(tmp_path, parts):
     agrees(convert.load(tmp_path / "ae.pt"), parts["x"], real.encode(parts["x"]).detach(), real(parts["x"]).detach())
 
 
-def test_the_real_sparsify(tmp_path, parts):
+def test_the_real_sparsify(tmp_path, parts, monkeypatch):
+    monkeypatch.setenv("SPARSIFY_DISABLE_TRITON", "1")
     sparsify = pytest.importorskip("sparsify")
     real = sparsify.SparseCoder(D, sparsify.SparseCoderConfig(num_latents=M, k=K), device="cpu", dtype=torch.float32)
     real.b_dec.data, real.encoder.bias.data = parts["b_dec"], parts["b_enc"]

@@ -51,14 +51,14 @@ def _headline(layer: str, result: dict[str, Any]) -> list[str]:
     pairs = [p for p in result["pairs"] if p["matching"] == "all" and p["refused"] is None]
     main = next((p for p in pairs if p["role"] == "main"), None)
     title = f"{main['a']} - {main['b']} [95 % interval]" if main else ""
-    lines = [f"{layer:<26}" + "".join(f"{g:>17}" for g in groups) + f"   {title}"]
-    lines.append(f"{'units compared':<26}" + "".join(f"{units[g]:>17,}" for g in groups))
+    lines = [f"{layer:<26}" + "".join(f"{g:>19}" for g in groups) + f"   {title}"]
+    lines.append(f"{'units compared':<26}" + "".join(f"{units[g]:>19,}" for g in groups))
     for metric in HEADLINE:
         means: dict[str, float | None] = {}
         for pair in pairs:
             row = next(r for r in pair["results"] if r["metric"] == metric and r["counting"] == "all")
             means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]}
-        cells = "".join(f"{_number(means.get(g)):>17}" for g in groups)
+        cells = "".join(f"{_number(means.get(g)):>19}" for g in groups)
         lines.append(f"{result['metrics'][metric]['title']:<26}{cells}   {_interval(main, metric)}")
     return lines
 

@@ -30,6 +30,15 @@ from saelab.label.vocabulary import build as build_vocabulary
 T = TypeVar("T")
 
 
+# What the bases of a kind are called together, in sentences.
+GROUPS = {
+    "neuron": "neurons",
+    "sae": "SAE features",
+    "pca": "principal components",
+    "random_rotation": "random directions",
+}
+
+
 @dataclass(frozen=True)
 class Basis:
     """One set of units on its way through the stages."""
@@ -162,18 +171,18 @@ class Run:
             with self.timed("units"):
                 made = [units.sae(store, where, s.path, pool, device=self.device) for s in saes]
             return [
-                Basis(f"sae seed {seed}", "sae", kind, seed, layer, unit, sae)
+                Basis(f"sae seed {seed}", GROUPS[kind], kind, seed, layer, unit, sae)
                 for seed, sae, unit in zip(self.cfg.seeds, saes, made)
             ]
         simple: dict[str, Callable[..., Artifact]] = {"neuron": units.neuron, "pca": units.pca}
         with self.timed("units"):
             if kind in simple:
-                return [Basis(kind, kind, kind, None, layer, simple[kind](store, where, pool, signed))]
+                return [Basis(kind, GROUPS[kind], kind, None, layer, simple[kind](store, where, pool, signed))]
             if kind == "random_rotation":
                 made = [units.random_rotation(store, where, pool, signed, seed) for seed in self.cfg.rotation_seeds]
                 names = ["random rotation", *(f"random rotation {i + 1}" for i in range(1, len(made)))]
                 return [
-                    Basis(name, "random rotation", kind, seed, layer, unit)
+                    Basis(name, GROUPS[kind], kind, seed, layer, unit)
                     for name, seed, unit in zip(names, self.cfg.rotation_seeds, made)
                 ]
         raise UserError("bases", kind, "unknown", "known: neuron, sae, pca, random_rotation")

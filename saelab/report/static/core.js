@@ -131,6 +131,8 @@ const thumb = id => `thumbs/${Math.floor(id / 1000)}/${id}.webp`
 
 /* ---- the page ---- */
 
+const additions = { unit: () => null } // what the live viewer puts on a unit's page below its label
+
 function theme() {
   const root = document.documentElement
   const dark = () => root.dataset.theme === "dark" || (!root.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches)

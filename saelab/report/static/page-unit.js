@@ -29,6 +29,7 @@ function unitPage(run, basis, record) {
   return [
     crumbs(run, basis, record),
     h("h1", { class: record.abstained ? "abstained" : null }, record.label ?? "No label"),
+    additions.unit(run, basis, record),
     h("p.standfirst", null, verdict(run, record)),
     facts(record),
     record.positives.length ? exemplars(run, basis, record) : null,

@@ -1,0 +1,118 @@
+"""What ratings say: each basis' mean, how far bases differ, whether raters agree, who did not look."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from saelab.report.live.rating import Answer, Study
+
+FITS = 4  # a rating from which a label is called fitting
+FAILED = 0.5  # a rater who calls more than this share of the attention checks fitting is left out
+RESAMPLES = 10_000
+
+
+def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
+    """`{"study", "raters", "bases", "pairs", "alpha"}`: numbers that can't be had are None.
+
+    `raters`: `{"rater", "answered", "cant_say", "checks", "failed", "kept"}`. `bases`: `{"basis", "units", "ratings",
+    "cant_say", "mean", "low", "high"}`: the mean over units of a unit's mean rating, 1 to 5, by the raters that are
+    kept, and its 95 % percentile bootstrap interval over units (not over raters: they are few). `pairs`: difference of
+    means `a` - `b` with its interval. `alpha`: Krippendorff's alpha, ordinal, of the raters kept, over all items but
+    the checks (Krippendorff, Content Analysis, 2004, chapter 11): 1 is agreement, 0 is chance.
+    """
+    items = {item.code: item for item in study.items}
+    raters = [_rater(name, [a for a in answers if a.rater == name], items) for name in _names(answers)]
+    kept = [r["rater"] for r in raters if r["kept"]]
+    real = [a for a in answers if a.rater in kept and not items[a.code].check]
+    bases = list(dict.fromkeys(item.basis for item in study.items))
+    means = {basis: _means([a for a in real if items[a.code].basis == basis]) for basis in bases}
+    rng = np.random.default_rng(study.settings.seed)
+    told = []
+    for basis in bases:
+        own = [a for a in real if items[a.code].basis == basis]
+        row = {"basis": basis, "units": len(means[basis]), "ratings": sum(a.rating is not None for a in own)}
+        row |= {"cant_say": sum(a.rating is None for a in own)}
+        told.append(row | _interval("mean", [means[basis]], rng))
+    pairs = [{"a": a, "b": b} | _interval("difference", [means[a], means[b]], rng) for a, b in combinations(bases, 2)]
+    return {"study": study.name, "raters": raters, "bases": told, "pairs": pairs, "alpha": _alpha(real, kept)}
+
+
+def _names(answers: Sequence[Answer]) -> list[str]:
+    return sorted({answer.rater for answer in answers})
+
+
+def _rater(name: str, own: list[Answer], items: dict[str, Any]) -> dict[str, Any]:
+    checks = [a for a in own if items[a.code].check]
+    failed = sum(a.rating is not None and a.rating >= FITS for a in checks)
+    row = {"rater": name, "answered": len(own), "cant_say": sum(a.rating is None for a in own)}
+    return row | {"checks": len(checks), "failed": failed, "kept": failed <= FAILED * len(checks)}
+
+
+def _means(answers: list[Answer]) -> np.ndarray:
+    """The mean rating of each unit that somebody could rate."""
+    by_code: dict[str, list[int]] = {}
+    for answer in answers:
+        if answer.rating is not None:
+            by_code.setdefault(answer.code, []).append(answer.rating)
+    return np.array([np.mean(ratings) for _, ratings in sorted(by_code.items())])
+
+
+def _interval(name: str, samples: Sequence[np.ndarray], rng: np.random.Generator) -> dict[str, float | None]:
+    """The mean of one sample, or the difference of two, with its bootstrap interval (None below two units)."""
+    from scipy.stats import bootstrap
+
+    if any(len(sample) == 0 for sample in samples):
+        return {name: None, "low": None, "high": None}
+    value = _difference(*samples)
+    if any(len(sample) < 2 for sample in samples):
+        return {name: float(value), "low": None, "high": None}
+    made = bootstrap(samples, _difference, n_resamples=RESAMPLES, batch=1000, method="percentile", rng=rng)
+    low, high = made.confidence_interval
+    return {name: float(value), "low": float(low), "high": float(high)}
+
+
+def _difference(*samples: np.ndarray, axis: int = -1) -> Any:
+    """The mean of the first, less that of the second if there is one."""
+    first, *second = (sample.mean(axis) for sample in samples)
+    return first - second[0] if second else first
+
+
+def _alpha(answers: list[Answer], raters: list[str]) -> float | None:
+    """None where fewer than two raters share an item, or all gave one and the same rating."""
+    import krippendorff
+
+    codes = sorted({answer.code for answer in answers})
+    table = np.full((len(raters), len(codes)), np.nan)
+    for a in answers:
+        if a.rating is not None:
+            table[raters.index(a.rater), codes.index(a.code)] = a.rating
+    shared = table[:, (~np.isnan(table)).sum(0) > 1]
+    if len(np.unique(shared[~np.isnan(shared)])) < 2:
+        return None
+    return float(krippendorff.alpha(table, level_of_measurement="ordinal"))
+
+
+def told(found: dict[str, Any]) -> str:
+    """The analysis as a table for a terminal."""
+    lines = [f"{'basis':<28}{'units':>7}{'ratings':>9}{'can’t say':>11}{'mean':>7}   95 % interval over units"]
+    for row in found["bases"]:
+        counts = f"{row['units']:>7}{row['ratings']:>9}{row['cant_say']:>11}"
+        lines.append(f"{row['basis']:<28}{counts}{_number(row['mean']):>7}   {_range(row)}")
+    lines += [f"{p['a']} − {p['b']}: {_number(p['difference'], '+.2f')} {_range(p, '+.2f')}" for p in found["pairs"]]
+    lines.append(f"raters agree: Krippendorff's alpha {_number(found['alpha'])} (1: fully, 0: as by chance)")
+    for row in found["raters"]:
+        left = "" if row["kept"] else "; left out"
+        lines.append(
+            f"{row['rater']}: {row['answered']} answers, {row['failed']} of {row['checks']} checks failed{left}"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _range(row: dict[str, Any], form: str = ".2f") -> str:
+    return "" if row["low"] is None else f"[{row['low']:{form}}, {row['high']:{form}}]"

@@ -1,0 +1,143 @@
+"""The live viewer's addresses: pages and files of the report, search, label edits, ratings."""
+
+import base64
+import io
+import json
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from saelab.errors import UserError
+from saelab.images.decode import Unreadable, decode
+from saelab.report.live import guard, pages
+from saelab.report.live.rating import Study
+from saelab.report.live.search import Search
+from saelab.report.live.store import Edits, Ratings, line
+
+UPLOAD = 8 * 2**20  # bytes of a picture at most
+QUESTION = 64 * 2**10  # bytes of any other body
+WORDS = 300  # characters of a search at most
+TOP = 8  # units shown of each basis
+PREVIEW = 512  # longer side of a searched picture on its page
+FOLDERS = ("assets", "data", "thumbs", "takeaway")  # of the report; nothing else is served
+
+
+def application(report: Path, search: Search, study: Study, folder: Path) -> Starlette:
+    """The viewer of the report in `report`; what people say is kept in `folder`."""
+    viewer = Viewer(search, Edits(search.run, folder), Ratings(study, folder))
+    routes: list[Route | Mount] = [
+        Route("/", lambda request: RedirectResponse("index.html")),
+        Route("/{page}.html", viewer.page),
+        Route("/api/edits", viewer.edits),
+        Route("/api/edits", viewer.edit, methods=["POST"]),
+        Route("/api/search", viewer.find),
+        Route("/api/search", viewer.find_upload, methods=["POST"]),
+        Route("/api/rating", viewer.question),
+        Route("/api/rating", viewer.rate, methods=["POST"]),
+        Mount("/live", StaticFiles(directory=str(files("saelab.report") / "static" / "live"))),
+    ]
+    routes += [Mount(f"/{name}", StaticFiles(directory=report / name)) for name in FOLDERS if (report / name).is_dir()]
+    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {UserError: _told, HTTPException: _said}
+    return Starlette(routes=routes, middleware=[Middleware(guard.Guard)], exception_handlers=handlers)
+
+
+class Viewer:
+    """Answers of one run's viewer."""
+
+    def __init__(self, search: Search, edits: Edits, ratings: Ratings) -> None:
+        self.search, self.labels, self.ratings = search, edits, ratings
+        self.pages = pages.render(search.run)
+
+    async def page(self, request: Request) -> Response:
+        """A page of the report, or one that only the live viewer has."""
+        text = self.pages.get(request.path_params["page"])
+        if text is None:
+            raise HTTPException(404, "there is no such page")
+        return HTMLResponse(text, headers={"content-security-policy": guard.policy(text)})
+
+    async def edits(self, request: Request) -> Response:
+        """Labels that people changed: basis -> unit -> what it is now, and who made it so."""
+        return JSONResponse(await run_in_threadpool(self.labels.current))
+
+    async def edit(self, request: Request) -> Response:
+        """Change a label: `{"basis", "unit", "label", "who"}`."""
+        asked = await _json(request)
+        given = [asked.get(key) for key in ("basis", "unit", "label", "who")]
+        return JSONResponse(await run_in_threadpool(self.labels.edit, *given))
+
+    async def find(self, request: Request) -> Response:
+        """Units for words, `?text=`, or for a picture of the run, `?image=`."""
+        text, image = request.query_params.get("text"), request.query_params.get("image")
+        if text is not None:
+            if not 0 < len(text.strip()) <= WORDS:
+                raise UserError("text", text[:40], f"is empty or longer than {WORDS} characters", "ask in a few words")
+            return JSONResponse({"found": await run_in_threadpool(self.search.by_text, text.strip(), TOP)})
+        images = self.search.run.images
+        if image is None or not image.isascii() or not image.isdigit() or int(image) >= len(images):
+            raise UserError("image", str(image)[:40], "is no image of this run", f"use 0 to {len(images) - 1}")
+        return await run_in_threadpool(self._answer, lambda: images.load(int(image)))
+
+    async def find_upload(self, request: Request) -> Response:
+        """Units for the picture that is the request's body."""
+        data = await guard.body(request, UPLOAD)
+        return await run_in_threadpool(self._answer, lambda: decode(data, self.search.run.images.square))
+
+    async def question(self, request: Request) -> Response:
+        """The next item for `?rater=`, without a word on where it comes from."""
+        rater = line("name", request.query_params.get("rater"))
+        answered = {a.code for a in await run_in_threadpool(self.ratings.answers) if a.rater == rater}
+        left = [item for item in self.ratings.study.order(rater) if item.code not in answered]
+        item = {"code": left[0].code, "label": left[0].label, "images": left[0].images} if left else None
+        return JSONResponse({"item": item, "done": len(answered), "of": len(answered) + len(left)})
+
+    async def rate(self, request: Request) -> Response:
+        """Keep an answer: `{"rater", "code", "rating"}`."""
+        asked = await _json(request)
+        given = [asked.get(key) for key in ("rater", "code", "rating")]
+        await run_in_threadpool(self.ratings.add, *given)
+        return JSONResponse({"kept": True})
+
+    def _answer(self, load: Callable[[], Image.Image]) -> Response:
+        try:
+            picture = load()
+        except Unreadable as error:
+            raise HTTPException(415, f"not a picture that can be read: {error}") from None
+        found = self.search.by_picture(picture, TOP)
+        return JSONResponse({"found": found, "picture": _preview(picture)})
+
+
+def _preview(picture: Image.Image) -> str:
+    """A small copy as a data address."""
+    small, file = picture.copy(), io.BytesIO()
+    small.thumbnail((PREVIEW, PREVIEW))
+    small.save(file, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    try:
+        found = json.loads(await guard.body(request, QUESTION))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise HTTPException(400, "a JSON object was expected")
+    return found
+
+
+async def _told(request: Request, error: UserError) -> Response:
+    return JSONResponse({"error": str(error)}, 400)
+
+
+async def _said(request: Request, error: HTTPException) -> Response:
+    return JSONResponse({"error": error.detail}, error.status_code)

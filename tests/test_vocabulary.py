@@ -1,6 +1,9 @@
 """Vocabularies: one label for all its spellings, every source kept, clear words for a bad file."""
 
+import dataclasses
+
 import pytest
+from small_images import coloured
 
 from saelab.errors import UserError
 from saelab.label import vocabulary
@@ -36,10 +39,21 @@ def test_files_are_read_and_bad_ones_are_told_apart(tmp_path):
         (f"file:{latin}", "UTF-8"),
         (f"file:{empty}", "no label"),
         ("file:nowhere.txt", "no such"),
+        (f"file:{tmp_path}", "can't be read"),
         ("wikipedia", "unknown"),
     ]:
         with pytest.raises(UserError, match=word):
             vocabulary.build([source])
+
+
+def test_pictures_without_classes_add_no_label_and_only_those_of_mine_do(tmp_path):
+    flat = coloured(tmp_path / "flat", 20)
+    assert vocabulary.build(["imagenet1k", "classes"], flat).labels == vocabulary.build(["imagenet1k"]).labels
+    with pytest.raises(UserError, match="none of these sources holds a label"):
+        vocabulary.build(["classes", "captions"], flat)
+    classes = tuple((f"thing {i}",) for i in range(20))
+    named = dataclasses.replace(flat, classes=classes)
+    assert set(vocabulary.build(["classes"], named).labels) == {f"thing {i}" for i in named.ids("mine")}
 
 
 def test_imagenet_names_stand_in_the_order_of_the_logits():

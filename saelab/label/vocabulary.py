@@ -6,6 +6,7 @@ a proposer adds.
 """
 
 import csv
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.names import imagenet21k_names, imagenet_names
+
+log = logging.getLogger("saelab")
 
 SOURCES = ("imagenet1k", "imagenet21k", "wordnet_nouns", "classes", "captions", "file:PATH")
 
@@ -78,16 +81,18 @@ def pool(entries: Iterable[tuple[str, tuple[str, ...]]], keep_underscores: bool 
 def build(sources: Sequence[str], images: ImageSet | None = None, keep_underscores: bool = False) -> Vocabulary:
     """The vocabulary of these sources, in their order.
 
-    Raises UserError for an unknown source, an unreadable or empty file, or images without classes or captions.
+    Images without classes or captions add none (said in the log), so one list of sources serves all kinds of sets.
+    Raises UserError for an unknown source, an unreadable or empty file, or where no source holds a label.
     """
     entries: list[tuple[str, tuple[str, ...]]] = []
     for source in sources:
         labels = _read(source, images)
         if not labels:
-            raise UserError("vocabulary", source, "holds no label", "give another source, or one label a line")
+            log.info("vocabulary: the pictures have no %s", source)
         entries.extend((label, (source,)) for label in labels)
     if not entries:
-        raise UserError("vocabulary", "[]", "no source given", f"known: {', '.join(SOURCES)}")
+        remedy = f"add one that does: {', '.join(SOURCES)}"
+        raise UserError("vocabulary", list(sources), "none of these sources holds a label", remedy)
     return pool(entries, keep_underscores)
 
 
@@ -141,6 +146,8 @@ def read_file(path: Path) -> list[str]:
         text = path.expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError("vocabulary", f"file:{path}", "there is no such file", "check the path") from None
+    except OSError as error:
+        raise UserError("vocabulary", f"file:{path}", f"can't be read ({error.strerror})", "give a text file") from None
     except UnicodeDecodeError as error:
         remedy = "save the file as UTF-8 (iconv -f ISO-8859-1 -t UTF-8 does it)"
         raise UserError("vocabulary", f"file:{path}", f"is not UTF-8 (byte {error.start})", remedy) from None

@@ -1,4 +1,7 @@
-"""Every experiment composes, and its way from pictures to labels runs, with random weights, on a dozen pictures."""
+"""Every experiment, and a CNN and a ViT of every host family, go the quickstart's way on a dozen pictures.
+
+Random weights, but for the two networks whose weights packages carry.
+"""
 
 import json
 from pathlib import Path
@@ -32,7 +35,7 @@ TINY = [
 def places(tmp_path_factory):
     """A dozen pictures; a tiny CLIP known to open_clip; a tiny DINOv2 in a local folder."""
     import open_clip
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
 
     folder = tmp_path_factory.mktemp("experiments")
     coloured(folder / "pictures", 12, size=64)
@@ -41,29 +44,64 @@ def places(tmp_path_factory):
     tiny = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
     (folder / "configs").mkdir()
     (folder / "configs" / "tiny-for-tests.json").write_text(json.dumps(tiny))
+    convolutions = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+    (folder / "configs" / "tiny-cnn-for-tests.json").write_text(json.dumps(tiny | {"vision_cfg": convolutions}))
     open_clip.add_model_config(folder / "configs")
     size = {"hidden_size": 32, "num_hidden_layers": 12, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
     Dinov2Model(Dinov2Config(**size)).save_pretrained(folder / "dinov2")
     square = {"height": 56, "width": 56}
     BitImageProcessor(size={"shortest_edge": 56}, crop_size=square).save_pretrained(folder / "dinov2")
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])).save_pretrained(folder / "resnet")
+    BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(
+        folder / "resnet"
+    )
     return folder
+
+
+def way(places, tmp_path, *overrides):
+    """The run of these overrides, as far as the labels."""
+    own = [f"root={tmp_path}", *TINY, "images=folder", f"images.root={places / 'pictures'}", *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run = Run(compose("quickstart", [text.format(places=places) for text in own]))
+    for basis in run.labelled:
+        rows = [json.loads(line) for line in (basis.labels.path / "labels.jsonl").read_text().splitlines()]
+        named = [row for row in rows if row["label"] is not None]
+        assert named and all(row["label"] in run.vocabulary.labels for row in named)
+        assert {row["status"] for row in rows if row["label"] is None} <= {"dead", "constant", "invalid"}
+    return run
+
+
+HOSTS = {
+    "timm_cnn": ("host=own", "host.name=timm:resnet18", "host.layers=[layer4]"),
+    "timm_vit": ("host=timm_vit", "host.name=timm:vit_tiny_patch16_224", "policy=patches"),
+    "torchvision_cnn": ("host=resnet50", "host.name=torchvision:resnet18"),
+    "torchvision_vit": ("host=own", "host.name=torchvision:vit_b_16", "host.layers=[encoder.layers.encoder_layer_10]"),
+    "transformers_cnn": ("host=own", "host.name=transformers:{places}/resnet", "host.layers=[encoder.stages.1]"),
+    "transformers_vit": ("host=dinov2_small", "host.name=transformers:{places}/dinov2", "policy=patches"),
+    "open_clip_cnn": ("host=own", "host.name=open_clip:tiny-cnn-for-tests", "host.layers=[layer4]"),
+    "open_clip_vit": ("host=own", "host.name=open_clip:tiny-for-tests", "host.layers=[transformer.resblocks.1]"),
+    "real_cnn": ("host=efficientnet_lite0",),
+    "real_vit": ("host=dinov2_small_focus", "policy=patches"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", HOSTS)
+def test_every_host_family_goes_the_same_way(family, places, tmp_path):
+    overrides = HOSTS[family]
+    if family.startswith("real"):
+        pytest.importorskip("efficientnet_lite_pytorch" if family == "real_cnn" else "onnx")
+        overrides = (*overrides, "host.weights=pretrained")
+    run = way(places, tmp_path, *overrides)
+    (store,) = run.caches.values()
+    assert {basis.kind for basis in run.labelled} == {"neuron", "sae", "random_rotation"}
+    assert store.tokens[:].std() > 1e-3  # something comes through
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_it_runs(experiment, places, tmp_path):
-    pictures = ["images=folder", f"images.root={places / 'pictures'}"]
-    own = [f"+experiment={experiment}", f"root={tmp_path}", *TINY, *pictures]
-    if experiment == "dinov2":
-        own.append(f"host.name=transformers:{places / 'dinov2'}")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("quickstart", own)
-    assert cfg.name == experiment
-    run = Run(cfg)
-    bases = run.labelled
-    assert {b.kind for b in bases} == set(cfg.bases)
-    for basis in bases:
-        rows = [json.loads(line) for line in (basis.labels.path / "labels.jsonl").read_text().splitlines()]
-        named = [row for row in rows if row["label"] is not None]
-        assert named and all(row["label"] in run.vocabulary.labels for row in named)
-        assert {row["status"] for row in rows if row["label"] is None} <= {"dead", "constant", "invalid"}
+    more = ["host.name=transformers:{places}/dinov2"] if experiment == "dinov2" else []
+    run = way(places, tmp_path, f"+experiment={experiment}", *more, "label.vocabulary=[classes,captions]")
+    assert run.cfg.name == experiment
+    assert {basis.kind for basis in run.labelled} == set(run.cfg.bases)

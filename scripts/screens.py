@@ -56,19 +56,23 @@ def _headline(layer: str, result: dict[str, Any]) -> list[str]:
     for metric in HEADLINE:
         means: dict[str, float | None] = {}
         for pair in pairs:
-            row = next(r for r in pair["results"] if r["metric"] == metric and r["counting"] == "all")
-            means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]}
+            row = _row(pair, metric)
+            means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]} if row else {}
         cells = "".join(f"{_number(means.get(g)):>19}" for g in groups)
         lines.append(f"{result['metrics'][metric]['title']:<26}{cells}   {_interval(main, metric)}")
     return lines
 
 
+def _row(pair: dict[str, Any], metric: str) -> dict[str, Any] | None:
+    """A metric's line over all units; None where no unit of a side has the number."""
+    found = (r for r in pair["results"] if r["metric"] == metric and r["counting"] == "all")
+    return next(found, None)
+
+
 def _interval(pair: dict[str, Any] | None, metric: str) -> str:
-    if pair is None:
-        return ""
-    row = next(r for r in pair["results"] if r["metric"] == metric and r["counting"] == "all")
-    if row["difference"] is None:
-        return "-"
+    row = _row(pair, metric) if pair else None
+    if row is None or row["difference"] is None:
+        return "-" if pair else ""
     return f"{row['difference']:+.3f} [{_number(row['low'], '+.3f')}, {_number(row['high'], '+.3f')}]"
 
 

@@ -4,6 +4,7 @@ The order is the way of the data (README): images -> caches -> saes -> bases -> 
 labels -> evaluations -> comparisons -> report. `Run` keeps what has been made, the time it took, and writes run.json.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -223,7 +224,10 @@ class Run:
             return self.mined
         mined = self.mined
         with self.timed("proposals"):
-            return [replace(b, proposals=propose_for(self, b, proposer)) for b in mined]
+            found = [replace(b, proposals=propose_for(self, b, proposer)) for b in mined]
+        if self.cfg.proposer.get("dry_run", False):
+            sys.exit(0)  # what asking would take has been printed; nothing is to follow from it
+        return found
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

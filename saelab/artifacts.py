@@ -75,19 +75,20 @@ def folder(root: Path | str, stage: str, name: str, recipe: Any) -> Path:
 def ensure(root: Path | str, stage: str, name: str, recipe: Any, build: Callable[[Path], None]) -> Artifact:
     """The artifact of `recipe`, built by `build(partial folder)` unless it is there and whole.
 
-    Two processes that want the same artifact take turns: the second finds it made. Raises UserError if the folder is
-    there but damaged (a file lost or of another size), and whatever `build` raises; the partial folder then stays
-    for the next try to resume from.
+    Two processes that want the same artifact take turns: the second finds it made. What is there is reused without
+    writing anything, so a root that can only be read serves too. Raises UserError if the folder is there but damaged
+    (a file lost or of another size), and whatever `build` raises; the partial folder then stays for the next try to
+    resume from.
     """
     recipe = plain(recipe)
     final = folder(root, stage, name, recipe)
+    if final.exists():
+        return _reused(final, recipe)
     partial = final.with_name(final.name + ".partial")
     final.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(final.with_name(final.name + ".lock")):
+    with locked(final.with_name(final.name + ".lock")):
         if final.exists():
-            check_whole(final)
-            log.info("reused  %s", final)
-            return Artifact(final, recipe, reused=True)
+            return _reused(final, recipe)
         log.info("%s %s", "resuming" if partial.exists() else "building", final)
         partial.mkdir(exist_ok=True)
         write_json(partial / "recipe.json", recipe)
@@ -105,23 +106,35 @@ def ensure_all(
 
     `build` is called once, with the partial folders of those that are not there yet, by their position in `wanted`.
     """
+    folders = [folder(root, stage, *each) for each in wanted]
+    # One order for every process, so that two never wait for each other's locks; a recipe that is named twice, once.
+    order = sorted({own: position for position, own in reversed(list(enumerate(folders)))}.items())
     missing: dict[int, Path] = {}
+    made: dict[Path, Artifact] = {}
 
-    def collect(position: int) -> list[Artifact]:
-        if position == len(wanted):
+    def collect(step: int) -> None:
+        if step == len(order):
             if missing:
                 build(missing)
-            return []
-        rest: list[Artifact] = []
+            return
+        own, position = order[step]
 
         def postpone(partial: Path) -> None:
             missing[position] = partial
-            rest.extend(collect(position + 1))
+            collect(step + 1)
 
-        own = ensure(root, stage, *wanted[position], postpone)
-        return [own, *(rest if position in missing else collect(position + 1))]
+        made[own] = ensure(root, stage, *wanted[position], postpone)
+        if position not in missing:
+            collect(step + 1)
 
-    return collect(0)
+    collect(0)
+    return [made[own] for own in folders]
+
+
+def _reused(final: Path, recipe: Any) -> Artifact:
+    check_whole(final)
+    log.info("reused  %s", final)
+    return Artifact(final, recipe, reused=True)
 
 
 def opened(path: Path | str) -> Artifact:
@@ -200,7 +213,8 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of this file: others who want it, in this process or another, wait until the block ends."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
         yield

@@ -52,11 +52,54 @@ def test_several_are_made_in_one_pass_and_only_those_that_are_missing(tmp_path):
             (folder / "seed.txt").write_text(str(position))
 
     made = artifacts.ensure_all(tmp_path, "sae", wanted, build)
-    assert passes == [[0, 2, 3]]
+    assert [sorted(positions) for positions in passes] == [[0, 2, 3]]
     assert [a.reused for a in made] == [False, True, False, False]
     assert [(a.path / "seed.txt").read_text() for a in made if not a.reused] == ["0", "2", "3"]
     again = artifacts.ensure_all(tmp_path, "sae", wanted, build)
     assert [a.path for a in again] == [a.path for a in made] and len(passes) == 1
+
+
+def test_a_recipe_named_twice_is_made_once(tmp_path):
+    wanted = [("sae", {"seed": seed}) for seed in (1, 0, 1)]
+    built: list = []
+
+    def build(missing: dict) -> None:
+        built.extend(missing)
+        for position, folder in missing.items():
+            (folder / "seed.txt").write_text(str(wanted[position][1]["seed"]))
+
+    made = artifacts.ensure_all(tmp_path, "sae", wanted, build)
+    assert sorted(built) == [0, 1] and made[0].path == made[2].path
+    assert [(a.path / "seed.txt").read_text() for a in made] == ["1", "0", "1"]
+
+
+def test_locks_are_taken_in_one_order_whatever_order_is_wanted(tmp_path):
+    """Two processes that want the same artifacts in other orders must not wait for each other for ever."""
+    code = textwrap.dedent("""
+        import sys, time
+        from saelab.artifacts import ensure_all
+        def build(missing):
+            time.sleep(0.1)
+            for folder in missing.values():
+                (folder / "x").write_text("x")
+        wanted = [("n", {"seed": seed}) for seed in (range(6) if sys.argv[2] == "up" else reversed(range(6)))]
+        for round in range(10):
+            ensure_all(sys.argv[1], f"s{round}", wanted, build)
+    """)
+    pair = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), way]) for way in ("up", "down")]
+    try:
+        assert [process.wait(timeout=60) for process in pair] == [0, 0]
+    finally:
+        for process in pair:
+            process.kill()
+
+
+def test_what_is_there_is_reused_without_writing(tmp_path):
+    made = artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once([]))
+    (tmp_path / "s" / (made.path.name + ".lock")).unlink()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path, *tmp_path.rglob("*"))}
+    assert artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once([])).reused
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path, *tmp_path.rglob("*"))} == before
 
 
 def test_the_digest_does_not_depend_on_the_process(tmp_path):

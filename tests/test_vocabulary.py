@@ -47,7 +47,7 @@ def test_files_are_read_and_bad_ones_are_told_apart(tmp_path):
 
 
 def test_pictures_without_classes_add_no_label_and_only_those_of_mine_do(tmp_path):
-    flat = coloured(tmp_path / "flat", 20)
+    flat = dataclasses.replace(coloured(tmp_path / "flat", 20), classes=((),) * 20, captions=(None,) * 20)
     assert vocabulary.build(["imagenet1k", "classes"], flat).labels == vocabulary.build(["imagenet1k"]).labels
     with pytest.raises(UserError, match="none of these sources holds a label"):
         vocabulary.build(["classes", "captions"], flat)

@@ -1,18 +1,15 @@
 """The loop: resume to the bit after a real kill, damage, several SAEs at once, two processes, bad input."""
 
+import itertools
 import json
 import logging
-import os
+import math
 import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sae_processes import killed_at, together
 
 from saelab.errors import UserError
 from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, fit_many, quality
@@ -20,46 +17,20 @@ from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, fit_many, qual
 CONFIG = SAEConfig(10, 48, k=3, lr=2e-3, dead_after=300)
 TRAIN = TrainConfig(batch_size=64, steps=40, log_every=3, checkpoint_every=5)
 
-PROGRAM = """
-import sys, time, torch
-import numpy as np
-from saelab.sae import SAEConfig, TrainConfig, fit
-torch.set_num_threads(1)
-x = np.load(sys.argv[1], mmap_mode="r")
-config = SAEConfig(10, 48, rule=sys.argv[3], k=3, lr=2e-3, dead_after=300)
-train = TrainConfig(batch_size=64, steps=40, log_every=3, checkpoint_every=5)
-slow = lambda which, step, numbers: (print(step, flush=True), time.sleep(0.02))
-fit(x, config, train, sys.argv[2], logger=slow, progress=False)
-print("done", flush=True)
-"""
-
 
 def tokens(n: int = 900, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(2.0, 1.0, (n, 10)).astype(np.float16)
-
-
-def run(file: Path, folder: Path, rule: str, kill_at: int | None) -> bool:
-    """Train in another process, killed once it has logged step `kill_at`; True if it came to the end."""
-    command = [sys.executable, "-c", PROGRAM, str(file), str(folder), rule]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout:
-            if kill_at is not None and line.strip() != "done" and int(line) >= kill_at:
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        return process.returncode == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["topk", "batchtopk"])
 def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(tmp_path, rule):
     np.save(tmp_path / "x.npy", tokens())
-    assert run(tmp_path / "x.npy", tmp_path / "whole", rule, None)
+    assert killed_at(math.inf, tmp_path / "x.npy", tmp_path / "whole", rule)
     chance = random.Random(7)
     for _ in range(5):
-        assert not run(tmp_path / "x.npy", tmp_path / "killed", rule, chance.randrange(4, 38))
-    assert run(tmp_path / "x.npy", tmp_path / "killed", rule, None)
+        assert not killed_at(chance.randrange(4, 38), tmp_path / "x.npy", tmp_path / "killed", rule)
+    assert killed_at(math.inf, tmp_path / "x.npy", tmp_path / "killed", rule)
     for name in ("sae.safetensors", "metrics.jsonl", "quality.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
 
@@ -138,6 +109,22 @@ def test_several_saes_in_one_pass_equal_each_alone_to_the_bit(tmp_path):
             assert (tmp_path / f"together{i}" / name).read_bytes() == (tmp_path / f"alone{i}" / name).read_bytes()
 
 
+def test_an_iterator_trains_as_the_array_that_it_spells_out(tmp_path):
+    x = tokens()
+    whole = fit(x, CONFIG, TRAIN, progress=False).sae
+    parts = (torch.from_numpy(part) for part in np.split(x, [100, 101, 640]))
+    for name, tensor in fit(parts, CONFIG, TRAIN, progress=False).sae.tensors().items():
+        assert torch.equal(tensor, whole.tensors()[name]), name
+    short = TrainConfig(batch_size=64, steps=5)
+    endless = fit(itertools.repeat(x[:70]), CONFIG, short, progress=False).sae
+    rows = np.concatenate([x[:70]] * 5)[: 5 * 64]
+    assert torch.equal(endless.W_dec, fit(rows, CONFIG, short, progress=False).sae.W_dec)
+    with pytest.raises(UserError, match="used up"):
+        fit(iter([]), CONFIG, TRAIN, progress=False)
+    with pytest.raises(UserError, match=r"chunks \[tokens, 10\]"):
+        fit([x[:50], x[:50, :4]], CONFIG, TRAIN, progress=False)
+
+
 def test_a_saved_sae_is_complete(tmp_path):
     x = torch.from_numpy(tokens().astype(np.float32))
     sae = fit(tokens(), SAEConfig(10, 48, rule="batchtopk", k=3), TRAIN, tmp_path, progress=False).sae
@@ -205,31 +192,13 @@ def test_fvu_is_measured_from_the_mean_not_from_zero():
     assert found["fvu"] == pytest.approx(1.0, abs=1e-5) and found["dead"] == 1.0 and found["l0"] == 0.0
 
 
-DISTRIBUTED = """
-import sys, torch, torch.distributed as dist
-import numpy as np
-from saelab.sae import SAEConfig, TrainConfig, fit
-torch.set_num_threads(1)
-rank, world, store, out, data, rule = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-if world > 1:
-    dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=world)
-config = SAEConfig(10, 48, rule=rule, k=3, lr=2e-3, dead_after=300)
-found = fit(np.load(data), config, TrainConfig(batch_size=64, steps=20, log_every=5), out, progress=False)
-if world > 1:
-    dist.destroy_process_group()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu"])
 def test_two_processes_give_the_result_of_one(tmp_path, rule):
     np.save(tmp_path / "x.npy", tokens())
-    for world in (1, 2):
-        places = [tmp_path / f"store{world}", tmp_path / f"out{world}", tmp_path / "x.npy"]
-        common = [str(world), *map(str, places), rule]
-        processes = [subprocess.Popen([sys.executable, "-c", DISTRIBUTED, str(r), *common]) for r in range(world)]
-        deadline = time.monotonic() + 300
-        assert [p.wait(max(1, deadline - time.monotonic())) for p in processes] == [0] * world
+    for size in (1, 2):
+        store, out = tmp_path / f"store{size}", tmp_path / f"out{size}"
+        assert together(size, store, tmp_path / "x.npy", out, rule) == [0] * size
     one, two = SAE.load(tmp_path / "out1"), SAE.load(tmp_path / "out2")
     for name, tensor in one.tensors().items():
         torch.testing.assert_close(two.tensors()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)

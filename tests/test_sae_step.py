@@ -215,3 +215,25 @@ def test_the_screen_finds_the_true_members_with_float32_values():
     pre = x @ W.T + bias
     torch.testing.assert_close(values, pre.gather(1, indices), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(values.sort(1).values, pre.topk(16).values.sort(1).values, rtol=1e-5, atol=1e-5)
+
+
+def test_auxk_without_a_count_of_the_silent_takes_the_same_steps():
+    config = SAEConfig(12, 64, k=3, lr=1e-3, auxk_k=4, auxk_stride=2, dead_after=200)
+    x = torch.randn(400, 12, generator=torch.Generator().manual_seed(3)) + 1.0
+    counting, fixed = Trainer(config, mean=x.mean(0), variance=12.0), Trainer(config, mean=x.mean(0), variance=12.0)
+    assert counting.counts_silent
+    fixed.counts_silent = False
+    worked = 0
+    for step in range(30):
+        for trainer in (counting, fixed):
+            if not trainer.weights:
+                trainer.start(x)
+                trainer.weights["b_enc"][:7] = -30.0  # silent from the start; at most an eighth: 8
+        batch = x[step % 8 * 50 :][:50]
+        ours, theirs = counting.step(batch), fixed.step(batch)
+        assert int(ours["silent"]) == int(theirs["silent"]) <= 8
+        worked += "auxk" in ours
+        torch.testing.assert_close(ours.get("auxk", torch.zeros(())), theirs["auxk"], rtol=1e-5, atol=1e-7)
+        for name, tensor in counting.weights.items():
+            torch.testing.assert_close(fixed.weights[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+    assert worked > 10

@@ -4,7 +4,8 @@ The order within an epoch is a keyed permutation that is computed row by row (a 
 so that it costs no memory however many rows there are, and any batch can be had without those before it.
 """
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,33 @@ class Batches:
             row = int(rows[int(bad[0])])
             remedy = "cache the layer again (float32 overflow?), or leave the row out"
             raise UserError("activations", self.name, f"row {row} holds NaN or an infinity", remedy)
+
+
+def spooled(chunks: Iterable[Any], most: int | None = None) -> Float[np.ndarray, "tokens d_in"]:
+    """Tokens that come in arrays or tensors [n, d_in], as a memory map over a temporary file without a name.
+
+    An iterator goes by once; from the file its tokens can be shuffled, gone through again and found after a kill. The
+    dtype is the first chunk's (float32 for bfloat16). Reading stops at `most` tokens, so that it may be without an end.
+    Raises UserError where nothing comes, and for a chunk that isn't [n, d_in] of one width.
+    """
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    seen, width, dtype = 0, 0, np.dtype(np.float32)
+    for chunk in chunks:
+        if isinstance(chunk, Tensor):
+            chunk = (chunk.float() if chunk.dtype == torch.bfloat16 else chunk).detach().cpu().numpy()
+        if getattr(chunk, "ndim", 0) != 2 or (seen and chunk.shape[1] != width):
+            wanted = f"chunks [tokens, {width or 'd_in'}]"
+            raise UserError("activations", getattr(chunk, "shape", type(chunk).__name__), wanted)
+        width, dtype = chunk.shape[1], dtype if seen else chunk.dtype
+        part = chunk[: None if most is None else most - seen]
+        file.write(np.ascontiguousarray(part, dtype=dtype).tobytes())
+        seen += len(part)
+        if seen == most:
+            break
+    if not seen:
+        raise UserError("activations", 0, "at least one token", "an iterator that was used up gives nothing")
+    file.flush()
+    return np.memmap(file, dtype=dtype, mode="r", shape=(seen, width))
 
 
 def permuted(places: np.ndarray, n: int, seed: int, epoch: int) -> Int[np.ndarray, "places"]:

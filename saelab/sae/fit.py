@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from saelab import artifacts
-from saelab.cache.batches import Batches
+from saelab.cache.batches import Batches, spooled
 from saelab.errors import UserError
 from saelab.sae import checkpoints, summary
 from saelab.sae.config import SAEConfig, TrainConfig
@@ -81,8 +81,9 @@ def fit_many(
     """Train several SAEs in one pass over the same batches.
 
     data      an array, memory map or tensor [tokens, d_in], any float dtype; or a Batches (its batch size and seed then
-              stand for `train`'s); `mean` [d_in] and total `variance` of it, where known (a cache's header); else they
-              are computed in a pass of float64
+              stand for `train`'s); or an iterable of chunks [n, d_in], which is written to a temporary file first (no
+              more of it than `train.steps` batches, where that is given)
+    mean      [d_in], and total `variance`, of the data, where known (a cache's header); else computed, in float64
     folders   where to write, one for each config; checkpoints lie in `checkpoints/` while training, and the same call
               after a kill goes on from the last. None: nothing is written, nothing can be resumed
     logger    called with (index of the config, step, numbers) each time a line goes to metrics.jsonl
@@ -91,7 +92,7 @@ def fit_many(
     recipe, and a loss that is no longer finite (the last good checkpoint then stays where it is).
     """
     train = train or TrainConfig()
-    batches = data if isinstance(data, Batches) else Batches(data, train.batch_size, train.seed)
+    batches = _batches(data, train)
     for config in configs:
         if config.d_in != batches.d_in:
             raise UserError("d_in", config.d_in, f"the activations have {batches.d_in}", "set d_in to the cache's")
@@ -104,6 +105,14 @@ def fit_many(
     ]
     _loop(runs, batches, train, logger, progress)
     return [run.finish(batches) for run in runs]
+
+
+def _batches(data: Any, train: TrainConfig) -> Batches:
+    if isinstance(data, Batches):
+        return data
+    if not hasattr(data, "ndim"):
+        data = spooled(data, None if train.steps is None else train.steps * train.batch_size)
+    return Batches(data, train.batch_size, train.seed)
 
 
 def moments(batches: Batches, chunk: int = 16_384) -> tuple[np.ndarray, float]:

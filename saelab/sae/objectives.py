@@ -106,7 +106,9 @@ def keep(
         pairs = sparse.Pairs(values, flat % config.latents, sparse.starts(rows, batch))
     level, level_weights = _levels(pairs, config)
     if level is not None:
-        rows = torch.arange(batch, device=centred.device).repeat_interleave(pairs.offsets.diff())
+        rows = torch.arange(batch, device=centred.device).repeat_interleave(
+            pairs.offsets.diff(), output_size=len(level)
+        )
         bags = level * batch + rows
         pairs = sparse.pairs_in_bags(pairs.values, pairs.latents, bags, len(level_weights) * batch)
     return pairs, level_weights.to(centred), smallest
@@ -146,15 +148,21 @@ def auxk_gradients(
 
 def _levels(pairs: sparse.Pairs, config: SAEConfig) -> tuple[Tensor | None, Tensor]:
     """Each pair's level (None: there is one level) and the levels' weights in the loss."""
+    device = pairs.latents.device  # all made there: a copy from the host would wait for the device
     if config.prefixes:
-        edges = torch.tensor(config.prefix_sizes, device=pairs.latents.device)
-        return torch.searchsorted(edges, pairs.latents, right=True), torch.full((len(edges),), 1 / len(edges))
-    if config.multi_topk:
-        by_row = pairs.values.view(-1, 4 * config.k)
-        level = torch.ones_like(by_row, dtype=torch.long)
-        level.scatter_(1, by_row.topk(config.k, dim=1, sorted=False).indices, 0)
-        return level.view(-1), torch.tensor([1.0, 1 / 8])
-    return None, torch.ones(1)
+        sizes = config.prefix_sizes
+        level = torch.zeros_like(pairs.latents)
+        for size in sizes:
+            level += pairs.latents >= size
+        return level, torch.full((len(sizes),), 1 / len(sizes), device=device)
+    level_weights = torch.ones(1 + config.multi_topk, device=device)
+    if not config.multi_topk:
+        return None, level_weights
+    level_weights[1] = 1 / 8
+    by_row = pairs.values.view(-1, 4 * config.k)
+    level = torch.ones_like(by_row, dtype=torch.long)
+    level.scatter_(1, by_row.topk(config.k, dim=1, sorted=False).indices, 0)
+    return level.view(-1), level_weights
 
 
 def _share_of_batch(pre: Tensor, count: int, world: World) -> tuple[Tensor, Tensor]:

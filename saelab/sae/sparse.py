@@ -104,7 +104,7 @@ def sampled_products(
     if left.device.type in ("cpu", "cuda"):
         pattern = _csr(offsets, columns, right.new_zeros(len(columns)), (len(left), len(right)))
         return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
-    of_pair = torch.arange(len(left), device=left.device).repeat_interleave(offsets.diff())
+    of_pair = torch.arange(len(left), device=left.device).repeat_interleave(offsets.diff(), output_size=len(columns))
     step = max(1, GATHERED // left.shape[1])
     cuts = zip(of_pair.split(step), columns.split(step), strict=True)
     return torch.cat([(left[i] * right[j]).sum(1) for i, j in cuts])

@@ -20,6 +20,7 @@ from saelab.sae.select import fast_bfloat16
 from saelab.sae.world import World
 
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value
+POOL = 8  # on devices that are not waited for, AuxK works on up to an eighth of the latents at once
 START_THRESHOLD = 1e-3  # jumprelu's first threshold, in units of the activations' spread
 
 
@@ -40,6 +41,7 @@ class Trainer:
         self.config, self.device, self.world = config, torch.device(device), World()
         auto = config.screen == "auto" and config.rule == "topk" and fast_bfloat16(self.device)
         self.screened = auto or config.screen == "bfloat16"
+        self.counts_silent = self.device.type == "cpu"  # elsewhere, a count waits for the device
         self.steps = 0
         self._given = (mean, variance)
         self.weights: dict[str, Tensor] = {}
@@ -111,11 +113,11 @@ class Trainer:
         """One full optimiser step on raw activations (this process' share of the batch).
 
         Returns 0-d tensors on the device: loss, fvu, l0, silent (latents silent for `dead_after` tokens), and auxk
-        where it ran. Raises UserError where x has another width than `d_in`.
+        where it ran (0 where nothing was silent). Raises UserError where x has another width than `d_in`.
         """
         if x.ndim != 2 or x.shape[1] != self.config.d_in:
             raise UserError("activations", tuple(x.shape), f"[batch, {self.config.d_in}]", "set d_in to the cache's")
-        x = x.to(self.device, torch.float32)
+        x = x.to(self.device, torch.float32, non_blocking=self.device.type == "cuda")
         if not self.weights:
             self.start(x)
         tokens = len(x) * self.world.size
@@ -146,7 +148,7 @@ class Trainer:
         found, error = objectives.sparse_gradients(
             weights, centred, pre, self.config, self.variance, tokens, self._grads, self.world
         )
-        columns = self._silent_columns()
+        columns, silent = self._silent_columns()
         if len(columns):
             error = error[::stride]
             power = self.world.sum_(error.square().sum()).clamp(min=1e-30)
@@ -154,18 +156,27 @@ class Trainer:
                 few = torch.addmm(weights["b_enc"][columns], centred[::stride], weights["W_enc"][columns].T)
             else:
                 few = pre[::stride][:, columns]
+            if silent is not None:
+                few = few.masked_fill(~silent, -torch.inf)
             grads, loss = objectives.auxk_gradients(weights, centred[::stride], few, error, columns, self.config, power)
             for name in ("W_enc", "b_enc", "W_dec"):
                 found.grads[name].index_add_(0, columns, grads[name])
             found.grads["b_dec"] += grads["b_dec"]
-            found.metrics["auxk"] = loss
+            found.metrics["auxk"] = loss if silent is None else loss * silent.any()
         return found
 
-    def _silent_columns(self) -> Tensor:
-        """Latents that AuxK is to bring back."""
+    def _silent_columns(self) -> tuple[Tensor, Tensor | None]:
+        """Latents that AuxK is to bring back; and which of them are silent (None: all).
+
+        Where a count would make the host wait for the device, a fixed number: those that have been silent for longest.
+        """
         if not self.config.auxk_weight:
-            return self.silent.new_empty(0)
-        return (self.silent >= self.config.dead_after).nonzero().squeeze(1)
+            return self.silent.new_empty(0), None
+        if self.counts_silent:
+            return (self.silent >= self.config.dead_after).nonzero().squeeze(1), None
+        pool = max(self.config.aux_latents, self.config.latents // POOL)
+        longest, columns = self.silent.topk(min(pool, self.config.latents), sorted=False)
+        return columns, longest >= self.config.dead_after
 
     def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.weights.items()}

@@ -1,0 +1,79 @@
+"""Real processes that train: to be killed, or to train together.
+
+They are forked from a server that has imported saelab once: importing it in each of them took most of their time.
+"""
+
+import multiprocessing
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["saelab.sae", "saelab.sae.summary", "torch.distributed", "matplotlib.pyplot"])
+PATIENCE = 240  # seconds that a process may take before the test gives up on it
+
+
+def killed_at(step: float, file: Path, folder: Path, rule: str) -> bool:
+    """Train in a process, sent SIGKILL once it has logged `step` (or one after it); True if it came to the end."""
+    ours, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_train, args=(theirs, file, folder, rule))
+    process.start()
+    theirs.close()
+    try:
+        while ours.poll(PATIENCE):
+            if ours.recv() >= step:
+                process.kill()
+                break
+    except EOFError:  # it has ended, and with it its side of the pipe
+        pass
+    process.join(PATIENCE)
+    return process.exitcode == 0
+
+
+def together(size: int, store: Path, file: Path, folder: Path, rule: str) -> list[int | None]:
+    """Train one SAE in `size` processes; their exit codes (None: still running, and killed for it)."""
+    processes = [CONTEXT.Process(target=_share, args=(r, size, store, file, folder, rule)) for r in range(size)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def _config(rule: str):
+    from saelab.sae import SAEConfig
+
+    return SAEConfig(10, 48, rule=rule, k=3, lr=2e-3, dead_after=300)
+
+
+def _train(log: Connection, file: Path, folder: Path, rule: str) -> None:
+    import torch
+
+    from saelab.sae import TrainConfig, fit
+
+    torch.set_num_threads(1)
+    train = TrainConfig(batch_size=64, steps=40, log_every=3, checkpoint_every=5)
+
+    def slow(which: int, step: int, numbers: dict[str, float]) -> None:
+        log.send(step)
+        time.sleep(0.02)
+
+    fit(np.load(file, mmap_mode="r"), _config(rule), train, folder, logger=slow, progress=False)
+
+
+def _share(rank: int, size: int, store: Path, file: Path, folder: Path, rule: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from saelab.sae import TrainConfig, fit
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    fit(np.load(file), _config(rule), TrainConfig(batch_size=64, steps=20, log_every=5), folder, progress=False)
+    dist.destroy_process_group()

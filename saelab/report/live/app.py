@@ -128,7 +128,7 @@ def _preview(picture: Image.Image) -> str:
 async def _json(request: Request) -> dict[str, Any]:
     try:
         found = json.loads(await guard.body(request, QUESTION))
-    except ValueError:
+    except (ValueError, RecursionError):  # not JSON, or nested without end
         found = None
     if not isinstance(found, dict):
         raise HTTPException(400, "a JSON object was expected")

@@ -32,8 +32,7 @@ def write(study: Study, images: ImageSet, raters: int, folder: Path) -> list[Pat
     for number in range(1, raters + 1):
         name = f"sheet-{number:02d}"
         items = study.order(name)
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["item", "rating"], *([item.code, ""] for item in items)])
+        _empty(folder / f"{name}.csv", items)
         page = folder / f"{name}.html"
         text = template.render(name=name, study=study.name, items=items, pictures=pictures, credit=images.credit)
         page.write_text(text, encoding="utf-8")
@@ -58,6 +57,13 @@ def read(paths: Sequence[Path], study: Study) -> list[Answer]:
     if len({path.stem for path in paths}) < len(paths):
         raise UserError("sheets", ", ".join(map(str, paths)), "two have one name", "name each after its rater")
     return [answer for path in paths for answer in _read(path, codes)]
+
+
+def _empty(path: Path, items: list[Item]) -> None:
+    """A CSV to fill in; one that is there may be filled in already, and stays."""
+    if not path.exists():
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["item", "rating"], *([item.code, ""] for item in items)])
 
 
 def _read(path: Path, codes: set[str]) -> list[Answer]:

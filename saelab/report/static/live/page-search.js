@@ -52,7 +52,7 @@ async function drawn(run, answer, what) {
   }))
   const asked = answer.picture ? h("img.photo.asked", { src: answer.picture, alt: what }) : null
   const scale = answer.picture ? h("p.note", null, "Ranked by the share of images that fire the unit less. Heat:", heatScale()) : null
-  return [h("h2", null, `Units for ${what}`), asked, scale, answer.picture ? parts : h("div.two", null, parts)].filter(Boolean)
+  return [h("h2", null, `Units for ${what}`), asked, scale, answer.picture ? parts : h("div.two", null, parts)].flat().filter(Boolean)
 }
 
 const labelOf = (summary, unit) => (summary.label[unit] < 0 ? "no label" : summary.labels[summary.label[unit]])

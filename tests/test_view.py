@@ -1,0 +1,526 @@
+"""The live viewer on loopback: search against brute force, edits, blind rating, and everything it must refuse."""
+
+import base64
+import http.client
+import io
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from PIL import Image
+from report_fixture import MINING, Filters, World, crops, write_run
+from servers import free_port
+from view import listen
+
+from saelab.hosts import Host
+from saelab.hosts.transform import Transform
+from saelab.report import build, reading
+from saelab.report.live import Models, Search, application, rating, store
+
+FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+STUDY = rating.StudySettings(per_basis=4, checks=2, shown=5)
+
+
+class Words:
+    """The fixture's space of words as an encoder: a text lies at the mean of the words in it."""
+
+    name, recipe = "words", {"encoder": "words"}
+
+    def __init__(self, world: World) -> None:
+        self.words, self.vectors, self.d_text = world.words, world.t, world.t.shape[1]
+
+    def embed_sentences(self, sentences: Sequence[str]) -> torch.Tensor:
+        means = [self.vectors[[w in s.split() for w in self.words]].mean(0) for s in sentences]
+        return torch.stack(means) / torch.stack(means).norm(dim=1, keepdim=True)
+
+
+class Reply(NamedTuple):
+    """An HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+class Viewer:
+    """A real server on loopback with real requests."""
+
+    def __init__(self, report: Path, run: reading.Run, models: Models, folder: Path) -> None:
+        self.run, self.folder, self.loads, self.world = run, folder, [], None
+        self.study = rating.draw(run, STUDY)
+        self.listening = listen(0)
+        self.port = self.listening.getsockname()[1]
+        app = application(report, Search(run, models), self.study, folder)
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        self.thread = threading.Thread(target=self.server.run, args=([self.listening],))
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+
+    def ask(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> Reply:
+        """One request with just the headers given (underscores are dashes) and the path as it stands."""
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        link.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in {"host": f"127.0.0.1:{self.port}", **headers}.items():
+            link.putheader(name.replace("_", "-"), value)
+        if method == "POST":
+            link.putheader("content-length", str(len(body)))
+        link.endheaders(body if method == "POST" else None)
+        reply = link.getresponse()
+        answer = Reply(reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read())
+        link.close()
+        return answer
+
+    def post(self, path: str, value) -> Reply:
+        """As our own pages do."""
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        return self.ask(path, "POST", body, origin=f"http://127.0.0.1:{self.port}")
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+        self.listening.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("live")
+    run = write_run(folder)
+    return run, build(run, folder / "runs" / "report" / "fixture").parent
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.of(crops())
+
+
+def models_of(world: World, loads: list[str]) -> Models:
+    def load(what: str, value):
+        loads.append(what)
+        return value
+
+    host = Host(Filters(), Transform(100, (92, 92), mean=(0.5,) * 3, std=(0.25,) * 3), "filters")
+    return Models(
+        encoder=lambda: load("encoder", Words(world)),
+        embeddings=lambda: load("embeddings", world.e),
+        host=lambda: load("host", host),
+        mining=MINING,
+        scorer="pearson",
+        policy="all",
+        pool="max",
+    )
+
+
+@pytest.fixture
+def viewer(made, world, tmp_path) -> Iterator[Viewer]:
+    loads: list[str] = []
+    viewer = Viewer(made[1], clear(reading.read(made[0])), models_of(world, loads), tmp_path / "said")
+    viewer.loads, viewer.world = loads, world
+    yield viewer
+    viewer.stop()
+
+
+def clear(run: reading.Run) -> reading.Run:
+    """The run with scorers' best labels only: of eight words, six are somebody's runner-up, and no check is left."""
+    for basis in run.bases:
+        for row in basis.labels:
+            for entry in row["scores"].values():
+                entry["runners_up"] = []
+    return run
+
+
+def dense(run: reading.Run, name: str) -> np.ndarray:
+    """[images, units]."""
+    return next(b for b in run.bases if b.name == name).acts.toarray()
+
+
+# ---- search ----
+
+
+def test_words_find_the_units_whose_activations_follow_them(viewer):
+    found = viewer.ask("/api/search?text=blue+flower").json["found"]
+    assert [part["basis"] for part in found] == [b.name for b in viewer.run.bases]
+    mine = viewer.run.images.ids("mine")
+    truth = (viewer.world.e @ Words(viewer.world).embed_sentences(["blue flower"])[0]).numpy()[mine]
+    for part in found:
+        acts = dense(viewer.run, part["basis"])[mine].astype(np.float64)
+        moving = np.flatnonzero(acts.std(0) > 0)
+        r = {int(u): np.corrcoef(acts[:, u], truth)[0, 1] for u in moving}
+        best = sorted(r.values(), reverse=True)[: len(part["hits"])]
+        assert [hit["score"] for hit in part["hits"]] == pytest.approx(best, abs=1e-4)
+        assert [r[hit["unit"]] for hit in part["hits"]] == pytest.approx(best, abs=1e-4)
+
+
+def test_a_picture_of_the_run_fires_units_as_the_run_has_it(viewer):
+    image = int(viewer.run.images.ids("mine")[3])
+    answer = viewer.ask(f"/api/search?image={image}").json
+    mine = viewer.run.images.ids("mine")
+    for part in answer["found"]:
+        acts = dense(viewer.run, part["basis"])
+        assert part["hits"]
+        for hit in part["hits"]:
+            own = acts[image, hit["unit"]]
+            assert hit["activation"] == pytest.approx(own, rel=5e-3, abs=2e-3)
+            assert hit["share"] == pytest.approx(own / acts[:, hit["unit"]].max(), rel=5e-3, abs=2e-3)
+            others = np.delete(acts[mine, hit["unit"]], 3)
+            assert (others < own * 0.99).sum() / len(mine) <= hit["score"] + 1e-6
+            assert hit["score"] <= ((others < own * 1.01).sum() + 1) / len(mine) + 1e-6
+            cells = np.frombuffer(base64.b64decode(hit["cells"]), np.uint8)
+            assert cells.size == np.prod(part["grid"])
+            assert cells.max() == pytest.approx(255 * min(1, hit["share"]), abs=1)  # pooled by the maximum
+        assert [h["score"] for h in part["hits"]] == sorted((h["score"] for h in part["hits"]), reverse=True)
+
+
+def test_an_upload_is_answered_as_the_same_picture_of_the_run(viewer):
+    data = (viewer.run.images.path(7)).read_bytes()
+    assert viewer.post("/api/search", data).json == viewer.ask("/api/search?image=7").json
+
+
+def test_models_wait_for_the_first_search_that_needs_them(viewer):
+    viewer.ask("/unit.html")
+    viewer.ask("/api/edits")
+    assert viewer.loads == []
+    viewer.ask("/api/search?image=1")
+    assert viewer.loads == ["host"]
+
+
+@pytest.mark.parametrize(
+    "query", ["", "text=", "text=" + "a" * 301, "image=-1", "image=99999", "image=1.5", "image=%D9%A1"]
+)
+def test_searches_that_ask_nothing_are_told_so(viewer, query):
+    reply = viewer.ask(f"/api/search?{query}")
+    assert reply.status == 400 and any(remedy in reply.json["error"] for remedy in ("; use", "; ask"))
+
+
+# ---- label editing ----
+
+
+def edit(viewer: Viewer, label, unit: int = 2, basis: str = "neuron", who: str = "Ada") -> Reply:
+    return viewer.post("/api/edits", {"basis": basis, "unit": unit, "label": label, "who": who})
+
+
+def test_edits_say_who_when_what_was_and_leave_the_runs_labels_alone(viewer, made):
+    files = sorted(made[0].parent.glob("labels/*/*"))
+    before = [file.read_bytes() for file in files]
+    own = viewer.run.bases[0].labels[2]["label"]
+    assert edit(viewer, "  stone   steps ").status == 200
+    row = edit(viewer, "stairs", who="Bob").json
+    assert (row["old"], row["new"], row["who"]) == ("stone steps", "stairs", "Bob")
+    assert abs(time.time() - time.mktime(time.strptime(row["when"][:19], "%Y-%m-%dT%H:%M:%S"))) < 60
+    now = viewer.ask("/api/edits").json
+    assert now == {"neuron": {"2": {"label": "stairs", "was": own, "who": "Bob", "when": row["when"]}}}
+    assert [file.read_bytes() for file in files] == before
+    lines = (viewer.folder / "labels_edited.jsonl").read_text().splitlines()
+    assert [json.loads(line)["old"] for line in lines] == [own, "stone steps"]
+    edit(viewer, own)
+    assert viewer.ask("/api/edits").json == {"neuron": {}}
+    edit(viewer, None)
+    assert viewer.ask("/api/edits").json["neuron"]["2"]["label"] is None
+
+
+def test_edits_of_other_units_under_the_same_name_do_not_show(viewer):
+    edit(viewer, "stairs")
+    path = viewer.folder / "labels_edited.jsonl"
+    path.write_text(path.read_text().replace(viewer.run.bases[0].units.name, "neuron-of-another-model"))
+    assert viewer.ask("/api/edits").json == {}
+
+
+def test_edits_at_the_same_time_are_all_kept(viewer):
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda i: edit(viewer, f"word {i}", unit=i % 5), range(40)))
+    assert {reply.status for reply in replies} == {200}
+    rows = [json.loads(line) for line in (viewer.folder / "labels_edited.jsonl").read_text().splitlines()]
+    assert sorted(row["new"] for row in rows) == sorted(f"word {i}" for i in range(40))
+
+
+def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / "a.jsonl"
+    store.append(path, {"n": 1})
+    path.write_bytes(path.read_bytes() + b'{"n": 2, "te')
+    store.append(path, {"n": 3})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"n": 1}, {"n": 3}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"basis": "neurons"},
+        {"basis": ["neuron"]},
+        {"unit": 24},
+        {"unit": -1},
+        {"unit": "2"},
+        {"unit": True},
+        {"unit": 2.0},
+        {"label": ""},
+        {"label": " \n"},
+        {"label": "a" * 201},
+        {"label": 5},
+        {"label": "a\u0000b"},
+        {"who": ""},
+        {"who": None},
+    ],
+)
+def test_edits_of_nothing_or_by_nobody_are_refused(viewer, change):
+    reply = viewer.post("/api/edits", {"basis": "neuron", "unit": 2, "label": "stairs", "who": "Ada"} | change)
+    assert reply.status == 400 and "=" in reply.json["error"]
+    assert not (viewer.folder / "labels_edited.jsonl").exists()
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 60_000, b"\xff\xfe", b'"text"'])
+def test_what_is_no_json_object_is_refused(viewer, body):
+    assert viewer.post("/api/edits", body).status == 400
+
+
+# ---- blind rating ----
+
+
+def test_raters_see_each_item_once_in_their_own_order_and_nothing_of_the_basis(viewer):
+    seen = {}
+    for rater in ("ada", "bob"):
+        seen[rater] = []
+        while (answer := viewer.ask(f"/api/rating?rater={rater}").json)["item"]:
+            assert set(answer["item"]) == {"code", "label", "images"} and answer["of"] == len(viewer.study.items)
+            assert answer == viewer.ask(f"/api/rating?rater={rater}").json  # coming back changes nothing
+            seen[rater].append(answer["item"]["code"])
+            grade = None if len(seen[rater]) == 1 else 1 + len(seen[rater]) % 5
+            assert viewer.post("/api/rating", {"rater": rater, "code": seen[rater][-1], "rating": grade}).status == 200
+    assert sorted(seen["ada"]) == sorted(seen["bob"]) == sorted(item.code for item in viewer.study.items)
+    assert seen["ada"] != seen["bob"]
+    answers = store.Ratings(viewer.study, viewer.folder).answers()
+    assert {(a.rater, a.code): a.rating for a in answers}[("ada", seen["ada"][0])] is None
+    assert {(a.rater, a.code): a.rating for a in answers}[("bob", seen["bob"][2])] == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rating": 0}, {"rating": 6}, {"rating": "5"}, {"rating": True}, {"rating": 2.5}, {"code": "?"}, {"rater": ""}],
+)
+def test_answers_that_are_none_are_refused(viewer, change):
+    code = viewer.study.items[0].code
+    assert viewer.post("/api/rating", {"rater": "ada", "code": code, "rating": 3} | change).status == 400
+    assert not (viewer.folder / "ratings.jsonl").exists()
+
+
+# ---- who may ask ----
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1", "", "evil.example:80", "127.0.0.1@evil.example"]
+)
+def test_other_names_of_this_machine_are_refused(viewer, host):
+    for path in ("/index.html", "/data/run.js", "/api/edits"):
+        assert viewer.ask(path, host=host).status in (400, 403)
+
+
+def test_both_names_of_loopback_are_served(viewer):
+    for host in (f"127.0.0.1:{viewer.port}", f"localhost:{viewer.port}"):
+        assert viewer.ask("/index.html", host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [None, "null", "http://evil.example", "http://127.0.0.1", "https://127.0.0.1:{port}", "http://localhost:{port}"],
+)
+def test_changes_from_other_sites_are_refused(viewer, origin):
+    headers = {} if origin is None else {"origin": origin.format(port=viewer.port)}
+    for path in ("/api/edits", "/api/rating", "/api/search"):
+        assert viewer.ask(path, "POST", b"{}", **headers).status == 403
+
+
+def test_other_sites_may_link_to_a_page_but_not_load_from_it(viewer):
+    assert viewer.ask("/index.html", sec_fetch_site="cross-site", sec_fetch_mode="navigate").status == 200
+    for path in ("/data/run.js", "/api/search?text=red", "/thumbs/0/0.webp"):
+        assert viewer.ask(path, sec_fetch_site="cross-site", sec_fetch_mode="no-cors").status == 403
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "../report.json",
+        "..%2freport.json",
+        "%2e%2e/report.json",
+        "../../../fixture.json",
+        "..%5creport.json",
+        "%2fetc%2fpasswd",
+        "/etc/passwd",
+        "linked.js",
+        "....//report.json",
+        "x%00.js",
+    ],
+)
+def test_paths_do_not_lead_out_of_the_reports_folders(viewer, made, way):
+    link = made[1] / "data" / "linked.js"
+    if not link.is_symlink():
+        link.symlink_to(made[0])
+    for folder in ("assets", "data", "thumbs", "takeaway", "live"):
+        assert viewer.ask(f"/{folder}/{way}").status in (400, 404)
+
+
+def test_the_server_listens_on_loopback_only():
+    with listen(0) as listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
+
+
+def test_pages_carry_a_policy_that_names_no_other_place(viewer):
+    for page in ("index", "units", "unit", "compare", "methods", "search", "rate"):
+        reply = viewer.ask(f"/{page}.html")
+        rules = dict(rule.strip().split(" ", 1) for rule in reply.headers["content-security-policy"].split(";"))
+        assert rules["default-src"] == "'none'" and "unsafe" not in rules["script-src"]
+        assert rules["connect-src"] == "'self'" and rules["frame-ancestors"] == "'none'"
+        assert reply.headers["x-content-type-options"] == "nosniff"
+    assert viewer.ask("/nothing.html").status == 404
+
+
+def bomb() -> bytes:
+    """A PNG of few bytes that would unpack to 20,000 x 20,000 pixels."""
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 415),
+        (b"<html><script>alert(1)</script></html>", 415),
+        (b"\x80\x04\x95pickle", 415),
+        (b"\x89PNG\r\n\x1a\n" + b"0" * 99, 415),
+        (b"0" * (8 * 2**20 + 1), 413),
+    ],
+)
+def test_uploads_that_are_no_pictures_or_too_large_are_refused(viewer, body, status):
+    reply = viewer.post("/api/search", body)
+    assert reply.status == status and reply.json["error"] and viewer.loads == []
+
+
+def test_a_picture_that_unpacks_to_gigabytes_is_refused(viewer):
+    assert viewer.post("/api/search", bomb()).status == 415
+
+
+def test_only_the_methods_that_are_meant_work(viewer):
+    for method in ("PUT", "DELETE", "PATCH"):
+        reply = viewer.ask("/api/edits", method, origin=f"http://127.0.0.1:{viewer.port}")
+        assert reply.status == 405
+
+
+def test_a_port_that_is_taken_is_told_in_one_line():
+    from saelab.errors import UserError
+
+    port = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with pytest.raises(UserError, match=f"port={port}"):
+            listen(port)
+    with pytest.raises(UserError, match="port=70000"):
+        listen(70_000)
+
+
+# ---- in a browser ----
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the dev extra)")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=FLAGS.split())
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, viewer) -> Iterator:
+    faults = []
+    page = browser.new_page(base_url=f"http://127.0.0.1:{viewer.port}/")
+    page.on("console", lambda m: faults.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    home = (f"http://127.0.0.1:{viewer.port}/", "data:", "blob:")
+    page.on("request", lambda r: None if r.url.startswith(home) else faults.append(r.url))
+    yield page
+    assert faults == []
+    page.close()
+
+
+def opened(page, address: str):
+    page.goto(address)
+    page.wait_for_selector("main:not([aria-busy])")
+    shots = os.environ.get("SAELAB_SHOTS")
+    if shots:
+        page.screenshot(path=Path(shots) / f"{address.split('.')[0]}.png")
+
+
+@pytest.mark.browser
+def test_every_page_of_the_report_works_when_served(page):
+    for name in ("index", "units", "unit", "compare", "methods"):
+        opened(page, f"{name}.html")
+        assert page.inner_text("main h1")
+        assert page.locator(".fault:visible").count() == 0
+
+
+@pytest.mark.browser
+def test_a_changed_label_shows_on_every_page(page, viewer):
+    opened(page, "unit.html#neuron/2")
+    own = page.inner_text("h1")
+    page.click("details.edit summary")
+    page.fill("details.edit input[name=label]", "<b>steps</b> & stairs")
+    page.fill("details.edit input[name=who]", "Ada")
+    page.click("details.edit button >> nth=0")
+    page.wait_for_selector(".edited")
+    assert page.inner_text("h1") == "<b>steps</b> & stairs" and own in page.inner_text(".edited")
+    opened(page, "units.html#basis=neuron&q=stairs")
+    assert page.locator(".units td.name").all_inner_texts() == ["<b>steps</b> & stairs"]
+    opened(page, "unit.html#neuron/2")
+    page.click("details.edit summary")
+    page.click("details.edit button:has-text('Back to')")
+    page.wait_for_function("!document.querySelector('.edited')")
+    assert page.inner_text("h1") == own
+
+
+@pytest.mark.browser
+def test_search_by_words_by_picture_and_by_upload(page, viewer):
+    opened(page, "search.html")
+    page.fill("input[name=text]", "red flower")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".found .near li")
+    assert "text=red+flower" in page.url and page.locator(".found").count() == len(viewer.run.bases)
+    page.click(".samples a >> nth=1")
+    page.wait_for_selector(".found .pair canvas")
+    pairs = page.locator(".found .pair").count()
+    page.set_input_files("input[type=file]", viewer.run.images.path(0))
+    page.wait_for_selector(f"h2:has-text('{viewer.run.images.path(0).name}')")
+    assert page.locator(".found .pair").count() > 0 and pairs > 0
+    page.click(".found .pair a >> nth=0")
+    page.wait_for_selector(".crumbs")
+
+
+@pytest.mark.browser
+def test_rating_by_keyboard_to_the_end(page, viewer):
+    opened(page, "rate.html")
+    page.fill("input[name=who]", "ada")
+    page.keyboard.press("Enter")
+    total = len(viewer.study.items)
+    for i in range(total):
+        page.wait_for_selector(f".kicker:has-text('{i + 1} of {total}')")
+        assert page.locator(".sheet img").count() == STUDY.shown
+        page.keyboard.press("x" if i == 0 else "4")
+    page.wait_for_selector("h1:has-text('Done')")
+    ratings = [a.rating for a in store.Ratings(viewer.study, viewer.folder).answers()]
+    assert sorted(ratings, key=str) == [4] * (total - 1) + [None]

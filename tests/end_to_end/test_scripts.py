@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("seeds=[0,1]", "sae.train.epochs=3", "label.nulls=20", "label.mining.k=5", "workers=0", "device=cpu")
-SCORERS = {"csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed"}
+SCORERS = {"contrast_evidence", "csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed"}
 
 
 def run(script: str, folder: Path, pictures: Path, *more: str, check: bool = True) -> subprocess.CompletedProcess:
@@ -106,7 +106,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_labels(finished, pictur
     folder = tmp_path / "runs"
     command = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "images=folder", f"images.root={pictures}"]
     command += [f"root={folder}", "name=small", *SMALL]
-    for seconds in (9, 14, 19):
+    for seconds in (12, 17):
         going = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(seconds)
         going.send_signal(signal.SIGKILL)

@@ -80,6 +80,21 @@ def test_a_run_that_dies_goes_on_and_gives_the_same_vectors(pictures, tmp_path):
     torch.testing.assert_close(vectors, whole, rtol=0, atol=0)
 
 
+def test_a_run_that_goes_on_with_another_batch_size_mixes_no_rows(pictures, tmp_path):
+    whole = image_embeddings(pictures, Colours(), tmp_path / "whole", batch_size=1).images
+
+    class Dying(Colours):
+        def embed_batch(self, batch):
+            if len(self.seen) == 10:
+                raise KeyboardInterrupt
+            return super().embed_batch(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        image_embeddings(pictures, Dying(), tmp_path / "cut", batch_size=2)
+    vectors = image_embeddings(pictures, Colours(), tmp_path / "cut", batch_size=1).images
+    torch.testing.assert_close(vectors, whole, rtol=0, atol=0)
+
+
 def test_templates_are_averaged_and_only_renormalised_when_asked():
     encoder = Colours()
     plain = embed_templates(encoder.embed_sentences, ["red"], ("{}", "a {} or blue"), renormalize=False)
@@ -94,7 +109,12 @@ def test_templates_are_averaged_and_only_renormalised_when_asked():
 
 
 def test_unknown_encoders_are_named():
-    for name, word in [("clip", "unknown"), ("open_clip", "names no model"), ("open_clip:ViT-B-33/x", "ViT-B-32")]:
+    for name, word in [
+        ("clip", "unknown"),
+        ("open_clip", "names no model"),
+        ("open_clip:ViT-B-33/x", "ViT-B-32"),
+        ("open_clip:ViT-B-32", "names no weights"),
+    ]:
         with pytest.raises(UserError, match=word):
             encoders.load(name)
     with pytest.raises(UserError, match="local"):
@@ -120,6 +140,18 @@ def test_open_clip_gives_its_own_vectors_at_unit_length(tmp_path):
     torch.testing.assert_close(texts.norm(dim=-1), torch.ones(2))
     assert texts.shape[1] == vector.shape[1] == encoder.d_text
     assert encoder.recipe["weights"] != encoders.load("open_clip:tiny-for-tests/random", seed=1).recipe["weights"]
+    # The same model as a folder of its own, with other pixels: found by its whole name, and another recipe.
+    folder = tmp_path / "org" / "repo"
+    folder.mkdir(parents=True)
+    grey = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": tiny, "preprocess_cfg": grey}))
+    with pytest.raises(UserError, match="could not be loaded"):
+        encoders.load(f"open_clip:local-dir:{folder}")  # random weights are no stand-in
+    torch.save(encoder.model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    stored = encoders.load(f"open_clip:local-dir:{folder}")
+    assert stored.recipe["weights"] == encoder.recipe["weights"]
+    assert stored.recipe["transform"]["mean"] == grey["mean"] != encoder.recipe["transform"]["mean"]
+    assert not torch.equal(stored.transform(picture), encoder.transform(picture))
 
 
 def test_a_local_transformers_clip_gives_its_own_vectors_at_unit_length(tmp_path):

@@ -15,25 +15,35 @@ from saelab.hosts import weights_digest
 
 
 class OpenClip:
-    """A model of open_clip: `ViT-B-32/<hub tag>`, `ViT-B-32/<local checkpoint>` or `ViT-B-32/random`."""
+    """A model of open_clip: `ViT-B-32/<tag or checkpoint>`, `ViT-B-32/random`, `hf-hub:<repo>`, `local-dir:<folder>`.
+
+    The last two carry their own weights. Raises UserError for an unknown model and for weights that can't be had:
+    random ones are never a stand-in.
+    """
 
     templates: tuple[str, ...] = CSP_PAPER_TEMPLATES
 
     def __init__(self, name: str, device: str = "cpu", seed: int = 0) -> None:
         import open_clip
 
-        architecture, _, weights = name.partition("/")
+        whole = name.startswith(("hf-hub:", "local-dir:"))
+        architecture, _, weights = (name, "", "") if whole else name.partition("/")
         known = open_clip.list_models()
-        if architecture not in known and not architecture.startswith(("hf-hub:", "local-dir:")):
+        if architecture not in known and not whole:
             from difflib import get_close_matches
 
             near = ", ".join(get_close_matches(architecture, known, 3, 0.3)) or "ViT-B-32"
             raise UserError("encoder", f"open_clip:{name}", "open_clip has no such model", f"nearest: {near}")
-        torch.manual_seed(seed)  # only matters for `random` weights
+        if not weights and not whole:
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)[:4])
+            remedy = f"write it like open_clip:{architecture}/TAG{f' (known tags: {tags} ...)' if tags else ''}"
+            raise UserError("encoder", f"open_clip:{name}", "names no weights", f"{remedy}, or /FILE, or /random")
         try:
-            model, _, transform = open_clip.create_model_and_transforms(
-                architecture, pretrained=None if weights in ("", "random") else weights, device=device
-            )
+            if weights == "random":
+                torch.manual_seed(seed)
+                model, _, transform = open_clip.create_model_and_transforms(architecture, device=device)
+            else:
+                model, transform = open_clip.create_model_from_pretrained(architecture, weights or None, device=device)
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
                 "encoder",
@@ -43,8 +53,13 @@ class OpenClip:
             ) from None
         self.model, self._transform, self.device = model.eval(), transform, device
         self.tokenizer = open_clip.get_tokenizer(architecture)
-        self.name = f"open_clip {architecture} ({weights or 'random'})"
-        self.recipe: dict[str, Any] = {"encoder": "open_clip", "weights": weights_digest(model), "model": architecture}
+        self.name = f"open_clip {architecture} ({weights})" if weights else f"open_clip {architecture}"
+        self.recipe: dict[str, Any] = {
+            "encoder": "open_clip",
+            "weights": weights_digest(model),
+            "model": architecture,
+            "transform": open_clip.get_model_preprocess_cfg(model),
+        }
         self.d_text = int(self.embed_sentences(["a"]).shape[1])
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:

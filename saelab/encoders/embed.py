@@ -52,7 +52,12 @@ def _embed_images(images: ImageSet, encoder: Encoder, folder: Path, batch_size: 
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
     per_part = 8 * batch_size
-    starts = [i for i in range(0, len(images), per_part) if not (parts / f"{i:09d}.safetensors").exists()]
+    wanted = {
+        i: parts / f"{i:09d}-{min(i + per_part, len(images)):09d}.safetensors" for i in range(0, len(images), per_part)
+    }
+    for file in set(parts.iterdir()) - set(wanted.values()):
+        file.unlink()  # begun with another batch size: its rows would overlap ours
+    starts = [i for i, file in wanted.items() if not file.exists()]
     todo = np.concatenate([np.arange(i, min(i + per_part, len(images))) for i in starts] or [np.arange(0)])
     done: dict[str, list[Tensor]] = {}
     with tqdm(
@@ -67,12 +72,11 @@ def _embed_images(images: ImageSet, encoder: Encoder, folder: Path, batch_size: 
                 joined = {key: torch.cat(values).contiguous() for key, values in done.items()}
                 temporary = parts / ".writing"
                 save_file(joined, str(temporary))
-                temporary.replace(parts / f"{last // per_part * per_part:09d}.safetensors")
+                temporary.replace(wanted[last // per_part * per_part])
                 done = {}
-    files = sorted(parts.glob("*.safetensors"))
-    loaded = [_load(file) for file in files]
+    loaded = [_load(file) for file in wanted.values()]
     save_file({k: torch.cat([p[k] for p in loaded]) for k in loaded[0]}, str(folder / "embeddings.safetensors"))
-    for file in files:
+    for file in wanted.values():
         file.unlink()
     parts.rmdir()
 

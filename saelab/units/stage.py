@@ -78,6 +78,9 @@ def _units(
         raise UserError("pool", pool, "unknown", f"known: {', '.join(POOLS)}")
     if signed not in SIGNED:
         raise UserError("signed", signed, "unknown", f"known: {', '.join(SIGNED)}")
+    if pool == "cls" and not cache.info["has_cls"]:
+        held = f"the cache of {cache.layer} (policy {cache.info['policy']}) holds no class token"
+        raise UserError("pool", pool, held, "use pool=max or mean")
     shared = {"basis": basis, "pool": pool, "signed": signed} | settings
     recipe = {"stage": "units", "code": CODE, "cache": cache.digest} | shared
 

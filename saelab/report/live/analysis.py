@@ -18,8 +18,8 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
 
     `raters`: `{"rater", "answered", "cant_say", "checks", "failed", "kept"}`. `bases`: `{"basis", "units", "ratings",
     "cant_say", "mean", "low", "high"}`: the mean over units of a unit's mean rating, 1 to 5, by the raters that are
-    kept, and its 95 % percentile bootstrap interval over units (not over raters: they are few). `pairs`: difference of
-    means `a` - `b` with its interval. `alpha`: Krippendorff's alpha, ordinal, of the raters kept, over all items but
+    kept, and its 95 % bootstrap interval over units (expanded percentile; not over raters: they are few). `pairs`:
+    difference of means `a` - `b` with its interval. `alpha`: Krippendorff's alpha, ordinal, of the raters kept, over all items but
     the checks (Krippendorff, Content Analysis, 2004, chapter 11): 1 is agreement, 0 is chance.
     """
     items = {item.code: item for item in study.items}
@@ -68,9 +68,23 @@ def _interval(name: str, samples: Sequence[np.ndarray], rng: np.random.Generator
     value = _difference(*samples)
     if any(len(sample) < 2 for sample in samples):
         return {name: float(value), "low": None, "high": None}
-    made = bootstrap(samples, _difference, n_resamples=RESAMPLES, batch=1000, method="percentile", rng=rng)
+    level = _expanded(min(len(sample) for sample in samples))
+    made = bootstrap(
+        samples, _difference, n_resamples=RESAMPLES, batch=1000, confidence_level=level, method="percentile", rng=rng
+    )
     low, high = made.confidence_interval
     return {name: float(value), "low": float(low), "high": float(high)}
+
+
+def _expanded(n: int, level: float = 0.95) -> float:
+    """The level at which a percentile interval of `n` values covers with `level`: of few values it is too narrow.
+
+    Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 5.3 (expanded percentile interval).
+    """
+    from scipy.stats import norm, t
+
+    wide = np.sqrt(n / (n - 1)) * t.ppf(0.5 + level / 2, n - 1)
+    return float(1 - 2 * norm.sf(wide))
 
 
 def _difference(*samples: np.ndarray, axis: int = -1) -> Any:

@@ -115,7 +115,7 @@ def ensure_all(
     def collect(step: int) -> None:
         if step == len(order):
             if missing:
-                build(missing)
+                build(dict(sorted(missing.items())))
             return
         own, position = order[step]
 

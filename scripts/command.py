@@ -13,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from saelab.errors import UserError
 
+# A root without permission, on a read-only disk, or where a file has the name of a folder.
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make `main(cfg)` a Hydra command: progress on stderr, a user's mistake as one line, exit status 2."""
@@ -27,15 +30,13 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                 main(cfg)
             except UserError as error:
                 sys.exit(_told(str(error)))
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                where = f" while writing {error.filename}" if error.filename else ""
-                sys.exit(
-                    _told(f"disk full{where}: free some space and run the same command again; finished work is kept")
-                )
             except KeyboardInterrupt:
                 sys.exit(_told("stopped; run the same command again to go on", 130))
+            except Exception as error:
+                cause = _of_the_system(error)
+                if cause is None:
+                    raise
+                sys.exit(_told(cause))
 
         wrapped: Callable[[], None] = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(
             guarded
@@ -43,6 +44,24 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         return wrapped
 
     return decorate
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """What a user can do about a full disk or a path that can't be used; None for any other error."""
+    name = getattr(error, "filename", None)
+    # safetensors tells of a full disk in an exception of its own, with the system's words in its text.
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
+        where = f" while writing {name}" if name else ""
+        return f"disk full{where}: free some space and run the same command again; finished work is kept"
+    if isinstance(error, OSError) and name and error.errno in UNUSABLE:
+        return f"{name}: {error.strerror}; give a folder that can be written to, for example root=PATH"
+    return None
+
+
+def several(value: Any) -> list[Any]:
+    """A setting that may be one value or a list, as a list without repetitions."""
+    value = plain(value)
+    return list(dict.fromkeys(value if isinstance(value, list) else [value]))
 
 
 def _told(text: str, status: int = 2) -> int:

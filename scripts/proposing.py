@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from command import plain
 
-from saelab.artifacts import folder
+from saelab.artifacts import folder, locked
 from saelab.errors import UserError
 from saelab.label import propose, selection
 from saelab.label.exemplars import Exemplars
@@ -50,7 +50,9 @@ def propose_for(run: "Run", basis: "Basis", proposer: propose.Proposer) -> Path 
     where = folder(run.root, "proposals", f"{basis.name}-{proposer.name}", recipe)
     project = Projection.load(basis.units.path, basis.sae and basis.sae.path)
     heat = heat_maps(run.caches[basis.layer], project, found.activations[:, 0])
-    rows = propose.run(proposer, shown, run.images, chosen, where, mode=mode, seed=seed, heat=heat, budget=budget)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
+        rows = propose.run(proposer, shown, run.images, chosen, where, mode=mode, seed=seed, heat=heat, budget=budget)
     text = f"{basis.layer} {basis.name}, {proposer.name}: {propose.summary(rows, chosen)['text']}"
     if proposer.name != "tagger":
         print(text)

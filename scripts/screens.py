@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from stages import Basis, Run
 
 HEADLINE = ("caption_r", "truth_r", "auprc", "monosemanticity")
+OWN = ("scs", "monosemanticity")  # for pictures that nobody described: the labeller's own judgement is all there is
 COLUMNS = ("scs", "caption_r", "truth_r", "auprc", "f1")
 
 
@@ -53,7 +54,8 @@ def _headline(layer: str, result: dict[str, Any]) -> list[str]:
     title = f"{main['a']} - {main['b']} [95 % interval]" if main else ""
     lines = [f"{layer:<26}" + "".join(f"{g:>19}" for g in groups) + f"   {title}"]
     lines.append(f"{'units compared':<26}" + "".join(f"{units[g]:>19,}" for g in groups))
-    for metric in HEADLINE:
+    described = any(_row(pair, metric) for pair in pairs for metric in HEADLINE[:3])
+    for metric in HEADLINE if described else OWN:
         means: dict[str, float | None] = {}
         for pair in pairs:
             row = _row(pair, metric)

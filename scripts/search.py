@@ -7,7 +7,7 @@ from command import command
 from omegaconf import DictConfig
 from stages import Basis, Run
 
-from saelab import units
+from saelab import encoders, units
 from saelab.errors import UserError
 from saelab.images.decode import Unreadable, decode
 from saelab.label import pipeline, search
@@ -32,7 +32,9 @@ def main(cfg: DictConfig) -> None:
 def by_text(run: Run, basis: Basis, acts: units.UnitActivations) -> search.Hits:
     """Units that match `text`."""
     assert basis.exemplars is not None
-    vector = run.encoder.embed_sentences([run.cfg.text])
+    settings = run.label_settings  # the text is embedded as labels are
+    templates = settings.templates or run.encoder.templates
+    vector = encoders.embed_templates(run.encoder.embed_sentences, [run.cfg.text], templates, settings.renormalize)
     found = Exemplars.load(basis.exemplars.path)
     evidence = pipeline.evidence(acts, found, run.images, run.embeddings.images, vector, run.mining)
     scorer = run.label_settings.final if run.label_settings.final in search.ALONE else "pearson"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from command import device, plain
+from command import device, plain, several
 from omegaconf import DictConfig
 
 from saelab import __version__, cache, encoders, evaluate, hosts, truth, units
@@ -72,6 +72,8 @@ class Run:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.root = cfg, Path(cfg.root)
+        for name in ("layers", "bases", "seeds", "rotation_seeds"):
+            cfg[name] = several(cfg[name])
         self.timings: dict[str, float] = {}
         self.notes: list[str] = []
         self.device = device(cfg.device)
@@ -98,6 +100,8 @@ class Run:
             "code": 1,
             "images": self.images.fingerprint,
             "root": str(self.images.root.resolve()),
+            "name": self.images.name,
+            "skipped": self.images.skipped,
         }
         return ensure(self.root, "images", self.images.name, recipe, self.images.save)
 
@@ -112,11 +116,10 @@ class Run:
         """The cached activations of each layer."""
         images, host, cfg = self.images, self.host, self.cfg
         with self.timed("activations"):
-            layers = [cfg.layers] if isinstance(cfg.layers, str) else list(cfg.layers)
             return cache.write(
                 images,
                 host,
-                layers,
+                list(cfg.layers),
                 self.root,
                 cfg.policy,
                 cfg.dtype,
@@ -141,7 +144,8 @@ class Run:
 
         def build(folders: dict[int, Path]) -> None:
             batches = Batches(store.tokens, train.batch_size, train.seed, rows=store.rows("mine"))
-            missing = [configs[i] for i in folders]
+            positions = list(folders)
+            missing = [configs[i] for i in positions]
             fit_many(
                 batches,
                 missing,
@@ -150,18 +154,27 @@ class Run:
                 mean=store.mean,
                 variance=store.variance,
                 device=self.device,
-                logger=logger,
+                logger=None if logger is None else lambda which, *told: logger(positions[which], *told),
             )
 
         with self.timed("sae"):
             return ensure_all(self.root, "sae", wanted, build)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of bases that are wanted. Raises UserError for one that does not exist."""
+        kinds = list(self.cfg.bases)
+        for kind in kinds:
+            if kind not in GROUPS:
+                raise UserError("bases", kind, "unknown", f"known: {', '.join(GROUPS)}")
+        return kinds
 
     @cached_property
     def bases(self) -> list[Basis]:
         """Units of every basis of every layer."""
         found: list[Basis] = []
         for layer, store in self.caches.items():
-            for kind in self.cfg.bases:
+            for kind in self.kinds:
                 found += self._bases_of(kind, layer, store)
         return found
 
@@ -179,14 +192,10 @@ class Run:
         with self.timed("units"):
             if kind in simple:
                 return [Basis(kind, GROUPS[kind], kind, None, layer, simple[kind](store, where, pool, signed))]
-            if kind == "random_rotation":
-                made = [units.random_rotation(store, where, pool, signed, seed) for seed in self.cfg.rotation_seeds]
-                names = ["random rotation", *(f"random rotation {i + 1}" for i in range(1, len(made)))]
-                return [
-                    Basis(name, GROUPS[kind], kind, seed, layer, unit)
-                    for name, seed, unit in zip(names, self.cfg.rotation_seeds, made)
-                ]
-        raise UserError("bases", kind, "unknown", "known: neuron, sae, pca, random_rotation")
+            seeds = self.cfg.rotation_seeds
+            made = [units.random_rotation(store, where, pool, signed, seed) for seed in seeds]
+            names = ["random rotation", *(f"random rotation {i + 1}" for i in range(1, len(made)))]
+            return [Basis(name, GROUPS[kind], kind, seed, layer, unit) for name, seed, unit in zip(names, seeds, made)]
 
     @cached_property
     def encoder(self) -> encoders.Encoder:
@@ -230,16 +239,20 @@ class Run:
         return found
 
     @cached_property
+    def named(self) -> Vocabulary:
+        """The labels of the vocabulary's sources, before anything is proposed."""
+        cfg = self.cfg.label
+        return build_vocabulary(several(cfg.vocabulary), self.images, cfg.keep_underscores)
+
+    @cached_property
     def vocabulary(self) -> Vocabulary:
         """One vocabulary for all bases: the sources' labels, and every candidate of every basis."""
-        cfg = self.cfg.label
-        pooled = build_vocabulary(list(cfg.vocabulary), self.images, cfg.keep_underscores)
+        pooled = self.named
         for basis in self.proposed:
-            if basis.proposals is not None:
-                rows = propose.read(basis.proposals)
-                pooled = pooled.plus(
-                    (label for r in rows for label in r.labels), rows[0].proposer, cfg.keep_underscores
-                )
+            rows = propose.read(basis.proposals) if basis.proposals is not None else []
+            if rows:
+                labels = (label for row in rows for label in row.labels)
+                pooled = pooled.plus(labels, rows[0].proposer, self.cfg.label.keep_underscores)
         return pooled
 
     @cached_property
@@ -252,11 +265,18 @@ class Run:
         final = {name: cfg[name] for name in names}
         return pipeline.LabelSettings(scorers=scorers, templates=tuple(templates) if templates else None, **final)
 
+    def check(self, settings: pipeline.LabelSettings) -> None:
+        """Raise UserError for what can be known to be wrong before the long work begins."""
+        pipeline.check(settings)
+        if self.cfg.truth not in truth.RULES:
+            raise UserError("truth", self.cfg.truth, "unknown rule", f"known: {', '.join(truth.RULES)}")
+        _ = self.kinds, self.named
+
     @cached_property
     def labelled(self) -> list[Basis]:
         """Bases with their labels."""
         settings = self.label_settings
-        pipeline.check(settings)
+        self.check(settings)
         proposed, words, embeddings = self.proposed, self.vocabulary, self.embeddings
         with self.timed("labels"):
             return [self._label(basis, words, embeddings, settings) for basis in proposed]
@@ -288,7 +308,9 @@ class Run:
         """What labels are measured against: the judging encoder, people's captions, and people's words as truth."""
         words, images = self.vocabulary.labels, self.images
         templates = self.label_settings.templates
-        vectors = encoders.label_embeddings(words, self.encoder, self.root, templates)
+        # The labeller's own file of vectors, whatever their length there; the judge's have length 1.
+        vectors = encoders.label_embeddings(words, self.encoder, self.root, templates, self.label_settings.renormalize)
+        vectors = torch.nn.functional.normalize(vectors, dim=-1)
         judge = truth.Similarity.of(self.encoder.name, self.embeddings.images, words, vectors)
         stated = truth.from_descriptions(words, images.captions, images.classes, self.cfg.truth)
         return evaluate.Evidence(judge, self._captions(words), stated)
@@ -296,12 +318,12 @@ class Run:
     def _captions(self, words: tuple[str, ...]) -> truth.Similarity | None:
         captions = [caption or "" for caption in self.images.captions]
         if not any(captions):
-            self.notes.append("The pictures have no captions: caption_r and caption_clarity can't be had.")
             return None
         reader = encoders.SentenceEncoder(device=self.device)
         distinct = sorted(set(captions))
         vectors = encoders.label_embeddings(distinct, reader, self.root)
-        rows = torch.tensor([distinct.index(caption) for caption in captions])
+        place = {caption: row for row, caption in enumerate(distinct)}
+        rows = torch.tensor([place[caption] for caption in captions])
         known = torch.tensor([bool(caption) for caption in captions])
         labels = encoders.label_embeddings(words, reader, self.root)
         return truth.Similarity.of(reader.name, vectors[rows], words, labels, known)
@@ -310,6 +332,8 @@ class Run:
     def evaluated(self) -> list[Basis]:
         """Bases with the numbers of their labels on the test split."""
         labelled = self.labelled
+        if not any(self.images.captions):
+            self.notes.append("The pictures have no captions: caption_r and caption_clarity can't be had.")
         with self.timed("evaluation"):
             splits = evaluate.Splits(self.images.ids("mine"), self.images.ids("test"))
             return [replace(basis, evaluation=self._evaluate(basis, splits)) for basis in labelled]

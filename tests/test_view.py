@@ -490,7 +490,7 @@ def test_a_changed_label_shows_on_every_page(page, viewer):
     opened(page, "unit.html#neuron/2")
     page.click("details.edit summary")
     page.click("details.edit button:has-text('Back to')")
-    page.wait_for_function("!document.querySelector('.edited')")
+    page.wait_for_selector(".edited", state="detached")
     assert page.inner_text("h1") == own
 
 

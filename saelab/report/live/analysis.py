@@ -19,8 +19,8 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
     `raters`: `{"rater", "answered", "cant_say", "checks", "failed", "kept"}`. `bases`: `{"basis", "units", "ratings",
     "cant_say", "mean", "low", "high"}`: the mean over units of a unit's mean rating, 1 to 5, by the raters that are
     kept, and its 95 % bootstrap interval over units (expanded percentile; not over raters: they are few). `pairs`:
-    difference of means `a` - `b` with its interval. `alpha`: Krippendorff's alpha, ordinal, of the raters kept, over all items but
-    the checks (Krippendorff, Content Analysis, 2004, chapter 11): 1 is agreement, 0 is chance.
+    difference of means `a` - `b` with its interval. `alpha`: Krippendorff's alpha, ordinal, of the raters kept, over
+    all items but the checks (Krippendorff, Content Analysis, 2004, chapter 11): 1 is agreement, 0 is chance.
     """
     items = {item.code: item for item in study.items}
     raters = [_rater(name, [a for a in answers if a.rater == name], items) for name in _names(answers)]

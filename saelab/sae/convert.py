@@ -13,8 +13,8 @@ Nothing is unpickled but plain tensors (torch.load with weights_only=True).
 
 import io
 import json
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -238,7 +238,7 @@ def _four(state: Tensors) -> Four:
 def _tensors(file: Path | io.BytesIO) -> Tensors:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (UnpicklingError, RuntimeError, EOFError) as error:
         remedy = (
             "where you trust it: torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW), or safetensors"
         )

@@ -19,7 +19,7 @@ from saelab.artifacts import Artifact, digest, ensure, file_digest, opened, read
 from saelab.encoders import Encoder, ImageEmbeddings, label_embeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.label import assign, clusters, mine, nulls
+from saelab.label import assign, clusters, concepts, mine, nulls
 from saelab.label.exemplars import Exemplars, MiningSettings
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
@@ -54,10 +54,12 @@ def labels(
     settings: LabelSettings,
     mining: MiningSettings,
     proposals: Path | None = None,
+    tokens: concepts.Tokens | None = None,
 ) -> Artifact:
     """The `labels` artifact of one basis: labels.jsonl, exemplars.safetensors, vocabulary.json, proposals.jsonl.
 
     `proposals`: the folder whose proposals.jsonl is kept beside the labels; its candidates are in `vocabulary`.
+    `tokens`: for `netdissect`, which looks at single places.
 
     Raises UserError for an unknown scorer, a `final` that is not among the scorers, or an empty vocabulary.
     """
@@ -69,7 +71,7 @@ def labels(
     def build(folder: Path) -> None:
         vectors = label_embeddings(vocabulary.labels, encoder, root, settings.templates, settings.renormalize)
         found, activations = Exemplars.load(exemplars.path), UnitActivations.load(units.path)
-        rows = assign_all(activations, found, images, embeddings.images, vectors, vocabulary, settings, mining)
+        rows = assign_all(activations, found, images, embeddings.images, vectors, vocabulary, settings, mining, tokens)
         write_jsonl(folder / "labels.jsonl", rows)
         found.save(folder)
         write_json(folder / "vocabulary.json", vocabulary)
@@ -97,6 +99,7 @@ def assign_all(
     vocabulary: Vocabulary,
     settings: LabelSettings,
     mining: MiningSettings,
+    tokens: concepts.Tokens | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of labels.jsonl, one a unit, in the order of units.
 
@@ -105,6 +108,7 @@ def assign_all(
     """
     ids = torch.as_tensor(images.ids("mine"))
     bundle = evidence(units, found, images, image_emb, label_emb, mining)
+    bundle = marked(bundle, settings.scorers, vocabulary, images, tokens)
     final: Tensor | None = None
     tops, ranks = {}, {}
     for name in (settings.final, *(n for n in settings.scorers if n != settings.final)):
@@ -152,6 +156,25 @@ def evidence(
         rule=mine.ContrastRule(mining.rule, reuse=mining.reuse),
         groups=torch.as_tensor(images.groups[ids.numpy()]),
     )
+
+
+def marked(
+    bundle: assign.Evidence,
+    scorers: Sequence[str],
+    vocabulary: Vocabulary,
+    images: ImageSet,
+    tokens: concepts.Tokens | None,
+) -> assign.Evidence:
+    """The evidence with what people marked in the `mine` images, where one of the scorers asks for it."""
+    ids, needs = images.ids("mine"), {assign.SCORERS[name].needs for name in scorers}
+    if "concepts" in needs:
+        bundle = bundle.but(concepts=concepts.classes(vocabulary.labels, images, ids))
+    if "maps" in needs:
+        if tokens is None:
+            raise UserError("scorer", "netdissect", "needs the layer's tokens", "leave it out, or give `tokens`")
+        masks = concepts.pixels(vocabulary.labels, images, ids, tokens.cache)
+        bundle = bundle.but(masks=masks, maps=concepts.maps(tokens, ids))
+    return bundle
 
 
 def _meanings(bundle: assign.Evidence, vocabulary: Vocabulary, ids: Tensor) -> list[list[dict[str, Any]]]:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from saelab.columns import take_rows
 from saelab.errors import UserError
-from saelab.label.assign import combined, contrastive, dissect, invert, linear, netdissect, several, whole_set
+from saelab.label.assign import combined, contrastive, dissect, invert, linear, several, whole_set
 from saelab.label.assign.evidence import Evidence
+from saelab.label.assign.netdissect import netdissect
 from saelab.label.mine import column_means
 
 Rows = Callable[[slice], Float[Tensor, "some labels"]]  # scores of a run of units; NaN where there is none
@@ -123,7 +124,7 @@ def _linear(e: Evidence) -> Tensor:
 
 
 def _netdissect(e: Evidence) -> Tensor:
-    return netdissect.netdissect(e.need("maps"), e.need("masks").bool())
+    return netdissect(e.need("maps"), e.need("masks").bool())
 
 
 _ALL = (

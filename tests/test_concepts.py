@@ -1,0 +1,127 @@
+"""Marked concepts reach INVERT and NetDissect: planted patches of colour, in pictures that the host crops."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import normalize
+
+from saelab import cache, images, units
+from saelab.errors import UserError
+from saelab.hosts import Host, Transform
+from saelab.label import concepts, exemplars, pipeline
+from saelab.label.vocabulary import pool
+from saelab.units import Projection, UnitActivations
+
+WORDS = pool([(label, ("planted",)) for label in ("zebra", "Reds", "blue")])
+MINING = exemplars.MiningSettings(k=4, rare_below=2)
+
+
+class Colours(nn.Module):
+    """Channel c is the mean of colour c over 4 x 4 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 3, 4, stride=4, bias=False), nn.Linear(3, 2)
+        self.conv.weight.data = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4) / 16
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).amax((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """60 pictures, 32 x 48, of which the host sees the middle; two in three have a red patch, two in three a blue."""
+    folder = tmp_path_factory.mktemp("concepts")
+    (folder / "pictures").mkdir()
+    (folder / "masks").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(60):
+        picture, mask = np.zeros((32, 48, 3), np.uint8), np.zeros((32, 48), np.uint8)
+        picture[..., 1] = random.integers(0, 256, (32, 48))
+        for value, channel in ((1, 0), (2, 2)):
+            if (i + value) % 3:
+                top, left = random.integers(0, 4) * 4, 16 * (value - 1) + 8 + random.integers(0, 3) * 4
+                picture[top : top + 12, left : left + 8] = 0
+                picture[top : top + 12, left : left + 8, channel] = random.integers(160, 256)
+                mask[top : top + 12, left : left + 8] = value
+        Image.fromarray(picture).save(folder / "pictures" / f"{i:02}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{i:02}.png")
+    pictures = images.load("folder", root=str(folder), masks="masks", mask_names=["ground", "red", "blue"])
+    transform = Transform(32, (32, 32), mean=(0, 0, 0), std=(1, 1, 1))
+    store = cache.write(pictures, Host(Colours(), transform, "colours"), ["conv"], folder / "runs", workers=0)["conv"]
+    acts = UnitActivations.load(units.neuron(store, folder / "runs").path)
+    return pictures, store, acts
+
+
+def rows_of(world, scorers, tokens=True, words=WORDS):
+    pictures, store, acts = world
+    generator = torch.Generator().manual_seed(0)
+    vectors = normalize(torch.randn(len(pictures), 8, generator=generator), dim=1)
+    found = exemplars.find(acts, pictures, vectors, MINING)
+    settings = pipeline.LabelSettings(scorers, scorers[0], nulls=0, meanings=False)
+    label_emb = normalize(torch.randn(len(words), 8, generator=generator), dim=1)
+    given = concepts.Tokens(store, Projection()) if tokens else None
+    return pipeline.assign_all(acts, found, pictures, vectors, label_emb, words, settings, MINING, given)
+
+
+def test_colours_are_named_by_both_and_what_nobody_marked_gets_no_score(world):
+    rows = rows_of(world, ("invert", "netdissect"))
+    for unit, label in ((0, "Reds"), (2, "blue")):
+        for scorer in ("invert", "netdissect"):
+            entry = rows[unit]["scores"][scorer]
+            assert entry["label"] == label and entry["score"] > entry["runners_up"][0][1]
+            assert "zebra" not in [name for name, _ in entry["runners_up"]]
+        assert rows[unit]["scores"]["invert"]["score"] == 1
+
+
+def test_label_images_are_cropped_as_the_host_crops_the_picture(world):
+    pictures, store, _ = world
+    ids = pictures.ids("mine")
+    found = concepts.pixels(WORDS.labels, pictures, ids, store)
+    assert found.shape == (len(ids), 3, 32, 32) and not found[:, 0].any()
+    for row, i in enumerate(ids.tolist()):
+        seen = np.asarray(pictures.load(i))[:, 8:40]
+        red, blue = (seen[..., c] > 0 for c in (0, 2))
+        assert (found[row, 1].numpy() == red).all() and (found[row, 2].numpy() == blue).all()
+
+
+def test_maps_are_the_tokens_in_their_places(world):
+    pictures, store, acts = world
+    ids = pictures.ids("mine")
+    found = concepts.maps(concepts.Tokens(store, Projection()), ids)
+    assert found.shape == (len(ids), 3, 8, 8)
+    torch.testing.assert_close(found.amax((2, 3)), acts.rows(ids))
+    seen = np.asarray(pictures.load(int(ids[0])))[:, 8:40].astype(np.float32) / 255
+    brute = torch.from_numpy(seen).reshape(8, 4, 8, 4, 3).mean((1, 3)).permute(2, 0, 1)
+    torch.testing.assert_close(found[0], brute, rtol=1e-3, atol=1e-3)
+
+
+def test_classes_are_those_of_the_images_asked_for(world):
+    pictures, _, _ = world
+    ids = pictures.ids("test")
+    found = concepts.classes(WORDS.labels, pictures, ids)
+    expected = [[False, "red" in pictures.classes[i], "blue" in pictures.classes[i]] for i in ids]
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("scorers", "tokens", "labels", "word"),
+    [
+        (("invert",), True, ("zebra", "lion"), "class"),
+        (("netdissect",), False, ("red", "blue"), "tokens"),
+    ],
+)
+def test_what_is_missing_is_told(world, scorers, tokens, labels, word):
+    words = pool([(label, ("planted",)) for label in labels])
+    with pytest.raises(UserError, match=word):
+        rows_of(world, scorers, tokens, words)
+
+
+def test_pictures_without_label_images_are_told(world, tmp_path):
+    from small_images import coloured
+
+    plain = coloured(tmp_path, 6)
+    with pytest.raises(UserError, match="label images"):
+        concepts.pixels(WORDS.labels, plain, plain.ids("mine"), world[1])

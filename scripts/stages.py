@@ -23,7 +23,7 @@ from saelab.artifacts import Artifact, ensure, ensure_all, read_json, write_json
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.label import pipeline, propose
+from saelab.label import concepts, pipeline, propose
 from saelab.label.exemplars import MiningSettings, exemplars
 from saelab.label.vocabulary import Vocabulary
 from saelab.label.vocabulary import build as build_vocabulary
@@ -300,8 +300,13 @@ class Run:
             settings,
             self.mining,
             basis.proposals,
+            self._tokens(basis) if "netdissect" in settings.scorers else None,
         )
         return replace(basis, labels=made)
+
+    def _tokens(self, basis: Basis) -> concepts.Tokens:
+        project = units.Projection.load(basis.units.path, basis.sae and basis.sae.path)
+        return concepts.Tokens(self.caches[basis.layer], project)
 
     @cached_property
     def evidence(self) -> evaluate.Evidence:

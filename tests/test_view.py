@@ -26,7 +26,7 @@ from view import listen
 from saelab.hosts import Host
 from saelab.hosts.transform import Transform
 from saelab.report import build, reading
-from saelab.report.live import Models, Search, application, rating, store
+from saelab.report.live import Models, Search, application, rating, sheets, store
 
 FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
 STUDY = rating.StudySettings(per_basis=4, checks=2, shown=5)
@@ -453,6 +453,7 @@ def page(browser, viewer) -> Iterator:
     page.on("console", lambda m: faults.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
     home = (f"http://127.0.0.1:{viewer.port}/", "data:", "blob:")
+    home += (viewer.folder.parent.as_uri(),)
     page.on("request", lambda r: None if r.url.startswith(home) else faults.append(r.url))
     yield page
     assert faults == []
@@ -524,3 +525,21 @@ def test_rating_by_keyboard_to_the_end(page, viewer):
     page.wait_for_selector("h1:has-text('Done')")
     ratings = [a.rating for a in store.Ratings(viewer.study, viewer.folder).answers()]
     assert sorted(ratings, key=str) == [4] * (total - 1) + [None]
+
+
+@pytest.mark.browser
+def test_a_sheet_filled_in_and_saved_is_read_back(page, viewer, tmp_path):
+    study = viewer.study
+    sheet = sheets.write(study, viewer.run.images, 1, tmp_path)[0]
+    page.goto(sheet.as_uri())
+    first, second = study.order("sheet-01")[:2]
+    page.check(f"input[name='{first.code}'][value='4']")
+    page.check(f"input[name='{second.code}'][value='x']")
+    with page.expect_download() as saved:
+        page.click("#save")
+    returned = tmp_path / "back" / saved.value.suggested_filename
+    saved.value.save_as(returned)
+    assert sheets.read([returned], study) == [
+        rating.Answer("sheet-01", first.code, 4),
+        rating.Answer("sheet-01", second.code, None),
+    ]

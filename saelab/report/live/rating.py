@@ -94,7 +94,7 @@ def _item(basis: Basis, unit: int, settings: StudySettings, label: str | None = 
     row = basis.labels[unit]
     images = tuple(basis.exemplars["positives"][unit, : settings.shown].tolist())
     text = row["label"] if label is None else label
-    code = _digest(settings.seed, basis.units.name, unit, text)[:8]
+    code = "q" + _digest(settings.seed, basis.units.name, unit, text)[:8]  # a letter first: spreadsheets mend numbers
     return Item(code, basis.name, unit, text, row["label"], images, label is not None, row["abstained"])
 
 

@@ -3,12 +3,14 @@
 import errno
 import functools
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from saelab.errors import UserError
@@ -38,9 +40,20 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                     raise
                 sys.exit(_told(cause))
 
-        wrapped: Callable[[], None] = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(
-            guarded
-        )
+        start = hydra.main(version_base="1.3", config_path="../conf", config_name=config_name)(guarded)
+
+        @functools.wraps(main)
+        def wrapped() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would else print over several lines
+            try:
+                start()
+            except HydraException as error:
+                from mistakes import told
+
+                sys.exit(_told(told(error, config_name)))
+            except KeyboardInterrupt:
+                sys.exit(_told("stopped", 130))
+
         return wrapped
 
     return decorate

@@ -1,0 +1,47 @@
+"""What a user reads after a slip on the command line: one line, with the nearest names that exist."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "quickstart.py"
+SLIPS = {
+    "host=resnet5": "saelab: host=resnet5: unknown; did you mean resnet50 or",
+    "image.limit=20": "saelab: image.limit: there is no such setting; did you mean images.limit?",
+    "sae.k": "saelab: sae.k: has no value; write sae.k=VALUE",
+    "images.root=/my=photos": "saelab: command line: mismatched input '='",
+    "bases=neurn": "saelab: bases=neurn: unknown; known: neuron, sae, pca, random_rotation",
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_is_told_in_one_line(slip, tmp_path):
+    command = [sys.executable, str(SCRIPT), "images=folder", "proposer=none", f"root={tmp_path / 'runs'}", slip]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(SLIPS[slip]) and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_root_that_is_a_file_is_told_in_one_line(tmp_path):
+    from small_images import coloured
+
+    coloured(tmp_path / "pictures", 4)
+    (tmp_path / "runs").write_text("a file")
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "images=folder",
+        f"images.root={tmp_path / 'pictures'}",
+        "host.weights=random",
+    ]
+    done = subprocess.run(
+        [*command, f"root={tmp_path / 'runs'}", "encoder.name=open_clip:ViT-B-32/random", "proposer=none", "workers=0"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "Not a directory" in done.stderr.splitlines()[-1] and "root=PATH" in done.stderr.splitlines()[-1]

@@ -25,6 +25,7 @@ from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import concepts, pipeline, propose
 from saelab.label.exemplars import MiningSettings, exemplars
+from saelab.label.exemplars import check as check_mining
 from saelab.label.vocabulary import Vocabulary
 from saelab.label.vocabulary import build as build_vocabulary
 
@@ -72,6 +73,10 @@ class Run:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.root = cfg, Path(cfg.root)
+        if not str(cfg.name) or Path(str(cfg.name)).name != str(cfg.name):
+            raise UserError(
+                "name", cfg.name, "has to be the name of a file", "leave out slashes; root=PATH is the folder"
+            )
         for name in ("layers", "bases", "seeds", "rotation_seeds"):
             cfg[name] = several(cfg[name])
         self.timings: dict[str, float] = {}
@@ -271,6 +276,7 @@ class Run:
         if self.cfg.truth not in truth.RULES:
             raise UserError("truth", self.cfg.truth, "unknown rule", f"known: {', '.join(truth.RULES)}")
         _ = self.kinds, self.named
+        check_mining(self.images, self.mining)
 
     @cached_property
     def labelled(self) -> list[Basis]:

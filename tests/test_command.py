@@ -12,6 +12,7 @@ SLIPS = {
     "image.limit=20": "saelab: image.limit: there is no such setting; did you mean images.limit?",
     "sae.k": "saelab: sae.k: has no value; write sae.k=VALUE",
     "images.root=/my=photos": "saelab: command line: mismatched input '='",
+    "name=a/b": "saelab: name=a/b: has to be the name of a file",
     "bases=neurn": "saelab: bases=neurn: unknown; known: neuron, sae, pca, random_rotation",
 }
 

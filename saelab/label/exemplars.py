@@ -63,12 +63,18 @@ class Exemplars:
         write_json(folder / "status.json", {"counts": dict(Counter(self.status)), "status": list(self.status)})
 
 
+def check(images: ImageSet, settings: MiningSettings) -> None:
+    """Raise UserError where the `mine` split has too few images for k positives."""
+    count = len(images.ids("mine"))
+    if count <= settings.k:
+        remedy = f"give more images, or set label.mining.k below {count}"
+        raise UserError("label.mining.k", settings.k, f"the mine split has only {count} images", remedy)
+
+
 def find(units: UnitActivations, images: ImageSet, image_emb: Tensor, settings: MiningSettings) -> Exemplars:
     """Mine every unit of a basis. Raises UserError where the `mine` split has fewer images than k."""
+    check(images, settings)
     ids = images.ids("mine")
-    if len(ids) <= settings.k:
-        remedy = f"give more images, or set mining.k below {len(ids)}"
-        raise UserError("mining.k", settings.k, f"the mine split has only {len(ids)} images", remedy)
     acts, emb = units.rows(ids), image_emb[torch.as_tensor(ids)]
     status = mine.statuses(acts, rare_below=settings.rare_below, dense_from=settings.dense_from)
     local, values = mine.top_images(acts, settings.k)

@@ -9,7 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -46,7 +46,7 @@ def names(config_name: str) -> Iterator[str]:
 
 
 def _names(node: Any, prefix: str) -> Iterator[str]:
-    if isinstance(node, dict | DictConfig):
-        for key, value in node.items():
+    if isinstance(node, dict):
+        for key, value in ((str(k), v) for k, v in node.items()):
             yield f"{prefix}{key}"
             yield from _names(value, f"{prefix}{key}.")

@@ -311,7 +311,7 @@ class Run:
         return replace(basis, labels=made)
 
     def _tokens(self, basis: Basis) -> concepts.Tokens:
-        project = units.Projection.load(basis.units.path, basis.sae and basis.sae.path)
+        project = units.Projection.load(basis.units.path, None if basis.sae is None else basis.sae.path)
         return concepts.Tokens(self.caches[basis.layer], project)
 
     @cached_property

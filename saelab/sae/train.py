@@ -19,7 +19,8 @@ from saelab.sae.resample import resample
 from saelab.sae.select import fast_bfloat16
 from saelab.sae.world import World
 
-THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value
+THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
+THRESHOLD_SHARE = 10  # ... which in shorter runs looks back over about a tenth of the steps so far
 POOL = 8  # on devices that are not waited for, AuxK works on up to an eighth of the latents at once
 START_THRESHOLD = 1e-3  # jumprelu's first threshold, in units of the activations' spread
 
@@ -202,7 +203,7 @@ class Trainer:
 
     def _follow(self, smallest: Tensor) -> None:
         """Move batchtopk's inference threshold towards this batch's smallest kept value."""
-        memory = min(THRESHOLD_MEMORY, self.steps / (self.steps + 1))
+        memory = min(THRESHOLD_MEMORY, self.steps / (self.steps + THRESHOLD_SHARE))
         self.threshold.mul_(memory).add_(smallest, alpha=1 - memory)
 
     def _apply(self, grads: dict[str, Tensor], lr_factor: float) -> None:

@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def cases(shapes: list[list[int]], k: int, rules: list[str], rounds: int) -> Ite
     for d_in, latents, batch in shapes:
         for rule in rules:
             trainer, x = _trainer(d_in, latents, batch, k, rule)
-            yield measured(f"sae step, {rule} {d_in}->{latents}", trainer, lambda t=trainer, x=x: t.step(x), x, rounds)
+            yield measured(f"sae step, {rule} {d_in}->{latents}", trainer, partial(trainer.step, x), x, rounds)
         trainer, x = _trainer(d_in, latents, batch, k, "topk")
         quarter = slice(0, latents // 4)
         trainer.weights["W_enc"][quarter] *= 0.01  # too faint to be kept

@@ -13,6 +13,7 @@ from screens import last_screen
 from stages import Run
 
 from saelab import report
+from saelab.artifacts import locked
 
 
 @command("quickstart")
@@ -21,7 +22,10 @@ def main(cfg: DictConfig) -> None:
     start = time.perf_counter()
     run = Run(cfg)
     run_json = run.write()
-    index = report.build(run_json, run.root / "report" / cfg.name)
+    place = run.root / "report" / cfg.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place.with_name(f"{place.name}.lock")):  # two runs of one name write one report after the other
+        index = report.build(run_json, place)
     print(last_screen(run, index, time.perf_counter() - start))
 
 

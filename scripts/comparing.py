@@ -29,6 +29,7 @@ def compare_bases(run: "Run", bases: "list[Basis]") -> dict[str, Artifact]:
     made = {}
     for layer in layers:
         recipe = {"stage": "comparison", "code": 2, "layer": layer, "evaluations": evaluations, "settings": settings}
+        recipe |= {"names": [[b.name, b.group] for b in bases if b.layer == layer]}
 
         def build(folder: Path, layer: str = layer) -> None:
             compare.write(folder, result_of(layer))
@@ -46,7 +47,7 @@ def _basis(run: "Run", basis: "Basis") -> compare.Basis:
         images=run.images.fingerprint,
         splits=digest(run.images.splits.tolist())[:16],
         pooling=info["pool"],
-        signed=info["signed"],
+        signed=run.cfg.signed,
         k=run.mining.k,
         encoder=run.encoder.name,
         judge=run.encoder.name,

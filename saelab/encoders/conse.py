@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saelab import hosts
-from saelab.encoders.sentences import PACKAGED, SentenceEncoder
+from saelab.artifacts import digest, file_digest
+from saelab.encoders.sentences import PACKAGED, SentenceEncoder, packaged_minilm
 from saelab.names import imagenet_definitions, imagenet_names
 
 
@@ -35,7 +36,8 @@ class ConSE:
             "classifier": classifier,
             "weights": self.host.digest,
             "transform": self.host.transform_spec,
-            "sentences": PACKAGED,
+            "sentences": file_digest(packaged_minilm() / "model.safetensors"),
+            "classes": digest(list(_class_texts())),
             "best": self.best,
         }
 
@@ -52,8 +54,7 @@ class ConSE:
     @cached_property
     def classes(self) -> Float[Tensor, "classes d_text"]:
         """The sentence vector of "class name: definition" for each of the 1000 classes."""
-        texts = [f"{n}: {d}" for n, d in zip(imagenet_names(), imagenet_definitions(), strict=True)]
-        return self.sentences.embed_sentences(texts)
+        return self.sentences.embed_sentences(_class_texts())
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """The classifier's own transform."""
@@ -71,3 +72,7 @@ class ConSE:
     def embed_sentences(self, sentences: Sequence[str]) -> Float[Tensor, "sentences d_text"]:
         """MiniLM vectors of unit length."""
         return self.sentences.embed_sentences(sentences)
+
+
+def _class_texts() -> list[str]:
+    return [f"{n}: {d}" for n, d in zip(imagenet_names(), imagenet_definitions(), strict=True)]

@@ -81,7 +81,7 @@ function glance(run, c) {
 
 function verdictChip(run, c, answer) {
   const side = better(answer, answer.verdict)
-  const text = side ? `${groupWords(c, side)} ahead` : { none: "no difference shown", mixed: "mixed", refused: "too few units" }[answer.verdict]
+  const text = side ? `${groupWords(c, side)} ahead` : { none: "no difference shown", mixed: "mixed", refused: "too few numbers" }[answer.verdict]
   const titles = keys => keys.map(k => terms[k]?.title ?? k).join(", ")
   const detail = [["better_a", groupWords(c, answer.a)], ["better_b", groupWords(c, answer.b)]].filter(([key]) => answer[key]?.length).map(([key, who]) => `${who}: ${titles(answer[key])}`)
   return h("span.chip", { style: side ? `--c:${groupHue(run, c, side)}` : null, title: detail.join("; ") || null }, text,

@@ -10,7 +10,8 @@ from saelab.artifacts import Artifact, digest, ensure, read_jsonl
 from saelab.units import UnitActivations
 
 if TYPE_CHECKING:
-    from stages import Basis, Run
+    from bases import Basis
+    from stages import Run
 
 
 def compare_bases(run: "Run", bases: "list[Basis]") -> dict[str, Artifact]:

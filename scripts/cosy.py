@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bases import Basis
 from command import command, plain
 from omegaconf import DictConfig
-from stages import Basis, Run
+from stages import Run
 
 from saelab import cosy, truth, units
 from saelab import images as image_sources

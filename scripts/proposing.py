@@ -13,7 +13,8 @@ from saelab.names import imagenet_names
 from saelab.units import Projection, heat_maps
 
 if TYPE_CHECKING:
-    from stages import Basis, Run
+    from bases import Basis
+    from stages import Run
 
 OF_THE_RUN = ("mode", "units", "seed", "dry_run")  # settings of the stage; all others are the proposer's own
 

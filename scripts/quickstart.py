@@ -7,6 +7,7 @@ already is reused.
 
 import time
 
+import record
 from command import command
 from omegaconf import DictConfig
 from screens import last_screen
@@ -21,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     """Run every stage, write runs/<name>.json and the report, and print a last screen."""
     start = time.perf_counter()
     run = Run(cfg)
-    run_json = run.write()
+    run_json = record.write(run)
     place = run.root / "report" / cfg.name
     place.parent.mkdir(parents=True, exist_ok=True)
     with locked(place.with_name(f"{place.name}.lock")):  # two runs of one name write one report after the other

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from saelab.artifacts import read_json
 
 if TYPE_CHECKING:
-    from stages import Basis, Run
+    from bases import Basis
+    from stages import Run
 
 HEADLINE = ("caption_r", "truth_r", "auprc", "monosemanticity")
 OWN = ("scs", "monosemanticity")  # for pictures that nobody described: the labeller's own judgement is all there is

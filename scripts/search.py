@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
+from bases import Basis
 from command import command
 from omegaconf import DictConfig
-from stages import Basis, Run
+from stages import Run
 
 from saelab import encoders, units
 from saelab.errors import UserError

@@ -1,25 +1,26 @@
 """Each stage from its config. A script calls the stages up to its own; what is there already is reused by recipe.
 
 The order is the way of the data (README): images -> caches -> saes -> bases -> exemplars -> proposals -> vocabulary ->
-labels -> evaluations -> comparisons -> report. `Run` keeps what has been made, the time it took, and writes run.json.
+labels -> evaluations -> comparisons -> report. `Run` keeps what has been made, and the time it took.
 """
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from bases import GROUPS, Basis
 from command import device, plain, several
 from omegaconf import DictConfig
 
-from saelab import __version__, cache, encoders, evaluate, hosts, truth, units
+from saelab import cache, encoders, evaluate, hosts, truth, units
 from saelab import images as image_sources
-from saelab.artifacts import Artifact, ensure, ensure_all, read_json, write_json
+from saelab.artifacts import Artifact, ensure, ensure_all
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.images import ImageSet
@@ -28,44 +29,6 @@ from saelab.label.exemplars import MiningSettings, exemplars
 from saelab.label.exemplars import check as check_mining
 from saelab.label.vocabulary import Vocabulary
 from saelab.label.vocabulary import build as build_vocabulary
-
-T = TypeVar("T")
-
-
-# What the bases of a kind are called together, in sentences.
-GROUPS = {
-    "neuron": "neurons",
-    "sae": "SAE features",
-    "pca": "principal components",
-    "random_rotation": "random directions",
-}
-
-
-@dataclass(frozen=True)
-class Basis:
-    """One set of units on its way through the stages."""
-
-    name: str  # as shown: neuron, sae seed 1, ...
-    group: str  # bases that differ only by their seed share it
-    kind: str  # neuron | sae | pca | random_rotation
-    seed: int | None
-    layer: str
-    units: Artifact
-    sae: Artifact | None = None
-    exemplars: Artifact | None = None
-    proposals: Path | None = None
-    labels: Artifact | None = None
-    evaluation: Artifact | None = None
-
-    @property
-    def control(self) -> bool:
-        """Is it there only to be beaten?"""
-        return self.kind in ("pca", "random_rotation")
-
-    def made(self) -> list[Artifact]:
-        """Its artifacts so far."""
-        found = (self.units, self.sae, self.exemplars, self.labels, self.evaluation)
-        return [artifact for artifact in found if artifact is not None]
 
 
 class Run:
@@ -374,48 +337,3 @@ class Run:
         """Units per status, and how many labels abstain."""
         assert basis.labels is not None
         return pipeline.counts(pipeline.read(basis.labels.path))
-
-    def write(self) -> Path:
-        """runs/<name>.json: where everything lies, relative to that file."""
-        path = self.root / f"{self.cfg.name}.json"
-
-        def place(artifact: Artifact | None) -> str | None:
-            return None if artifact is None else str(artifact.path.relative_to(self.root))
-
-        comparisons = self.comparisons
-        made = [a for basis in self.evaluated for a in basis.made()]
-        bases = [
-            {"name": b.name, "group": b.group, "basis": b.kind, "layer": b.layer, "seed": b.seed, "control": b.control}
-            | {
-                "units": place(b.units),
-                "labels": place(b.labels),
-                "evaluation": place(b.evaluation),
-                "sae": place(b.sae),
-            }
-            for b in self.evaluated
-        ]
-        run: dict[str, Any] = {
-            "name": self.cfg.name,
-            "version": __version__,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "config": plain(self.cfg),
-            "images": place(self.images_artifact),
-            "host": self.host.name,
-            "encoder": self.encoder.name,
-            "bases": bases,
-            "comparison": place(next(iter(comparisons.values()))),
-            "comparisons": {layer: place(artifact) for layer, artifact in comparisons.items()},
-            "timings": {stage: round(seconds, 1) for stage, seconds in self.timings.items()},
-            "reused": sorted({str(a.path.relative_to(self.root)) for a in made if a.reused}),
-            "notes": self.notes,
-        }
-        keep = path.is_file() and len(run["reused"]) == len({a.path for a in made}) and _same(read_json(path), run)
-        if not keep:  # a run that only reused has nothing to add to the record of the run that made it
-            write_json(path, run)
-        return path
-
-
-def _same(before: Any, now: dict[str, Any]) -> bool:
-    """Do two records name the same things, whenever and however fast they were made?"""
-    drop = ("created", "timings", "reused")
-    return isinstance(before, dict) and all(before.get(k) == now[k] for k in now if k not in drop)

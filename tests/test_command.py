@@ -36,6 +36,7 @@ def test_a_root_that_is_a_file_is_told_in_one_line(tmp_path):
         "images=folder",
         f"images.root={tmp_path / 'pictures'}",
         "host.weights=random",
+        "label.mining.k=1",
     ]
     done = subprocess.run(
         [*command, f"root={tmp_path / 'runs'}", "encoder.name=open_clip:ViT-B-32/random", "proposer=none", "workers=0"],

@@ -77,9 +77,13 @@ def test_open_clip(name: str, picture: Image.Image) -> None:
         torch.manual_seed(3)
         model, _, transform = open_clip.create_model_and_transforms(name, pretrained=None, load_weights=False)
     same(host.transform(picture), transform(picture))
+    drawn, reference = dict(host.model.named_parameters()), dict(model.visual.named_parameters())
+    assert drawn.keys() == reference.keys() and all(torch.equal(drawn[k], reference[k]) for k in drawn)
+    model.visual.load_state_dict(host.model.state_dict())  # the batch norms' statistics, which `settle` has set
+    batch = host.load_images([picture])
     with torch.no_grad():
-        expected = model.eval().encode_image(transform(picture)[None])
-    torch.testing.assert_close(host.logits(host.load_images([picture])), expected)
+        expected = model.eval().encode_image(batch)
+    torch.testing.assert_close(host.logits(batch), expected)
 
 
 def saved(folder: Path, kind: str) -> str:

@@ -27,6 +27,7 @@ from saelab.sae.sparse import decode_rows
 
 FORMAT = "saelab-sae-1"
 DENSE = 8  # from an eighth of the latents on, a dense product decodes faster than a sparse one
+AT_ONCE = 1 << 24  # pre-activations held at once where tokens are worked on in chunks: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -101,30 +102,51 @@ class SAE:
         x, _ = self.normed(x)
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.T)
 
+    @property
+    def fixed_l0(self) -> bool:
+        """Whether the rule keeps the k largest of each token; else it keeps what lies above 0 or a threshold."""
+        return self.meta.rule == "topk" or (self.meta.rule == "batchtopk" and self.threshold is None)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens whose pre-activations fit into a chunk."""
+        return max(1, AT_ONCE // self.latents)
+
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Raw activations, any float dtype, to sparse codes (float32)."""
-        pre = self.pre_activations(x)
-        if self.meta.rule == "topk" or (self.meta.rule == "batchtopk" and self.threshold is None):
-            values, indices = top_k(pre, self.meta.k)
-            return Codes(values.relu_(), indices, self.latents)
-        kept = pre > (self.threshold.clamp(min=0) if self.threshold is not None else 0)
-        widest = max(1, int(kept.sum(1).max())) if len(pre) else 1
-        values, indices = top_k(pre.masked_fill_(~kept, 0), widest)
-        return Codes(values, indices, self.latents)
+        if not self.fixed_l0:
+            return _packed(self.encode_dense(x))
+        values, indices = top_k(self.pre_activations(x), self.meta.k)
+        return Codes(values.relu_(), indices, self.latents)
 
     @torch.no_grad()
-    def decode(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
-        """Codes to activations: `codes.dense() @ W_dec + b_dec`, without the dense matrix where it is mostly 0."""
-        if codes.values.shape[1] * DENSE >= self.latents:
-            return torch.addmm(self.b_dec, codes.dense(), self.W_dec)
-        return decode_rows(codes.values, codes.indices, self.W_dec) + self.b_dec
+    def encode_dense(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
+        """The same as a dense matrix. Nothing is ranked where L0 is not fixed, so that it may be in the thousands."""
+        if self.fixed_l0:
+            return self.encode(x).dense()
+        pre = self.pre_activations(x)
+        if self.threshold is None:
+            return pre.relu_()
+        return pre.masked_fill_(pre <= self.threshold.clamp(min=0), 0)
+
+    @torch.no_grad()
+    def decode(self, codes: Codes | Float[Tensor, "batch latents"]) -> Float[Tensor, "batch d_in"]:
+        """Codes to activations: `dense codes @ W_dec + b_dec`, without the dense matrix where it is mostly 0."""
+        if isinstance(codes, Codes):
+            if codes.values.shape[1] * DENSE < self.latents:
+                return decode_rows(codes.values, codes.indices, self.W_dec) + self.b_dec
+            codes = codes.dense()
+        return torch.addmm(self.b_dec, codes, self.W_dec)
 
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """The reconstruction of raw activations, in their own units."""
+        """The reconstruction of raw activations, in their own units; memory doesn't grow with the batch x latents."""
+        return torch.cat([self._rebuilt(part) for part in x.split(self.tokens_at_once)])
+
+    def _rebuilt(self, x: Tensor) -> Tensor:
         _, undo = self.normed(x)
-        return undo(self.decode(self.encode(x)))
+        return undo(self.decode(self.encode(x) if self.fixed_l0 else self.encode_dense(x)))
 
     def normed(self, x: Float[Tensor, "batch d_in"]) -> tuple[Float[Tensor, "batch d_in"], Callable[[Tensor], Tensor]]:
         """The input as the weights expect it, float32 on their device, and the way back for reconstructions."""
@@ -159,6 +181,18 @@ class SAE:
         except SafetensorError as error:
             raise UserError("sae", file, f"not a whole safetensors file ({error})", "copy or train it again") from None
         return cls(meta=_meta(raw, file), **_known(tensors, file))
+
+
+def _packed(dense: Float[Tensor, "batch latents"]) -> Codes:
+    """The nonzeros of each row side by side, in the order of the latents; padded with 0 of latent 0."""
+    rows, latents = dense.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(dense))
+    width = max(1, int(counts.max())) if len(dense) else 1
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    values, indices = dense.new_zeros(len(dense), width), rows.new_zeros(len(dense), width)
+    values[rows, places] = dense[rows, latents]
+    indices[rows, places] = latents
+    return Codes(values, indices, dense.shape[1])
 
 
 def _file(path: Path | str) -> Path:

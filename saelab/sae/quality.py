@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
-from saelab.sae.model import SAE
+from saelab.sae.model import SAE, Codes
 
 RARE = 10  # a latent that fires on fewer tokens is rare
 DENSE = 0.8  # a latent that fires on this share of the tokens or more is dense
@@ -32,7 +32,8 @@ def quality(sae: SAE, data: Any) -> dict[str, Any]:
     """
     sums = _Sums(sae)
     for x in _chunks(data):
-        sums.add(x)
+        for part in x.split(sae.tokens_at_once):
+            sums.add(part)
     return sums.result()
 
 
@@ -47,7 +48,7 @@ class _Sums:
 
     def add(self, x: Float[Tensor, "chunk d_in"]) -> None:
         x = x.to(self.sae.device, torch.float32)
-        codes = self.sae.encode(x)
+        codes = self.sae.encode(x) if self.sae.fixed_l0 else self.sae.encode_dense(x)
         _, undo = self.sae.normed(x)
         rebuilt = undo(self.sae.decode(codes)).double()
         wide = x.double()
@@ -61,9 +62,9 @@ class _Sums:
         self.residual += float((wide - rebuilt).square().sum())
         centre = self.sae.b_dec.double()
         self.cosine += float(torch.cosine_similarity(wide - centre, rebuilt - centre, dim=1).sum())
-        fires = codes.values > 0
-        self.nonzero += int(fires.sum())
-        self.fired += torch.bincount(codes.indices[fires], minlength=self.sae.latents)
+        fired = _fired(codes, self.sae.latents)
+        self.nonzero += int(fired.sum())
+        self.fired += fired
         self.tokens += len(x)
 
     def result(self) -> dict[str, Any]:
@@ -85,6 +86,13 @@ class _Sums:
             "density": {"edges": EDGES.tolist(), "counts": counts.tolist()},
             "tokens": self.tokens,
         }
+
+
+def _fired(codes: Codes | Float[Tensor, "chunk latents"], latents: int) -> Int[Tensor, "latents"]:
+    """On how many tokens each latent fires."""
+    if isinstance(codes, Codes):
+        return torch.bincount(codes.indices[codes.values > 0], minlength=latents)
+    return (codes > 0).sum(0)
 
 
 def _chunks(data: Any) -> Iterable[Float[Tensor, "chunk d_in"]]:

@@ -33,7 +33,7 @@ class Projection:
     def __call__(self, tokens: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens units"]:
         """Activations, float32, >= 0, on the CPU. `tokens` is left as it is."""
         if self.sae is not None:
-            return self.sae.encode(tokens.to(self.sae.device)).dense().cpu()
+            return self.sae.encode_dense(tokens.to(self.sae.device)).cpu()
         values = tokens.float()
         if self.directions is not None and self.shift is not None:
             values = values @ self.directions - self.shift

@@ -17,13 +17,15 @@ SPARSE_BELOW = 0.1  # density under which activations are kept as CSR
 def pooled(cache: ActivationCache, project: Projection, pool: str, at_once: int = 8192) -> Tensor:
     """Every image's pooled activation of every unit, [images, units] float32, CSR where under 10 % is nonzero.
 
-    `project` sees whole images, about `at_once` tokens together, so memory does not grow with the cache. `max`, `mean`:
-    over an image's tokens; `cls`: its first token; `top_mean`: the mean of its highest tenth (at least one token).
+    `project` sees whole images, about `at_once` tokens together (fewer for a wide SAE), so memory does not grow with
+    the cache. `max`, `mean`: over an image's tokens; `cls`: its first token; `top_mean`: the mean of its highest tenth
+    (at least one token).
     """
     from scipy.sparse import csr_array, vstack
     from tqdm import tqdm
 
     offsets = np.asarray(cache.offsets)
+    at_once = at_once if project.sae is None else min(at_once, project.sae.tokens_at_once)
     blocks, kept, start = [], 0, 0
     with tqdm(total=len(offsets) - 1, desc=f"pool units, {cache.layer}", unit="img", leave=False) as bar:
         while start < len(offsets) - 1:

@@ -120,7 +120,7 @@ def test_detection_sets_hold_images_of_the_split_alone_and_no_positive_among_the
         assert own.contrasts[0] == 100 + nearest
     assert sets[2].positives == (107,) and len(sets[2].contrasts) == 1
     assert sets == verify.detection_sets(acts, emb, ids, {0: "a", 2: "b", 3: "c", 4: "d"}, per_side=4, seed=1)
-    with pytest.raises(UserError, match=r"detection\.per_side=40: needs 80 images, the split has 60"):
+    with pytest.raises(UserError, match=r"per_side=40: needs 80 images, the split has 60"):
         verify.detection_sets(acts, emb, ids, {0: "a"}, per_side=40)
 
 

@@ -11,30 +11,54 @@ A choice is text (or a list of unit numbers): terms in a row, each narrowing wha
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from saelab.errors import UserError
-from saelab.label.proposal import Case, Estimate, Proposal
+from saelab.label.proposal import Estimate
 
 TERMS = "all, ids such as 3,17,20-29, status:ok, top:100, random:100, tokens:200000, usd:2.50"
 
 
+class OfUnit(Protocol):
+    """Whatever is asked about a unit."""
+
+    @property
+    def unit(self) -> int: ...
+
+
+class Paid(Protocol):
+    """An answer with what it took: a Proposal, a Reply."""
+
+    @property
+    def prompt_tokens(self) -> int | None: ...
+    @property
+    def completion_tokens(self) -> int | None: ...
+    @property
+    def cost(self) -> float | None: ...
+    @property
+    def cached(self) -> bool: ...
+
+
+Item = TypeVar("Item", bound=OfUnit)
+
+
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent on proposals. At least one limit is set."""
+    """What may be spent on answers. At least one limit is set."""
 
     tokens: int | None = None  # prompt and completion together
     usd: float | None = None  # US dollars
 
     def admit(
         self,
-        cases: Iterable[Case],
-        estimate: Callable[[Case], Estimate],
-        found: dict[int, Proposal],
-        earlier: Iterable[Proposal],
-    ) -> Iterator[Case]:
-        """The cases, in order, while the budget lasts; `found` is filled by the caller as answers come.
+        cases: Iterable[Item],
+        estimate: Callable[[Item], Estimate],
+        found: Mapping[int, Paid],
+        earlier: Iterable[Paid],
+    ) -> Iterator[Item]:
+        """The cases, in order, while the budget lasts; `found` is filled by the caller, by unit, as answers come.
 
         A case is let through if what was spent (in the rows of an earlier run too) and what the cases under way and
         this one are estimated to take fit the budget. Raises UserError for a limit in money where a price is missing.
@@ -46,15 +70,26 @@ class Budget:
             planned = sum(under_way.values(), estimate(case))
             if self.usd is not None and planned.cost is None:
                 raise UserError("units", f"usd:{self.usd}", "a price is missing", "set proposer.prices or use tokens:N")
-            rows = [p for p in (*earlier, *found.values()) if not p.cached]
-            tokens = sum((p.prompt_tokens or 0) + (p.completion_tokens or 0) for p in rows)
-            usd = sum(p.cost or 0.0 for p in rows)
+            tokens, usd = _spent((*earlier, *found.values()))
             if self.tokens is not None and tokens + planned.tokens > self.tokens:
                 return
             if self.usd is not None and usd + (planned.cost or 0.0) > self.usd:
                 return
             under_way[case.unit] = estimate(case)
             yield case
+
+    def less(self, answers: Iterable[Paid]) -> "Budget":
+        """What is left of it after these answers; never below 0."""
+        tokens, usd = _spent(answers)
+        left = None if self.tokens is None else max(0, self.tokens - tokens)
+        return Budget(left, None if self.usd is None else max(0.0, self.usd - usd))
+
+
+def _spent(answers: Iterable[Paid]) -> tuple[int, float]:
+    """(tokens, dollars) of the answers that were bought, not found in a cache."""
+    bought = [answer for answer in answers if not answer.cached]
+    tokens = sum((answer.prompt_tokens or 0) + (answer.completion_tokens or 0) for answer in bought)
+    return tokens, sum(answer.cost or 0.0 for answer in bought)
 
 
 def choose(

@@ -1,0 +1,87 @@
+"""Asking about units one by one: rows on disk as answers come, failed ones asked again, a budget kept."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from saelab.errors import UserError
+from saelab.label.ledger import Ledger
+from saelab.label.selection import Budget, Item
+from saelab.label.vlm.chat import Chat, Reply, Request
+from saelab.label.vlm.proposer import keep_pictures
+
+
+def ask(
+    chat: Chat,
+    ledger: Ledger,
+    items: Sequence[Item],
+    request: Callable[[Item], Request],
+    outline: Callable[[Item], Request],
+    row: Callable[[Item, Reply], Any],
+    budget: Budget | None = None,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Ask about each item that the ledger has no row of; the rows of all items that have one, in the order of units.
+
+    request: draws what is sent. outline: the same without content, for the budget. row: what is kept of an answer. An
+    item whose pictures can't be read any more fails alone. Raises UserError where every item that was asked failed,
+    and for what stops the backend itself; what had been answered until then is on disk.
+    """
+    todo = [item for item in items if item.unit not in ledger.kept]
+    found: dict[int, Reply] = {}
+    waiting: dict[str, Item] = {}
+    unreadable: list[tuple[Item, Reply]] = []
+
+    def requests(allowed: Iterable[Item]) -> Iterator[Request]:
+        for item in allowed:
+            try:
+                drawn = request(item)
+            except UserError as error:
+                unreadable.append((item, Reply(None, str(error))))
+                continue
+            keep_pictures(drawn, ledger.file.parent)
+            waiting[drawn.name] = item
+            yield drawn
+
+    with tqdm(total=len(items), initial=len(items) - len(todo), desc=ledger.file.stem, disable=not progress) as bar:
+
+        def keep(item: Item, reply: Reply) -> None:
+            found[item.unit] = reply
+            ledger.add(row(item, reply))
+            bar.update()
+
+        earlier = paid([kept["record"] for kept in ledger.kept.values()])
+        wanted: Iterable[Item] = todo
+        if budget is not None:
+            wanted = budget.admit(todo, lambda item: chat.estimate(outline(item)), found, earlier)
+        for asked, reply in chat.ask(requests(wanted)):
+            keep(waiting.pop(asked.name), reply)
+        for item, reply in unreadable:
+            keep(item, reply)
+    units = {item.unit for item in items}
+    rows = [kept for kept in ledger.rows() if kept["unit"] in units]
+    if rows and all(kept["status"] == "failed" for kept in rows):
+        raise UserError(
+            "proposer", chat.name, f"all {len(rows)} units failed, the first with: {rows[0]['record']['error']}"
+        )
+    return rows
+
+
+def spent(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Requests, tokens and money of the answers with these records, each request once; cost: None where one lacks."""
+    paid = {record["request"]: record for record in records if record["error"] is None}.values()
+    costs = [record["cost"] for record in paid]
+    return {
+        "requests": len(paid),
+        "prompt_tokens": sum(record["prompt_tokens"] or 0 for record in paid),
+        "completion_tokens": sum(record["completion_tokens"] or 0 for record in paid),
+        "cost": None if None in costs else float(sum(costs)),
+        "attempts": sum(record["attempts"] for record in records),
+        "uncertain": sum(record["uncertain"] for record in records),
+    }
+
+
+def paid(records: Sequence[dict[str, Any]]) -> list[Reply]:
+    """What answers took, from the records of their rows, as a budget counts it."""
+    return [Reply(None, **record) for record in records]

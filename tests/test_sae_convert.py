@@ -145,8 +145,65 @@ def test_out_to_saelens_and_back(tmp_path, parts, rule):
     agrees(convert.load(tmp_path), parts["x"], sae.encode(parts["x"]).dense(), sae(parts["x"]))
     card = (tmp_path / "README.md").read_text()
     assert "| fvu | 0.125 |" in card and f"| latents | {M} |" in card and card.startswith("---\n")
-    real = pytest.importorskip("sae_lens").SAE.load_from_disk(tmp_path)
+    real = saelens("SAE").load_from_disk(tmp_path)
     agrees(sae, parts["x"], real.encode(parts["x"]).detach(), real(parts["x"]).detach())
+
+
+def saelens(name: str):
+    """A class of the real package, where it is installed and can be imported."""
+    try:
+        return getattr(pytest.importorskip("sae_lens"), name)
+    except ImportError as error:  # sae-lens imports transformer-lens, whose versions fit some others only
+        pytest.skip(f"sae-lens can't be imported: {error}")
+
+
+def fill(real, parts) -> None:
+    """Weights that no convention leaves unseen: decoder rows of many lengths, biases, centres and thresholds."""
+    with torch.no_grad():
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            getattr(real, name).copy_(parts[name])
+        if hasattr(real, "threshold"):
+            real.threshold.copy_(torch.linspace(0, 2, M))
+        if hasattr(real, "topk_threshold"):
+            real.topk_threshold.fill_(1.5)
+
+
+SAELENS = [
+    (kind, norm, centred)
+    for kind in ("Standard", "TopK", "TopK rescaled", "JumpReLU")
+    for norm in ("none", "layer_norm", "constant_norm_rescale", "expected_average_only_in")
+    for centred in (True, False)
+]
+
+
+@pytest.mark.parametrize(("kind", "norm", "centred"), SAELENS)
+def test_the_real_saelens(tmp_path, parts, kind, norm, centred):
+    name = kind.split()[0]
+    settings = {"k": K, "rescale_acts_by_decoder_norm": "rescaled" in kind} if name == "TopK" else {}
+    settings |= {"normalize_activations": norm, "apply_b_dec_to_input": centred}
+    real = saelens(f"{name}SAE")(saelens(f"{name}SAEConfig")(d_in=D, d_sae=M, **settings))
+    fill(real, parts)
+    real.save_model(tmp_path)
+    sae, x = convert.load(tmp_path), parts["x"]
+    agrees(sae, x, real.encode(x).detach(), real(x).detach())
+    if norm in ("none", "layer_norm"):
+        convert.save_saelens(sae, tmp_path / "again")
+        back = saelens("SAE").load_from_disk(tmp_path / "again")
+        agrees(sae, x, back.encode(x).detach(), back(x).detach())
+
+
+@pytest.mark.parametrize("rescaled", [True, False])
+@pytest.mark.parametrize("kind", ["BatchTopK", "MatryoshkaBatchTopK"])
+def test_the_real_saelens_in_training(tmp_path, parts, kind, rescaled):
+    more = {"matryoshka_widths": [M // 2, M]} if kind == "MatryoshkaBatchTopK" else {}
+    settings = {"d_in": D, "d_sae": M, "k": K, "rescale_acts_by_decoder_norm": rescaled, **more}
+    real = saelens(f"{kind}TrainingSAE")(saelens(f"{kind}TrainingSAEConfig")(**settings))
+    fill(real, parts)
+    real.save_model(tmp_path / "training")
+    real.save_inference_model(tmp_path / "inference")
+    final, x = saelens("SAE").load_from_disk(tmp_path / "inference"), parts["x"]
+    for form in ("training", "inference"):
+        agrees(convert.load(tmp_path / form), x, final.encode(x).detach(), final(x).detach())
 
 
 def test_the_real_dictionary_learning(tmp_path, parts):

@@ -119,7 +119,7 @@ def _saelens(config: Config, tensors: Tensors) -> SAE:
     k = config.get("k") or (config.get("activation_fn_kwargs") or {}).get("k") or 0
     centred = config.get("apply_b_dec_to_input", True)
     W_enc, W_dec = tensors["W_enc"].T, tensors["W_dec"]
-    b_enc, threshold = tensors["b_enc"], tensors.get("threshold") if rule == "jumprelu" else None
+    b_enc, threshold = tensors["b_enc"], _saelens_threshold(tensors) if rule == "jumprelu" else None
     if config.get("rescale_acts_by_decoder_norm"):
         norms = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec = W_enc * norms[:, None], b_enc * norms, W_dec / norms[:, None]
@@ -133,6 +133,17 @@ def _saelens(config: Config, tensors: Tensors) -> SAE:
     if norm == "expected_average_only_in":
         source["note"] = "expects activations already scaled to a mean norm of sqrt(d_in)"
     return _sae((W_enc, b_enc, W_dec, tensors["b_dec"]), rule, k, source, centred, threshold, scale, input_norm)
+
+
+def _saelens_threshold(tensors: Tensors) -> Tensor:
+    """JumpReLU's threshold; BatchTopK's single one, as its training checkpoints have it; the logarithm of old files."""
+    if "threshold" in tensors:
+        return tensors["threshold"]
+    if "log_threshold" in tensors:
+        return tensors["log_threshold"].exp()
+    if "topk_threshold" in tensors:
+        return _everywhere(tensors["topk_threshold"], len(tensors["b_enc"]))
+    raise UserError("sae", "threshold", "this architecture needs one, the file has none", "save the SAE anew")
 
 
 def _sparsify(config: Config, tensors: Tensors) -> SAE:

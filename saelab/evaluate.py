@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab import columns, metrics
+from saelab import columns, metrics, resample
 from saelab.artifacts import write_json, write_jsonl
 from saelab.columns import Acts
 from saelab.errors import UserError
@@ -65,6 +65,7 @@ def evaluate(
     splits: Splits,
     k: int = 30,
     seed: int = 0,
+    resamples: int = resample.RESAMPLES,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows (one a unit) and summary of one basis; the formats of `evaluation.jsonl` and `evaluation.json`.
 
@@ -96,12 +97,17 @@ def evaluate(
     for name in scorers:
         for row, entry in zip(labels, entries[name]):
             entry["null_percentile"] = row["scores"].get(name, {}).get("null_percentile")
+    named = [row["label"] for row in labels]
+    interval = resample.intervals(mine, test, named, evidence, splits, seed, resamples)
     rows = []
     for u, (row, numbers) in enumerate(zip(labels, _rows(per_unit))):
         head = {name: row[name] for name in ("unit", "status", "label", "abstained")}
         by_scorer = {name: entries[name][u] for name in scorers}
         rows.append(
-            head | numbers | {"by_scorer": by_scorer, "final": entries["final"][u], "shuffled": entries["shuffled"][u]}
+            head
+            | numbers
+            | {"by_scorer": by_scorer, "final": entries["final"][u], "shuffled": entries["shuffled"][u]}
+            | {"interval": interval[u]}
         )
     return rows, summarise(rows, evidence, splits, near, seed)
 

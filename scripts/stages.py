@@ -314,7 +314,7 @@ class Run:
 
     def _evaluate(self, basis: Basis, splits: evaluate.Splits) -> Artifact:
         assert basis.labels is not None
-        recipe = {"stage": "evaluation", "code": 2, "labels": basis.labels.digest, "images": self.images.fingerprint}
+        recipe = {"stage": "evaluation", "code": 3, "labels": basis.labels.digest, "images": self.images.fingerprint}
         recipe |= {"truth": self.cfg.truth, "judge": self.encoder.recipe, "k": self.mining.k}
 
         def build(folder: Path) -> None:

@@ -121,7 +121,7 @@ def evaluated(
         for u, status in enumerate(statuses(mine))
     ]
     splits = Splits(np.arange(IMAGES // 2), np.arange(IMAGES // 2, IMAGES))
-    rows, _ = evaluate(UnitActivations(acts, kind, {}), labels, evidence, splits)
+    rows, _ = evaluate(UnitActivations(acts, kind, {}), labels, evidence, splits, resamples=0)
     setup = Setup(
         "planted", "world", "planted", "halves", "none", "positive", 30, "planted labeller", "planted judge", ""
     )

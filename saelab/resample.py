@@ -1,0 +1,193 @@
+"""How far would a label's faithfulness move with other test images? Bootstrap over images, unit by unit.
+
+A mean over units has its interval from the comparison; this is the interval of one unit's number, for its page. The
+label, its threshold and the unit are taken as they are: only the test images are drawn anew. Where a number hangs on a
+handful of images, a bootstrap of them says nothing, and no interval is given.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from saelab import columns, metrics
+from saelab.columns import Acts
+
+if TYPE_CHECKING:
+    from saelab.evaluate import Evidence, Splits
+    from saelab.truth import Similarity, Truth
+
+RESAMPLES = 1000
+LEVEL = 0.95
+FEWEST = 5  # images that fire the unit, that have the label, and that lack it, below which there is no interval
+ELEMENTS = 1 << 22  # numbers of a block of resamples held at once
+BLOCK = 1 << 18  # numbers of a block of units held at once
+
+Draws = UInt8[np.ndarray, "resamples images"]  # how often each image is in each resample
+Bounds = Float[np.ndarray, "units two"]  # low and high of each unit, NaN where there is no interval
+
+
+def intervals(
+    mine: Acts,
+    test: Acts,
+    texts: Sequence[str | None],
+    evidence: "Evidence",
+    splits: "Splits",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[dict[str, list[float]]]:
+    """Per unit `{metric: [low, high]}` of its label: 95 % percentile bootstrap intervals over test images.
+
+    Of the metrics of `evaluate.faithfulness`, given the same arguments, all but AUROC, whose percentile interval is too
+    narrow for few images. One that has no number or hangs on fewer than 5 images (that fire the unit, have the label or
+    lack it) is left out. On planted units with 5 to 35 labelled of 174 images these intervals covered the truth in 91
+    to 94 % of worlds. In memory: a byte per resample and image, and blocks of bounded size.
+    """
+    if not resamples:
+        return [{} for _ in texts]
+    drawing = partial(draws, seed=seed, resamples=resamples)
+    ids = torch.as_tensor(splits.test)
+    found = {"scs": _simulated(test, texts, evidence.judge, ids, drawing)}
+    if evidence.captions is not None:
+        found["caption_r"] = _simulated(test, texts, evidence.captions, ids, drawing)
+    if evidence.truth is not None:
+        found |= _against_truth(mine, test, texts, evidence.truth, splits, drawing)
+    return [
+        {name: bounds[u].tolist() for name, bounds in found.items() if np.isfinite(bounds[u]).all()}
+        for u in range(len(texts))
+    ]
+
+
+def draws(images: int, seed: int = 0, resamples: int = RESAMPLES) -> Draws:
+    """Bootstrap resamples of the images as counts."""
+    rng = np.random.default_rng(seed)
+    made = np.empty((resamples, images), np.uint8)
+    for row in made:
+        row[:] = np.bincount(rng.integers(0, images, images), minlength=images).clip(max=255)
+    return made
+
+
+def correlations(
+    a: Float[np.ndarray, "images units"], b: Float[np.ndarray, "images units"], drawn: Draws
+) -> Float[np.ndarray, "resamples units"]:
+    """Pearson's r of paired columns in every resample, as five matrix products; NaN where one is constant there."""
+    n, units = a.shape
+    a, b = (_standardised(x) for x in (a, b))
+    sums = np.concatenate([a, b, a * a, b * b, a * b], axis=1)
+    made = np.empty((len(drawn), units))
+    step = max(1, ELEMENTS // n)
+    for first in range(0, len(drawn), step):
+        part = (drawn[first : first + step].astype(np.float64) @ sums).reshape(-1, 5, units)
+        of_a, of_b, of_aa, of_bb, of_ab = part.transpose(1, 0, 2)
+        left, right = of_aa - of_a**2 / n, of_bb - of_b**2 / n
+        flat = (left < 1e-12) | (right < 1e-12)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            made[first : first + step] = np.where(flat, np.nan, (of_ab - of_a * of_b / n) / np.sqrt(left * right))
+    return made
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """Columns of mean 0 and length 1, so that what is left of a constant one is told from rounding."""
+    centred = values - values.mean(0)
+    return centred / np.maximum(np.linalg.norm(centred, axis=0), 1e-30)
+
+
+def average_precision(
+    a: Float[np.ndarray, "images"], true: Bool[np.ndarray, "images"], drawn: Draws
+) -> Float[np.ndarray, "resamples"]:
+    """Average precision of one unit in every resample, equal activations as one threshold (as `metrics.auprc`)."""
+    order = np.argsort(-a, kind="stable")
+    value, holds = a[order], true[order]
+    last = np.r_[value[1:] != value[:-1], True]  # of each run of equal activations
+    run = np.cumsum(last) - last
+    gaining = np.unique(run[holds])  # runs that hold a true image: the others gain nothing
+    until, first = np.flatnonzero(last)[gaining], np.searchsorted(run[holds], gaining)
+    made = np.empty(len(drawn))
+    step = max(1, ELEMENTS // len(a))
+    for at in range(0, len(drawn), step):
+        counts = drawn[at : at + step].T[order]  # [images, some resamples], strongest image first
+        called = np.cumsum(counts, axis=0, dtype=np.int64)[until]
+        hits = np.add.reduceat(counts[holds], first, axis=0, dtype=np.int64)
+        right = np.cumsum(hits, axis=0)
+        with np.errstate(invalid="ignore"):
+            made[at : at + step] = (hits * right / np.maximum(called, 1)).sum(0) / right[-1]
+    return made
+
+
+def bounds_of(made: Float[np.ndarray, "resamples units"]) -> Bounds:
+    """Percentile interval of each column over the resamples that have a number."""
+    with np.errstate(invalid="ignore"):
+        made = np.where(np.isfinite(made), made, np.nan)
+    low, high = np.full((2, made.shape[1]), np.nan)
+    have = np.isfinite(made).any(0)
+    low[have], high[have] = np.nanquantile(made[:, have], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return np.stack([low, high], axis=1)
+
+
+def _simulated(
+    test: Acts, texts: Sequence[str | None], space: "Similarity", ids: Tensor, drawing: Callable[[int], Draws]
+) -> Bounds:
+    known = space.known[ids]
+    images = space.images[ids[known]]
+    found = np.full((len(texts), 2), np.nan)
+    named = torch.tensor([u for u, text in enumerate(texts) if text is not None], dtype=torch.long)
+    if len(named) == 0 or len(images) < 2 * FEWEST:
+        return found
+    rows = torch.tensor([space.row[text] for text in texts if text is not None], dtype=torch.long)
+    drawn = drawing(len(images))
+    for block, acts in columns.blocks(columns.pick(test, named), BLOCK):
+        a, b = acts[known].double().numpy(), (images @ space.labels[rows[block]].T).double().numpy()
+        found[named[block]] = _kept(bounds_of(correlations(a, b, drawn)), a)
+    return found
+
+
+def _against_truth(
+    mine: Acts,
+    test: Acts,
+    texts: Sequence[str | None],
+    truth: "Truth",
+    splits: "Splits",
+    drawing: Callable[[int], Draws],
+) -> dict[str, Bounds]:
+    of_mine, of_test = torch.as_tensor(splits.mine), torch.as_tensor(splits.test)
+    known_mine, known = truth.known[of_mine], truth.known[of_test]
+    on_mine, on_test = truth.member[of_mine[known_mine]], truth.member[of_test[known]]
+    holds = on_test.sum(0)
+    have = [(u, truth.column[text]) for u, text in enumerate(texts) if text is not None and text in truth.column]
+    usable = [(u, c) for u, c in have if FEWEST <= int(holds[c]) <= len(on_test) - FEWEST]
+    found = {name: np.full((len(texts), 2), np.nan) for name in ("truth_r", "auprc", "f1", "iou")}
+    if not usable:
+        return found
+    units, concepts = torch.tensor(usable).T
+    drawn, fitted = drawing(len(on_test)), columns.pick(mine, units)
+    for block, acts in columns.blocks(columns.pick(test, units), BLOCK):
+        a, true = acts[known].double().numpy(), on_test[:, concepts[block]]
+        true_mine = on_mine[:, concepts[block]]
+        threshold = metrics.best_f1_threshold(columns.dense(fitted, block)[known_mine], true_mine).double().numpy()
+        made = {"truth_r": correlations(a, true.double().numpy(), drawn)}
+        precision = [average_precision(a[:, j], true[:, j].numpy(), drawn) for j in range(a.shape[1])]
+        made["auprc"] = np.stack(precision, axis=1)
+        made |= _agreement(a >= threshold, true.numpy(), np.isfinite(threshold), drawn)
+        for name, values in made.items():
+            found[name][units[block]] = _kept(bounds_of(values), a)
+    return found
+
+
+def _agreement(called: np.ndarray, true: np.ndarray, fitted: np.ndarray, drawn: Draws) -> dict[str, np.ndarray]:
+    """F1 and IoU of "called" against the truth in every resample; NaN without a threshold or without a true image."""
+    units, step = true.shape[1], max(1, ELEMENTS // drawn.shape[1])
+    flags = np.concatenate([called & true, called | true, true], axis=1).astype(np.float64)
+    sums = [drawn[i : i + step].astype(np.float64) @ flags for i in range(0, len(drawn), step)]
+    both, either, holds = np.concatenate(sums).reshape(-1, 3, units).transpose(1, 0, 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = {"f1": 2 * both / (both + either), "iou": both / either}
+    return {name: np.where(fitted & (holds > 0), value, np.nan) for name, value in values.items()}
+
+
+def _kept(bounds: Bounds, acts: Float[np.ndarray, "images units"]) -> Bounds:
+    """The intervals of units that fire on enough images."""
+    return np.where(((acts > 1e-6).sum(0) >= FEWEST)[:, None], bounds, np.nan)

@@ -1,0 +1,155 @@
+"""Intervals of single units over test images: the resampled numbers against their twins, and whether they cover."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score
+from test_evaluate import GIVEN, MINE, TEST, label_rows, world
+
+from saelab import evaluate as ev
+from saelab import resample
+from saelab.columns import columns
+from saelab.units import UnitActivations
+
+
+def unit(n: int, rate: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Activations that follow a concept of this frequency, and the concept."""
+    rng = np.random.default_rng(seed)
+    true = rng.random(n) < rate
+    return np.maximum(0, true + rng.normal(0, 0.6, n) - 0.3).round(2), true
+
+
+def test_draws_are_resamples_of_all_images_and_hold_to_their_seed():
+    made = resample.draws(50, seed=3, resamples=400)
+    assert (made.sum(1) == 50).all() and made.max() > 2
+    np.testing.assert_array_equal(made, resample.draws(50, seed=3, resamples=400))
+    assert abs(made.mean(0) - 1).max() < 0.25  # no image is favoured
+
+
+def test_resampled_numbers_are_those_of_the_repeated_images():
+    a, true = unit(80, 0.25, 0)
+    other = np.random.default_rng(1).normal(size=80) + true
+    drawn = resample.draws(80, 5, 40)
+    r = resample.correlations(np.stack([a, a], 1), np.stack([other, true.astype(float)], 1), drawn)
+    precision = resample.average_precision(a, true, drawn)
+    for i, counts in enumerate(drawn):
+        chosen = np.repeat(np.arange(80), counts)
+        assert r[i, 0] == pytest.approx(np.corrcoef(a[chosen], other[chosen])[0, 1], abs=1e-10)
+        assert r[i, 1] == pytest.approx(np.corrcoef(a[chosen], true[chosen])[0, 1], abs=1e-10)
+        assert precision[i] == pytest.approx(average_precision_score(true[chosen], a[chosen]), abs=1e-12)
+
+
+def test_blocks_of_resamples_do_not_change_a_number(monkeypatch):
+    a, true = unit(80, 0.25, 0)
+    drawn = resample.draws(80, 5, 40)
+    whole = (
+        resample.correlations(a[:, None], true[:, None].astype(float), drawn),
+        resample.average_precision(a, true, drawn),
+    )
+    monkeypatch.setattr(resample, "ELEMENTS", 80 * 7)
+    np.testing.assert_allclose(resample.correlations(a[:, None], true[:, None].astype(float), drawn), whole[0])
+    np.testing.assert_array_equal(resample.average_precision(a, true, drawn), whole[1])
+
+
+def test_a_resample_in_which_the_unit_is_constant_has_no_correlation():
+    a = np.zeros((30, 1))
+    a[4] = 2
+    drawn = resample.draws(30, 0, 200)
+    r = resample.correlations(a, np.random.default_rng(0).normal(size=(30, 1)), drawn)[:, 0]
+    np.testing.assert_array_equal(np.isnan(r), drawn[:, 4] == 0)
+
+
+def test_intervals_of_a_basis_are_quantiles_of_its_resamples_sparse_or_dense():
+    acts, evidence = world()
+    mine, test = acts[MINE], acts[TEST]
+    splits = ev.Splits(MINE, TEST)
+    found = resample.intervals(mine, test, GIVEN, evidence, splits, 2, 200)
+    sparse = [columns(part.to_sparse_csr()) for part in (mine, test)]
+    assert resample.intervals(*sparse, GIVEN, evidence, splits, 2, 200) == found
+    known = evidence.truth.known[TEST].numpy()
+    drawn = resample.draws(int(known.sum()), 2, 200)
+    a, true = test[known, 0].numpy(), evidence.truth.member[TEST][known, 0].numpy()
+    threshold = float(
+        ev.metrics.best_f1_threshold(
+            *(x[evidence.truth.known[MINE]][:, :1] for x in (mine, evidence.truth.member[MINE]))
+        )
+    )
+    twins = {"auprc": [], "f1": [], "iou": []}
+    for counts in drawn:
+        chosen = np.repeat(np.arange(len(a)), counts)
+        if not true[chosen].any():
+            continue  # no number to be had
+        twins["auprc"].append(average_precision_score(true[chosen], a[chosen]))
+        twins["f1"].append(f1_score(true[chosen], a[chosen] >= threshold))
+        twins["iou"].append(jaccard_score(true[chosen], a[chosen] >= threshold))
+    for name, values in twins.items():
+        assert found[0][name] == pytest.approx(np.quantile(values, [0.025, 0.975]).tolist(), abs=1e-9)
+
+
+def test_there_is_no_interval_where_a_number_hangs_on_a_handful_of_images():
+    acts, evidence = world()
+    splits = ev.Splits(MINE, TEST)
+    found = resample.intervals(acts[MINE], acts[TEST], GIVEN, evidence, splits)
+    assert found[5] == {} and found[4] == {}  # no label; silent on the test images
+    assert set(found[3]) == {"scs", "caption_r"}  # a label without truth
+    few = acts.clone()
+    few[TEST[4:], 0] = 0
+    assert resample.intervals(few[MINE], few[TEST], GIVEN, evidence, splits)[0] == {}
+    rare = evidence.truth.member.clone()
+    rare[TEST[rare[TEST, 1]][4:], 1] = False
+    scarce = ev.Evidence(evidence.judge, evidence.captions, ev.Truth(rare, *list(vars(evidence.truth).values())[1:]))
+    assert set(resample.intervals(acts[MINE], acts[TEST], GIVEN, scarce, splits)[1]) == {"scs", "caption_r"}
+
+
+def test_an_evaluation_holds_the_interval_around_the_number_of_the_label():
+    acts, evidence = world()
+    units, splits = UnitActivations(acts, "neuron", {}), ev.Splits(MINE, TEST)
+    rows, _ = ev.evaluate(units, label_rows(GIVEN, {6}), evidence, splits)
+    seen = 0
+    for row in rows:
+        for name, (low, high) in row["interval"].items():
+            assert low <= row["by_scorer"]["csp"][name] <= high, (row["unit"], name)
+            seen += 1
+    assert seen > 15 and rows[6]["interval"]  # abstained, yet its label has numbers
+    assert all(row["interval"] == {} for row in ev.evaluate(units, label_rows(GIVEN), evidence, splits, resamples=0)[0])
+
+
+def test_intervals_cover_what_more_images_would_give():
+    """In 150 worlds of 174 images: the interval of 19 in 20 units should hold the number of very many images."""
+    a, true = unit(200_000, 0.2, 1)
+    wanted = np.corrcoef(a, true)[0, 1], average_precision_score(true, a)
+    covered = np.zeros((150, 2))
+    for w in range(150):
+        a, true = unit(174, 0.2, 100 + w)
+        drawn = resample.draws(174, w, 400)
+        made = [
+            resample.correlations(a[:, None], true[:, None].astype(float), drawn)[:, 0],
+            resample.average_precision(a, true, drawn),
+        ]
+        bounds = resample.bounds_of(np.stack(made, 1))
+        covered[w] = [low <= x <= high for x, (low, high) in zip(wanted, bounds, strict=True)]
+    assert (covered.mean(0) > 0.89).all() and (covered.mean(0) < 0.99).all()
+
+
+def test_memory_of_a_large_basis_stays_bounded():
+    """2,000 sparse units on 5,000 images are worked off in blocks: what is multiplied would be 400 MB at once."""
+    import tracemalloc
+
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=1)
+    images = torch.nn.functional.normalize(torch.randn(5000, 8, generator=generator), dim=1)
+    space = ev.Similarity.of("judge", images, ["a", "b", "c", "d"], vectors)
+    places = torch.randint(0, 5000 * 2000, (400_000,), generator=generator).unique()
+    acts = torch.sparse_coo_tensor(torch.stack([places // 2000, places % 2000]), torch.ones(len(places)), (5000, 2000))
+    tracemalloc.start()
+    resample.intervals(
+        columns(acts),
+        columns(acts),
+        ["a"] * 2000,
+        ev.Evidence(space, None, None),
+        ev.Splits(np.arange(0), np.arange(5000)),
+        resamples=200,
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 120 * 2**20

@@ -17,11 +17,16 @@ SMALL = ("seeds=[0,1]", "sae.train.epochs=3", "label.nulls=20", "label.mining.k=
 SCORERS = {"contrast_evidence", "csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed"}
 
 
-def run(script: str, folder: Path, pictures: Path, *more: str, check: bool = True) -> subprocess.CompletedProcess:
+def command(script: str, folder: Path, pictures: Path, *more: str) -> list[str]:
     """A script as a user starts it, its pictures and its artifacts in places of their own."""
-    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "images=folder", f"images.root={pictures}"]
-    command += [f"root={folder}", "name=small", *SMALL, *more]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, check=False)
+    start = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "images=folder", f"images.root={pictures}"]
+    return [*start, f"root={folder}", "name=small", *SMALL, *more]
+
+
+def run(script: str, folder: Path, pictures: Path, *more: str, check: bool = True) -> subprocess.CompletedProcess:
+    """That command, run to its end."""
+    given = command(script, folder, pictures, *more)
+    done = subprocess.run(given, capture_output=True, text=True, cwd=folder.parent, check=False)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -101,16 +106,22 @@ def test_the_same_run_again_makes_nothing_new(finished, pictures):
     assert "building" not in alone.stderr and "_blocks.15:" in alone.stdout
 
 
+def killed_at(sign: str, given: list[str], folder: Path) -> None:
+    """Start a command and kill it in the middle of a stage: when a file that this stage writes early is there."""
+    going = subprocess.Popen(given, cwd=folder.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(folder.glob(sign)):
+        assert going.poll() is None, f"ended before it wrote {sign}"
+        time.sleep(0.02)
+    going.send_signal(signal.SIGKILL)
+    going.wait()
+    assert list(folder.glob(sign)), f"the stage of {sign} was over before the kill"
+
+
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_labels(finished, pictures, tmp_path):
     folder = tmp_path / "runs"
-    command = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), "images=folder", f"images.root={pictures}"]
-    command += [f"root={folder}", "name=small", *SMALL]
-    for seconds in (12, 17):
-        going = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
-        going.send_signal(signal.SIGKILL)
-        going.wait()
+    for sign in ("activations/*.partial/tokens.h5", "sae/*.partial/metrics.jsonl", "labels/*.partial/recipe.json"):
+        killed_at(sign, command("quickstart", folder, pictures), folder)
     run("quickstart", folder, pictures)
     facts, ours = (json.loads((f / "small.json").read_text()) for f in (finished, folder))
     for a, b in zip(facts["bases"], ours["bases"], strict=True):
@@ -166,3 +177,38 @@ def test_an_empty_folder_and_a_damaged_artifact_are_told_with_the_remedy(finishe
     os.truncate(sae, 100)
     done = run("quickstart", copy, pictures, check=False)
     assert done.returncode == 2 and "sae.safetensors" in done.stderr and "Traceback" not in done.stderr
+
+
+# A disk of its own, in a name space of its own: a memory file system on which only some pages are left.
+FULL_DISK = """
+set -e
+mount -t tmpfs -o size=1g none "$1"
+cd "$1"
+cp -r "$2" runs
+rm -rf "runs/$3"
+head -c $(( ($(df --output=avail -k . | tail -1) - 40) * 1024 )) /dev/zero > filler
+shift 3
+"$@" || status=$?
+find . -name complete.json | sort
+exit $status
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sae", "labels", "comparison"])
+def test_a_full_disk_is_one_line_and_finished_work_stays(finished, pictures, tmp_path, stage):
+    own = ["unshare", "--user", "--map-root-user", "--mount"]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*own, "mount", "-t", "tmpfs", "none", tmp_path], check=False).returncode
+    ):
+        pytest.skip("needs a file system of its own: Linux with user name spaces")
+    given = command("quickstart", tmp_path / "runs", pictures)
+    shell = [*own, "sh", "-c", FULL_DISK, "sh", str(tmp_path), str(finished), stage, *given]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = [line for line in done.stderr.splitlines() if line.startswith("saelab: ")]
+    assert done.returncode == 2 and len(told) == 1 and "disk full" in told[0], done.stderr
+    assert "Traceback" not in done.stderr
+    kept = {str(p.parent.relative_to(finished)) for p in finished.rglob("complete.json")}
+    left = {line.removeprefix("./runs/").removesuffix("/complete.json") for line in done.stdout.splitlines()}
+    assert {p for p in kept if not p.startswith(stage)} <= left

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every script that a test starts compiles torch and transformers anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every script that a test starts compiles torch anew
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many test processes as cores: one thread each
 

@@ -93,8 +93,11 @@ def ensure(root: Path | str, stage: str, name: str, recipe: Any, build: Callable
         partial.mkdir(exist_ok=True)
         write_json(partial / "recipe.json", recipe)
         build(partial)
-        sizes = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-        write_json(partial / "complete.json", sizes)
+        files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        for path in files:
+            if path.suffix in (".h5", ".safetensors"):
+                _to_disk(path)  # a power cut must not leave a folder that calls itself complete over empty files
+        write_json(partial / "complete.json", {str(path.relative_to(partial)): path.stat().st_size for path in files})
         partial.rename(final)
     return Artifact(final, recipe, reused=False)
 
@@ -205,8 +208,7 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _to_disk(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -218,6 +220,11 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
         yield
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _finite(value: Any) -> Any:

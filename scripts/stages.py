@@ -17,10 +17,11 @@ import torch
 from bases import GROUPS, Basis
 from command import device, plain, several
 from omegaconf import DictConfig
+from processes import ensure_together
 
 from saelab import cache, encoders, evaluate, hosts, truth, units
 from saelab import images as image_sources
-from saelab.artifacts import Artifact, ensure, ensure_all
+from saelab.artifacts import Artifact, ensure
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.images import ImageSet
@@ -126,7 +127,7 @@ class Run:
             )
 
         with self.timed("sae"):
-            return ensure_all(self.root, "sae", wanted, build)
+            return ensure_together(self.root, "sae", wanted, build)
 
     @property
     def kinds(self) -> list[str]:

@@ -7,62 +7,85 @@ Several processes: `torchrun --nproc-per-node 2 scripts/train.py ...`.
 
 import json
 import os
-from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from command import command, plain
 from omegaconf import DictConfig
+from processes import joined
 from stages import Run
 
-from saelab.artifacts import digest, read_json
+from saelab.artifacts import Artifact, digest, read_json
+from saelab.errors import UserError
 
 
 @command("train")
 def main(cfg: DictConfig) -> None:
     """Train every layer's SAEs and print what each came to."""
-    joined = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if joined:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
+    with joined() as first:
         run = Run(cfg)
-        for layer in run.caches:
-            for sae in run.saes(layer, wandb_logger(cfg, layer)):
+        for layer, store in run.caches.items():
+            logger = WandbRuns(cfg, layer, store.digest) if first and cfg.wandb.project is not None else None
+            saes = run.saes(layer, logger)
+            for sae in saes if first else []:
                 found = read_json(sae.path / "quality.json")
                 shown = {name: round(found[name], 4) for name in ("fvu", "l0", "dead", "rare", "dense")}
                 print(f"{sae.path}: {json.dumps(shown)}")
-    finally:
-        if joined:
-            dist.destroy_process_group()
+            if logger is not None:
+                logger.finish(saes)
 
 
-def wandb_logger(cfg: DictConfig, layer: str) -> Callable[[int, int, dict[str, float]], None] | None:
-    """A logger that keeps one W&B run for each seed, under an id that is the same after a resume; None if not asked."""
-    if cfg.wandb.project is None or int(os.environ.get("RANK", 0)):
-        return None
-    import wandb
+class WandbRuns:
+    """One W&B run for each seed, under an id that is the same after a resume; called as saelab.sae.fit's logger.
 
-    mode: Any = cfg.wandb.mode or ("online" if wandb.api.api_key else "offline")
-    runs: dict[int, Any] = {}
+    Offline where nobody is logged in; the files lie under `root`/wandb.
+    """
 
-    def log(which: int, step: int, numbers: dict[str, float]) -> None:
-        if which not in runs:
-            settings = {**plain(cfg.sae), "layer": layer, "seed": cfg.seeds[which], "host": plain(cfg.host)}
-            identity = digest(settings)[:16]
-            name = f"{layer}-seed{cfg.seeds[which]}"
-            runs[which] = wandb.init(
-                project=cfg.wandb.project,
-                id=identity,
+    def __init__(self, cfg: DictConfig, layer: str, cache: str) -> None:
+        self.cfg, self.layer, self.cache = cfg, layer, cache
+        self.mode = cfg.wandb.mode or os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+        self.runs: dict[int, Any] = {}
+
+    def __call__(self, which: int, step: int, numbers: dict[str, float]) -> None:
+        if which not in self.runs:
+            self.runs[which] = self._open(which)
+        self.runs[which].log(numbers, step=step)
+
+    def _open(self, which: int) -> Any:
+        import wandb
+
+        seed = self.cfg.seeds[which]
+        settings = {**plain(self.cfg.sae), "layer": self.layer, "seed": seed, "host": plain(self.cfg.host)}
+        settings["cache"] = self.cache
+        try:
+            return wandb.init(
+                project=self.cfg.wandb.project,
+                id=digest(settings)[:16],
                 resume="allow",
-                mode=mode,
-                name=name,
+                mode=self.mode,
+                name=f"{self.layer}-seed{seed}",
                 config=settings,
+                dir=str(self.cfg.root),
                 reinit="create_new",
             )
-        runs[which].log(numbers, step=step)
+        except wandb.Error as error:
+            told = f"W&B can't be reached ({str(error).splitlines()[0]})"
+            remedy = "wandb.mode=offline writes the run to files; `wandb sync` uploads them later"
+            raise UserError("wandb.mode", self.mode, told, remedy) from None
 
-    return log
+    def finish(self, saes: list[Artifact]) -> None:
+        """Add the final pass' numbers to each run, and close it."""
+        for which, opened in self.runs.items():
+            found = read_json(saes[which].path / "quality.json")
+            opened.summary.update({f"final/{name}": value for name, value in found.items() if name != "density"})
+            opened.finish()
+
+
+def logged_in() -> bool:
+    """Whether there is a key for W&B's server: in the environment, or in the file that `wandb login` writes."""
+    from requests.utils import get_netrc_auth
+
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return bool(os.environ.get("WANDB_API_KEY")) or get_netrc_auth(server) is not None
 
 
 if __name__ == "__main__":

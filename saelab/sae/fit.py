@@ -165,7 +165,8 @@ class _Run:
     def _resume(self) -> None:
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.trainer.world.rank:
+            self.folder.mkdir(parents=True, exist_ok=True)
         found = checkpoints.latest(self.folder / "checkpoints", self.recipe)
         if found is None:
             return

@@ -1,0 +1,78 @@
+"""Several processes of torchrun that train one SAE: the first owns the artifacts, all of them take the steps."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from saelab.artifacts import Artifact, ensure_all, opened
+from saelab.errors import UserError
+
+LOST = ("connection closed", "connection reset", "broken pipe", "timed out", "nccl")  # in what gloo and nccl raise
+
+
+@contextmanager
+def joined() -> Iterator[bool]:
+    """Join torchrun's other processes for the block, where there are any; gives whether this one is the first.
+
+    Raises UserError where another process ends before this one.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if size == 1:
+        yield True
+        return
+    if rank:
+        logging.getLogger("saelab").setLevel(logging.WARNING)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    try:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        yield rank == 0
+    except RuntimeError as error:
+        if not any(word in str(error).lower() for word in LOST):
+            raise
+        told = "another process ended before this one"
+        raise UserError("torchrun", f"process {rank} of {size}", told, "run the same command again to go on") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def ensure_together(
+    root: Path, stage: str, wanted: Sequence[tuple[str, Any]], build: Callable[[dict[int, Path]], None]
+) -> list[Artifact]:
+    """`saelab.artifacts.ensure_all` for a `build` in which all processes take part.
+
+    The first process locks, names the partial folders, and finishes the artifacts; the others build along in the same
+    folders, from which they read checkpoints, and wait until the artifacts are whole.
+    """
+    if not dist.is_initialized():
+        return ensure_all(root, stage, wanted, build)
+    if dist.get_rank():
+        folders = _told(None)
+        if folders:
+            build(folders)
+        return [opened(path) for path in _told(None)]
+    announced: list[dict[int, Path]] = []
+
+    def announce(folders: dict[int, Path]) -> None:
+        announced.append(_told(folders))
+        build(folders)
+
+    made = ensure_all(root, stage, wanted, announce)
+    if not announced:
+        _told({})
+    _told([artifact.path for artifact in made])
+    return made
+
+
+def _told(value: Any) -> Any:
+    """The first process' value, on all of them."""
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]

@@ -14,7 +14,6 @@ from screens import last_screen
 from stages import Run
 
 from saelab import report
-from saelab.artifacts import locked
 
 
 @command("quickstart")
@@ -23,10 +22,7 @@ def main(cfg: DictConfig) -> None:
     start = time.perf_counter()
     run = Run(cfg)
     run_json = record.write(run)
-    place = run.root / "report" / cfg.name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place.with_name(f"{place.name}.lock")):  # two runs of one name write one report after the other
-        index = report.build(run_json, place)
+    index = report.build(run_json, run.root / "report" / cfg.name)
     print(last_screen(run, index, time.perf_counter() - start))
 
 

@@ -165,7 +165,7 @@ def test_small_pictures_shrink_as_there_are_more():
     assert pictures.side_for(100) == 256
     sides = [pictures.side_for(n) for n in (100, 20_000, 40_000, 60_000, 90_000, 10**7)]
     assert sides == sorted(sides, reverse=True) and sides[-1] == 88
-    assert all(n * pictures.SIDES[pictures.side_for(n)] <= pictures.BUDGET for n in (100, 20_000, 40_000, 60_000))
+    assert all(n * pictures.SIDES[pictures.side_for(n)] <= pictures.BUDGET for n in (100, 10_000, 20_000, 40_000))
 
 
 def test_a_second_build_is_reused_until_something_changes(run_json, tmp_path):
@@ -291,10 +291,59 @@ def test_methods_name_every_setting_and_cite_only_what_was_used(report, run):
     text = (report / "takeaway" / "methods.txt").read_text()
     for basis in run.bases:
         assert f"Basis {basis.short}" in text
+        assert "sae" in basis.recipes or basis.kind != "sae"
         for stage, recipe in basis.recipes.items():
             assert all(f"{basis.name}/{stage}/{key}" in text for key in recipe)
-    cited = re.findall(r"@\w+{(\w+),", (report / "takeaway" / "references.bib").read_text())
-    assert cited == ["bouanani2026csp", "dreyer2025semanticlens", "gao2025scaling"]  # no CLIP-Dissect, no ConSE
+    listed = re.findall(r"@\w+{(\w+),", (report / "takeaway" / "references.bib").read_text())
+    assert set(listed) == set(re.findall(r"@(\w+)", text)) and len(listed) == len(set(listed))
+    assert {"bouanani2026csp", "dreyer2025semanticlens", "gao2025scaling", "holm1979"} <= set(listed)
+    assert not {"oikarinen2023clipdissect", "norouzi2014conse", "bussmann2024batchtopk"} & set(listed)  # not used here
+
+
+def test_the_paragraph_for_latex_cites_the_same_and_escapes_every_sign(report):
+    latex = (report / "takeaway" / "methods.tex").read_text()
+    listed = re.findall(r"@\w+{(\w+),", (report / "takeaway" / "references.bib").read_text())
+    cited = {key for keys in re.findall(r"\\cite{([\w,]+)}", latex) for key in keys.split(",")}
+    assert cited == set(listed)
+    bare = re.sub(r"\\cite{[^}]*}|\\texttt{|\\footnotesize|\\par\b|\\[&%$#_{}]|\\text\w+{}", "", latex)
+    assert not re.search(r"[&%$#_^\\]", bare)
+    assert latex.count("{") == latex.count("}") and "[@" not in latex
+
+
+def test_saes_to_take_away_compute_what_the_run_s_saes_compute(report, run):
+    import torch
+
+    from saelab.sae import SAE, convert
+
+    taken = sorted((report / "takeaway" / "saelens").iterdir())
+    assert [folder.name for folder in taken] == ["sae_seed_0", "sae_seed_1"]
+    x = torch.randn(50, 24, generator=torch.Generator().manual_seed(0))
+    for folder, basis in zip(taken, (b for b in run.bases if b.sae), strict=True):
+        original, copy = SAE.load(basis.sae / "sae.safetensors"), convert.load(folder)
+        torch.testing.assert_close(copy.encode(x), original.encode(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            copy.decode(copy.encode(x)), original.decode(original.encode(x)), rtol=1e-5, atol=1e-5
+        )
+        assert read_json(folder / "cfg.json")["d_sae"] == 48
+
+
+def test_meanings_and_intervals_reach_pages_and_tables(report, run):
+    lines = {(x["basis"], x["unit"]): x for x in read_jsonl(report / "takeaway" / "units.jsonl")}
+    several = bounded = 0
+    for number, basis in enumerate(run.bases):
+        marked = set(data(report, f"summary-{number}")["several"])
+        for u, (row, found) in enumerate(zip(basis.labels, basis.evaluation, strict=True)):
+            record, line = unit(report, run, basis.name, u), lines[basis.name, u]
+            assert record["meanings"] == write.rounded(row["meanings"] or [])
+            assert (u in marked) == line["polysemantic"] == (len(row["meanings"] or []) > 1)
+            assert line["meanings"] == [m["label"] for m in row["meanings"] or []]
+            assert sum(line["meaning_shares"]) == pytest.approx(1 if line["meanings"] else 0, abs=1e-5)
+            assert record["interval"] == write.rounded(found["interval"])
+            for key, (low, high) in found["interval"].items():
+                assert (line[f"{key}_low"], line[f"{key}_high"]) == (low, high)
+                assert low <= line[key] <= high
+            several, bounded = several + (u in marked), bounded + bool(found["interval"])
+    assert several > 3 and bounded > 20
 
 
 def test_labels_lines_fit_the_plan(run_json):

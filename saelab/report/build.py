@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 import saelab
-from saelab.artifacts import plain, read_json
+from saelab.artifacts import file_digest, locked, plain, read_json
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report import exports, glossary, maps, pictures, reading, records, sides, write
+from saelab.report import exports, glossary, maps, pictures, reading, records, said, sides, write
 
 log = logging.getLogger("saelab")
 
@@ -36,11 +36,18 @@ def build(run_json: Path | str, out: Path | str, shown: int = 30) -> Path:
     """Write the report of a run and return the path of its `index.html`, to be opened in a browser.
 
     `shown` is the number of strongest images on a unit's page (fewer were mined: all of them). An existing report in
-    `out` is replaced only when the new one is whole, and reused when nothing it is made from has changed.
+    `out` is replaced only when the new one is whole, and reused when nothing it is made from has changed; two builds
+    into one folder take turns.
     Raises UserError where the run is missing, half-written, moved or of another version, and where `out` holds
     something else than a report.
     """
     run_json, out = Path(run_json), Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.with_name(f"{out.name}.lock")):  # of two builds into one folder the second finds it made
+        return _build(run_json, out, shown)
+
+
+def _build(run_json: Path, out: Path, shown: int) -> Path:
     if out.exists() and any(out.iterdir()) and not (out / "report.json").is_file():
         raise UserError("out", out, "is not empty and holds no report", "give another folder")
     run = reading.read(run_json)
@@ -67,6 +74,10 @@ def _source(run: reading.Run, shown: int) -> str:
     parts = [json.dumps(plain(run.facts), sort_keys=True), str(shown), saelab.__version__]
     for folder in [run.facts["images"], *(b[s] for b in run.facts["bases"] for s in ("units", "labels", "evaluation"))]:
         parts.append((run.path.parent / folder / "complete.json").read_text(encoding="utf-8"))
+    for basis in run.bases:
+        parts.append(str(basis.sheets and basis.sheets.name))
+        folders = said.verified(run.path.parent, basis.recipes["labels"])
+        parts += [file_digest(rows) for folder in folders for rows in sorted(folder.glob("*.jsonl"))]
     here = Path(__file__).parent
     for file in sorted(p for p in here.rglob("*") if p.suffix in (".py", ".js", ".css", ".html")):
         parts.append(hashlib.sha256(file.read_bytes()).hexdigest())
@@ -85,18 +96,36 @@ def _write(run: reading.Run, out: Path, shown: int) -> None:
     for b, rows in zip(run.bases, made, strict=True):
         for record, where in zip(rows, maps.of_basis(run, b, rows), strict=True):
             record["maps"] = where
+    prompts = _said(run, made, out)
     used = sorted({i for basis in made for record in basis for i in map(int, record["names"])})
     side = pictures.side_for(len(used))
     unreadable = pictures.write(used, run.images, out, side)
     for number, basis in enumerate(made):
         write.basis(out, number, basis)
     facts = _facts(run, made, side, unreadable)
-    facts |= {"sides": sides.drawn(run, made), "takeaway": exports.write(run, made, out)}
+    facts |= {"sides": sides.drawn(run, made), "takeaway": exports.write(run, made, out), "prompts": prompts}
     write.put(out, "run", facts)
     for number, comparison in enumerate(run.comparisons):
         write.put(out, f"comparison-{number}", comparison)
     _assets(out)
     _pages(run, out)
+
+
+def _said(run: reading.Run, made: list[list[dict[str, Any]]], out: Path) -> list[str]:
+    """Put what proposers said, and small copies of what they saw, on the records; returns the prompts in use."""
+    wanted = [
+        (number, basis.sheets, name)
+        for number, basis in enumerate(run.bases)
+        for rows in basis.proposals.values()
+        for name in (name for row in rows for name in row.get("sheets") or [])
+        if basis.sheets is not None and (basis.sheets / name).is_file()
+    ]
+    kept, prompts = said.copy_sheets(wanted, out), dict[str, int]()
+    for number, (basis, rows) in enumerate(zip(run.bases, made, strict=True)):
+        for record in rows:
+            spoken = basis.proposals.get(record["unit"], [])
+            record["proposals"] = [said.shown(row, number, kept, prompts) for row in spoken]
+    return list(prompts)
 
 
 def _facts(run: reading.Run, made: list[list[dict[str, Any]]], side: int, unreadable: dict[int, str]) -> dict[str, Any]:
@@ -135,6 +164,7 @@ def _basis(basis: reading.Basis, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "labelled": len(labels),
         "sure": sum(r["label"] is not None and not r["abstained"] for r in rows),
         "distinct": len(set(labels)),
+        "several": sum(len(r["meanings"]) > 1 for r in rows),
         "statuses": {s: statuses.count(s) for s in sorted(set(statuses))},
         "quartiles": quartiles,
         "sample": [_card(r) for r in _evenly([r for r in rows if r["label"] and len(r["positives"]) >= 3], 4)],

@@ -1,4 +1,4 @@
-"""Files to take away: tables of all units, Neuronpedia-shaped features with picture links, a methods paragraph."""
+"""Files to take away: tables of all units, features in Neuronpedia's shape, SAEs in SAELens' format, a methods text."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from saelab.artifacts import write_jsonl
+from saelab.artifacts import read_json, write_jsonl
+from saelab.errors import UserError
 from saelab.report import methods, pictures
 from saelab.report.reading import Run
+from saelab.report.records import FAITHFULNESS
 
 Records = list[list[dict[str, Any]]]  # per basis, a record per unit
 
@@ -21,13 +23,22 @@ def write(run: Run, made: Records, out: Path) -> list[list[str]]:
     _csv(folder / "units.csv", rows)
     write_jsonl(folder / "units.jsonl", rows)
     write_jsonl(folder / "neuronpedia.jsonl", neuronpedia(run, made))
-    (folder / "methods.txt").write_text(methods.paragraph(run) + "\n", encoding="utf-8")
-    (folder / "references.bib").write_text(methods.references(run), encoding="utf-8")
+    for name, content in (
+        ("methods.txt", methods.text),
+        ("methods.tex", methods.latex),
+        ("references.bib", methods.bibtex),
+    ):
+        (folder / name).write_text(content(run), encoding="utf-8")
     files = [
         ["takeaway/units.csv", "a row for each unit: label, scores, metrics, image files"],
         ["takeaway/units.jsonl", "the same, one JSON object a line"],
         ["takeaway/neuronpedia.jsonl", "features in Neuronpedia's shape, with links to the small pictures"],
-        ["takeaway/methods.txt", "a paragraph on how this was made, with every setting"],
+        *_saelens(run, out),
+        [
+            "takeaway/methods.txt",
+            "a paragraph on how this was made, with every setting (citations as Pandoc reads them)",
+        ],
+        ["takeaway/methods.tex", "the same for LaTeX"],
         ["takeaway/references.bib", "BibTeX entries of what the paragraph cites"],
     ]
     if _parquet(folder / "units.parquet", rows):
@@ -37,6 +48,34 @@ def write(run: Run, made: Records, out: Path) -> list[list[str]]:
         layer = comparison["setup"]["layer"]
         files.append([f"takeaway/comparison-{number}.json", f"every number of the comparison of {layer}"])
     return files
+
+
+def _saelens(run: Run, out: Path) -> list[list[str]]:
+    """Every SAE of the run in SAELens' format; the files, or what can't be expressed in it."""
+    from saelab.sae import SAE
+    from saelab.sae.convert import save_saelens
+
+    told = []
+    for basis in run.bases:
+        if basis.sae is None:
+            continue
+        quality = basis.sae / "quality.json"
+        place = f"takeaway/saelens/{folder_name(basis.name)}"
+        try:
+            sae = SAE.load(basis.sae / "sae.safetensors")
+            save_saelens(sae, out / place, read_json(quality) if quality.is_file() else None)
+        except UserError as error:
+            told.append([place, f"left out, for SAELens has no word for it: {error}"])
+            continue
+        told.append(
+            [f"{place}/sae_weights.safetensors", f"{basis.name} for SAELens, with cfg.json and README.md beside it"]
+        )
+    return told
+
+
+def folder_name(name: str) -> str:
+    """A basis' name as one that every file system takes."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name).strip(".") or "sae"
 
 
 def table(run: Run, made: Records) -> list[dict[str, Any]]:
@@ -51,7 +90,10 @@ def table(run: Run, made: Records) -> list[dict[str, Any]]:
                 {"basis": basis.name, "kind": basis.kind, "layer": basis.layer, "seed": basis.seed}
                 | keep
                 | record["measured"]
-                | {"max_activation": record["max"]}
+                | {f"{key}_{side}": bound for key, two in _bounds(record).items() for side, bound in two.items()}
+                | {"max_activation": record["max"], "polysemantic": len(record["meanings"]) > 1}
+                | {"meanings": [m["label"] for m in record["meanings"]]}
+                | {"meaning_shares": [m["share"] for m in record["meanings"]]}
                 | {f"label_{name}": found["label"] for name, found in record["scores"].items()}
                 | {f"score_{name}": found["score"] for name, found in record["scores"].items()}
                 | {"images": [run.images.files[i] for i in record["positives"]], "activations": record["activations"]}
@@ -59,6 +101,12 @@ def table(run: Run, made: Records) -> list[dict[str, Any]]:
             )
     keys = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key) for key in keys} for row in rows]
+
+
+def _bounds(record: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Low and high of every metric's 95 % interval, None where there is none."""
+    found = {key: record["interval"].get(key) or [None, None] for key in FAITHFULNESS if key != "auroc"}
+    return {key: {"low": low, "high": high} for key, (low, high) in found.items()}
 
 
 def neuronpedia(run: Run, made: Records) -> list[dict[str, Any]]:

@@ -1,86 +1,134 @@
-"""How a run was made, as a paragraph for a paper with every setting, and the BibTeX entries that it cites."""
+"""How a run was made, as a paragraph for a paper with every setting: as text, as LaTeX, and what it cites as BibTeX."""
 
+import re
 from collections import Counter
 from typing import Any
 
+from saelab.report import references
 from saelab.report.reading import Basis, Run
 
-# what a run used -> BibTeX entry
-REFERENCES = {
-    "csp": """@article{bouanani2026csp,
-  title = {Contrastive Semantic Projection},
-  author = {Bouanani, Oussama and Berend, Jim and Samek, Wojciech and Lapuschkin, Sebastian and Dreyer, Maximilian},
-  journal = {arXiv preprint arXiv:2604.22477},
-  year = {2026}
-}""",
-    "semanticlens": """@article{dreyer2025semanticlens,
-  title = {Mechanistic understanding and validation of large {AI} models with {SemanticLens}},
-  author = {Dreyer, Maximilian and Berend, Jim and Labarta, Tobias and Vielhaben, Johanna and Wiegand, Thomas
-            and Lapuschkin, Sebastian and Samek, Wojciech},
-  journal = {Nature Machine Intelligence},
-  year = {2025}
-}""",
-    "dissect": """@inproceedings{oikarinen2023clipdissect,
-  title = {{CLIP-Dissect}: Automatic Description of Neuron Representations in Deep Vision Networks},
-  author = {Oikarinen, Tuomas and Weng, Tsui-Wei},
-  booktitle = {International Conference on Learning Representations},
-  year = {2023}
-}""",
-    "sae": """@inproceedings{gao2025scaling,
-  title = {Scaling and evaluating sparse autoencoders},
-  author = {Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel and Troll, Rajan
-            and Radford, Alec and Sutskever, Ilya and Leike, Jan and Wu, Jeffrey},
-  booktitle = {International Conference on Learning Representations},
-  year = {2025}
-}""",
-    "conse": """@inproceedings{norouzi2014conse,
-  title = {Zero-Shot Learning by Convex Combination of Semantic Embeddings},
-  author = {Norouzi, Mohammad and Mikolov, Tomas and Bengio, Samy and Singer, Yoram and Shlens, Jonathon
-            and Frome, Andrea and Corrado, Greg S. and Dean, Jeffrey},
-  booktitle = {International Conference on Learning Representations},
-  year = {2014}
-}""",
-}
-DISSECT = ("soft_wpmi", "wpmi", "cos_cubed", "clip_dissect")
+CITED = re.compile(r" ?\[@([^\]]+)\]")  # Pandoc's mark of a citation: [@key; @key]
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "-", "→": "to"}
+LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+
+
+def text(run: Run) -> str:
+    """The paragraph, with Pandoc's citations; then every setting, as recorded in the run and its recipes."""
+    listed = "; ".join(f"{name} = {value}" for name, value in settings(run).items())
+    return f"{paragraph(run)}\n\nSettings: {listed}.\n"
+
+
+def latex(run: Run) -> str:
+    r"""The same for LaTeX: signs escaped, citations as `\cite`, settings as small print."""
+    listed = "; ".join(rf"\texttt{{{_escaped(name)}}} = {_escaped(value)}" for name, value in settings(run).items())
+    parts, last = [], 0
+    prose = paragraph(run)
+    for found in CITED.finditer(prose):
+        keys = found[1].replace("@", "").replace("; ", ",")
+        parts += [_escaped(prose[last : found.start()]), rf"~\cite{{{keys}}}"]
+        last = found.end()
+    parts.append(_escaped(prose[last:]))
+    return f"{''.join(parts)}\n\n{{\\footnotesize Settings: {listed}.\\par}}\n"
+
+
+def bibtex(run: Run) -> str:
+    """The entries that the paragraph cites, and no others."""
+    keys = dict.fromkeys(key.strip(" @") for found in CITED.finditer(paragraph(run)) for key in found[1].split(";"))
+    return "\n\n".join(references.ENTRIES[key] for key in keys) + "\n"
 
 
 def paragraph(run: Run) -> str:
-    """Plain sentences: images, host, bases, labels, comparison; then every setting, as recorded in the recipes."""
+    """Plain sentences: images, bases, mining, labels, metrics, comparison."""
     images, facts = run.images, run.facts
     counts = ", ".join(f"{n} {split}" for split, n in images.counts.items())
     host = f" of {facts['host']}" if facts.get("host") else ""
     lines = [
         f"We used {len(images)} images ({images.name}; {counts}; fingerprint {images.fingerprint[:12]}).",
-        *(_sentence(basis, host) for basis in run.bases),
-        f"Labels come from {facts['encoder']}; every unit of every basis went through the same scorers and vocabulary.",
-        *(f"{comparison['selection']}" for comparison in run.comparisons[:1]),
+        *(_of_basis(basis, host) for basis in run.bases),
+        _mined(run),
+        _labelled(run),
+        _measured(run),
+        *(_compared(comparison) for comparison in run.comparisons[:1]),
         f"Made with saelab {facts['version']} on {str(facts.get('created', ''))[:10]}.",
     ]
-    settings = dict(_flat(facts.get("config") or {}))
+    return " ".join(lines)
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Every setting of the run and of every recipe, by its dotted name."""
+    found = dict(_flat(run.facts.get("config") or {}))
     for basis in run.bases:
         for stage, recipe in basis.recipes.items():
-            settings |= {f"{basis.name}/{stage}/{key}": value for key, value in _flat(recipe)}
-    return " ".join(lines) + "\n\nSettings: " + "; ".join(f"{key} = {value}" for key, value in settings.items()) + "."
+            found |= {f"{basis.name}/{stage}/{key}": value for key, value in _flat(recipe)}
+    return found
 
 
-def references(run: Run) -> str:
-    """BibTeX of the methods that the run used, and nothing else."""
-    scorers = {name for basis in run.bases for row in basis.labels for name in row["scores"]}
-    used = {
-        "csp": any(name.startswith("csp") for name in scorers),
-        "semanticlens": "semanticlens" in scorers,
-        "dissect": any(name.startswith(DISSECT) for name in scorers),
-        "sae": any(basis.kind == "sae" for basis in run.bases),
-        "conse": "conse" in run.facts["encoder"].lower(),
-    }
-    return "\n\n".join(entry for key, entry in REFERENCES.items() if used[key]) + "\n"
-
-
-def _sentence(basis: Basis, host: str) -> str:
+def _of_basis(basis: Basis, host: str) -> str:
     counted = Counter(row["status"] for row in basis.labels)
     states = ", ".join(f"{n} {status}" for status, n in counted.items())
     seed = "" if basis.seed is None else f" (seed {basis.seed})"
-    return f"Basis {basis.short}{seed} has {len(basis.labels)} units of layer {basis.layer}{host} ({states})."
+    trained = basis.recipes.get("sae", {}).get("sae") or {}
+    how = ""
+    if trained:
+        rule = "matryoshka" if trained.get("prefixes") else trained["rule"]
+        sparse = f", k = {trained['k']}" if "topk" in trained["rule"] else ""
+        how = f" from an SAE of rule {rule}{sparse}{_cite(references.RULES.get(rule))}"
+    return f"Basis {basis.short}{seed} has {len(basis.labels)} units of layer {basis.layer}{host}{how} ({states})."
+
+
+def _mined(run: Run) -> str:
+    k = run.bases[0].exemplars["positives"].shape[1]
+    return (
+        f"A unit's positives are the {k} images of the mining split with its highest activations, each paired with the "
+        f"image most like it, in the encoder's space, of those that leave the unit below its "
+        f"mean{_cite('bouanani2026csp')}."
+    )
+
+
+def _labelled(run: Run) -> str:
+    scorers = dict.fromkeys(name for basis in run.bases for row in basis.labels for name in row["scores"])
+    named = ", ".join(f"{name}{_cite(references.of_scorer(name))}" for name in scorers)
+    conse = _cite("norouzi2014conse" if "conse" in run.facts["encoder"].lower() else None)
+    final = next((row["final"] for basis in run.bases for row in basis.labels if row.get("final")), None)
+    chosen = f" The label given is that of {final}." if final else ""
+    return (
+        f"Labels come from {run.facts['encoder']}{conse}; every unit of every basis went through the same vocabulary "
+        f"and scorers: {named}.{chosen}"
+    )
+
+
+def _measured(run: Run) -> str:
+    rows = [row for basis in run.bases for row in basis.evaluation]
+    faithful = _present([entry for row in rows for entry in (row.get("by_scorer") or {}).values()], references.METRICS)
+    coherent = _present(rows, references.METRICS)
+    cited = "; ".join(dict.fromkeys(f"@{references.METRICS[name]}" for name in (*faithful, *coherent)))
+    bracket = f" [{cited}]" if cited else ""
+    tested = run.images.counts.get("test", 0)
+    return (
+        f"Faithfulness and coherence were measured on the {tested} test images, which neither mining nor labelling nor "
+        f"SAE training saw{bracket}; intervals of single units are 95 % percentile bootstrap intervals over "
+        f"these images."
+    )
+
+
+def _present(rows: list[dict[str, Any]], names: Any) -> list[str]:
+    return [name for name in names if any(row.get(name) is not None for row in rows)]
+
+
+def _compared(comparison: dict[str, Any]) -> str:
+    kinds = sorted({pair["interval"] for pair in comparison["pairs"]})
+    return (
+        f"{comparison['selection']} Bases were compared by {' and by '.join(kinds)}, scorers on the same units by "
+        f"paired bootstrap and Wilcoxon's test; p-values are corrected over metrics and layers{_cite('holm1979')}."
+    )
+
+
+def _cite(key: str | None) -> str:
+    return f" [@{key}]" if key else ""
+
+
+def _escaped(value: Any) -> str:
+    return "".join(LATEX.get(sign, sign) for sign in str(value))
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

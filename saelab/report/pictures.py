@@ -9,7 +9,7 @@ from PIL import Image
 from saelab.errors import UserError
 from saelab.images import ImageSet
 
-BUDGET = 200 * 2**20  # bytes that all small pictures may take together
+BUDGET = 100 * 2**20  # bytes that all small pictures may take together
 SIDES = {256: 14_000, 192: 8_500, 144: 5_200, 112: 3_400, 88: 2_300}  # longer side -> bytes of a typical photo as WebP
 QUALITY = 78
 

@@ -10,6 +10,7 @@ import saelab
 from saelab.artifacts import opened, read_json, read_jsonl
 from saelab.errors import UserError
 from saelab.images import ImageSet
+from saelab.report import said
 
 NEEDED = ("name", "version", "images", "encoder", "bases")
 COMPARISON_SCHEMA = 1
@@ -30,7 +31,9 @@ class Basis:
     exemplars: dict[str, np.ndarray]  # positives, activations, contrasts, similarity: [units, k]
     acts: Any  # scipy csc_array [images, units] float32
     decoder: np.ndarray | None  # [units, d_in] unit rows of the SAE
-    proposals: dict[int, list[dict[str, Any]]]  # unit -> what proposers said
+    proposals: said.Rows  # unit -> what proposers said
+    sheets: Path | None  # the folder with the pictures that they saw
+    verified: said.Rows  # unit -> what models found when they looked again
     units: Path  # the folder of its activations
     sae: Path | None  # the SAE's folder
     recipes: dict[str, Any]  # stage -> recipe
@@ -124,6 +127,9 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Ba
         raise UserError(
             "run", run, f"{name}: activations are of {expected}, the run has {n_images}", "run its stages again"
         )
+    sae = _artifact(run, entry["sae"], f"sae of {name}") if entry.get("sae") else None
+    folders = at | ({} if sae is None else {"sae": sae})
+    recipes = {stage: read_json(folder / "recipe.json") for stage, folder in folders.items()}
     return Basis(
         f"{entry['layer']} {name}" if several else name,
         name,
@@ -134,11 +140,13 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Ba
         evaluation,
         exemplars,
         columns,
-        _decoder(run, entry),
-        _proposals(at["labels"] / "proposals.jsonl"),
+        _decoder(sae),
+        said.proposals(at["labels"]),
+        said.sheets(run.parent, recipes["labels"]),
+        said.verification(run.parent, recipes["labels"]),
         at["units"],
-        _artifact(run, entry["sae"], f"sae of {name}") if entry.get("sae") else None,
-        {stage: read_json(folder / "recipe.json") for stage, folder in at.items()},
+        sae,
+        recipes,
     )
 
 
@@ -156,17 +164,9 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError("file", path, f"unreadable ({error})", "delete its folder to have it made again") from None
 
 
-def _decoder(run: Path, entry: dict[str, Any]) -> np.ndarray | None:
-    if not entry.get("sae"):
+def _decoder(sae: Path | None) -> np.ndarray | None:
+    if sae is None:
         return None
     from saelab.sae import SAE
 
-    return SAE.load(_artifact(run, entry["sae"], f"sae of {entry['name']}") / "sae.safetensors").W_dec.detach().numpy()
-
-
-def _proposals(path: Path) -> dict[int, list[dict[str, Any]]]:
-    found: dict[int, list[dict[str, Any]]] = {}
-    if path.is_file():
-        for row in read_jsonl(path):
-            found.setdefault(row["unit"], []).append(row)
-    return found
+    return SAE.load(sae / "sae.safetensors").W_dec.detach().numpy()

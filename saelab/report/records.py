@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from saelab.images import ImageSet
+from saelab.report import said
 from saelab.report.reading import Basis, Run
 
 FIRES = 1e-6  # an activation above this counts as firing (the CSP authors' threshold)
@@ -60,10 +61,14 @@ def of_basis(run: Run, basis: Basis, known: Truth, shown: int, near: list[dict[s
             "measured": measured[u],
             "percentile": {name: column[u] for name, column in percentiles.items()},
             "evaluation": basis.evaluation[u].get("by_scorer") or {},
+            "interval": basis.evaluation[u].get("interval") or {},
             "near": near[u],
-            "proposals": basis.proposals.get(row["unit"], []),
+            "meanings": row.get("meanings") or [],
+            "verified": [said.looked_again(found) for found in basis.verified.get(row["unit"], [])],
         }
         named = {i for key in ("positives", "contrasts") for i in record[key]} | {i for b in record["bands"] for i in b}
+        named |= {i for meaning in record["meanings"] for i in meaning["positives"]}
+        named |= {i for found in record["verified"] for i in found.get("images", [])}
         record["names"] = {i: name(run.images, i) for i in sorted(named) if i >= 0}
         records.append(record)
     return records

@@ -43,6 +43,7 @@ def summary(records: list[dict[str, Any]], thumbs: int = 5) -> dict[str, Any]:
         "labels": labels,
         "label": [-1 if r["label"] is None else place[r["label"]] for r in records],
         "abstained": [i for i, r in enumerate(records) if r["abstained"]],
+        "several": [i for i, r in enumerate(records) if len(r["meanings"]) > 1],
         "statuses": statuses,
         "status": [statuses.index(r["status"]) for r in records],
         "thumbs": [r["positives"][:thumbs] for r in records],
@@ -51,7 +52,11 @@ def summary(records: list[dict[str, Any]], thumbs: int = 5) -> dict[str, Any]:
 
 
 def basis(out: Path, number: int, records: list[dict[str, Any]]) -> None:
-    """Write one basis: its summary and its records, a file for every 40 units."""
+    """Write one basis: its summary, the summary of its first units, and its records, a file for every 40 units.
+
+    The browser of units draws its first page from the small file before it loads the large one.
+    """
     put(out, f"summary-{number}", summary(records))
+    put(out, f"summary-{number}-first", summary(records[:CHUNK]))
     for start in range(0, len(records), CHUNK):
         put(out, f"units/{number}/{start // CHUNK}", records[start : start + CHUNK])

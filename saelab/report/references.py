@@ -1,0 +1,127 @@
+"""BibTeX entries of what a run can have used, by citation key."""
+
+ENTRIES = {
+    "bouanani2026csp": """@article{bouanani2026csp,
+  title = {Contrastive Semantic Projection},
+  author = {Bouanani, Oussama and Berend, Jim and Samek, Wojciech and Lapuschkin, Sebastian and Dreyer, Maximilian},
+  journal = {arXiv preprint arXiv:2604.22477},
+  year = {2026}
+}""",
+    "dreyer2025semanticlens": """@article{dreyer2025semanticlens,
+  title = {Mechanistic understanding and validation of large {AI} models with {SemanticLens}},
+  author = {Dreyer, Maximilian and Berend, Jim and Labarta, Tobias and Vielhaben, Johanna and Wiegand, Thomas
+            and Lapuschkin, Sebastian and Samek, Wojciech},
+  journal = {Nature Machine Intelligence},
+  year = {2025}
+}""",
+    "oikarinen2023clipdissect": """@inproceedings{oikarinen2023clipdissect,
+  title = {{CLIP-Dissect}: Automatic Description of Neuron Representations in Deep Vision Networks},
+  author = {Oikarinen, Tuomas and Weng, Tsui-Wei},
+  booktitle = {International Conference on Learning Representations},
+  year = {2023}
+}""",
+    "bykov2023invert": """@inproceedings{bykov2023invert,
+  title = {Labeling Neural Representations with Inverse Recognition},
+  author = {Bykov, Kirill and Kopf, Laura and Nakajima, Shinichi and Kloft, Marius and H{\\"o}hne, Marina M.-C.},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2023}
+}""",
+    "kalibhat2023falcon": """@inproceedings{kalibhat2023falcon,
+  title = {Identifying Interpretable Subspaces in Image Representations},
+  author = {Kalibhat, Neha and Bhardwaj, Shweta and Bruss, C. Bayan and Firooz, Hamed and Sanjabi, Maziar
+            and Feizi, Soheil},
+  booktitle = {International Conference on Machine Learning},
+  year = {2023}
+}""",
+    "bau2017dissection": """@inproceedings{bau2017dissection,
+  title = {Network Dissection: Quantifying Interpretability of Deep Visual Representations},
+  author = {Bau, David and Zhou, Bolei and Khosla, Aditya and Oliva, Aude and Torralba, Antonio},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
+  year = {2017}
+}""",
+    "gao2025scaling": """@inproceedings{gao2025scaling,
+  title = {Scaling and evaluating sparse autoencoders},
+  author = {Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel and Troll, Rajan
+            and Radford, Alec and Sutskever, Ilya and Leike, Jan and Wu, Jeffrey},
+  booktitle = {International Conference on Learning Representations},
+  year = {2025}
+}""",
+    "bussmann2024batchtopk": """@article{bussmann2024batchtopk,
+  title = {{BatchTopK} Sparse Autoencoders},
+  author = {Bussmann, Bart and Leask, Patrick and Nanda, Neel},
+  journal = {arXiv preprint arXiv:2412.06410},
+  year = {2024}
+}""",
+    "bussmann2025matryoshka": """@inproceedings{bussmann2025matryoshka,
+  title = {Learning Multi-Level Features with Matryoshka Sparse Autoencoders},
+  author = {Bussmann, Bart and Nabeshima, Noa and Karvonen, Adam and Nanda, Neel},
+  booktitle = {International Conference on Machine Learning},
+  year = {2025}
+}""",
+    "rajamanoharan2024jumprelu": """@article{rajamanoharan2024jumprelu,
+  title = {Jumping Ahead: Improving Reconstruction Fidelity with {JumpReLU} Sparse Autoencoders},
+  author = {Rajamanoharan, Senthooran and Lieberum, Tom and Sonnerat, Nicolas and Conmy, Arthur and Varma, Vikrant
+            and Kram{\\'a}r, J{\\'a}nos and Nanda, Neel},
+  journal = {arXiv preprint arXiv:2407.14435},
+  year = {2024}
+}""",
+    "norouzi2014conse": """@inproceedings{norouzi2014conse,
+  title = {Zero-Shot Learning by Convex Combination of Semantic Embeddings},
+  author = {Norouzi, Mohammad and Mikolov, Tomas and Bengio, Samy and Singer, Yoram and Shlens, Jonathon
+            and Frome, Andrea and Corrado, Greg S. and Dean, Jeffrey},
+  booktitle = {International Conference on Learning Representations},
+  year = {2014}
+}""",
+    "oikarinen2025neuroneval": """@inproceedings{oikarinen2025neuroneval,
+  title = {Evaluating Neuron Explanations: A Unified Framework with Sanity Checks},
+  author = {Oikarinen, Tuomas and Yan, Ge and Weng, Tsui-Wei},
+  booktitle = {International Conference on Machine Learning},
+  year = {2025}
+}""",
+    "pach2025monosemantic": """@inproceedings{pach2025monosemantic,
+  title = {Sparse Autoencoders Learn Monosemantic Features in Vision-Language Models},
+  author = {Pach, Mateusz and Karthik, Shyamgopal and Bouniot, Quentin and Belongie, Serge and Akata, Zeynep},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2025}
+}""",
+    "holm1979": """@article{holm1979,
+  title = {A Simple Sequentially Rejective Multiple Test Procedure},
+  author = {Holm, Sture},
+  journal = {Scandinavian Journal of Statistics},
+  volume = {6},
+  number = {2},
+  pages = {65--70},
+  year = {1979}
+}""",
+}
+
+# prefix of a scorer's name -> what to cite for it
+SCORERS = {
+    "csp": "bouanani2026csp",
+    "semanticlens": "dreyer2025semanticlens",
+    "soft_wpmi": "oikarinen2023clipdissect",
+    "wpmi": "oikarinen2023clipdissect",
+    "cos_cubed": "oikarinen2023clipdissect",
+    "clip_dissect": "oikarinen2023clipdissect",
+    "invert": "bykov2023invert",
+    "falcon": "kalibhat2023falcon",
+    "netdissect": "bau2017dissection",
+}
+# an SAE's rule -> what to cite for it
+RULES = {
+    "topk": "gao2025scaling",
+    "batchtopk": "bussmann2024batchtopk",
+    "matryoshka": "bussmann2025matryoshka",
+    "jumprelu": "rajamanoharan2024jumprelu",
+}
+METRICS = {
+    "auprc": "oikarinen2025neuroneval",
+    "scs": "bouanani2026csp",
+    "clarity": "dreyer2025semanticlens",
+    "monosemanticity": "pach2025monosemantic",
+}
+
+
+def of_scorer(name: str) -> str | None:
+    """The citation key of a scorer; the longest prefix wins."""
+    return SCORERS.get(max((prefix for prefix in SCORERS if name.startswith(prefix)), key=len, default=""))

@@ -1,0 +1,83 @@
+"""What models said of a unit: the proposers' answers with the pictures they saw, and what verification found."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from saelab.artifacts import digest, file_digest, read_json, read_jsonl
+
+TESTS = {"detect": "detection.jsonl", "second_look": "second_look.jsonl"}
+OF_PROPOSAL = ("labels", "status", "proposer", "mode", "raw", "evidence", "confidence", "error")
+OF_RECORD = ("model", "prompt_tokens", "completion_tokens", "cost", "cached", "attempts", "seconds", "error")
+BUDGET = 40 * 2**20  # bytes that all sheets may take together
+SIDES = {896: 90_000, 640: 50_000, 448: 27_000, 320: 15_000, 224: 8_000}  # longer side -> bytes of a 3x3 sheet as WebP
+
+Rows = dict[int, list[dict[str, Any]]]  # unit -> rows
+
+
+def proposals(labels: Path) -> Rows:
+    """What proposers said, by unit, as kept beside the labels."""
+    found: Rows = {}
+    if (labels / "proposals.jsonl").is_file():
+        for row in read_jsonl(labels / "proposals.jsonl"):
+            found.setdefault(row["unit"], []).append(row)
+    return found
+
+
+def sheets(root: Path, labels: dict[str, Any]) -> Path | None:
+    """The folder with the pictures that were sent, by the recipe of the labels; None where it is gone."""
+    wanted = labels.get("proposals")
+    for file in sorted((root / "proposals").glob("*/proposals.jsonl")) if wanted else []:
+        if (file.parent / "sheets").is_dir() and file_digest(file) == wanted:
+            return file.parent
+    return None
+
+
+def verification(root: Path, labels: dict[str, Any]) -> Rows:
+    """What models found when they looked again at these labels, by unit; every row with its `test`."""
+    found: Rows = {}
+    for folder in verified(root, labels):
+        for test, name in TESTS.items():
+            for row in read_jsonl(folder / name) if (folder / name).is_file() else []:
+                found.setdefault(row["unit"], []).append({"test": test, **row})
+    return found
+
+
+def verified(root: Path, labels: dict[str, Any]) -> list[Path]:
+    """The verification folders of the labels with this recipe."""
+    recipes = sorted((root / "verification").glob("*/recipe.json"))
+    return [path.parent for path in recipes if read_json(path).get("labels") == digest(labels)]
+
+
+def shown(row: dict[str, Any], basis: int, kept: dict[str, str], prompts: dict[str, int]) -> dict[str, Any]:
+    """A proposal as a page shows it: its images are on its sheets, its prompt is a number in `prompts`."""
+    record = {key: row.get(key) for key in (*OF_PROPOSAL, *OF_RECORD)}
+    if row.get("prompt"):
+        record["prompt"] = prompts.setdefault(row["prompt"], len(prompts))
+    record["sheets"] = [kept[f"{basis}/{name}"] for name in row.get("sheets") or [] if f"{basis}/{name}" in kept]
+    return {key: value for key, value in record.items() if value not in (None, [], False)}
+
+
+def looked_again(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of verification as a page shows it."""
+    keep = ("test", "label", "status", "images", "fires", "said", "balanced_accuracy", "f1", "candidates", "raw")
+    record = {key: row.get(key) for key in keep} | {key: row["record"].get(key) for key in OF_RECORD}
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def copy_sheets(wanted: list[tuple[int, Path, str]], out: Path) -> dict[str, str]:
+    """Small copies of the sheets (number of the basis, folder, file): `basis/file` -> place in the report's folder."""
+    from tqdm import tqdm
+
+    side = next((side for side, size in SIDES.items() if len(wanted) * size <= BUDGET), min(SIDES))
+    made = {}
+    for basis, folder, name in tqdm(wanted, desc="sheets", leave=False, disable=not wanted):
+        place = f"sheets/{basis}/{Path(name).with_suffix('.webp').name}"
+        made[f"{basis}/{name}"] = place
+        if not (out / place).exists():
+            (out / place).parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(folder / name) as sheet:
+                sheet.thumbnail((side, side), Image.Resampling.LANCZOS)
+                sheet.convert("RGB").save(out / place, "WEBP", quality=76)
+    return made

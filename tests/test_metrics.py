@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from saelab import metrics
 from saelab.errors import UserError
 from saelab.metrics.sanity import METRICS, sanity_table
+from saelab.metrics.two_means import two_means
 
 LAYOUTS = [lambda a: a, lambda a: a.to_sparse_csr()]
 
@@ -126,6 +127,36 @@ def test_clarity_and_redundancy_in_loops():
         others = [float(torch.cosine_similarity(means[u], means[v], dim=0)) for v in range(4) if v != u]
         assert float(redundancy[u]) == pytest.approx(max(others), abs=1e-5)
     assert bool(clarity[3:].isnan().all()) and bool(redundancy[4].isnan())
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.5, 1.5])
+def test_two_means_give_scikit_learns_clusters(apart):
+    """From one blob, where runs end in different splits, to two: whatever the number of valid rows."""
+    g = torch.Generator().manual_seed(1)
+    rows = torch.randn(40, 24, 12, generator=g) * torch.linspace(2, 0.1, 12)
+    rows += apart * torch.randn(40, 1, 12, generator=g) * (torch.rand(40, 24, 1, generator=g) < 0.4)
+    valid = torch.rand(40, 24, generator=g) < 0.8
+    valid[:3], valid[3, :23], valid[4] = True, False, False
+    found = two_means(rows, valid)
+    assert not bool(found[3:5].any())  # fewer than two rows
+    for u in range(40):
+        if int(valid[u].sum()) > 12:
+            fit = KMeans(n_clusters=2, n_init=10, random_state=123).fit(rows[u, valid[u]].double().numpy())
+            second = fit.labels_ != fit.labels_[0]
+            assert found[u, valid[u]].tolist() == second.tolist()
+        assert not bool((found[u] & ~valid[u]).any())
+
+
+def test_two_means_of_few_rows_are_the_best_of_all_splits():
+    g = torch.Generator().manual_seed(2)
+    rows = torch.randn(20, 7, 5, generator=g)
+    for u, found in enumerate(two_means(rows)):
+        costs = {}
+        for code in range(1, 64):
+            second = torch.tensor([False] + [bool(code >> i & 1) for i in range(6)])
+            sides = (rows[u, second].double(), rows[u, ~second].double())
+            costs[tuple(second.tolist())] = sum(float((s - s.mean(0)).square().sum()) for s in sides)
+        assert tuple(found.tolist()) == min(costs, key=costs.get)
 
 
 def test_polysemanticity_against_scikit_learn():

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saelab.label.assign.contrastive import csp, semanticlens
-from saelab.metrics.coherence import one_thread, two_means
+from saelab.metrics.two_means import two_means
 
-LEAST_GAIN = 0.1  # default of `meanings`: silhouette above which a unit counts as having two meanings
+BEST_SHARE = 0.1  # of the labels: a label among so many best of the other side says much of that side too
+BLOCK = 1 << 24  # numbers held at a time
 
 
 @dataclass(frozen=True)
@@ -29,57 +30,59 @@ def meanings(
     label_emb: Float[Tensor, "labels d_text"],
     neg_emb: Float[Tensor, "units k d_text"] | None = None,
     valid: Bool[Tensor, "units k"] | None = None,
-    least: float = LEAST_GAIN,
 ) -> list[tuple[Meaning, ...]]:
     """One meaning for each unit, or two where its positives fall apart; by activation covered, the larger first.
 
     The positives are split by 2-means (as polysemanticity is measured; PRISM, 2025, clusters a unit's images in the
-    same way). The split stands if its mean silhouette (cosine distance) is at least `least`, each side has two images
-    or more, and the sides get different labels: a unit of two tuples is polysemantic. Labels by CSP (gamma 1) where
-    contrasts are given, else by SemanticLens. A unit without a valid positive of positive weight has no meaning.
+    same way), and each side gets its own best label. 2-means splits any set, so the split stands only if neither label
+    says much of the other side: it is not among the best tenth of the labels there (docs/scorers.md has what this rule
+    was chosen on), and each side has two images or more. A unit of two tuples is polysemantic. Labels by CSP (gamma 1)
+    where contrasts are given, else by SemanticLens. A unit without a valid positive of positive weight has no meaning.
     """
     valid = torch.ones(weights.shape, dtype=torch.bool, device=weights.device) if valid is None else valid
     weights = weights.clamp(min=0).masked_fill(~valid, 0.0)
-    out = []
-    with one_thread():
-        for unit in range(len(pos_emb)):
-            ids = (valid[unit] & (weights[unit] > 0)).nonzero()[:, 0]
-            rest = None if neg_emb is None else neg_emb[unit, ids]
-            out.append(_of_unit(pos_emb[unit, ids], weights[unit, ids], label_emb, rest, ids, least))
+    step = max(1, BLOCK // max(len(label_emb), pos_emb.shape[1] * pos_emb.shape[2], 1))
+    out: list[tuple[Meaning, ...]] = []
+    for first in range(0, len(pos_emb), step):
+        block = slice(first, first + step)
+        neg = None if neg_emb is None else neg_emb[block]
+        out += _of_block(pos_emb[block], weights[block], label_emb, neg)
     return out
 
 
-def silhouette(rows: Float[Tensor, "k d_text"], second: Bool[Tensor, "k"]) -> float:
-    """Mean silhouette of a split in two by cosine distance: -1 to 1, 0 where the split says nothing."""
-    from sklearn.metrics import silhouette_score
-
-    return float(silhouette_score(rows.double().cpu().numpy(), second.cpu().numpy(), metric="cosine"))
-
-
-def _of_unit(
-    pos: Tensor, weights: Tensor, label_emb: Tensor, neg: Tensor | None, ids: Tensor, least: float
-) -> tuple[Meaning, ...]:
-    if not len(ids):
-        return ()
-    whole = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    one = (_meaning(whole, pos, weights, label_emb, neg, ids),)
-    if len(ids) < 4:
-        return one
-    rows = normalize(pos, dim=1)
-    second = two_means(rows.double().cpu()).to(ids.device)
-    if min(int(second.sum()), int((~second).sum())) < 2 or silhouette(rows, second) < least:
-        return one
-    two = [_meaning(part, pos, weights, label_emb, neg, ids) for part in (second, ~second)]
-    if two[0].label == two[1].label:
-        return one
-    return tuple(sorted(two, key=lambda m: -m.share))
+def _of_block(pos: Tensor, weights: Tensor, label_emb: Tensor, neg: Tensor | None) -> list[tuple[Meaning, ...]]:
+    """Each unit's whole and, where its positives fall apart, both sides; their labels in three products."""
+    there = weights > 0
+    second = two_means(normalize(pos, dim=2), there) & there
+    parts = [there, second, there & ~second]
+    scores = [_scores(pos, part, weights, label_emb, neg) for part in parts]
+    labels = [own.argmax(dim=1, keepdim=True) for own in scores]
+    apart = (_beaten_by(scores[1], labels[2]) > BEST_SHARE) & (_beaten_by(scores[2], labels[1]) > BEST_SHARE)
+    apart &= (parts[1].sum(dim=1) > 1) & (parts[2].sum(dim=1) > 1)
+    shares = [weights.masked_fill(~part, 0.0).sum(dim=1) / weights.sum(dim=1) for part in parts]
+    best = [own.gather(1, label)[:, 0] for own, label in zip(scores, labels, strict=True)]
+    found = []
+    for unit in range(len(pos)):
+        whole, *two = (
+            Meaning(
+                tuple(part[unit].nonzero()[:, 0].tolist()), float(share[unit]), int(label[unit]), float(score[unit])
+            )
+            for part, share, label, score in zip(parts, shares, labels, best, strict=True)
+        )
+        one = (whole,) if whole.members else ()
+        found.append(tuple(sorted(two, key=lambda m: -m.share)) if apart[unit] else one)
+    return found
 
 
-def _meaning(part: Tensor, pos: Tensor, weights: Tensor, label_emb: Tensor, neg: Tensor | None, ids: Tensor) -> Meaning:
+def _beaten_by(scores: Float[Tensor, "units labels"], label: Tensor) -> Float[Tensor, "units"]:
+    """Share of the labels that score higher than the given one."""
+    return (scores > scores.gather(1, label)).float().mean(dim=1)
+
+
+def _scores(pos: Tensor, part: Tensor, weights: Tensor, label_emb: Tensor, neg: Tensor | None) -> Tensor:
+    """Scores of all labels for a part of each unit's positives; -inf where there is none."""
     if neg is None:
-        scores = semanticlens(pos[part][None], label_emb)[0]
+        scores = semanticlens(pos, label_emb, part)
     else:
-        scores = csp(pos[part][None], neg[part][None], weights[part][None], label_emb)[0]
-    label = int(scores.argmax())
-    share = float(weights[part].sum() / weights.sum())
-    return Meaning(tuple(ids[part].tolist()), share, label, float(scores[label]))
+        scores = csp(pos, neg, weights, label_emb, valid=part)
+    return scores.nan_to_num(nan=-torch.inf)

@@ -24,7 +24,8 @@ from saelab.label.exemplars import Exemplars, MiningSettings
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
 
-CODE = 2  # version of this stage; part of every recipe
+CODE = 3  # version of this stage; part of every recipe
+MEANINGS_AT_ONCE = 1024  # units whose positives' embeddings are held together
 UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no label
 
 
@@ -179,12 +180,14 @@ def marked(
 
 def _meanings(bundle: assign.Evidence, vocabulary: Vocabulary, ids: Tensor) -> list[list[dict[str, Any]]]:
     """Per unit one meaning, or two where its positives fall apart: label, share of the activation, image ids."""
-    positives, contrasts = bundle.images_of(bundle.positive_ids), bundle.images_of(bundle.contrast_ids)
     paired = bool(bundle.valid.any())
     valid = bundle.valid if paired else bundle.positive_ids >= 0
-    split = clusters.meanings(
-        positives, bundle.positive_values.nan_to_num(), bundle.label_emb, contrasts if paired else None, valid
-    )
+    split: list[tuple[clusters.Meaning, ...]] = []
+    for some in torch.arange(bundle.n_units).split(MEANINGS_AT_ONCE):
+        positives = bundle.images_of(bundle.positive_ids[some])
+        contrasts = bundle.images_of(bundle.contrast_ids[some]) if paired else None
+        weights = bundle.positive_values[some].nan_to_num()
+        split += clusters.meanings(positives, weights, bundle.label_emb, contrasts, valid[some])
     rows = []
     for unit, found in enumerate(split):
         own = ids[bundle.positive_ids[unit].clamp(min=0)].tolist()

@@ -1,7 +1,5 @@
 """How coherent a unit is by itself, no label needed."""
 
-from contextlib import AbstractContextManager
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -9,8 +7,9 @@ from torch.nn.functional import normalize
 
 from saelab.columns import Acts, Columns, blocks, columns, shape
 from saelab.errors import UserError
+from saelab.metrics.two_means import two_means
 
-EXACT_K = 12  # up to so many positives every split in two is tried; beyond, 2-means with restarts
+LONE_FIRST = 10  # positives that polysemanticity looks at where a cluster has one member
 
 
 def clarity(
@@ -55,36 +54,22 @@ def polysemanticity(
     """1 - cosine of the centres of the positives' two clusters (2-means); 0 to 2.
 
     Source: SemanticLens (Dreyer et al., 2025); centres are plain means. For at most 12 positives the best of all
-    splits is taken, beyond that scikit-learn's KMeans (n_init 10, seed 123). If a cluster has one member:
+    splits is taken, beyond that what scikit-learn's KMeans gives (n_init 10, seed 123). If a cluster has one member:
     1 - mean over the first min(10, k) positives of cos(mean of all, positive). NaN with fewer than two positives.
     """
-    valid = torch.ones(pos_emb.shape[:2], dtype=torch.bool, device=pos_emb.device) if valid is None else valid
-    with one_thread():
-        values = [_two_meanings(rows[keep]) for rows, keep in zip(pos_emb.double().cpu(), valid.cpu(), strict=True)]
-    return torch.tensor(values, dtype=torch.float32, device=pos_emb.device)
-
-
-def one_thread() -> AbstractContextManager:
-    """For many small clusterings: a team of threads for each costs scikit-learn 20 times the work itself."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1)
-
-
-def two_means(rows: Float[Tensor, "k d_text"]) -> Bool[Tensor, "k"]:
-    """Which rows lie in the second of two clusters: the split of least squared distance to the two plain means."""
-    k = len(rows)
-    if k > EXACT_K:
-        from sklearn.cluster import KMeans
-
-        labels = KMeans(n_clusters=2, n_init=10, random_state=123).fit_predict(rows.numpy())
-        return torch.from_numpy(labels.astype(bool))
-    codes = torch.arange(1, 1 << (k - 1))  # the last row stays in the first cluster: each split once
-    second = (codes[:, None] >> torch.arange(k) & 1).bool()
-    size = second.sum(dim=1, keepdim=True)
-    part = second.to(rows.dtype) @ rows
-    spread = (part**2).sum(dim=1) / size[:, 0] + ((rows.sum(dim=0) - part) ** 2).sum(dim=1) / (k - size[:, 0])
-    return second[spread.argmax()]  # least within-cluster distance = largest between-cluster part
+    unit_rows, valid = _checked(pos_emb, valid)
+    counts = valid.sum(dim=1)
+    finite = (unit_rows.isfinite() | ~valid[:, :, None]).all(dim=2).all(dim=1)
+    rows = unit_rows.masked_fill(~valid[:, :, None], 0.0).nan_to_num(0.0, 0.0, 0.0)
+    second = two_means(rows, valid)
+    sizes = second.sum(dim=1)
+    centres = [rows.mul(part[:, :, None]).sum(dim=1) for part in (second, valid & ~second)]
+    value = 1 - torch.cosine_similarity(centres[0], centres[1], dim=1)
+    lone = (sizes == 1) | (counts - sizes == 1)
+    first = valid & (valid.cumsum(dim=1) <= LONE_FIRST)
+    cosines = torch.cosine_similarity(rows.sum(dim=1, keepdim=True), rows, dim=2)
+    alike = cosines.mul(first).sum(dim=1) / first.sum(dim=1)
+    return torch.where(lone, 1 - alike, value).masked_fill((counts < 2) | ~finite, torch.nan).float()
 
 
 def monosemanticity(acts: Acts, image_emb: Float[Tensor, "images d_text"]) -> Float[Tensor, "units"]:
@@ -129,23 +114,18 @@ def _pair_mean(summed: Tensor, total: Tensor, squares: Tensor) -> Float[Tensor, 
     return value.masked_fill(~(pairs > 1e-12 * total**2), torch.nan)
 
 
-def _two_meanings(rows: Float[Tensor, "k d_text"]) -> float:
-    if len(rows) < 2 or not bool(rows.isfinite().all()):
-        return float("nan")
-    second = two_means(rows)
-    if int(second.sum()) == 1 or int((~second).sum()) == 1:
-        mean = rows.mean(dim=0, keepdim=True)
-        return 1 - float(torch.cosine_similarity(mean, rows[:10]).mean())
-    return 1 - float(torch.cosine_similarity(rows[second].mean(dim=0), rows[~second].mean(dim=0), dim=0))
-
-
 def _unit_rows(pos_emb: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows, valid = _checked(pos_emb, valid)
+    return normalize(rows, dim=2).masked_fill(~valid[:, :, None], 0.0), valid
+
+
+def _checked(pos_emb: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     valid = torch.ones(pos_emb.shape[:2], dtype=torch.bool, device=pos_emb.device) if valid is None else valid
     if pos_emb.ndim != 3 or valid.shape != pos_emb.shape[:2]:
         raise UserError("pos_emb", tuple(pos_emb.shape), "expected [units, k, d_text], and valid [units, k]")
-    return normalize(pos_emb.double(), dim=2).masked_fill(~valid[:, :, None], 0.0), valid
+    return pos_emb.double(), valid
 
 
 def _mean_rows(pos_emb: Tensor, valid: Tensor | None) -> Float[Tensor, "units d_text"]:
-    _, kept = _unit_rows(pos_emb, valid)
-    return pos_emb.double().masked_fill(~kept[:, :, None], 0.0).sum(dim=1) / kept.sum(dim=1, keepdim=True)
+    rows, kept = _checked(pos_emb, valid)
+    return rows.masked_fill(~kept[:, :, None], 0.0).sum(dim=1) / kept.sum(dim=1, keepdim=True)

@@ -2,8 +2,10 @@
 
 The host is a fixed bank of colour and edge filters (no weights to fetch, nothing random); bases are its neurons, two
 SAE seeds trained on its tokens, and random directions. Labels are the pictures' own words, in one space with them.
+Of the first SAE's features some have been put to a model whose answers are recorded here: proposals and verification.
 """
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,12 +22,15 @@ from saelab import units as basis_units
 from saelab.hosts import Host
 from saelab.hosts.transform import Transform
 from saelab.images import ImageSet
-from saelab.label import exemplars, pipeline
+from saelab.label import exemplars, pipeline, propose, verify
+from saelab.label.vlm.show import Look
 from saelab.label.vocabulary import Vocabulary
 from saelab.sae import SAEConfig, TrainConfig, fit_many
 from saelab.truth import Similarity, from_descriptions
 
 MINING = exemplars.MiningSettings(k=8, rare_below=5)
+ASKED = "sae seed 0"  # the basis that a model was asked about
+UNITS = (1, 2, 3, 5, 7)  # of it; the answer to the last can't be parsed
 LABELS = pipeline.LabelSettings(scorers=("csp", "csp_0.5", "semanticlens"), final="csp", nulls=40)
 
 
@@ -125,7 +130,7 @@ def write_run(folder: Path, pictures: Sequence[Picture] | None = None) -> Path:
     store = cache.write(images, host, ["fire"], root)["fire"]
     bases, evaluated = [], []
     for name, kind, seed, unit, sae in _bases(store, root):
-        places, rows = _basis(root, name, unit, images, world)
+        places, rows = _basis(root, name, unit, images, world, asked=name == ASKED)
         bases.append(
             {"name": name, "basis": kind, "layer": "fire", "seed": seed, "sae": sae and str(sae.relative_to(root))}
             | {stage: str(path.relative_to(root)) for stage, path in places.items()}
@@ -194,7 +199,7 @@ def _images(world: World, photos: Path, at: Path) -> None:
 
 
 def _basis(
-    root: Path, name: str, unit: artifacts.Artifact, images: ImageSet, world: World
+    root: Path, name: str, unit: artifacts.Artifact, images: ImageSet, world: World, asked: bool
 ) -> tuple[dict[str, Path], list[dict[str, Any]]]:
     """The artifacts of one basis through the library's mining, labelling and evaluation; and the evaluated rows."""
     units = basis_units.UnitActivations.load(unit.path)
@@ -209,13 +214,61 @@ def _basis(
     splits = evaluate.Splits(images.ids("mine"), images.ids("test"))
     measured, summary = evaluate.evaluate(units, rows, evidence, splits, MINING.k)
 
+    said = _proposals(root, found, images) if asked else None
+
     def labels(at: Path) -> None:
         artifacts.write_jsonl(at / "labels.jsonl", rows)
         found.save(at)
+        if said:
+            shutil.copyfile(said, at / "proposals.jsonl")
 
-    def write(stage: str, build: Any) -> Path:
-        return artifacts.ensure(root, stage, name, {"units": unit.digest}, build).path
+    def write(stage: str, build: Any, **more: Any) -> Path:
+        return artifacts.ensure(root, stage, name, {"units": unit.digest, **more}, build).path
 
-    places = {"units": unit.path, "labels": write("labels", labels)}
+    own = {"proposals": artifacts.file_digest(said)} if said else {}
+    places = {"units": unit.path, "labels": write("labels", labels, **own)}
+    if asked:
+        _verification(root, places["labels"], units, rows, found, images, world)
     places["evaluation"] = write("evaluation", lambda at: evaluate.write(at, measured, summary))
     return places, measured
+
+
+def _shown(found: Any) -> propose.Exemplars:
+    return propose.Exemplars(found.positives, found.contrasts, found.activations)
+
+
+def _answers(path: Path, rows: list[dict[str, Any]]) -> Path:
+    counted = {"model": "a model in a file", "prompt_tokens": 1234, "completion_tokens": 56, "cost": 0.00125}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    artifacts.write_jsonl(path, [counted | row for row in rows])
+    return path
+
+
+def _proposals(root: Path, found: Any, images: ImageSet) -> Path:
+    """proposals.jsonl of some units, with the sheets, by the library's own proposer from recorded answers."""
+    said = '{"concepts": ["temple roof", "curved eaves"], "evidence": "tiles in every picture", "confidence": 0.8}'
+    raw = {u: "Both groups look much alike to me." if u == UNITS[-1] else said for u in UNITS}
+    answers = _answers(root.parent / "answers.jsonl", [{"unit": u, "raw": text} for u, text in raw.items()])
+    proposer = propose.load_proposer("recorded", answers=answers, sheet_px=448)
+    at = root / "proposals" / "sae_seed_0-recorded-0"
+    propose.run(proposer, _shown(found), images, UNITS, at, progress=False)
+    return at / "proposals.jsonl"
+
+
+def _verification(
+    root: Path, labels: Path, units: Any, rows: list[dict[str, Any]], found: Any, images: ImageSet, world: World
+) -> None:
+    """detection.jsonl and second_look.jsonl of the same units: the model finds the first, third and fourth photo."""
+    recipe = artifacts.read_json(labels / "recipe.json")
+    at, ids = root / "verification" / "sae_seed_0-recorded-0", images.ids("show")
+    given = [{"name": f"detect/{u}", "raw": '{"fits": [1, 3, 4]}'} for u in UNITS]
+    given += [{"name": f"choose/{u}", "raw": '{"choice": 1}'} for u in UNITS]
+    chat = propose.load_chat("recorded", answers=_answers(root.parent / "looks.jsonl", given))
+    at.mkdir(parents=True)
+    artifacts.write_json(at / "recipe.json", {"stage": "verification", "labels": artifacts.digest(recipe)})
+    named = {u: rows[u]["label"] for u in UNITS if rows[u]["label"]}
+    sets = verify.detection_sets(units.rows(ids), world.e[torch.as_tensor(ids)], ids, named, groups=images.groups[ids])
+    verify.detect(chat, sets, images, at, part_px=448, progress=False)
+    best = {u: [rows[u]["label"], *(r[0] for r in rows[u]["scores"]["csp"]["runners_up"])][:4] for u in named}
+    cases = [propose.build_case(_shown(found), images, u, "contrast", 0, 9) for u in named]
+    verify.second_look(chat, cases, best, at, look=Look(sheet_px=448), progress=False)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_fixture import write_run
+from report_fixture import ASKED, UNITS, write_run
 
 from saelab import cache
-from saelab.artifacts import read_json, read_jsonl, write_json
+from saelab.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from saelab.errors import UserError
 from saelab.report import build, maps, pictures, reading, records, write
 
@@ -344,6 +344,58 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
                 assert low <= line[key] <= high
             several, bounded = several + (u in marked), bounded + bool(found["interval"])
     assert several > 3 and bounded > 20
+
+
+def test_what_models_said_and_saw_stands_on_the_unit_s_page(report, run):
+    """Twin: proposals.jsonl, detection.jsonl and second_look.jsonl of the run, and the sheets byte for picture."""
+    from PIL import Image
+
+    basis = next(b for b in run.bases if b.name == ASKED)
+    prompts = data(report, "run")["prompts"]
+    for u in range(len(basis.labels)):
+        record = unit(report, run, ASKED, u)
+        assert bool(record["proposals"]) == (u in UNITS)
+        for told, row in zip(record["proposals"], basis.proposals.get(u, []), strict=True):
+            for key in ("raw", "status", "model", "prompt_tokens", "completion_tokens", "cost", "evidence"):
+                assert told.get(key) == row[key]
+            assert tuple(told.get("labels", ())) == tuple(row["labels"])
+            assert prompts[told["prompt"]] == row["prompt"]
+            assert len(told["sheets"]) == len(row["sheets"]) == 2
+            for place, name in zip(told["sheets"], row["sheets"], strict=True):
+                with Image.open(report / place) as copy, Image.open(basis.sheets / name) as sheet:
+                    small = np.asarray(sheet.resize(copy.size).convert("RGB"), float)
+                    assert abs(np.asarray(copy.convert("RGB"), float) - small).mean() < 6
+        tests = {row["test"]: row for row in record["verified"]}
+        assert set(tests) == ({"detect", "second_look"} if u in UNITS and basis.labels[u]["label"] else set())
+        if tests:
+            seen, fires = tests["detect"]["images"], tests["detect"]["fires"]
+            assert set(seen) <= set(run.images.ids("show").tolist())
+            right = [(i + 1 in (1, 3, 4)) == on for i, on in enumerate(fires)]
+            of = [np.mean([r for r, on in zip(right, fires, strict=True) if on == side]) for side in (True, False)]
+            assert tests["detect"]["balanced_accuracy"] == pytest.approx(np.mean(of), abs=1e-3)
+            assert tests["second_look"]["label"] == tests["second_look"]["candidates"][0]
+
+
+def test_a_report_is_made_anew_when_models_have_looked_again(run_json, tmp_path):
+    shutil.copytree(run_json.parent, tmp_path / "runs")
+    index = build(tmp_path / "runs" / run_json.name, tmp_path / "report")
+    rows = next((tmp_path / "runs" / "verification").glob("*/detection.jsonl"))
+    lines = read_jsonl(rows)
+    write_jsonl(rows, lines[:-1])
+    before = index.stat().st_ino
+    build(tmp_path / "runs" / run_json.name, tmp_path / "report")
+    assert index.stat().st_ino != before
+
+
+def test_two_builds_into_one_folder_take_turns(run_json, tmp_path):
+    """Of two that start together one writes and the other finds the report made; neither mixes in."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    out = tmp_path / "report"
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(build, [run_json] * 2, [out] * 2)) == [out / "index.html"] * 2
+    assert not out.with_name("report.partial").exists() and (out / "report.json").is_file()
+    assert json.loads((out / "report.json").read_text())["source"]
 
 
 def test_labels_lines_fit_the_plan(run_json):

@@ -56,7 +56,7 @@ def shown(row: dict[str, Any], basis: int, kept: dict[str, str], prompts: dict[s
     if row.get("prompt"):
         record["prompt"] = prompts.setdefault(row["prompt"], len(prompts))
     record["sheets"] = [kept[f"{basis}/{name}"] for name in row.get("sheets") or [] if f"{basis}/{name}" in kept]
-    return {key: value for key, value in record.items() if value not in (None, [], False)}
+    return {key: value for key, value in record.items() if value is not None and value is not False and value != []}
 
 
 def looked_again(row: dict[str, Any]) -> dict[str, Any]:

@@ -167,6 +167,52 @@ class FaultServer:
             handler.wfile.write(data)
 
 
+class FileServer:
+    """Files of a folder over HTTP, whole or in parts (Range), as a bucket serves them.
+
+    `parts` lists (name, first byte, bytes) of every part that was sent. `faults` are statuses that the next requests
+    meet first. ranges=False: always sends the whole file.
+    """
+
+    def __init__(self, folder: Path, ranges: bool = True) -> None:
+        self.parts: list[tuple[str, int, int]] = []
+        self.faults: list[int] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                file = folder / self.path.lstrip("/")
+                if server.faults or not file.is_file():
+                    return self.send_error(server.faults.pop(0) if server.faults else 404)
+                total = file.stat().st_size
+                first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+                start, stop = (int(first), min(int(last or total - 1) + 1, total)) if ranges else (0, total)
+                self.send_response(206 if ranges else 200)
+                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{total}")
+                self.send_header("Content-Length", str(stop - start))
+                self.end_headers()
+                server.parts.append((file.name, start, stop - start))
+                with file.open("rb") as opened, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    opened.seek(start)
+                    self.wfile.write(opened.read(stop - start))
+                return None
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> "FileServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
 @contextlib.contextmanager
 def transformers_serve(model: Path, log: Path, seconds: float = 300) -> Iterator[str]:
     """`transformers serve` with `model` on the CPU; yields its address and stops it afterwards."""

@@ -12,6 +12,7 @@ import numpy as np
 from saelab.errors import UserError
 from saelab.images import duplicates, scan, splits
 from saelab.images.imageset import ImageSet
+from saelab.images.remote import Stretch
 from saelab.images.scan import Scan
 
 log = logging.getLogger("saelab")
@@ -26,6 +27,8 @@ class Entry:
     classes: tuple[str, ...] = ()  # concepts true of it
     mask: str | None = None  # label image, relative to the root
     credit: str | None = None  # author and licence, where the picture has its own
+    at: Stretch | None = None  # where its bytes lie, if it is no file of its own
+    seen: Scan | None = None  # what a look told, where the source has looked already
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ def build(
     seed: of the splits and of the choice under `limit` (that many pictures, drawn at random). Raises UserError where
     no usable picture is left.
     """
-    entries = sorted(listing.entries, key=lambda e: e.file)
+    streamed = any(e.at for e in listing.entries)
+    # A stream keeps its own order, so that neighbours are read together.
+    entries = listing.entries if streamed else sorted(listing.entries, key=lambda e: e.file)
     if limit is not None and limit < len(entries):
         if limit < 1:
             raise UserError("images.limit", limit, "at least 1, or null for all")
@@ -87,10 +92,13 @@ def build(
         mask_names=listing.mask_names,
         square=listing.square,
         credits={e.file: e.credit for e in entries if e.credit},
+        stretches=tuple(e.at for e in entries if e.at),
     )
 
 
 def _scan_all(listing: Listing, entries: list[Entry]) -> tuple[list[Entry], list[Scan], list[tuple[str, str]]]:
+    if entries and all(e.seen for e in entries):
+        return entries, [e.seen for e in entries if e.seen], []
     outcomes = scan.look_at_all(listing.root, [(e.file, e.mask) for e in entries], f"looking at {listing.name}")
     good = [(e, o) for e, o in zip(entries, outcomes, strict=True) if isinstance(o, Scan)]
     bad = [(e.file, o) for e, o in zip(entries, outcomes, strict=True) if isinstance(o, str)]

@@ -18,7 +18,8 @@ from scipy.sparse.csgraph import connected_components
 MAX_BITS = 14  # of 63; thresholds measured, see docs/images.md
 MAX_DIFFERENCE = 12.0  # root mean square over the small copy, grey levels of 255
 
-_GREY, _SMALL, _BLOCK = 32, 16, 8
+SMALL = 16  # pixels a side of the small copy
+_GREY, _BLOCK = 32, 8
 _WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 
 
@@ -36,7 +37,7 @@ def look(image: Image.Image) -> Look:
     grey = np.asarray(image.convert("L").resize((_GREY, _GREY), Image.Resampling.BOX, reducing_gap=None), np.float64)
     coefficients = fft.dctn(grey, norm="ortho")[:_BLOCK, :_BLOCK]
     mirror = coefficients * np.where(np.arange(_BLOCK) % 2, -1.0, 1.0)  # a mirror image negates odd frequencies
-    small = np.asarray(image.resize((_SMALL, _SMALL), Image.Resampling.BOX), np.uint8)
+    small = np.asarray(image.resize((SMALL, SMALL), Image.Resampling.BOX), np.uint8)
     return Look(_bits(coefficients), _bits(mirror), small)
 
 

@@ -1,16 +1,13 @@
-"""Pictures from torchvision datasets, Hugging Face datasets and webdataset tars.
+"""Pictures from torchvision datasets and Hugging Face datasets.
 
 Their pictures are copied once, byte for byte where the set keeps encoded files, into a folder of the user's cache;
 from then on they are files like any others, with one fingerprint, readable by every later stage and process. A copy
 that was broken off goes on where it stopped.
 """
 
-import glob
 import io
 import json
-import re
-import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -139,75 +136,6 @@ def huggingface(
         "version": version,
     }
     return copied(Path(dataset).name, recipe, items, f"Hugging Face dataset {dataset}", take)
-
-
-def webdataset(shards: str | Sequence[str], take: int | None = None, names: Sequence[str] = ()) -> Listing:
-    """webdataset tars on this disk: members of one key (name up to the first dot) make one sample.
-
-    shards: paths or patterns ("data/train-*.tar"). Read are pictures, .txt (caption), .cls (class number or name;
-    `names` names the numbers) and .json (its "caption", "classes", "class" or "label"). take: only the first pictures.
-    """
-    patterns = [shards] if isinstance(shards, str) else list(shards)
-    files = sorted({f for p in patterns for f in glob.glob(str(Path(p).expanduser()))})  # noqa: PTH207 (absolute too)
-    if not files:
-        raise UserError("images.shards", patterns, "no such file", "give the tars' paths or a pattern such as d/*.tar")
-
-    def items(start: int) -> Iterator[Item]:
-        yield from islice(_samples(files, list(names)), start, take)
-
-    sizes = {f: Path(f).stat().st_size for f in files}
-    return copied(
-        Path(files[0]).stem,
-        {"webdataset": sizes, "take": take, "names": list(names)},
-        items,
-        f"webdataset {patterns[0]}",
-        take,
-    )
-
-
-def _samples(files: list[str], names: list[str]) -> Iterator[Item]:
-    for file in files:
-        try:
-            with tarfile.open(file) as tar:
-                parts: dict[str, bytes] = {}
-                current = None
-                for member in tar:
-                    if not member.isfile():
-                        continue
-                    key, _, kind = _key(member.name)
-                    if key != current:
-                        yield from _sample(parts, names)
-                        parts, current = {}, key
-                    content = tar.extractfile(member)
-                    parts[kind] = content.read() if content else b""
-                yield from _sample(parts, names)
-        except tarfile.TarError as error:
-            raise UserError("images.shards", file, f"not a whole tar file ({error})", "fetch it again") from None
-
-
-def _key(name: str) -> tuple[str, str, str]:
-    folder, _, last = name.rpartition("/")
-    stem, dot, kind = last.partition(".")
-    return f"{folder}/{stem}", dot, kind.lower()
-
-
-def _sample(parts: dict[str, bytes], names: list[str]) -> Iterator[Item]:
-    pictures = [k for k in parts if f".{k.rsplit('.', 1)[-1]}" in SUFFIXES]
-    if not pictures:
-        return
-    picture = min(pictures, key=len)  # "png" before "seg.png"
-    try:
-        about = json.loads(parts.get("json", b"{}"))
-    except ValueError:
-        about = {}
-    about = about if isinstance(about, dict) else {}
-    caption = sources.text(parts["txt"].decode("utf-8", "replace") if "txt" in parts else about.get("caption"))
-    told = next((about[k] for k in ("classes", "class", "label") if k in about), None)
-    values = told if isinstance(told, list) else [] if told is None else [told]
-    if "cls" in parts:
-        values = [parts["cls"].decode("utf-8", "replace").strip()]
-    classes = tuple(names[int(v)] if re.fullmatch(r"\d+", str(v)) and int(v) < len(names) else str(v) for v in values)
-    yield Item(parts[picture], f".{picture.rsplit('.', 1)[-1]}", caption, classes)
 
 
 def copied(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.images import decode, loader
+from saelab.images import decode, loader, remote
 from saelab.images.splits import SPLITS
 
 
@@ -34,7 +34,7 @@ class ImageSet:
 
     name: str  # a short name for people
     root: Path  # the folder that `files` are relative to
-    files: tuple[str, ...]  # relative, "/" between the parts, sorted; the position is the image id
+    files: tuple[str, ...]  # relative, "/" between the parts, sorted (a stream's: as they come); the position is the id
     captions: tuple[str | None, ...]  # a sentence or a few words, where known
     classes: tuple[tuple[str, ...], ...]  # concepts true of the picture; several, or none
     splits: np.ndarray  # [images] of "mine" | "show" | "test"
@@ -47,6 +47,7 @@ class ImageSet:
     mask_names: tuple[str, ...] = ()  # the name of pixel value 0, 1, ... of the label images
     square: bool = False  # pad to a white square when loading (cut-outs on white)
     credits: dict[str, str] = field(default_factory=dict)  # file -> author and licence, where each has its own
+    stretches: tuple[remote.Stretch, ...] = ()  # where each picture's bytes lie, if they are streamed; () for files
 
     load = _Load()
 
@@ -59,10 +60,18 @@ class ImageSet:
 
     def picture(self, i: int) -> Image.Image:
         """Picture `i`: RGB, upright, longer side at most 2048. Raises UserError where it can't be read any more."""
-        try:
-            return decode.decode(self.path(i), self.square)
-        except (decode.Unreadable, OSError) as error:
-            raise self._gone(self.path(i), error) from None
+        return next(self.pictures([i]))
+
+    def pictures(self, ids: Sequence[int]) -> Iterator[Image.Image]:
+        """Pictures one after the other; of a streamed set, those that lie together are fetched together."""
+        sources: Iterator[Path | bytes] = (self.path(i) for i in ids)
+        if self.stretches:
+            sources = remote.read([self.stretches[i] for i in ids])
+        for i in ids:
+            try:
+                yield decode.decode(next(sources), self.square)
+            except (decode.Unreadable, remote.Changed, OSError) as error:
+                raise self._gone(self.path(i), error) from None
 
     def mask(self, i: int) -> Int[np.ndarray, "height width"]:
         """Class number of every pixel of picture `i`, in the label image's own resolution, -1 where padded.
@@ -165,6 +174,9 @@ class ImageSet:
             mask_names=tuple(head["mask_names"]),
             square=head["square"],
             credits={r["file"]: r["credit"] for r in rows if "credit" in r},
+            stretches=tuple(
+                remote.Stretch(r["shard"], r["at"][0], r["at"][1], r["sha256"]) for r in rows if "shard" in r
+            ),
         )
 
     def _row(self, i: int) -> dict[str, Any]:
@@ -182,9 +194,15 @@ class ImageSet:
             row["mask"] = self.masks[i]
         if self.files[i] in self.credits:
             row["credit"] = self.credits[self.files[i]]
+        if self.stretches:
+            own = self.stretches[i]
+            row |= {"shard": own.file, "at": [own.offset, own.size], "sha256": own.sha256}
         return row
 
     def _gone(self, path: Path, error: Exception) -> UserError:
+        if self.stretches:
+            file = path.relative_to(self.root)
+            return UserError("image", file, f"can't be read any more ({error})", "see that its shard can be reached")
         return UserError(
             "image", path, f"can't be read any more ({error})", "put the file back, or run the images stage again"
         )

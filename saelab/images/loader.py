@@ -55,11 +55,12 @@ class _Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, row: int) -> Tensor | Mistake:
+    def __getitems__(self, rows: list[int]) -> list[Tensor] | list[Mistake]:
+        """A batch at once: of a streamed set it is one stretch of its shard."""
         try:
-            return self.transform(self.images.load(int(self.order[row])))
+            return [self.transform(picture) for picture in self.images.pictures(self.order[rows].tolist())]
         except UserError as error:
-            return error.setting, str(error.value), error.expected, error.remedy
+            return [(error.setting, str(error.value), error.expected, error.remedy)]
 
 
 def _stack(items: list) -> Tensor | Mistake:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from saelab.errors import UserError
-from saelab.images import hubs, packaged, sources, splits
+from saelab.images import hubs, packaged, sources, splits, tars
 from saelab.images.build import Listing, build
 from saelab.images.imageset import ImageSet
 
@@ -17,7 +17,7 @@ SOURCES: dict[str, Callable[..., Listing]] = {
     "imagenette": hubs.imagenette,
     "torchvision": hubs.torchvision,
     "huggingface": hubs.huggingface,
-    "webdataset": hubs.webdataset,
+    "webdataset": tars.webdataset,
 }
 
 

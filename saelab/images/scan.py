@@ -44,15 +44,24 @@ def look_at_all(root: Path, files: Sequence[tuple[str, str | None]], title: str)
     memory = _recall(root) if len(files) >= WORTH else {}
     known = len(memory)
 
-    def look_at(file: tuple[str, str | None]) -> Scan | str:
+    def own(file: tuple[str, str | None]) -> Scan | str:
         return _look_at(root, *file, memory)
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow and hashlib release the interpreter's lock
-        bar = tqdm(pool.map(look_at, files), total=len(files), desc=title, unit="image", disable=None)
+        bar = tqdm(pool.map(own, files), total=len(files), desc=title, unit="image", disable=None)
         outcomes = list(bar)
     if len(files) >= WORTH and len(memory) > known:
         _remember(root, memory)
     return outcomes
+
+
+def look_at(data: bytes) -> Scan | str:
+    """A Scan of a picture's bytes, or the reason why they can't be used."""
+    try:
+        image, size = decode.glance(data, _SIDE)
+    except decode.Unreadable as error:
+        return str(error)
+    return Scan(hashlib.sha256(data).hexdigest(), size, duplicates.look(image))
 
 
 _Memory = dict[str, tuple[tuple[int, int], duplicates.Look]]

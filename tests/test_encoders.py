@@ -181,6 +181,76 @@ def test_a_local_transformers_clip_gives_its_own_vectors_at_unit_length(tmp_path
     assert encoder.d_text == 16
 
 
+LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+TOWER = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def siglip(folder, generation: int):
+    """A tiny SigLIP in `folder`, with the tokenizer of the first or the second (which knows no longest text)."""
+    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
+
+    if generation == 1:
+        trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+        pytest.importorskip("google.protobuf")
+        from transformers import SiglipTokenizer
+
+        words = [f"{a}{b} {b}{a}" for a in LETTERS for b in LETTERS]
+        trainer.train(sentence_iterator=iter(words), model_prefix=str(folder / "spiece"), vocab_size=60)
+        tokenizer = SiglipTokenizer(str(folder / "spiece.model"), model_max_length=16)
+    else:
+        from transformers import Siglip2Tokenizer
+
+        words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
+        tokenizer = Siglip2Tokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[])
+    text = TOWER | {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=TOWER | {"image_size": 32, "patch_size": 8}))
+    model.eval().save_pretrained(folder)
+    images = SiglipImageProcessor(size={"height": 32, "width": 32})
+    SiglipProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    return model, SiglipProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_siglip_gives_its_own_vectors_of_texts_padded_to_the_full_length(generation, tmp_path):
+    model, processor = siglip(tmp_path, generation)
+    encoder = encoders.load(f"transformers:{tmp_path}")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    texts = ["dog", "a cat", "a very long text that does not fit the sixteen tokens"]
+    padded = processor.tokenizer(texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+    assert padded["input_ids"].shape == (3, 16)
+    with torch.inference_mode():
+        own_texts = pooled(model.get_text_features(**padded))
+        own_images = pooled(model.get_image_features(**processor.image_processor(picture, return_tensors="pt")))
+        short = pooled(model.get_text_features(**processor.tokenizer(["dog"], return_tensors="pt")))
+    found = encoder.embed_sentences(texts)
+    torch.testing.assert_close(found, own_texts / own_texts.norm(dim=-1, keepdim=True))
+    image = encoder.embed_batch(encoder.transform(picture)[None])["images"]
+    torch.testing.assert_close(image, own_images / own_images.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(3))
+    assert not torch.allclose(found[0], short[0] / short[0].norm(), atol=1e-3)  # unpadded, it is another vector
+    torch.testing.assert_close(encoder.embed_sentences(["dog"])[0], found[0])  # whatever else is in the batch
+    assert encoder.d_text == 32 and encoders.load(f"transformers:{tmp_path}").recipe == encoder.recipe
+
+
+def pooled(features):
+    return features if isinstance(features, torch.Tensor) else features.pooler_output
+
+
+def test_siglip_with_patches_of_any_number_is_refused(tmp_path):
+    from transformers import Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Processor
+
+    _, processor = siglip(tmp_path, 2)
+    text = TOWER | {"vocab_size": 40, "max_position_embeddings": 16, "projection_size": 32}
+    Siglip2Model(
+        Siglip2Config(text_config=text, vision_config=TOWER | {"num_patches": 16, "patch_size": 8})
+    ).save_pretrained(tmp_path)
+    Siglip2Processor(image_processor=Siglip2ImageProcessor(), tokenizer=processor.tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="takes pictures in patches of any number"):
+        encoders.load(f"transformers:{tmp_path}")
+
+
 @pytest.mark.slow
 def test_conse_names_real_photos(shared, tmp_path):
     """ConSE must rank the right class name first for most of 60 ImageNet photos (its classifier gets 3 of 4)."""

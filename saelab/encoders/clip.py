@@ -94,20 +94,27 @@ class TransformersClip:
         try:
             self.model: Any = AutoModel.from_pretrained(name).to(device).eval()
             self.processor: Any = AutoProcessor.from_pretrained(name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:  # ImportError: SigLIP's tokenizer wants sentencepiece
             raise UserError(
                 "encoder",
                 f"transformers:{name}",
-                f"could not be loaded ({str(error).splitlines()[0][:200]})",
+                f"could not be loaded ({' '.join(str(error).split())[:200]})",
                 "give a local folder made by save_pretrained, or use encoder=conse",
             ) from None
         if not hasattr(self.model, "get_image_features"):
             raise UserError(
                 "encoder", f"transformers:{name}", "has no image-text space", "choose a CLIP or SigLIP model"
             )
+        if hasattr(self.model.config.vision_config, "num_patches"):
+            wanted = "choose a SigLIP 2 model of fixed resolution, such as google/siglip2-base-patch16-224"
+            raise UserError(
+                "encoder", f"transformers:{name}", "takes pictures in patches of any number (NaFlex)", wanted
+            )
         self.device, self.name = device, f"transformers {name}"
-        # SigLIP was trained on texts padded to their full length; CLIP's attention mask makes padding harmless.
+        # SigLIP was trained on texts padded to their full length; CLIP's attention mask makes padding harmless. The
+        # length is the model's: SigLIP 2's tokenizer knows none.
         self._padding = "max_length" if "siglip" in self.model.config.model_type else True
+        self._longest = int(self.model.config.text_config.max_position_embeddings)
         self.recipe: dict[str, Any] = {
             "encoder": "transformers",
             "weights": weights_digest(self.model),
@@ -128,7 +135,9 @@ class TransformersClip:
 
     @torch.inference_mode()
     def _embed(self, sentences: Sequence[str]) -> Tensor:
-        tokens = self.processor.tokenizer(list(sentences), padding=self._padding, truncation=True, return_tensors="pt")
+        tokens = self.processor.tokenizer(
+            list(sentences), padding=self._padding, truncation=True, max_length=self._longest, return_tensors="pt"
+        )
         features = _pooled(self.model.get_text_features(**tokens.to(self.device)))
         return normalize(features.float(), dim=-1)
 

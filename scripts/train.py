@@ -37,7 +37,8 @@ def main(cfg: DictConfig) -> None:
 class WandbRuns:
     """One W&B run for each seed, under an id that is the same after a resume; called as saelab.sae.fit's logger.
 
-    Offline where nobody is logged in; the files lie under `root`/wandb.
+    Offline where nobody is logged in; the files lie under `root`/wandb. A kill loses what W&B holds in memory, so after
+    a resume all lines are logged again; a server ignores what it has.
     """
 
     def __init__(self, cfg: DictConfig, layer: str, cache: str) -> None:
@@ -48,7 +49,8 @@ class WandbRuns:
     def __call__(self, which: int, step: int, numbers: dict[str, float]) -> None:
         if which not in self.runs:
             self.runs[which] = self._open(which)
-        self.runs[which].log(numbers, step=step)
+        if step >= self.runs[which].step:
+            self.runs[which].log(numbers, step=step)
 
     def _open(self, which: int) -> Any:
         import wandb

@@ -1,6 +1,7 @@
 """Real processes that train: to be killed, or to train together.
 
-They are forked from a server that has imported saelab once: importing it in each of them took most of their time.
+They are forked from a server that has imported saelab, and what torch imports at its first step, once: importing took
+most of their time.
 """
 
 import multiprocessing
@@ -11,12 +12,17 @@ from pathlib import Path
 import numpy as np
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["saelab.sae", "saelab.sae.summary", "torch.distributed", "matplotlib.pyplot"])
+CONTEXT.set_forkserver_preload(
+    ["saelab.sae", "saelab.sae.summary", "torch.distributed", "torch._dynamo", "matplotlib.backends.backend_agg"]
+)
 PATIENCE = 240  # seconds that a process may take before the test gives up on it
 
 
-def killed_at(step: float, file: Path, folder: Path, rule: str) -> bool:
-    """Train in a process, sent SIGKILL once it has logged `step` (or one after it); True if it came to the end."""
+def killed_at(step: float, file: Path, folder: Path, rule: str, delay: float = 0.0) -> bool:
+    """Train in a process, sent SIGKILL `delay` seconds after it has logged `step` (or one after it).
+
+    True if it came to the end. With a delay, the kill falls into whatever it is doing by then.
+    """
     ours, theirs = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_train, args=(theirs, file, folder, rule))
     process.start()
@@ -24,6 +30,7 @@ def killed_at(step: float, file: Path, folder: Path, rule: str) -> bool:
     try:
         while ours.poll(PATIENCE):
             if ours.recv() >= step:
+                time.sleep(delay)
                 process.kill()
                 break
     except EOFError:  # it has ended, and with it its side of the pipe
@@ -33,7 +40,10 @@ def killed_at(step: float, file: Path, folder: Path, rule: str) -> bool:
 
 
 def together(size: int, store: Path, file: Path, folder: Path, rule: str) -> list[int | None]:
-    """Train one SAE in `size` processes; their exit codes (None: still running, and killed for it)."""
+    """Train one SAE in `size` processes, each with a folder of its own in `folder`, named by its rank.
+
+    Returns their exit codes (None: still running, and killed for it).
+    """
     processes = [CONTEXT.Process(target=_share, args=(r, size, store, file, folder, rule)) for r in range(size)]
     for process in processes:
         process.start()
@@ -75,5 +85,6 @@ def _share(rank: int, size: int, store: Path, file: Path, folder: Path, rule: st
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    fit(np.load(file), _config(rule), TrainConfig(batch_size=64, steps=20, log_every=5), folder, progress=False)
+    train = TrainConfig(batch_size=64, steps=20, log_every=5)
+    fit(np.load(file), _config(rule), train, folder / str(rank), progress=False)
     dist.destroy_process_group()

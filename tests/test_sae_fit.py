@@ -29,7 +29,8 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_bytes(tmp_path, rule):
     assert killed_at(math.inf, tmp_path / "x.npy", tmp_path / "whole", rule)
     chance = random.Random(7)
     for _ in range(5):
-        assert not killed_at(chance.randrange(4, 38), tmp_path / "x.npy", tmp_path / "killed", rule)
+        step, delay = chance.randrange(4, 38), chance.uniform(0, 0.04)
+        assert not killed_at(step, tmp_path / "x.npy", tmp_path / "killed", rule, delay)
     assert killed_at(math.inf, tmp_path / "x.npy", tmp_path / "killed", rule)
     for name in ("sae.safetensors", "metrics.jsonl", "quality.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
@@ -80,10 +81,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, dam
         content[-1] ^= 1
     last.write_bytes(content)
     steps: list[int] = []
-    with caplog.at_level(logging.WARNING, "saelab"):
+    with caplog.at_level(logging.INFO, "saelab"):
         fit(tokens(), CONFIG, TRAIN, tmp_path / "cut", progress=False, logger=lambda i, s, n: steps.append(s))
     assert "damaged" in caplog.text and last.name in caplog.text
-    assert steps[0] == 27, "resumed from step 25, the checkpoint before the damaged one of step 30"
+    assert "at step 25 of 40" in caplog.text, "the checkpoint before the damaged one of step 30"
+    assert steps == list(range(0, 40, 3)), "the lines from before the kill are told too"
     assert (tmp_path / "whole/sae.safetensors").read_bytes() == (tmp_path / "cut/sae.safetensors").read_bytes()
 
 
@@ -199,10 +201,11 @@ def test_two_processes_give_the_result_of_one(tmp_path, rule):
     for size in (1, 2):
         store, out = tmp_path / f"store{size}", tmp_path / f"out{size}"
         assert together(size, store, tmp_path / "x.npy", out, rule) == [0] * size
-    one, two = SAE.load(tmp_path / "out1"), SAE.load(tmp_path / "out2")
+    one, two = SAE.load(tmp_path / "out1" / "0"), SAE.load(tmp_path / "out2" / "0")
+    assert [p.name for p in (tmp_path / "out2").iterdir()] == ["0"], "the second process writes nothing"
     for name, tensor in one.tensors().items():
         torch.testing.assert_close(two.tensors()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-    lines = [[json.loads(s) for s in (tmp_path / f"out{w}/metrics.jsonl").read_text().splitlines()] for w in (1, 2)]
+    lines = [[json.loads(s) for s in (tmp_path / f"out{w}/0/metrics.jsonl").read_text().splitlines()] for w in (1, 2)]
     for a, b in zip(*lines, strict=True):
         assert a.keys() == b.keys() and a["silent"] == b["silent"]
         assert a["fvu"] == pytest.approx(b["fvu"], rel=1e-4) and a["l0"] == pytest.approx(b["l0"], rel=1e-3)

@@ -86,7 +86,8 @@ def fit_many(
     mean      [d_in], and total `variance`, of the data, where known (a cache's header); else computed, in float64
     folders   where to write, one for each config; checkpoints lie in `checkpoints/` while training, and the same call
               after a kill goes on from the last. None: nothing is written, nothing can be resumed
-    logger    called with (index of the config, step, numbers) each time a line goes to metrics.jsonl
+    logger    called with (index of the config, step, numbers) each time a line goes to metrics.jsonl; after a kill
+              first with the lines that are there already, so that it has seen them all
 
     Raises UserError for activations with NaN (file and row), a d_in that is not the data's, a checkpoint of another
     recipe, and a loss that is no longer finite (the last good checkpoint then stays where it is).
@@ -215,6 +216,11 @@ def _loop(runs: list[_Run], batches: Batches, train: TrainConfig, logger: Logger
     world, total, size = World(), runs[0].total, batches.batch_size
     first = min(run.trainer.steps for run in runs)
     hidden = not progress or world.rank > 0
+    logger = None if world.rank else logger
+    if logger is not None:
+        for i, run in enumerate(runs):
+            for line in run.lines:
+                logger(i, line["step"], {name: value for name, value in line.items() if name != "step"})
     with tqdm(total=total * size, initial=first * size, unit="tok", unit_scale=True, disable=hidden) as bar:
         for step, x in enumerate(batches.prefetched(first, total, world.rank, world.size), start=first):
             logs = step % train.log_every == 0 or step + 1 == total
@@ -229,7 +235,7 @@ def _loop(runs: list[_Run], batches: Batches, train: TrainConfig, logger: Logger
                 if logs:
                     run.lines.append({"step": step, **numbers})
                     bar.set_postfix({n: f"{numbers[n]:.3g}" for n in ("loss", "fvu", "l0", "silent")}, refresh=False)
-                    if logger is not None and not world.rank:
+                    if logger is not None:
                         logger(i, step, numbers)
                 if saves:
                     run.save(step + 1)

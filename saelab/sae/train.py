@@ -16,13 +16,13 @@ from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
 from saelab.sae.model import SAE, Meta
 from saelab.sae.resample import resample
-from saelab.sae.select import fast_bfloat16
+from saelab.sae.select import fast_bfloat16, top_of_batch
 from saelab.sae.world import World
 
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
 THRESHOLD_SHARE = 10  # ... which in shorter runs looks back over about a tenth of the steps so far
 POOL = 8  # on devices that are not waited for, AuxK works on up to an eighth of the latents at once
-START_THRESHOLD = 1e-3  # jumprelu's first threshold, in units of the activations' spread
+START_THRESHOLD = 1e-3  # jumprelu's first threshold at the least, in units of the activations' spread
 
 
 class Trainer:
@@ -59,14 +59,24 @@ class Trainer:
             rows = hull.rows()
         W_dec = torch.nn.functional.normalize(rows, dim=1)
         b_enc = torch.zeros(config.latents, device=self.device)
-        balance = 1.0 if config.rule in ("topk", "batchtopk") else min(1.0, 2 * config.d_in / config.latents)
+        balance = min(1.0, 2 * config.d_in / config.latents) if config.rule == "relu" else 1.0
         weights = {"W_enc": W_dec * balance, "b_enc": b_enc, "W_dec": W_dec, "b_dec": mean.clone()}
         # balance: with every positive latent kept, W_dec' relu(W_dec x) is latents / (2 d_in) times too long
         if config.rule == "jumprelu":
-            weights["threshold"] = torch.full_like(b_enc, START_THRESHOLD) * variance.sqrt()
+            weights["threshold"] = torch.full_like(b_enc, self._first_threshold(x - mean, W_dec, variance.sqrt()))
         for tensor in weights.values():
             self.world.from_first(tensor)
         self._lay_out(weights, hull, variance)
+
+    def _first_threshold(self, centred: Float[Tensor, "batch d_in"], W_enc: Tensor, spread: Tensor) -> float:
+        """jumprelu: what k latents a token of the first batch exceed on average.
+
+        From thresholds near 0, as in the paper, L0 starts at half the latents; the penalty's gradient is then so large
+        that Adam's second moment takes a thousand steps to forget it, and short runs end far above the L0 aimed at.
+        """
+        centred = self.world.gather(centred)
+        values, _ = top_of_batch(centred @ W_enc.T, self.config.k * len(centred))
+        return max(float(values.min()), START_THRESHOLD * float(spread))
 
     def _lay_out(self, weights: dict[str, Tensor], hull: Hull | None, variance: Tensor) -> None:
         self.weights, self.hull, self.variance = weights, hull, variance

@@ -1,0 +1,210 @@
+"""scripts/train.py as users start it: every preset, W&B without a network, and torchrun."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_images import coloured
+
+from saelab.sae import SAE, SAEConfig, TrainConfig, fit
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = sorted(file.stem for file in (ROOT / "conf" / "sae").glob("*.yaml"))
+SMALL = (
+    "host.weights=random",
+    "sae.latents=48",
+    "sae.k=4",
+    "sae.train.batch_size=128",
+    "seeds=[3]",
+    "workers=0",
+    "layers=[_blocks.15]",
+)
+KEY = "0123456789abcdef" * 2 + "01234567"  # of W&B's form, and nobody's
+PATIENCE = 180
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_config_that_trains(preset):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = OmegaConf.to_container(compose("train", [f"sae={preset}"]).sae)
+    train = TrainConfig(**settings.pop("train"))
+    wide = settings.pop("latents") or settings["expansion"] * 12
+    settings.pop("expansion")
+    assert SAEConfig(d_in=12, latents=wide, **settings).latents == wide and train.epochs >= 20
+    x = torch.randn(600, 12, generator=torch.Generator().manual_seed(0)) + 3
+    small = SAEConfig(d_in=12, latents=96, **{**settings, "k": 6} if "k" in settings else settings)
+    lines: list[dict[str, float]] = []
+    own = TrainConfig(batch_size=200, steps=60, log_every=1)
+    found = fit(x, small, own, progress=False, logger=lambda which, step, numbers: lines.append(numbers))
+    assert found.quality["fvu"] < 0.9 * lines[0]["fvu"] and found.quality["dead"] < 0.5
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with pictures and the cache of one layer of a random network (`runs`), made by the script."""
+    folder = tmp_path_factory.mktemp("train")
+    coloured(folder / "pictures", 30, size=64)
+    done = run(folder, "runs", "+sae.train.steps=1")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def command(folder: Path, root: str, *settings: str) -> list[str]:
+    pictures = ["images=folder", f"images.root={folder / 'pictures'}"]
+    return [str(ROOT / "scripts" / "train.py"), *pictures, f"root={folder / root}", "device=cpu", *SMALL, *settings]
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Nobody logged in anywhere, one thread, and compiled files kept: children import torch in a third of the time."""
+    own = {n: v for n, v in os.environ.items() if not n.startswith("WANDB") and n != "PYTHONDONTWRITEBYTECODE"}
+    return {**own, "HOME": str(folder), "NETRC": str(folder / "none"), "OMP_NUM_THREADS": "1", **more}
+
+
+def run(folder: Path, root: str, *settings: str, processes: int = 1, **more: str) -> subprocess.CompletedProcess:
+    """The script to its end; in a real torchrun where there are several processes."""
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [*start, *command(folder, root, *settings)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment(folder, **more),
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def with_cache(folder: Path, root: str) -> None:
+    """A root of its own that has the cache already."""
+    (folder / root).mkdir()
+    (folder / root / "activations").symlink_to(folder / "runs" / "activations")
+
+
+def killed_after_a_checkpoint(going: subprocess.Popen, root: Path, victims) -> None:
+    """Send SIGKILL to `victims()` as soon as there is a checkpoint."""
+    until = time.monotonic() + PATIENCE
+    while not list(root.glob("sae/*.partial/checkpoints/step-*.safetensors")):
+        assert going.poll() is None and time.monotonic() < until, going.communicate()
+        time.sleep(0.01)
+    for pid in victims():
+        os.kill(pid, signal.SIGKILL)
+
+
+def logged(file: Path) -> Iterator[tuple[str, dict]]:
+    """(kind, content) of the records in W&B's file: LevelDB's log format around protocol buffers."""
+    from wandb.proto import wandb_internal_pb2
+
+    raw, at, part = file.read_bytes(), 7, b""
+    while at + 7 <= len(raw):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, size, kind = struct.unpack("<IHB", raw[at : at + 7])
+        part += raw[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last of several parts
+            record = wandb_internal_pb2.Record.FromString(part)
+            part = b""
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                yield "history", {(i.key or i.nested_key[0]): json.loads(i.value_json) for i in items}
+            elif record.WhichOneof("record_type") == "run":
+                yield "run", {"id": record.run.run_id, "project": record.run.project}
+
+
+@pytest.mark.slow
+def test_wandb_without_login_is_written_offline_and_goes_on_under_its_id_after_a_kill(place):
+    with_cache(place, "logged")
+    settings = (
+        "wandb.project=mine",
+        "+sae.train.steps=1500",
+        "sae.train.checkpoint_every=40",
+        "+sae.train.log_every=20",
+    )
+    going = subprocess.Popen(
+        [sys.executable, *command(place, "logged", *settings)],
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    killed_after_a_checkpoint(going, place / "logged", lambda: [going.pid])
+    assert going.wait() == -signal.SIGKILL
+    done = run(place, "logged", "wandb.mode=offline", *settings, WANDB_API_KEY=KEY)
+    assert done.returncode == 0 and "resuming" in done.stderr, done.stderr
+    assert "network" not in done.stderr.lower() and "Traceback" not in done.stderr
+
+    files = sorted((place / "logged").glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2 and len({file.name for file in files}) == 1, "one id"
+    records = list(logged(files[1]))
+    assert [content["project"] for kind, content in records if kind == "run"] == ["mine"]
+    (saved,) = (place / "logged").glob("sae/*/metrics.jsonl")
+    lines = {row["step"]: row for row in map(json.loads, saved.read_text().splitlines())}
+    seen = {content["_step"]: content for kind, content in records if kind == "history"}
+    assert sorted(lines) == [*range(0, 1500, 20), 1499] == sorted(seen), "those from before the kill too"
+    assert all(seen[step]["fvu"] == row["fvu"] for step, row in lines.items())
+    written = [file for file in place.rglob("*") if file.is_file()]
+    assert not [file for file in written if KEY.encode() in file.read_bytes()]
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_result_of_one_process_and_goes_on_after_one_of_two_is_killed(place):
+    settings = ("+sae.train.steps=300", "sae.train.checkpoint_every=20", "+sae.train.log_every=10")
+    for root in ("alone", "two"):
+        with_cache(place, root)
+    assert run(place, "alone", *settings).returncode == 0
+
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    going = subprocess.Popen(
+        [*start, *command(place, "two", *settings)],
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    killed_after_a_checkpoint(going, place / "two", lambda: second_of(going.pid))
+    _, told = going.communicate(timeout=PATIENCE)
+    ours = [line for line in told.splitlines() if line.startswith("saelab:")]
+    assert going.returncode != 0 and len(ours) <= 1, told  # torchrun may end the other one before it can say anything
+    assert all("another process ended" in line for line in ours)
+    assert "stages.py" not in told and "objectives.py" not in told, "no traceback of ours"
+
+    done = run(place, "two", *settings, processes=2)
+    assert done.returncode == 0 and "resuming" in done.stderr, done.stderr
+    assert len(done.stdout.splitlines()) == 1, "the first process alone prints"
+    one, two = (next((place / root / "sae").glob("*/sae.safetensors")) for root in ("alone", "two"))
+    assert not list((place / "two" / "sae").glob("*.partial"))
+    for name, tensor in SAE.load(one).tensors().items():
+        torch.testing.assert_close(SAE.load(two).tensors()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    lines = [[json.loads(s) for s in (f.parent / "metrics.jsonl").read_text().splitlines()] for f in (one, two)]
+    for a, b in zip(*lines, strict=True):
+        assert a["step"] == b["step"] and a["silent"] == b["silent"]
+        assert a["fvu"] == pytest.approx(b["fvu"], rel=1e-4) and a["l0"] == pytest.approx(b["l0"], rel=1e-3)
+
+
+def second_of(parent: int) -> list[int]:
+    """The process of rank 1 among torchrun's children."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            child = entry.name.isdigit() and int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent
+            if child and b"RANK=1" in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found

@@ -157,6 +157,24 @@ def test_top_of_batch_is_the_top_of_all(rows, n, k, seed):
     assert torch.equal(flat, x.flatten().topk(k * rows).indices.sort().values)
 
 
+def test_top_k_takes_infinities_zeros_and_equals_as_they_come():
+    x = torch.full((4, 1024), -torch.inf)
+    x[0, 5:9], x[1, 100:300], x[2, ::7], x[3, 1000:] = torch.inf, 0.0, 1.5, torch.arange(24.0) - 12
+    values, indices = select.top_k(x, 6)
+    assert torch.equal(values.sort(1, descending=True).values, x.topk(6, dim=1).values)
+    assert torch.equal(x.gather(1, indices), values)
+    assert all(len(set(row.tolist())) == 6 for row in indices)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.sampled_from([64, 100, 512, 1024]), st.integers(1, 5), st.integers(0, 10**6))
+def test_top_of_batch_takes_the_count_also_among_equals(rows, n, k, seed):
+    x = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    values, flat = select.top_of_batch(x, k * rows)
+    assert torch.equal(values, x.flatten()[flat]) and (flat.diff() > 0).all()
+    assert torch.equal(values.sort(descending=True).values, x.flatten().topk(k * rows).values)
+
+
 def test_batchtopk_is_free_to_spend_all_on_one_token():
     x = torch.zeros(8, 1024)
     x[3] = torch.arange(1024).flip(0) + 1.0

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote_plus
 
 import pytest
-from report_fixture import write_run
+from report_fixture import ASKED, UNITS, write_run
 
 from saelab.report import build
 
@@ -30,12 +30,18 @@ def browser() -> Iterator:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> Path:
+def fixture(tmp_path_factory) -> Path:
+    """The report of the fixture's run."""
+    folder = tmp_path_factory.mktemp("report")
+    return build(write_run(folder), folder / "report").parent
+
+
+@pytest.fixture(scope="module")
+def report(request) -> Path:
     """The fixture's report, or a real one: SAELAB_REPORT names its folder."""
     if "SAELAB_REPORT" in os.environ:
         return Path(os.environ["SAELAB_REPORT"]).resolve()
-    folder = tmp_path_factory.mktemp("report")
-    return build(write_run(folder), folder / "report").parent
+    return request.getfixturevalue("fixture")
 
 
 class Reader:
@@ -87,10 +93,10 @@ def test_from_overview_over_browser_and_unit_to_comparison(reader):
 
 def test_search_finds_labels_by_word_and_units_by_number(reader):
     page = reader.open("units.html#basis=*")
-    label = page.inner_text(".units tbody tr:nth-child(2) td.name")
+    label = page.inner_text(".units tbody tr:nth-child(2) td.name a")
     page.fill("input[type=search]", label)
     page.wait_for_url(re.compile("q=" + quote_plus(label)))
-    found = page.locator(".units tbody td.name").all_inner_texts()
+    found = page.locator(".units tbody td.name a").all_inner_texts()
     assert found and all(label.lower() in text.lower() for text in found)
     page.fill("input[type=search]", "7")
     page.wait_for_url(re.compile("q=7"))
@@ -165,6 +171,55 @@ def test_heat_maps_and_crops_are_drawn_on_the_pictures(reader):
     page.click(".modes >> text=crop to the peak")
     assert page.locator(".pairs canvas").count() == 0
     assert "scale(" in page.get_attribute(".pairs .photo >> nth=0", "style")
+
+
+def test_what_a_model_said_and_saw_is_shown(browser, fixture):
+    """On the fixture, whose SAE features have been put to a model with recorded answers."""
+    reader = Reader(browser, fixture)
+    page = reader.open(f"unit.html#{ASKED}/{UNITS[0]}")
+    said = page.inner_text("section:has(h2:text('What proposers said'))")
+    assert "temple roof, curved eaves" in said and "1,234 + 56 tokens" in said and "$0.0013" in said
+    page.click("text=The answer, word for word >> nth=0")
+    assert page.is_visible("pre:has-text('fits')") or page.is_visible("pre:has-text('concepts')")
+    assert page.locator(".sheets img").count() == 2
+    page.locator(".sheets img >> nth=1").scroll_into_view_if_needed()
+    page.wait_for_function("[...document.querySelectorAll('.sheets img')].every(i => i.naturalWidth > 200)")
+    looked = page.locator(".looked figure")
+    right = page.locator(".looked figure.right").count()
+    assert f"{right} of {looked.count()} photos told right" in page.inner_text("main")
+    assert reader.faults == []
+    reader.context.close()
+
+
+def test_meanings_and_intervals_are_shown_and_can_be_searched_for(browser, fixture):
+    reader = Reader(browser, fixture)
+    page = reader.open("units.html#basis=*")
+    page.select_option("select[name=chance]", "2")
+    page.wait_for_url(re.compile("chance=2"))
+    rows = page.locator(".units tbody tr")
+    assert rows.count() == page.locator(".units td.name .tag").count() > 0
+    page.click(".units tbody tr:first-child td.name a")
+    page.wait_for_selector("h2:text('Two meanings')")
+    assert page.locator(".group").count() == 2
+    shares = [float(text.rstrip(" %")) for text in page.locator("section:has(.group) h3 .tag").all_inner_texts()]
+    assert sum(shares) == pytest.approx(100, abs=0.2) and shares[0] >= shares[1]
+    assert page.locator("td.quiet:text-matches('^−?[0-9.]+ to −?[0-9.]+$')").count() > 2
+    assert reader.faults == []
+    reader.context.close()
+
+
+def test_the_first_page_of_units_does_not_wait_for_the_whole_basis(browser, fixture):
+    reader = Reader(browser, fixture)
+    held = []
+    reader.page.route("**/summary-0.js", lambda route: held.append(route))  # asked for, never answered
+    reader.page.goto(f"file://{fixture}/units.html", wait_until="commit")
+    reader.page.wait_for_selector(".units tbody tr:nth-child(20) td.name a")
+    assert "24 units match" in reader.page.inner_text("[role=status]")
+    reader.page.wait_for_function("document.scripts.length > 10")
+    assert held and reader.faults == []
+    held[0].continue_()
+    reader.page.wait_for_selector("main:not([aria-busy]) .plot svg")
+    reader.context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -28,7 +28,7 @@ PAGES = {
     "methods": "Methods",
 }
 VENDOR = ("d3.min.js", "plot.umd.min.js")
-SCRIPTS = ("core.js", "charts.js", "pieces.js", "answers.js", "heat.js")
+SCRIPTS = ("core.js", "charts.js", "pieces.js", "answers.js", "heat.js", "said.js")
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 
@@ -206,6 +206,6 @@ def _pages(run: reading.Run, out: Path) -> None:
     template = Environment(loader=PackageLoader("saelab.report", "pages"), autoescape=True).get_template("page.html")
     shown = {key: title for key, title in PAGES.items() if key != "compare" or run.comparisons}
     for key, title in shown.items():
-        scripts = [*VENDOR, *SCRIPTS, f"page-{key}.js"]
+        scripts = [*SCRIPTS, f"page-{key}.js", *VENDOR]
         text = template.render(key=key, title=title, pages=shown, run=run.facts["name"], scripts=scripts)
         (out / f"{key}.html").write_text(text, encoding="utf-8")

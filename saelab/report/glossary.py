@@ -96,6 +96,24 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "Chance that an image with the label excites the unit more than one without; 0.5 is chance.",
         "Bykov et al., NeurIPS 2023",
     ),
+    "interval": (
+        "95 % interval",
+        "Where the number would lie with other test images like these: bootstrap over images. None where it hangs on "
+        "fewer than five images.",
+        "percentile bootstrap, 1,000 resamples",
+    ),
+    "meanings": (
+        "Two meanings",
+        "The strongest images fall into two clusters that get different labels: the unit answers to more than one "
+        "thing.",
+        "2-means of the strongest images; after PRISM, 2025",
+    ),
+    "detection": (
+        "Detection accuracy",
+        "Of held-out photos a model says which show the label. The mean of the shares of firing and of silent photos "
+        "that it tells right: 0.5 is chance.",
+        "",
+    ),
     "positives": ("Strongest images", "The images that excite the unit most, strongest first.", ""),
     "contrast": (
         "Contrast",

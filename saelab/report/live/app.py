@@ -30,7 +30,7 @@ QUESTION = 64 * 2**10  # bytes of any other body
 WORDS = 300  # characters of a search at most
 TOP = 8  # units shown of each basis
 PREVIEW = 512  # longer side of a searched picture on its page
-FOLDERS = ("assets", "data", "thumbs", "takeaway")  # of the report; nothing else is served
+FOLDERS = ("assets", "data", "thumbs", "sheets", "takeaway")  # of the report; nothing else is served
 
 
 def application(report: Path, search: Search, study: Study, folder: Path) -> Starlette:

@@ -15,7 +15,7 @@ def render(run: Run) -> dict[str, str]:
     found = {}
     for key, title in shown.items():
         own = f"live/page-{key}.js" if key in ADDED else f"assets/page-{key}.js"
-        scripts = [*(f"assets/{name}" for name in (*VENDOR, *SCRIPTS)), "live/live.js", own]
+        scripts = [*(f"assets/{name}" for name in SCRIPTS), "live/live.js", own, *(f"assets/{name}" for name in VENDOR)]
         found[key] = template.render(
             key=key, title=title, pages=shown, run=run.facts["name"], scripts=scripts, live=True
         )

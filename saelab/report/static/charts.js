@@ -1,12 +1,18 @@
 /* Charts by Observable Plot, in the page's colours and type; drawn again when the width or the theme changes. */
 "use strict"
 
+/* Plot and D3 come last on a page, so that tables don't wait for them; charts do. */
+const libraries = new Promise(done => (document.readyState === "complete" ? done() : addEventListener("load", done)))
+
 /* A figure that keeps itself drawn: `draw(width)` returns a plot. `says` is its text for those who can't see it. */
 function figure(says, draw, caption) {
   const box = h("div.plot", { role: "img", "aria-label": says })
   const whole = h("figure", null, box, caption ? h("figcaption", null, caption) : null)
   let width = 0
-  const redraw = () => { if (width > 0) box.replaceChildren(draw(width)) }
+  const redraw = async () => {
+    await libraries
+    if (width > 0) box.replaceChildren(draw(width))
+  }
   new ResizeObserver(([entry]) => {
     const found = Math.floor(entry.contentRect.width)
     if (found !== width) { width = found; requestAnimationFrame(redraw) }

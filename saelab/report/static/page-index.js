@@ -43,12 +43,13 @@ function basesTable(run) {
     h("td.num", null, format.count(b.units)),
     h("td.num", null, format.count(b.labelled)), h("td.num", null, bar(format.count(b.sure), b.sure / b.units, hue(run, b.name))),
     h("td.num", null, format.count(b.distinct)),
+    h("td.num", null, format.count(b.several)),
     h("td.num", null, format.share(b.quartiles.null_percentile?.[1])),
     h("td", { style: "min-width:9rem" }, statusBar(b)))
   return section("The bases", "A basis is a set of units of the same layer. Hover or focus a dotted word to see what it means.",
     h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Units"), h("th.num", null, term("label", "With a label")), h("th.num", null, term("null_percentile", "That beats chance")),
-        h("th.num", null, "Distinct labels"), h("th.num", null, term("null_percentile", "Median null")), h("th", null, "Alive, rare, dense, dead"))),
+        h("th.num", null, "Distinct labels"), h("th.num", null, term("meanings")), h("th.num", null, term("null_percentile", "Median null")), h("th", null, "Alive, rare, dense, dead"))),
       h("tbody", null, run.bases.map(row)))))
 }
 

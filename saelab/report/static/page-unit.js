@@ -32,12 +32,14 @@ function unitPage(run, basis, record) {
     additions.unit(run, basis, record),
     h("p.standfirst", null, verdict(run, record)),
     facts(record),
+    meanings(record),
     record.positives.length ? exemplars(run, basis, record) : null,
     candidates(run, basis, record),
     record.histogram.length ? activity(run, basis, record) : null,
     judged(run, basis, record),
     neighbourhood(run, basis, record),
-    proposals(record),
+    verified(record),
+    proposals(run, record),
   ].filter(Boolean)
 }
 
@@ -74,6 +76,18 @@ function facts(record) {
     m.null_percentile !== null ? fact("null_percentile", format.share(m.null_percentile)) : null,
     fact("firing_rate", format.share(m.firing_rate ?? (record.images - record.silent) / record.images)),
     record.label && record.source ? h("div", null, h("dt", null, "Named by"), h("dd", null, record.source)) : null)
+}
+
+/* ---- several meanings ---- */
+
+function meanings(record) {
+  if (record.meanings.length < 2) return null
+  return section("Two meanings", ["The strongest images fall into two groups, each with a label of its own: the unit is ", term("meanings", "polysemantic"), ". The share says how much of the activation of the strongest images a group has."],
+    h("div.two", null, record.meanings.map(m => h("div", null,
+      h("h3", null, m.label, h("span.tag", null, format.share(m.share))),
+      h("div.bar.whole", { style: `--w:${100 * m.share}%;--bar:var(--c)` }),
+      h("div.group", null, m.positives.slice(0, 8).map(id => picture(id, record.names[id]))),
+      h("p.note", null, `${format.plural(m.positives.length, "image")}, CSP ${format.number(m.score)}`)))))
 }
 
 /* ---- strongest images and their contrasts ---- */
@@ -159,11 +173,13 @@ function enriched(record) {
 /* ---- faithfulness and coherence ---- */
 
 function judged(run, basis, record) {
+  const range = two => (two ? `${format.number(two[0])} to ${format.number(two[1])}` : "–")
   const numbers = keys => {
     const have = keys.filter(k => record.measured[k] !== null && record.measured[k] !== undefined)
     if (!have.length) return h("p.quiet", null, "Could not be measured on this unit.")
-    return h("table", null, h("thead", null, h("tr", null, h("th", null, "Measure"), h("th.num", null, "Value"), h("th", null, term("percentile", "Among its basis")))),
-      h("tbody", null, have.map(k => h("tr", null, h("td", null, term(k)), h("td.num", null, shown(k, record.measured[k])), h("td", null, standing(record.percentile[k]))))))
+    const bounded = have.some(k => record.interval[k])
+    return h("table", null, h("thead", null, h("tr", null, h("th", null, "Measure"), h("th.num", null, "Value"), bounded ? h("th.num", null, term("interval")) : null, h("th", null, term("percentile", "Among its basis")))),
+      h("tbody", null, have.map(k => h("tr", null, h("td", null, term(k)), h("td.num", null, shown(k, record.measured[k])), bounded ? h("td.num.quiet", null, range(record.interval[k])) : null, h("td", null, standing(record.percentile[k]))))))
   }
   return section("How well the label holds", "Faithfulness asks whether the label predicts the unit on images kept apart from mining and labelling. Coherence asks whether the strongest images belong together, whatever the label.",
     h("div.two", null,
@@ -204,10 +220,4 @@ async function neighbour(run, [name, u, value], word) {
   const label = s.label[u] < 0 ? "no label" : s.labels[s.label[u]]
   return h("li", null, strip(s.thumbs[u].slice(0, 3)), h("a", { href: unitLink(name, s.units[u]) }, h("span.serif", null, label), h("small", null, dot(run, name), `${inWords(run, name)} · ${s.units[u]}`)),
     h("span.tabular.quiet", null, word ? `${word} ${format.number(value)}` : ""))
-}
-
-function proposals(record) {
-  if (!record.proposals.length) return null
-  return section("What proposers said", "The record of every model that was asked for candidates, as it answered.",
-    record.proposals.map(p => h("details", null, h("summary", null, `${p.source ?? p.proposer ?? p.name ?? "proposer"}: ${(p.labels ?? []).join(", ") || "nothing usable"}`), h("pre", null, JSON.stringify(p, null, 1)))))
 }

@@ -21,9 +21,11 @@ page(async (run, main) => {
   }
   async function draw() {
     rows = sorted(filtered(await load(run, state.basis), state), state)
-    const columns = present(run, state.basis)
-    tally.textContent = `${format.plural(rows.length, "unit")} ${rows.length === 1 ? "matches" : "match"}.`
-    table.replaceChildren(tableOf(run, rows, columns, state, change), pager(rows, state, change))
+    show(rows, rows.length)
+  }
+  function show(some, count) {
+    tally.textContent = `${format.plural(count, "unit")} ${count === 1 ? "matches" : "match"}.`
+    table.replaceChildren(tableOf(run, some, present(run, state.basis), state, change), pager(count, state, change))
     drawControls()
   }
   const y = () => state.y || faithful.find(key => present(run, state.basis).includes(key)) || "score"
@@ -39,9 +41,18 @@ page(async (run, main) => {
   )
   addEventListener("hashchange", () => { Object.assign(state, defaults, { basis: run.bases[0].name }, fromAddress()); draw().then(drawChart) })
   addEventListener("keydown", event => keys(event, state, rows, change))
+  if (untouched(state)) { // the first page is there before the whole basis has been read
+    const first = await saelab.need(`summary-${number(run, state.basis)}-first`)
+    show(unpack(state.basis, first), run.bases[number(run, state.basis)].units)
+    await painted()
+  }
   await draw()
-  requestAnimationFrame(() => setTimeout(drawChart))
+  drawChart()
 })
+
+/* Is it the first page of one basis by number, with no filter? */
+const untouched = state => state.basis !== "*" && Object.keys(defaults).every(key => ["basis", "y"].includes(key) || state[key] === defaults[key])
+const painted = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)))
 
 /* ---- rows ---- */
 
@@ -57,9 +68,9 @@ async function load(run, which) {
 }
 
 function unpack(basis, s) {
-  const doubtful = new Set(s.abstained)
+  const [doubtful, several] = [new Set(s.abstained), new Set(s.several)]
   return s.units.map((unit, i) => {
-    const row = { basis, unit, label: s.label[i] < 0 ? null : s.labels[s.label[i]], status: s.statuses[s.status[i]], thumbs: s.thumbs[i], abstained: doubtful.has(i) }
+    const row = { basis, unit, label: s.label[i] < 0 ? null : s.labels[s.label[i]], status: s.statuses[s.status[i]], thumbs: s.thumbs[i], abstained: doubtful.has(i), several: several.has(i) }
     for (const key in s.measured) row[key] = s.measured[key][i]
     return row
   })
@@ -70,7 +81,8 @@ function filtered(rows, state) {
   const [low, high] = { "": [-1, 2], rare: [0, 0.01], some: [0.01, 0.1], often: [0.1, 0.8], dense: [0.8, 2] }[state.least] ?? [-1, 2]
   return rows.filter(r =>
     (!state.status || r.status === state.status) &&
-    (!state.chance || r.null_percentile >= 0.95) &&
+    (state.chance !== "1" || r.null_percentile >= 0.95) &&
+    (state.chance !== "2" || r.several) &&
     (!state.least || (r.firing_rate > low && r.firing_rate <= high)) &&
     words.every(w => (r.label ?? "").toLowerCase().includes(w) || String(r.unit) === w))
 }
@@ -110,7 +122,7 @@ function controlsOf(form, run, state, change, y) {
       h("label", null, "Fires on", h("select", { name: "least", onchange: e => change({ least: e.target.value }) },
         option("", "any share", state.least), option("rare", "up to 1 %", state.least), option("some", "1–10 %", state.least), option("often", "10–80 %", state.least), option("dense", "over 80 %", state.least))),
       h("label", null, "Label", h("select", { name: "chance", onchange: e => change({ chance: e.target.value }) },
-        option("", "any", state.chance), option("1", "beats chance", state.chance))),
+        option("", "any", state.chance), option("1", "beats chance", state.chance), option("2", "two meanings", state.chance))),
       h("label", null, "Height in the plot", h("select", { name: "y", onchange: e => change({ y: e.target.value }) },
         numberColumns.filter(k => k !== "firing_rate" && run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, y())))),
     )
@@ -139,7 +151,7 @@ function tableOf(run, rows, columns, state, change) {
   const body = rows.slice(start, start + perPage).map(r => h("tr", { onclick: event => { if (!event.target.closest("a, [data-term]")) location.href = unitLink(r.basis, r.unit) } },
     h("td.id", null, dot(run, r.basis), state.basis === "*" ? `${r.basis} ${r.unit}` : r.unit),
     h("td.pics", null, strip(r.thumbs)),
-    h("td.name", null, h("a", { href: unitLink(r.basis, r.unit), class: r.abstained ? "abstained" : null }, r.label ?? "no label")),
+    h("td.name", null, h("a", { href: unitLink(r.basis, r.unit), class: r.abstained ? "abstained" : null }, r.label ?? "no label"), r.several ? h("span.tag", { "data-term": "meanings", tabindex: 0 }, "two meanings") : null),
     columns.map(key => h("td.num", { "data-title": terms[key].title }, shown(key, r[key]))),
     h("td.state", null, status(r.status))))
   return h("table.units", null,
@@ -147,8 +159,8 @@ function tableOf(run, rows, columns, state, change) {
     h("tbody", null, body.length ? body : h("tr", null, h("td", { colspan: columns.length + 4 }, "No unit matches. Widen the filters."))))
 }
 
-function pager(rows, state, change) {
-  const pages = Math.max(1, Math.ceil(rows.length / perPage))
+function pager(count, state, change) {
+  const pages = Math.max(1, Math.ceil(count / perPage))
   const now = Math.min(Number(state.page), pages)
   const go = to => change({ page: String(to) }, true)
   return h("nav.pager", { "aria-label": "Pages of the table" },

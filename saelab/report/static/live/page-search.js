@@ -37,7 +37,7 @@ page(async (run, main) => {
   addEventListener("hashchange", look)
   const first = await saelab.need("summary-0")
   const ids = [...new Set(first.thumbs.flatMap(t => t.slice(0, 1)))]
-  samples.append(...d3.range(Math.min(12, ids.length)).map(i => ids[Math.floor(((i + 0.5) * ids.length) / Math.min(12, ids.length))])
+  samples.append(...[...Array(Math.min(12, ids.length)).keys()].map(i => ids[Math.floor(((i + 0.5) * ids.length) / Math.min(12, ids.length))])
     .map(id => h("a", { href: `#image=${id}` }, picture(id))))
   look()
 })

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from comparison_example import PATH, example
 
-from saelab.compare import Basis, Settings, Setup, compare, finish, write
+from saelab.compare import Basis, Settings, Setup, compare, finish, validity, write
 from saelab.compare.describe import label_use
 from saelab.compare.inputs import check, selected
 from saelab.compare.validity import SETTINGS, bases, check_planted
@@ -322,6 +322,17 @@ def test_shuffled_labels_that_are_not_shuffled_are_found_out():
     result = compare(leaky, SETTINGS)
     assert not result["validity"][-1]["passed"]
     assert any("check of the comparison itself failed: shuffled labels" in line for line in result["cautions"])
+
+
+@pytest.mark.parametrize(("seed", "gain"), [(0, 0.2), (1, 0.2), (100, 0.0), (117, 0.0)])
+def test_planted_worlds_are_judged_as_a_comparison_judges_them(seed, gain):
+    """The check of 100 seeds computes only what answers; here it must say what the whole comparison says."""
+    made = bases(seed, gain, False)
+    whole, sides = compare(made, SETTINGS), validity._sides(made)
+    assert validity._faithful(*sides) == answer_of(whole, "features", "neurons")["verdict"]
+    rows = [r for r in pair_of(whole, "features", "neurons")["results"] if r["counting"] == "all"]
+    assert validity._calls(*sides) == [r["metric"] for r in rows if r["verdict"] != "none"]
+    assert (not validity.shuffled_calls(*sides, SETTINGS)) == whole["validity"][-1]["passed"]
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saelab.compare.inputs import Basis, Index, Settings
+from saelab.compare.glossary import METRICS
+from saelab.compare.inputs import Basis, Counting, Index, Settings
 from saelab.compare.pairs import compare_groups, correct, decide
 
 CORRELATIONS = ("caption_r", "truth_r", "scs")  # with shuffled labels these don't depend on how common a label is
@@ -23,10 +24,15 @@ def own_checks(
         _report(f"{members[0].group} against itself", _calls(members, members, kept, settings)) for members in real
     ]
     for a, b in itertools.combinations(real, 2):
-        dealt = [[dataclasses.replace(basis, scorer="shuffled") for basis in side] for side in (a, b)]
-        found = _calls(dealt[0], dealt[1], kept, settings, CORRELATIONS)
+        found = shuffled_calls(a, b, kept, settings)
         reports.append(_report(f"shuffled labels of {a[0].group} against {b[0].group}", found))
     return reports
+
+
+def shuffled_calls(a: Sequence[Basis], b: Sequence[Basis], kept: Mapping[str, Index], settings: Settings) -> list[str]:
+    """Correlations in which two groups are said to differ when the labels of both have been dealt out anew."""
+    dealt = [[dataclasses.replace(basis, scorer="shuffled") for basis in side] for side in (a, b)]
+    return _calls(dealt[0], dealt[1], kept, settings, CORRELATIONS)
 
 
 def _calls(
@@ -34,18 +40,27 @@ def _calls(
     b: Sequence[Basis],
     kept: Mapping[str, Index],
     settings: Settings,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str] = tuple(METRICS),
 ) -> list[str]:
     """Metrics in which the two groups are said to differ, counting all."""
-    rows = [
-        row
-        for row in compare_groups(a, b, kept, "all", settings)["results"]
-        if row["counting"] == "all" and (metrics is None or row["metric"] in metrics)
-    ]
-    correct(rows)
-    for row in rows:
-        decide(row, settings.alpha)
+    rows = decided(a, b, kept, settings, metrics)["results"]
     return [row["metric"] for row in rows if row["verdict"] != "none"]
+
+
+def decided(
+    a: Sequence[Basis],
+    b: Sequence[Basis],
+    kept: Mapping[str, Index],
+    settings: Settings,
+    metrics: Sequence[str] = tuple(METRICS),
+) -> dict[str, Any]:
+    """Two groups on all selected units, counting all, corrected and decided: the part of a comparison that answers."""
+    columns: list[tuple[str, Counting]] = [(name, "all") for name in metrics]
+    pair = compare_groups(a, b, kept, "all", settings, columns)
+    correct(pair["results"])
+    for row in pair["results"]:
+        decide(row, settings.alpha)
+    return pair
 
 
 def _report(check: str, calls: Sequence[str]) -> dict[str, Any]:

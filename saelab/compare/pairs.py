@@ -13,12 +13,23 @@ from saelab.compare.inputs import Basis, Counting, Index, Settings, mean_of, sco
 from saelab.compare.matching import match
 
 MATCHINGS = {"all": None, "rate": "firing_rate", "strength": "strength"}
+COUNTINGS: tuple[Counting, ...] = ("all", "labelled")
+COLUMNS = tuple(
+    (name, counting)
+    for name, metric in METRICS.items()
+    for counting in (COUNTINGS if metric.family == "faithfulness" else COUNTINGS[:1])
+)
 
 
 def compare_groups(
-    a: Sequence[Basis], b: Sequence[Basis], kept: Mapping[str, Index], matching: str, settings: Settings
+    a: Sequence[Basis],
+    b: Sequence[Basis],
+    kept: Mapping[str, Index],
+    matching: str,
+    settings: Settings,
+    columns: Sequence[tuple[str, Counting]] = COLUMNS,
 ) -> dict[str, Any]:
-    """All metrics of group a against group b, on all selected units or on matched ones."""
+    """Group a against group b in the given metrics and countings, on all selected units or on matched ones."""
     units_a, units_b = [kept[basis.name] for basis in a], [kept[basis.name] for basis in b]
     balance, by = None, MATCHINGS[matching]
     if by is not None:
@@ -36,7 +47,7 @@ def compare_groups(
         refused = f"only {fewest} units on one side{after}; at least {settings.fewest} are needed"
     results = []
     if refused is None:
-        for metric, counting in _columns():
+        for metric, counting in columns:
             sides = [values_of(group, units, metric, counting) for group, units in ((a, units_a), (b, units_b))]
             if min(map(len, [*sides[0], *sides[1]])) >= settings.fewest:
                 results.append(_result(metric, counting, sides, a, b, (units_a, units_b), settings))
@@ -104,15 +115,6 @@ def _result(
     row = {"metric": metric, "counting": counting, "n_a": sum(map(len, sides[0])), "n_b": sum(map(len, sides[1]))}
     row |= dataclasses.asdict(found)
     return row | {"difference": found.difference, "null_difference": null}
-
-
-def _columns() -> list[tuple[str, Counting]]:
-    both: tuple[Counting, ...] = ("all", "labelled")
-    return [
-        (name, counting)
-        for name, metric in METRICS.items()
-        for counting in both[: 2 if metric.family == "faithfulness" else 1]
-    ]
 
 
 def _side_means(group: Sequence[Basis], units: Sequence[Index], by: str) -> float | None:

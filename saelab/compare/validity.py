@@ -6,7 +6,7 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saelab.compare.comparison import compare
-from saelab.compare.inputs import Basis, Settings, Setup
+from saelab.compare.answers import answers
+from saelab.compare.checks import decided, shuffled_calls
+from saelab.compare.inputs import Basis, Index, Settings, Setup, selected
 from saelab.evaluate import Evidence, Splits, evaluate
 from saelab.label.assign import pearson
 from saelab.label.mine import statuses
@@ -135,31 +136,40 @@ def check_planted(worlds: int = 100, gain: float = 0.2) -> Iterator[dict[str, An
     same with their labels shuffled (a difference in a correlation is a false alarm); features are not better (any
     metric called is a false alarm). False alarms: at most 9 %, the bound of an exact 5 % test for 100 worlds.
     """
-    results = [compare(bases(seed, gain, False), SETTINGS) for seed in range(worlds)]
-    called = sum(_faithful(result) == "a" for result in results)
+    verdicts, shuffled = [], 0
+    for seed in range(worlds):
+        sides = _sides(bases(seed, gain, False))
+        verdicts.append(_faithful(*sides))
+        shuffled += bool(shuffled_calls(*sides, SETTINGS))
+    called = verdicts.count("a")
     yield _report(
         "features truly better", called, worlds, called >= CORRECT * worlds, f"called in {called} of {worlds}"
     )
-    alarms = sum(not check["passed"] for r in results for check in r["validity"] if "shuffled" in check["check"])
-    yield _report("shuffled labels", alarms, worlds, alarms <= FALSE_ALARMS * worlds, f"{alarms} false alarms")
-    alarms = sum(bool(_calls(compare(bases(seed, 0.0, False), SETTINGS))) for seed in range(worlds, 2 * worlds))
+    yield _report("shuffled labels", shuffled, worlds, shuffled <= FALSE_ALARMS * worlds, f"{shuffled} false alarms")
+    alarms = sum(bool(_calls(*_sides(bases(seed, 0.0, False)))) for seed in range(worlds, 2 * worlds))
     yield _report("features no better", alarms, worlds, alarms <= FALSE_ALARMS * worlds, f"{alarms} false alarms")
 
 
-def _faithful(result: dict[str, Any]) -> str:
-    wanted = ("features", "neurons", "faithfulness", "all")
-    return next(x["verdict"] for x in result["answers"] if (x["a"], x["b"], x["family"], x["matching"]) == wanted)
+Sides = tuple[list[Basis], list[Basis], dict[str, Index]]
 
 
-def _calls(result: dict[str, Any]) -> list[str]:
-    """Metrics in which the main pairs differ, on all units, counting all."""
-    return [
-        row["metric"]
-        for pair in result["pairs"]
-        if pair["role"] == "main" and pair["matching"] == "all"
-        for row in pair["results"]
-        if row["counting"] == "all" and row["verdict"] != "none"
-    ]
+def _sides(made: Sequence[Basis]) -> Sides:
+    """Features, neurons, and the selected units of each basis: what `compare` starts from."""
+    kept = {basis.name: selected(basis, SETTINGS) for basis in made}
+    return [b for b in made if b.kind == "sae"], [b for b in made if b.kind == "neuron"], kept
+
+
+def _faithful(features: list[Basis], neurons: list[Basis], kept: dict[str, Index]) -> str:
+    """The answer on label faithfulness, as `compare` gives it for these bases."""
+    pair = decided(features, neurons, kept, SETTINGS)
+    found = answers({"pairs": [pair], "setup": dataclasses.asdict(features[0].setup)})
+    return next(answer["verdict"] for answer in found if answer["family"] == "faithfulness")
+
+
+def _calls(features: list[Basis], neurons: list[Basis], kept: dict[str, Index]) -> list[str]:
+    """Metrics in which features and neurons are said to differ."""
+    rows = decided(features, neurons, kept, SETTINGS)["results"]
+    return [row["metric"] for row in rows if row["verdict"] != "none"]
 
 
 def _report(check: str, count: int, of: int, passed: bool, detail: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 /* One unit: its label and how sure it is, what excites it and what does not, how it was judged, who is like it. */
 "use strict"
 
-const shownAtOnce = 10
+const shownAtOnce = 12
 
 page(async (run, main) => {
   const draw = async () => {
@@ -37,8 +37,8 @@ function unitPage(run, basis, record) {
     candidates(run, basis, record),
     record.histogram.length ? activity(run, basis, record) : null,
     judged(run, basis, record),
-    neighbourhood(run, basis, record),
     verified(record),
+    neighbourhood(run, basis, record),
     proposals(run, record),
   ].filter(Boolean)
 }

@@ -4,6 +4,7 @@
 const perPage = 40
 const numberColumns = ["score", "null_percentile", "firing_rate", "truth_r", "caption_r", "auprc", "scs", "clarity", "monosemanticity"]
 const faithful = ["truth_r", "caption_r", "auprc", "scs"]
+const rising = new Set(["unit", "label", "status"]) // sorted upwards first; numbers from the largest down
 const defaults = { basis: "", status: "", q: "", sort: "unit", down: "", least: "", chance: "", y: "", page: "1" }
 
 page(async (run, main) => {
@@ -123,6 +124,8 @@ function controlsOf(form, run, state, change, y) {
         option("", "any share", state.least), option("rare", "up to 1 %", state.least), option("some", "1–10 %", state.least), option("often", "10–80 %", state.least), option("dense", "over 80 %", state.least))),
       h("label", null, "Label", h("select", { name: "chance", onchange: e => change({ chance: e.target.value }) },
         option("", "any", state.chance), option("1", "beats chance", state.chance), option("2", "two meanings", state.chance))),
+      h("label.narrow", null, "Sort by", h("select", { name: "sort", onchange: e => change({ sort: e.target.value, down: rising.has(e.target.value) ? "" : "1" }) },
+        ["unit", "label", ...present(run, state.basis), "status"].map(k => option(k, terms[k]?.title ?? k, state.sort)))),
       h("label", null, "Height in the plot", h("select", { name: "y", onchange: e => change({ y: e.target.value }) },
         numberColumns.filter(k => k !== "firing_rate" && run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, y())))),
     )
@@ -144,7 +147,7 @@ function tableOf(run, rows, columns, state, change) {
   const start = (Number(state.page) - 1) * perPage
   const head = (key, text, css) => {
     const now = state.sort === key
-    const next = { sort: key, down: now ? (state.down ? "" : "1") : key === "unit" || key === "label" ? "" : "1" }
+    const next = { sort: key, down: now ? (state.down ? "" : "1") : rising.has(key) ? "" : "1" }
     return h(`th${css ? `.${css}` : ""}`, { scope: "col", "aria-sort": now ? (state.down ? "descending" : "ascending") : null },
       h("button", { type: "button", "data-term": terms[key] ? key : null, onclick: () => change(next) }, text ?? terms[key].title, now ? (state.down ? " ↓" : " ↑") : ""))
   }

@@ -34,7 +34,7 @@ const shownAs = place => (place.includes("contrast") ? "what does not excite it,
 
 function verified(record) {
   if (!record.verified.length) return null
-  return section("A model looked again", "On photos that were used neither to find the label nor to propose it.", record.verified.map(v => (v.test === "detect" ? detection(record, v) : choiceMade(v))))
+  return section("A model looked again", null, record.verified.map(v => (v.test === "detect" ? detection(record, v) : choiceMade(v))))
 }
 
 function detection(record, v) {
@@ -44,6 +44,7 @@ function detection(record, v) {
   const word = (on, i) => `${on ? "fires" : "silent"}, ${said.has(i + 1) ? "called" : "not called"}`
   return h("div.said", null,
     h("h3", null, `Which photos show “${v.label}”?`),
+    h("p.note", null, "Photos that were used neither to find the label nor to propose it."),
     h("p", null, `${verdict}. `, v.balanced_accuracy === undefined ? null : [term("detection", "Balanced accuracy"), ` ${format.number(v.balanced_accuracy)}, F1 ${format.number(v.f1)}.`]),
     v.status === "answered" ? h("div.looked", null, v.images.map((id, i) => h("figure", { class: v.fires[i] === said.has(i + 1) ? "right" : "wrong" }, picture(id, `${record.names[id]}: ${word(v.fires[i], i)}`), h("figcaption", null, word(v.fires[i], i))))) : null,
     spent(v) ? h("p.note", null, spent(v)) : null,
@@ -54,6 +55,7 @@ function choiceMade(v) {
   const outcome = { answered: null, none: "none of them fits", unparsed: "the answer can’t be read", failed: "no answer" }[v.status]
   return h("div.said", null,
     h("h3", null, "Which of the scorer’s best labels fits?"),
+    h("p.note", null, "The model saw the unit’s images and these labels, in this order."),
     h("p", null, v.candidates.map((c, i) => [i ? ", " : "", c === v.label ? h("strong", null, c) : h("span.quiet", null, c)]), ". ", outcome ? `It says: ${outcome}.` : ["It chose ", h("strong", null, v.label), "."]),
     spent(v) ? h("p.note", null, spent(v)) : null,
     v.raw ? h("details", null, h("summary", null, "The answer, word for word"), h("pre", null, v.raw)) : null)

@@ -67,9 +67,8 @@ def sparse_gradients(
     slopes = sparse.products_by_latent(grouped, W_dec, added).mul_(scale)
     values = pairs.values[grouped.order]
     fires = values > 0
-    radial = slopes * values
     inward = slopes * fires
-    db_enc, radial, fired = sparse.totals_by_latent(torch.stack((inward, radial, fires.to(slopes))), grouped)
+    db_enc, radial, fired = (sparse.totals_by_latent(n, grouped) for n in (inward, slopes * values, fires.to(slopes)))
     dW_dec = sparse.sums_by_latent(values * scale, added, grouped, out["W_dec"])
     sparse.remove_radial(dW_dec, W_dec, radial)
     tokens_of = grouped if levels == 1 else sparse.ByLatent(grouped.order, grouped.bags % batch, grouped.offsets)

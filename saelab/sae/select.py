@@ -20,22 +20,17 @@ SPARE = 29  # bits of a float64's fraction that a float32 leaves at zero
 
 def top_k(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """The k largest of each row and where they lie (int64), in no particular order."""
-    x = x.contiguous()
-    best = _best(x, k)
-    return x.gather(1, best), best
-
-
-def _best(x: Float[Tensor, "rows n"], k: int) -> Int[Tensor, "rows k"]:
-    """Where the k largest of each row lie."""
     rows, n = x.shape
     group = next((size for size in (GROUP, FAN) if n % size == 0 and n >= 2 * size * k), 1)
     if group == 1 or not rows:
         return _rank(x, k)
-    best = _best(_maxima(x, group), k)
+    x = x.contiguous()
+    best = top_k(_maxima(x, group), k)[1]
     lines = best + torch.arange(0, rows * n // group, n // group, device=x.device).unsqueeze(1)
     near = x.view(-1, group).index_select(0, lines.view(-1)).view(rows, k * group)
-    inner = _best(near, k)
-    return best.gather(1, torch.div(inner, group, rounding_mode="floor")) * group + inner % group
+    values, inner = top_k(near, k)
+    which, within = _split(inner, group)
+    return values, best.gather(1, which) * group + within
 
 
 def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"]]:
@@ -45,11 +40,12 @@ def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> tuple[Float[Tensor, 
     if n % GROUP or rows * n // GROUP < 4 * count:
         places = _largest(flat, count)
         return flat[places], places
-    lines = _largest(_maxima(x, GROUP).view(-1), count)
+    maxima = _maxima(x, GROUP).view(-1)
+    lines = _largest(maxima, count)
     near = flat.view(-1, GROUP).index_select(0, lines).view(-1)
-    inner = _largest(near, count)
-    places = lines[torch.div(inner, GROUP, rounding_mode="floor")] * GROUP + inner % GROUP
-    return near[inner], places
+    inner = _largest(near, count, floor=maxima[lines].min())
+    which, within = _split(inner, GROUP)
+    return near[inner], lines[which] * GROUP + within
 
 
 def screened_top_k(
@@ -64,8 +60,8 @@ def screened_top_k(
     candidates = top_k(rough, count)[1]
     bags = torch.arange(0, candidates.numel() + 1, count, device=x.device)
     exact = sampled_products(bags, candidates.reshape(-1), x, W).view(-1, count) + bias[candidates]
-    inner = _rank(exact, k)
-    return exact.gather(1, inner), candidates.gather(1, inner)
+    values, inner = _rank(exact, k)
+    return values, candidates.gather(1, inner)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -81,31 +77,46 @@ def _maxima(x: Float[Tensor, "rows n"], group: int) -> Float[Tensor, "rows group
     return max_pool1d(x.unsqueeze(1), group).squeeze(1)
 
 
-def _rank(x: Float[Tensor, "rows n"], k: int) -> Int[Tensor, "rows k"]:
-    """Where the k largest of each row lie, by looking at every number.
+def _split(places: Int[Tensor, "..."], group: int) -> tuple[Int[Tensor, "..."], Int[Tensor, "..."]]:
+    """The groups (of a power of two) that numbers lie in and where within; shifts are much faster than divisions."""
+    return places >> (group.bit_length() - 1), places & (group - 1)
+
+
+def _rank(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest of each row and where they lie, by looking at every number.
 
     On the CPU each float32 is widened to a float64 that has the number's place in the bits left over, since numpy sorts
     numbers an order faster than it sorts places.
     """
     rows, n = x.shape
     if x.device.type != "cpu" or x.dtype != torch.float32 or not rows:
-        return x.topk(k, dim=1, sorted=False).indices
+        return x.topk(k, dim=1, sorted=False)
     largest = torch.finfo(torch.float32).max  # an infinity with a place would be no number
     keys = x.clamp(-largest, largest).double()
     keys.view(torch.int64).bitwise_or_(torch.arange(n))
-    best = torch.from_numpy(np.partition(keys.numpy(), n - k, axis=1)[:, n - k :])
-    return best.view(torch.int64) & ((1 << SPARE) - 1)
+    best = torch.from_numpy(np.sort(keys.numpy(), axis=1)[:, n - k :])
+    places = best.view(torch.int64) & ((1 << SPARE) - 1)
+    return x.gather(1, places), places
 
 
-def _largest(flat: Float[Tensor, "n"], count: int) -> Int[Tensor, "count"]:
-    """Where the `count` largest lie, in the order of their places; of equals at the edge the first."""
+def _largest(flat: Float[Tensor, "n"], count: int, floor: Tensor | None = None) -> Int[Tensor, "count"]:
+    """Where the `count` largest lie, in the order of their places; of equals at the edge the first.
+
+    `floor`: a number that at least `count` reach, where one is known: the others then need no ranking.
+    """
     if flat.device.type != "cpu":
         return flat.topk(count, sorted=False).indices.sort().values
-    surplus = len(flat) - count
-    least = np.partition(flat.detach().numpy(), surplus)[surplus]
-    places = (flat < least).logical_not_().nonzero().squeeze(1)
+    places = (flat < (_last_of(flat, count) if floor is None else floor)).logical_not_().nonzero().squeeze(1)
     if len(places) > count:
-        tied = (flat[places] > least).logical_not_()
-        keep = tied.cumsum(0) <= count - (len(places) - tied.sum())
-        places = places[keep | ~tied]
+        values = flat[places]
+        least = _last_of(values, count)
+        above = values > least
+        equal = (above | (values < least)).logical_not_()
+        places = places[above | (equal & (equal.cumsum(0) <= count - above.sum()))]
     return places
+
+
+def _last_of(flat: Float[Tensor, "n"], count: int) -> float:
+    """The count-th largest number."""
+    rest = len(flat) - count
+    return float(np.partition(flat.detach().numpy(), rest)[rest])

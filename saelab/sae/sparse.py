@@ -110,10 +110,10 @@ def sampled_products(
     return torch.cat([(left[i] * right[j]).sum(1) for i, j in cuts])
 
 
-def totals_by_latent(columns: Float[Tensor, "n pairs"], grouped: ByLatent) -> Float[Tensor, "n latents"]:
-    """Sums of numbers over each latent's pairs; `columns` in the order of the latents."""
-    rows = columns.T.contiguous()
-    return torch.segment_reduce(rows, "sum", offsets=grouped.offsets.long(), axis=0, unsafe=True).T.contiguous()
+def totals_by_latent(numbers: Float[Tensor, "pairs"], grouped: ByLatent) -> Float[Tensor, "latents"]:
+    """The sum of one number a pair over each latent's pairs; `numbers` in the order of the latents."""
+    one, out = numbers.new_ones(1, 1), numbers.new_empty(len(grouped.offsets) - 1, 1)
+    return _weighted_sums(grouped.offsets, torch.zeros_like(grouped.bags), numbers, one, out).squeeze(1)
 
 
 def remove_radial(

@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote_plus
+from urllib.parse import quote, quote_plus
 
 import pytest
 from report_fixture import ASKED, UNITS, write_run
@@ -50,7 +50,11 @@ class Reader:
     def __init__(self, browser, report: Path, **context) -> None:
         self.report, self.faults = report, []
         self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | context))
-        self.page = self.context.new_page()
+        self.watch(self.context.new_page())
+
+    def watch(self, page) -> None:
+        """Make `page` the page that is read."""
+        self.page = page
         self.page.on("console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
@@ -248,16 +252,48 @@ def test_a_broken_folder_says_so_on_the_page(browser, report, tmp_path):
     reader.context.close()
 
 
+# Of the features of the first SAE whose label beats chance: the one whose label agrees best with what people wrote.
+CHOSEN = """async () => {
+  const run = await saelab.need("run")
+  const b = run.bases.findIndex(b => b.kind === "sae"), s = await saelab.need(`summary-${b}`)
+  const sure = s.units.map((_, i) => i).filter(i => s.label[i] >= 0 && !s.abstained.includes(i))
+  const numbers = s.measured[sure.some(i => s.measured.truth_r[i] !== null) ? "truth_r" : "caption_r"]
+  const best = d3.greatest(sure, i => numbers[i] ?? -1)
+  return [run.bases[b].name, s.units[best]]
+}"""
+VISIBLE = """bottom => [...document.querySelectorAll("img.photo")].filter(i => i.getBoundingClientRect().top < bottom)
+  .map(i => [i.src.match(/(\\d+)\\.webp$/)[1], i.alt.replace(/^contrast: /, "")])"""
+BOTTOM = "last => Math.ceil(document.querySelector(last).getBoundingClientRect().bottom) + 8"
+
+
+@pytest.mark.skipif("SAELAB_SCREENSHOTS" not in os.environ, reason="SAELAB_SCREENSHOTS names no folder")
 def test_pictures_for_the_readme(browser, report):
-    if "SAELAB_SCREENSHOTS" not in os.environ:
-        pytest.skip("SAELAB_SCREENSHOTS names no folder")
+    """`SAELAB_REPORT=runs/report/quickstart SAELAB_SCREENSHOTS=docs/pictures` makes what the README shows."""
     out = Path(os.environ["SAELAB_SCREENSHOTS"])
     out.mkdir(parents=True, exist_ok=True)
-    for scheme in ("light", "dark"):
-        reader = Reader(browser, report, color_scheme=scheme, device_scale_factor=1.5)
-        for name in ("index", "units", "unit", "compare"):
-            page = reader.open(f"{name}.html")
-            page.wait_for_timeout(600)
-            page.screenshot(path=out / f"{name}-{scheme}.png")
-        assert reader.faults == []
-        reader.context.close()
+    reader, shown = Reader(browser, report, viewport={"width": 1280, "height": 1400}), {}
+    basis, unit = reader.open("units.html").evaluate(CHOSEN)
+    of_unit = ("report", f"unit.html#{quote(basis)}/{unit}", ".pairs")
+    for name, address, last in (of_unit, ("comparison", "compare.html", ".glance")):
+        reader.page.close()
+        reader.watch(reader.context.new_page())
+        page = reader.open(address)
+        page.wait_for_function(
+            "[...document.images].every(i => i.complete || i.getBoundingClientRect().top > innerHeight)"
+        )
+        page.wait_for_timeout(300)
+        bottom = page.evaluate(BOTTOM, last)
+        page.screenshot(path=out / f"{name}.png", clip={"x": 0, "y": 0, "width": 1280, "height": bottom})
+        shown |= dict(page.evaluate(VISIBLE, bottom))
+        assert (out / f"{name}.png").stat().st_size > 50_000
+    credit = reader.page.evaluate("saelab.need('run').then(run => [run.images.credits, run.images.credit])")
+    rows = [f"| {words} | {credit[0].get(i) or credit[1]} |" for i, words in sorted(shown.items(), key=lambda x: x[1])]
+    head = [
+        "# Credits of the photos in these pictures\n",
+        f"`report.png` is the page of {basis}, feature {unit}, in the quickstart's report: of the features whose label",
+        "beats chance, the one whose label agrees best with what people wrote of the photos (truth correlation).",
+        "`comparison.png` is the top of its page on the comparison.\n\n| photo | credit |\n| --- | --- |",
+    ]
+    (out / "CREDITS.md").write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
+    assert shown and reader.faults == []
+    reader.context.close()

@@ -90,9 +90,9 @@ function verdictChip(run, c, answer) {
 
 /* The generated paragraph, without the cautions that end it, and the cautions as a list. */
 function inWordsOf(c) {
-  const prose = c.conclusion.split(" What this can't show:")[0]
+  const prose = c.conclusion.split(" What this can't show:")[0].split(/ (?=Compared on layer|Label faithfulness|Unit coherence|Controls: )/)
   return h("div.two", { style: "margin-bottom:3rem" },
-    h("div", null, h("h3", null, "In words"), h("p", null, prose)),
+    h("div", null, h("h3", null, "In words"), prose.map((part, i) => h(i ? "p.quiet" : "p", null, part))),
     c.cautions.length ? h("div.cautions", null, h("h3", null, "What this can’t show"), h("ul", null, c.cautions.map(t => h("li", null, t)))) : null)
 }
 

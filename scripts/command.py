@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from saelab.errors import UserError
 
+HERE = Path(__file__).resolve().parent
 # A root without permission, on a read-only disk, or where a file has the name of a folder.
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
 
@@ -45,6 +47,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         @functools.wraps(main)
         def wrapped() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would else print over several lines
+            # Jobs that a launcher starts elsewhere have to find the modules beside this one.
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
             try:
                 start()
             except HydraException as error:
@@ -53,6 +57,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                 sys.exit(_told(told(error, config_name)))
             except KeyboardInterrupt:
                 sys.exit(_told("stopped", 130))
+            except Exception as error:  # a launcher's, which repeats what a job has told elsewhere
+                said = [line for line in str(error).splitlines() if line.startswith("saelab: ")]
+                if not said:
+                    raise
+                sys.exit(_told(said[-1].removeprefix("saelab: ")))
 
         return wrapped
 

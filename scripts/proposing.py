@@ -31,10 +31,17 @@ def proposer_of(run: "Run") -> propose.Proposer | None:
     return propose.load_proposer(**settings)
 
 
-def propose_for(run: "Run", basis: "Basis", proposer: propose.Proposer) -> Path | None:
+def propose_for_all(run: "Run", bases: "list[Basis]", proposer: propose.Proposer) -> list[Path | None]:
+    """The folder with the proposals.jsonl of each basis; a budget is for all bases together."""
+    answers: list[propose.Proposal] = []
+    return [propose_for(run, basis, proposer, answers) for basis in bases]
+
+
+def propose_for(run: "Run", basis: "Basis", proposer: propose.Proposer, answers: list[propose.Proposal]) -> Path | None:
     """The folder with a basis' proposals.jsonl; None after a dry run, which prints what asking would take.
 
-    Units that are there are not asked again; failed ones are, whenever the stage runs.
+    Units that are there are not asked again; failed ones are, whenever the stage runs. `answers` holds those of the
+    bases before, which have used up their part of a budget; this basis' are added.
     """
     assert basis.exemplars is not None
     cfg, found = run.cfg.proposer, Exemplars.load(basis.exemplars.path)
@@ -53,7 +60,9 @@ def propose_for(run: "Run", basis: "Basis", proposer: propose.Proposer) -> Path 
     heat = heat_maps(run.caches[basis.layer], project, found.activations[:, 0])
     where.parent.mkdir(parents=True, exist_ok=True)
     with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
-        rows = propose.run(proposer, shown, run.images, chosen, where, mode=mode, seed=seed, heat=heat, budget=budget)
+        left = budget and budget.less(answers)
+        rows = propose.run(proposer, shown, run.images, chosen, where, mode=mode, seed=seed, heat=heat, budget=left)
+    answers += rows
     text = f"{basis.layer} {basis.name}, {proposer.name}: {propose.summary(rows, chosen)['text']}"
     if proposer.name != "tagger":
         print(text)

@@ -195,17 +195,17 @@ class Run:
     @cached_property
     def proposed(self) -> list[Basis]:
         """Bases with the candidates that the proposer named, if there is a proposer."""
-        from proposing import propose_for, proposer_of
+        from proposing import propose_for_all, proposer_of
 
         proposer = proposer_of(self)
         if proposer is None:
             return self.mined
         mined = self.mined
         with self.timed("proposals"):
-            found = [replace(b, proposals=propose_for(self, b, proposer)) for b in mined]
+            places = propose_for_all(self, mined, proposer)
         if self.cfg.proposer.get("dry_run", False):
             sys.exit(0)  # what asking would take has been printed; nothing is to follow from it
-        return found
+        return [replace(basis, proposals=place) for basis, place in zip(mined, places)]
 
     @cached_property
     def named(self) -> Vocabulary:
@@ -306,11 +306,11 @@ class Run:
     @cached_property
     def evaluated(self) -> list[Basis]:
         """Bases with the numbers of their labels on the test split."""
+        splits = evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).checked()  # before the long work
         labelled = self.labelled
         if not any(self.images.captions):
             self.notes.append("The pictures have no captions: caption_r and caption_clarity can't be had.")
         with self.timed("evaluation"):
-            splits = evaluate.Splits(self.images.ids("mine"), self.images.ids("test"))
             return [replace(basis, evaluation=self._evaluate(basis, splits)) for basis in labelled]
 
     def _evaluate(self, basis: Basis, splits: evaluate.Splits) -> Artifact:

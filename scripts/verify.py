@@ -45,7 +45,7 @@ def check(cfg: DictConfig) -> None:
     for test in several(cfg.tests):
         if test not in TESTS:
             raise UserError("tests", test, "unknown", f"known: {', '.join(TESTS)}")
-    for setting in ("scorer", "candidates_of"):
+    for setting in ("labels_of", "candidates_of"):
         if cfg[setting] not in (*SCORERS, "final"):
             raise UserError(setting, cfg[setting], "unknown", f"known: final, {', '.join(sorted(SCORERS))}")
     if cfg.candidates < 2:

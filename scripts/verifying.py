@@ -44,7 +44,7 @@ class Verification:
             "shown": proposer.shown,
             "mode": cfg.proposer.mode,
             "seed": self.seed,
-            **{name: cfg[name] for name in ("scorer", "per_side", "candidates_of", "candidates")},
+            **{name: cfg[name] for name in ("labels_of", "per_side", "candidates_of", "candidates")},
         }
         self.folder = artifacts.folder(self.root, "verification", f"{basis.name}-{proposer.name}", self.recipe)
 
@@ -93,7 +93,7 @@ class Verification:
     def sets(self) -> list[verify.DetectionSet]:
         """The photos of each chosen unit that has a label, in the order in which units are sent."""
         ids = self.images.ids("show")
-        labels = {unit: best[0] for unit in self.units if (best := self._best(unit, self.cfg.scorer))}
+        labels = {unit: best[0] for unit in self.units if (best := self._best(unit, "labels_of"))}
         acts = units.UnitActivations.load(self.basis.units).rows(ids)
         emb = self._embeddings()[torch.as_tensor(ids)]
         per_side, groups = self.cfg.per_side, self.images.groups[ids]
@@ -102,7 +102,7 @@ class Verification:
 
     def candidates(self) -> dict[int, list[str]]:
         """The best labels, best first, of each chosen unit that has more than one."""
-        best = {unit: self._best(unit, self.cfg.candidates_of)[: self.cfg.candidates] for unit in self.units}
+        best = {unit: self._best(unit, "candidates_of")[: self.cfg.candidates] for unit in self.units}
         return {unit: labels for unit, labels in best.items() if len(labels) > 1}
 
     def cases(self, wanted: Sequence[int] | dict[int, list[str]]) -> list[Case]:
@@ -111,14 +111,14 @@ class Verification:
         made = (propose.build_case(self.exemplars, self.images, unit, mode, self.seed, shown, heat) for unit in wanted)
         return [case for case in made if case.positives]
 
-    def _best(self, unit: int, scorer: str) -> list[str]:
-        """A scorer's labels of a unit, best first; none for a unit without a label."""
-        row = self.basis.labels[unit]
-        name = row["final"] if scorer == "final" else scorer
+    def _best(self, unit: int, setting: str) -> list[str]:
+        """The labels of a unit by the scorer that the setting names, best first; none for a unit without a label."""
+        row, name = self.basis.labels[unit], self.cfg[setting]
+        name = row["final"] if name == "final" else name
         if row["label"] is None:
             return []
         if name not in row["scores"]:
-            raise UserError("scorer", name, "did not label this run", f"it has {', '.join(row['scores'])}")
+            raise UserError(setting, name, "did not label this run", f"it has {', '.join(row['scores'])}")
         found = row["scores"][name]
         return [label for label in (found["label"], *(other for other, _ in found["runners_up"])) if label is not None]
 

@@ -28,7 +28,7 @@ def test_a_slip_is_told_in_one_line(slip, tmp_path):
 def test_a_root_that_is_a_file_is_told_in_one_line(tmp_path):
     from small_images import coloured
 
-    coloured(tmp_path / "pictures", 4)
+    coloured(tmp_path / "pictures", 40)
     (tmp_path / "runs").write_text("a file")
     command = [
         sys.executable,

@@ -11,6 +11,8 @@ from hydra import compose, initialize_config_dir
 from small_images import coloured
 from stages import Run
 
+from saelab.errors import UserError
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 TINY = [
@@ -69,6 +71,15 @@ def way(places, tmp_path, *overrides):
         assert named and all(row["label"] in run.vocabulary.labels for row in named)
         assert {row["status"] for row in rows if row["label"] is None} <= {"dead", "constant", "invalid"}
     return run
+
+
+def test_too_few_test_pictures_are_told_before_anything_is_computed(places, tmp_path):
+    own = [f"root={tmp_path}", *TINY, "images=folder", f"images.root={places / 'pictures'}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run = Run(compose("quickstart", own))
+    with pytest.raises(UserError, match="splits=4 test images: at least 10 needed"):
+        _ = run.evaluated
+    assert not list(tmp_path.iterdir())
 
 
 HOSTS = {

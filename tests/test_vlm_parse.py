@@ -57,6 +57,8 @@ def test_three_concepts_however_they_are_put(text):
         '{"concepts": [1, 2]}',
         '{"concepts": ["half of a stri',
         "\ufffd\x05\x15\ufffd, !!! ???",
+        "\ufffdPmw\x1b\ufffdPm",  # an untrained model's
+        '{"concepts": ["--", "snout\ufffd"]}',
     ],
 )
 def test_nothing_is_made_up_from_what_is_no_answer(text):

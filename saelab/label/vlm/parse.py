@@ -140,10 +140,15 @@ def _answer(items: list[str], most: int, words: int, empty_is_none: bool = True)
         return Answer(status="none")
     short: dict[str, str] = {}
     for item in trimmed:
-        if item and len(item.split()) <= words and not NOTHING.match(item):
+        if _is_name(item) and len(item.split()) <= words and not NOTHING.match(item):
             short.setdefault(item.casefold(), item)
     kept = tuple(short.values())[:most]
     return Answer(kept, "answered" if kept else "unparsed")
+
+
+def _is_name(item: str) -> bool:
+    """Whether people could write it: some letter or digit, nothing that can't be printed or decoded."""
+    return any(c.isalnum() for c in item) and item.isprintable() and "\ufffd" not in item
 
 
 def _trimmed(item: str) -> str:

@@ -4,7 +4,9 @@ Each is the package's own model and loss, called as its own trainer does; what t
 buffers) is left out, in its favour.
 """
 
+import os
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,25 +15,42 @@ from bench_cases.sae import alternate, record
 
 from saelab.sae import SAEConfig, Trainer
 
+DISTRIBUTIONS = {
+    "sparsify": "eai-sparsify",
+    "sae_lens": "sae-lens",
+    "overcomplete": "overcomplete",
+    "dictionary_learning": "dictionary-learning",
+}  # of each package that has an adapter of its name here
+
 
 def cases(shapes: list[list[int]], k: int, rules: list[str], rounds: int) -> Iterator[dict[str, Any]]:
-    """Every installed peer at each shape; `speedup` is its time over ours, measured in turns."""
-    peers = {"sparsify": sparsify, "sae_lens": sae_lens, "overcomplete": overcomplete}
-    peers |= {"dictionary_learning": dictionary_learning}
+    """Every installed peer at each shape; `speedup` is its time over ours, measured in turns.
+
+    A peer that doesn't import or run beside the other packages here gets a line that says so.
+    """
     for d_in, latents, batch in shapes:
         x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0))
-        for name, build in {"plain dense torch": plain_torch, **peers}.items():
-            if build is not plain_torch and find_spec(name) is None:
+        for name in ("plain_torch", *(peer for peer in DISTRIBUTIONS if find_spec(peer))):
+            case = f"peer step, {name} {d_in}->{latents}"
+            try:
+                step = globals()[name](d_in, latents, k, x)
+                step()
+            except Exception as error:  # whatever another package raises
+                yield {"case": case, "skipped": f"{type(error).__name__}: {error}".splitlines()[0]}
                 continue
-            step, out = build(d_in, latents, k, x), x.new_empty(batch, latents)
-            weights, bias = torch.randn(latents, d_in), torch.zeros(latents)
-            product, theirs = alternate(
-                lambda w=weights, b=bias, o=out, x=x: torch.addmm(b, x, w.T, out=o), step, rounds
-            )
-            trainer = Trainer(SAEConfig(d_in, latents, k=k))
-            own, theirs_again = alternate(lambda t=trainer, x=x: t.step(x), step, rounds)
-            line = record(f"peer step, {name} {d_in}->{latents}", theirs, product, batch, 0.0)
-            yield {**line, "speedup": round(theirs_again / own, 2)}
+            found = version(DISTRIBUTIONS[name]) if name in DISTRIBUTIONS else torch.__version__
+            yield {**compared(case, step, x, SAEConfig(d_in, latents, k=k), rounds), "version": found}
+
+
+def compared(case: str, step: Callable[[], Any], x: torch.Tensor, config: SAEConfig, rounds: int) -> dict[str, Any]:
+    """A peer's step against the encoder product, and against ours."""
+    out, weights = x.new_empty(len(x), config.latents), torch.randn(config.latents, config.d_in)
+    bias = x.new_zeros(config.latents)
+    product, theirs = alternate(lambda: torch.addmm(bias, x, weights.T, out=out), step, rounds)
+    del out
+    trainer = Trainer(config)
+    own, theirs_again = alternate(lambda: trainer.step(x), step, rounds)
+    return {**record(case, theirs, product, len(x), 0.0), "speedup": round(theirs_again / own, 2)}
 
 
 def plain_torch(d_in: int, latents: int, k: int, x: torch.Tensor) -> Callable[[], Any]:
@@ -52,11 +71,13 @@ def plain_torch(d_in: int, latents: int, k: int, x: torch.Tensor) -> Callable[[]
 
 
 def sparsify(d_in: int, latents: int, k: int, x: torch.Tensor) -> Callable[[], Any]:
-    """EleutherAI's sparsify: SparseCoder."""
+    """EleutherAI's sparsify: SparseCoder, with its eager decoder (its Triton kernels need a GPU)."""
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     from sparsify import SparseCoder, SparseCoderConfig
 
     model = SparseCoder(d_in, SparseCoderConfig(num_latents=latents, k=k), device="cpu", dtype=torch.float32)
-    return _autograd(model, lambda: model(x).fvu, model.set_decoder_norm_to_unit_norm)
+    project, normalise = model.remove_gradient_parallel_to_decoder_directions, model.set_decoder_norm_to_unit_norm
+    return _autograd(model, lambda: model(x).fvu, project, normalise)
 
 
 def dictionary_learning(d_in: int, latents: int, k: int, x: torch.Tensor) -> Callable[[], Any]:
@@ -74,7 +95,7 @@ def overcomplete(d_in: int, latents: int, k: int, x: torch.Tensor) -> Callable[[
     from overcomplete.sae import TopKSAE
 
     model = TopKSAE(d_in, nb_concepts=latents, top_k=k, device="cpu")
-    return _autograd(model, lambda: (model(x)[2] @ model.get_dictionary() - x).square().mean(), lambda: None)
+    return _autograd(model, lambda: (model(x)[2] - x).square().mean())
 
 
 def sae_lens(d_in: int, latents: int, k: int, x: torch.Tensor) -> Callable[[], Any]:
@@ -85,17 +106,24 @@ def sae_lens(d_in: int, latents: int, k: int, x: torch.Tensor) -> Callable[[], A
     model = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=latents, k=k, device="cpu"))
 
     def loss() -> torch.Tensor:
-        given = TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=1)
+        given = TrainStepInput(
+            sae_in=x, coefficients={}, dead_neuron_mask=None, n_training_steps=1, is_logging_step=False
+        )
         return model.training_forward_pass(given).loss
 
-    return _autograd(model, loss, lambda: None)
+    return _autograd(model, loss)
 
 
-def _autograd(model: torch.nn.Module, loss: Callable[[], torch.Tensor], after: Callable[[], Any]) -> Callable[[], Any]:
+def _autograd(
+    model: torch.nn.Module, loss: Callable[[], torch.Tensor], *around: Callable[[], Any]
+) -> Callable[[], Any]:
+    """A step by autograd and Adam; `around`: what the package does to the decoder before and after Adam."""
     adam = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    before, after = around or (lambda: None, lambda: None)
 
     def step() -> None:
         loss().backward()
+        before()
         adam.step()
         adam.zero_grad()
         after()

@@ -108,7 +108,7 @@ class Run:
         latents = settings.pop("latents", None) or round(settings.pop("expansion") * store.d_in)
         settings.pop("expansion", None)
         configs = [SAEConfig(d_in=store.d_in, latents=latents, **settings | {"seed": seed}) for seed in self.cfg.seeds]
-        recipes = [{"stage": "sae", "code": 2, "cache": store.digest, "sae": c, "train": train} for c in configs]
+        recipes = [{"stage": "sae", "code": 3, "cache": store.digest, "sae": c, "train": train} for c in configs]
         wanted = [(f"{layer}-{c.latents}-k{c.k}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]
 
         def build(folders: dict[int, Path]) -> None:

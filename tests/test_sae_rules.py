@@ -120,11 +120,11 @@ def test_archetypal_gradients_are_those_of_autograd():
     torch.testing.assert_close(hull.shift.grad, shift.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("offset", [0.0, 30.0])
-def test_few_latents_are_dead_even_about_a_large_mean(offset):
+@pytest.mark.parametrize(("offset", "steps"), [(0.0, 400), (30.0, 400), (30.0, 1600)])
+def test_few_latents_are_dead_even_about_a_large_mean_and_after_long_training(offset, steps):
     x, directions = planted(offset=offset)
     config = SAEConfig(D_IN, 192, k=4, lr=3e-3, dead_after=8000)
-    sae = trained(config, x, steps=400)
+    sae = trained(config, x, steps=steps)
     found = quality(sae, x)
     assert found["dead"] <= 0.05
     assert recovered(sae, directions) >= 0.9 and found["fvu"] < 0.12

@@ -118,7 +118,8 @@ def test_a_step_with_auxk_equals_the_dense_twin_and_torchs_adam(rule, auxk_k):
         for optimizer in optimizers:
             optimizer.step()
         twin["W_dec"].div_(twin["W_dec"].norm(dim=1, keepdim=True))
-        twin["b_enc"][columns] += config.revive * (VARIANCE / 12) ** 0.5
+        twin["W_enc"][columns] += config.revive * (twin["W_dec"][columns] - twin["W_enc"][columns])
+        twin["b_enc"][columns] *= 1 - config.revive
         for name, tensor in twin.items():
             torch.testing.assert_close(trainer.weights[name].double(), tensor, rtol=2e-4, atol=2e-5)
     assert len(columns) >= 24, "AuxK must have had work"

@@ -31,7 +31,7 @@ class SAEConfig:
     auxk_k: int | None = None  # silent latents that AuxK uses a token; None: d_in / 2
     auxk_stride: int = 8  # AuxK looks at every so-many-th token
     dead_after: int = 131_072  # tokens without firing after which a latent counts as silent
-    revive: float = 0.02  # topk, batchtopk: what a silent latent's bias gains a step, in units of the spread per unit
+    revive: float = 0.02  # topk, batchtopk: share of the way back to its decoder row that a silent encoder goes a step
     multi_topk: bool = False  # topk: add an eighth of the loss with 4 k latents (Gao et al. 2025, section 4.3)
     l1: float = 0.03  # relu: weight of the L1 penalty, in units of the activations' spread
     resample_every: int = 0  # relu: steps between resamplings of silent latents; 0: never

@@ -16,7 +16,7 @@ from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
 from saelab.sae.model import SAE, Meta
 from saelab.sae.resample import resample
-from saelab.sae.select import fast_bfloat16, top_of_batch
+from saelab.sae.select import fast_bfloat16, top_k, top_of_batch
 from saelab.sae.world import World
 
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
@@ -59,14 +59,33 @@ class Trainer:
             rows = hull.rows()
         W_dec = torch.nn.functional.normalize(rows, dim=1)
         b_enc = torch.zeros(config.latents, device=self.device)
-        balance = min(1.0, 2 * config.d_in / config.latents) if config.rule == "relu" else 1.0
-        weights = {"W_enc": W_dec * balance, "b_enc": b_enc, "W_dec": W_dec, "b_dec": mean.clone()}
-        # balance: with every positive latent kept, W_dec' relu(W_dec x) is latents / (2 d_in) times too long
+        weights = {
+            "W_enc": W_dec * self._balance(x - mean, W_dec),
+            "b_enc": b_enc,
+            "W_dec": W_dec,
+            "b_dec": mean.clone(),
+        }
         if config.rule == "jumprelu":
             weights["threshold"] = torch.full_like(b_enc, self._first_threshold(x - mean, W_dec, variance.sqrt()))
         for tensor in weights.values():
             self.world.from_first(tensor)
         self._lay_out(weights, hull, variance)
+
+    def _balance(self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"]) -> float:
+        """The length of the first encoder rows: 1, or less where reconstructions would be longer than the input.
+
+        topk and batchtopk measure it on the first batch (Gao et al. 2025, appendix A.1, match the lengths, up and
+        down). relu: with every positive latent kept, W_dec' relu(W_dec x) is latents / (2 d_in) times too long.
+        """
+        config = self.config
+        if config.rule == "relu":
+            return min(1.0, 2 * config.d_in / config.latents)
+        if config.rule == "jumprelu":
+            return 1.0
+        values, indices = top_k(centred @ W_dec.T, config.k)
+        rebuilt = sparse.decode_rows(values.relu_(), indices, W_dec)
+        wanted, found = (float(self.world.sum_(part.double().square().sum())) for part in (centred, rebuilt))
+        return min(1.0, (wanted / found) ** 0.5) if found else 1.0
 
     def _first_threshold(self, centred: Float[Tensor, "batch d_in"], W_enc: Tensor, spread: Tensor) -> float:
         """jumprelu: what k latents a token of the first batch exceed on average.
@@ -140,8 +159,7 @@ class Trainer:
             self._follow(self.world.gather(found.threshold.view(1)).min())
         self._apply(found.grads, lr_factor)
         if self.config.rule in ("topk", "batchtopk") and self.config.revive:
-            push = self.config.revive * self.per_unit
-            self.weights["b_enc"].add_((self.silent >= self.config.dead_after).to(x), alpha=push)
+            self._revive()
         self.silent.add_(tokens).masked_fill_(fired, 0)
         self.steps += 1
         return {**found.metrics, "silent": (self.silent >= self.config.dead_after).sum()}
@@ -160,7 +178,7 @@ class Trainer:
             weights, centred, pre, self.config, self.variance, tokens, self._grads, self.world
         )
         columns, silent = self._silent_columns()
-        if len(columns):
+        if len(columns) and self.config.auxk_weight:
             error = error[::stride]
             power = self.world.sum_(error.square().sum()).clamp(min=1e-30)
             if pre is None:
@@ -177,17 +195,29 @@ class Trainer:
         return found
 
     def _silent_columns(self) -> tuple[Tensor, Tensor | None]:
-        """Latents that AuxK is to bring back; and which of them are silent (None: all).
+        """Latents that are to be brought back; and which of them are silent (None: all).
 
         Where a count would make the host wait for the device, a fixed number: those that have been silent for longest.
         """
-        if not self.config.auxk_weight:
-            return self.silent.new_empty(0), None
         if self.counts_silent:
             return (self.silent >= self.config.dead_after).nonzero().squeeze(1), None
         pool = max(self.config.aux_latents, self.config.latents // POOL)
         longest, columns = self.silent.topk(min(pool, self.config.latents), sorted=False)
         return columns, longest >= self.config.dead_after
+
+    def _revive(self) -> None:
+        """Take the encoders of silent latents some of the way back to where they began: the decoder's row, no bias.
+
+        From there they win tokens again. Where little but noise is left to explain, AuxK alone turns them away from
+        all tokens, and a bias that only rises makes them fire everywhere.
+        """
+        columns, silent = self._silent_columns()
+        if len(columns):
+            W_enc, W_dec, b_enc = (self.weights[name] for name in ("W_enc", "W_dec", "b_enc"))
+            share = torch.ones_like(b_enc[columns]) if silent is None else silent.to(b_enc)
+            share.mul_(self.config.revive)
+            W_enc.index_add_(0, columns, share.unsqueeze(1) * (W_dec[columns] - W_enc[columns]))
+            b_enc.index_add_(0, columns, -share * b_enc[columns])
 
     def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.weights.items()}

@@ -5,10 +5,12 @@ SAE seeds trained on its tokens, and random directions. Labels are the pictures'
 Of the first SAE's features some have been put to a model whose answers are recorded here: proposals and verification.
 """
 
+import atexit
 import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,7 @@ from saelab.truth import Similarity, from_descriptions
 
 MINING = exemplars.MiningSettings(k=8, rare_below=5)
 ASKED = "sae seed 0"  # the basis that a model was asked about
+MADE: dict[str, Path] = {}  # the standard run and its folder, once it is made
 UNITS = (1, 2, 3, 5, 7)  # of it; the answer to the last can't be parsed
 LABELS = pipeline.LabelSettings(scorers=("csp", "csp_0.5", "semanticlens"), final="csp", nulls=40)
 
@@ -120,8 +123,21 @@ class Filters(nn.Module):
 
 
 def write_run(folder: Path, pictures: Sequence[Picture] | None = None) -> Path:
-    """Write photos, artifacts and `run.json` under `folder`; returns the path of run.json."""
-    world = World.of(crops() if pictures is None else pictures)
+    """Write photos, artifacts and `run.json` under `folder`; returns the path of run.json.
+
+    The run of the standard pictures is made once in a process and copied after that (its photos stay where they were).
+    """
+    if pictures is not None:
+        return _write_run(folder, pictures)
+    if "run" not in MADE:
+        MADE["run"] = _write_run(MADE.setdefault("at", Path(mkdtemp(prefix="saelab-fixture-"))), crops())
+        atexit.register(shutil.rmtree, MADE["at"], ignore_errors=True)
+    shutil.copytree(MADE["run"].parent, folder / "runs")
+    return folder / "runs" / MADE["run"].name
+
+
+def _write_run(folder: Path, pictures: Sequence[Picture]) -> Path:
+    world = World.of(pictures)
     root = folder / "runs"
     build = partial(_images, world, folder / "photos")
     at = artifacts.ensure(root, "images", "crops", {"n": len(world.pictures)}, build).path

@@ -190,7 +190,7 @@ def test_a_lost_picture_is_listed_and_the_rest_shown(run_json, tmp_path):
     shutil.copytree(run_json.parent, tmp_path / "runs")
     copy = tmp_path / "runs" / run_json.name
     images = tmp_path / "runs" / read_json(copy)["images"]
-    shutil.copytree(run_json.parent.parent / "photos", tmp_path / "photos")
+    shutil.copytree(read_json(images / "images.json")["root"], tmp_path / "photos")
     facts = read_json(images / "images.json") | {"root": str(tmp_path / "photos")}
     write_json(images / "images.json", facts)
     sizes = read_json(images / "complete.json") | {"images.json": (images / "images.json").stat().st_size}

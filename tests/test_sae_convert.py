@@ -95,12 +95,25 @@ def test_sparsify_prisma_saev_and_overcomplete_by_hand(tmp_path, parts):
         json.dumps({"architecture": "standard", "activation_fn_str": "relu"})
     )
     agrees(convert.load(folders["prisma"]), x, dense(centred), dense(centred) @ W_dec + parts["b_dec"])
+    config = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}
+    (folders["prisma"] / "config.json").write_text(
+        json.dumps(config | {"normalize_activations": "constant_norm_rescale"})
+    )
+    factor = D**0.5 / x.norm(dim=1, keepdim=True)
+    codes = dense((x * factor - parts["b_dec"]) @ W_enc + parts["b_enc"], K)
+    agrees(convert.load(folders["prisma"]), x, codes, (codes @ W_dec + parts["b_dec"]) / factor)
 
     with (folders["saev"] / "sae.pt").open("wb") as file:
         activation = {"cls": "TopK", "params": {"top_k": K}}
         file.write((json.dumps({"schema": 2, "cfg": {"activation": activation}}) + "\n").encode())
         torch.save(own, file)
     codes = dense(x @ W_enc + parts["b_enc"], K)
+    agrees(convert.load(folders["saev"] / "sae.pt"), x, codes, codes @ W_dec + parts["b_dec"])
+    with (folders["saev"] / "sae.pt").open("wb") as file:
+        activation = {"cls": "BatchTopK", "params": {"top_k": K}}
+        file.write((json.dumps({"schema": 5, "cfg": {"activation": activation}}) + "\n").encode())
+        torch.save({**own, "activation.threshold": torch.tensor(0.9)}, file)
+    codes = dense(x @ W_enc + parts["b_enc"], threshold=0.9)
     agrees(convert.load(folders["saev"] / "sae.pt"), x, codes, codes @ W_dec + parts["b_dec"])
 
     norm = torch.nn.BatchNorm1d(M).eval()
@@ -206,12 +219,42 @@ def test_the_real_saelens_in_training(tmp_path, parts, kind, rescaled):
         agrees(convert.load(tmp_path / form), x, final.encode(x).detach(), final(x).detach())
 
 
-def test_the_real_dictionary_learning(tmp_path, parts):
-    module = pytest.importorskip("dictionary_learning.trainers.top_k")
-    real = module.AutoEncoderTopK(D, M, K)
-    real.b_dec.data, real.encoder.bias.data = parts["b_dec"], parts["b_enc"]
+@pytest.mark.parametrize("name", ["AutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "JumpReluAutoEncoder"])
+@pytest.mark.parametrize("named", [True, False])
+def test_the_real_dictionary_learning(tmp_path, parts, name, named):
+    pytest.importorskip("dictionary_learning")
+    from dictionary_learning import dictionary
+    from dictionary_learning.trainers import batch_top_k, top_k
+
+    home = {"AutoEncoderTopK": top_k, "BatchTopKSAE": batch_top_k}.get(name, dictionary)
+    real = getattr(home, name)(D, M, *([K] if "TopK" in name else []))
+    with torch.no_grad():
+        if name == "JumpReluAutoEncoder":
+            fill(real, parts)
+        else:
+            getattr(real, "bias" if name == "AutoEncoder" else "b_dec").copy_(parts["b_dec"])
+            real.encoder.bias.copy_(parts["b_enc"])
+        if name == "BatchTopKSAE":
+            real.threshold.fill_(1.2)
     torch.save(real.state_dict(), tmp_path / "ae.pt")
+    if named:
+        (tmp_path / "config.json").write_text(json.dumps({"trainer": {"dict_class": name}}))
+    elif name == "BatchTopKSAE":  # nothing but its name tells it from a TopK SAE with a threshold
+        pytest.skip("is known by its name")
     agrees(convert.load(tmp_path / "ae.pt"), parts["x"], real.encode(parts["x"]).detach(), real(parts["x"]).detach())
+
+
+def test_the_real_saev(tmp_path, parts):
+    """Its first release, the only one on the package index."""
+    pytest.importorskip("saev")
+    from saev import config, nn
+
+    real = nn.SparseAutoencoder(config.SparseAutoencoder(d_vit=D, exp_factor=3))
+    three = {"W_enc": parts["W_enc"][:, : 3 * D], "b_enc": parts["b_enc"][: 3 * D], "W_dec": parts["W_dec"][: 3 * D]}
+    fill(real, {**three, "b_dec": parts["b_dec"]})
+    nn.dump(str(tmp_path / "sae.pt"), real)
+    rebuilt, codes, _ = real(parts["x"])
+    agrees(convert.load(tmp_path / "sae.pt"), parts["x"], codes.detach(), rebuilt.detach())
 
 
 def test_the_real_sparsify(tmp_path, parts, monkeypatch):

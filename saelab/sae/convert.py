@@ -202,22 +202,31 @@ def _prisma(config: Config, state: Tensors) -> SAE:
     kwargs = config.get("activation_fn_kwargs") or {}
     rule = _known(config.get("activation_fn_str", "relu"), {"relu": "relu", "topk": "topk"}, "activation_fn_str")
     _known(config.get("architecture", "standard"), {"standard": "standard", "vanilla": "vanilla"}, "architecture")
-    norm = config.get("normalize_activations") or "none"
-    names = {"none": "none", "layer_norm": "layer", "False": "none"}
+    norm = str(config.get("normalize_activations") or "none")
+    names = {"none": "none", "layer_norm": "layer", "False": "none", "constant_norm_rescale": "unit"}
+    input_norm = _known(norm, names, "normalize_activations")
     source = {"format": "ViT-Prisma", "normalize_activations": norm}
-    input_norm = _known(str(norm), names, "normalize_activations")
-    return _sae(_four(state), rule, int(kwargs.get("k") or 0), source, input_norm=input_norm)
+    scale = float(len(state["b_dec"])) ** 0.5 if input_norm == "unit" else 1.0
+    return _sae(_four(state), rule, int(kwargs.get("k") or 0), source, scale=scale, input_norm=input_norm)
 
 
 def _saev(file: Path) -> SAE:
+    """A line of JSON, then the weights. The first releases (no schema in that line) took b_dec off the input.
+
+    BatchTopK chooses by token, and since schema 3 by a threshold, which the file then holds.
+    """
     with file.open("rb") as opened:
         header = json.loads(opened.readline())
         state = _tensors(io.BytesIO(opened.read()))
     config = header.get("cfg", header)
     activation = config.get("activation") or {"cls": header.get("cls", "Relu"), "params": config}
-    kind = activation["cls"] if activation["cls"] in ("TopK", "BatchTopK") else "Relu"  # saev's BatchTopK is by token
+    kind = activation["cls"] if activation["cls"] in ("TopK", "BatchTopK") else "Relu"
     k = int(activation["params"].get("top_k", 32)) if kind != "Relu" else 0
-    return _sae(_four(state), "relu" if kind == "Relu" else "topk", k, {"format": "saev", "activation": kind}, False)
+    source = {"format": "saev", "activation": kind}
+    if "activation.threshold" in state:
+        threshold = _everywhere(state["activation.threshold"], len(state["b_enc"]))
+        return _sae(_four(state), "batchtopk", k, source, False, threshold)
+    return _sae(_four(state), "relu" if kind == "Relu" else "topk", k, source, "schema" not in header)
 
 
 def _sae(

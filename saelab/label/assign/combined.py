@@ -147,8 +147,8 @@ def cautious(
     r: Float[Tensor, "some labels"], spread: Float[Tensor, "some labels"], images: int
 ) -> Float[Tensor, "some labels"]:
     """sqrt(images) (r - CAUTION se), where se^2 = spread - r^2 / images and spread = sum x^2 y^2."""
-    se = (spread - r.square() / images).clamp_(min=0).sqrt_()
-    return (r - CAUTION * se) * math.sqrt(images)
+    se = torch.addcmul(spread, r, r, value=-1 / images).clamp_(min=0).sqrt_()
+    return se.mul_(-CAUTION).add_(r).mul_(math.sqrt(images))
 
 
 def _against_dense(

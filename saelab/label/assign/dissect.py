@@ -15,6 +15,9 @@ from saelab.label.mine.top import top_images
 
 SOFT_K, WPMI_K, NEUROLENS_K = 100, 28, 30  # how many images each looks at, as its authors set it
 TINY = 1e-7  # added to probabilities before the logarithm, by CLIP-Dissect
+AT_ONCE = 5  # factors of at least TINY whose product float32 still holds: one logarithm for all of them
+
+Likelihoods = Callable[[Int[Tensor, "units k"]], Float[Tensor, "units labels"]]  # from units' strongest images
 
 
 def soft_wpmi(
@@ -36,8 +39,7 @@ def soft_wpmi(
     """
     acts, sims = similarities(acts, image_emb, label_emb)
     ids, _ = top_images(acts, min(top_k, len(sims)))
-    ll = soft_log_likelihood(sims, ids, top_k, temperature, p_start, p_end)
-    return with_prior(ll, prior)
+    return with_prior(soft_likelihoods(sims, top_k, temperature, p_start, p_end)(ids), prior)
 
 
 def wpmi(
@@ -55,7 +57,7 @@ def wpmi(
     """
     acts, sims = similarities(acts, image_emb, label_emb)
     ids, _ = top_images(acts, min(top_k, len(sims)))
-    return with_prior(log_likelihood(sims, ids, temperature), prior)
+    return with_prior(likelihoods(sims, temperature)(ids), prior)
 
 
 def clip_dissect_neurolens(
@@ -78,32 +80,35 @@ def clip_dissect_neurolens(
     return neurolens_rows(sims, ids, values, temperature)(slice(None))
 
 
-def soft_log_likelihood(
+def soft_likelihoods(
     sims: Float[Tensor, "images labels"],
-    ids: Int[Tensor, "units k"],
     top_k: int = SOFT_K,
     temperature: float = 10.0,
     p_start: float = 0.998,
     p_end: float = 0.97,
-) -> Float[Tensor, "units labels"]:
+) -> Likelihoods:
     """soft-WPMI before its prior: log-likelihood of each label given a unit's strongest images, in rank order."""
     q = (sims * temperature).softmax(dim=1).sub_(1)
-    out = torch.zeros(len(ids), sims.shape[1], dtype=sims.dtype, device=sims.device)
     step = max(1, (1 << 17) // sims.shape[1])  # what a block adds to stays in the processor's cache
-    for first in range(0, len(ids), step):
-        block = out[first : first + step]
-        for r in range(ids.shape[1]):
-            p = p_start - (p_start - p_end) * r / top_k
-            block += q[ids[first : first + step, r].clamp(min=0)].mul_(p).add_(1 + TINY).log_()
-    return out.masked_fill_(ids[:, :1] < 0, torch.nan)
+
+    def of(ids: Int[Tensor, "units k"]) -> Float[Tensor, "units labels"]:
+        out = torch.zeros(len(ids), sims.shape[1], dtype=sims.dtype, device=sims.device)
+        for block, images in zip(out.split(step), ids.clamp(min=0).split(step), strict=True):
+            for ranks in torch.arange(ids.shape[1]).split(AT_ONCE):
+                product = torch.ones((), dtype=q.dtype, device=q.device)
+                for r in ranks.tolist():
+                    p = p_start - (p_start - p_end) * r / top_k
+                    product = q.index_select(0, images[:, r]).mul_(p).add_(1 + TINY).mul_(product)
+                block += product.log_()
+        return out.masked_fill_(ids[:, :1] < 0, torch.nan)
+
+    return of
 
 
-def log_likelihood(
-    sims: Float[Tensor, "images labels"], ids: Int[Tensor, "units k"], temperature: float = 2.0
-) -> Float[Tensor, "units labels"]:
+def likelihoods(sims: Float[Tensor, "images labels"], temperature: float = 2.0) -> Likelihoods:
     """WPMI before its prior: the sum over a unit's images of log(q + 1e-7)."""
     terms = (sims * temperature).softmax(dim=1).add_(TINY).log_()
-    return weighted_rows(terms, ids, torch.ones_like(ids))
+    return lambda ids: weighted_rows(terms, ids, torch.ones_like(ids))
 
 
 def neurolens_rows(
@@ -177,12 +182,28 @@ def rank_reorder_rows(
         order = seen.argsort(dim=0, stable=True)
         # The label's r-th least similar image should have the r-th smallest activation.
         error = (strongest[order] - strongest.flip(0)[:, None]).abs().pow(p).mean(dim=0)
-        chance = (strongest[:, None] - strongest).abs().pow(p).mean()
-        mean = seen.mean(dim=0)
-        score = -(error / chance) / mean.clamp(min=0) ** scale_p
-        return score.masked_fill((mean <= 0) & ~score.isnan(), -torch.inf)
+        chance = rank_costs(strongest[None], p).mean()
+        return reorder_scores(error, chance, seen.mean(dim=0), scale_p)
 
     def rows(units: slice) -> Float[Tensor, "some labels"]:
         return torch.stack([one(i, v) for i, v in zip(ids[units], values[units].to(sims.dtype), strict=True)])
 
     return rows
+
+
+def reordered_images(images: int, top_fraction: float = 0.05) -> int:
+    """How many of a unit's top images rank reorder looks at, of so many images; 2 at least."""
+    return max(2, int(top_fraction * images))
+
+
+def rank_costs(values: Float[Tensor, "units k"], p: float = 3.0) -> Float[Tensor, "units k k"]:
+    """What it costs to put the activation of one rank in the place of another: |a_i - a_j| ** p."""
+    return (values[:, :, None] - values[:, None, :]).abs().pow(p)
+
+
+def reorder_scores(
+    error: Float[Tensor, "*units labels"], chance: Tensor, mean: Float[Tensor, "labels"], scale_p: float = 0.5
+) -> Float[Tensor, "*units labels"]:
+    """Rank reorder's score from a label's mean error, the unit's under random orders, and the label's mean P."""
+    score = -(error / chance) / mean.clamp(min=0) ** scale_p
+    return score.masked_fill((mean <= 0) & ~score.isnan(), -torch.inf)

@@ -90,11 +90,11 @@ def _full(scores_of: Callable[[Evidence], Tensor]) -> Callable[[Evidence], Rows]
 
 
 def _soft_wpmi(e: Evidence) -> Tensor:
-    return dissect.with_prior(dissect.soft_log_likelihood(e.sims, e.top(dissect.SOFT_K)[0]), 1.0)
+    return dissect.with_prior(dissect.soft_likelihoods(e.sims)(e.top(dissect.SOFT_K)[0]), 1.0)
 
 
 def _wpmi(e: Evidence) -> Tensor:
-    return dissect.with_prior(dissect.log_likelihood(e.sims, e.top(dissect.WPMI_K)[0]), 0.6)
+    return dissect.with_prior(dissect.likelihoods(e.sims)(e.top(dissect.WPMI_K)[0]), 0.6)
 
 
 def _neurolens(e: Evidence) -> Rows:
@@ -103,11 +103,12 @@ def _neurolens(e: Evidence) -> Rows:
 
 
 def _rank_reorder(e: Evidence) -> Rows:
-    return dissect.rank_reorder_rows(e.sims, *e.top(max(2, int(0.05 * e.n_images))))
+    return dissect.rank_reorder_rows(e.sims, *e.top(dissect.reordered_images(e.n_images)))
 
 
 def _falcon(e: Evidence) -> Rows:
-    return several.falcon_rows(e.sims, e.positive_ids, e.contrast_ids)
+    support = several.support(e.sims)
+    return lambda units: several.supported(support, e.positive_ids[units], e.contrast_ids[units])
 
 
 def _www(e: Evidence) -> Rows:

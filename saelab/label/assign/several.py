@@ -1,7 +1,5 @@
 """Scorers whose authors give a unit several labels: FALCON and WWW."""
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -24,27 +22,27 @@ def falcon(
     labels, else with 0. The score is the mean support over the positives. Labels whose mean support over the
     contrasts reaches `removed_from` are removed: NaN. Ids of -1 are left out; a unit without a positive gets NaN.
     """
-    return falcon_rows(sims, positive_ids, contrast_ids, temperature, best, removed_from)(slice(None))
+    return supported(support(sims, temperature, best), positive_ids, contrast_ids, removed_from)
 
 
-def falcon_rows(
-    sims: Float[Tensor, "images labels"],
-    positive_ids: Int[Tensor, "units k"],
-    contrast_ids: Int[Tensor, "units k"],
-    temperature: float = 100.0,
-    best: int = 5,
-    removed_from: float = 0.1,
-) -> Callable[[slice], Tensor]:
-    """`falcon` for a slice of units at a time."""
+def support(
+    sims: Float[Tensor, "images labels"], temperature: float = 100.0, best: int = 5
+) -> Float[Tensor, "images labels"]:
+    """FALCON's support of each image for each label."""
     probabilities = (sims * temperature).softmax(dim=1)
     top = probabilities.topk(min(best, sims.shape[1]), dim=1)
-    support = torch.zeros_like(probabilities).scatter_(1, top.indices, top.values)
+    return torch.zeros_like(probabilities).scatter_(1, top.indices, top.values)
 
-    def rows(units: slice) -> Float[Tensor, "some labels"]:
-        scores = mean_rows(support, positive_ids[units])
-        return scores.masked_fill(mean_rows(support, contrast_ids[units]) >= removed_from, torch.nan)
 
-    return rows
+def supported(
+    support: Float[Tensor, "images labels"],
+    positive_ids: Int[Tensor, "units k"],
+    contrast_ids: Int[Tensor, "units k"],
+    removed_from: float = 0.1,
+) -> Float[Tensor, "units labels"]:
+    """`falcon` from the images' support."""
+    scores = mean_rows(support, positive_ids)
+    return scores.masked_fill(mean_rows(support, contrast_ids) >= removed_from, torch.nan)
 
 
 def falcon_labels(scores: Float[Tensor, "units labels"], most: int = 8) -> list[list[int]]:

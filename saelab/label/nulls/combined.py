@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saelab.label.assign import combined
 from saelab.label.mine import column_means
-from saelab.label.nulls.frame import Block, Draw, Frame
+from saelab.label.nulls.frame import Block, Draw, Frame, once
 
 
 def evidence(frame: Frame) -> Callable[[Draw, Block], Float[Tensor, "some"]]:
@@ -23,26 +23,39 @@ def evidence(frame: Frame) -> Callable[[Draw, Block], Float[Tensor, "some"]]:
     means, base = column_means(e.acts), combined.baseline(e.acts)
     _, column = frame.ranges
     entries: dict[int, tuple[Tensor, ...]] = {}
-    drawn: list[tuple[Draw, Tensor]] = []
 
-    def contrasts(draw: Draw) -> Tensor:
-        if not drawn or drawn[0][0] is not draw:
-            drawn[:] = [(draw, draw.contrasts(draw.order[: frame.k]))]
-        return drawn[0][1]
+    @once
+    def pairs(draw: Draw) -> tuple[Tensor, ...]:
+        """Positives, each one's contrasts by runs of ranks, and z of both, each image once."""
+        positives = draw.order[: frame.k]
+        found = draw.contrasts(positives)
+        distinct, place = torch.cat([positives[:, None], found], dim=1).unique(return_inverse=True)
+        return place[:, :1], place[:, 1:], found >= 0, z.index_select(0, distinct.clamp(min=0))
+
+    @once
+    def permuted(draw: Draw) -> list[tuple[Tensor, Tensor]]:
+        return [(m.values.index_select(0, draw.order), m.squares.index_select(0, draw.order)) for m in readings]
+
+    def paired(draw: Draw, block: Block, firing: Tensor) -> Tensor:
+        """`combined.paired` as one product: the units share their positives and most of their contrasts."""
+        positive, contrast, there, seen = pairs(draw)
+        runs = column[block.units]
+        valid = (firing & there[:, runs].T).to(z.dtype)
+        weight = valid / (2 * valid.sum(dim=1, keepdim=True).clamp(min=1)).sqrt()
+        places = torch.cat([positive.T.expand(len(runs), -1), contrast[:, runs].T], dim=1)
+        return z.new_zeros(len(runs), len(seen)).scatter_add_(1, places, torch.cat([weight, -weight], dim=1)) @ seen
 
     def best(draw: Draw, block: Block) -> Tensor:
         if id(block) not in entries:
             entries[id(block)] = _entries(block, means[block.units], base[block.units], frame)
         high, squared, common, firing = entries[id(block)]
-        found = contrasts(draw)[:, column[block.units]].T
-        positives = draw.order[: frame.k].expand(len(found), -1)
-        total = combined.paired(z, positives, found, firing & (found >= 0))
-        images = draw.order[: high.shape[1]]
-        for reading in readings:
-            r = high @ reading.values[images]
-            spread = torch.addmm(common[:, None], squared, reading.squares[images])
-            total += combined.cautious(r, spread, frame.images) / len(readings)
-        total = total.masked_fill(constant | total.isnan(), -torch.inf).amax(dim=1)
+        total = paired(draw, block, firing)
+        ranks = high.shape[1]
+        for values, squares in permuted(draw):
+            r = high @ values[:ranks]
+            spread = torch.addmm(common[:, None], squared, squares[:ranks])
+            total.add_(combined.cautious(r, spread, frame.images), alpha=1 / len(readings))
+        total = total.masked_fill_(constant, -torch.inf).nan_to_num_(nan=-torch.inf).amax(dim=1)
         return total.masked_fill(total == -torch.inf, torch.nan)
 
     return best

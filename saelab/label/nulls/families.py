@@ -6,21 +6,20 @@ vocabulary, NaN where there is none. All of them give what the scorer itself giv
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from saelab.label.assign import contrastive, dissect, invert, whole_set
+from saelab.label.assign import contrastive, dissect, invert, several, whole_set
+from saelab.label.assign.evidence import Evidence
 from saelab.label.assign.registry import Scorer
 from saelab.label.mine import column_means
-from saelab.label.nulls import combined
-from saelab.label.nulls.frame import Block, Draw, Frame, by_rank
+from saelab.label.nulls import combined, reorder
+from saelab.label.nulls.frame import Block, Draw, Frame, by_rank, once
 
 Best = Callable[[Draw, Block], Float[Tensor, "some"]]
-T = TypeVar("T")
 
 
 def family(scorer: Scorer, frame: Frame) -> Best | None:
@@ -31,8 +30,11 @@ def family(scorer: Scorer, frame: Frame) -> Best | None:
         return positives_only(scorer, frame)
     if scorer.name in ("csp", "csp_0.5") and by_rank(frame.evidence):
         return projected(frame, 1.0 if scorer.name == "csp" else 0.5)
-    if scorer.name in ("difference_of_means", "set_projection", "falcon") and by_rank(frame.evidence):
-        return ranges_only(scorer, frame)
+    if scorer.name in ("difference_of_means", "set_projection") and by_rank(frame.evidence):
+        return ranges_only(lambda some: scorer.start(some)(slice(0, len(some.positive_ids))), frame)
+    if scorer.name == "falcon" and by_rank(frame.evidence):
+        support = several.support(frame.evidence.sims)
+        return ranges_only(lambda some: several.supported(support, some.positive_ids, some.contrast_ids), frame)
     if scorer.name == "contrast_evidence" and by_rank(frame.evidence):
         return combined.evidence(frame)
     if scorer.name in LINEAR:
@@ -40,18 +42,6 @@ def family(scorer: Scorer, frame: Frame) -> Best | None:
     if scorer.name in ("soft_wpmi", "wpmi"):
         return likelihood(scorer, frame)
     return whole(scorer)
-
-
-def once(compute: Callable[[Draw], T]) -> Callable[[Draw], T]:
-    """`compute`, done once for each draw: blocks of units ask for the same draw one after the other."""
-    last: list[tuple[Draw, T]] = []
-
-    def of(draw: Draw) -> T:
-        if not last or last[0][0] is not draw:
-            last[:] = [(draw, compute(draw))]
-        return last[0][1]
-
-    return of
 
 
 def whole(scorer: Scorer) -> Best:
@@ -77,7 +67,7 @@ def positives_only(scorer: Scorer, frame: Frame) -> Best:
     return lambda draw, block: by_fill(draw)[fill[block.units]]
 
 
-def ranges_only(scorer: Scorer, frame: Frame) -> Best:
+def ranges_only(scores_of: Callable[[Evidence], Tensor], frame: Frame) -> Best:
     """Scorers of unweighted pairs: units of as many firing images and of the same candidates have the same null."""
     fills, fill = frame.fills(frame.k)
     kinds, kind = torch.stack([fill, frame.ranges[1]], dim=1).unique(dim=0, return_inverse=True)
@@ -90,7 +80,7 @@ def ranges_only(scorer: Scorer, frame: Frame) -> Best:
         pairs = torch.stack([positives[kinds[:, 0]], contrasts], dim=1)
         distinct, same = pairs.unique(dim=0, return_inverse=True)
         some = frame.evidence.but(positive_ids=distinct[:, 0], contrast_ids=distinct[:, 1])
-        return best_of(scorer.start(some)(slice(0, len(distinct))))[same]
+        return best_of(scores_of(some))[same]
 
     return lambda draw, block: by_kind(draw)[kind[block.units]]
 
@@ -133,6 +123,7 @@ def correlated(frame: Frame, right: Tensor, power: int, floor: float) -> Best:
     means = column_means(frame.evidence.acts)
     sums = right.sum(dim=0, dtype=torch.float64).to(right.dtype)
     state: dict[int, tuple[Tensor, Tensor]] = {}
+    permuted = once(lambda draw: right.index_select(0, draw.order))
 
     def entries(block: Block) -> tuple[Tensor, Tensor]:
         centres = means[block.units, None]
@@ -147,14 +138,19 @@ def correlated(frame: Frame, right: Tensor, power: int, floor: float) -> Best:
         if id(block) not in state:
             state[id(block)] = entries(block)
         high, low = state[id(block)]
-        return best_of(torch.addmm(low * sums, high, right[draw.order[: high.shape[1]]]))
+        return best_of(torch.addmm(low * sums, high, permuted(draw)[: high.shape[1]]))
 
     return best
 
 
 def ranked(frame: Frame) -> Best:
-    """INVERT: the sum of ranks inside a concept, in float64 because equal areas are common."""
-    inside = frame.evidence.need("concepts").double()
+    """INVERT: the sum of ranks inside a concept, in float64 because equal areas are common.
+
+    Concepts of no image or of all have no score, so they are left out from the start.
+    """
+    concepts = frame.evidence.need("concepts")
+    count = concepts.sum(dim=0)
+    inside = concepts[:, (count > 0) & (count < frame.images)].double()
     n1 = inside.sum(dim=0)
     state: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -169,6 +165,8 @@ def ranked(frame: Frame) -> Best:
             state[id(block)] = entries(block)
         high, low = state[id(block)]
         sums = high @ inside[draw.order[: high.shape[1]]] + low * n1
+        if not len(n1):
+            return torch.full((len(sums),), torch.nan, device=sums.device)
         return best_of(((sums - n1 * (n1 + 1) / 2) / (n1 * (frame.images - n1))).float())
 
     return best
@@ -200,13 +198,13 @@ def likelihood(scorer: Scorer, frame: Frame) -> Best:
     """WPMI and soft-WPMI: a unit's permuted likelihood against the prior of the other units as they are."""
     e = frame.evidence
     soft = scorer.name == "soft_wpmi"
-    of = dissect.soft_log_likelihood if soft else dissect.log_likelihood
+    of = dissect.soft_likelihoods(e.sims) if soft else dissect.likelihoods(e.sims)
     k = min(dissect.SOFT_K if soft else dissect.WPMI_K, frame.images)
     weight = 1.0 if soft else 0.6
-    others = others_logsumexp(of(e.sims, e.top(k)[0]))
+    others = others_logsumexp(of(e.top(k)[0]))
     count = math.log(max(int(frame.known.sum()), 1))
     fills, fill = frame.fills(k)
-    likelihoods = once(lambda draw: of(e.sims, draw.first(fills, k)))
+    likelihoods = once(lambda draw: of(draw.first(fills, k)))
 
     def best(draw: Draw, block: Block) -> Tensor:
         ll = likelihoods(draw)[fill[block.units]]
@@ -241,4 +239,5 @@ LINEAR: dict[str, Callable[[Frame], Best]] = {
     "cos_cubed": lambda frame: correlated(frame, whole_set.cubed(frame.evidence.sims), 3, whole_set.FLOOR),
     "invert": ranked,
     "clip_dissect_neurolens": weighted,
+    "rank_reorder": reorder.reordered,
 }

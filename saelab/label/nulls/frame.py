@@ -7,8 +7,10 @@ contrasts are a run of ranks, and where a unit is 0 (or at its lowest) the ranks
 that fire on fewer fill up with the lowest ids among the rest, as mining does.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +20,8 @@ from saelab.columns import Acts, Columns, columns, pick
 from saelab.label.assign.evidence import Evidence
 from saelab.label.mine import candidate_interval, top_images
 from saelab.label.mine.status import extremes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,18 @@ class Draw:
                 best, rank = cosines[:, first:last].max(dim=1)
                 out[:, i] = self.order[rank + first].masked_fill(best == -torch.inf, -1)
         return out
+
+
+def once(compute: Callable[[Draw], T]) -> Callable[[Draw], T]:
+    """`compute`, done once for each draw: blocks of units ask for the same draw one after the other."""
+    last: list[tuple[Draw, T]] = []
+
+    def of(draw: Draw) -> T:
+        if not last or last[0][0] is not draw:
+            last[:] = [(draw, compute(draw))]
+        return last[0][1]
+
+    return of
 
 
 def by_rank(evidence: Evidence) -> bool:

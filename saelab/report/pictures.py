@@ -9,7 +9,7 @@ from PIL import Image
 from saelab.errors import UserError
 from saelab.images import ImageSet
 
-BUDGET = 100 * 2**20  # bytes that all small pictures may take together
+BUDGET = 80 * 2**20  # bytes that all small pictures may take together
 SIDES = {256: 9_000, 192: 5_600, 144: 3_500, 112: 2_400, 88: 1_700}  # longer side -> bytes of an ImageNet photo as WebP
 QUALITY = 78
 

@@ -10,8 +10,8 @@ from saelab.artifacts import digest, file_digest, read_json, read_jsonl
 TESTS = {"detect": "detection.jsonl", "second_look": "second_look.jsonl"}
 OF_PROPOSAL = ("labels", "status", "proposer", "mode", "raw", "evidence", "confidence", "error")
 OF_RECORD = ("model", "prompt_tokens", "completion_tokens", "cost", "cached", "attempts", "seconds", "error")
-BUDGET = 40 * 2**20  # bytes that all sheets may take together
-SIDES = {896: 90_000, 640: 50_000, 448: 27_000, 320: 15_000, 224: 8_000}  # longer side -> bytes of a 3x3 sheet as WebP
+BUDGET = 50 * 2**20  # bytes that all sheets may take together
+SIDES = {896: 92_000, 640: 53_000, 448: 29_000, 320: 17_000, 224: 9_500, 144: 5_000}  # side -> bytes of a 3x3 sheet
 
 Rows = dict[int, list[dict[str, Any]]]  # unit -> rows
 

@@ -1,6 +1,9 @@
 """Foreign checkpoints: built by hand from their documented formats, and against the real packages where installed."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -125,6 +128,37 @@ def test_sparsify_prisma_saev_and_overcomplete_by_hand(tmp_path, parts):
     codes = dense(norm(x @ W_enc + parts["b_enc"]).detach(), K)
     rows = W_dec / W_dec.norm(dim=1, keepdim=True)
     agrees(convert.load(folders["overcomplete"] / "sae.pt", k=K), x, codes, codes @ rows)
+
+
+def test_from_the_hub_by_name(tmp_path, parts):
+    """The hub client's own cache, as a download leaves it; without a network. In a process of its own: it reads its
+    settings when it is imported.
+    """
+    kept = tmp_path / "hub" / "models--someone--saes"
+    folder = kept / "snapshots" / "0123456789abcdef0123456789abcdef01234567" / "layer_3"
+    folder.mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(folder.parent.name)
+    own = {n: parts[n].contiguous() for n in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    save_file(own, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"architecture": "topk", "d_in": D, "d_sae": M, "k": K}))
+    code = """
+import sys, torch
+from saelab.errors import UserError
+from saelab.sae import convert
+convert.load("someone/saes/layer_3").save(sys.argv[1])
+try:
+    convert.load("someone/else")
+except UserError as error:
+    print(error)
+"""
+    settings = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code, str(tmp_path / "ours.safetensors")]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "someone/else" in done.stdout and "hub" in done.stdout and len(done.stdout.splitlines()) == 1
+    codes = dense((parts["x"] - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"], K)
+    agrees(SAE.load(tmp_path / "ours.safetensors"), parts["x"], codes, codes @ parts["W_dec"] + parts["b_dec"])
 
 
 class Opinion:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from sae_processes import killed_at, together
+from safetensors import safe_open
 
 from saelab.errors import UserError
-from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, fit_many, quality
+from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, checkpoints, fit, fit_many, quality
 
 CONFIG = SAEConfig(10, 48, k=3, lr=2e-3, dead_after=300)
 TRAIN = TrainConfig(batch_size=64, steps=40, log_every=3, checkpoint_every=5)
@@ -152,20 +153,31 @@ def test_bad_activations_are_named_by_file_and_row(tmp_path):
 
 
 def test_divergence_stops_with_the_last_good_checkpoint(tmp_path):
-    wild = SAEConfig(10, 48, rule="relu", lr=2e-3)
-    with pytest.raises(Stop):
-        fit(tokens(), wild, TRAIN, tmp_path, progress=False, logger=stop_at(12))
-    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    calls = []
+    """The rate rises so slowly to far too much that there are checkpoints by the time the loss explodes."""
+    rising = TrainConfig(batch_size=64, steps=400, log_every=3, checkpoint_every=5, warmup=1.0, anneal=0.0)
+    seen: list[dict] = []
+    with pytest.raises(
+        UserError, match=r"lr=3\.0e\+01: training diverged.*try lr=1\.0e\+01 or clip=.*checkpoint is kept"
+    ):
+        fit(
+            tokens(),
+            SAEConfig(10, 48, rule="relu", lr=30.0),
+            rising,
+            tmp_path,
+            progress=False,
+            logger=lambda which, step, numbers: seen.append({"step": step, **numbers}),
+        )
+    assert len(seen) >= 2 and all(line["fvu"] < 20 for line in seen), "nothing that has diverged was logged"
+    files = sorted((tmp_path / "checkpoints").iterdir())
+    step, state = checkpoints.latest(tmp_path / "checkpoints", recipe_of(files[-1]))
+    assert files[-1].name == f"step-{step:08d}.safetensors" and step % 5 == 0 and step - 6 <= seen[-1]["step"]
+    assert all(bool(torch.isfinite(t).all()) for t in state.values() if t.is_floating_point())
+    assert not (tmp_path / "sae.safetensors").exists() and not (tmp_path / "quality.json").exists()
 
-    def poison(which: int, step: int, numbers: dict) -> None:
-        calls.append(step)
 
-    hot = SAEConfig(10, 48, rule="relu", lr=30.0)
-    with pytest.raises(UserError, match=r"diverged.*try lr="):
-        fit(tokens(), hot, TRAIN, tmp_path / "hot", progress=False, logger=poison)
-    assert not (tmp_path / "hot" / "sae.safetensors").exists()
-    assert kept == ["step-00000005.safetensors", "step-00000010.safetensors"]
+def recipe_of(file) -> str:
+    with safe_open(file, framework="pt") as opened:
+        return opened.metadata()["recipe"]
 
 
 def test_metrics_and_quality_tell_the_truth(tmp_path):

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from saelab import hosts
 from saelab.sae import SAE, Meta
 from saelab.sae.trust import loss_recovered, probe_accuracy, seed_stability
+
+HOSTS = [("timm:resnet18", "layer3", "all"), ("timm:vit_tiny_patch16_224", "blocks.6", "all")]
 
 
 class Classifier:
@@ -43,6 +46,42 @@ def test_a_perfect_reconstruction_recovers_all_and_a_dead_one_nothing():
     uniform = torch.full((5,), 0.2)
     own = logits.softmax(1)
     assert none["kl"] == pytest.approx(float((own * (own / uniform).log()).sum(1).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "layer", "policy"), HOSTS)
+def test_loss_recovered_splices_into_convs_and_transformers(name, layer, policy):
+    """Real networks: what a hook of torch's own gives, with the reconstruction put in by hand."""
+    host = hosts.load(name, weights="random", seed=0)
+    batch = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    tokens = host.tokens(batch, [layer], policy)[layer].flatten(0, 1)
+    g = torch.Generator().manual_seed(1)
+    rows = torch.nn.functional.normalize(torch.randn(32, tokens.shape[1], generator=g), dim=1)
+    sae = SAE(rows, torch.zeros(32), rows, tokens.mean(0), Meta("topk", 4))
+    classes = torch.tensor([1, 5, 7])
+    found = loss_recovered(host, sae, layer, [(batch[:2], classes[:2]), (batch[2:], classes[2:])], policy)
+
+    def hooked(change) -> torch.Tensor:
+        def put_in(module, inputs, output):
+            if output.ndim == 4:  # [images, channels, height, width]
+                flat = output.flatten(2).transpose(1, 2)
+                return change(flat.flatten(0, 1)).view_as(flat).transpose(1, 2).reshape(output.shape)
+            return change(output.flatten(0, 1)).view_as(output)
+
+        handle = host.model.get_submodule(layer).register_forward_hook(put_in)
+        try:
+            with torch.no_grad():
+                return host.logits(batch).double()
+        finally:
+            handle.remove()
+
+    own, spliced, dead = hooked(lambda t: t), hooked(sae), hooked(lambda t: sae.b_dec.expand_as(t))
+    cross = torch.nn.functional.cross_entropy
+    assert found["ce"] == pytest.approx(float(cross(own, classes)), rel=1e-5)
+    assert found["ce_sae"] == pytest.approx(float(cross(spliced, classes)), rel=1e-5)
+    assert found["ce_mean"] == pytest.approx(float(cross(dead, classes)), rel=1e-5)
+    kl = (own.softmax(1) * (own.log_softmax(1) - spliced.log_softmax(1))).sum(1).mean()
+    assert found["kl"] == pytest.approx(float(kl), rel=1e-3, abs=1e-9)
+    assert found["agreement"] == float((own.argmax(1) == spliced.argmax(1)).double().mean())
 
 
 def test_probe_accuracy_is_the_best_threshold_of_the_best_latent():

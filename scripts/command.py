@@ -37,7 +37,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             except KeyboardInterrupt:
                 sys.exit(_told("stopped; run the same command again to go on", 130))
             except Exception as error:
-                cause = _of_the_system(error)
+                cause = _of_the_system(error, cfg.get("root"))
                 if cause is None:
                     raise
                 sys.exit(_told(cause))
@@ -68,14 +68,16 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     return decorate
 
 
-def _of_the_system(error: Exception) -> str | None:
+def _of_the_system(error: Exception, root: str | None) -> str | None:
     """What a user can do about a full disk or a path that can't be used; None for any other error."""
     name = getattr(error, "filename", None)
     # safetensors tells of a full disk in an exception of its own, with the system's words in its text.
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
         where = f" while writing {name}" if name else ""
         return f"disk full{where}: free some space and run the same command again; finished work is kept"
-    if isinstance(error, OSError) and name and error.errno in UNUSABLE:
+    # Where nothing can be made, as below /proc, making the root says that it isn't there.
+    unmade = getattr(error, "errno", None) == errno.ENOENT and root is not None and Path(root).is_relative_to(str(name))
+    if isinstance(error, OSError) and name and (error.errno in UNUSABLE or unmade):
         return f"{name}: {error.strerror}; give a folder that can be written to, for example root=PATH"
     return None
 

@@ -48,6 +48,7 @@ const format = {
   share: x => {
     if (x === null || x === undefined) return "–"
     const percent = 100 * x
+    if (percent > 99.5 && percent < 100) return percent > 99.94 ? ">99.9 %" : `${percent.toFixed(1)} %` // not all
     return `${percent === 0 || percent >= 9.95 ? percent.toFixed(0) : percent < 0.1 ? "<0.1" : percent.toFixed(1)} %`
   },
   p: p => (p < 0.001 ? "p < 0.001" : `p = ${p.toFixed(3)}`),

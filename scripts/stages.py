@@ -99,15 +99,13 @@ class Run:
 
     def saes(self, layer: str, logger: Any = None) -> list[Artifact]:
         """One SAE for each seed, trained on the mine tokens in one pass; `logger` as saelab.sae.fit takes it."""
+        from dictionaries import configs as sae_configs
+
         from saelab.cache.batches import Batches
-        from saelab.sae import SAEConfig, TrainConfig, fit_many
+        from saelab.sae import fit_many
 
         store = self.caches[layer]
-        settings = plain(self.cfg.sae)
-        train = TrainConfig(**settings.pop("train"))
-        latents = settings.pop("latents", None) or round(settings.pop("expansion") * store.d_in)
-        settings.pop("expansion", None)
-        configs = [SAEConfig(d_in=store.d_in, latents=latents, **settings | {"seed": seed}) for seed in self.cfg.seeds]
+        configs, train = sae_configs(plain(self.cfg.sae), store.d_in, self.cfg.seeds)
         recipes = [{"stage": "sae", "code": 3, "cache": store.digest, "sae": c, "train": train} for c in configs]
         wanted = [(f"{layer}-{c.latents}-k{c.k}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]
 
@@ -270,7 +268,7 @@ class Run:
             settings,
             self.mining,
             basis.proposals,
-            self._tokens(basis) if "netdissect" in settings.scorers else None,
+            self._tokens(basis) if {"netdissect", "decoder_direction"} & set(settings.scorers) else None,
         )
         return replace(basis, labels=made)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from small_images import coloured
 
+from saelab.errors import UserError
 from saelab.sae import SAE, SAEConfig, TrainConfig, fit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +49,30 @@ def test_every_preset_is_a_config_that_trains(preset):
     own = TrainConfig(batch_size=200, steps=60, log_every=1)
     found = fit(x, small, own, progress=False, logger=lambda which, step, numbers: lines.append(numbers))
     assert found.quality["fvu"] < 0.9 * lines[0]["fvu"] and found.quality["dead"] < 0.5
+
+
+SLIPS = {
+    "k": ("abc", r"sae\.k=abc: a whole number"),
+    "foo": (1, r"sae\.foo=1: there is no such setting; known: d_in, latents, rule"),
+    "lr": ("fast", r"sae\.lr=fast: a number or null"),
+    "multi_topk": (1, r"sae\.multi_topk=1: true or false"),
+    "expansion": (None, r"sae\.expansion=None: has to be a number"),
+    "train": ({"epochs": "x"}, r"sae\.train\.epochs=x: a number"),
+    "rule": ("topp", r"rule=topp: one of topk"),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_in_the_settings_is_told_in_one_line(slip, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from dictionaries import configs
+
+    good = {"rule": "topk", "expansion": 2, "latents": None, "k": 4, "lr": 1e-3, "train": {"epochs": 2}}
+    found, train = configs(good, 12, [0, 5])
+    assert found[1] == SAEConfig(12, 24, k=4, lr=1e-3, seed=5) and train == TrainConfig(epochs=2)
+    value, message = SLIPS[slip]
+    with pytest.raises(UserError, match=message):
+        configs({**good, slip: value}, 12, [0])
 
 
 @pytest.fixture(scope="module")

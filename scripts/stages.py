@@ -107,7 +107,8 @@ class Run:
         store = self.caches[layer]
         configs, train = sae_configs(plain(self.cfg.sae), store.d_in, self.cfg.seeds)
         recipes = [{"stage": "sae", "code": 3, "cache": store.digest, "sae": c, "train": train} for c in configs]
-        wanted = [(f"{layer}-{c.latents}-k{c.k}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]
+        kept = "" if configs[0].rule == "relu" else f"-k{configs[0].k}"
+        wanted = [(f"{layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]
 
         def build(folders: dict[int, Path]) -> None:
             batches = Batches(store.tokens, train.batch_size, train.seed, rows=store.rows("mine"))

@@ -10,6 +10,7 @@ def draw(lines: list[dict[str, Any]], quality: dict[str, Any], path: Path) -> No
     """Draw metrics.jsonl's lines and quality.json's numbers into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -24,6 +25,10 @@ def draw(lines: list[dict[str, Any]], quality: dict[str, Any], path: Path) -> No
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
     axes[0, 0].set_yscale("log")
+    for plain in (axes[0, 0].yaxis.set_major_formatter, axes[0, 0].yaxis.set_minor_formatter):
+        plain(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    for name, axis in (("l0", axes[0, 1]), ("silent", axes[1, 0])):
+        axis.set_ylim(0, 1.1 * max(1.0, *(line[name] for line in lines)))
     edges, counts = quality["density"]["edges"], quality["density"]["counts"]
     axes[1, 1].stairs(counts, edges, fill=True)
     axes[1, 1].set(title="latents by log10 of the share of tokens that fire them", xlabel="log10 firing rate")

@@ -32,11 +32,12 @@ def main(cfg: DictConfig) -> None:
     names = {basis.name: labels_of(basis, cfg.cosy.scorer) for basis in bases}
     wanted = sorted({label for own in names.values() for label in own if label is not None})
     stated = truth.from_descriptions(wanted, run.images.captions, run.images.classes, cfg.truth)
-    pictures = pictures_of(run, wanted)
+    pictures, controls = pictures_of(run, wanted), controls_of(run)
     seen = [None] * len(bases) if pictures is None else fired(run, bases, pictures)
+    quiet = [None] * len(bases) if controls is None else fired(run, bases, controls)
     made = []
-    for basis, shown in zip(bases, seen, strict=True):
-        made.append(measured(run, basis, names[basis.name], stated, pictures, shown))
+    for basis, shown, control in zip(bases, seen, quiet, strict=True):
+        made.append(measured(run, basis, names[basis.name], stated, pictures, shown, controls, control))
     print(table(bases, made))
 
 
@@ -59,21 +60,30 @@ def pictures_of(run: Run, labels: list[str]) -> ImageSet | None:
         return None
     if cfg.source == "folder" and cfg.folder is None:
         raise UserError("cosy.folder", None, "source folder needs one", "give a folder with one sub-folder a label")
-    if run.cfg.tokens_per_image is not None:
-        raise UserError(
-            "tokens_per_image",
-            run.cfg.tokens_per_image,
-            "new pictures keep all their tokens, the cache does not",
-            "use cosy.source=heldout, or tokens_per_image=null",
-        )
+    check_tokens(run, "use cosy.source=heldout, or tokens_per_image=null")
     folder = cfg.folder
     if cfg.source == "diffusers":
         folder = generate(labels, run.root / "generated", Diffusion(**plain(cfg.generate)), run.device)
     return image_sources.load("folder", root=str(folder))
 
 
+def controls_of(run: Run) -> ImageSet | None:
+    """The pictures that labels are held against, where they are not the test split's own."""
+    if run.cfg.cosy.controls is None:
+        return None
+    check_tokens(run, "use cosy.controls=null, or tokens_per_image=null")
+    return image_sources.load("folder", root=str(run.cfg.cosy.controls))
+
+
+def check_tokens(run: Run, remedy: str) -> None:
+    """Raise UserError where new pictures would be pooled over other tokens than the cached ones."""
+    kept = run.cfg.tokens_per_image
+    if kept is not None:
+        raise UserError("tokens_per_image", kept, "new pictures keep all their tokens, the cache does not", remedy)
+
+
 def fired(run: Run, bases: list[Basis], pictures: ImageSet) -> list[torch.Tensor]:
-    """Each basis' activations on the pictures of labels."""
+    """Each basis' activations on new pictures."""
     projections = [(b.layer, units.Projection.load(b.units.path, b.sae and b.sae.path)) for b in bases]
     cfg = run.cfg
     return cosy.activations(
@@ -88,23 +98,29 @@ def measured(
     stated: truth.Truth,
     pictures: ImageSet | None,
     shown: torch.Tensor | None,
+    controls: ImageSet | None,
+    quiet: torch.Tensor | None,
 ) -> Artifact:
-    """The `cosy` artifact of one basis."""
+    """The `cosy` artifact of one basis. `shown`, `quiet`: its activations on `pictures` and on `controls`."""
     assert basis.labels is not None
     recipe: dict[str, Any] = {"stage": "cosy", "code": 1, "labels": basis.labels.digest, "truth": run.cfg.truth}
     recipe |= {"images": run.images.fingerprint, "pictures": None if pictures is None else pictures.fingerprint}
     recipe |= {"scorer": run.cfg.cosy.scorer}
+    recipe |= {} if controls is None else {"controls": controls.fingerprint}
 
     def build(folder: Path) -> None:
-        acts = units.UnitActivations.load(basis.units.path)
-        test = run.images.ids("test")
+        acts, test = units.UnitActivations.load(basis.units.path), run.images.ids("test")
         if pictures is None:  # who described nothing is no control
             test = test[stated.known[torch.as_tensor(test)].numpy()]
         distinct = sorted({label for label in labels if label is not None})
-        true_of, control = cosy.described(distinct, stated, test), acts.rows(test)
+        true_of, own = cosy.described(distinct, stated, test), acts.rows(test)
         shown_of = true_of if pictures is None else cosy.in_folders(distinct, pictures)
+        control = own
+        if controls is not None and quiet is not None:
+            told = truth.from_descriptions(distinct, controls.captions, controls.classes, run.cfg.truth)
+            true_of, control = cosy.described(distinct, told, controls.ids()), quiet
         strongest = top_images(columns(acts.rows(run.images.ids("mine"))), 1)[1][:, 0].nan_to_num()
-        rows = cosy.cosy(labels, control if shown is None else shown, shown_of, control, true_of, strongest)
+        rows = cosy.cosy(labels, own if shown is None else shown, shown_of, control, true_of, strongest)
         cosy.write(folder, rows, cosy.summarise(rows) | {"source": run.cfg.cosy.source})
 
     return ensure(run.root, "cosy", basis.name, recipe, build)

@@ -6,12 +6,16 @@ Random weights, but for the two networks whose weights packages carry.
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from PIL import Image
 from small_images import coloured
 from stages import Run
 
+from saelab import truth
 from saelab.errors import UserError
+from saelab.units import UnitActivations
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
@@ -80,6 +84,41 @@ def test_too_few_test_pictures_are_told_before_anything_is_computed(places, tmp_
     with pytest.raises(UserError, match="splits=4 test images: at least 10 needed"):
         _ = run.evaluated
     assert not list(tmp_path.iterdir())
+
+
+def test_cosy_holds_labels_against_other_pictures_where_some_are_given(places, tmp_path):
+    import cosy as script
+
+    grey, blue = tmp_path / "controls" / "grey", tmp_path / "controls" / "blue"
+    for folder, colour in ((grey, (120, 120, 120)), (blue, (30, 40, 220))):
+        folder.mkdir(parents=True)
+        for i in range(5):
+            noise = np.random.default_rng(100 + i).integers(-60, 60, (64, 64, 3))
+            Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    own = [f"root={tmp_path / 'runs'}", *TINY, "images=folder", f"images.root={places / 'pictures'}"]
+    own += ["bases=[neuron]", "cosy.scorer=pearson", f"cosy.controls={tmp_path / 'controls'}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run = Run(compose("cosy", own))
+    (basis,), controls = run.labelled, script.controls_of(run)
+    (quiet,) = script.fired(run, [basis], controls)
+    labels = script.labels_of(basis, "pearson")
+    stated = truth.from_descriptions(
+        sorted({label for label in labels if label}), run.images.captions, run.images.classes, "mention"
+    )
+    made = script.measured(run, basis, labels, stated, None, None, controls, quiet)
+    rows = [json.loads(line) for line in (made.path / "cosy.jsonl").read_text().splitlines()]
+    acts, test = UnitActivations.load(basis.units.path).acts, run.images.ids("test")
+    measured = [row for row in rows if row["auc_half"] is not None]
+    assert measured
+    for row in measured:
+        about = [
+            i for i in test if row["label"] in (run.images.captions[i] or "") or row["label"] in run.images.classes[i]
+        ]
+        kept = [i for i in range(10) if not (row["label"] == "blue" and controls.files[i].startswith("blue/"))]
+        assert (row["images"], row["controls"]) == (len(about), len(kept))
+        shown, other = acts[about, row["unit"]], quiet[kept, row["unit"]]
+        wins = (shown[:, None] > other).double() + 0.5 * (shown[:, None] == other)
+        assert row["auc_half"] == pytest.approx(float(wins.mean()))
 
 
 HOSTS = {

@@ -5,6 +5,8 @@ from omegaconf import DictConfig
 from screens import label_table
 from stages import Run
 
+from saelab.label import pipeline
+
 
 @command("label")
 def main(cfg: DictConfig) -> None:
@@ -14,6 +16,9 @@ def main(cfg: DictConfig) -> None:
     for basis in bases:
         counts = ", ".join(f"{n} {status}" for status, n in sorted(run.counts(basis).items()))
         print(f"{basis.layer}  {basis.name}: {counts}")
+        assert basis.labels is not None
+        for name, reason in pipeline.left_out(basis.labels.path).items():
+            print(f"  without {name}: {reason}")
     print(label_table(bases))
 
 

@@ -1,6 +1,7 @@
 """Scorers against plain twins, dense against CSR, and what must hold whatever the numbers."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,13 @@ def world(images=80, units=9, labels=11, d=7, seed=0):
     )
 
 
+def more(txt, images=80, seed=2):
+    """What only some scorers ask for: marks of people, and labels and templates apart."""
+    g = torch.Generator().manual_seed(seed)
+    concepts = torch.rand(images, len(txt), generator=g) < 0.4
+    return {"concepts": concepts, "filled_emb": txt * 0.9, "template_emb": torch.randn(txt.shape[1], generator=g) / 9}
+
+
 def sets(units=3, k=5, d=7, labels=4, seed=1):
     g = torch.Generator().manual_seed(seed)
     pos, neg = (normalize(torch.randn(units, k, d, generator=g), dim=2) for _ in range(2))
@@ -39,9 +47,8 @@ def sets(units=3, k=5, d=7, labels=4, seed=1):
 @pytest.mark.parametrize("name", CLOSED)
 def test_dense_and_csr_give_the_same_scores(name):
     acts, emb, txt = world()
-    concepts = torch.rand(80, 11, generator=torch.Generator().manual_seed(2)) < 0.4
-    dense = assign.Evidence.mined(acts, emb, txt, 10, concepts=concepts)
-    csr = assign.Evidence.mined(acts.to_sparse_csr(), emb, txt, 10, concepts=concepts)
+    dense = assign.Evidence.mined(acts, emb, txt, 10, **more(txt))
+    csr = assign.Evidence.mined(acts.to_sparse_csr(), emb, txt, 10, **more(txt))
     a, b = (assign.score([name], e)[name] for e in (dense, csr))
     assert torch.equal(a.isnan(), b.isnan()) and a.shape == (9, 11)
     assert torch.allclose(a, b, atol=2e-6, equal_nan=True)
@@ -50,8 +57,7 @@ def test_dense_and_csr_give_the_same_scores(name):
 @pytest.mark.parametrize("name", CLOSED)
 def test_blocks_of_units_give_the_same_scores(name, monkeypatch):
     acts, emb, txt = world()
-    concepts = torch.rand(80, 11, generator=torch.Generator().manual_seed(2)) < 0.4
-    evidence = assign.Evidence.mined(acts, emb, txt, 10, concepts=concepts)
+    evidence = assign.Evidence.mined(acts, emb, txt, 10, **more(txt))
     whole = assign.score([name], evidence)[name]
     ranked = assign.ranking(whole, 3)
     monkeypatch.setattr("saelab.label.assign.registry.BLOCK", 1 << 13)
@@ -156,13 +162,47 @@ def test_constant_dead_and_nan_units_get_no_score(layout):
     for name in ("pearson", "cos_cubed"):
         scores = getattr(assign, name)(layout(acts), emb, txt)
         assert bool(scores[[3, 4, 6]].isnan().all()) and bool(scores[[0, 1, 2, 5, 7, 8]].isfinite().all())
-    concepts = torch.rand(80, 11) < 0.4
-    evidence = assign.Evidence.mined(layout(acts), emb, txt, 10, concepts=concepts)
+    evidence = assign.Evidence.mined(layout(acts), emb, txt, 10, **more(txt))
     for name, scores in assign.score([n for n in CLOSED if n != "linear_explanations"], evidence).items():
         assert bool(scores[6].isnan().all()), name
         assert not bool(scores[0].isnan().all()), name
     assert bool(assign.score(["csp"], evidence)["csp"][3].isnan().all())  # dead: no weight
     assert assign.rankings(["csp"], evidence)["csp"].label[[3, 4, 6]].tolist() == [-1, -1, -1]
+
+
+def test_every_scorer_can_be_named_on_the_command_line():
+    options = Path(__file__).resolve().parent.parent / "conf" / "scorer"
+    assert {file.stem for file in options.glob("*.yaml")} == set(SCORERS)
+
+
+def test_the_packages_semanticlens_takes_off_each_templates_own_vector():
+    acts, emb, txt = world()
+    g = torch.Generator().manual_seed(4)
+    filled, empty = (normalize(torch.randn(3, *size, generator=g), dim=-1) for size in ((11, 7), (7,)))
+    marks = {"filled_emb": filled.mean(dim=0), "template_emb": empty.mean(dim=0)}
+    evidence = assign.Evidence.mined(acts, emb, txt, 10, **marks)
+    expected = assign.semanticlens(emb[evidence.positive_ids], assign.template_contrast(filled, empty))
+    (found,) = assign.score(["semanticlens_package"], evidence).values()
+    torch.testing.assert_close(found, expected)
+
+
+def test_scorers_of_several_labels_give_them_best_first():
+    acts, emb, txt = world(labels=40)
+    evidence = assign.Evidence.mined(acts, emb, txt, 10, **more(txt))
+    names = [f"label {i}" for i in range(40)]
+    for name in ("falcon", "www"):
+        scores = assign.score([name], evidence)[name]
+        for unit, own in enumerate(assign.explained(name, scores, evidence, names)):
+            values = [value for _, value in own["labels"]]
+            assert values == sorted(values, reverse=True)
+            assert all(scores[unit, int(label.split()[1])] == value for label, value in own["labels"])
+            if name == "www":
+                assert own["labels"][0][0] == names[int(scores[unit].argmax())]
+    found = assign.explained("linear_explanations", scores, evidence, names)
+    plain = assign.linear_explanations(acts, linear.concept_activations(evidence.sims))
+    assert [[label for label, _ in own["labels"]] for own in found] == [[names[i] for i in e.labels] for e in plain]
+    assert [own["test_r"] for own in found] == [e.test_r for e in plain]
+    assert assign.explained("pearson", scores, evidence, names) == [{}] * 9
 
 
 def test_label_equal_on_all_images_has_no_correlation():

@@ -55,7 +55,7 @@ def world(tmp_path_factory):
     return pictures, store, acts
 
 
-def rows_of(world, scorers, tokens=True, words=WORDS):
+def rows_of(world, scorers, tokens=True, words=WORDS, lost=None):
     pictures, store, acts = world
     generator = torch.Generator().manual_seed(0)
     vectors = normalize(torch.randn(len(pictures), 8, generator=generator), dim=1)
@@ -63,7 +63,7 @@ def rows_of(world, scorers, tokens=True, words=WORDS):
     settings = pipeline.LabelSettings(scorers, scorers[0], nulls=0, meanings=False)
     label_emb = normalize(torch.randn(len(words), 8, generator=generator), dim=1)
     given = concepts.Tokens(store, Projection()) if tokens else None
-    return pipeline.assign_all(acts, found, pictures, vectors, label_emb, words, settings, MINING, given)
+    return pipeline.assign_all(acts, found, pictures, vectors, label_emb, words, settings, MINING, given, None, lost)
 
 
 def test_colours_are_named_by_both_and_what_nobody_marked_gets_no_score(world):
@@ -117,6 +117,47 @@ def test_what_is_missing_is_told(world, scorers, tokens, labels, word):
     words = pool([(label, ("planted",)) for label in labels])
     with pytest.raises(UserError, match=word):
         rows_of(world, scorers, tokens, words)
+
+
+def test_a_scorer_that_cannot_be_had_is_left_out_with_its_reason(world, caplog):
+    """Others go on; a number for it is nowhere to be found, and where it was to be final it is an error."""
+    pictures, store, acts = world
+    words = pool([(label, ("planted",)) for label in ("zebra", "lion")])
+    lost: dict[str, str] = {}
+    rows = rows_of(world, ("pearson", "invert", "netdissect", "decoder_direction", "www"), False, words, lost)
+    assert list(lost) == ["invert", "netdissect", "decoder_direction", "www"]
+    assert all("\n" not in reason for reason in lost.values())
+    assert "no decoder" in lost["decoder_direction"] and "decoder_direction" in caplog.text
+    assert {tuple(row["scores"]) for row in rows} == {("pearson",)}
+    with pytest.raises(UserError, match="no decoder"):
+        rows_of(world, ("decoder_direction", "pearson"), True)
+
+
+def test_invert_gives_its_formula_beside_the_best_label(world):
+    rows = rows_of(world, ("invert", "netdissect"))
+    red = rows[0]["scores"]
+    assert red["invert"]["formula"] == "Reds" and red["invert"]["formula_auc"] == 1
+    assert 0 < red["invert"]["formula_share"] < 1
+    assert "formula" not in red["netdissect"]
+
+
+def test_decoder_rows_only_where_the_sae_reads_the_encoders_own_vectors(world, tmp_path):
+    """Vectors of the encoder as a layer: features get labels by direction. A turned space is refused."""
+    from saelab.label.gather import decoder_rows
+    from saelab.sae.model import SAE, Meta
+
+    pictures, _, _ = world
+    generator = torch.Generator().manual_seed(3)
+    vectors = normalize(torch.randn(len(pictures), 8, generator=generator), dim=1)
+    store = cache.adopt(vectors.numpy() * 3, tmp_path, pictures, name="vectors")
+    decoder = normalize(torch.randn(5, 8, generator=generator), dim=1)
+    sae = SAE(decoder.clone(), torch.zeros(5), decoder, torch.zeros(8), Meta("topk", 2))
+    tokens, ids = concepts.Tokens(store, Projection(sae=sae)), pictures.ids("mine")
+    torch.testing.assert_close(decoder_rows(tokens, vectors[ids], ids), decoder)
+    with pytest.raises(UserError, match="does not read the encoder's"):
+        decoder_rows(tokens, vectors[ids].flip(1), ids)
+    with pytest.raises(UserError, match="does not read the encoder's"):
+        decoder_rows(tokens, vectors[ids][:, :7], ids)
 
 
 def test_pictures_without_label_images_are_told(world, tmp_path):

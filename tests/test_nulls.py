@@ -28,6 +28,7 @@ def world(images=150, units=24, labels=30, d=16, seed=0):
     acts[7, 5] = 1.0
     acts[3, 6] = torch.nan
     more = {"concepts": torch.rand(images, labels, generator=g) < 0.3}
+    more |= {"filled_emb": torch.randn(labels, d, generator=g), "template_emb": torch.randn(d, generator=g)}
     groups = torch.arange(images) // 2
     return acts, emb, normalize(torch.randn(labels, d, generator=g), dim=1), groups, more
 

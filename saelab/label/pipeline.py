@@ -4,6 +4,7 @@ The order of a run: `exemplars` for each basis, proposals from them, one vocabul
 `labels` for each basis over that same vocabulary, so that bases differ in nothing but their units.
 """
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -15,14 +16,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.artifacts import Artifact, digest, ensure, file_digest, opened, read_jsonl, write_json, write_jsonl
+from saelab.artifacts import (
+    Artifact,
+    digest,
+    ensure,
+    file_digest,
+    opened,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
 from saelab.encoders import Encoder, ImageEmbeddings, label_embeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.label import assign, clusters, concepts, mine, nulls
+from saelab.label import assign, clusters, concepts, nulls
 from saelab.label.exemplars import Exemplars, MiningSettings
+from saelab.label.gather import Templates, completed, evidence
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
+
+log = logging.getLogger("saelab")
 
 CODE = 3  # version of this stage; part of every recipe
 MEANINGS_AT_ONCE = 1024  # units whose positives' embeddings are held together
@@ -60,7 +74,8 @@ def labels(
     """The `labels` artifact of one basis: labels.jsonl, exemplars.safetensors, vocabulary.json, proposals.jsonl.
 
     `proposals`: the folder whose proposals.jsonl is kept beside the labels; its candidates are in `vocabulary`.
-    `tokens`: for `netdissect`, which looks at single places.
+    `tokens`: for `netdissect`, which looks at single places, and `decoder_direction`. Scorers that these units or
+    pictures can't have (no label images, no decoder) are left out, with the reasons in left_out.json and in the log.
 
     Raises UserError for an unknown scorer, a `final` that is not among the scorers, or an empty vocabulary.
     """
@@ -72,7 +87,22 @@ def labels(
     def build(folder: Path) -> None:
         vectors = label_embeddings(vocabulary.labels, encoder, root, settings.templates, settings.renormalize)
         found, activations = Exemplars.load(exemplars.path), UnitActivations.load(units.path)
-        rows = assign_all(activations, found, images, embeddings.images, vectors, vocabulary, settings, mining, tokens)
+        templates = _templates(vocabulary, encoder, root, settings)
+        lost: dict[str, str] = {}
+        rows = assign_all(
+            activations,
+            found,
+            images,
+            embeddings.images,
+            vectors,
+            vocabulary,
+            settings,
+            mining,
+            tokens,
+            templates,
+            lost,
+        )
+        write_json(folder / "left_out.json", lost)
         write_jsonl(folder / "labels.jsonl", rows)
         found.save(folder)
         write_json(folder / "vocabulary.json", vocabulary)
@@ -101,81 +131,61 @@ def assign_all(
     settings: LabelSettings,
     mining: MiningSettings,
     tokens: concepts.Tokens | None = None,
+    templates: Templates | None = None,
+    left_out: dict[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of labels.jsonl, one a unit, in the order of units.
 
     Units that fire nowhere, everywhere alike or with NaN get no label; `no_contrast` units get those of the scorers
-    that need no contrast. Only the `mine` split is looked at.
+    that need no contrast. Only the `mine` split is looked at. A scorer that these units or pictures can't have is left
+    out, with the reason in the log and in `left_out`. Raises UserError where that is the final scorer.
     """
     ids = torch.as_tensor(images.ids("mine"))
     bundle = evidence(units, found, images, image_emb, label_emb, mining)
-    bundle = marked(bundle, settings.scorers, vocabulary, images, tokens)
+    bundle, lost = completed(bundle, settings.scorers, settings.final, vocabulary, images, tokens, templates)
+    scorers = [name for name in settings.scorers if name not in lost]
+    for name, reason in lost.items():
+        log.warning("%s: %s is left out (%s)", units.basis, name, reason)
+    if left_out is not None:
+        left_out.update(lost)
     final: Tensor | None = None
-    tops, ranks = {}, {}
-    for name in (settings.final, *(n for n in settings.scorers if n != settings.final)):
+    tops, ranks, more = {}, {}, {}
+    for name in (settings.final, *(n for n in scorers if n != settings.final)):
         scores = assign.score([name], bundle)[name]
+        more[name] = assign.explained(name, scores, bundle, vocabulary.labels)
         tops[name] = assign.ranking(scores, settings.runners_up)
         final = tops[name].label if final is None else final
         ranks[name] = assign.rank_of(scores, final)
     percentile = {}
     if settings.nulls:
         best = {name: top.score for name, top in tops.items()}
-        percentile = nulls.null_percentiles(
-            settings.scorers, bundle, settings.nulls, settings.seed, best, progress=True
-        )
-    per_scorer = {name: _entries(tops[name], ranks[name], percentile.get(name), vocabulary) for name in tops}
+        percentile = nulls.null_percentiles(scorers, bundle, settings.nulls, settings.seed, best, progress=True)
+    per_scorer = {
+        name: [
+            entry | own for entry, own in zip(_entries(top, ranks[name], percentile.get(name), vocabulary), more[name])
+        ]
+        for name, top in tops.items()
+    }
     found_meanings = _meanings(bundle, vocabulary, ids) if settings.meanings else [None] * len(found.status)
     place = {label: i for i, label in enumerate(vocabulary.labels)}
     rows = []
     for unit, status in enumerate(found.status):
-        scored = {name: per_scorer[name][unit] for name in settings.scorers}
+        scored = {name: per_scorer[name][unit] for name in scorers}
         known = {name: e for name, e in scored.items() if status not in UNLABELLED and e["label"] is not None}
         row = _row(unit, status, units, found, known, vocabulary, place, settings)
         rows.append(row | {"meanings": found_meanings[unit] if row["label"] is not None else None})
     return rows
 
 
-def evidence(
-    units: UnitActivations,
-    found: Exemplars,
-    images: ImageSet,
-    image_emb: Tensor,
-    label_emb: Tensor,
-    mining: MiningSettings,
-) -> assign.Evidence:
-    """What scorers look at, for the images of the `mine` split only; ids in it are rows of that split."""
-    ids = torch.as_tensor(images.ids("mine"))
-    local = torch.full((len(images) + 1,), -1, dtype=torch.int64)  # the last entry answers for id -1
-    local[ids] = torch.arange(len(ids))
-    return assign.Evidence(
-        acts=units.rows(ids.numpy()),
-        image_emb=image_emb[ids],
-        label_emb=label_emb,
-        positive_ids=local[found.positives],
-        positive_values=found.activations,
-        contrast_ids=local[found.contrasts],
-        rule=mine.ContrastRule(mining.rule, reuse=mining.reuse),
-        groups=torch.as_tensor(images.groups[ids.numpy()]),
+def _templates(vocabulary: Vocabulary, encoder: Encoder, root: Path | str, settings: LabelSettings) -> Templates | None:
+    """Labels and templates apart, where a scorer asks for them."""
+    if not any(assign.SCORERS[name].needs == "templates" for name in settings.scorers):
+        return None
+    filled, empty = (
+        label_embeddings(texts, encoder, root, settings.templates, renormalize=False)
+        for texts in (vocabulary.labels, [""])
     )
-
-
-def marked(
-    bundle: assign.Evidence,
-    scorers: Sequence[str],
-    vocabulary: Vocabulary,
-    images: ImageSet,
-    tokens: concepts.Tokens | None,
-) -> assign.Evidence:
-    """The evidence with what people marked in the `mine` images, where one of the scorers asks for it."""
-    ids, needs = images.ids("mine"), {assign.SCORERS[name].needs for name in scorers}
-    if "concepts" in needs:
-        bundle = bundle.but(concepts=concepts.classes(vocabulary.labels, images, ids))
-    if "maps" in needs:
-        if tokens is None:
-            raise UserError("scorer", "netdissect", "needs the layer's tokens", "leave it out, or give `tokens`")
-        masks = concepts.pixels(vocabulary.labels, images, ids, tokens.cache)
-        bundle = bundle.but(masks=masks, maps=concepts.maps(tokens, ids))
-    return bundle
+    return Templates(filled, empty[0])
 
 
 def _meanings(bundle: assign.Evidence, vocabulary: Vocabulary, ids: Tensor) -> list[list[dict[str, Any]]]:
@@ -254,6 +264,11 @@ def _row(
         "contrasts": found.contrasts[unit].tolist(),
         "fires_on": int(found.fires_on[unit]),
     }
+
+
+def left_out(folder: Path | str) -> dict[str, str]:
+    """Scorers that a `labels` artifact's units or pictures can't have, each with the reason."""
+    return read_json(opened(folder).path / "left_out.json")
 
 
 def read(folder: Path | str) -> list[dict[str, Any]]:

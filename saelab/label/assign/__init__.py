@@ -16,6 +16,7 @@ from saelab.label.assign.contrastive import (
 )
 from saelab.label.assign.dissect import clip_dissect_neurolens, rank_reorder, soft_wpmi, wpmi
 from saelab.label.assign.evidence import Evidence
+from saelab.label.assign.explained import explained
 from saelab.label.assign.formulas import Formula, invert_formulas
 from saelab.label.assign.invert import invert_auc
 from saelab.label.assign.linear import LinearExplanation, linear_explanations
@@ -39,6 +40,7 @@ __all__ = [
     "csp",
     "decoder_direction",
     "difference_of_means",
+    "explained",
     "falcon",
     "falcon_labels",
     "floored_labels",

@@ -27,7 +27,10 @@ class Evidence:
     host_emb: Float[Tensor, "images d_in"] | None = None  # the host's own image vectors, for the rule `host`
     concepts: Bool[Tensor, "images labels"] | None = None  # which label is true of which image (INVERT)
     decoder: Float[Tensor, "units d_text"] | None = None  # SAE decoder rows, if the SAE sits in the encoder's space
-    template_emb: Float[Tensor, "d_text"] | None = None  # embedding of the empty template (WWW)
+    filled_emb: Float[Tensor, "labels d_text"] | None = (
+        None  # labels in their templates, plain means (WWW, SemanticLens)
+    )
+    template_emb: Float[Tensor, "d_text"] | None = None  # the templates with nothing filled in, plain mean
     maps: Float[Tensor, "images units height width"] | None = None  # token-level activations (NetDissect)
     masks: Bool[Tensor, "images labels height width"] | None = None  # pixels of each label (NetDissect)
 

@@ -23,7 +23,7 @@ class Scorer:
     """A scorer as the pipeline sees it."""
 
     name: str  # what users write
-    needs: str  # what it looks at: positives, pairs, images (the whole set), or an optional field of Evidence
+    needs: str  # what it looks at: positives, pairs, images (the whole set), or concepts, maps, decoder, templates
     doc: str  # one line with the source
     start: Callable[[Evidence], Rows]  # does what concerns all units once, then scores runs of them
 
@@ -111,10 +111,22 @@ def _falcon(e: Evidence) -> Rows:
     return lambda units: several.supported(support, e.positive_ids[units], e.contrast_ids[units])
 
 
-def _www(e: Evidence) -> Rows:
+def _semanticlens_package(e: Evidence) -> Rows:
+    labels = e.need("filled_emb") - e.need("template_emb")
+
     def rows(units: slice) -> Tensor:
         ids = e.positive_ids[units]
-        return several.www(e.images_of(ids), e.label_emb, e.template_emb, ids >= 0)
+        return contrastive.semanticlens(e.images_of(ids), labels, ids >= 0)
+
+    return rows
+
+
+def _www(e: Evidence) -> Rows:
+    filled, template = e.need("filled_emb"), e.need("template_emb")
+
+    def rows(units: slice) -> Tensor:
+        ids = e.positive_ids[units]
+        return several.www(e.images_of(ids), filled, template, ids >= 0)
 
     return rows
 
@@ -142,6 +154,12 @@ _ALL = (
         "positives",
         "cosine of the mean positive (Dreyer et al., Nature Machine Intelligence 2025)",
         _positives(contrastive.semanticlens),
+    ),
+    Scorer(
+        "semanticlens_package",
+        "templates",
+        "the same with labels less their empty template, as in the authors' package",
+        _semanticlens_package,
     ),
     Scorer("pearson", "images", "correlation over all images", _whole(whole_set.pearson_rows)),
     Scorer(
@@ -174,7 +192,7 @@ _ALL = (
         lambda e: invert.invert_rows(e.acts, e.need("concepts").bool()),
     ),
     Scorer("falcon", "pairs", "mean support among five best labels (FALCON, ICML 2023)", _falcon),
-    Scorer("www", "positives", "summed similarity over the template's (WWW, CVPR 2024)", _www),
+    Scorer("www", "templates", "summed similarity over the template's (WWW, CVPR 2024)", _www),
     Scorer(
         "linear_explanations", "images", "elastic-net coefficients (Linear Explanations, ICML 2024)", _full(_linear)
     ),

@@ -26,7 +26,7 @@ def family(scorer: Scorer, frame: Frame) -> Best | None:
     """How to find a scorer's best scores; None where it does not look at pooled activations, so has no such null."""
     if scorer.needs in ("decoder", "maps"):
         return None
-    if scorer.name in ("semanticlens", "centred_mean", "www"):
+    if scorer.name in ("semanticlens", "semanticlens_package", "centred_mean", "www"):
         return positives_only(scorer, frame)
     if scorer.name in ("csp", "csp_0.5") and by_rank(frame.evidence):
         return projected(frame, 1.0 if scorer.name == "csp" else 0.5)

@@ -94,7 +94,12 @@ class Draw:
     def evidence(self) -> Evidence:
         """The evidence with permuted activations, mined anew by the functions that mined the units: exact and slow."""
         e = self.frame.evidence
-        more = {"host_emb": e.host_emb, "concepts": e.concepts, "template_emb": e.template_emb}
+        more = {
+            "host_emb": e.host_emb,
+            "concepts": e.concepts,
+            "filled_emb": e.filled_emb,
+            "template_emb": e.template_emb,
+        }
         acts = self.frame.sorted_acts[self.rank]
         return Evidence.mined(acts, e.image_emb, e.label_emb, self.frame.k, e.rule, e.groups, **more)
 

@@ -200,6 +200,8 @@ def test_a_step_refuses_another_width_and_a_constant_batch():
         ({"prefixes": (0.5,)}, "prefixes"),
         ({"prefixes": (0.5, 1), "rule": "relu"}, "prefixes"),
         ({"multi_topk": True, "k": 32}, "multi_topk"),
+        ({"kernels": "cuda"}, "kernels=cuda"),
+        ({"kernels": "triton", "rule": "relu"}, "kernels"),
     ],
 )
 def test_configs_that_cannot_be_trained_are_refused(arguments, message):

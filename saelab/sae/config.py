@@ -8,6 +8,7 @@ from saelab.errors import UserError
 RULES = ("topk", "batchtopk", "jumprelu", "relu")
 DECODERS = ("free", "archetypal")
 SCREENS = ("auto", "float32", "bfloat16")
+KERNELS = ("torch", "triton")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class SAEConfig:
     candidates: int = 1024  # archetypal: data points whose hull holds the decoder
     delta: float = 0.1  # archetypal: distance that a row may leave the hull by, in units of the activations' spread
     screen: str = "auto"  # product that chooses top-k candidates: auto | float32 | bfloat16 (always rescored)
+    kernels: str = "torch"  # topk, batchtopk: who computes the sparse products: torch | triton (on CUDA)
 
     def __post_init__(self) -> None:
         if self.prefixes is not None:
@@ -47,6 +49,7 @@ class SAEConfig:
         _one_of("rule", self.rule, RULES)
         _one_of("decoder", self.decoder, DECODERS)
         _one_of("screen", self.screen, SCREENS)
+        _one_of("kernels", self.kernels, KERNELS)
         for name in ("d_in", "latents", "k", "auxk_stride", "dead_after", "candidates"):
             if getattr(self, name) < 1:
                 raise UserError(name, getattr(self, name), "must be at least 1")
@@ -62,6 +65,8 @@ class SAEConfig:
             )
         if self.screen == "bfloat16" and self.rule != "topk":
             raise UserError("screen", self.screen, "needs rule=topk", "use screen=auto")
+        if self.kernels == "triton" and self.rule not in ("topk", "batchtopk"):
+            raise UserError("kernels", self.kernels, "needs rule=topk or batchtopk", "use kernels=torch")
         self._check_prefixes()
 
     def _check_prefixes(self) -> None:

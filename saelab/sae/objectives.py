@@ -50,10 +50,10 @@ def sparse_gradients(
     out = out or {name: torch.empty_like(W_dec) for name in ("W_enc", "W_dec")}
     batch = len(centred)
     pairs, level_weights, smallest = keep(pre, config, world or World(), weights, centred)
-    levels = len(level_weights)
+    levels, by = len(level_weights), sparse.products(config.kernels, centred.device)
     grouped = sparse.by_latent(pairs, config.latents)
 
-    added = sparse.decode_pairs(pairs, W_dec, centred.new_empty(levels * batch, centred.shape[1]))
+    added = sparse.decode_pairs(pairs, W_dec, centred.new_empty(levels * batch, centred.shape[1]), by)
     errors = added.view(levels, batch, -1)  # level p: what the levels up to p add, less the target
     if levels > 1:
         errors.cumsum_(0)
@@ -64,15 +64,16 @@ def sparse_gradients(
         added = (errors * level_weights.view(-1, 1, 1)).flip(0).cumsum_(0).flip(0).view(levels * batch, -1)
 
     scale = 2 / (tokens * variance)
-    slopes = sparse.products_by_latent(grouped, W_dec, added).mul_(scale)
-    values = pairs.values[grouped.order]
+    slopes = sparse.products_by_latent(grouped, W_dec, added, by).mul_(scale)
+    values = pairs.values.index_select(0, grouped.order)
     fires = values > 0
     inward = slopes * fires
-    db_enc, radial, fired = (sparse.totals_by_latent(n, grouped) for n in (inward, slopes * values, fires.to(slopes)))
-    dW_dec = sparse.sums_by_latent(values * scale, added, grouped, out["W_dec"])
+    each = (inward, slopes * values, fires.to(slopes))
+    db_enc, radial, fired = (sparse.totals_by_latent(numbers, grouped, by) for numbers in each)
+    dW_dec = sparse.sums_by_latent(values * scale, added, grouped, out["W_dec"], by)
     sparse.remove_radial(dW_dec, W_dec, radial)
     tokens_of = grouped if levels == 1 else sparse.ByLatent(grouped.order, grouped.bags % batch, grouped.offsets)
-    dW_enc = sparse.sums_by_latent(inward, centred, tokens_of, out["W_enc"])
+    dW_enc = sparse.sums_by_latent(inward, centred, tokens_of, out["W_enc"], by)
     db_dec = scale * (added.new_ones(1, batch) @ added[:batch]).squeeze(0) - db_enc @ W_enc
     grads = {"W_enc": dW_enc, "b_enc": db_enc, "W_dec": dW_dec, "b_dec": db_dec}
     loss = (losses * level_weights).sum()

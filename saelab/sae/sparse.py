@@ -6,6 +6,7 @@ the latents, for the weight gradients.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+
+from saelab.errors import UserError
 
 GATHERED = 1 << 22  # numbers gathered at once on devices that lack sampled products
 
@@ -71,10 +74,10 @@ def decode_rows(
 
 
 def decode_pairs(
-    pairs: Pairs, W_dec: Float[Tensor, "latents d_in"], out: Float[Tensor, "bags d_in"]
+    pairs: Pairs, W_dec: Float[Tensor, "latents d_in"], out: Float[Tensor, "bags d_in"], by: "Products"
 ) -> Float[Tensor, "bags d_in"]:
     """Sum of value x decoder row, bag by bag, into `out`."""
-    return _weighted_sums(pairs.offsets, pairs.latents, pairs.values, W_dec, out)
+    return by.weighted_sums(pairs.offsets, pairs.latents, pairs.values, W_dec, out)
 
 
 def sums_by_latent(
@@ -82,16 +85,23 @@ def sums_by_latent(
     source: Float[Tensor, "bags d_in"],
     grouped: ByLatent,
     out: Float[Tensor, "latents d_in"],
+    by: "Products",
 ) -> Float[Tensor, "latents d_in"]:
     """Sum over each latent's pairs of weight x source[bag], into `out`; `weights` in the order of the latents."""
-    return _weighted_sums(grouped.offsets, grouped.bags, weights, source, out)
+    return by.weighted_sums(grouped.offsets, grouped.bags, weights, source, out)
+
+
+def totals_by_latent(numbers: Float[Tensor, "pairs"], grouped: ByLatent, by: "Products") -> Float[Tensor, "latents"]:
+    """The sum of one number a pair over each latent's pairs; `numbers` in the order of the latents."""
+    one, out = numbers.new_ones(1, 1), numbers.new_empty(len(grouped.offsets) - 1, 1)
+    return by.weighted_sums(grouped.offsets, torch.zeros_like(grouped.bags), numbers, one, out).squeeze(1)
 
 
 def products_by_latent(
-    grouped: ByLatent, rows: Float[Tensor, "latents d_in"], bags: Float[Tensor, "bags d_in"]
+    grouped: ByLatent, rows: Float[Tensor, "latents d_in"], bags: Float[Tensor, "bags d_in"], by: "Products"
 ) -> Float[Tensor, "pairs"]:
     """<rows[latent], bags[bag]> of each pair, in the order of the latents: the gradient of the pairs' values."""
-    return sampled_products(grouped.offsets, grouped.bags, rows, bags)
+    return by.sampled_products(grouped.offsets, grouped.bags, rows, bags)
 
 
 def sampled_products(
@@ -110,12 +120,6 @@ def sampled_products(
     return torch.cat([(left[i] * right[j]).sum(1) for i, j in cuts])
 
 
-def totals_by_latent(numbers: Float[Tensor, "pairs"], grouped: ByLatent) -> Float[Tensor, "latents"]:
-    """The sum of one number a pair over each latent's pairs; `numbers` in the order of the latents."""
-    one, out = numbers.new_ones(1, 1), numbers.new_empty(len(grouped.offsets) - 1, 1)
-    return _weighted_sums(grouped.offsets, torch.zeros_like(grouped.bags), numbers, one, out).squeeze(1)
-
-
 def remove_radial(
     gradient: Float[Tensor, "latents d_in"], rows: Float[Tensor, "latents d_in"], radial: Float[Tensor, "latents"]
 ) -> None:
@@ -123,7 +127,13 @@ def remove_radial(
     gradient.addcmul_(rows, radial.unsqueeze(1), value=-1.0)
 
 
-def _weighted_sums(offsets: Tensor, columns: Tensor, weights: Tensor, source: Tensor, out: Tensor) -> Tensor:
+def weighted_sums(
+    offsets: Int[Tensor, "n+1"],
+    columns: Int[Tensor, "pairs"],
+    weights: Float[Tensor, "pairs"],
+    source: Float[Tensor, "m d_in"],
+    out: Float[Tensor, "n d_in"],
+) -> Float[Tensor, "n d_in"]:
     """out[i] = sum over j in offsets[i]:offsets[i + 1] of weights[j] source[columns[j]]."""
     if source.device.type == "cpu" and torch.backends.mkl.is_available():  # in place: no fresh pages to fault in
         matrix = _csr(offsets.to(torch.int32), columns.to(torch.int32), weights, (len(out), len(source)))
@@ -144,3 +154,27 @@ def starts(sorted_keys: Int[Tensor, "pairs"], n: int) -> Int[Tensor, "n+1"]:
     """Where each of the keys 0..n-1 begins in a sorted list, and at the end the list's length."""
     edges = torch.arange(n + 1, device=sorted_keys.device, dtype=sorted_keys.dtype)
     return torch.searchsorted(sorted_keys, edges)
+
+
+@dataclass(frozen=True)
+class Products:
+    """The two products that a step is made of, as one library computes them."""
+
+    weighted_sums: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    sampled_products: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+TORCH = Products(weighted_sums, sampled_products)
+
+
+def products(kernels: str, device: torch.device) -> Products:
+    """The products by name: torch | triton. Raises UserError where Triton's can't run."""
+    if kernels == "torch":
+        return TORCH
+    try:
+        from saelab.sae import kernels as triton
+    except ImportError:
+        raise UserError("kernels", kernels, "the package triton is not installed", "use kernels=torch") from None
+    if not triton.runs_on(device):
+        raise UserError("kernels", kernels, f"needs a CUDA device, not {device}", "use kernels=torch")
+    return Products(triton.weighted_sums, triton.sampled_products)

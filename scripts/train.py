@@ -43,7 +43,7 @@ class WandbRuns:
 
     def __init__(self, cfg: DictConfig, layer: str, cache: str) -> None:
         self.cfg, self.layer, self.cache = cfg, layer, cache
-        self.mode = cfg.wandb.mode or os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+        self.mode: Any = cfg.wandb.mode or os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
         self.runs: dict[int, Any] = {}
 
     def __call__(self, which: int, step: int, numbers: dict[str, float]) -> None:

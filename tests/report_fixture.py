@@ -234,6 +234,7 @@ def _basis(
 
     def labels(at: Path) -> None:
         artifacts.write_jsonl(at / "labels.jsonl", rows)
+        artifacts.write_json(at / "vocabulary.json", vocabulary)
         found.save(at)
         if said:
             shutil.copyfile(said, at / "proposals.jsonl")

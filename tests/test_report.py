@@ -13,7 +13,7 @@ from report_fixture import ASKED, UNITS, write_run
 from saelab import cache
 from saelab.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from saelab.errors import UserError
-from saelab.report import build, maps, pictures, reading, records, write
+from saelab.report import build, glossary, maps, pictures, reading, records, said, write
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +334,8 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
         marked = set(data(report, f"summary-{number}")["several"])
         for u, (row, found) in enumerate(zip(basis.labels, basis.evaluation, strict=True)):
             record, line = unit(report, run, basis.name, u), lines[basis.name, u]
+            assert set(record["sources"].values()) <= {"classes"}
+            assert bool(record["sources"]) == bool(row["scores"])
             assert record["meanings"] == write.rounded(row["meanings"] or [])
             assert (u in marked) == line["polysemantic"] == (len(row["meanings"] or []) > 1)
             assert line["meanings"] == [m["label"] for m in row["meanings"] or []]
@@ -374,6 +376,22 @@ def test_what_models_said_and_saw_stands_on_the_unit_s_page(report, run):
             of = [np.mean([r for r, on in zip(right, fires, strict=True) if on == side]) for side in (True, False)]
             assert tests["detect"]["balanced_accuracy"] == pytest.approx(np.mean(of), abs=1e-3)
             assert tests["second_look"]["label"] == tests["second_look"]["candidates"][0]
+
+
+def test_cost_counts_what_was_paid_once_and_is_unknown_where_a_price_is_missing():
+    def row(**facts):
+        return {"model": "m", "prompt_tokens": 100, "completion_tokens": 7, "cost": 0.5, "cached": False} | facts
+
+    assert said.spent({1: [{"model": None}]}, {}) is None  # the tagger is no model that is paid
+    found = said.spent({1: [row()], 2: [row(cached=True)]}, {1: [{"record": row(cost=0.25)}]})
+    assert found == {"answers": 3, "cached": 1, "prompt_tokens": 200, "completion_tokens": 14, "cost": 0.75}
+    assert said.spent({1: [row(), row(cost=None)]}, {})["cost"] is None
+
+
+def test_every_number_of_a_unit_is_explained_with_its_source():
+    for key in (*records.FAITHFULNESS, *records.COHERENCE, "null_percentile", "interval", "contrast"):
+        title, text, source = glossary.TERMS[key]
+        assert title and len(text) > 30 and source, key
 
 
 def test_a_report_is_made_anew_when_models_have_looked_again(run_json, tmp_path):

@@ -5,8 +5,10 @@ import hashlib
 import json
 import logging
 import shutil
+from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import numpy as np
@@ -140,7 +142,13 @@ def _facts(run: reading.Run, made: list[list[dict[str, Any]]], side: int, unread
         "side": side,
         "unreadable": list(unreadable.values()),
         "compared": [c["setup"]["layer"] for c in run.comparisons],
+        "cost": {basis.name: said.spent(basis.proposals, basis.verified) for basis in run.bases},
+        "made_with": {name: _version(name) for name in ("numpy", "scipy", "torch")} | {"python": python_version()},
     }
+
+
+def _version(package: str) -> str:
+    return metadata.version(package)
 
 
 def _images(images: ImageSet) -> dict[str, Any]:
@@ -160,6 +168,7 @@ def _basis(basis: reading.Basis, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "kind": basis.kind,
         "layer": basis.layer,
         "seed": basis.seed,
+        "control": basis.control,
         "units": len(rows),
         "labelled": len(labels),
         "sure": sum(r["label"] is not None and not r["abstained"] for r in rows),

@@ -43,12 +43,12 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "caption_r": (
         "Caption correlation",
         "Correlation over held-out images between the unit's activation and how well its label fits people's captions.",
-        "",
+        "simulation correlation (Bills et al., 2023) with captions in a sentence encoder",
     ),
     "caption_clarity": (
         "Caption clarity",
         "Mean pairwise cosine of the captions of the strongest images: coherence judged without any image model.",
-        "",
+        "clarity (Dreyer et al., 2025) of captions",
     ),
     "redundancy": (
         "Redundancy",

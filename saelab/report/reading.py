@@ -37,6 +37,8 @@ class Basis:
     units: Path  # the folder of its activations
     sae: Path | None  # the SAE's folder
     recipes: dict[str, Any]  # stage -> recipe
+    control: bool  # there only to be beaten
+    sources: dict[str, str]  # label -> where it comes from, joined by +; empty where no vocabulary was kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +149,8 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Ba
         at["units"],
         sae,
         recipes,
+        bool(entry.get("control")),
+        _sources(at["labels"] / "vocabulary.json"),
     )
 
 
@@ -162,6 +166,11 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError("file", path, f"unreadable ({error})", "delete its folder to have it made again") from None
+
+
+def _sources(path: Path) -> dict[str, str]:
+    found = read_json(path) if path.is_file() else {"labels": [], "sources": []}
+    return {label: "+".join(sources) for label, sources in zip(found["labels"], found["sources"], strict=True)}
 
 
 def _decoder(sae: Path | None) -> np.ndarray | None:

@@ -64,6 +64,7 @@ def of_basis(run: Run, basis: Basis, known: Truth, shown: int, near: list[dict[s
             "interval": basis.evaluation[u].get("interval") or {},
             "near": near[u],
             "meanings": row.get("meanings") or [],
+            "sources": _sources(row, basis.sources),
             "verified": [said.looked_again(found) for found in basis.verified.get(row["unit"], [])],
         }
         named = {i for key in ("positives", "contrasts") for i in record[key]} | {i for b in record["bands"] for i in b}
@@ -82,6 +83,12 @@ def name(images: ImageSet, i: int) -> str:
 def _label(row: dict[str, Any]) -> dict[str, Any]:
     keep = ("unit", "status", "label", "abstained", "source", "scores", "fires_on")
     return {key: row.get(key) for key in keep} | {"scorer": main_scorer(row)}
+
+
+def _sources(row: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
+    """Where each candidate of any scorer comes from."""
+    found = [(s["label"], *(label for label, _ in s.get("runners_up") or [])) for s in row["scores"].values()]
+    return {label: known[label] for labels in found for label in labels if label in known}
 
 
 def _exemplars(basis: Basis, row: dict[str, Any], u: int, shown: int) -> dict[str, Any]:

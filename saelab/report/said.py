@@ -66,6 +66,26 @@ def looked_again(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value is not None}
 
 
+def spent(proposed: Rows, verified: Rows) -> dict[str, float | int | None] | None:
+    """Answers, tokens and dollars of all rows that a model was asked for; None where none was.
+
+    An answer from the cache was paid by the row that first asked for it; cost is None where any answer's is not known.
+    """
+    records = [row for rows in proposed.values() for row in rows if row.get("model")]
+    records += [row["record"] for rows in verified.values() for row in rows if row["record"].get("model")]
+    if not records:
+        return None
+    paid = [record for record in records if not record.get("cached")]
+    costs = [record["cost"] for record in paid if record.get("cost") is not None]
+    return {
+        "answers": len(records),
+        "cached": len(records) - len(paid),
+        "prompt_tokens": sum(record.get("prompt_tokens") or 0 for record in paid),
+        "completion_tokens": sum(record.get("completion_tokens") or 0 for record in paid),
+        "cost": sum(costs) if len(costs) == len(paid) else None,
+    }
+
+
 def copy_sheets(wanted: list[tuple[int, Path, str]], out: Path) -> dict[str, str]:
     """Small copies of the sheets (number of the basis, folder, file): `basis/file` -> place in the report's folder."""
     from tqdm import tqdm

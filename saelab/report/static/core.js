@@ -104,10 +104,12 @@ function hue(run, name) {
   const basis = run.bases.find(b => b.name === name)
   if (!basis) return "var(--soft)"
   const alike = run.bases.filter(b => b.kind === basis.kind && b.layer === basis.layer)
-  const kind = kinds.includes(basis.kind) ? basis.kind : "other"
+  const kind = kinds.includes(basis.kind) && !strange(basis) ? basis.kind : "other"
   return `var(--${kind}${kind === "sae" ? 1 + (alike.indexOf(basis) % 3) : ""})`
 }
 
+/* An SAE that is a control (on a random host) is not one of the run's SAEs. */
+const strange = basis => basis.kind === "sae" && basis.control
 const colour = css => (css.startsWith("var(") ? getComputedStyle(document.documentElement).getPropertyValue(css.slice(4, -1)).trim() : css)
 const number = (run, name) => run.bases.findIndex(b => b.name === name)
 const alone = { neuron: "neuron", sae: "SAE feature", pca: "component", random_rotation: "random direction" }
@@ -117,7 +119,8 @@ function inWords(run, name) {
   const basis = run.bases.find(b => b.name === name)
   if (!basis) return name
   const layers = new Set(run.bases.map(b => b.layer))
-  const alike = run.bases.filter(b => b.kind === basis.kind && b.layer === basis.layer)
+  if (strange(basis)) return `${basis.short}${layers.size > 1 ? ` of ${basis.layer}` : ""}`
+  const alike = run.bases.filter(b => b.kind === basis.kind && b.layer === basis.layer && !strange(b))
   const seeds = new Set(alike.map(b => b.seed))
   const kind = terms[basis.kind]?.title ?? basis.short
   const which = alike.length === 1 ? "" : seeds.size === alike.length && basis.seed !== null ? `, seed ${basis.seed}` : `, ${basis.short}`

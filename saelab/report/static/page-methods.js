@@ -10,10 +10,11 @@ page((run, main) => {
     h("h1", null, "Methods"),
     h("p.lead", null, "Everything that a reader needs to judge or repeat this run."),
     section("The run", null, h("table", null, h("tbody", null,
-      fact("Run", run.name), fact("saelab", run.version), fact("Made", run.created), fact("Host model", run.host), fact("Layers", [...new Set(run.bases.map(b => b.layer))].join(", ")),
+      fact("Run", run.name), fact("saelab", run.version), fact("Report made with", Object.entries(run.made_with).map(([name, v]) => `${name} ${v}`).join(", ")), fact("Made", run.created), fact("Host model", run.host), fact("Layers", [...new Set(run.bases.map(b => b.layer))].join(", ")),
       fact("Encoder", run.encoder), fact("Images", `${run.images.name}, ${format.count(run.images.count)} (${Object.entries(run.images.splits).map(([s, n]) => `${format.count(n)} ${s}`).join(", ")})`),
       fact("Fingerprint", h("code", null, run.images.fingerprint.slice(0, 16))), fact("Credit", run.images.credit)))),
-    section("Take away", "Files that lie in this report’s folder.", h("ul", null, run.takeaway.map(([file, what]) => h("li", null, h("a", { href: file, download: true }, file.split("/").at(-1)), ` – ${what}`)))),
+    section("Take away", "Files that lie in this report’s folder.", h("ul", null, run.takeaway.map(([file, what]) => h("li", null, h("a", { href: file, download: true }, file.split("/").at(-1)), ` – ${what}`))), h("p.note", null, "Blind rating sheets for a human study: ", h("code", null, `python scripts/view.py run=runs/${run.name}.json do=sheets raters=5`))),
+    cost(run),
     seconds.length ? section("Time", `${format.seconds(total)} in all.`, h("table", null, h("tbody", null,
       seconds.map(([stage, s]) => h("tr", null, h("th", { scope: "row", style: "width:11rem" }, stage), h("td", null, bar(format.seconds(s), s / longest))))))) : null,
     section("Units by status", "None is dropped in silence.", h("div.scroll", null, h("table", null,
@@ -26,6 +27,15 @@ page((run, main) => {
     glossary(run),
   ].filter(Boolean))
 })
+
+/* What asking models took, for each basis that was put to one. */
+function cost(run) {
+  const rows = run.bases.filter(b => run.cost[b.name]).map(b => [b, run.cost[b.name]])
+  if (!rows.length) return null
+  return section("Asked of models", "Tokens and dollars of the answers that were paid for; answers from the cache had been bought before.", h("div.scroll", null, h("table", null,
+    h("thead", null, h("tr", null, h("th", null, "Basis"), ["Answers", "From the cache", "Tokens in", "Tokens out", "Cost"].map(t => h("th.num", null, t)))),
+    h("tbody", null, rows.map(([b, c]) => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), [c.answers, c.cached, c.prompt_tokens, c.completion_tokens].map(n => h("td.num", null, format.count(n))), h("td.num", null, c.cost === null ? "unknown" : `$${c.cost.toFixed(4)}`)))))))
+}
 
 function problems(run) {
   const skipped = run.images.skipped.map(([file, reason]) => `${file}: ${reason}`)

@@ -139,17 +139,19 @@ function candidates(run, basis, record) {
       labels.get(label)[s] = [i + 1, score]
     })
   }
+  const sources = Object.keys(record.sources).length > 0
   const weight = row => scorers.reduce((sum, s) => sum + (row[s] ? 1 / row[s][0] : 0), 0)
   const rows = [...labels].sort((a, b) => (b[0] === record.label) - (a[0] === record.label) || weight(b[1]) - weight(a[1])).slice(0, 12)
   return section("Candidate labels", "Each scorer's best labels. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell is a label outside a scorer's best.",
     h("div.scroll", null, h("table.candidates", null,
-      h("thead", null, h("tr", null, h("th", null, "Label"), scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
+      h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th", null, "From") : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
       h("tbody", null, rows.map(([label, row]) => h("tr", null,
         h(`th${label === record.label ? ".chosen" : ""}`, { scope: "row", style: label === record.label ? "color:var(--ink)" : null }, label),
+        sources ? h("td.quiet", null, record.sources[label] ?? "") : null,
         scorers.map(s => h(`td.num${row[s]?.[0] === 1 ? ".best" : ""}`, null, row[s] ? [format.number(row[s][1], 3), h("small.quiet", null, `  ${row[s][0]}`)] : ""))))),
       h("tfoot", null,
-        h("tr", null, h("th", { scope: "row" }, term("null_percentile", "Best label beats chance")), scorers.map(s => h("td.num", null, format.share(record.scores[s].null_percentile)))),
-        record.label ? h("tr", null, h("th", { scope: "row" }, "Rank of the chosen label"), scorers.map(s => h("td.num", null, format.count(record.scores[s].rank ?? NaN)))) : null))))
+        h("tr", null, h("th", { scope: "row", colspan: sources ? 2 : null }, term("null_percentile", "Best label beats chance")), scorers.map(s => h("td.num", null, format.share(record.scores[s].null_percentile)))),
+        record.label ? h("tr", null, h("th", { scope: "row", colspan: sources ? 2 : null }, "Rank of the chosen label"), scorers.map(s => h("td.num", null, format.count(record.scores[s].rank ?? NaN)))) : null))))
 }
 
 /* ---- activity ---- */

@@ -5,7 +5,7 @@ const perPage = 40
 const numberColumns = ["score", "null_percentile", "firing_rate", "truth_r", "caption_r", "auprc", "scs", "clarity", "monosemanticity"]
 const faithful = ["truth_r", "caption_r", "auprc", "scs"]
 const rising = new Set(["unit", "label", "status"]) // sorted upwards first; numbers from the largest down
-const defaults = { basis: "", status: "", q: "", sort: "unit", down: "", least: "", chance: "", y: "", page: "1" }
+const defaults = { basis: "", status: "", q: "", sort: "unit", down: "", least: "", chance: "", floor: "", y: "", page: "1" }
 
 page(async (run, main) => {
   const state = { ...defaults, basis: run.bases[0].name, ...fromAddress() }
@@ -82,6 +82,7 @@ function filtered(rows, state) {
   const [low, high] = { "": [-1, 2], rare: [0, 0.01], some: [0.01, 0.1], often: [0.1, 0.8], dense: [0.8, 2] }[state.least] ?? [-1, 2]
   return rows.filter(r =>
     (!state.status || r.status === state.status) &&
+    (!state.floor || r.score >= Number(state.floor)) &&
     (state.chance !== "1" || r.null_percentile >= 0.95) &&
     (state.chance !== "2" || r.several) &&
     (!state.least || (r.firing_rate > low && r.firing_rate <= high)) &&
@@ -124,6 +125,7 @@ function controlsOf(form, run, state, change, y) {
         option("", "any share", state.least), option("rare", "up to 1 %", state.least), option("some", "1–10 %", state.least), option("often", "10–80 %", state.least), option("dense", "over 80 %", state.least))),
       h("label", null, "Label", h("select", { name: "chance", onchange: e => change({ chance: e.target.value }) },
         option("", "any", state.chance), option("1", "beats chance", state.chance), option("2", "two meanings", state.chance))),
+      h("label", null, "Score at least", h("input", { type: "number", name: "floor", step: "any", value: state.floor, style: "width:5.5rem", oninput: later(e => change({ floor: e.target.value })) })),
       h("label.narrow", null, "Sort by", h("select", { name: "sort", onchange: e => change({ sort: e.target.value, down: rising.has(e.target.value) ? "" : "1" }) },
         ["unit", "label", ...present(run, state.basis), "status"].map(k => option(k, terms[k]?.title ?? k, state.sort)))),
       h("label", null, "Height in the plot", h("select", { name: "y", onchange: e => change({ y: e.target.value }) },

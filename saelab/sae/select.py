@@ -94,8 +94,8 @@ def _rank(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
     largest = torch.finfo(torch.float32).max  # an infinity with a place would be no number
     keys = x.clamp(-largest, largest).double()
     keys.view(torch.int64).bitwise_or_(torch.arange(n))
-    best = torch.from_numpy(np.sort(keys.numpy(), axis=1)[:, n - k :])
-    places = best.view(torch.int64) & ((1 << SPARE) - 1)
+    keys.numpy().sort(axis=1)
+    places = keys[:, n - k :].view(torch.int64) & ((1 << SPARE) - 1)
     return x.gather(1, places), places
 
 

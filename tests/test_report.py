@@ -13,6 +13,7 @@ from report_fixture import ASKED, UNITS, write_run
 from saelab import cache
 from saelab.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from saelab.errors import UserError
+from saelab.label.assign import SCORERS
 from saelab.report import build, glossary, maps, pictures, reading, records, said, write
 
 
@@ -392,6 +393,9 @@ def test_every_number_of_a_unit_is_explained_with_its_source():
     for key in (*records.FAITHFULNESS, *records.COHERENCE, "null_percentile", "interval", "contrast"):
         title, text, source = glossary.TERMS[key]
         assert title and len(text) > 30 and source, key
+    for key, term in glossary.terms(list(SCORERS)).items():
+        if key.startswith("scorer:"):
+            assert term["title"] and len(term["text"]) > 30 and term["source"], key
 
 
 def test_a_report_is_made_anew_when_models_have_looked_again(run_json, tmp_path):

@@ -162,13 +162,70 @@ SCORERS: dict[str, tuple[str, str, str]] = {
     ),
     "soft_wpmi": ("CLIP-Dissect", "Soft weighted pointwise mutual information.", "Oikarinen & Weng, ICLR 2023"),
     "wpmi": ("WPMI", "Weighted pointwise mutual information.", "Oikarinen & Weng, ICLR 2023"),
-    "pearson": ("Pearson", "Correlation of activation and image-label similarity over all images.", ""),
+    "pearson": ("Pearson", "Correlation of activation and image-label similarity over all images.", "docs/scorers.md"),
     "cos_cubed": (
         "cos-cubed",
         "Cosine of cubed activations and cubed similarities over all images.",
         "Oikarinen & Weng, ICLR 2023",
     ),
     "invert": ("INVERT", "AUROC of the unit against binary concepts.", "Bykov et al., NeurIPS 2023"),
+    "contrast_evidence": (
+        "Contrast evidence",
+        "saelab's own: correlation with the label over all images, graded and in competition with the other labels, plus "
+        "what the strong images have over their look-alike contrasts.",
+        "docs/scorers.md",
+    ),
+    "clip_dissect_neurolens": (
+        "CLIP-Dissect (neurolens)",
+        "The variant in the CSP authors' code: the strong images' label probabilities over those of all images.",
+        "neurolens, after Oikarinen & Weng, ICLR 2023",
+    ),
+    "rank_reorder": (
+        "Rank reorder",
+        "How far the top images' activations are from the order that the label gives them.",
+        "Oikarinen & Weng, ICLR 2023",
+    ),
+    "difference_of_means": (
+        "Difference of means",
+        "The mean strong image less the mean contrast, against each label: CSP without its pairs.",
+        "ablation of CSP",
+    ),
+    "set_projection": (
+        "Set projection",
+        "The mean strong image less its projection on the mean contrast, against each label.",
+        "ablation of CSP",
+    ),
+    "centred_mean": (
+        "Centred mean",
+        "The mean strong image less the mean of all images, against each label.",
+        "ablation of SemanticLens",
+    ),
+    "falcon": (
+        "FALCON",
+        "Mean label probability over the strong images, where the label is among an image's five best; labels that the "
+        "contrasts share are removed.",
+        "Kalibhat et al., ICML 2023",
+    ),
+    "www": (
+        "WWW",
+        "How much likelier the label in its template is than the template alone, over the strong images.",
+        "Ahn et al., CVPR 2024",
+    ),
+    "linear_explanations": (
+        "Linear explanations",
+        "A weighted sum of concepts that predicts the unit's activation; shown is its first concept.",
+        "Oikarinen & Weng, ICML 2024",
+    ),
+    "decoder_direction": (
+        "Decoder direction",
+        "Cosine of the SAE's decoder row with the label, in a text-aligned space.",
+        "Rao et al., ECCV 2024 (Discover-then-Name)",
+    ),
+    "netdissect": (
+        "NetDissect",
+        "Overlap (IoU) of where the unit fires strongest with where people marked the concept.",
+        "Bau et al., CVPR 2017",
+    ),
 }
 
 

@@ -171,7 +171,7 @@ SCORERS: dict[str, tuple[str, str, str]] = {
     "invert": ("INVERT", "AUROC of the unit against binary concepts.", "Bykov et al., NeurIPS 2023"),
     "contrast_evidence": (
         "Contrast evidence",
-        "saelab's own: correlation with the label over all images, graded and in competition with the other labels, plus "
+        "saelab's own: correlation with the label over all images, graded and in competition with other labels, plus "
         "what the strong images have over their look-alike contrasts.",
         "docs/scorers.md",
     ),
@@ -213,7 +213,7 @@ SCORERS: dict[str, tuple[str, str, str]] = {
     ),
     "linear_explanations": (
         "Linear explanations",
-        "A weighted sum of concepts that predicts the unit's activation; shown is its first concept.",
+        "The weight of the label where all labels together predict the unit's activation (elastic net).",
         "Oikarinen & Weng, ICML 2024",
     ),
     "decoder_direction": (

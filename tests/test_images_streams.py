@@ -241,6 +241,9 @@ def test_addresses_of_other_kinds_and_copies_over_http(cache, shards):
     with FileServer(shards) as server:
         copied = load("webdataset", shards=f"{server.url}/train-{{000..001}}.tar", take=12)
     assert len(copied) == 12 and copied.load(11).tobytes() == picture(11).tobytes()  # the server is gone
+    with pytest.raises(UserError, match=r"images\.shards=https://h: must hold no password") as refused:
+        load("webdataset", shards="https://me:secret@h/a.tar")
+    assert "secret" not in str(refused.value)
     with pytest.raises(UserError, match=r"images\.shards=nosuch://x/a\.tar: can't be opened"):
         load("webdataset", shards="nosuch://x/a.tar")
 

@@ -1,5 +1,6 @@
 """Proposals: what a unit is shown, what the tagger answers, resume, choice and budget."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pictures import Pictures, exemplars, mined
 from saelab.errors import UserError
 from saelab.label import propose, selection
 from saelab.label.proposal import Case, Estimate, Proposal
+from saelab.label.selection import Budget
 from saelab.label.tagger import Tagger
 
 IMAGES = Pictures()
@@ -261,6 +263,14 @@ def test_a_budget_is_never_passed_and_what_is_left_out_is_counted(tmp_path):
     more = Scripted(tokens=10)  # what the first run spent counts
     propose.run(more, exemplars(), IMAGES, range(6), tmp_path, budget=selection.Budget(tokens=45), progress=False)
     assert more.asked == [3]
+
+
+def test_what_is_left_of_a_budget_is_what_was_not_bought():
+    bought = Proposal(0, ("x",), "answered", "p", "contrast", (), (), prompt_tokens=70, completion_tokens=20, cost=0.4)
+    again = dataclasses.replace(bought, unit=1, cached=True)
+    failed = Proposal(2, (), "failed", "p", "contrast", (), ())
+    assert Budget(tokens=100, usd=1.0).less([bought, again, failed]) == Budget(10, pytest.approx(0.6))
+    assert Budget(tokens=100).less([bought, bought]) == Budget(0)
 
 
 def test_a_budget_in_money_needs_prices(tmp_path):

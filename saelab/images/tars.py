@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from tqdm import tqdm
@@ -113,6 +114,10 @@ def _check_end(file: str, end: int, size: int) -> None:
 
 def _files(pattern: str) -> list[str]:
     if remote.is_remote(pattern):
+        address = urlsplit(pattern)
+        if address.password is not None:  # it would be written into the index and the image set
+            plain = f"{address.scheme}://{address.hostname}"
+            raise UserError("images.shards", plain, "must hold no password", "serve the tars without one, or copy them")
         return remote.expanded(pattern)
     local = (f for p in remote.expanded(pattern) for f in glob.glob(str(Path(p).expanduser())))  # noqa: PTH207
     return [str(Path(f).absolute()) for f in local]

@@ -106,7 +106,8 @@ def _largest(flat: Float[Tensor, "n"], count: int, floor: Tensor | None = None) 
     """
     if flat.device.type != "cpu":
         return flat.topk(count, sorted=False).indices.sort().values
-    places = (flat < (_last_of(flat, count) if floor is None else floor)).logical_not_().nonzero().squeeze(1)
+    least = _last_of(flat, count) if floor is None else float(floor)
+    places = torch.from_numpy(~(flat.detach().numpy() < least)).nonzero().squeeze(1)
     if len(places) > count:
         values = flat[places]
         least = _last_of(values, count)

@@ -291,12 +291,13 @@ def test_neuronpedia_features_link_to_pictures_and_have_parallel_histograms(repo
 def test_methods_name_every_setting_and_cite_only_what_was_used(report, run):
     text = (report / "takeaway" / "methods.txt").read_text()
     for basis in run.bases:
-        assert f"Basis {basis.short}" in text
+        assert re.search(rf"Bas[ei]s [^.]*{basis.short}\b", text)
         assert "sae" in basis.recipes or basis.kind != "sae"
         for stage, recipe in basis.recipes.items():
             assert all(f"{basis.name}/{stage}/{key}" in text for key in recipe)
     listed = re.findall(r"@\w+{(\w+),", (report / "takeaway" / "references.bib").read_text())
     assert set(listed) == set(re.findall(r"@(\w+)", text)) and len(listed) == len(set(listed))
+    assert "Bases sae seed 0, sae seed 1 have 48 units each" in text and text.count("Basis neuron has 24 units of") == 1
     assert {"bouanani2026csp", "dreyer2025semanticlens", "gao2025scaling", "holm1979"} <= set(listed)
     assert not {"oikarinen2023clipdissect", "norouzi2014conse", "bussmann2024batchtopk"} & set(listed)  # not used here
 

@@ -1,7 +1,9 @@
 """How a run was made, as a paragraph for a paper with every setting: as text, as LaTeX, and what it cites as BibTeX."""
 
+import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from saelab.report import references
@@ -44,7 +46,7 @@ def paragraph(run: Run) -> str:
     host = f" of {facts['host']}" if facts.get("host") else ""
     lines = [
         f"We used {len(images)} images ({images.name}; {counts}; fingerprint {images.fingerprint[:12]}).",
-        *(_of_basis(basis, host) for basis in run.bases),
+        *(_of_group(group, host) for group in _grouped(run.bases)),
         _mined(run),
         _labelled(run),
         _measured(run),
@@ -63,17 +65,34 @@ def settings(run: Run) -> dict[str, Any]:
     return found
 
 
-def _of_basis(basis: Basis, host: str) -> str:
-    counted = Counter(row["status"] for row in basis.labels)
-    states = ", ".join(f"{n} {status}" for status, n in counted.items())
-    seed = "" if basis.seed is None else f" (seed {basis.seed})"
-    trained = basis.recipes.get("sae", {}).get("sae") or {}
+def _grouped(bases: Sequence[Basis]) -> list[list[Basis]]:
+    """Bases that differ by their seed alone, together."""
+    found: dict[Any, list[Basis]] = {}
+    for basis in bases:
+        recipe = basis.recipes.get("sae", {}).get("sae") or {}
+        alike = json.dumps({key: value for key, value in recipe.items() if key != "seed"}, sort_keys=True)
+        found.setdefault((basis.kind, basis.layer, basis.control, len(basis.labels), alike), []).append(basis)
+    return list(found.values())
+
+
+def _of_group(group: list[Basis], host: str) -> str:
+    first = group[0]
+    trained = first.recipes.get("sae", {}).get("sae") or {}
     how = ""
     if trained:
         rule = "matryoshka" if trained.get("prefixes") else trained["rule"]
         sparse = f", k = {trained['k']}" if "topk" in trained["rule"] else ""
-        how = f" from an SAE of rule {rule}{sparse}{_cite(references.RULES.get(rule))}"
-    return f"Basis {basis.short}{seed} has {len(basis.labels)} units of layer {basis.layer}{host}{how} ({states})."
+        how = f", the latents of an SAE of rule {rule}{sparse}{_cite(references.RULES.get(rule))}"
+    host += " with random weights" if trained and first.control else ""
+    names = ", ".join(basis.short for basis in group)
+    states = "; ".join(_states(basis) for basis in group)
+    who, each = (f"Basis {names} has", "") if len(group) == 1 else (f"Bases {names} have", " each")
+    return f"{who} {len(first.labels)} units{each} of layer {first.layer}{host}{how} ({states})."
+
+
+def _states(basis: Basis) -> str:
+    counted = Counter(row["status"] for row in basis.labels)
+    return ", ".join(f"{n} {status}" for status, n in counted.items())
 
 
 def _mined(run: Run) -> str:

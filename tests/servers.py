@@ -190,11 +190,11 @@ class FileServer:
                 total = file.stat().st_size
                 first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
                 start, stop = (int(first), min(int(last or total - 1) + 1, total)) if ranges else (0, total)
+                server.parts.append((file.name, start, stop - start))
                 self.send_response(206 if ranges else 200)
                 self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{total}")
                 self.send_header("Content-Length", str(stop - start))
                 self.end_headers()
-                server.parts.append((file.name, start, stop - start))
                 with file.open("rb") as opened, contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     opened.seek(start)
                     self.wfile.write(opened.read(stop - start))

@@ -1,9 +1,11 @@
 """Pictures that never sit on this disk: webdataset tars over HTTP, read in passes and by place, nothing stored."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from servers import FileServer
 from saelab import cache as caches
 from saelab.errors import UserError
 from saelab.images import ImageSet, load, remote, scan, tars
+from saelab.images import parquet as pq
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT, PER_SHARD = 24, 8
@@ -192,7 +195,7 @@ def test_each_sample_can_be_the_first(shards):
         rest = list(tars.samples(file, total, [], sample.after))
         assert rest == whole[n + 1 :]
         data = sample.item.data
-        assert remote.part(file, sample.offset, sample.offset + len(data)) == data
+        assert remote.part(file, sample.place[0], sample.place[0] + len(data)) == data
 
 
 def test_failures_that_pass_are_not_seen_and_others_are_one_line(cache, shards):
@@ -206,7 +209,7 @@ def test_failures_that_pass_are_not_seen_and_others_are_one_line(cache, shards):
         assert images.load(4).tobytes() == picture(4).tobytes()
         changed = shards / "train-000.tar"
         data = bytearray(changed.read_bytes())
-        data[images.stretches[5].offset + 50] ^= 1
+        data[images.spots[5].offset + 50] ^= 1
         changed.write_bytes(data)
         with pytest.raises(UserError, match=r"0005\.png: can't be read any more \(its bytes have changed since"):
             list(images.batches(pixels, 4))
@@ -296,3 +299,105 @@ def test_killed_and_run_again_from_the_command_line(cache, shards, tmp_path):
         assert np.asarray(store.tokens).reshape(COUNT, -1, 5) == pytest.approx(
             truth(store, host(), images), rel=2e-3, abs=2e-3
         )
+
+
+# --- Hugging Face sets in Parquet files
+
+
+@pytest.fixture
+def parquet(tmp_path) -> Path:
+    """24 pictures in two files of row groups of five; the column of pictures isn't the first."""
+    datasets = pytest.importorskip("datasets")
+    kinds = {
+        "text": datasets.Value("string"),
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=["a", "b"]),
+    }
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    for file, ids in enumerate((range(14), range(14, COUNT))):
+        rows = {"text": [f"number {i}" for i in ids], "label": [i % 2 for i in ids]}
+        rows["image"] = [{"bytes": encoded(i), "path": None} for i in ids]
+        made = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+        made.to_parquet(folder / f"train-{file:05d}-of-00002.parquet", batch_size=5)
+    return folder
+
+
+def test_parquet_files_are_streamed_row_group_by_row_group(cache, parquet, tmp_path, monkeypatch):
+    options = {"dataset": str(parquet), "caption": "text", "label": "label", "streaming": True}
+    copied = load("huggingface", **options)
+    for file in (cache / "pictures").rglob("*.img"):
+        file.unlink()
+    images = load("huggingface", **options, stored=False)
+    assert images.captions == copied.captions and images.classes == copied.classes
+    assert (images.groups == copied.groups).all() and images.groups[TWIN] == 2
+    assert [i.tobytes() for i in images.pictures(range(COUNT))] == [picture(i).tobytes() for i in range(COUNT)]
+    made = caches.write(images, host(), ["conv"], tmp_path / "runs", batch_size=4, workers=2)["conv"]
+    assert np.asarray(made.tokens).reshape(COUNT, -1, 5) == pytest.approx(
+        truth(made, host(), images), rel=2e-3, abs=2e-3
+    )
+    images.save(tmp_path / "runs")
+    for file in stored(cache, tmp_path / "runs"):
+        assert not any(encoded(i)[60:90] in file.read_bytes() for i in range(COUNT)), file
+    assert ImageSet.load(tmp_path / "runs").load(19).tobytes() == picture(19).tobytes()
+    assert len(load("huggingface", **options, stored=False, take=7)) == 7
+
+    opened_parts: list[str] = []
+    part = remote.part
+    monkeypatch.setattr(remote, "part", lambda *asked: opened_parts.append(asked[0]) or part(*asked))
+    pq._column.cache_clear()
+    list(images.pictures(range(COUNT)))
+    groups = {(s.file, s.group) for s in images.spots}
+    assert len(groups) == 5 and len(opened_parts) <= 4 * len(groups)  # a group's column, and the file's own table
+
+
+def test_parquet_files_over_http_are_read_in_parts(cache, parquet):
+    with FileServer(parquet) as server:
+        file = f"{server.url}/train-00001-of-00002.parquet"
+        cell = remote.Cell(file, 1, 2, "image", hashlib.sha256(encoded(21)).hexdigest())
+        assert next(remote.read([cell])) == encoded(21)
+        whole = (parquet / "train-00001-of-00002.parquet").stat().st_size
+        assert sum(size for _, start, size in server.parts if start < whole // 3) < whole // 2  # not the other groups
+
+
+def test_an_index_of_parquet_files_goes_on_where_it_stopped(cache, parquet, monkeypatch):
+    options = {"dataset": str(parquet), "label": "label", "streaming": True, "stored": False}
+    whole = load("huggingface", **options)
+    (table,) = (cache / "streams").glob("*/index.jsonl")
+    lines = table.read_text().splitlines(keepends=True)
+    for kept in (0, 4, 5, 13, 14, 23):
+        shutil.rmtree(cache / "streams")
+        looked: list[bytes] = []
+        look = scan.look_at
+
+        def until(data: bytes, kept=kept, looked=looked, look=look):
+            looked.append(data)
+            if len(looked) > kept:
+                raise KeyboardInterrupt
+            return look(data)
+
+        monkeypatch.setattr(scan, "look_at", until)
+        with pytest.raises(KeyboardInterrupt):
+            load("huggingface", **options)
+        monkeypatch.setattr(scan, "look_at", look)
+        (begun,) = (cache / "streams").glob("*.partial/index.jsonl")
+        begun.write_text("".join(lines[:kept]))
+        assert load("huggingface", **options).fingerprint == whole.fingerprint
+        (again,) = (cache / "streams").glob("*/index.jsonl")
+        assert again.read_text() == "".join(lines)
+
+
+def test_what_is_no_parquet_set(cache, parquet, tmp_path):
+    options = {"streaming": True, "stored": False}
+    with pytest.raises(UserError, match=r"images\.stored=False: is for streamed sets"):
+        load("huggingface", dataset=str(parquet), stored=False)
+    (tmp_path / "folder" / "train").mkdir(parents=True)
+    picture(1).save(tmp_path / "folder" / "train" / "1.png")
+    with pytest.raises(UserError, match=r"does not lie in Parquet files; give images\.stored=true"):
+        load("huggingface", dataset=str(tmp_path / "folder"), **options)
+    images = load("huggingface", dataset=str(parquet), **options)
+    file = next(parquet.glob("*00000*.parquet"))
+    file.write_bytes(file.read_bytes()[:300])
+    pq._column.cache_clear()
+    with pytest.raises(UserError, match="not a whole Parquet file"):
+        images.load(0)

@@ -148,7 +148,12 @@ def test_one_budget_for_all_bases_and_a_dry_run_that_sends_nothing(run):
         assert some.returncode == 0, some.stderr
         spent = sum(usage["prompt_tokens"] + usage["completion_tokens"] for usage in of(run))
         assert 0 < spent <= taken
-        assert re.search(r"^random rotation  detect +\d+ +0 +0 +0 +0 +[1-9]", some.stdout, re.MULTILINE)
+        table = [
+            re.split(r"  +", line) for line in some.stdout.splitlines() if re.match(r".+  (detect|second_look) ", line)
+        ]
+        wanted, answered, not_sent = (sum(int(line[i]) for line in table) for i in (2, 3, 7))
+        assert len(table) == 4 and not_sent == wanted - answered > 0 and answered == len(of(run))
+        assert int(table[-1][7]) == int(table[-1][2])  # nothing is left for the last
 
 
 def of(run: Path) -> list[dict]:

@@ -12,7 +12,7 @@ import numpy as np
 from saelab.errors import UserError
 from saelab.images import duplicates, scan, splits
 from saelab.images.imageset import ImageSet
-from saelab.images.remote import Stretch
+from saelab.images.remote import Spot
 from saelab.images.scan import Scan
 
 log = logging.getLogger("saelab")
@@ -27,7 +27,7 @@ class Entry:
     classes: tuple[str, ...] = ()  # concepts true of it
     mask: str | None = None  # label image, relative to the root
     credit: str | None = None  # author and licence, where the picture has its own
-    at: Stretch | None = None  # where its bytes lie, if it is no file of its own
+    at: Spot | None = None  # where its bytes lie, if it is no file of its own
     seen: Scan | None = None  # what a look told, where the source has looked already
 
 
@@ -92,7 +92,7 @@ def build(
         mask_names=listing.mask_names,
         square=listing.square,
         credits={e.file: e.credit for e in entries if e.credit},
-        stretches=tuple(e.at for e in entries if e.at),
+        spots=tuple(e.at for e in entries if e.at),
     )
 
 

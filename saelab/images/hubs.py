@@ -8,7 +8,6 @@ that was broken off goes on where it stopped.
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,11 @@ from tqdm import tqdm
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.images import sources
+from saelab.images import parquet, remote, sources, streams
 from saelab.images.build import Entry, Listing
 from saelab.images.decode import SUFFIXES
 from saelab.images.places import user_cache
-
-
-@dataclass(frozen=True)
-class Item:
-    """One picture of a set, encoded."""
-
-    data: bytes  # the file's bytes
-    suffix: str  # of its format, with the dot
-    caption: str | None = None
-    classes: tuple[str, ...] = ()
+from saelab.images.streams import Found, Item
 
 
 def imagenette(split: str = "train", size: str = "320px", root: Path | str | None = None) -> Listing:
@@ -93,12 +83,16 @@ def huggingface(
     label: str | None = None,
     streaming: bool = False,
     take: int | None = None,
+    stored: bool = True,
 ) -> Listing:
     """A Hugging Face dataset: a name on the hub, or a folder (one written by `save_to_disk`, or any it can load).
 
     image, caption, label: its columns. streaming: read it without downloading it whole; take: only its first pictures
-    (give it with streaming). Needs the package `datasets`.
+    (give it with streaming). stored: copy the pictures that are read; false (with streaming, for sets that lie in
+    Parquet files, as most do): keep an index of them instead. Needs the package `datasets`.
     """
+    if not stored and not streaming:
+        raise UserError("images.stored", stored, "is for streamed sets", "give images.streaming=true too")
     try:
         import datasets
     except ImportError:
@@ -118,14 +112,20 @@ def huggingface(
     version = getattr(data, "_fingerprint", None)  # of its contents; a stream has none
     data = data.cast_column(image, datasets.Image(decode=False))
 
+    def item(row: Mapping[str, Any]) -> Item:
+        cell = row[image]
+        encoded = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        told = row[label] if label else None
+        values = [] if told is None else told if isinstance(told, list) else [told]
+        own = tuple(names[v] if names and isinstance(v, int) else str(v) for v in values)
+        return Item(encoded, _suffix(cell["path"] or ""), sources.text(row[caption]) if caption else None, own)
+
+    if not stored:
+        used = [column for column in (image, caption, label) if column]
+        return _streamed(dataset, config, split, used, item, take)
+
     def items(start: int) -> Iterator[Item]:
-        for row in islice(data.skip(start), None if take is None else max(0, take - start)):
-            cell = row[image]
-            encoded = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-            told = row[label] if label else None
-            values = [] if told is None else told if isinstance(told, list) else [told]
-            own = tuple(names[v] if names and isinstance(v, int) else str(v) for v in values)
-            yield Item(encoded, _suffix(cell["path"] or ""), sources.text(row[caption]) if caption else None, own)
+        yield from map(item, islice(data.skip(start), None if take is None else max(0, take - start)))
 
     recipe = {
         "huggingface": dataset,
@@ -136,6 +136,35 @@ def huggingface(
         "version": version,
     }
     return copied(Path(dataset).name, recipe, items, f"Hugging Face dataset {dataset}", take)
+
+
+def _streamed(
+    dataset: str,
+    config: str | None,
+    split: str,
+    columns: list[str],
+    item: Callable[[Mapping[str, Any]], Item],
+    take: int | None,
+) -> Listing:
+    """The listing of a set whose pictures are read where they lie; `columns`: that of pictures, then the others."""
+    import datasets
+
+    with _refusals(dataset, "check images.dataset, images.split and images.config"):
+        files = datasets.load_dataset_builder(dataset, config).config.data_files
+    own = [str(file) for file in (files or {}).get(split, [])]
+    if not own or not all(file.endswith(".parquet") for file in own):
+        remedy = "give images.stored=true; tars: images=webdataset images.streaming=true"
+        raise UserError("images.stored", False, f"{dataset} does not lie in Parquet files", remedy)
+
+    def read(file: str, after: list[int] | None) -> Iterator[Found]:
+        return parquet.samples(file, columns, item, after)
+
+    def spot(file: str, place: tuple[int, int], sha256: str) -> remote.Spot:
+        return remote.Cell(file, *place, columns[0], sha256)
+
+    recipe = {"parquet": {file: remote.size(file) for file in own}, "columns": columns}
+    name, credit = Path(dataset).name, f"Hugging Face dataset {dataset}"
+    return streams.listing(streams.Stream(name, own, recipe, read, spot, credit), take)
 
 
 def copied(

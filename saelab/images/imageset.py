@@ -47,7 +47,7 @@ class ImageSet:
     mask_names: tuple[str, ...] = ()  # the name of pixel value 0, 1, ... of the label images
     square: bool = False  # pad to a white square when loading (cut-outs on white)
     credits: dict[str, str] = field(default_factory=dict)  # file -> author and licence, where each has its own
-    stretches: tuple[remote.Stretch, ...] = ()  # where each picture's bytes lie, if they are streamed; () for files
+    spots: tuple[remote.Spot, ...] = ()  # where each picture's bytes lie, if they are streamed; () for files
 
     load = _Load()
 
@@ -65,8 +65,8 @@ class ImageSet:
     def pictures(self, ids: Sequence[int]) -> Iterator[Image.Image]:
         """Pictures one after the other; of a streamed set, those that lie together are fetched together."""
         sources: Iterator[Path | bytes] = (self.path(i) for i in ids)
-        if self.stretches:
-            sources = remote.read([self.stretches[i] for i in ids])
+        if self.spots:
+            sources = remote.read([self.spots[i] for i in ids])
         for i in ids:
             try:
                 yield decode.decode(next(sources), self.square)
@@ -174,9 +174,7 @@ class ImageSet:
             mask_names=tuple(head["mask_names"]),
             square=head["square"],
             credits={r["file"]: r["credit"] for r in rows if "credit" in r},
-            stretches=tuple(
-                remote.Stretch(r["shard"], r["at"][0], r["at"][1], r["sha256"]) for r in rows if "shard" in r
-            ),
+            spots=tuple(remote.spot(r) for r in rows if "shard" in r),
         )
 
     def _row(self, i: int) -> dict[str, Any]:
@@ -194,13 +192,12 @@ class ImageSet:
             row["mask"] = self.masks[i]
         if self.files[i] in self.credits:
             row["credit"] = self.credits[self.files[i]]
-        if self.stretches:
-            own = self.stretches[i]
-            row |= {"shard": own.file, "at": [own.offset, own.size], "sha256": own.sha256}
+        if self.spots:
+            row |= remote.row(self.spots[i])
         return row
 
     def _gone(self, path: Path, error: Exception) -> UserError:
-        if self.stretches:
+        if self.spots:
             file = path.relative_to(self.root)
             return UserError("image", file, f"can't be read any more ({error})", "see that its shard can be reached")
         return UserError(

@@ -39,6 +39,34 @@ class Stretch:
     sha256: str  # of them, when they were first read
 
 
+@dataclass(frozen=True)
+class Cell:
+    """Where a picture lies in a Parquet file."""
+
+    file: str  # a path or an address
+    group: int  # number of the row group
+    row: int  # number of the row in it
+    column: str  # of pictures
+    sha256: str  # of its bytes, when they were first read
+
+
+Spot = Stretch | Cell
+
+
+def row(spot: Spot) -> dict[str, Any]:
+    """A spot as keys of a line of images.jsonl."""
+    if isinstance(spot, Cell):
+        return {"shard": spot.file, "cell": [spot.group, spot.row], "column": spot.column, "sha256": spot.sha256}
+    return {"shard": spot.file, "at": [spot.offset, spot.size], "sha256": spot.sha256}
+
+
+def spot(row: dict[str, Any]) -> Spot:
+    """The spot that `row` told of."""
+    if "cell" in row:
+        return Cell(row["shard"], row["cell"][0], row["cell"][1], row["column"], row["sha256"])
+    return Stretch(row["shard"], row["at"][0], row["at"][1], row["sha256"])
+
+
 class Changed(Exception):
     """What is read isn't what it was, or isn't there any more; its text says why, in a few words."""
 
@@ -59,23 +87,33 @@ def size(file: str) -> int:
         raise UserError("images.shards", file, f"can't be read ({why(error)})", "check the address") from None
 
 
-def read(stretches: Sequence[Stretch]) -> Iterator[bytes]:
-    """The bytes of each stretch, in order; neighbours in one file are fetched together.
+def read(spots: Sequence[Spot]) -> Iterator[bytes]:
+    """The bytes of each picture, in order; neighbours in one file are fetched together.
 
     Raises Changed where the bytes can't be had or are others than they were.
     """
-    for group in _neighbours(stretches):
-        first, last = group[0], group[-1]
+    for group in _neighbours(spots):
         try:
-            data = part(first.file, first.offset, last.offset + last.size)
+            found = _cells(group) if isinstance(group[0], Cell) else _stretches(group)
         except (OSError, http.client.HTTPException) as error:
             raise Changed(why(error)) from None
-        for own in group:
-            start = own.offset - first.offset
-            found = data[start : start + own.size]
-            if hashlib.sha256(found).hexdigest() != own.sha256:
+        for own, data in zip(group, found, strict=True):
+            if hashlib.sha256(data).hexdigest() != own.sha256:
                 raise Changed("its bytes have changed since the set was opened")
-            yield found
+            yield data
+
+
+def _stretches(group: Sequence[Any]) -> list[bytes]:
+    start = group[0].offset
+    data = part(group[0].file, start, group[-1].offset + group[-1].size)
+    return [data[own.offset - start : own.offset - start + own.size] for own in group]
+
+
+def _cells(group: Sequence[Any]) -> list[bytes]:
+    from saelab.images import parquet
+
+    column = parquet.cells(group[0].file, group[0].group, group[0].column)
+    return [column[own.row] if own.row < len(column) else b"" for own in group]
 
 
 def part(file: str, start: int, stop: int) -> bytes:
@@ -116,6 +154,38 @@ class Stream(io.RawIOBase):
         return count
 
 
+class Seekable(io.RawIOBase):
+    """A file that is read at any place; each read is one request."""
+
+    def __init__(self, file: str) -> None:
+        self.file, self.total, self.position = file, size(file), 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, as files do."""
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.total}[whence]
+        return self.position
+
+    def tell(self) -> int:
+        """The place."""
+        return self.position
+
+    def readinto(self, target: Any) -> int:
+        """Fill `target`, as far as the file goes."""
+        stop = min(self.position + len(target), self.total)
+        data = part(self.file, self.position, stop) if stop > self.position else b""
+        target[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
 def stream(file: str, start: int, total: int) -> BinaryIO:
     """A file of `total` bytes from `start` on, to be read once, front to back."""
     return io.BufferedReader(Stream(file, start, total))
@@ -136,18 +206,25 @@ def expanded(pattern: str) -> list[str]:
     return [f"{pattern[: found.start()]}{n}{rest}" for n in numbers for rest in expanded(pattern[found.end() :])]
 
 
-def _neighbours(stretches: Sequence[Stretch]) -> Iterator[list[Stretch]]:
-    group: list[Stretch] = []
-    for own in stretches:
-        if group:
-            end = group[-1].offset + group[-1].size
-            near = own.file == group[-1].file and 0 <= own.offset - end <= GAP
-            if not near or own.offset + own.size - group[0].offset > AT_ONCE:
-                yield group
-                group = []
+def _neighbours(spots: Sequence[Spot]) -> Iterator[list[Spot]]:
+    group: list[Spot] = []
+    for own in spots:
+        if group and not _together(group, own):
+            yield group
+            group = []
         group.append(own)
     if group:
         yield group
+
+
+def _together(group: Sequence[Spot], own: Spot) -> bool:
+    """Whether a picture is read with those before it: in one row group, or with little between them."""
+    first, last = group[0], group[-1]
+    if isinstance(own, Cell) or isinstance(first, Cell) or isinstance(last, Cell):
+        same = isinstance(own, Cell) and isinstance(first, Cell)
+        return same and (own.file, own.group) == (first.file, first.group)  # type: ignore[union-attr]
+    gap = own.offset - (last.offset + last.size)
+    return own.file == first.file and 0 <= gap <= GAP and own.offset + own.size - first.offset <= AT_ONCE
 
 
 def _tried(file: str, action: Callable[[], T]) -> T:

@@ -26,6 +26,7 @@ FAITHFULNESS = ("scs", "caption_r", "truth_r", "auprc", "f1", "iou", "auroc")
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
 OF_TRUTH = ("truth_r", "auprc", "f1", "iou", "auroc")
 FEWEST_IMAGES = 10  # test images below which no number is computed
+PIXEL_BAR = 0.04  # IoU above which NetDissect calls a unit a detector of its concept (Bau et al., CVPR 2017)
 STRONGEST = 10  # test images a unit that coherence looks at: few enough for exact 2-means clusters in little time
 
 
@@ -248,6 +249,18 @@ def summarise(rows: Sequence[dict[str, Any]], evidence: Evidence, splits: Splits
         "coherence": {name: mean_of([row.get(name) for row in rows]) for name in COHERENCE},
         "by_scorer": {name: _summary_of(found) for name, found in entries.items()},
     }
+
+
+def add_pixels(rows: list[dict[str, Any]], summary: dict[str, Any], iou: Float[Tensor, "units"]) -> None:
+    """Put NetDissect's IoU on `test` (`label.concepts.held_out_iou`) into rows and summary, as `pixel_iou`."""
+    values = [None if x != x else x for x in iou.tolist()]
+    for row, value in zip(rows, values, strict=True):
+        if "netdissect" in row["by_scorer"]:
+            row["by_scorer"]["netdissect"]["pixel_iou"] = value
+    there = [value for value in values if value is not None]
+    share = sum(value > PIXEL_BAR for value in there) / len(there) if there else None
+    best = max(there) if there else None
+    summary["pixel_iou"] = mean_of(values) | {"best": best, "above_bar": share}
 
 
 def over_all(entries: Sequence[dict[str, Any]], metric: str) -> list[float | None]:

@@ -2,7 +2,7 @@
 
 from command import command
 from omegaconf import DictConfig
-from screens import label_table
+from screens import label_table, pixel_table
 from stages import Run
 
 from saelab.label import pipeline
@@ -20,6 +20,7 @@ def main(cfg: DictConfig) -> None:
         for name, reason in pipeline.left_out(basis.labels.path).items():
             print(f"  without {name}: {reason}")
     print(label_table(bases))
+    print(pixel_table(bases), end="")
 
 
 if __name__ == "__main__":

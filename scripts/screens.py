@@ -28,6 +28,20 @@ def label_table(bases: "Sequence[Basis]") -> str:
     return "\n".join(lines)
 
 
+def pixel_table(bases: "Sequence[Basis]") -> str:
+    """NetDissect's IoU with marked pixels on the test pictures, for bases that have it; empty where none has."""
+    lines = []
+    for basis in bases:
+        assert basis.evaluation is not None
+        found = read_json(basis.evaluation.path / "evaluation.json").get("pixel_iou")
+        if found is not None and found["mean"] is not None:
+            name, bar = f"{basis.layer} {basis.name}", f"{found['above_bar']:.2f} of {found['units']} units above .04"
+            lines.append(
+                f"{name:<28}netdissect, pixel IoU on test: mean {found['mean']:.3f}, best {found['best']:.3f}, {bar}"
+            )
+    return "\n".join([*lines, ""]) if lines else ""
+
+
 def last_screen(run: "Run", index: Path, seconds: float) -> str:
     """What was compared, the headline numbers and the answer in a sentence, and where the report is."""
     skipped = f" ({len(run.images.skipped)} skipped)" if run.images.skipped else ""

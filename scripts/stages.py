@@ -314,13 +314,18 @@ class Run:
 
     def _evaluate(self, basis: Basis, splits: evaluate.Splits) -> Artifact:
         assert basis.labels is not None
-        recipe = {"stage": "evaluation", "code": 3, "labels": basis.labels.digest, "images": self.images.fingerprint}
+        recipe = {"stage": "evaluation", "code": 4, "labels": basis.labels.digest, "images": self.images.fingerprint}
         recipe |= {"truth": self.cfg.truth, "judge": self.encoder.recipe, "k": self.mining.k}
 
         def build(folder: Path) -> None:
             assert basis.labels is not None
             acts, rows = units.UnitActivations.load(basis.units.path), pipeline.read(basis.labels.path)
-            evaluate.write(folder, *evaluate.evaluate(acts, rows, self.evidence, splits, self.mining.k))
+            found, summary = evaluate.evaluate(acts, rows, self.evidence, splits, self.mining.k)
+            if any("netdissect" in row["scores"] for row in rows):
+                chosen = [row["scores"].get("netdissect", {}).get("label") for row in rows]
+                iou = concepts.held_out_iou(chosen, self._tokens(basis), self.images, splits.mine, splits.test)
+                evaluate.add_pixels(found, summary, iou)
+            evaluate.write(folder, found, summary)
 
         return ensure(self.root, "evaluation", basis.name, recipe, build)
 

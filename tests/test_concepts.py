@@ -98,6 +98,22 @@ def test_maps_are_the_tokens_in_their_places(world):
     torch.testing.assert_close(found[0], brute, rtol=1e-3, atol=1e-3)
 
 
+def test_iou_on_held_out_pictures_has_the_thresholds_of_mine(world):
+    pictures, store, _ = world
+    mine, test = pictures.ids("mine"), pictures.ids("test")
+    tokens = concepts.Tokens(store, Projection())
+    found = concepts.held_out_iou(["Reds", None, "blue"], tokens, pictures, mine, test)
+    assert found[1].isnan()
+    fitted, seen = concepts.maps(tokens, mine), concepts.maps(tokens, test)
+    for unit, label in ((0, 1), (2, 2)):
+        ordered = fitted[:, unit].flatten().sort(descending=True).values
+        bar = ordered[int(0.005 * len(ordered))]
+        on = torch.nn.functional.interpolate(seen[:, [unit]], size=(32, 32), mode="bilinear")[:, 0] > bar
+        marked = concepts.pixels(WORDS.labels, pictures, test, store)[:, label]
+        assert float(found[unit]) == pytest.approx(float((on & marked).sum() / (on | marked).sum()), abs=1e-6)
+    assert float(found[[0, 2]].max()) > 0
+
+
 def test_classes_are_those_of_the_images_asked_for(world):
     pictures, _, _ = world
     ids = pictures.ids("test")
@@ -121,7 +137,6 @@ def test_what_is_missing_is_told(world, scorers, tokens, labels, word):
 
 def test_a_scorer_that_cannot_be_had_is_left_out_with_its_reason(world, caplog):
     """Others go on; a number for it is nowhere to be found, and where it was to be final it is an error."""
-    pictures, store, acts = world
     words = pool([(label, ("planted",)) for label in ("zebra", "lion")])
     lost: dict[str, str] = {}
     rows = rows_of(world, ("pearson", "invert", "netdissect", "decoder_direction", "www"), False, words, lost)

@@ -16,6 +16,7 @@ from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.hosts.transform import Transform
 from saelab.images import ImageSet
+from saelab.label.assign.netdissect import netdissect_stream, top_threshold
 from saelab.label.vocabulary import key
 from saelab.units import Projection
 
@@ -85,6 +86,26 @@ def maps(tokens: Tokens, ids: np.ndarray) -> Float[Tensor, "images units height 
             found[row] = units
     assert found is not None
     return found
+
+
+def held_out_iou(
+    chosen: Sequence[str | None], tokens: Tokens, images: ImageSet, mine: np.ndarray, test: np.ndarray
+) -> Float[Tensor, "units"]:
+    """NetDissect's IoU of each unit with its label's pixels on `test`, where nothing was chosen.
+
+    Thresholds and labels (`chosen`) come from the images `mine`. NaN for units without a label, and for labels without
+    a pixel on `test`. Raises UserError as `pixels` and `maps` do.
+    """
+    names = sorted({label for label in chosen if label is not None})
+    threshold = top_threshold(maps(tokens, mine))
+    out = torch.full((len(chosen),), torch.nan)
+    if names:
+        masks, on = pixels(names, images, test, tokens.cache), maps(tokens, test)
+        iou = netdissect_stream(((on[i : i + 1], masks[i : i + 1]) for i in range(len(on))), threshold)
+        for unit, label in enumerate(chosen):
+            if label is not None:
+                out[unit] = iou[unit, names.index(label)]
+    return out
 
 
 def _places(labels: Sequence[str], names: Sequence[str]) -> dict[int, list[int]]:

@@ -167,6 +167,13 @@ def test_top_k_takes_infinities_zeros_and_equals_as_they_come():
     assert all(len(set(row.tolist())) == 6 for row in indices)
 
 
+def test_a_number_that_is_none_is_selected_so_that_a_loss_shows_it():
+    x = torch.randn(3, 1024, generator=torch.Generator().manual_seed(0))
+    x[1, 700] = torch.nan
+    assert 700 in select.top_k(x, 5)[1][1] and not select.top_k(x, 5)[0][[0, 2]].isnan().any()
+    assert 1024 + 700 in select.top_of_batch(x, 9)[1]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.sampled_from([64, 100, 512, 1024]), st.integers(1, 5), st.integers(0, 10**6))
 def test_top_of_batch_takes_the_count_also_among_equals(rows, n, k, seed):

@@ -91,8 +91,8 @@ def _rank(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
     rows, n = x.shape
     if x.device.type != "cpu" or x.dtype != torch.float32 or not rows:
         return x.topk(k, dim=1, sorted=False)
-    largest = torch.finfo(torch.float32).max  # an infinity with a place would be no number
-    keys = x.clamp(-largest, largest).double()
+    largest = torch.finfo(torch.float32).max
+    keys = x.nan_to_num(nan=largest).double()  # infinities hold no place; what is no number goes first, for all to see
     keys.view(torch.int64).bitwise_or_(torch.arange(n))
     keys.numpy().sort(axis=1)
     places = keys[:, n - k :].view(torch.int64) & ((1 << SPARE) - 1)

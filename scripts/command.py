@@ -70,15 +70,25 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
 def _of_the_system(error: Exception, root: str | None) -> str | None:
     """What a user can do about a full disk or a path that can't be used; None for any other error."""
+    from saelab.images.places import user_cache
+
     name = getattr(error, "filename", None)
     # safetensors tells of a full disk in an exception of its own, with the system's words in its text.
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
         where = f" while writing {name}" if name else ""
         return f"disk full{where}: free some space and run the same command again; finished work is kept"
-    # Where nothing can be made, as below /proc, making the root says that it isn't there.
-    unmade = getattr(error, "errno", None) == errno.ENOENT and root is not None and Path(root).is_relative_to(str(name))
-    if isinstance(error, OSError) and name and (error.errno in UNUSABLE or unmade):
-        return f"{name}: {error.strerror}; give a folder that can be written to, for example root=PATH"
+    if not isinstance(error, OSError) or not name:
+        return None
+    places = {"give a folder that can be written to, for example root=PATH": root}
+    places["set SAELAB_CACHE to a folder that can be written to"] = str(user_cache())
+    for remedy, place in places.items():
+        # Where nothing can be made, as below /proc, making a folder says that it isn't there.
+        unmade = error.errno == errno.ENOENT and place is not None and Path(place).is_relative_to(str(name))
+        inside = place is not None and Path(str(name)).is_relative_to(place)
+        if unmade or (inside and error.errno in UNUSABLE):
+            return f"{name}: {error.strerror}; {remedy}"
+    if error.errno in UNUSABLE:
+        return f"{name}: {error.strerror}; {next(iter(places))}"
     return None
 
 

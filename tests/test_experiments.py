@@ -4,6 +4,9 @@ Random weights, but for the two networks whose weights packages carry.
 """
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +87,38 @@ def test_too_few_test_pictures_are_told_before_anything_is_computed(places, tmp_
     with pytest.raises(UserError, match="splits=4 test images: at least 10 needed"):
         _ = run.evaluated
     assert not list(tmp_path.iterdir())
+
+
+def test_the_slurm_command_of_the_docs_composes():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    page = (CONF.parent / "docs" / "hosts.md").read_text()
+    command = re.search(r"python scripts/cache\.py --multirun (.*?)\n```", page, re.DOTALL)[1].replace("\\\n", " ")
+    settings = command.split()
+    (hosts,) = (text.removeprefix("host=").split(",") for text in settings if text.startswith("host="))
+    assert len(hosts) > 1
+    for host in hosts:
+        given = [f"host={host}" if text.startswith("host=") else text for text in settings]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("cache", given, return_hydra_config=True)
+        launcher = cfg.hydra.launcher
+        assert launcher._target_.endswith("SlurmLauncher") and launcher.gpus_per_node == 1
+        assert (launcher.partition, launcher.timeout_min, launcher.max_num_timeout) == ("gpu", 240, 3)
+        assert cfg.host.name and cfg.layers == cfg.host.layers and cfg.device == "cuda"
+
+
+@pytest.mark.slow
+def test_jobs_of_a_launcher_find_the_scripts_and_tell_mistakes_in_one_line(places, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    command = [sys.executable, str(CONF.parent / "scripts" / "layers.py"), "--multirun"]
+    command += ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "host=own", "host.layers=[x]"]
+    good = f"host.name=transformers:{places / 'dinov2'},transformers:{places / 'resnet'}"
+    done = subprocess.run([*command, good], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = [file.read_text() for file in tmp_path.rglob("*_log.out")]
+    assert len(said) == 2 and sum("encoder.layer.11" in text for text in said) == 1
+    bad = subprocess.run([*command, "host.name=timm:nosuch"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert bad.returncode == 2 and "Traceback" not in bad.stderr
+    assert bad.stderr.splitlines()[-1].startswith("saelab: host=timm:nosuch")
 
 
 def test_cosy_holds_labels_against_other_pictures_where_some_are_given(places, tmp_path):

@@ -97,10 +97,16 @@ def _states(basis: Basis) -> str:
 
 def _mined(run: Run) -> str:
     k = run.bases[0].exemplars["positives"].shape[1]
+    rule = settings(run).get("label.mining.rule", "below_mean")
+    paired = (
+        f"the image most like it, in the encoder's space, of those that leave the unit below its "
+        f"mean{_cite('bouanani2026csp')}"
+        if rule == "below_mean"
+        else f"a contrast by the rule {rule}"
+    )
     return (
-        f"A unit's positives are the {k} images of the mining split with its highest activations, each paired with the "
-        f"image most like it, in the encoder's space, of those that leave the unit below its "
-        f"mean{_cite('bouanani2026csp')}."
+        f"A unit's positives are the {k} images of the mining split with its highest activations, each paired with "
+        f"{paired}."
     )
 
 

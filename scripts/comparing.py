@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from command import plain
+from companions import OnRandomHost
 
 from saelab import compare
 from saelab.artifacts import Artifact, digest, ensure, read_jsonl
@@ -41,9 +42,9 @@ def compare_bases(run: "Run", bases: "list[Basis]") -> dict[str, Artifact]:
 
 def _basis(run: "Run", basis: "Basis") -> compare.Basis:
     assert basis.evaluation is not None
-    store, info = run.caches[basis.layer], UnitActivations.load(basis.units.path).info
+    info = UnitActivations.load(basis.units.path).info
     setup = compare.Setup(
-        host=store.host,
+        host=run.host.name,
         layer=basis.layer,
         images=run.images.fingerprint,
         splits=digest(run.images.splits.tolist())[:16],
@@ -55,5 +56,5 @@ def _basis(run: "Run", basis: "Basis") -> compare.Basis:
         labels=digest(list(run.vocabulary.labels))[:16],
     )
     rows = read_jsonl(basis.evaluation.path / "evaluation.jsonl")
-    weights = run.host.digest
+    weights = run.random.host.digest if isinstance(basis, OnRandomHost) else run.host.digest
     return compare.Basis(basis.name, basis.group, basis.kind, basis.seed, weights, basis.control, setup, rows)

@@ -106,7 +106,7 @@ class Run:
 
         store = self.caches[layer]
         configs, train = sae_configs(plain(self.cfg.sae), store.d_in, self.cfg.seeds)
-        recipes = [{"stage": "sae", "code": 3, "cache": store.digest, "sae": c, "train": train} for c in configs]
+        recipes = [{"stage": "sae", "code": 4, "cache": store.digest, "sae": c, "train": train} for c in configs]
         kept = "" if configs[0].rule == "relu" else f"-k{configs[0].k}"
         wanted = [(f"{layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]
 
@@ -188,7 +188,13 @@ class Run:
         bases, embeddings = self.bases, self.embeddings
         with self.timed("mining"):
             return [
-                replace(b, exemplars=exemplars(b.units, self.images, embeddings, self.root, self.mining)) for b in bases
+                replace(
+                    b,
+                    exemplars=exemplars(
+                        b.units, self.images, embeddings, self.root, self.mining, self._host_vectors(b)
+                    ),
+                )
+                for b in bases
             ]
 
     @cached_property
@@ -270,8 +276,13 @@ class Run:
             self.mining,
             basis.proposals,
             self._tokens(basis) if {"netdissect", "decoder_direction"} & set(settings.scorers) else None,
+            self._host_vectors(basis),
         )
         return replace(basis, labels=made)
+
+    def _host_vectors(self, basis: Basis) -> torch.Tensor | None:
+        """The layer's mean tokens, in which the mining rule `host` looks for contrasts."""
+        return torch.from_numpy(self.caches[basis.layer].pooled("mean")) if self.mining.rule == "host" else None
 
     def _tokens(self, basis: Basis) -> concepts.Tokens:
         project = units.Projection.load(basis.units.path, None if basis.sae is None else basis.sae.path)

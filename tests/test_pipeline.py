@@ -77,6 +77,27 @@ def test_what_stands_in_held_out_images_changes_nothing(world, plain):
     assert labelled(world, images, acts)[0] == rows
 
 
+def test_the_hosts_own_space_can_choose_contrasts(world):
+    """Rule `host`: pairs are near in the host's vectors, and their nulls are mined in that space too."""
+    images = image_set(4000)
+    host = torch.randn(4000, 12, generator=torch.Generator().manual_seed(8)).abs()
+    mining = exemplars.MiningSettings(k=5, rule="host")
+    units = UnitActivations(world.acts[:, :6], "planted", {})
+    found = exemplars.find(units, images, world.image_emb, mining, host)
+    unit = torch.nn.functional.normalize(host, dim=1)
+    pairs = [(p, n) for row in zip(found.positives, found.contrasts) for p, n in zip(*row) if n >= 0]
+    assert pairs
+    mine = torch.as_tensor(images.ids("mine"))
+    for p, n in pairs:
+        own = float(unit[p] @ unit[n])
+        assert own >= 0.3 and own > float((unit[mine] @ unit[p]).quantile(0.9))
+    words = pool([(f"label {i}", ("planted",)) for i in range(len(world.label_emb))])
+    settings = pipeline.LabelSettings(("csp",), "csp", nulls=2, meanings=False)
+    emb, txt = world.image_emb, world.label_emb
+    rows = pipeline.assign_all(units, found, images, emb, txt, words, settings, mining, host_emb=host)
+    assert all(row["scores"]["csp"]["null_percentile"] is not None for row in rows)
+
+
 def test_sparse_and_dense_activations_get_the_same_labels(world, plain):
     images, rows, _ = plain
     sparse, _ = labelled(world, images, world.acts.to_sparse_csr())

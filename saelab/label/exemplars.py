@@ -71,8 +71,17 @@ def check(images: ImageSet, settings: MiningSettings) -> None:
         raise UserError("label.mining.k", settings.k, f"the mine split has only {count} images", remedy)
 
 
-def find(units: UnitActivations, images: ImageSet, image_emb: Tensor, settings: MiningSettings) -> Exemplars:
-    """Mine every unit of a basis. Raises UserError where the `mine` split has fewer images than k."""
+def find(
+    units: UnitActivations,
+    images: ImageSet,
+    image_emb: Tensor,
+    settings: MiningSettings,
+    host_emb: Float[Tensor, "images d_in"] | None = None,
+) -> Exemplars:
+    """Mine every unit of a basis. Raises UserError where the `mine` split has fewer images than k.
+
+    `host_emb`: the host's own image vectors, in which the rule `host` looks for contrasts.
+    """
     check(images, settings)
     ids = images.ids("mine")
     acts, emb = units.rows(ids), image_emb[torch.as_tensor(ids)]
@@ -80,7 +89,13 @@ def find(units: UnitActivations, images: ImageSet, image_emb: Tensor, settings: 
     local, values = mine.top_images(acts, settings.k)
     groups = torch.as_tensor(images.groups[ids])
     contrast, similarity = mine.contrast_images(
-        acts, emb, local, rule=settings.rule, reuse=settings.reuse, groups=groups
+        acts,
+        emb,
+        local,
+        rule=settings.rule,
+        reuse=settings.reuse,
+        groups=groups,
+        host_emb=None if host_emb is None else host_emb[torch.as_tensor(ids)],
     )
     lonely = (contrast < 0).all(1)
     status = ["no_contrast" if s in ("ok", "rare") and none else s for s, none in zip(status, lonely.tolist())]
@@ -89,13 +104,18 @@ def find(units: UnitActivations, images: ImageSet, image_emb: Tensor, settings: 
 
 
 def exemplars(
-    units: Artifact, images: ImageSet, embeddings: ImageEmbeddings, root: Path | str, settings: MiningSettings
+    units: Artifact,
+    images: ImageSet,
+    embeddings: ImageEmbeddings,
+    root: Path | str,
+    settings: MiningSettings,
+    host_emb: Float[Tensor, "images d_in"] | None = None,
 ) -> Artifact:
-    """The exemplars of a `units` artifact as an artifact of their own."""
+    """The exemplars of a `units` artifact as an artifact of their own. `host_emb` as in `find`."""
     recipe: dict[str, Any] = {"stage": "exemplars", "code": CODE, "units": units.digest, "images": images.fingerprint}
     recipe |= {"embeddings": embeddings.artifact.digest, "mining": settings}
 
     def build(folder: Path) -> None:
-        find(UnitActivations.load(units.path), images, embeddings.images, settings).save(folder)
+        find(UnitActivations.load(units.path), images, embeddings.images, settings, host_emb).save(folder)
 
     return ensure(root, "exemplars", units.recipe["basis"], recipe, build)

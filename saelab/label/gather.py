@@ -35,8 +35,12 @@ def evidence(
     image_emb: Tensor,
     label_emb: Tensor,
     mining: MiningSettings,
+    host_emb: Float[Tensor, "images d_in"] | None = None,
 ) -> Evidence:
-    """What most scorers look at, for the images of the `mine` split only; ids in it are rows of that split."""
+    """What most scorers look at, for the images of the `mine` split only; ids in it are rows of that split.
+
+    `host_emb`: the host's own image vectors, for the nulls of the mining rule `host`.
+    """
     ids = torch.as_tensor(images.ids("mine"))
     local = torch.full((len(images) + 1,), -1, dtype=torch.int64)  # the last entry answers for id -1
     local[ids] = torch.arange(len(ids))
@@ -49,6 +53,7 @@ def evidence(
         contrast_ids=local[found.contrasts],
         rule=mine.ContrastRule(mining.rule, reuse=mining.reuse),
         groups=torch.as_tensor(images.groups[ids.numpy()]),
+        host_emb=None if host_emb is None else host_emb[ids],
     )
 
 

@@ -70,12 +70,14 @@ def labels(
     mining: MiningSettings,
     proposals: Path | None = None,
     tokens: concepts.Tokens | None = None,
+    host_emb: Float[Tensor, "images d_in"] | None = None,
 ) -> Artifact:
     """The `labels` artifact of one basis: labels.jsonl, exemplars.safetensors, vocabulary.json, proposals.jsonl.
 
     `proposals`: the folder whose proposals.jsonl is kept beside the labels; its candidates are in `vocabulary`.
     `tokens`: for `netdissect`, which looks at single places, and `decoder_direction`. Scorers that these units or
     pictures can't have (no label images, no decoder) are left out, with the reasons in left_out.json and in the log.
+    `host_emb`: the host's own image vectors, for the mining rule `host`.
 
     Raises UserError for an unknown scorer, a `final` that is not among the scorers, or an empty vocabulary.
     """
@@ -101,6 +103,7 @@ def labels(
             tokens,
             templates,
             lost,
+            host_emb,
         )
         write_json(folder / "left_out.json", lost)
         write_jsonl(folder / "labels.jsonl", rows)
@@ -133,6 +136,7 @@ def assign_all(
     tokens: concepts.Tokens | None = None,
     templates: Templates | None = None,
     left_out: dict[str, str] | None = None,
+    host_emb: Float[Tensor, "images d_in"] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of labels.jsonl, one a unit, in the order of units.
 
@@ -141,7 +145,7 @@ def assign_all(
     out, with the reason in the log and in `left_out`. Raises UserError where that is the final scorer.
     """
     ids = torch.as_tensor(images.ids("mine"))
-    bundle = evidence(units, found, images, image_emb, label_emb, mining)
+    bundle = evidence(units, found, images, image_emb, label_emb, mining, host_emb)
     bundle, lost = completed(bundle, settings.scorers, settings.final, vocabulary, images, tokens, templates)
     scorers = [name for name in settings.scorers if name not in lost]
     for name, reason in lost.items():

@@ -1,5 +1,6 @@
 """CoSy: do units fire on pictures of their labels? `python scripts/cosy.py cosy.source=folder cosy.folder=PICTURES`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def pictures_of(run: Run, labels: list[str]) -> ImageSet | None:
     folder = cfg.folder
     if cfg.source == "diffusers":
         folder = generate(labels, run.root / "generated", Diffusion(**plain(cfg.generate)), run.device)
-    return image_sources.load("folder", root=str(folder))
+    return seen_alike(run, folder)
 
 
 def controls_of(run: Run) -> ImageSet | None:
@@ -72,7 +73,12 @@ def controls_of(run: Run) -> ImageSet | None:
     if run.cfg.cosy.controls is None:
         return None
     check_tokens(run, "use cosy.controls=null, or tokens_per_image=null")
-    return image_sources.load("folder", root=str(run.cfg.cosy.controls))
+    return seen_alike(run, run.cfg.cosy.controls)
+
+
+def seen_alike(run: Run, folder: Path | str) -> ImageSet:
+    """The pictures of a folder, padded to squares if the run's own are: else the host would see them otherwise."""
+    return replace(image_sources.load("folder", root=str(folder)), square=run.images.square)
 
 
 def check_tokens(run: Run, remedy: str) -> None:
@@ -103,7 +109,7 @@ def measured(
 ) -> Artifact:
     """The `cosy` artifact of one basis. `shown`, `quiet`: its activations on `pictures` and on `controls`."""
     assert basis.labels is not None
-    recipe: dict[str, Any] = {"stage": "cosy", "code": 1, "labels": basis.labels.digest, "truth": run.cfg.truth}
+    recipe: dict[str, Any] = {"stage": "cosy", "code": 2, "labels": basis.labels.digest, "truth": run.cfg.truth}
     recipe |= {"images": run.images.fingerprint, "pictures": None if pictures is None else pictures.fingerprint}
     recipe |= {"scorer": run.cfg.cosy.scorer}
     recipe |= {} if controls is None else {"controls": controls.fingerprint}

@@ -46,7 +46,7 @@ def by_image(run: Run, basis: Basis, acts: units.UnitActivations) -> search.Hits
     """Units that the picture `image` fires."""
     path = Path(run.cfg.image).expanduser()
     try:
-        picture = decode(path)
+        picture = decode(path, run.images.square)  # seen as the run's own pictures are
     except (OSError, Unreadable) as error:
         raise UserError("image", path, f"can't be read ({error})", "give a picture file") from None
     batch = run.host.transform(picture)[None]

@@ -106,6 +106,28 @@ def test_archetypal_rows_stay_in_the_hull_within_delta():
     assert quality(trainer.sae, x)["fvu"] < 0.35
 
 
+@pytest.mark.parametrize("decoder", ["free", "archetypal"])
+@pytest.mark.parametrize("rule", ["topk", "batchtopk", "relu"])
+def test_the_first_reconstructions_are_no_longer_than_the_input(rule, decoder):
+    x, _ = planted(2000, offset=5.0)
+    trainer = Trainer(SAEConfig(D_IN, 480, rule=rule, k=24, decoder=decoder, candidates=200))
+    trainer.start(x)
+    sae, centre = trainer.sae, x.mean(0)
+    assert float((sae(x) - centre).square().sum()) <= 1.05 * float((x - centre).square().sum())
+    lengths = sae.W_enc.norm(dim=1)
+    torch.testing.assert_close(sae.W_enc, sae.W_dec * lengths[:, None])
+    assert float(lengths.max()) < 0.9, "it had to be shortened"
+    few = Trainer(SAEConfig(D_IN, 24, k=2))
+    few.start(x)
+    assert torch.equal(few.weights["W_enc"], few.weights["W_dec"]), "and is not lengthened"
+
+
+def test_jumprelu_begins_at_the_l0_that_it_is_to_keep():
+    x, _ = planted(2000, offset=5.0)
+    first = Trainer(SAEConfig(D_IN, 96, rule="jumprelu", k=5)).step(x)
+    assert float(first["l0"]) == pytest.approx(5, abs=0.01)
+
+
 def test_archetypal_gradients_are_those_of_autograd():
     config = SAEConfig(D_IN, 16, k=3, decoder="archetypal", candidates=30)
     trainer = Trainer(config)

@@ -72,18 +72,19 @@ class Trainer:
         self._lay_out(weights, hull, variance)
 
     def _balance(self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"]) -> float:
-        """The length of the first encoder rows: 1, or less where reconstructions would be longer than the input.
+        """The length of the first encoder rows: 1, or less where reconstructions of the first batch would be too long.
 
-        topk and batchtopk measure it on the first batch (Gao et al. 2025, appendix A.1, match the lengths, up and
-        down). relu: with every positive latent kept, W_dec' relu(W_dec x) is latents / (2 d_in) times too long.
+        (Gao et al. 2025, appendix A.1, match the lengths, up and down.) jumprelu begins with few latents a token: 1.
         """
         config = self.config
-        if config.rule == "relu":
-            return min(1.0, 2 * config.d_in / config.latents)
         if config.rule == "jumprelu":
             return 1.0
-        values, indices = top_k(centred @ W_dec.T, config.k)
-        rebuilt = sparse.decode_rows(values.relu_(), indices, W_dec)
+        pre = (centred @ W_dec.T).relu_()
+        if config.rule == "relu":
+            rebuilt = pre @ W_dec
+        else:
+            values, indices = top_k(pre, config.k)
+            rebuilt = sparse.decode_rows(values, indices, W_dec)
         wanted, found = (float(self.world.sum_(part.double().square().sum())) for part in (centred, rebuilt))
         return min(1.0, (wanted / found) ** 0.5) if found else 1.0
 

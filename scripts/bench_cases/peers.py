@@ -20,7 +20,7 @@ DISTRIBUTIONS = {
     "sae_lens": "sae-lens",
     "overcomplete": "overcomplete",
     "dictionary_learning": "dictionary-learning",
-}  # of each package that has an adapter of its name here
+}  # what each package is called where it is installed from
 
 
 def cases(shapes: list[list[int]], k: int, rules: list[str], rounds: int) -> Iterator[dict[str, Any]]:
@@ -28,12 +28,15 @@ def cases(shapes: list[list[int]], k: int, rules: list[str], rounds: int) -> Ite
 
     A peer that doesn't import or run beside the other packages here gets a line that says so.
     """
+    peers = {"sparsify": sparsify, "sae_lens": sae_lens, "overcomplete": overcomplete}
+    peers |= {"dictionary_learning": dictionary_learning}
+    installed = {name: build for name, build in peers.items() if find_spec(name)}
     for d_in, latents, batch in shapes:
         x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0))
-        for name in ("plain_torch", *(peer for peer in DISTRIBUTIONS if find_spec(peer))):
+        for name, build in {"plain dense torch": plain_torch, **installed}.items():
             case = f"peer step, {name} {d_in}->{latents}"
             try:
-                step = globals()[name](d_in, latents, k, x)
+                step = build(d_in, latents, k, x)
                 step()
             except Exception as error:  # whatever another package raises
                 yield {"case": case, "skipped": f"{type(error).__name__}: {error}".splitlines()[0]}

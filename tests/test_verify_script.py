@@ -153,7 +153,7 @@ def test_one_budget_for_all_bases_and_a_dry_run_that_sends_nothing(run):
         ]
         wanted, answered, not_sent = (sum(int(line[i]) for line in table) for i in (2, 3, 7))
         assert len(table) == 4 and not_sent == wanted - answered > 0 and answered == len(of(run))
-        assert int(table[-1][7]) == int(table[-1][2])  # nothing is left for the last
+        assert int(table[-1][7]) > int(table[0][7]) == 0  # the first went first, little is left for the last
 
 
 def of(run: Path) -> list[dict]:
@@ -161,6 +161,7 @@ def of(run: Path) -> list[dict]:
     return [json.loads(line)["record"] for file in files for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_recorded_answers_of_another_run_give_the_same_rows(run, tmp_path):
     forget(run)
     with FaultServer(answer=lambda question: ANSWER) as server:

@@ -5,7 +5,9 @@ buffers) is left out, in its favour.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -76,7 +78,8 @@ def plain_torch(d_in: int, latents: int, k: int, x: torch.Tensor) -> Callable[[]
 def sparsify(d_in: int, latents: int, k: int, x: torch.Tensor) -> Callable[[], Any]:
     """EleutherAI's sparsify: SparseCoder, with its eager decoder (its Triton kernels need a GPU)."""
     os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
-    from sparsify import SparseCoder, SparseCoderConfig
+    with redirect_stdout(sys.stderr):  # it says so in print
+        from sparsify import SparseCoder, SparseCoderConfig
 
     model = SparseCoder(d_in, SparseCoderConfig(num_latents=latents, k=k), device="cpu", dtype=torch.float32)
     project, normalise = model.remove_gradient_parallel_to_decoder_directions, model.set_decoder_norm_to_unit_norm

@@ -123,6 +123,19 @@ def test_units_without_a_meaning_get_a_status_and_no_label(world):
     assert all(row["abstained"] for row in rows[:3])
 
 
+def test_units_without_a_contrast_are_told_and_get_the_labels_that_need_none(world):
+    """Rule `zero` and a unit that is never zero: no pair, so no CSP; whole-set scorers go on."""
+    images = image_set(4000)
+    signed = world.acts[:, 1] - world.acts[:, 1].quantile(0.7) - 1e-4
+    acts = torch.stack([world.acts[:, 0], signed], dim=1)
+    settings = pipeline.LabelSettings(("pearson", "csp"), "pearson", nulls=0)
+    rows, found = labelled(world, images, acts, settings, exemplars.MiningSettings(k=5, rule="zero"))
+    assert [row["status"] for row in rows] == ["ok", "no_contrast"]
+    assert bool((found.contrasts[1] == -1).all()) and bool((found.contrasts[0] >= 0).all())
+    assert set(rows[0]["scores"]) == {"pearson", "csp"} and set(rows[1]["scores"]) == {"pearson"}
+    assert rows[1]["label"] is not None
+
+
 def test_a_random_unit_abstains_and_a_planted_one_does_not(world):
     images = image_set(4000)
     noise = torch.rand(4000, 40, generator=torch.Generator().manual_seed(5))

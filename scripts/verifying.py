@@ -18,8 +18,9 @@ from saelab.label.vlm.proposer import VLMProposer
 from saelab.report import reading
 
 TESTS = ("detect", "second_look")
-HEAD = ("basis", "test", "units", "answered", "none", "unparsed", "failed", "not sent")
-HEAD += ("balanced acc", "F1", "scorer's best", "tokens", "cost")
+STATUSES = ("answered", "none", "unparsed", "failed")
+NUMBERS = ("balanced acc", "F1", "scorer's best", "tokens", "cost")
+HEAD = ("basis", "test", "units", *STATUSES, "not sent", *NUMBERS)
 
 
 class Verification:
@@ -154,7 +155,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _counts(found: dict[str, Any], wanted: int) -> list[str]:
-    status = [str(found["status"].get(name, 0)) for name in ("answered", "none", "unparsed", "failed")]
+    status = [str(found["status"].get(name, 0)) for name in STATUSES]
     return [str(wanted), *status, str(wanted - found["units"])]
 
 

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 import torch
 import uvicorn
 from PIL import Image
-from report_fixture import MINING, Filters, World, crops, write_run
+from report_fixture import ASKED, MINING, UNITS, Filters, World, crops, write_run
 from servers import free_port
 from view import listen
 
@@ -474,6 +475,11 @@ def test_every_page_of_the_report_works_when_served(page):
         opened(page, f"{name}.html")
         assert page.inner_text("main h1")
         assert page.locator(".fault:visible").count() == 0
+    opened(page, f"unit.html#{quote(ASKED)}/{UNITS[0]}")
+    sheet = page.locator(".sheets img >> nth=0")
+    sheet.scroll_into_view_if_needed()
+    sheet.evaluate("image => image.decode()")
+    assert sheet.evaluate("image => image.naturalWidth") > 200
 
 
 @pytest.mark.browser

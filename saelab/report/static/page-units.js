@@ -116,7 +116,7 @@ function controlsOf(form, run, state, change, y) {
     const at = focused === "q" ? form.q.selectionStart : null
     const statuses = statusOrder.filter(s => run.bases.some(b => (state.basis === "*" || b.name === state.basis) && b.statuses[s]))
     form.replaceChildren(
-      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat, wheel, 1032 …  ( / )", oninput: later(e => change({ q: e.target.value })) })),
+      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat, 1032 …  ( / )", oninput: later(e => change({ q: e.target.value })) })),
       h("label", null, "Basis", h("select", { name: "basis", onchange: e => change({ basis: e.target.value, status: "" }) },
         run.bases.map(b => option(b.name, `${inWords(run, b.name)} (${format.count(b.units)})`, state.basis)), option("*", "all bases", state.basis))),
       h("label", null, "Status", h("select", { name: "status", onchange: e => change({ status: e.target.value }) },

@@ -316,6 +316,7 @@ class Run:
     @cached_property
     def evaluated(self) -> list[Basis]:
         """Bases with the numbers of their labels on the test split."""
+        self.check(self.label_settings)
         splits = evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).checked()  # before the long work
         labelled = self.labelled
         if not any(self.images.captions):

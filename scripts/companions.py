@@ -53,6 +53,10 @@ class Companions(Run):
         other.__dict__ |= {"images": self.images, "timings": self.timings}
         return other
 
+    def per_layer(self) -> int:
+        """How many bases a layer is to have."""
+        return super().per_layer() + (len(self.others) + bool(self.cfg.random_host)) * len(self.cfg.seeds)
+
     def _saes(self, other: Run, layer: str) -> list[Basis]:
         return other._bases_of("sae", layer, other.caches[layer])
 

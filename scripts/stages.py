@@ -346,9 +346,16 @@ class Run:
         """One comparison for each layer, corrected together."""
         from comparing import compare_bases
 
+        if self.per_layer() < 2:  # said here, before the long work
+            raise UserError("bases", list(self.cfg.bases), "at least two are needed", "for example bases=[neuron,sae]")
         evaluated = self.evaluated
         with self.timed("comparison"):
             return compare_bases(self, evaluated)
+
+    def per_layer(self) -> int:
+        """How many bases a layer is to have."""
+        several_of = {"sae": len(self.cfg.seeds), "random_rotation": len(self.cfg.rotation_seeds)}
+        return sum(several_of.get(kind, 1) for kind in self.kinds)
 
     def counts(self, basis: Basis) -> dict[str, int]:
         """Units per status, and how many labels abstain."""

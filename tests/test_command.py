@@ -14,6 +14,7 @@ SLIPS = {
     "images.root=/my=photos": "saelab: command line: mismatched input '='",
     "name=a/b": "saelab: name=a/b: has to be the name of a file",
     "bases=neurn": "saelab: bases=neurn: unknown; known: neuron, sae, pca, random_rotation",
+    "bases=[neuron]": "saelab: bases=['neuron']: at least two are needed; for example bases=[neuron,sae]",
 }
 
 

@@ -21,11 +21,13 @@ def _headline(result: dict[str, Any], pair: dict[str, Any]) -> str:
     if whole in ("a", "b"):
         better, worse = (a, b) if whole == "a" else (b, a)
         rate = {
-            whole: "also among units of like firing rate",
-            "none": "but among units of like firing rate no difference is shown",
-            "refused": "but too few units of like firing rate are left to tell whether that explains it",
-        }.get(answer_of(result, pair, "faithfulness", "rate")["verdict"], "but not among units of like firing rate")
-        text = f"Labels of {better} hold better than labels of {worse}, {rate}{_beaten(result, better)}"
+            whole: "it is so among units of like firing rate too",
+            "none": "among units of like firing rate no difference is shown",
+            "refused": "too few units of like firing rate are left to tell whether that explains it",
+        }.get(
+            answer_of(result, pair, "faithfulness", "rate")["verdict"], "it is not so among units of like firing rate"
+        )
+        text = f"Labels of {better} hold better than labels of {worse}{_beaten(result, better)}; {rate}"
     else:
         text = {
             "none": f"No difference is shown between how well labels of {a} and of {b} hold",
@@ -39,7 +41,7 @@ def _headline(result: dict[str, Any], pair: dict[str, Any]) -> str:
         "mixed": "on how alike a unit's images are, metrics disagree",
         "refused": "how alike a unit's images are can't be compared",
     }
-    return f"{text}; {images[coherent]}."
+    return f"{text}. {capital(images[coherent])}."
 
 
 def _beaten(result: dict[str, Any], name: str) -> str:
@@ -47,8 +49,8 @@ def _beaten(result: dict[str, Any], name: str) -> str:
     against = _controls(result, name)
     lost = [control for verdict, controls in against.items() if verdict != "a" for control in controls]
     if lost:
-        return f", and they are not shown to hold better than those of {listed(lost)}"
-    return ", and better than those of every control that was run" if against["a"] else ""
+        return f", but not shown better than those of {listed(lost)}"
+    return " and than those of every control that was run" if against["a"] else ""
 
 
 def conclusion(result: dict[str, Any]) -> str:

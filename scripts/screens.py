@@ -49,10 +49,11 @@ def last_screen(run: "Run", index: Path, seconds: float) -> str:
     for layer, made in run.comparisons.items():
         result = read_json(made.path / "comparison.json")
         lines += ["", *_headline(layer, result), result["headline"]]
-    made_now = sum(not artifact.reused for basis in run.evaluated for artifact in basis.made())
+    made = [*run.comparisons.values(), *(artifact for basis in run.evaluated for artifact in basis.made())]
+    reused = all(artifact.reused for artifact in made)
     lines += [
         "",
-        f"{seconds:.0f} s" + ("" if made_now else ", everything was there already"),
+        f"{seconds:.0f} s" + (", everything was there already" if reused else ""),
         f"Report: {index.resolve().as_uri()}",
     ]
     return "\n".join(lines)

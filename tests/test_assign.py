@@ -381,7 +381,7 @@ def test_ranking_orders_breaks_ties_and_says_none():
 
 
 def test_two_meanings_are_found_in_two_concept_units():
-    from saelab.label.clusters import meanings
+    from saelab.label.clusters import Chance, meanings
 
     world = planted.make(planted.WorldSpec(images=1500, units=80, kinds=(0.5, 0.0, 0.5), seed=3))
     evidence = assign.Evidence.mined(world.acts, world.image_emb, world.label_emb)
@@ -389,6 +389,7 @@ def test_two_meanings_are_found_in_two_concept_units():
         evidence.images_of(evidence.positive_ids),
         evidence.positive_values,
         world.label_emb,
+        Chance(world.image_emb, world.label_emb),
         evidence.images_of(evidence.contrast_ids),
         evidence.valid,
     )

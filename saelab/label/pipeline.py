@@ -38,7 +38,7 @@ from saelab.units import UnitActivations
 
 log = logging.getLogger("saelab")
 
-CODE = 3  # version of this stage; part of every recipe
+CODE = 4  # version of this stage; part of every recipe
 MEANINGS_AT_ONCE = 1024  # units whose positives' embeddings are held together
 UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no label
 
@@ -53,7 +53,7 @@ class LabelSettings:
     renormalize: bool = True  # unit length after the mean over templates (csp_paper: False)
     nulls: int = 200  # permutations behind null_percentile; 0 leaves it null
     abstain_below: float = 0.95  # a final label whose null percentile is lower is marked `abstained`
-    seed: int = 0  # of the permutations
+    seed: int = 0  # of the permutations, and of the random images that meanings are held against
     runners_up: int = 5  # next best labels kept per scorer
     meanings: bool = True  # split the positives of units that fall apart, with a label for each part
 
@@ -170,7 +170,9 @@ def assign_all(
         ]
         for name, top in tops.items()
     }
-    found_meanings = _meanings(bundle, vocabulary, ids) if settings.meanings else [None] * len(found.status)
+    found_meanings = (
+        _meanings(bundle, vocabulary, ids, settings.seed) if settings.meanings else [None] * len(found.status)
+    )
     place = {label: i for i, label in enumerate(vocabulary.labels)}
     rows = []
     for unit, status in enumerate(found.status):
@@ -192,16 +194,17 @@ def _templates(vocabulary: Vocabulary, encoder: Encoder, root: Path | str, setti
     return Templates(filled, empty[0])
 
 
-def _meanings(bundle: assign.Evidence, vocabulary: Vocabulary, ids: Tensor) -> list[list[dict[str, Any]]]:
+def _meanings(bundle: assign.Evidence, vocabulary: Vocabulary, ids: Tensor, seed: int) -> list[list[dict[str, Any]]]:
     """Per unit one meaning, or two where its positives fall apart: label, share of the activation, image ids."""
     paired = bool(bundle.valid.any())
     valid = bundle.valid if paired else bundle.positive_ids >= 0
+    chance = clusters.Chance(bundle.image_emb, bundle.label_emb, seed)
     split: list[tuple[clusters.Meaning, ...]] = []
     for some in torch.arange(bundle.n_units).split(MEANINGS_AT_ONCE):
         positives = bundle.images_of(bundle.positive_ids[some])
         contrasts = bundle.images_of(bundle.contrast_ids[some]) if paired else None
         weights = bundle.positive_values[some].nan_to_num()
-        split += clusters.meanings(positives, weights, bundle.label_emb, contrasts, valid[some])
+        split += clusters.meanings(positives, weights, bundle.label_emb, chance, contrasts, valid[some])
     rows = []
     for unit, found in enumerate(split):
         own = ids[bundle.positive_ids[unit].clamp(min=0)].tolist()

@@ -104,8 +104,8 @@ TERMS: dict[str, tuple[str, str, str]] = {
     ),
     "meanings": (
         "Two meanings",
-        "The strongest images fall into two clusters that get different labels: the unit answers to more than one "
-        "thing.",
+        "The strongest images fall into two clusters that get different labels, each more of one thing than random "
+        "images that are split alike: the unit answers to more than one thing.",
         "2-means of the strongest images; after PRISM, 2025",
     ),
     "detection": (

@@ -103,9 +103,11 @@ class Run:
 
         from saelab.cache.batches import Batches
         from saelab.sae import fit_many
+        from saelab.sae.select import settled
 
         store = self.caches[layer]
         configs, train = sae_configs(plain(self.cfg.sae), store.d_in, self.cfg.seeds)
+        configs = [settled(config, self.device) for config in configs]
         recipes = [{"stage": "sae", "code": 4, "cache": store.digest, "sae": c, "train": train} for c in configs]
         kept = "" if configs[0].rule == "relu" else f"-k{configs[0].k}"
         wanted = [(f"{layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
 from saelab.sae.model import SAE, Codes
+from saelab.sae.select import wide
 
 RARE = 10  # a latent that fires on fewer tokens is rare
 DENSE = 0.8  # a latent that fires on this share of the tokens or more is dense
@@ -50,18 +51,17 @@ class _Sums:
         x = x.to(self.sae.device, torch.float32)
         codes = self.sae.encode(x) if self.sae.fixed_l0 else self.sae.encode_dense(x)
         _, undo = self.sae.normed(x)
-        rebuilt = undo(self.sae.decode(codes)).double()
-        wide = x.double()
+        rebuilt, exact = wide(undo(self.sae.decode(codes))), wide(x)
         if self.shift is None:
-            self.shift = wide.mean(0)
+            self.shift = exact.mean(0)
             self.sum = torch.zeros_like(self.shift)
             self.square = torch.zeros_like(self.shift)
-        moved = wide - self.shift
+        moved = exact - self.shift
         self.sum += moved.sum(0)
         self.square += moved.square().sum(0)
-        self.residual += float((wide - rebuilt).square().sum())
-        centre = self.sae.b_dec.double()
-        self.cosine += float(torch.cosine_similarity(wide - centre, rebuilt - centre, dim=1).sum())
+        self.residual += float((exact - rebuilt).square().sum())
+        centre = wide(self.sae.b_dec)
+        self.cosine += float(torch.cosine_similarity(exact - centre, rebuilt - centre, dim=1).sum())
         fired = _fired(codes, self.sae.latents)
         self.nonzero += int(fired.sum())
         self.fired += fired
@@ -96,10 +96,10 @@ def _fired(codes: Codes | Float[Tensor, "chunk latents"], latents: int) -> Int[T
 
 
 def _chunks(data: Any) -> Iterable[Float[Tensor, "chunk d_in"]]:
-    if isinstance(data, Tensor | np.ndarray):
+    if hasattr(data, "ndim"):
         data = Batches(data, CHUNK)
     if not isinstance(data, Batches):
-        yield from data
+        yield from (torch.as_tensor(x) for x in data)
         return
     rows = np.arange(data.n_tokens) if data.rows is None else np.sort(data.rows)
     for i in range(0, len(rows), CHUNK):

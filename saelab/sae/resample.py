@@ -27,7 +27,7 @@ def resample(
     if not len(rows):
         return 0
     x, error = world.gather(x), world.gather(error)
-    odds = error.square().sum(1).square().double().cpu()
+    odds = error.square().sum(1).square().cpu().double()
     generator = torch.Generator().manual_seed(seed)
     few = len(rows) > int((odds > 0).sum())
     drawn = torch.multinomial(odds, len(rows), replacement=few, generator=generator).to(x.device)

@@ -16,7 +16,7 @@ from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
 from saelab.sae.model import SAE, Meta
 from saelab.sae.resample import resample
-from saelab.sae.select import fast_bfloat16, top_k, top_of_batch
+from saelab.sae.select import settled, top_k, top_of_batch, wide
 from saelab.sae.world import World
 
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
@@ -40,8 +40,7 @@ class Trainer:
         variance: float | None = None,
     ) -> None:
         self.config, self.device, self.world = config, torch.device(device), World()
-        auto = config.screen == "auto" and config.rule == "topk" and fast_bfloat16(self.device)
-        self.screened = auto or config.screen == "bfloat16"
+        self.screened = settled(config, self.device).screen == "bfloat16"
         self.counts_silent = self.device.type == "cpu"  # elsewhere, a count waits for the device
         self.steps = 0
         self._given = (mean, variance)
@@ -85,7 +84,7 @@ class Trainer:
         else:
             values, indices = top_k(pre, config.k)
             rebuilt = sparse.decode_rows(values, indices, W_dec)
-        wanted, found = (float(self.world.sum_(part.double().square().sum())) for part in (centred, rebuilt))
+        wanted, found = (float(self.world.sum_(wide(part).square().sum())) for part in (centred, rebuilt))
         return min(1.0, (wanted / found) ** 0.5) if found else 1.0
 
     def _first_threshold(self, centred: Float[Tensor, "batch d_in"], W_enc: Tensor, spread: Tensor) -> float:
@@ -103,25 +102,26 @@ class Trainer:
         self.silent = torch.zeros(self.config.latents, dtype=torch.int64, device=self.device)  # tokens since it fired
         self.threshold = torch.zeros((), device=self.device)  # batchtopk
         self._pre: Tensor | None = None
-        self._grads = {name: torch.empty_like(weights[name]) for name in ("W_enc", "W_dec")}
+        written = ("W_enc", "W_dec") if self.config.rule in ("topk", "batchtopk") else ()
+        self._grads = {name: torch.empty_like(weights[name]) for name in written}
         self.per_unit = float(variance.sqrt()) / self.config.d_in**0.5  # the activations' spread per dimension
         self._build_optimizer(self.per_unit)
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         given_mean, given_variance = self._given
-        wide = x.double()
+        exact = wide(x)
         count = self.world.size * len(x)
-        first = self.world.sum_(wide.sum(0)) / count
+        first = self.world.sum_(exact.sum(0)) / count
         mean = first if given_mean is None else torch.as_tensor(given_mean, dtype=torch.float64)
         if mean.shape != (self.config.d_in,):
             raise UserError("mean", tuple(mean.shape), f"[{self.config.d_in}], the SAE's d_in", "use the cache's own")
         if given_variance is None:
-            variance = self.world.sum_((wide - first).square().sum()) / count
+            variance = self.world.sum_((exact - first).square().sum()) / count
         else:
             variance = torch.tensor(float(given_variance), dtype=torch.float64)
         if not variance > 0:
             raise UserError("activations", "constant", "at least two different tokens", "check the layer")
-        return mean.to(self.device, torch.float32), variance.to(self.device, torch.float32)
+        return mean.float().to(self.device), variance.float().to(self.device)
 
     def _build_optimizer(self, per_unit: float) -> None:
         config, lr = self.config, self.config.learning_rate

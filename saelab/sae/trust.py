@@ -46,10 +46,10 @@ def loss_recovered(
         return sae.b_dec.to(tokens).expand_as(tokens)
 
     for pictures, classes in batches:
-        own = host.logits_with(pictures, layer, lambda tokens: tokens, policy).double()
-        with_sae = host.logits_with(pictures, layer, rebuilt, policy).double()
-        with_mean = host.logits_with(pictures, layer, mean, policy).double()
-        truth = own.argmax(1) if classes is None else classes.to(own.device)
+        own = host.logits_with(pictures, layer, lambda tokens: tokens, policy).cpu().double()
+        with_sae = host.logits_with(pictures, layer, rebuilt, policy).cpu().double()
+        with_mean = host.logits_with(pictures, layer, mean, policy).cpu().double()
+        truth = own.argmax(1) if classes is None else classes.cpu()
         for name, logits in (("ce", own), ("ce_sae", with_sae), ("ce_mean", with_mean)):
             sums[name] += float(cross_entropy(logits, truth, reduction="sum"))
         sums["kl"] += float(kl_div(with_sae.log_softmax(1), own.log_softmax(1), reduction="sum", log_target=True))

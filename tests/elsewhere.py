@@ -1,0 +1,74 @@
+"""A pretended device: CPU tensors that say they lie on MPS or CUDA, and refuse what these refuse.
+
+A tensor there and one on the CPU don't mix; numpy doesn't read it; MPS has no float64 and no sparse matrices. `waits`
+counts what would make the host wait for the device.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+T = torch.Tensor
+NUMPY = {T.numpy, T.__array__}
+READS = {T.item, T.tolist, T.__bool__, T.__int__, T.__float__, T.__index__, T.nonzero, T.unique, torch.bincount}
+MOVES = {T.copy_, T.grad.__set__}  # between devices as well
+
+
+class There(Tensor):
+    """A tensor on the pretended device."""
+
+
+class Elsewhere(TorchFunctionMode):
+    """Within the block, `kind` (mps | cuda) is a device."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.waits = kind, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        given = tree_leaves((args, kwargs or {}))
+        tensors = [value for value in given if isinstance(value, Tensor)]
+        there = any(map(is_there, tensors))
+        if there and func == T.device.__get__:
+            return torch.device(self.kind)
+        if there and func in (T.is_cuda.__get__, T.is_mps.__get__):
+            return (func == T.is_cuda.__get__) == (self.kind == "cuda")
+        if there and func in NUMPY:
+            raise TypeError(f"can't convert {self.kind} tensor to numpy")
+        named = [str(value).split(":")[0] for value in given if isinstance(value, str | torch.device)]
+        target = self.kind if self.kind in named else "cpu" if func is T.cpu or "cpu" in named else None
+        counted = func is T.__getitem__ and any(t.dtype == torch.bool for t in tensors[1:])
+        counted |= func is T.repeat_interleave and "output_size" not in (kwargs or {})
+        if there and (counted or func in READS or (target == "cpu" and func in (T.cpu, T.to))):
+            self.waits += 1
+        mixed = there and any(not is_there(t) and t.ndim for t in tensors)
+        if mixed and func not in MOVES and torch._C._current_graph_task_id() == -1:
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device")
+        args, kwargs = tree_map(self._on_the_cpu, (args, kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **kwargs)
+        goes_there = there if target is None else target == self.kind
+        return tree_map(lambda value: self._placed(value, goes_there), found)
+
+    def _on_the_cpu(self, value: Any) -> Any:
+        return "cpu" if isinstance(value, str | torch.device) and str(value).split(":")[0] == self.kind else value
+
+    def _placed(self, value: Any, there: bool) -> Any:
+        if not isinstance(value, Tensor) or is_there(value) == there:
+            return value
+        if there and self.kind == "mps" and (value.dtype == torch.float64 or value.layout != torch.strided):
+            raise TypeError(f"MPS has no {value.dtype} {value.layout}")
+        if value.layout != torch.strided:  # these can't be of a subclass
+            value.there = there
+            return value
+        return value.as_subclass(There if there else Tensor)
+
+
+def is_there(tensor: Tensor) -> bool:
+    """Whether the tensor lies on the pretended device."""
+    return isinstance(tensor, There) or getattr(tensor, "there", False)

@@ -1,0 +1,62 @@
+"""Training on a pretended device that is not the CPU: the CPU's numbers, resume, and no wait in a step."""
+
+import pytest
+import torch
+from elsewhere import Elsewhere
+
+from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit
+
+STEP = {"lr": 2e-3, "dead_after": 300}
+CONFIGS = {
+    "topk": SAEConfig(12, 128, k=3, **STEP),
+    "screened": SAEConfig(12, 128, k=3, screen="bfloat16", **STEP),
+    "batchtopk": SAEConfig(12, 64, rule="batchtopk", k=3, **STEP),
+    "multi_topk": SAEConfig(12, 64, k=3, multi_topk=True, clip=0.5, **STEP),
+    "matryoshka": SAEConfig(12, 64, rule="batchtopk", k=3, prefixes=(0.25, 1), **STEP),
+    "archetypal": SAEConfig(12, 64, k=3, decoder="archetypal", candidates=20, **STEP),
+    "jumprelu": SAEConfig(12, 64, rule="jumprelu", k=3, **STEP),
+    "relu": SAEConfig(12, 64, rule="relu", lr=2e-3, resample_every=4, dead_after=100),
+}
+
+
+class Stop(Exception):
+    pass
+
+
+def tokens() -> torch.Tensor:
+    return torch.randn(600, 12, generator=torch.Generator().manual_seed(0)) + 2
+
+
+@pytest.mark.parametrize("kind", ["mps", "cuda"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_training_elsewhere_gives_the_numbers_of_the_cpu_and_resumes(name, kind, tmp_path):
+    train = TrainConfig(batch_size=64, steps=10, log_every=1, checkpoint_every=4)
+    here = fit(tokens(), CONFIGS[name], train, progress=False)
+
+    def stops(which: int, step: int, numbers: dict) -> None:
+        if step == 6:
+            raise Stop
+
+    with Elsewhere(kind):
+        with pytest.raises(Stop):
+            fit(tokens(), CONFIGS[name], train, tmp_path, device=kind, progress=False, logger=stops)
+        there = fit(tokens(), CONFIGS[name], train, tmp_path, device=kind, progress=False)
+        assert there.sae.device.type == kind
+    for part, tensor in SAE.load(tmp_path).tensors().items():
+        torch.testing.assert_close(tensor, here.sae.tensors()[part], rtol=1e-3, atol=1e-3, msg=part)
+    for part in ("fvu", "l0", "cosine"):
+        assert there.quality[part] == pytest.approx(here.quality[part], rel=1e-2)
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"relu"}))
+def test_a_step_makes_the_host_wait_for_nothing(name):
+    with Elsewhere("cuda") as device:
+        trainer, x = Trainer(CONFIGS[name], "cuda"), tokens().to("cuda")
+        trainer.step(x)
+        trainer.silent[:5] = 10**6
+        assert device.waits, "the first step measures the data"
+        device.waits = 0
+        trainer.step(x)
+        assert device.waits == 0
+        float(trainer.step(x)["loss"])
+        assert device.waits == 1

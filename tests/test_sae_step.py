@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, Trainer, objectives, select
+from saelab.sae import SAEConfig, TrainConfig, Trainer, objectives, select
 
 VARIANCE, TOKENS = 3.7, 48
 
@@ -85,7 +85,8 @@ def test_sparse_gradients_equal_the_dense_twins(name):
     for part, gradient in grads.items():
         torch.testing.assert_close(found.grads[part], gradient, rtol=1e-9, atol=1e-12, msg=part)
     codes = twin_codes(pre, config, config.k)
-    assert torch.equal(found.fired, ((codes if not config.multi_topk else twin_codes(pre, config, 16)) > 0).any(0))
+    assert torch.equal(found.fired, (codes > 0).any(0))
+    assert float(found.metrics["l0"]) == pytest.approx(float((codes > 0).sum()) / TOKENS)
     torch.testing.assert_close(error, codes @ weights["W_dec"] - centred, rtol=1e-9, atol=1e-12)
 
 
@@ -209,11 +210,31 @@ def test_a_step_refuses_another_width_and_a_constant_batch():
         ({"multi_topk": True, "k": 32}, "multi_topk"),
         ({"kernels": "cuda"}, "kernels=cuda"),
         ({"kernels": "triton", "rule": "relu"}, "kernels"),
+        ({"clip": -1.0}, "clip=-1.0: 0 or more"),
+        ({"l1": float("nan"), "rule": "relu"}, "l1=nan"),
+        ({"revive": 1.5}, "revive=1.5: from 0 to 1"),
+        ({"bandwidth": 0.0, "rule": "jumprelu"}, "bandwidth=0.0"),
+        ({"auxk_k": 0}, "auxk_k=0"),
+        ({"prefixes": ("a", 1)}, "prefixes=.*a list of numbers"),
     ],
 )
 def test_configs_that_cannot_be_trained_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         SAEConfig(12, 64, **{"k": 4, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"anneal": 1.5}, "anneal=1.5: from 0 to 1"),
+        ({"epochs": float("nan")}, "train for at least one step"),
+        ({"decay": [[0.8]]}, "decay=.*pairs of numbers"),
+        ({"decay": [0.8, 0.1]}, "decay=.*pairs of numbers"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**arguments)
 
 
 def test_the_bfloat16_screen_changes_which_latents_are_looked_at_and_no_value():
@@ -234,6 +255,14 @@ def test_the_bfloat16_screen_changes_which_latents_are_looked_at_and_no_value():
             torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=1e-6, msg=name)
         for name, tensor in plain.weights.items():
             torch.testing.assert_close(screened.weights[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_screen_that_auto_comes_to_is_written_into_configs(monkeypatch):
+    monkeypatch.setattr(select, "fast_bfloat16", lambda device: device.type == "cuda")
+    auto = SAEConfig(12, 64, k=4)
+    assert select.settled(auto, "cuda").screen == "bfloat16" and select.settled(auto, "cpu") == auto
+    for other in (SAEConfig(12, 64, k=4, screen="float32"), SAEConfig(12, 64, k=4, rule="batchtopk")):
+        assert select.settled(other, "cuda") == other
 
 
 def test_the_screen_finds_the_true_members_with_float32_values():

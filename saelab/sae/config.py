@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from saelab.errors import UserError
 
@@ -45,14 +46,18 @@ class SAEConfig:
 
     def __post_init__(self) -> None:
         if self.prefixes is not None:
-            object.__setattr__(self, "prefixes", tuple(float(p) for p in self.prefixes))
+            object.__setattr__(self, "prefixes", _numbers("prefixes", self.prefixes, "a list of numbers"))
         _one_of("rule", self.rule, RULES)
         _one_of("decoder", self.decoder, DECODERS)
         _one_of("screen", self.screen, SCREENS)
         _one_of("kernels", self.kernels, KERNELS)
-        for name in ("d_in", "latents", "k", "auxk_stride", "dead_after", "candidates"):
-            if getattr(self, name) < 1:
-                raise UserError(name, getattr(self, name), "must be at least 1")
+        _at_least_1(self, "d_in", "latents", "k", "auxk_stride", "dead_after", "candidates")
+        if self.auxk_k is not None:
+            _at_least_1(self, "auxk_k")
+        _within(self, math.inf, "weight_decay", "clip", "auxk_weight", "l1", "resample_every", "l0_weight", "delta")
+        _within(self, 1, "revive")
+        if not 0 < self.bandwidth < math.inf:
+            raise UserError("bandwidth", self.bandwidth, "must be positive and finite")
         if self.k > self.latents:
             raise UserError("k", self.k, f"at most the number of latents, {self.latents}", "lower k or widen the SAE")
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
@@ -111,11 +116,14 @@ class TrainConfig:
     keep: int = 2  # checkpoints that are kept
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "decay", tuple((float(at), float(by)) for at, by in self.decay))
-        for name in ("batch_size", "log_every", "checkpoint_every", "keep"):
-            if getattr(self, name) < 1:
-                raise UserError(name, getattr(self, name), "must be at least 1")
-        if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
+        wanted = "pairs of numbers: (share of the steps, factor)"
+        stairs = tuple(_numbers("decay", stair, wanted) for stair in self.decay)
+        if any(len(stair) != 2 for stair in stairs):
+            raise UserError("decay", self.decay, wanted)
+        object.__setattr__(self, "decay", stairs)
+        _at_least_1(self, "batch_size", "log_every", "checkpoint_every", "keep")
+        _within(self, 1, "warmup", "anneal")
+        if not 0 < self.epochs < math.inf or (self.steps is not None and self.steps < 1):
             raise UserError("steps", self.steps, "train for at least one step (steps or epochs)")
 
     def total(self, steps_per_epoch: int) -> int:
@@ -133,3 +141,23 @@ class TrainConfig:
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(name, value, f"one of {', '.join(allowed)}")
+
+
+def _at_least_1(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(name, getattr(config, name), "must be at least 1")
+
+
+def _within(config: object, most: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= most or value == math.inf:
+            raise UserError(name, value, "0 or more, and finite" if most == math.inf else f"from 0 to {most}")
+
+
+def _numbers(name: str, values: Any, wanted: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise UserError(name, values, wanted) from None

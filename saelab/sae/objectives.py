@@ -68,7 +68,8 @@ def sparse_gradients(
     values = pairs.values.index_select(0, grouped.order)
     fires = values > 0
     inward = slopes * fires
-    each = (inward, slopes * values, fires.to(slopes))
+    kept = fires & (grouped.bags < batch) if config.multi_topk else fires  # by the SAE itself: not the 3 k more
+    each = (inward, slopes * values, kept.to(slopes))
     db_enc, radial, fired = (sparse.totals_by_latent(numbers, grouped, by) for numbers in each)
     dW_dec = sparse.sums_by_latent(values * scale, added, grouped, out["W_dec"], by)
     sparse.remove_radial(dW_dec, W_dec, radial)
@@ -77,7 +78,7 @@ def sparse_gradients(
     db_dec = scale * (added.new_ones(1, batch) @ added[:batch]).squeeze(0) - db_enc @ W_enc
     grads = {"W_enc": dW_enc, "b_enc": db_enc, "W_dec": dW_dec, "b_dec": db_dec}
     loss = (losses * level_weights).sum()
-    metrics = {"loss": loss, "fvu": losses[_reported(config)], "l0": fires.sum() / tokens}
+    metrics = {"loss": loss, "fvu": losses[_reported(config)], "l0": kept.sum() / tokens}
     return Gradients(grads, fired > 0, metrics, smallest), error
 
 

@@ -1,10 +1,12 @@
 """The loop: resume to the bit after a real kill, damage, several SAEs at once, two processes, bad input."""
 
+import importlib
 import itertools
 import json
 import logging
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -112,6 +114,27 @@ def test_several_saes_in_one_pass_equal_each_alone_to_the_bit(tmp_path):
             assert (tmp_path / f"together{i}" / name).read_bytes() == (tmp_path / f"alone{i}" / name).read_bytes()
 
 
+def test_a_kill_in_the_final_passes_costs_no_sae_its_training(tmp_path, monkeypatch):
+    module, folders = importlib.import_module("saelab.sae.fit"), [tmp_path / "0", tmp_path / "1"]
+    measured, taken = [], []
+
+    def dies(sae, batches):
+        measured.append(sae)
+        if len(measured) == 2:
+            raise Stop
+        return quality(sae, batches)
+
+    monkeypatch.setattr(module, "quality", dies)
+    configs = [CONFIG, replace(CONFIG, seed=1)]
+    with pytest.raises(Stop):
+        fit_many(tokens(), configs, TRAIN, folders, progress=False)
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, *given: (taken.append(self.steps), step(self, *given))[1])
+    fit_many(tokens(), configs, TRAIN, folders, progress=False)
+    assert taken == [step for step in range(35, 40) for _ in configs], "both went on from their last checkpoints"
+    assert not list(tmp_path.rglob("step-*"))
+
+
 def test_an_iterator_trains_as_the_array_that_it_spells_out(tmp_path):
     x = tokens()
     whole = fit(x, CONFIG, TRAIN, progress=False).sae
@@ -189,7 +212,7 @@ def test_metrics_and_quality_tell_the_truth(tmp_path):
     rebuilt = found.sae(wide.float()).double()
     fvu = float((wide - rebuilt).square().sum() / (wide - wide.mean(0)).square().sum())
     codes = found.sae.encode(wide.float()).dense()
-    for data in (x, [wide[:7], wide[7:500], wide[500:]], (row[None] for row in wide)):
+    for data in (x, [wide[:7], wide[7:500], wide[500:]], (row[None] for row in wide), [x[:300], x[300:]]):
         other = quality(found.sae, data)
         assert other["fvu"] == pytest.approx(fvu, rel=1e-6)
         assert other["l0"] == pytest.approx(float((codes > 0).sum(1).float().mean()), rel=1e-6)

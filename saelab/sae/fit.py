@@ -105,7 +105,10 @@ def fit_many(
         for i, c in enumerate(configs)
     ]
     _loop(runs, batches, train, logger, progress)
-    return [run.finish(batches) for run in runs]
+    fits = [run.finish(batches) for run in runs]
+    for run in runs:  # not before all are whole: a kill in the final passes is to cost none of them its training
+        run.clear()
+    return fits
 
 
 def _batches(data: Any, train: TrainConfig) -> Batches:
@@ -121,7 +124,7 @@ def moments(batches: Batches, chunk: int = 16_384) -> tuple[np.ndarray, float]:
     rows = np.arange(batches.n_tokens) if batches.rows is None else np.sort(batches.rows)
     mean, squares, seen = torch.zeros(batches.d_in, dtype=torch.float64), 0.0, 0
     for i in range(0, len(rows), chunk):
-        x = batches.read(rows[i : i + chunk]).double().cpu()
+        x = batches.read(rows[i : i + chunk]).cpu().double()
         own = x.mean(0)
         step = own - mean
         both = seen + len(x)
@@ -200,7 +203,7 @@ class _Run:
         checkpoints.write(self.folder / "checkpoints", step, self.trainer.state(), self.recipe, self.train.keep)
 
     def finish(self, batches: Batches) -> Fit:
-        """Measure, write the SAE, and clear the checkpoints away."""
+        """Measure, and write the SAE."""
         sae = self.trainer.sae
         found = quality(sae, batches)
         if self.folder is not None and not self.trainer.world.rank:
@@ -208,8 +211,12 @@ class _Run:
             artifacts.write_json(self.folder / "quality.json", found)
             summary.draw(self.lines, found, self.folder / "summary.png")
             sae.save(self.folder)
-            checkpoints.clear(self.folder / "checkpoints")
         return Fit(sae, found, self.folder)
+
+    def clear(self) -> None:
+        """Delete the checkpoints, which the finished SAE replaces."""
+        if self.folder is not None and not self.trainer.world.rank:
+            checkpoints.clear(self.folder / "checkpoints")
 
 
 def _loop(runs: list[_Run], batches: Batches, train: TrainConfig, logger: Logger | None, progress: bool) -> None:

@@ -31,7 +31,7 @@ def joined() -> Iterator[bool]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     try:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         yield rank == 0
     except RuntimeError as error:
         if not any(word in str(error).lower() for word in LOST):

@@ -52,8 +52,9 @@ def load(path: Path | str, k: int | None = None) -> SAE:
         if not files:
             raise UserError("sae", place, "no format that is known", "see docs/sae.md for those that are")
         place = files[0]
-    if place.read_bytes()[:1] == b"{":
-        return _saev(place)
+    with place.open("rb") as opened:
+        if opened.read(1) == b"{":
+            return _saev(place)
     state = _tensors(place)
     config: Config = next((read_json(folder / n) for n in ("config.json", "cfg.json") if (folder / n).is_file()), {})
     if "dictionary._weights" in state:

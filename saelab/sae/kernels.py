@@ -35,7 +35,8 @@ def weighted_sums(
     if out.numel():
         grid = (rows, triton.cdiv(d_in, width))
         columns, weights, source = columns.contiguous(), weights.contiguous(), source.contiguous()
-        _weighted_sums[grid](offsets, columns, weights, source, out, d_in, WIDTH=width, PAIRS=PAIRS)
+        with torch.cuda.device_of(out):
+            _weighted_sums[grid](offsets, columns, weights, source, out, d_in, WIDTH=width, PAIRS=PAIRS)
     return out
 
 
@@ -50,7 +51,8 @@ def sampled_products(
     d_in = left.shape[1]
     if len(columns):
         columns, left, right = columns.contiguous(), left.contiguous(), right.contiguous()
-        _sampled_products[(len(left),)](offsets, columns, left, right, out, d_in, WIDTH=_width(d_in), PAIRS=PAIRS)
+        with torch.cuda.device_of(left):  # Triton starts kernels on the current device
+            _sampled_products[(len(left),)](offsets, columns, left, right, out, d_in, WIDTH=_width(d_in), PAIRS=PAIRS)
     return out
 
 

@@ -188,15 +188,15 @@ def write_jsonl(path: Path, rows: list[Any]) -> None:
 def read_jsonl(path: Path) -> list[Any]:
     """All whole lines of a JSONL file; a last line that a kill cut off is passed over. Missing file: UserError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)  # a text would also be cut at U+2028 within a string
     except FileNotFoundError:
         raise UserError("file", path, "missing", "run the stage that makes it again") from None
     rows = []
     for i, line in enumerate(lines):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if i + 1 == len(lines) and not line.endswith("\n"):
+        except ValueError as error:  # no JSON, or a character that was cut in two
+            if i + 1 == len(lines) and not line.endswith(b"\n"):
                 break
             raise UserError("file", path, f"line {i + 1} is not JSON ({error})", "delete its folder") from None
     return rows

@@ -175,6 +175,15 @@ def test_json_lines_survive_a_cut_and_nan_has_no_word(tmp_path):
         artifacts.read_jsonl(path)
 
 
+def test_json_lines_end_where_lines_end_and_nowhere_else(tmp_path):
+    """Captions and answers may hold characters at which Python's texts are split; a kill may cut one in two."""
+    table, rows = tmp_path / "rows.jsonl", [{"raw": "one\u2028two\u0085three"}, {"raw": "\U0001f9ad"}]
+    artifacts.write_jsonl(table, rows)
+    assert artifacts.read_jsonl(table) == rows
+    table.write_bytes(table.read_bytes()[:-5])  # within the last character
+    assert artifacts.read_jsonl(table) == rows[:1]
+
+
 def test_an_atomic_write_that_fails_leaves_the_old_text(tmp_path):
     path = tmp_path / "x.json"
     artifacts.write_json(path, {"old": 1})

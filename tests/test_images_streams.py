@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from email.message import Message
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +236,52 @@ def test_what_can_not_be_streamed(cache, shards, tmp_path):
             load("webdataset", shards=str(cut), streaming=True)
 
 
+@pytest.mark.parametrize("answer", ["long", "short", "unsaid"])
+def test_a_server_that_lies_about_parts_is_told_of_in_one_line(cache, shards, monkeypatch, answer):
+    """Too many bytes are not read, a cut line is no traceback, and a part of nobody knows what is refused."""
+
+    told = Message()
+    if answer != "unsaid":
+        told["Content-Range"] = "bytes 0-0/3072"
+
+    class Lying:
+        status, headers = 206, told
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def read(self, most):
+            if answer == "short":
+                raise http.client.IncompleteRead(b"")
+            return bytes(most)
+
+    monkeypatch.setattr(remote.urllib.request, "urlopen", lambda *_, **__: Lying())
+    says = {"long": "more bytes than were asked for", "short": "IncompleteRead", "unsaid": "Content-Range: none"}[
+        answer
+    ]
+    with pytest.raises(UserError, match=rf"images\.shards=http://h/a\.tar: can't be read \(.*{says}"):
+        load("webdataset", shards="http://h/a.tar", streaming=True)
+
+
+def test_members_that_are_no_pictures_or_claim_to_be_huge_are_not_held(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "LARGEST", 1 << 16)
+    held: list[int] = []
+    extract = tarfile.TarFile.extractfile
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", lambda tar, m: held.append(m.size) or extract(tar, m))
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        member(tar, "0.png", encoded(0))
+        member(tar, "0.npy", bytes(1 << 17))
+        member(tar, "1.png", bytes(1 << 17))
+        member(tar, "../../2.png", encoded(2))
+    images = load("webdataset", shards=str(tmp_path / "odd.tar"), streaming=True)
+    assert images.files == ("odd/0.png", "odd/../../2.png") and max(held) < 1 << 16
+    assert images.load(1).tobytes() == picture(2).tobytes()
+    assert not list(tmp_path.rglob("2.png"))  # its name is a name, not a place
+
+
 def test_addresses_of_other_kinds_and_copies_over_http(cache, shards):
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
@@ -247,6 +295,11 @@ def test_addresses_of_other_kinds_and_copies_over_http(cache, shards):
     with pytest.raises(UserError, match=r"images\.shards=https://h: must hold no password") as refused:
         load("webdataset", shards="https://me:secret@h/a.tar")
     assert "secret" not in str(refused.value)
+    for secret in ("https://s3cret@h/a.tar", "https://h/a.tar?X-Amz-Signature=s3cret", "http://h/a.tar?x=1&sig=s3cret"):
+        with pytest.raises(UserError, match=r"images\.shards=https?://h: must hold no password, token or") as refused:
+            load("webdataset", shards=secret, streaming=True)
+        assert "s3cret" not in str(refused.value)
+    assert tars._files("https://h/a.tar?download=true&design=1") == ["https://h/a.tar?download=true&design=1"]
     with pytest.raises(UserError, match=r"images\.shards=nosuch://x/a\.tar: can't be opened"):
         load("webdataset", shards="nosuch://x/a.tar")
 
@@ -362,6 +415,24 @@ def test_parquet_files_over_http_are_read_in_parts(cache, tmp_path):
         cell = remote.Cell(f"{server.url}/noise.parquet", 6, 1, "image", hashlib.sha256(noise[13]).hexdigest())
         assert next(remote.read([cell])) == noise[13]
         assert sum(size for _, _, size in server.parts) < 60_000 * 2 + (1 << 17)  # a group and the file's own table
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_rows_without_a_picture_are_listed(cache, tmp_path, plain):
+    pytest.importorskip("datasets")
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    (tmp_path / "secret.png").write_bytes(encoded(9))
+    cells = [encoded(0), None, encoded(2)]
+    if not plain:
+        cells = [None if c is None else {"bytes": c, "path": None} for c in cells]
+        cells.append({"bytes": None, "path": str(tmp_path / "secret.png")})  # a set may not send us to our own files
+    (tmp_path / "hf").mkdir()
+    write_table(pa.table({"image": cells}), tmp_path / "hf" / "train-00000-of-00001.parquet")
+    images = load("huggingface", dataset=str(tmp_path / "hf"), streaming=True, stored=False)
+    assert [i.tobytes() for i in images.pictures([0, 1])] == [picture(0).tobytes(), picture(2).tobytes()]
+    assert len(images) == 2 and {reason for _, reason in images.skipped} == {"zero bytes"}
 
 
 def test_an_index_of_parquet_files_goes_on_where_it_stopped(cache, parquet, monkeypatch):

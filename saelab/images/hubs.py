@@ -114,6 +114,8 @@ def huggingface(
 
     def item(row: Mapping[str, Any]) -> Item:
         cell = row[image]
+        if cell is None:
+            cell = {"bytes": b"", "path": None}  # listed as unreadable
         encoded = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
         told = row[label] if label else None
         values = [] if told is None else told if isinstance(told, list) else [told]

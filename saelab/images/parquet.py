@@ -16,26 +16,43 @@ def samples(
 ) -> Iterator[Found]:
     """The pictures of a file, row by row, from row `start` = [row group, row in it] on.
 
-    item: makes a picture of a row's `columns`. Raises UserError for what is no Parquet file.
+    item: makes a picture of a row's `columns`, of which the first holds the pictures. Raises UserError for what is
+    no Parquet file.
     """
     opened = _opened(file)
     first, skip = start or (0, 0)
     for group in range(first, opened.num_row_groups):
-        rows = opened.read_row_group(group, columns=columns, use_threads=False).to_pylist()
+        rows = _group(opened, file, group, columns).to_pylist()
         for place, row in enumerate(rows):
             if group > first or place >= skip:
-                yield Found(item(row), f"{group:05d}-{place:05d}", (group, place), [group, place + 1])
+                own = row | {columns[0]: {"bytes": _picture(row[columns[0]]), "path": None}}
+                yield Found(item(own), f"{group:05d}-{place:05d}", (group, place), [group, place + 1])
 
 
 def cells(file: str, group: int, column: str) -> list[bytes]:
-    """The encoded pictures of a row group's column. Raises OSError where they can't be read."""
+    """The encoded pictures of a row group's column. Raises UserError or OSError where they can't be read."""
     return _column(file, group, column)
 
 
 @functools.lru_cache(maxsize=AT_ONCE)
 def _column(file: str, group: int, column: str) -> list[bytes]:
-    table = _opened(file).read_row_group(group, columns=[column], use_threads=False)
-    return [cell["bytes"] or b"" for cell in table.column(column).to_pylist()]
+    table = _group(_opened(file), file, group, [column])
+    return [_picture(cell) for cell in table.column(column).to_pylist()]
+
+
+def _picture(cell: Any) -> bytes:
+    """The encoded picture of a cell; no bytes where there is none, or only a path, which nobody may send us to."""
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    return data if isinstance(data, bytes) else b""
+
+
+def _group(opened: Any, file: str, group: int, columns: list[str]) -> Any:
+    from pyarrow import ArrowInvalid
+
+    try:
+        return opened.read_row_group(group, columns=columns, use_threads=False)
+    except (ArrowInvalid, OSError) as error:
+        raise _broken(file, error) from None
 
 
 def _opened(file: str) -> Any:
@@ -45,4 +62,8 @@ def _opened(file: str) -> Any:
     try:
         return ParquetFile(remote.Seekable(file))
     except ArrowInvalid as error:
-        raise UserError("images.dataset", file, f"not a whole Parquet file ({remote.why(error)})") from None
+        raise _broken(file, error) from None
+
+
+def _broken(file: str, error: Exception) -> UserError:
+    return UserError("images.dataset", file, f"not a whole Parquet file, or out of reach ({remote.why(error)})")

@@ -83,7 +83,7 @@ def size(file: str) -> int:
             system, path_there = _fsspec(file)
             return int(system.size(path_there))
         return _tried(file, lambda: _total(file))
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError("images.shards", file, f"can't be read ({why(error)})", "check the address") from None
 
 
@@ -95,7 +95,7 @@ def read(spots: Sequence[Spot]) -> Iterator[bytes]:
     for group in _neighbours(spots):
         try:
             found = _cells(group) if isinstance(group[0], Cell) else _stretches(group)
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:
             raise Changed(why(error)) from None
         for own, data in zip(group, found, strict=True):
             if hashlib.sha256(data).hexdigest() != own.sha256:
@@ -228,13 +228,13 @@ def _together(group: Sequence[Spot], own: Spot) -> bool:
 
 
 def _tried(file: str, action: Callable[[], T]) -> T:
-    """What `action` gives; tried again where the failure may pass."""
+    """What `action` gives; tried again where the failure may pass. Raises OSError."""
     for attempt in itertools.count(1):
         try:
             return action()
         except (OSError, http.client.HTTPException) as error:
             if attempt == TRIES or not _may_pass(error):
-                raise
+                raise error if isinstance(error, OSError) else ConnectionError(why(error)) from None
             log.info("%s: %s; trying again", file, why(error))
             time.sleep(PAUSE * 2 ** (attempt - 1))
     raise AssertionError  # never reached
@@ -242,14 +242,18 @@ def _tried(file: str, action: Callable[[], T]) -> T:
 
 def _total(url: str) -> int:
     with _requested(url, 0, 1) as answer:
-        return int(answer.headers["Content-Range"].rpartition("/")[2])
+        told = answer.headers["Content-Range"] or ""
+    if not told.rpartition("/")[2].isdecimal():
+        raise ConnectionError(f"the server doesn't say how long it is (Content-Range: {told or 'none'})")
+    return int(told.rpartition("/")[2])
 
 
 def _whole_part(url: str, start: int, stop: int) -> bytes:
     with _requested(url, start, stop) as answer:
-        data: bytes = answer.read()
+        data: bytes = answer.read(stop - start + 1)  # whatever the server sends, no more is held
     if len(data) != stop - start:
-        raise ConnectionError(f"{len(data)} of {stop - start} bytes came")
+        what = "more bytes than were asked for" if len(data) > stop - start else f"{len(data)} of {stop - start} bytes"
+        raise ConnectionError(f"{what} came")
     return data
 
 

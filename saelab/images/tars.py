@@ -2,13 +2,14 @@
 
 import glob
 import json
+import logging
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from saelab.errors import UserError
 from saelab.images import remote, sources, streams
@@ -16,6 +17,13 @@ from saelab.images.build import Listing
 from saelab.images.decode import SUFFIXES
 from saelab.images.hubs import copied
 from saelab.images.streams import Found, Item
+
+log = logging.getLogger("saelab")
+
+LARGEST = 1 << 30  # bytes of a member that are read: none of a larger one is a picture that can be decoded
+TEXTS = ("json", "txt", "cls")
+# Parameters of an address that let whoever reads it in: signed links of buckets, tokens.
+SECRET = re.compile(r"(?:.*[-_])?(?:sig|signature|token|credential|password|secret|api_?key)", re.IGNORECASE)
 
 
 def webdataset(
@@ -67,6 +75,11 @@ def samples(file: str, size: int, names: Sequence[str], start: int = 0, mode: st
                 if key != current:
                     yield from _sample(parts, names, start + member.offset)
                     parts, current = {}, key
+                if not (kind in TEXTS or _is_picture(kind)):
+                    continue
+                if member.size > LARGEST or member.sparse is not None:  # a sparse one is mostly made up of nothing
+                    log.warning("%s: %s is passed over (%d bytes, or sparse)", file, member.name, member.size)
+                    continue
                 content = tar.extractfile(member)
                 parts[kind] = member.name, start + member.offset_data, content.read() if content else b""
             end = start + tar.offset
@@ -92,12 +105,19 @@ def _check_end(file: str, end: int, size: int) -> None:
 def _files(pattern: str) -> list[str]:
     if remote.is_remote(pattern):
         address = urlsplit(pattern)
-        if address.password is not None:  # it would be written into the index and the image set
+        if _lets_in(address):  # it would be written into the index, the image set and reports
             plain = f"{address.scheme}://{address.hostname}"
-            raise UserError("images.shards", plain, "must hold no password", "serve the tars without one, or copy them")
+            wanted = "must hold no password, token or signature"
+            raise UserError("images.shards", plain, wanted, "serve the tars without one, or copy them")
         return remote.expanded(pattern)
     local = (f for p in remote.expanded(pattern) for f in glob.glob(str(Path(p).expanduser())))  # noqa: PTH207
     return [str(Path(f).absolute()) for f in local]
+
+
+def _lets_in(address: SplitResult) -> bool:
+    """Whether an address holds a secret. The user of an address that isn't http may be a bucket's or a login's name."""
+    user = address.password is not None or (address.scheme in ("http", "https") and address.username is not None)
+    return user or any(SECRET.fullmatch(name) for name, _ in parse_qsl(address.query, keep_blank_values=True))
 
 
 def _spot(file: str, place: tuple[int, int], sha256: str) -> remote.Spot:
@@ -110,12 +130,16 @@ def _key(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}", kind.lower()
 
 
+def _is_picture(kind: str) -> bool:
+    return f".{kind.rsplit('.', 1)[-1]}" in SUFFIXES
+
+
 def _sample(parts: dict[str, tuple[str, int, bytes]], names: Sequence[str], after: int) -> Iterator[Found]:
-    pictures = [k for k in parts if f".{k.rsplit('.', 1)[-1]}" in SUFFIXES]
+    pictures = [k for k in parts if _is_picture(k)]
     if not pictures:
         return
     picture = min(pictures, key=len)  # "png" before "seg.png"
-    texts = {kind: data for kind, (_, _, data) in parts.items() if kind in ("json", "txt", "cls")}
+    texts = {kind: data for kind, (_, _, data) in parts.items() if kind in TEXTS}
     try:
         about = json.loads(texts.get("json", b"{}"))
     except ValueError:

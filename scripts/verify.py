@@ -67,6 +67,8 @@ def chosen_bases(cfg: DictConfig, run: reading.Run) -> list[reading.Basis]:
     """The bases that the config names, all by default. Raises UserError for one that the run lacks."""
     known = {basis.name: basis for basis in run.bases}
     names = several(cfg.bases) if cfg.bases is not None else list(known)
+    if not names:
+        raise UserError("bases", "[]", "at least one is needed", f"the run has {', '.join(known)}")
     for name in names:
         if name not in known:
             raise UserError("bases", name, f"not in {run.path}", f"it has {', '.join(known)}")

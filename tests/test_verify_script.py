@@ -183,6 +183,7 @@ def test_recorded_answers_of_another_run_give_the_same_rows(run, tmp_path):
     ("settings", "says"),
     [
         (["bases=[neurons]"], "bases=neurons: not in"),
+        (["bases=[]"], "bases=[]: at least one is needed"),
         (
             ["proposer=tagger"],
             "proposer=tagger: can't be asked about labels; use one of openai, transformers, recorded",
@@ -200,6 +201,28 @@ def test_a_mistake_is_one_line(run, settings, says, tmp_path):
     assert done.returncode == 2 and says in done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("saelab: ")]
     assert len(told) == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_unit_that_the_scorer_can_not_judge_is_left_out_of_the_second_look(run, tmp_path):
+    """A unit without a contrast has a label by a scorer of all images, and none by CSP."""
+    shutil.copytree(run.parent, tmp_path / "runs")
+    copy = tmp_path / "runs" / run.name
+    basis = reading.read(copy).bases[0]
+    tables = (copy.parent / "labels").glob("*/labels.jsonl")
+    file = next(table for table in tables if artifacts.read_jsonl(table) == basis.labels)
+    found = artifacts.read_jsonl(file)
+    unit = next(row["unit"] for row in found if row["label"] is not None)
+    del found[unit]["scores"]["csp"]
+    found[unit]["final"] = next(iter(found[unit]["scores"]))
+    artifacts.write_jsonl(file, found)
+    sizes = artifacts.read_json(file.with_name("complete.json"))
+    artifacts.write_json(file.with_name("complete.json"), sizes | {"labels.jsonl": file.stat().st_size})
+    with FaultServer(answer=lambda question: ANSWER) as server:
+        done = verify(copy, *openai(server, "bases=[neuron]", "tests=[second_look]"))
+    assert done.returncode == 0, done.stderr
+    asked = {row["unit"] for row in rows(copy, "neuron", "second_look")}
+    assert asked and unit not in asked
 
 
 def test_units_are_sent_in_the_order_of_the_choice(run):

@@ -232,6 +232,7 @@ def test_siglip_gives_its_own_vectors_of_texts_padded_to_the_full_length(generat
     assert not torch.allclose(found[0], short[0] / short[0].norm(), atol=1e-3)  # unpadded, it is another vector
     torch.testing.assert_close(encoder.embed_sentences(["dog"])[0], found[0])  # whatever else is in the batch
     assert encoder.d_text == 32 and encoders.load(f"transformers:{tmp_path}").recipe == encoder.recipe
+    assert encoder.recipe["text_tokens"] == 16  # another length, other vectors
 
 
 def pooled(features):

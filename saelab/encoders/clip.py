@@ -120,6 +120,8 @@ class TransformersClip:
             "weights": weights_digest(self.model),
             "processor": self.processor.image_processor.to_dict() | {"_processor_class": None},
         }
+        if self._padding == "max_length":  # it decides the vectors
+            self.recipe["text_tokens"] = self._longest
         self.d_text = int(self.embed_sentences(["a"]).shape[1])
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:

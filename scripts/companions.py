@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from bases import Basis
+from bases import Basis, of_kind
 from command import plain, several
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -58,7 +58,7 @@ class Companions(Run):
         return super().per_layer() + (len(self.others) + bool(self.cfg.random_host)) * len(self.cfg.seeds)
 
     def _saes(self, other: Run, layer: str) -> list[Basis]:
-        return other._bases_of("sae", layer, other.caches[layer])
+        return of_kind(other, "sae", layer)
 
     def _variant(self, text: str) -> Run:
         """A run with other settings of its SAEs, such as `sae.k=8` or `sae.k=32 sae.expansion=4`."""

@@ -1,12 +1,22 @@
-"""From a config's `sae` to the library's SAEConfig and TrainConfig, with a line for each slip."""
+"""The stage of SAEs: from a config's `sae` to SAEConfig and TrainConfig, with a line for each slip, and artifacts."""
 
 import types
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, TypeVar, get_args, get_origin
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
+from command import plain
+from processes import ensure_together
+
+from saelab.artifacts import Artifact
+from saelab.cache.batches import Batches
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, TrainConfig
+from saelab.sae import SAEConfig, TrainConfig, fit_many
+from saelab.sae.select import settled
+
+if TYPE_CHECKING:
+    from stages import Run
 
 Kind = TypeVar("Kind")
 NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", tuple: "a list"}
@@ -26,6 +36,34 @@ def configs(settings: dict[str, Any], d_in: int, seeds: Sequence[int]) -> tuple[
         latents = round(expansion * d_in)
     own = {"d_in": d_in, "latents": latents}
     return [_made(SAEConfig, settings | own | {"seed": seed}, "sae.") for seed in seeds], train
+
+
+def trained(run: "Run", layer: str, logger: Any = None) -> list[Artifact]:
+    """One SAE for each seed, trained on the mine tokens in one pass; `logger` as saelab.sae.fit takes it."""
+    store = run.caches[layer]
+    found, train = configs(plain(run.cfg.sae), store.d_in, run.cfg.seeds)
+    found = [settled(config, run.device) for config in found]
+    recipes = [{"stage": "sae", "code": 4, "cache": store.digest, "sae": c, "train": train} for c in found]
+    kept = "" if found[0].rule == "relu" else f"-k{found[0].k}"
+    wanted = [(f"{layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(found, recipes)]
+
+    def build(folders: dict[int, Path]) -> None:
+        batches = Batches(store.tokens, train.batch_size, train.seed, rows=store.rows("mine"))
+        positions = list(folders)
+        missing = [found[i] for i in positions]
+        fit_many(
+            batches,
+            missing,
+            train,
+            list(folders.values()),
+            mean=store.mean,
+            variance=store.variance,
+            device=run.device,
+            logger=None if logger is None else lambda which, *told: logger(positions[which], *told),
+        )
+
+    with run.timed("sae"):
+        return ensure_together(run.root, "sae", wanted, build)
 
 
 def _made(kind: type[Kind], settings: dict[str, Any], prefix: str) -> Kind:

@@ -6,7 +6,7 @@ labels -> evaluations -> comparisons -> report. `Run` keeps what has been made, 
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bases import GROUPS, Basis
+from bases import GROUPS, Basis, of_kind
 from command import device, plain, several
 from omegaconf import DictConfig
-from processes import ensure_together
 
 from saelab import cache, encoders, evaluate, hosts, truth, units
 from saelab import images as image_sources
@@ -99,36 +98,9 @@ class Run:
 
     def saes(self, layer: str, logger: Any = None) -> list[Artifact]:
         """One SAE for each seed, trained on the mine tokens in one pass; `logger` as saelab.sae.fit takes it."""
-        from dictionaries import configs as sae_configs
+        from dictionaries import trained
 
-        from saelab.cache.batches import Batches
-        from saelab.sae import fit_many
-        from saelab.sae.select import settled
-
-        store = self.caches[layer]
-        configs, train = sae_configs(plain(self.cfg.sae), store.d_in, self.cfg.seeds)
-        configs = [settled(config, self.device) for config in configs]
-        recipes = [{"stage": "sae", "code": 4, "cache": store.digest, "sae": c, "train": train} for c in configs]
-        kept = "" if configs[0].rule == "relu" else f"-k{configs[0].k}"
-        wanted = [(f"{layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]
-
-        def build(folders: dict[int, Path]) -> None:
-            batches = Batches(store.tokens, train.batch_size, train.seed, rows=store.rows("mine"))
-            positions = list(folders)
-            missing = [configs[i] for i in positions]
-            fit_many(
-                batches,
-                missing,
-                train,
-                list(folders.values()),
-                mean=store.mean,
-                variance=store.variance,
-                device=self.device,
-                logger=None if logger is None else lambda which, *told: logger(positions[which], *told),
-            )
-
-        with self.timed("sae"):
-            return ensure_together(self.root, "sae", wanted, build)
+        return trained(self, layer, logger)
 
     @property
     def kinds(self) -> list[str]:
@@ -143,29 +115,10 @@ class Run:
     def bases(self) -> list[Basis]:
         """Units of every basis of every layer."""
         found: list[Basis] = []
-        for layer, store in self.caches.items():
+        for layer in self.caches:
             for kind in self.kinds:
-                found += self._bases_of(kind, layer, store)
+                found += of_kind(self, kind, layer)
         return found
-
-    def _bases_of(self, kind: str, layer: str, store: ActivationCache) -> list[Basis]:
-        where, pool, signed = self.root, self.cfg.pool, self.cfg.signed
-        if kind == "sae":
-            saes = self.saes(layer)
-            with self.timed("units"):
-                made = [units.sae(store, where, s.path, pool, device=self.device) for s in saes]
-            return [
-                Basis(f"sae seed {seed}", GROUPS[kind], kind, seed, layer, unit, sae)
-                for seed, sae, unit in zip(self.cfg.seeds, saes, made)
-            ]
-        simple: dict[str, Callable[..., Artifact]] = {"neuron": units.neuron, "pca": units.pca}
-        with self.timed("units"):
-            if kind in simple:
-                return [Basis(kind, GROUPS[kind], kind, None, layer, simple[kind](store, where, pool, signed))]
-            seeds = self.cfg.rotation_seeds
-            made = [units.random_rotation(store, where, pool, signed, seed) for seed in seeds]
-            names = ["random rotation", *(f"random rotation {i + 1}" for i in range(1, len(made)))]
-            return [Basis(name, GROUPS[kind], kind, seed, layer, unit) for name, seed, unit in zip(names, seeds, made)]
 
     @cached_property
     def encoder(self) -> encoders.Encoder:

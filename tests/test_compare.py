@@ -314,6 +314,22 @@ def test_every_comparison_checks_itself():
     assert all(report["passed"] and report["detail"] == "no difference" for report in reports), reports
 
 
+def test_scs_fails_a_check_only_where_its_judge_did_not_choose_the_labels():
+    encoder = bases(0, 0.3)[0].setup.encoder
+    for judge, passed in ((encoder, True), ("another encoder", False)):
+        shifted = [
+            dataclasses.replace(
+                b,
+                setup=dataclasses.replace(b.setup, judge=judge),
+                rows=[row | {"shuffled": row["shuffled"] | {"scs": row["final"]["scs"]}} for row in b.rows],
+                _known={},
+            )
+            for b in bases(0, 0.3)
+        ]
+        report = compare(shifted, SETTINGS)["validity"][-1]
+        assert report["passed"] == passed and "scs" in report["detail"], report
+
+
 def test_shuffled_labels_that_are_not_shuffled_are_found_out():
     leaky = [
         dataclasses.replace(b, rows=[row | {"shuffled": row["final"]} for row in b.rows], _known={})

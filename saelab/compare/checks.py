@@ -18,14 +18,18 @@ def own_checks(
     """Each real group against itself must show no difference, and neither must shuffled labels between real groups.
 
     The second looks at correlations only and is a test at `settings.alpha`: it fails by luck in that share of runs.
+    A check fails by metrics that count in answers; SCS by the encoder that chose the labels is named, but has no say.
     """
     real = [members for members in groups.values() if not members[0].control]
+    setup = real[0][0].setup if real else None
+    mute = ("scs",) if setup is not None and setup.judge == setup.encoder else ()
     reports = [
-        _report(f"{members[0].group} against itself", _calls(members, members, kept, settings)) for members in real
+        _report(f"{members[0].group} against itself", _calls(members, members, kept, settings), mute)
+        for members in real
     ]
     for a, b in itertools.combinations(real, 2):
         found = shuffled_calls(a, b, kept, settings)
-        reports.append(_report(f"shuffled labels of {a[0].group} against {b[0].group}", found))
+        reports.append(_report(f"shuffled labels of {a[0].group} against {b[0].group}", found, mute))
     return reports
 
 
@@ -63,9 +67,12 @@ def decided(
     return pair
 
 
-def _report(check: str, calls: Sequence[str]) -> dict[str, Any]:
+def _report(check: str, calls: Sequence[str], mute: Sequence[str]) -> dict[str, Any]:
+    heard = [metric for metric in calls if metric not in mute]
+    aside = [metric for metric in calls if metric in mute]
+    detail = f"differs in {', '.join(heard)}" if heard else "no difference"
     return {
         "check": check,
-        "passed": not calls,
-        "detail": f"differs in {', '.join(calls)}" if calls else "no difference",
+        "passed": not heard,
+        "detail": detail + (f"; {', '.join(aside)} differs, but counts in no answer" if aside else ""),
     }

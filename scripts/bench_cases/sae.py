@@ -18,7 +18,7 @@ MB = 2**20
 
 
 def cases(shapes: list[list[int]], k: int, rules: list[str], rounds: int) -> Iterator[dict[str, Any]]:
-    """Step, step with a quarter of the latents silent, and loader, for each shape."""
+    """Step, step with a quarter of the latents silent (`over_plain_step`: in turns with one without), and loader."""
     for d_in, latents, batch in shapes:
         for rule in rules:
             trainer, x = _trainer(d_in, latents, batch, k, rule)
@@ -32,7 +32,11 @@ def cases(shapes: list[list[int]], k: int, rules: list[str], rounds: int) -> Ite
             trainer.weights["b_enc"][quarter] = 0
             trainer.step(x)
 
-        yield measured(f"sae step, AuxK on a quarter, {d_in}->{latents}", trainer, silent, x, rounds)
+        found = measured(f"sae step, AuxK on a quarter, {d_in}->{latents}", trainer, silent, x, rounds)
+        plain, _ = _trainer(d_in, latents, batch, k, "topk")
+        without, own = alternate(partial(plain.step, x), silent, rounds)
+        del plain
+        yield {**found, "over_plain_step": round(own / without, 3)}
         yield loader(d_in, batch, trainer, x, rounds)
 
 

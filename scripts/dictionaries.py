@@ -43,7 +43,7 @@ def trained(run: "Run", layer: str, logger: Any = None) -> list[Artifact]:
     store = run.caches[layer]
     found, train = configs(plain(run.cfg.sae), store.d_in, run.cfg.seeds)
     found = [settled(config, run.device) for config in found]
-    recipes = [{"stage": "sae", "code": 4, "cache": store.digest, "sae": c, "train": train} for c in found]
+    recipes = [{"stage": "sae", "code": 5, "cache": store.digest, "sae": c, "train": train} for c in found]
     kept = "" if found[0].rule == "relu" else f"-k{found[0].k}"
     wanted = [(f"{layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(found, recipes)]
 

@@ -75,6 +75,17 @@ def test_batchtopks_threshold_reproduces_its_mean_l0():
     torch.testing.assert_close(alone, sae.encode(x[:50]).dense(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_that_keeps_nothing_leaves_batchtopks_threshold_alone():
+    x, _ = planted(2000)
+    trainer = Trainer(RULES["batchtopk"])
+    for _ in range(5):
+        trainer.step(x[:512])
+    before = float(trainer.threshold)
+    trainer.weights["b_enc"].fill_(-1e3)
+    trainer.step(x[:512])
+    assert 0 < before == float(trainer.threshold)
+
+
 def test_matryoshka_prefixes_are_ordered_by_fvu():
     x, _ = planted()
     sae = trained(RULES["matryoshka"], x)

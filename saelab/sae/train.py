@@ -245,6 +245,7 @@ class Trainer:
     def _follow(self, smallest: Tensor) -> None:
         """Move batchtopk's inference threshold towards this batch's smallest kept value."""
         memory = min(THRESHOLD_MEMORY, self.steps / (self.steps + THRESHOLD_SHARE))
+        smallest = torch.where(smallest.isinf(), self.threshold, smallest)  # a batch that keeps nothing says nothing
         self.threshold.mul_(memory).add_(smallest, alpha=1 - memory)
 
     def _apply(self, grads: dict[str, Tensor], lr_factor: float) -> None:

@@ -104,6 +104,80 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path):
     assert before == {p: p.read_bytes() for p in (tmp_path / "checkpoints").iterdir()}
 
 
+OTHERS = {
+    "sae.k was 3, is 4": (tokens(), replace(CONFIG, k=4), TRAIN),
+    "train.log_every was 3, is 4": (tokens(), CONFIG, replace(TRAIN, log_every=4)),
+    "steps was 40, is 41": (tokens(), CONFIG, replace(TRAIN, steps=41)),
+    "data.variance was .*data.mean differs": (tokens(seed=1), CONFIG, TRAIN),
+    "data.tokens was 900, is 899": (tokens()[:-1], CONFIG, TRAIN),
+}
+
+
+@pytest.mark.parametrize("told", OTHERS)
+def test_a_finished_sae_is_not_trained_over_by_another_recipe(tmp_path, told):
+    fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=f"holds a finished SAE of another recipe: .*{told}.*another folder") as caught:
+        fit(*OTHERS[told], tmp_path, progress=False)
+    assert len(str(caught.value).splitlines()) == 1 and contents(tmp_path) == before
+
+
+def contents(folder) -> dict:
+    return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_finished_sae_of_the_recipe_is_returned_as_it_lies_there(tmp_path, monkeypatch):
+    lines: list[tuple] = []
+    first = fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False, logger=lambda *told: lines.append(told))
+    before, again = contents(tmp_path), []
+    monkeypatch.setattr(Trainer, "step", lambda *given: pytest.fail("there is nothing to train"))
+    often = replace(TRAIN, checkpoint_every=2, keep=1)  # changes nothing that is left in the end
+    second = fit(tokens(), CONFIG, often, tmp_path, progress=False, logger=lambda *told: again.append(told))
+    assert contents(tmp_path) == before and again == lines
+    assert second.quality == first.quality and second.sae.meta == first.sae.meta and second.folder == tmp_path
+    for name, tensor in first.sae.tensors().items():
+        assert torch.equal(second.sae.tensors()[name], tensor), name
+    wide = tokens().astype(np.float64)  # moments as another machine may have added them up
+    moments = {"mean": wide.mean(0) * (1 + 1e-14), "variance": wide.var(0).sum() * (1 - 1e-14)}
+    fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False, **moments)
+
+
+def test_an_sae_that_does_not_say_what_it_was_trained_on_is_left_alone(tmp_path):
+    """As folders from before training.json, and other packages' sae.safetensors."""
+    fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False)
+    (tmp_path / "training.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"no training\.json that says.*SAE\.load reads it.*another folder"):
+        fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False)
+    assert contents(tmp_path) == before and SAE.load(tmp_path).latents == 48
+    (tmp_path / "sae.safetensors").unlink()
+    fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False)
+    assert (tmp_path / "sae.safetensors").read_bytes() == before[tmp_path / "sae.safetensors"][0]
+
+
+def test_a_kill_between_the_record_and_the_weights_costs_nothing(tmp_path, monkeypatch):
+    def dies(self, path):
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SAE, "save", dies)
+        with pytest.raises(Stop):
+            fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False)
+    steps: list[int] = []
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, *given: (steps.append(self.steps), step(self, *given))[1])
+    found = fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False)
+    assert steps == [*range(35, 40)] and torch.equal(SAE.load(tmp_path).W_dec, found.sae.W_dec)
+
+
+def test_the_record_says_in_plain_json_what_was_trained(tmp_path):
+    fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False)
+    found, wide = json.loads((tmp_path / "training.json").read_text()), tokens().astype(np.float64)
+    assert found["sae"]["k"] == 3 and found["train"]["batch_size"] == 64 and found["steps"] == 40
+    assert found["data"]["tokens"] == 900 and found["data"]["mean"] == pytest.approx(wide.mean(0).tolist())
+    assert found["data"]["variance"] == pytest.approx(wide.var(0).sum())
+
+
 def test_several_saes_in_one_pass_equal_each_alone_to_the_bit(tmp_path):
     configs = [CONFIG, SAEConfig(10, 20, k=2, lr=1e-3, seed=5), SAEConfig(10, 48, rule="batchtopk", k=3)]
     names = ("sae.safetensors", "metrics.jsonl", "quality.json")
@@ -115,7 +189,7 @@ def test_several_saes_in_one_pass_equal_each_alone_to_the_bit(tmp_path):
 
 
 def test_a_kill_in_the_final_passes_costs_no_sae_its_training(tmp_path, monkeypatch):
-    module, folders = importlib.import_module("saelab.sae.fit"), [tmp_path / "0", tmp_path / "1"]
+    module, folders = importlib.import_module("saelab.sae.run"), [tmp_path / "0", tmp_path / "1"]
     measured, taken = [], []
 
     def dies(sae, batches):
@@ -131,7 +205,7 @@ def test_a_kill_in_the_final_passes_costs_no_sae_its_training(tmp_path, monkeypa
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, *given: (taken.append(self.steps), step(self, *given))[1])
     fit_many(tokens(), configs, TRAIN, folders, progress=False)
-    assert taken == [step for step in range(35, 40) for _ in configs], "both went on from their last checkpoints"
+    assert taken == [*range(35, 40)], "the first is whole, the second went on from its last checkpoint"
     assert not list(tmp_path.rglob("step-*"))
 
 
@@ -244,3 +318,10 @@ def test_two_processes_give_the_result_of_one(tmp_path, rule):
     for a, b in zip(*lines, strict=True):
         assert a.keys() == b.keys() and a["silent"] == b["silent"]
         assert a["fvu"] == pytest.approx(b["fvu"], rel=1e-4) and a["l0"] == pytest.approx(b["l0"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_that_see_different_folders_end_instead_of_waiting_for_each_other(tmp_path):
+    np.save(tmp_path / "x.npy", tokens())
+    codes = [together(2, tmp_path / f"store{i}", tmp_path / "x.npy", tmp_path / "out", "topk") for i in range(2)]
+    assert codes == [[0, 0], [1, 1]], "the first process' folder holds the SAE by then, the second's nothing"

@@ -27,6 +27,7 @@ from saelab.images import ImageSet
 from saelab.label import concepts, pipeline, propose
 from saelab.label.exemplars import MiningSettings, exemplars
 from saelab.label.exemplars import check as check_mining
+from saelab.label.final import final_scorer
 from saelab.label.vocabulary import Vocabulary
 from saelab.label.vocabulary import build as build_vocabulary
 
@@ -189,10 +190,12 @@ class Run:
         """How labels are assigned."""
         cfg = plain(self.cfg.label)
         templates = cfg.get("templates") or plain(self.cfg.encoder).get("templates")
-        names = ("final", "renormalize", "nulls", "abstain_below", "seed", "runners_up", "meanings")
         scorers = tuple(self.cfg.scorer)
-        final = {name: cfg[name] for name in names}
-        return pipeline.LabelSettings(scorers=scorers, templates=tuple(templates) if templates else None, **final)
+        final = final_scorer(cfg["final"], scorers, len(self.images.ids("mine")))
+        self.cfg.label.final = final  # what is recorded of the run says which one it was
+        names = ("renormalize", "nulls", "abstain_below", "seed", "runners_up", "meanings")
+        more = {name: cfg[name] for name in names}
+        return pipeline.LabelSettings(scorers, final, tuple(templates) if templates else None, **more)
 
     def check(self, settings: pipeline.LabelSettings) -> None:
         """Raise UserError for what can be known to be wrong before the long work begins."""

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from saelab.errors import UserError
 from saelab.label import assign, mine, nulls
+from saelab.label.assign import combined
 from saelab.label.assign.combined import baseline, contrast_evidence, contrast_evidence_rows
 from saelab.label.nulls.frame import Draw, Frame
 
@@ -50,23 +51,30 @@ def brute_force(acts, image_emb, label_emb, positives, contrasts):
     """The docstring's formula, one unit and label at a time, in float64."""
     acts, sims = acts.double(), image_emb.double() @ label_emb.double().T
     n = len(acts)
-    z = (sims - sims.mean(0)) / sims.std(0, correction=0)
+    spread = sims.std(0, correction=0)
+    z = (sims - sims.mean(0)) / spread
+    worth = (spread / spread.quantile(0.75)).clamp(max=1).sqrt()
     scores = torch.zeros(acts.shape[1], z.shape[1], dtype=torch.float64)
     for u in range(acts.shape[1]):
         a = acts[:, u]
         step = min(float(a.std(correction=0)), float(a.max() - a.mean()) / 2)
         fires = (a - a.mean() - step).clamp(min=0)
+        there = [(p, c) for p, c in zip(positives[u].tolist(), contrasts[u].tolist()) if p >= 0 and c >= 0]
         for t in range(z.shape[1]):
-            for m in (z[:, t] ** 3, torch.exp(z[:, t]) / torch.exp(z).sum(1)):
-                x, y = fires - fires.mean(), m - m.mean()
-                x, y = x / x.norm(), y / y.norm()
-                r = (x * y).sum()
-                se = ((x * y - r / n) ** 2).sum().sqrt()
-                scores[u, t] += math.sqrt(n) * (r - se / 2) / 2
-            there = [(p, c) for p, c in zip(positives[u].tolist(), contrasts[u].tolist()) if p >= 0 and c >= 0]
-            for p, c in there:
-                scores[u, t] += (z[p, t] - z[c, t]) / math.sqrt(2 * len(there))
+            graded = correlated(a, z[:, t], n) / 4 + 3 * correlated(fires, z[:, t] ** 3, n) / 4
+            score = graded + correlated(fires, torch.exp(z[:, t]) / torch.exp(z).sum(1), n)
+            score += sum((z[p, t] - z[c, t]) / math.sqrt(2 * len(there)) for p, c in there)
+            scores[u, t] = score * worth[t] if score > 0 else score
     return scores
+
+
+def correlated(left, right, n):
+    """sqrt(n) (r - se / 2)."""
+    x, y = left - left.mean(), right - right.mean()
+    x, y = x / x.norm(), y / y.norm()
+    r = (x * y).sum()
+    se = ((x * y - r / n) ** 2).sum().sqrt()
+    return math.sqrt(n) * (r - se / 2)
 
 
 @pytest.fixture(scope="module")
@@ -176,18 +184,42 @@ def test_names_what_single_scorers_miss():
 
 
 def test_chance_has_the_stated_variance():
-    """Units that have nothing to do with the labels: each term has about unit variance, and no label is favoured."""
+    """Units that have nothing to do with the labels: each kind of evidence has about unit variance, half a standard
+    error is taken off, and no label is favoured."""
     g = torch.Generator().manual_seed(3)
     _, image_emb, label_emb, _, _ = world(images=800)
     acts = torch.relu(torch.randn(800, 400, generator=g))
-    positives, _ = mine.top_images(acts, 30)
-    none = torch.full_like(positives, -1)
-    whole = contrast_evidence(acts, image_emb, label_emb, positives, none)
-    assert abs(float(whole.mean()) + 0.5) < 0.05  # half a standard error is taken off
-    assert 0.7 < float(whole.std()) < 1.1
-    random = torch.randint(800, positives.shape, generator=g)
-    both = contrast_evidence(acts, image_emb, label_emb, torch.randint(800, positives.shape, generator=g), random)
-    assert 0.9 < float((both - whole).std()) < 1.1
+    z, _, _ = combined.standard(image_emb @ label_emb.T)
+    bases = combined.baselines(acts)
+    for reading in combined.memberships(z):
+        evidence = combined.whole(acts, bases[reading.clear], reading)
+        assert abs(float(evidence.mean()) + 0.5) < 0.05
+        assert 0.8 < float(evidence.std()) < 1.1
+    left, right = (torch.randint(800, (400, 30), generator=g) for _ in range(2))
+    pairs_alone = combined.paired(z, left, right, torch.ones(400, 30, dtype=torch.bool))
+    assert abs(float(pairs_alone.mean())) < 0.05
+    assert 0.9 < float(pairs_alone.std()) < 1.1
+
+
+def test_labels_that_no_image_shows_are_discounted():
+    """16 of 64 labels are shown. Standardised, the others are as loud in noise; discounted, they win less often."""
+    g = torch.Generator().manual_seed(5)
+    label_emb = normalize(torch.randn(64, 96, generator=g), dim=1)
+    shown = label_emb[torch.randint(16, (300,), generator=g)]
+    image_emb = normalize(shown + 0.7 * normalize(torch.randn(300, 96, generator=g), dim=1), dim=1)
+    spread = (image_emb @ label_emb.T).std(0, correction=0)
+    assert spread[16:].max() < spread[:16].min()
+    worth = combined.discount(spread)
+    assert (worth[:16] == 1).all()
+    torch.testing.assert_close(worth[16:], (spread[16:] / spread.quantile(0.75)).sqrt())
+    acts = torch.relu(torch.randn(300, 300, generator=g))
+    score = assign.score(["contrast_evidence"], assign.Evidence.mined(acts, image_emb, label_emb))["contrast_evidence"]
+    in_full = torch.where(score > 0, score / worth, score)
+    shown_before, shown_now = in_full.argmax(1) < 16, score.argmax(1) < 16
+    assert not bool((shown_before & ~shown_now).any())
+    assert (shown_now & ~shown_before).float().mean() > 0.05
+    against = combined.discounted(torch.tensor([[2.0, -2.0]]), torch.tensor([0.5, 0.5]))
+    assert against.tolist() == [[1.0, -2.0]]  # evidence against a label isn't lessened
 
 
 def test_null_by_ranks_is_the_scorer_on_permuted_evidence():

@@ -8,6 +8,7 @@ from saelab import planted
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import exemplars, pipeline
+from saelab.label.final import FEW, final_scorer
 from saelab.label.vocabulary import pool
 from saelab.units import UnitActivations
 
@@ -172,3 +173,16 @@ def test_a_unit_of_two_concepts_has_two_meanings(world):
 def test_mistakes_are_told(world, change, word):
     with pytest.raises(UserError, match=word):
         change(world)
+
+
+def test_the_final_scorer_follows_the_number_of_images_unless_somebody_says():
+    every = ("csp", "pearson", "contrast_evidence")
+    assert final_scorer("auto", every, FEW) == "contrast_evidence"
+    assert final_scorer("auto", every, FEW - 1) == "pearson"
+    assert final_scorer("csp", every, FEW) == "csp"
+    assert final_scorer("nope", every, FEW) == "nope"  # `check` says that it isn't among the scorers
+    assert final_scorer("auto", ("csp", "contrast_evidence"), 10) == "contrast_evidence"
+    assert final_scorer("auto", ("csp", "pearson"), 5000) == "pearson"
+    assert final_scorer("auto", ("semanticlens", "csp"), 10) == "semanticlens"
+    with pytest.raises(UserError, match="not among"):
+        pipeline.check(pipeline.LabelSettings((), final_scorer("auto", (), 10)))

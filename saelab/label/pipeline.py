@@ -38,7 +38,7 @@ from saelab.units import UnitActivations
 
 log = logging.getLogger("saelab")
 
-CODE = 4  # version of this stage; part of every recipe
+CODE = 5  # version of this stage; part of every recipe
 MEANINGS_AT_ONCE = 1024  # units whose positives' embeddings are held together
 UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no label
 
@@ -47,8 +47,8 @@ UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no la
 class LabelSettings:
     """How labels are assigned. The presets in conf/label set all of it."""
 
-    scorers: tuple[str, ...] = ("csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed")  # names in assign.SCORERS
-    final: str = "pearson"  # the scorer whose best label becomes the unit's label
+    scorers: tuple[str, ...] = ("contrast_evidence", "csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed")
+    final: str = "contrast_evidence"  # the scorer whose best label becomes the unit's label
     templates: tuple[str, ...] | None = None  # None: the encoder's own
     renormalize: bool = True  # unit length after the mean over templates (csp_paper: False)
     nulls: int = 200  # permutations behind null_percentile; 0 leaves it null

@@ -19,7 +19,9 @@ from saelab.errors import UserError
 from saelab.label.assign.checks import similarities
 from saelab.label.mine.status import column_means, extremes
 
+BROAD = 0.25  # share of the linear reading in graded evidence; the rest listens to images far out
 CAUTION = 0.5  # standard errors that a correlation is lowered by
+USUAL = 0.75  # quantile of the labels' spreads from which a label counts in full
 
 
 def contrast_evidence(
@@ -32,21 +34,25 @@ def contrast_evidence(
 ) -> Float[Tensor, "units labels"]:
     """Evidence that a unit responds to what a label names: whole-set correlation plus paired contrast.
 
-    With z the similarities <image, label> standardised per label over the images, a label's membership is read twice:
-    graded, z^3, which lets a broad label stand beside the narrow ones that it covers; and in competition,
-    softmax_labels(z), in which a label has to explain an image better than the others do. Then
+    With z the similarities <image, label> standardised per label over the images, a label's membership is read on two
+    graded scales, z and z^3, which let a broad label stand beside the narrow ones that it covers, and in competition,
+    softmax_labels(z), in which a label has to explain an image better than the others do. With
+    E(x, m) = sqrt(images) (r(x, m) - se / 2), Pearson's correlation over all images in standard deviations,
 
-        score = mean over both readings m of sqrt(images) (r(f, m) - se / 2)  +  sum_k (z[p_k] - z[n_k]) / sqrt(2 k)
+        score = d * (E(a, z) / 4 + 3 E(f, z^3) / 4  +  E(f, softmax z)  +  sum_k (z[p_k] - z[n_k]) / sqrt(2 k))
 
-    f = relu(a - mean - sd) is by how much the unit fires clearly (`excess`); r is Pearson's, over all images;
-    se^2 = sum x^2 y^2 - r^2 / images (x, y: the centred columns of unit length) is its sampling variance whatever the
+    a is the activation and f = relu(a - mean - sd) by how much the unit fires clearly (`baseline`);
+    se^2 = sum x^2 y^2 - r^2 / images (x, y: the centred columns of unit length) is r's sampling variance whatever the
     distributions, large where few images carry the correlation; p_k and n_k are the k positives and their contrasts.
-    Under chance each term has a variance of about 1, and of less where contrasts are much like their positives.
+    Under chance each kind of evidence has a variance of about 1, and of less where contrasts are much like their
+    positives. d = sqrt(min(1, spread / upper quartile of the labels' spreads)), the spread being the standard
+    deviation of a label's similarities, discounts labels that no image seems to show; evidence against a label
+    (below 0) is left as it is.
 
     positive_ids, contrast_ids: from `mine.top_images` and `mine.contrast_images`, -1 where there is none. valid:
     False leaves a pair out; a unit without a pair is scored by the whole set alone. NaN for units that are constant
-    or not finite, and for labels equally like every image. A label's score depends on the vocabulary (competition)
-    but not on the other units; neither a unit's scale nor an offset matters.
+    or not finite, and for labels equally like every image. A label's score depends on the vocabulary (competition,
+    discount) but not on the other units; neither a unit's scale nor an offset matters.
     Raises UserError where sizes do not fit.
     """
     acts, sims = similarities(acts, image_emb, label_emb)
@@ -64,16 +70,16 @@ def contrast_evidence_rows(
     _check(acts, positive_ids, contrast_ids, valid)
     there = (positive_ids >= 0) & (contrast_ids >= 0)
     there = there if valid is None else there & valid
-    z, constant = standard(sims)
-    columns = memberships(z)
-    base = baseline(acts)
+    z, constant, spread = standard(sims)
+    readings, worth = memberships(z), discount(spread)
+    bases = baselines(acts)
 
     def rows(units: slice) -> Float[Tensor, "some labels"]:
         some = part(acts, units)
         total = paired(z, positive_ids[units], contrast_ids[units], there[units])
-        for reading in columns:
-            total += whole(some, base[units], reading) / len(columns)
-        return total.masked_fill_(constant, torch.nan)
+        for reading in readings:
+            total.add_(whole(some, bases[reading.clear][units], reading), alpha=reading.weight)
+        return discounted(total, worth).masked_fill_(constant, torch.nan)
 
     return rows
 
@@ -84,19 +90,41 @@ class Reading:
 
     values: Float[Tensor, "images labels"]  # centred columns of unit length
     squares: Float[Tensor, "images labels"]
+    weight: float  # of its evidence in the sum
+    clear: bool  # is it held against clear firing, or against the activation as it is
 
 
-def standard(sims: Float[Tensor, "images labels"]) -> tuple[Float[Tensor, "images labels"], Bool[Tensor, "labels"]]:
-    """Similarities less their label's mean over its standard deviation, and which labels have none (their z is 0)."""
+def standard(
+    sims: Float[Tensor, "images labels"],
+) -> tuple[Float[Tensor, "images labels"], Bool[Tensor, "labels"], Float[Tensor, "labels"]]:
+    """Similarities less their label's mean over its standard deviation, labels that have none (z is 0), and these."""
     centred = sims - sims.mean(dim=0)
     spread = centred.pow(2).mean(dim=0).sqrt()
     constant = spread <= 1e-6 * sims.pow(2).mean(dim=0).sqrt()
-    return centred.div_(spread.masked_fill(constant, torch.inf)), constant
+    return centred.div_(spread.masked_fill(constant, torch.inf)), constant, spread
 
 
-def memberships(z: Float[Tensor, "images labels"]) -> tuple[Reading, Reading]:
-    """Both readings of the labels' memberships: graded and in competition."""
-    return _reading(z.pow(3)), _reading(z.softmax(dim=1))
+def memberships(z: Float[Tensor, "images labels"]) -> tuple[Reading, ...]:
+    """The readings of the labels' memberships: graded on two scales, and in competition."""
+    return (
+        _reading(z.clone(), BROAD, clear=False),
+        _reading(z.pow(3), 1 - BROAD, clear=True),
+        _reading(z.softmax(dim=1), 1.0, clear=True),
+    )
+
+
+def discount(spread: Float[Tensor, "labels"]) -> Float[Tensor, "labels"]:
+    """What evidence for a label counts: 1 for the widely spread quarter of the labels, less for the others.
+
+    A label that no image shows is about equally like them all; standardised, it would weigh as much as any.
+    """
+    reference = spread.quantile(USUAL).clamp(min=torch.finfo(spread.dtype).tiny)
+    return (spread / reference).clamp(max=1).sqrt()
+
+
+def discounted(score: Float[Tensor, "some labels"], worth: Float[Tensor, "labels"]) -> Float[Tensor, "some labels"]:
+    """Scores above 0 times what they count."""
+    return torch.where(score > 0, score * worth, score)
 
 
 def paired(
@@ -137,10 +165,15 @@ def baseline(acts: Acts) -> Float[Tensor, "units"]:
     return means + torch.minimum(variance.sqrt(), (largest - means) / 2)
 
 
-def _reading(columns: Float[Tensor, "images labels"]) -> Reading:
+def baselines(acts: Acts) -> dict[bool, Float[Tensor, "units"]]:
+    """What is subtracted for readings of clear firing (True) and of the whole activation (False): the lowest one."""
+    return {True: baseline(acts), False: extremes(acts)[0].double()}
+
+
+def _reading(columns: Float[Tensor, "images labels"], weight: float, clear: bool) -> Reading:
     columns -= columns.mean(dim=0)
     columns /= columns.norm(dim=0).clamp(min=torch.finfo(columns.dtype).tiny)
-    return Reading(columns, columns.square())
+    return Reading(columns, columns.square(), weight, clear)
 
 
 def cautious(

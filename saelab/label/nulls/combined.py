@@ -18,11 +18,11 @@ def evidence(frame: Frame) -> Callable[[Draw, Block], Float[Tensor, "some"]]:
     lowest all hold the same entry, so only the ranks before them meet the labels.
     """
     e = frame.evidence
-    z, constant = combined.standard(e.sims)
-    readings = combined.memberships(z)
-    means, base = column_means(e.acts), combined.baseline(e.acts)
+    z, constant, spread = combined.standard(e.sims)
+    readings, worth = combined.memberships(z), combined.discount(spread)
+    means, bases = column_means(e.acts), combined.baselines(e.acts)
     _, column = frame.ranges
-    entries: dict[int, tuple[Tensor, ...]] = {}
+    entries: dict[int, dict[bool, tuple[Tensor, ...]]] = {}
 
     @once
     def pairs(draw: Draw) -> tuple[Tensor, ...]:
@@ -47,22 +47,23 @@ def evidence(frame: Frame) -> Callable[[Draw, Block], Float[Tensor, "some"]]:
 
     def best(draw: Draw, block: Block) -> Tensor:
         if id(block) not in entries:
-            entries[id(block)] = _entries(block, means[block.units], base[block.units], frame)
-        high, squared, common, firing = entries[id(block)]
-        total = paired(draw, block, firing)
-        ranks = high.shape[1]
-        for values, squares in permuted(draw):
+            entries[id(block)] = {clear: _entries(block, base[block.units], frame) for clear, base in bases.items()}
+        total = paired(draw, block, _firing(block, means[block.units], frame.k))
+        for reading, (values, squares) in zip(readings, permuted(draw)):
+            high, squared, common = entries[id(block)][reading.clear]
+            ranks = high.shape[1]
             r = high @ values[:ranks]
-            spread = torch.addmm(common[:, None], squared, squares[:ranks])
-            total.add_(combined.cautious(r, spread, frame.images), alpha=1 / len(readings))
+            within = torch.addmm(common[:, None], squared, squares[:ranks])
+            total.add_(combined.cautious(r, within, frame.images), alpha=reading.weight)
+        total = combined.discounted(total, worth)
         total = total.masked_fill_(constant, -torch.inf).nan_to_num_(nan=-torch.inf).amax(dim=1)
         return total.masked_fill(total == -torch.inf, torch.nan)
 
     return best
 
 
-def _entries(block: Block, means: Tensor, base: Tensor, frame: Frame) -> tuple[Tensor, ...]:
-    """By rank: entries of r and of its spread beyond what every image has, that common part, and who fires."""
+def _entries(block: Block, base: Tensor, frame: Frame) -> tuple[Tensor, ...]:
+    """By rank: entries of r and of its spread beyond what every image has, and that common part."""
     beyond = frame.images - block.sorted.shape[1]
     fires = (block.sorted - base[:, None]).clamp(min=0)
     rest = (block.lowest - base).clamp(min=0)[:, None]
@@ -71,8 +72,13 @@ def _entries(block: Block, means: Tensor, base: Tensor, frame: Frame) -> tuple[T
     norm2 = norm2.masked_fill(norm2 == 0, torch.nan)
     common = (rest - centre).square() / norm2
     squared = (fires - centre).square() / norm2 - common
-    firing = torch.zeros(len(fires), frame.k, dtype=torch.bool, device=fires.device)
-    width = min(frame.k, fires.shape[1])
-    firing[:, :width] = block.sorted[:, :width] > means[:, None]
     dtype = frame.evidence.sims.dtype
-    return ((fires - rest) / norm2.sqrt()).to(dtype), squared.to(dtype), common[:, 0].to(dtype), firing
+    return ((fires - rest) / norm2.sqrt()).to(dtype), squared.to(dtype), common[:, 0].to(dtype)
+
+
+def _firing(block: Block, means: Tensor, k: int) -> Tensor:
+    """Which of a unit's k positives it fires on: [some, k]."""
+    firing = torch.zeros(len(block.units), k, dtype=torch.bool, device=block.sorted.device)
+    width = min(k, block.sorted.shape[1])
+    firing[:, :width] = block.sorted[:, :width] > means[:, None]
+    return firing

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_clip import TOWER, siglip, transformers_clip
 
 from saelab import encoders
 from saelab.encoders.base import embed_templates
@@ -155,19 +156,9 @@ def test_open_clip_gives_its_own_vectors_at_unit_length(tmp_path):
 
 
 def test_a_local_transformers_clip_gives_its_own_vectors_at_unit_length(tmp_path):
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+    from transformers import CLIPProcessor
 
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(c + "</w>" for c in letters)]
-    tokenizer = CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[])
-    size = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = size | {"vocab_size": len(words), "max_position_embeddings": 20, "bos_token_id": 0, "eos_token_id": 1}
-    config = CLIPConfig(text_config=text, vision_config=size | {"image_size": 32, "patch_size": 8}, projection_dim=16)
-    torch.manual_seed(0)
-    model = CLIPModel(config).eval()
-    model.save_pretrained(tmp_path)
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(tmp_path)
+    model = transformers_clip(tmp_path)
     encoder = encoders.load(f"transformers:{tmp_path}")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
     batch = encoder.transform(picture)[None]
@@ -179,37 +170,6 @@ def test_a_local_transformers_clip_gives_its_own_vectors_at_unit_length(tmp_path
     torch.testing.assert_close(encoder.embed_batch(batch)["images"], expected.image_embeds)
     torch.testing.assert_close(encoder.embed_sentences(["dog", "cats"]), expected.text_embeds)
     assert encoder.d_text == 16
-
-
-LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-TOWER = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-def siglip(folder, generation: int):
-    """A tiny SigLIP in `folder`, with the tokenizer of the first or the second (which knows no longest text)."""
-    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel, SiglipProcessor
-
-    if generation == 1:
-        trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
-        pytest.importorskip("google.protobuf")
-        from transformers import SiglipTokenizer
-
-        words = [f"{a}{b} {b}{a}" for a in LETTERS for b in LETTERS]
-        trainer.train(sentence_iterator=iter(words), model_prefix=str(folder / "spiece"), vocab_size=60)
-        tokenizer = SiglipTokenizer(str(folder / "spiece.model"), model_max_length=16)
-    else:
-        from transformers import Siglip2Tokenizer
-
-        words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
-        tokenizer = Siglip2Tokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[])
-    text = TOWER | {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
-    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
-    torch.manual_seed(0)
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=TOWER | {"image_size": 32, "patch_size": 8}))
-    model.eval().save_pretrained(folder)
-    images = SiglipImageProcessor(size={"height": 32, "width": 32})
-    SiglipProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
-    return model, SiglipProcessor.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("generation", [1, 2])

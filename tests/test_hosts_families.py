@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_clip
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
 
-from saelab import hosts
+from saelab import encoders, hosts
 from saelab.errors import UserError
 from saelab.hosts import Prefix
 from saelab.hosts.huggingface import processor_transform
@@ -150,6 +152,35 @@ def test_transformers_folder_with_weights_and_processor(tmp_path: Path, picture:
     same(host.transform(picture), theirs[0], step=2.5 / 255 / 0.5)  # tensors are resized there, pictures here
     with torch.no_grad():
         torch.testing.assert_close(host.logits(theirs), model(pixel_values=theirs).logits)
+
+
+@pytest.mark.parametrize("kind", ["transformers_clip", "open_clip", "siglip"])
+def test_a_layer_holds_the_encoders_own_image_vectors(kind: str, tmp_path: Path, picture: Image.Image) -> None:
+    """`visual_projection`, `output`, `head`: what scripts cache for SAEs in the space of texts."""
+    if kind == "siglip":
+        tiny_clip.siglip(tmp_path, 2)
+    else:
+        getattr(tiny_clip, kind)(tmp_path, 24)  # not what the tower's own settings would have
+    name = f"open_clip:local-dir:{tmp_path}" if kind == "open_clip" else f"transformers:{tmp_path}"
+    layer = {"transformers_clip": "visual_projection", "open_clip": "output", "siglip": "head"}[kind]
+    host, encoder = hosts.load(name), encoders.load(name)
+    pixels = encoder.transform(picture)[None]
+    tokens = host.tokens(pixels, [layer])[layer]
+    assert tokens.shape == (1, 1, encoder.d_text)
+    torch.testing.assert_close(normalize(tokens[:, 0], dim=-1), encoder.embed_batch(pixels)["images"])
+    same(host.transform(picture)[None], pixels, step=2.5 / 255 / 0.25)
+
+
+def test_an_open_clip_folder_without_its_weights_is_refused(tmp_path: Path) -> None:
+    tiny_clip.open_clip(tmp_path)
+    name = f"open_clip:local-dir:{tmp_path}"
+    drawn = hosts.load(name, weights="random", seed=5)
+    assert drawn.digest != hosts.load(name).digest
+    with pytest.raises(UserError, match="carries its own weights"):
+        hosts.load(name, weights=tmp_path / "other.pt")
+    (tmp_path / "open_clip_pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match="can't be had"):
+        hosts.load(name)
 
 
 def test_processor_settings(picture: Image.Image) -> None:

@@ -57,25 +57,25 @@ def torchvision(name: str, weights: str) -> Built:
 
 
 def open_clip(name: str, weights: str) -> Built:
-    """`open_clip:<architecture>/<tag>`: the vision tower; its answer is the image embedding."""
+    """`open_clip:<architecture>/<tag>`, `hf-hub:<repo>` or `local-dir:<folder>` after the colon: the vision tower.
+
+    Its answer is the image embedding. The last two carry their own weights.
+    """
     import open_clip
 
-    model_name, _, tag = name.partition("/")
-    if model_name not in open_clip.list_models():
-        near = nearest(model_name, open_clip.list_models())
-        raise UserError("host", f"open_clip:{name}", "open_clip has no such model", near)
-    if weights == "pretrained" and not tag:
-        tags = open_clip.list_pretrained_tags_by_model(model_name)
-        raise UserError(
-            "host",
-            f"open_clip:{name}",
-            "names no weights",
-            f"add one: {'/'.join([model_name, tags[0]]) if tags else ''}",
-        )
-    source = {"pretrained": tag, "random": None}.get(weights, weights)
+    if name.startswith(("hf-hub:", "local-dir:")):
+        model_name, tag = name, ""
+        if weights not in ("pretrained", "random"):
+            remedy = "set host.weights=pretrained, or name the architecture"
+            raise UserError("weights", weights, f"open_clip:{name} carries its own weights", remedy)
+    else:
+        model_name, _, tag = name.partition("/")
+        _known_to_open_clip(model_name, tag, weights)
+    source = {"pretrained": tag or None, "random": None}.get(weights, weights)
+    own = weights != "random"
     model = fetched(
         f"open_clip:{name}",
-        lambda: open_clip.create_model(model_name, pretrained=source, load_weights=source is not None),
+        lambda: open_clip.create_model(model_name, source, load_weights=own, require_pretrained=own),
     )
     settings = open_clip.get_model_preprocess_cfg(model)
     size = settings["size"]
@@ -98,6 +98,18 @@ def open_clip(name: str, weights: str) -> Built:
     trunk = getattr(visual, "trunk", visual)
     total = int(getattr(trunk, "num_prefix_tokens", 1 if hasattr(trunk, "class_embedding") else 0) or 0)
     return Built(visual, transform, Prefix(min(total, 1), max(total - 1, 0)))
+
+
+def _known_to_open_clip(model: str, tag: str, weights: str) -> None:
+    import open_clip
+
+    known = open_clip.list_models()
+    if model not in known:
+        raise UserError("host", f"open_clip:{model}", "open_clip has no such model", nearest(model, known))
+    if weights == "pretrained" and not tag:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        remedy = f"add one: {'/'.join([model, tags[0]]) if tags else ''}"
+        raise UserError("host", f"open_clip:{model}", "names no weights", remedy)
 
 
 def module(name: str, weights: str) -> Built:

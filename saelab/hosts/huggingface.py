@@ -16,11 +16,13 @@ def transformers(name: str, weights: str) -> Built:
     config = fetched(title, lambda: AutoConfig.from_pretrained(name))
     vision = getattr(config, "vision_config", None)
     factory = _tower_class(config) if vision is not None else _image_class(config)
+    if vision is not None and config.model_type == "clip":
+        vision.projection_dim = config.projection_dim  # what CLIP builds by; the tower's own may differ
     source = name if weights == "pretrained" else weights
     if weights == "random":
         model = factory._from_config(vision or config)
     else:
-        model = fetched(title, lambda: factory.from_pretrained(source))
+        model = fetched(title, lambda: factory.from_pretrained(source, config=vision or config))
     model.config.return_dict = True
     shown = vision or config
     registers = int(getattr(shown, "num_register_tokens", 0) or 0)

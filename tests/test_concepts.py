@@ -169,9 +169,13 @@ def test_decoder_rows_only_where_the_sae_reads_the_encoders_own_vectors(world, t
     sae = SAE(decoder.clone(), torch.zeros(5), decoder, torch.zeros(8), Meta("topk", 2))
     tokens, ids = concepts.Tokens(store, Projection(sae=sae)), pictures.ids("mine")
     torch.testing.assert_close(decoder_rows(tokens, vectors[ids], ids), decoder)
-    with pytest.raises(UserError, match="does not read the encoder's"):
-        decoder_rows(tokens, vectors[ids].flip(1), ids)
-    with pytest.raises(UserError, match="does not read the encoder's"):
+    elsewhere = normalize(torch.randn(len(ids), 8, generator=generator), dim=1)
+    resized = vectors[ids] + 0.1 * elsewhere  # as another library's resizing moves them: cosines of .993 and more
+    torch.testing.assert_close(decoder_rows(tokens, resized, ids), decoder)
+    for other in (vectors[ids].flip(1), vectors[ids] + 0.5 * elsewhere):
+        with pytest.raises(UserError, match="vectors does not hold the encoder's image vectors"):
+            decoder_rows(tokens, other, ids)
+    with pytest.raises(UserError, match="not one vector of 7 numbers an image"):
         decoder_rows(tokens, vectors[ids][:, :7], ids)
 
 

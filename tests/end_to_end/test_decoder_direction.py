@@ -98,7 +98,7 @@ def test_neurons_and_a_hidden_layers_features_go_without_it_and_say_why(finished
 
 
 def test_as_the_final_scorer_of_another_space_it_is_an_error_of_one_line(finished):
-    layer, hidden = LAYERS[finished.kind]
+    hidden = LAYERS[finished.kind][1]
     final = ("bases=[sae]", "scorer=[decoder_direction,pearson]", "label.final=decoder_direction")
     done = label(finished.root, finished.pictures, finished.model, f"layers=[{hidden}]", *final)
     assert done.returncode == 2 and "Traceback" not in done.stderr

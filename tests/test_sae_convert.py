@@ -1,5 +1,6 @@
 """Foreign checkpoints: built by hand from their documented formats, and against the real packages where installed."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -77,6 +78,47 @@ def test_dictionary_learning_by_hand(tmp_path, parts):
         torch.save({**linear, **more}, folder / "ae.pt")
         (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": name}, "buffer": {}}))
         agrees(convert.load(folder), parts["x"], codes, codes @ parts["W_dec"] + parts["b_dec"])
+
+
+def test_a_dictionary_learning_file_without_its_config_is_read_by_its_tensors_or_refused(tmp_path, parts):
+    """Its key names. `threshold` is a buffer of both TopK and BatchTopK, and -1 for the first 1000 steps."""
+    x, file = parts["x"], tmp_path / "ae.pt"
+    linear = {"encoder.weight": parts["W_enc"].T, "encoder.bias": parts["b_enc"], "decoder.weight": parts["W_dec"].T}
+    bare = {n: parts[n] for n in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    raw = x @ parts["W_enc"] + parts["b_enc"]
+    centred = (x - parts["b_dec"]) @ parts["W_enc"] + parts["b_enc"]
+    k, groups = torch.tensor(K), torch.tensor([M // 2, M - M // 2])
+    cases = {
+        "AutoEncoder": ({**linear, "bias": parts["b_dec"]}, dense(centred)),
+        "AutoEncoderNew": ({**linear, "decoder.bias": parts["b_dec"]}, dense(raw)),
+        "AutoEncoderTopK": ({**linear, "b_dec": parts["b_dec"], "k": k}, dense(centred, K)),
+        "JumpReluAutoEncoder": ({**bare, "threshold": torch.full((M,), 1.5)}, dense(raw, threshold=1.5)),
+        "MatryoshkaBatchTopKSAE": (
+            {**bare, "k": k, "threshold": torch.tensor(1.5), "group_sizes": groups},
+            dense(centred, threshold=1.5),
+        ),
+    }
+    for name, (state, codes) in cases.items():
+        torch.save(state, file)
+        sae = convert.load(file)
+        assert sae.meta.source["dict_class"] == name
+        agrees(sae, x, codes, codes @ parts["W_dec"] + parts["b_dec"])
+    for threshold in (-1.0, 1.5):
+        torch.save({**linear, "b_dec": parts["b_dec"], "k": k, "threshold": torch.tensor(threshold)}, file)
+        with pytest.raises(
+            UserError, match=r"ae\.pt: .*TopK and BatchTopK have the same tensors.*config\.json"
+        ) as told:
+            convert.load(file)
+        named = str(told.value).split("write one: ")[1].split(" or ")  # what the line says to write does help
+        for text in (named[0], named[0].replace("AutoEncoderTopK", named[1].strip('"'))):
+            (tmp_path / "config.json").write_text(text)
+            kept = dense(centred, K) if "AutoEncoderTopK" in text else dense(centred, threshold=max(0.0, threshold))
+            agrees(convert.load(file), x, kept, kept @ parts["W_dec"] + parts["b_dec"])
+        (tmp_path / "config.json").unlink()
+    torch.save({**linear, "b_dec": parts["b_dec"]}, file)  # TopK before it had buffers: k lies nowhere
+    with pytest.raises(UserError, match=r"k=0.*give k"):
+        convert.load(file)
+    agrees(convert.load(file, k=K), x, dense(centred, K), dense(centred, K) @ parts["W_dec"] + parts["b_dec"])
 
 
 def test_sparsify_prisma_saev_and_overcomplete_by_hand(tmp_path, parts):
@@ -180,6 +222,18 @@ def test_pickles_and_unknown_things_are_refused(tmp_path, parts):
         convert.load(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         convert.load("./nowhere")
+    bare = {n: parts[n] for n in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    (tmp_path / "bare").mkdir()
+    torch.save(bare, tmp_path / "bare" / "weights.pt")
+    with pytest.raises(UserError, match=r"weights\.pt: no config\.json beside it says which activation"):
+        convert.load(tmp_path / "bare")
+    torch.save({**bare, "threshold": parts["b_enc"]}, tmp_path / "bare" / "weights.pt")
+    (tmp_path / "bare" / "config.json").write_text(json.dumps({"activation_fn_str": "relu"}))
+    with pytest.raises(UserError, match="has a threshold"):
+        convert.load(tmp_path / "bare")
+    torch.save({"encoder.weight": parts["W_enc"].T, "encoder.bias": parts["b_enc"]}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt: .* lacks 'decoder\.weight'"):
+        convert.load(tmp_path / "other.pt")
 
 
 @pytest.mark.parametrize("rule", ["topk", "relu", "batchtopk"])
@@ -253,28 +307,39 @@ def test_the_real_saelens_in_training(tmp_path, parts, kind, rescaled):
         agrees(convert.load(tmp_path / form), x, final.encode(x).detach(), final(x).detach())
 
 
-@pytest.mark.parametrize("name", ["AutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "JumpReluAutoEncoder"])
+LEARNT = {  # dictionary_learning's classes: module, further arguments, whether they have W_enc (else encoder.weight)
+    "AutoEncoder": ("dictionary", [], False),
+    "AutoEncoderNew": ("dictionary", [], False),
+    "JumpReluAutoEncoder": ("dictionary", [], True),
+    "AutoEncoderTopK": ("trainers.top_k", [K], False),
+    "BatchTopKSAE": ("trainers.batch_top_k", [K], False),
+    "MatryoshkaBatchTopKSAE": ("trainers.matryoshka_batch_top_k", [K, [M // 2, M - M // 2]], True),
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
 @pytest.mark.parametrize("named", [True, False])
 def test_the_real_dictionary_learning(tmp_path, parts, name, named):
     pytest.importorskip("dictionary_learning")
-    from dictionary_learning import dictionary
-    from dictionary_learning.trainers import batch_top_k, top_k
-
-    home = {"AutoEncoderTopK": top_k, "BatchTopKSAE": batch_top_k}.get(name, dictionary)
-    real = getattr(home, name)(D, M, *([K] if "TopK" in name else []))
+    module, more, whole = LEARNT[name]
+    real = getattr(importlib.import_module(f"dictionary_learning.{module}"), name)(D, M, *more)
     with torch.no_grad():
-        if name == "JumpReluAutoEncoder":
-            fill(real, parts)
+        if whole:
+            for weight in ("W_enc", "b_enc", "W_dec", "b_dec"):
+                getattr(real, weight).copy_(parts[weight])
         else:
-            getattr(real, "bias" if name == "AutoEncoder" else "b_dec").copy_(parts["b_dec"])
+            centre = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias"}.get(name, "b_dec")
+            real.get_parameter(centre).copy_(parts["b_dec"])
             real.encoder.bias.copy_(parts["b_enc"])
-        if name == "BatchTopKSAE":
-            real.threshold.fill_(1.2)
+        if hasattr(real, "threshold"):
+            real.threshold.copy_(torch.linspace(0, 2, M) if name == "JumpReluAutoEncoder" else torch.tensor(1.2))
     torch.save(real.state_dict(), tmp_path / "ae.pt")
     if named:
         (tmp_path / "config.json").write_text(json.dumps({"trainer": {"dict_class": name}}))
-    elif name == "BatchTopKSAE":  # nothing but its name tells it from a TopK SAE with a threshold
-        pytest.skip("is known by its name")
+    elif name in ("AutoEncoderTopK", "BatchTopKSAE"):
+        with pytest.raises(UserError, match="TopK and BatchTopK have the same tensors"):
+            convert.load(tmp_path / "ae.pt")
+        return
     agrees(convert.load(tmp_path / "ae.pt"), parts["x"], real.encode(parts["x"]).detach(), real(parts["x"]).detach())
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,25 @@ import torch.distributed as dist
 from saelab.artifacts import Artifact, ensure_all, opened
 from saelab.errors import UserError
 
-LOST = ("connection closed", "connection reset", "broken pipe", "timed out", "nccl")  # in what gloo and nccl raise
+# What gloo, nccl and torch's store say where another process is gone or was never there.
+LOST = (
+    "connection closed",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "timed out waiting",  # gloo
+    "before timing out",  # nccl's watchdog
+    "remote process exit",  # nccl
+    "socket has timed out",  # the store, as is the next
+    "wait timeout after",
+)
 
 
 @contextmanager
 def joined() -> Iterator[bool]:
     """Join torchrun's other processes for the block, where there are any; gives whether this one is the first.
 
-    Raises UserError where another process ends before this one.
+    Raises UserError where another process ends before this one, and for what nccl refuses.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if size == 1:
@@ -34,13 +46,30 @@ def joined() -> Iterator[bool]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         yield rank == 0
     except RuntimeError as error:
-        if not any(word in str(error).lower() for word in LOST):
+        told = explained(str(error), rank, size)
+        if told is None:
             raise
-        told = "another process ended before this one"
-        raise UserError("torchrun", f"process {rank} of {size}", told, "run the same command again to go on") from None
+        raise told from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def explained(text: str, rank: int, size: int) -> UserError | None:
+    """What a user can do about an error of torch.distributed with this text; None for what is none of its own."""
+    setting, lower = ("torchrun", f"process {rank} of {size}"), text.lower()
+    if any(words in lower for words in LOST):
+        told = "another process ended before this one, or can't be reached"
+        return UserError(*setting, told, "run the same command again to go on")
+    if "nccl" not in lower:
+        return None
+    first, *more = filter(None, map(str.strip, text.splitlines()))
+    cause = next((line for before, line in pairwise(more) if before == "Last error:"), None)
+    if "duplicate gpu" in lower:
+        remedy = "start as many processes as there are GPUs (--nproc-per-node)"
+    else:
+        remedy = "NCCL_DEBUG=INFO has nccl tell more"
+    return UserError(*setting, first if cause is None else f"{first}: {cause}", remedy)
 
 
 def ensure_together(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -73,6 +74,53 @@ def test_a_slip_in_the_settings_is_told_in_one_line(slip, monkeypatch):
     value, message = SLIPS[slip]
     with pytest.raises(UserError, match=message):
         configs({**good, slip: value}, 12, [0])
+
+
+NCCL = "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:275, {}, NCCL version 2.20.5\n{}\nLast error:\n{}"
+USAGE = (
+    "invalid usage (run with NCCL_DEBUG=WARN for details)",
+    "ncclInvalidUsage: This usually reflects invalid usage.",
+)
+CUDA = ("unhandled cuda error (run with NCCL_DEBUG=INFO for details)", "ncclUnhandledCudaError: Call to CUDA failed.")
+REMOTE = ("remote process exited or there was a network error", "ncclRemoteError: A call failed possibly due to ...")
+STACK = "\nException raised from getNCCLComm (most recent call first):\nframe #0: c10::Error::Error + 0x57"
+LOST = [
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:10895",
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:589] Read error [192.168.70.92]:25266: Connection reset by peer",
+    "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation",
+    NCCL.format(*REMOTE, "socketProgress: Connection closed by remote peer node1<45074>") + STACK,
+    NCCL.format(*REMOTE, "NET/IB : Got completion from peer 11.214.147.122<39138> with error 12"),
+    "NCCL communicator was aborted on rank 2. Original reason for failure was: [Rank 2] Watchdog caught collective "
+    "operation timeout: WorkNCCL(OpType=BROADCAST) ran for 1805457 milliseconds before timing out.",
+    "The client socket has timed out after 60000ms while trying to connect to (node1, 29500).",
+]
+REFUSED = {
+    NCCL.format(*USAGE, "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 10") + STACK: (
+        r"NCCL error in: .*invalid usage.*: Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 10; "
+        r"start as many processes as there are GPUs"
+    ),
+    NCCL.format(*CUDA, "Cuda failure 2 'out of memory'"): r"unhandled cuda error.*: Cuda failure 2 'out of memory'; NC",
+    "Distributed package doesn't have NCCL built in": r"package doesn't have NCCL built in; NCCL_DEBUG=INFO",
+}
+OTHER = [
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 8.00 GiB",
+    "DataLoader timed out after 60 seconds",
+    "mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)",
+]
+
+
+@pytest.mark.parametrize("text", [*LOST, *REFUSED, *OTHER])
+def test_what_goes_wrong_between_processes_is_told_as_what_it_is(text, monkeypatch):
+    """Texts as gloo, nccl and torch's store write them."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from processes import explained
+
+    found = explained(text, 1, 2)
+    assert (found is None) == (text in OTHER)
+    if found is not None:
+        lost = "another process ended before this one, or can't be reached; run the same command again"
+        assert re.search(REFUSED.get(text, lost), str(found)) and ("another process" in str(found)) == (text in LOST)
+        assert str(found).startswith("torchrun=process 1 of 2: ") and len(str(found).splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

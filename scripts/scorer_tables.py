@@ -35,16 +35,16 @@ def worlds(result: dict) -> str:
     return table(["world", *(NAMES.get(s, s) for s in scorers)], rows)
 
 
-def marked(value: float, best: float) -> str:
+def marked(value: float, best: float, digits: int = 3) -> str:
     """Bold where it is the best of its row."""
-    return f"**{shown(value)}**" if round(value, 3) >= best else shown(value)
+    return f"**{shown(value, digits)}**" if round(value, digits) >= best else shown(value, digits)
 
 
 def photos(result: dict) -> str:
     """A table for each basis, and ours against the best of the others."""
     parts = []
     for name, measured in result.items():
-        if name.startswith("world, "):
+        if name.startswith(("world, ", "sizes, ")):
             continue
         rows = [
             [
@@ -65,6 +65,22 @@ def photos(result: dict) -> str:
     return "\n\n".join(parts).replace("\n\n* ", "\n* ").replace("|\n* ", "|\n\n* ")
 
 
+def sizes(result: dict) -> str:
+    """Truth r with few and many photos: a table for each basis."""
+    parts = []
+    for name, rows in result.items():
+        if name.startswith("sizes, "):
+            scorers = list(next(iter(rows.values())))
+            body = []
+            for kind, row in rows.items():
+                best = max(round(value, 4) for value in row.values())
+                body.append([kind, *(marked(row[s], best, 4) for s in scorers)])
+            parts.append(
+                f"{name.removeprefix('sizes, ')}:\n\n" + table(["", *(NAMES.get(s, s) for s in scorers)], body)
+            )
+    return "\n\n".join(parts)
+
+
 if __name__ == "__main__":
     measured = json.loads(Path(sys.argv[1]).read_text())
-    print(worlds(measured), photos(measured), sep="\n\n")
+    print(worlds(measured), photos(measured), sizes(measured), sep="\n\n")

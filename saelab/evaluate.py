@@ -5,58 +5,25 @@ had is NaN (null on disk), never 0; what it then counts as is said where average
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab import columns, metrics, resample
+from saelab.agreement import FAITHFULNESS, Evidence, Splits, faithfulness
 from saelab.artifacts import write_json, write_jsonl
 from saelab.columns import Acts
 from saelab.errors import UserError
 from saelab.label.mine import fires_on, top_images
-from saelab.truth import Similarity, Truth
 from saelab.units import UnitActivations
 
-FAITHFULNESS = ("scs", "caption_r", "truth_r", "auprc", "f1", "iou", "auroc")
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
-OF_TRUTH = ("truth_r", "auprc", "f1", "iou", "auroc")
-FEWEST_IMAGES = 10  # test images below which no number is computed
 PIXEL_BAR = 0.04  # IoU above which NetDissect calls a unit a detector of its concept (Bau et al., CVPR 2017)
 STRONGEST = 10  # test images a unit that coherence looks at: few enough for exact 2-means clusters in little time
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Image ids of the two splits that an evaluation needs."""
-
-    mine: np.ndarray  # [n] int64, where units were mined and labelled
-    test: np.ndarray  # [n] int64, never seen by mining, proposers or SAEs
-
-    def checked(self) -> "Splits":
-        """Itself. Raises UserError where the splits overlap or `test` is too small to say anything."""
-        both = np.intersect1d(self.mine, self.test)
-        if len(both):
-            raise UserError("splits", f"image {both[0]}", f"{len(both)} images are in mine and test", "split anew")
-        if len(self.test) < FEWEST_IMAGES:
-            remedy = "give more images or a larger test share"
-            raise UserError("splits", f"{len(self.test)} test images", f"at least {FEWEST_IMAGES} needed", remedy)
-        return self
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Everything that labels are measured against."""
-
-    judge: Similarity  # image-text encoder; another one than the labeller's where there is one
-    captions: (
-        Similarity | None
-    )  # people's captions against labels in a sentence encoder: independent of any image encoder
-    truth: Truth | None  # boolean truth of labels on images
 
 
 def evaluate(
@@ -132,85 +99,6 @@ def coherence(test: Acts, evidence: Evidence, ids: np.ndarray, k: int) -> dict[s
     for name, metric in (("polysemanticity", metrics.polysemanticity), ("redundancy", metrics.redundancy)):
         numbers[name] = _where(fires.sum(1) >= 2, metric(images[top], valid=fires))
     return numbers | {name: _nothing(len(top)) for name in COHERENCE if name not in numbers}
-
-
-def faithfulness(
-    mine: Acts, test: Acts, texts: Sequence[str | None], evidence: Evidence, splits: Splits
-) -> dict[str, Float[Tensor, "units"]]:
-    """`FAITHFULNESS` of one label a unit, and `truth_images`; NaN where it can't be had.
-
-    * `scs`: Pearson r of the activation with the judge's similarity of image and label, on test images.
-    * `caption_r`: the same with the similarity of the image's caption and the label (captioned test images only).
-    * `truth_r`, `auprc`, `f1`, `iou`, `auroc`: against boolean truth on described test images; F1 and IoU at the
-      threshold with the best F1 on `mine` (NaN if the label holds on no described mine image). `truth_images`: test
-      images on which the label is true; NaN for a label without truth. Where that is 0, or all, the five are NaN.
-
-    `mine`, `test`: activations on the splits' images. Raises UserError for a label without a vector.
-    """
-    test_ids = torch.as_tensor(splits.test)
-    numbers = {"scs": _simulated(test, texts, evidence.judge, test_ids)}
-    if evidence.captions is not None:
-        numbers["caption_r"] = _simulated(test, texts, evidence.captions, test_ids)
-    if evidence.truth is not None:
-        numbers |= _against_truth(mine, test, texts, evidence.truth, torch.as_tensor(splits.mine), test_ids)
-    return {name: numbers.get(name, _nothing(len(texts))) for name in (*FAITHFULNESS, "truth_images")}
-
-
-def _simulated(test: Acts, texts: Sequence[str | None], space: Similarity, ids: Int[Tensor, "images"]) -> Tensor:
-    known = space.known[ids]
-    images = space.images[ids[known]]
-    missing = {text for text in texts if text is not None} - space.row.keys()
-    if missing:
-        raise UserError(
-            "label", repr(min(missing)), f"has no vector in {space.name}", "embed every label that was given"
-        )
-    result = _nothing(len(texts))
-    named = torch.tensor([u for u, text in enumerate(texts) if text is not None], dtype=torch.long)
-    rows = torch.tensor([space.row[text] for text in texts if text is not None], dtype=torch.long)
-    if len(named) == 0 or int(known.sum()) < FEWEST_IMAGES:
-        return result
-    for block, acts in columns.blocks(columns.pick(test, named)):
-        similarity = images @ space.labels[rows[block]].T
-        result[named[block]] = metrics.simulation_correlation(acts[known], similarity).double()
-    return result
-
-
-def _against_truth(
-    mine: Acts, test: Acts, texts: Sequence[str | None], truth: Truth, mine_ids: Tensor, test_ids: Tensor
-) -> dict[str, Tensor]:
-    numbers = {name: _nothing(len(texts)) for name in (*OF_TRUTH, "truth_images")}
-    have = [(u, truth.column[text]) for u, text in enumerate(texts) if text is not None and text in truth.column]
-    seen_mine, seen_test = truth.known[mine_ids], truth.known[test_ids]
-    on_mine, on_test = truth.member[mine_ids[seen_mine]], truth.member[test_ids[seen_test]]
-    holds = on_test.sum(0)
-    for u, concept in have:
-        numbers["truth_images"][u] = holds[concept]
-    usable = [(u, c) for u, c in have if 0 < int(holds[c]) < len(on_test)]
-    if not usable:
-        return numbers
-    units, concepts = torch.tensor(usable).T
-    fitted = columns.pick(mine, units)
-    for block, acts in columns.blocks(columns.pick(test, units)):
-        acts, at = acts[seen_test], units[block]
-        true, true_mine = on_test[:, concepts[block]], on_mine[:, concepts[block]]
-        numbers["truth_r"][at] = metrics.simulation_correlation(acts, true.float()).double()
-        numbers["auprc"][at] = metrics.auprc(acts, true).double()
-        numbers["auroc"][at] = _auroc(acts, true)
-        threshold = metrics.best_f1_threshold(columns.dense(fitted, block)[seen_mine], true_mine)
-        seen = true_mine.any(0)
-        numbers["f1"][at] = _where(seen, metrics.f1(acts, true, threshold))
-        numbers["iou"][at] = _where(seen, metrics.iou(acts, true, threshold))
-    return numbers
-
-
-def _auroc(acts: Float[Tensor, "images units"], truth: Bool[Tensor, "images units"]) -> Float[Tensor, "units"]:
-    """Area under the ROC curve from mid-ranks, column by column (ties count half)."""
-    from scipy.stats import rankdata
-
-    ranks = torch.from_numpy(rankdata(acts.numpy(force=True), axis=0))
-    positives = truth.sum(0).double()
-    area = (ranks * truth.cpu()).sum(0) - positives * (positives + 1) / 2
-    return area / (positives * (len(truth) - positives))
 
 
 def shuffled(texts: Sequence[str | None], seed: int) -> list[str | None]:

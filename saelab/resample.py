@@ -18,7 +18,7 @@ from saelab import columns, metrics
 from saelab.columns import Acts
 
 if TYPE_CHECKING:
-    from saelab.evaluate import Evidence, Splits
+    from saelab.agreement import Evidence, Splits
     from saelab.truth import Similarity, Truth
 
 RESAMPLES = 1000
@@ -42,8 +42,8 @@ def intervals(
 ) -> list[dict[str, list[float]]]:
     """Per unit `{metric: [low, high]}` of its label: 95 % percentile bootstrap intervals over test images.
 
-    Of the metrics of `evaluate.faithfulness`, given the same arguments, all but AUROC, whose percentile interval is too
-    narrow for few images. One that has no number or hangs on fewer than 5 images (that fire the unit, have the label or
+    Of `agreement.FAITHFULNESS`, given the same arguments, all but AUROC, whose percentile interval is too narrow
+    for few images. One that has no number or hangs on fewer than 5 images (that fire the unit, have the label or
     lack it) is left out. On planted units with 5 to 35 labelled of 174 images these intervals covered the truth in 91
     to 94 % of worlds. In memory: a byte per resample and image, and blocks of bounded size.
     """

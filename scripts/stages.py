@@ -18,7 +18,7 @@ from bases import GROUPS, Basis, of_kind
 from command import device, plain, several
 from omegaconf import DictConfig
 
-from saelab import cache, encoders, evaluate, hosts, truth, units
+from saelab import agreement, cache, encoders, evaluate, hosts, truth, units
 from saelab import images as image_sources
 from saelab.artifacts import Artifact, ensure
 from saelab.cache import ActivationCache
@@ -247,7 +247,7 @@ class Run:
         return concepts.Tokens(self.caches[basis.layer], project)
 
     @cached_property
-    def evidence(self) -> evaluate.Evidence:
+    def evidence(self) -> agreement.Evidence:
         """What labels are measured against: the judging encoder, people's captions, and people's words as truth."""
         words, images = self.vocabulary.labels, self.images
         templates = self.label_settings.templates
@@ -256,7 +256,7 @@ class Run:
         vectors = torch.nn.functional.normalize(vectors, dim=-1)
         judge = truth.Similarity.of(self.encoder.name, self.embeddings.images, words, vectors)
         stated = truth.from_descriptions(words, images.captions, images.classes, self.cfg.truth)
-        return evaluate.Evidence(judge, self._captions(words), stated)
+        return agreement.Evidence(judge, self._captions(words), stated)
 
     def _captions(self, words: tuple[str, ...]) -> truth.Similarity | None:
         captions = [caption or "" for caption in self.images.captions]
@@ -275,16 +275,16 @@ class Run:
     def evaluated(self) -> list[Basis]:
         """Bases with the numbers of their labels on the test split."""
         self.check(self.label_settings)
-        splits = evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).checked()  # before the long work
+        splits = agreement.Splits(self.images.ids("mine"), self.images.ids("test")).checked()  # before the long work
         labelled = self.labelled
         if not any(self.images.captions):
             self.notes.append("The pictures have no captions: caption_r and caption_clarity can't be had.")
         with self.timed("evaluation"):
             return [replace(basis, evaluation=self._evaluate(basis, splits)) for basis in labelled]
 
-    def _evaluate(self, basis: Basis, splits: evaluate.Splits) -> Artifact:
+    def _evaluate(self, basis: Basis, splits: agreement.Splits) -> Artifact:
         assert basis.labels is not None
-        recipe = {"stage": "evaluation", "code": 4, "labels": basis.labels.digest, "images": self.images.fingerprint}
+        recipe = {"stage": "evaluation", "code": 5, "labels": basis.labels.digest, "images": self.images.fingerprint}
         recipe |= {"truth": self.cfg.truth, "judge": self.encoder.recipe, "k": self.mining.k}
 
         def build(folder: Path) -> None:

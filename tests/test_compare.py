@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from comparison_example import PATH, example
 
+from saelab.agreement import CHANCE
 from saelab.compare import Basis, Settings, Setup, compare, finish, validity, write
 from saelab.compare.describe import label_use
 from saelab.compare.inputs import check, selected
@@ -27,7 +28,8 @@ METRICS = ("caption_r", "auprc", "f1", "iou", "truth_r", "scs")
 
 def entry(value: float | None, label: str | None) -> dict:
     """A label's numbers: all equal to `value` and a little apart; without a value, without truth."""
-    return {"label": label, "truth_images": None if value is None else 5} | dict.fromkeys(METRICS, value)
+    chance = dict.fromkeys(CHANCE.values(), None if value is None else 0.0)
+    return {"label": label, "truth_images": None if value is None else 5} | dict.fromkeys(METRICS, value) | chance
 
 
 def rows(n: int, level: float, seed: int = 0, status: str = "ok", rate: float = 0.2) -> list[dict]:
@@ -309,25 +311,27 @@ def test_every_comparison_checks_itself():
     assert [report["check"] for report in reports] == [
         "features against itself",
         "neurons against itself",
+        "shuffled labels of features against 0",
+        "shuffled labels of neurons against 0",
         "shuffled labels of features against neurons",
     ]
     assert all(report["passed"] and report["detail"] == "no difference" for report in reports), reports
 
 
-def test_scs_fails_a_check_only_where_its_judge_did_not_choose_the_labels():
-    encoder = bases(0, 0.3)[0].setup.encoder
-    for judge, passed in ((encoder, True), ("another encoder", False)):
-        shifted = [
-            dataclasses.replace(
-                b,
-                setup=dataclasses.replace(b.setup, judge=judge),
-                rows=[row | {"shuffled": row["shuffled"] | {"scs": row["final"]["scs"]}} for row in b.rows],
-                _known={},
-            )
-            for b in bases(0, 0.3)
-        ]
-        report = compare(shifted, SETTINGS)["validity"][-1]
-        assert report["passed"] == passed and "scs" in report["detail"], report
+def test_correlations_count_above_what_dealt_out_labels_reach():
+    """A part that all units and all labels share is no matter of the labels: it must not tell two bases apart."""
+
+    def common(row: dict, by: float) -> dict:
+        moved = {name: row[name] | {m: row[name][m] + by for m in CHANCE} for name in ("final", "shuffled")}
+        return row | {name: e | dict.fromkeys(CHANCE.values(), by) for name, e in moved.items()}
+
+    fair = [basis("neurons", 0.2), *(sae(s, 0.2) for s in range(3))]
+    tilted = [dataclasses.replace(b, rows=[common(row, 0.3) for row in b.rows], _known={}) for b in fair[:1]]
+    result, plain = compare([*tilted, *fair[1:]]), compare(fair)
+    assert all(report["passed"] for report in result["validity"])
+    for found, wanted in zip(*(pair_of(r, "features", "neurons")["results"] for r in (result, plain))):
+        assert found["difference"] == pytest.approx(wanted["difference"])
+        assert found["verdict"] == wanted["verdict"]
 
 
 def test_shuffled_labels_that_are_not_shuffled_are_found_out():
@@ -336,7 +340,7 @@ def test_shuffled_labels_that_are_not_shuffled_are_found_out():
         for b in bases(0, 0.3)
     ]
     result = compare(leaky, SETTINGS)
-    assert not result["validity"][-1]["passed"]
+    assert [report["passed"] for report in result["validity"]] == [True, True, False, False, False]
     assert any("check of the comparison itself failed: shuffled labels" in line for line in result["cautions"])
 
 

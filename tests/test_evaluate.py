@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score, ro
 from torch.nn.functional import normalize
 
 from saelab import evaluate as ev
+from saelab.agreement import FAITHFULNESS, OF_TRUTH, Evidence, Splits, faithfulness
 from saelab.errors import UserError
 from saelab.truth import Similarity, Truth
 from saelab.units import UnitActivations
@@ -19,7 +20,7 @@ TEXTS = ["cat", "dog", "owl", "unseen"]
 MINE, TEST = np.arange(0, 30), np.arange(30, 60)
 
 
-def world(seed: int = 0) -> tuple[torch.Tensor, ev.Evidence]:
+def world(seed: int = 0) -> tuple[torch.Tensor, Evidence]:
     """Seven units and the evidence: the label `unseen` has no truth, a tenth of the images no caption."""
     g = torch.Generator().manual_seed(seed)
     vectors = normalize(torch.randn(LABELS, 8, generator=g), dim=1)
@@ -32,7 +33,7 @@ def world(seed: int = 0) -> tuple[torch.Tensor, ev.Evidence]:
     acts[TEST, 4] = 0  # silent on test
     truth = Truth(member, {"cat": 0, "dog": 1, "owl": 2}, ("cat", "dog", "owl"), captioned, "planted")
     judge = Similarity.of("judge", images, TEXTS, vectors)
-    return acts, ev.Evidence(judge, Similarity.of("captions", written, TEXTS, vectors, captioned), truth)
+    return acts, Evidence(judge, Similarity.of("captions", written, TEXTS, vectors, captioned), truth)
 
 
 def label_rows(texts: list[str | None], abstained: set[int] = frozenset()) -> list[dict]:
@@ -49,7 +50,7 @@ GIVEN = ["cat", "dog", "owl", "unseen", "dog", None, "owl"]
 @pytest.fixture(scope="module")
 def evaluated() -> tuple[list[dict], dict]:
     acts, evidence = world()
-    return ev.evaluate(UnitActivations(acts, "neuron", {}), label_rows(GIVEN, {6}), evidence, ev.Splits(MINE, TEST))
+    return ev.evaluate(UnitActivations(acts, "neuron", {}), label_rows(GIVEN, {6}), evidence, Splits(MINE, TEST))
 
 
 def test_numbers_are_those_of_scipy_and_scikit_learn_on_described_test_images(evaluated):
@@ -76,11 +77,40 @@ def test_numbers_are_those_of_scipy_and_scikit_learn_on_described_test_images(ev
         assert entry["truth_images"] == true[described].sum()
 
 
+def test_chance_is_what_dealt_out_labels_reach_on_average():
+    """Against brute force: the mean correlation of a unit over the labels of all labelled units, its own included."""
+    acts, evidence = world()
+    splits = Splits(MINE, TEST)
+    given = [text if text != "unseen" else "owl" for text in GIVEN]
+    found = faithfulness(acts[MINE], acts[TEST], given, evidence, splits)
+    described = TEST[evidence.truth.known[TEST].numpy()]
+    labels = [text for text in given if text is not None]
+    spaces = {"scs": (evidence.judge, TEST), "caption_r": (evidence.captions, described)}
+    for u, text in enumerate(given):
+        a = acts[:, u].numpy()
+        for name, (space, ids) in spaces.items():
+            chance = found[f"{name}_chance"][u]
+            if text is None or not np.ptp(a[ids]):
+                assert np.isnan(chance)
+                continue
+            every = [pearsonr(a[ids], (space.images[ids] @ space.labels[space.row[t]]).numpy())[0] for t in labels]
+            assert chance == pytest.approx(np.mean(every), abs=1e-6)
+        if text is not None and np.ptp(a[described]):
+            true = [evidence.truth.member[described, evidence.truth.column[t]].numpy() for t in labels]
+            every = [pearsonr(a[described], column)[0] for column in true]
+            assert found["truth_r_chance"][u] == pytest.approx(np.mean(every), abs=1e-6)
+    dealt = [faithfulness(acts[MINE], acts[TEST], ev.shuffled(given, s), evidence, splits) for s in range(40)]
+    for name in ("scs", "caption_r"):
+        assert torch.stack([d[f"{name}_chance"] for d in dealt]).allclose(found[f"{name}_chance"], equal_nan=True)
+        mean = torch.stack([d[name].nanmean() for d in dealt]).mean()
+        assert float(mean) == pytest.approx(float(found[f"{name}_chance"].nanmean()), abs=0.05)
+
+
 def test_mine_images_move_thresholds_and_firing_rates_only():
     acts, evidence = world()
     other = acts.clone()
     other[MINE] = other[MINE].flip(0) * 3
-    splits = ev.Splits(MINE, TEST)
+    splits = Splits(MINE, TEST)
     before, after = (
         ev.evaluate(UnitActivations(a, "neuron", {}), label_rows(GIVEN), evidence, splits)[0] for a in (acts, other)
     )
@@ -97,7 +127,7 @@ def test_test_images_never_move_firing_rates(evaluated):
     acts, evidence = world()
     other = acts.clone()
     other[TEST] = torch.rand(len(TEST), acts.shape[1])
-    rows, _ = ev.evaluate(UnitActivations(other, "neuron", {}), label_rows(GIVEN), evidence, ev.Splits(MINE, TEST))
+    rows, _ = ev.evaluate(UnitActivations(other, "neuron", {}), label_rows(GIVEN), evidence, Splits(MINE, TEST))
     for x, y in zip(evaluated[0], rows):
         assert x["firing_rate"] == y["firing_rate"] and x["strength"] == y["strength"]
 
@@ -105,11 +135,11 @@ def test_test_images_never_move_firing_rates(evaluated):
 def test_csr_and_dense_give_the_same(evaluated):
     acts, evidence = world()
     units = UnitActivations(acts.to_sparse_csr(), "sae", {})
-    rows, _ = ev.evaluate(units, label_rows(GIVEN, {6}), evidence, ev.Splits(MINE, TEST))
+    rows, _ = ev.evaluate(units, label_rows(GIVEN, {6}), evidence, Splits(MINE, TEST))
     for dense, sparse in zip(evaluated[0], rows):
         for name in (*ev.COHERENCE, "firing_rate", "strength", "test_firing_rate"):
             assert sparse[name] == (None if dense[name] is None else pytest.approx(dense[name], abs=1e-5)), name
-        for name in ev.FAITHFULNESS:
+        for name in FAITHFULNESS:
             expected = dense["final"][name]
             assert sparse["final"][name] == (None if expected is None else pytest.approx(expected, abs=1e-6)), name
 
@@ -133,9 +163,9 @@ def test_what_cannot_be_had_is_null_and_counts_as_stated(evaluated):
 
 def test_evidence_that_is_not_given_is_null_everywhere_and_never_zero():
     acts, evidence = world()
-    bare = ev.Evidence(evidence.judge, None, None)
-    rows, summary = ev.evaluate(UnitActivations(acts, "neuron", {}), label_rows(GIVEN), bare, ev.Splits(MINE, TEST))
-    for metric in (*ev.OF_TRUTH, "caption_r"):
+    bare = Evidence(evidence.judge, None, None)
+    rows, summary = ev.evaluate(UnitActivations(acts, "neuron", {}), label_rows(GIVEN), bare, Splits(MINE, TEST))
+    for metric in (*OF_TRUTH, "caption_r"):
         assert ev.over_all([row["final"] for row in rows], metric) == [None] * 7
         assert summary["by_scorer"]["final"]["metrics"][metric]["mean_all"] is None
     assert rows[0]["caption_clarity"] is None and rows[0]["clarity"] is not None
@@ -149,8 +179,8 @@ def test_a_label_without_an_image_to_fit_on_has_no_f1_but_has_auprc():
     rows, _ = ev.evaluate(
         UnitActivations(acts, "neuron", {}),
         label_rows(GIVEN),
-        ev.Evidence(evidence.judge, None, truth),
-        ev.Splits(MINE, TEST),
+        Evidence(evidence.judge, None, truth),
+        Splits(MINE, TEST),
     )
     entry = rows[0]["final"]
     assert entry["f1"] is None and entry["iou"] is None and entry["auprc"] is not None
@@ -188,10 +218,10 @@ def test_bad_input_is_told_in_one_line():
     acts, evidence = world()
     units = UnitActivations(acts, "neuron", {})
     with pytest.raises(UserError, match="labels=6 rows: the basis has 7 units"):
-        ev.evaluate(units, label_rows(GIVEN)[:6], evidence, ev.Splits(MINE, TEST))
+        ev.evaluate(units, label_rows(GIVEN)[:6], evidence, Splits(MINE, TEST))
     with pytest.raises(UserError, match="1 images are in mine and test"):
-        ev.evaluate(units, label_rows(GIVEN), evidence, ev.Splits(np.arange(31), TEST))
+        ev.evaluate(units, label_rows(GIVEN), evidence, Splits(np.arange(31), TEST))
     with pytest.raises(UserError, match="splits=4 test images: at least 10 needed"):
-        ev.evaluate(units, label_rows(GIVEN), evidence, ev.Splits(MINE, TEST[:4]))
+        ev.evaluate(units, label_rows(GIVEN), evidence, Splits(MINE, TEST[:4]))
     with pytest.raises(UserError, match="label='zebra': has no vector in judge"):
-        ev.evaluate(units, label_rows(["zebra", *GIVEN[1:]]), evidence, ev.Splits(MINE, TEST))
+        ev.evaluate(units, label_rows(["zebra", *GIVEN[1:]]), evidence, Splits(MINE, TEST))

@@ -7,8 +7,10 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 from test_evaluate import GIVEN, MINE, TEST, label_rows, world
 
 from saelab import evaluate as ev
-from saelab import resample
+from saelab import metrics, resample
+from saelab.agreement import Evidence, Splits
 from saelab.columns import columns
+from saelab.truth import Similarity, Truth
 from saelab.units import UnitActivations
 
 
@@ -62,7 +64,7 @@ def test_a_resample_in_which_the_unit_is_constant_has_no_correlation():
 def test_intervals_of_a_basis_are_quantiles_of_its_resamples_sparse_or_dense():
     acts, evidence = world()
     mine, test = acts[MINE], acts[TEST]
-    splits = ev.Splits(MINE, TEST)
+    splits = Splits(MINE, TEST)
     found = resample.intervals(mine, test, GIVEN, evidence, splits, 2, 200)
     sparse = [columns(part.to_sparse_csr()) for part in (mine, test)]
     assert resample.intervals(*sparse, GIVEN, evidence, splits, 2, 200) == found
@@ -70,9 +72,7 @@ def test_intervals_of_a_basis_are_quantiles_of_its_resamples_sparse_or_dense():
     drawn = resample.draws(int(known.sum()), 2, 200)
     a, true = test[known, 0].numpy(), evidence.truth.member[TEST][known, 0].numpy()
     threshold = float(
-        ev.metrics.best_f1_threshold(
-            *(x[evidence.truth.known[MINE]][:, :1] for x in (mine, evidence.truth.member[MINE]))
-        )
+        metrics.best_f1_threshold(*(x[evidence.truth.known[MINE]][:, :1] for x in (mine, evidence.truth.member[MINE])))
     )
     twins = {"auprc": [], "f1": [], "iou": []}
     for counts in drawn:
@@ -88,7 +88,7 @@ def test_intervals_of_a_basis_are_quantiles_of_its_resamples_sparse_or_dense():
 
 def test_there_is_no_interval_where_a_number_hangs_on_a_handful_of_images():
     acts, evidence = world()
-    splits = ev.Splits(MINE, TEST)
+    splits = Splits(MINE, TEST)
     found = resample.intervals(acts[MINE], acts[TEST], GIVEN, evidence, splits)
     assert found[5] == {} and found[4] == {}  # no label; silent on the test images
     assert set(found[3]) == {"scs", "caption_r"}  # a label without truth
@@ -97,13 +97,13 @@ def test_there_is_no_interval_where_a_number_hangs_on_a_handful_of_images():
     assert resample.intervals(few[MINE], few[TEST], GIVEN, evidence, splits)[0] == {}
     rare = evidence.truth.member.clone()
     rare[TEST[rare[TEST, 1]][4:], 1] = False
-    scarce = ev.Evidence(evidence.judge, evidence.captions, ev.Truth(rare, *list(vars(evidence.truth).values())[1:]))
+    scarce = Evidence(evidence.judge, evidence.captions, Truth(rare, *list(vars(evidence.truth).values())[1:]))
     assert set(resample.intervals(acts[MINE], acts[TEST], GIVEN, scarce, splits)[1]) == {"scs", "caption_r"}
 
 
 def test_an_evaluation_holds_the_interval_around_the_number_of_the_label():
     acts, evidence = world()
-    units, splits = UnitActivations(acts, "neuron", {}), ev.Splits(MINE, TEST)
+    units, splits = UnitActivations(acts, "neuron", {}), Splits(MINE, TEST)
     rows, _ = ev.evaluate(units, label_rows(GIVEN, {6}), evidence, splits)
     seen = 0
     for row in rows:
@@ -138,7 +138,7 @@ def test_memory_of_a_large_basis_stays_bounded():
     generator = torch.Generator().manual_seed(0)
     vectors = torch.nn.functional.normalize(torch.randn(4, 8, generator=generator), dim=1)
     images = torch.nn.functional.normalize(torch.randn(5000, 8, generator=generator), dim=1)
-    space = ev.Similarity.of("judge", images, ["a", "b", "c", "d"], vectors)
+    space = Similarity.of("judge", images, ["a", "b", "c", "d"], vectors)
     places = torch.randint(0, 5000 * 2000, (400_000,), generator=generator).unique()
     acts = torch.sparse_coo_tensor(torch.stack([places // 2000, places % 2000]), torch.ones(len(places)), (5000, 2000))
     tracemalloc.start()
@@ -146,8 +146,8 @@ def test_memory_of_a_large_basis_stays_bounded():
         columns(acts),
         columns(acts),
         ["a"] * 2000,
-        ev.Evidence(space, None, None),
-        ev.Splits(np.arange(0), np.arange(5000)),
+        Evidence(space, None, None),
+        Splits(np.arange(0), np.arange(5000)),
         resamples=200,
     )
     peak = tracemalloc.get_traced_memory()[1]

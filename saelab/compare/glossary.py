@@ -1,4 +1,7 @@
-"""The metrics of a comparison: what each is called, which way is better, where it comes from."""
+"""The metrics of a comparison: what each is called, which way is better, where it comes from.
+
+Correlations are compared above chance: less the mean that the labels of the basis, dealt out anew, reach on the unit.
+"""
 
 from dataclasses import dataclass
 
@@ -18,13 +21,14 @@ class Metric:
 
 METRICS = {
     "caption_r": Metric(
-        "Caption agreement (r)",
+        "Caption agreement above chance (r)",
         "faithfulness",
         True,
         -1,
         1,
         "simulation correlation with people's captions as the judge (after Bills et al., 2023)",
-        "Does the unit fire on images whose caption, written by people, means something like its label?",
+        "Does the unit fire on images whose caption, written by people, means something like its label, more than with "
+        "labels of other units of its basis?",
     ),
     "auprc": Metric(
         "AUPRC",
@@ -54,22 +58,24 @@ METRICS = {
         "The images that are both on and true, as a share of those that are either.",
     ),
     "truth_r": Metric(
-        "Truth correlation (r)",
+        "Truth correlation above chance (r)",
         "faithfulness",
         True,
         -1,
         1,
         "Pearson correlation with boolean truth; NeuronEval (ICML 2025)",
-        "Does the activation rise and fall with whether the label is true of the image?",
+        "Does the activation rise and fall with whether the label is true of the image, more than with labels of other "
+        "units of its basis?",
     ),
     "scs": Metric(
-        "Simulation correlation (SCS)",
+        "Simulation correlation above chance (SCS)",
         "faithfulness",
         True,
         -1,
         1,
         "CSP (arXiv 2604.22477), after Bills et al. (2023)",
-        "Does the activation rise and fall with the judging encoder's similarity of image and label?",
+        "Does the activation rise and fall with the judging encoder's similarity of image and label, more than with "
+        "labels of other units of its basis?",
     ),
     "caption_clarity": Metric(
         "Caption clarity",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from saelab.agreement import CHANCE
 from saelab.compare.glossary import METRICS
 from saelab.errors import UserError
 from saelab.evaluate import over_all
@@ -64,12 +65,17 @@ class Basis:
         return [row["status"] for row in self.rows]
 
     def faithfulness(self, metric: str, counting: Counting, scorer: str | None = None) -> Float[np.ndarray, "units"]:
-        """A metric of the labels of every unit, NaN where it doesn't count (`evaluate.over_all`)."""
+        """A metric of the labels of every unit, NaN where it doesn't count (`evaluate.over_all`).
+
+        Correlations are above chance: less what the basis's labels, dealt out anew, would reach on the unit.
+        """
         wanted = (scorer or self.scorer, metric, counting)
         if wanted not in self._known:
             entries = self.entries(wanted[0])
             values = over_all(entries, metric) if counting == "all" else [entry.get(metric) for entry in entries]
             self._known[wanted] = _floats(values)
+            if metric in CHANCE:
+                self._known[wanted] = self._known[wanted] - _floats([e.get(CHANCE[metric]) or 0.0 for e in entries])
         return self._known[wanted]
 
     def column(self, name: str) -> Float[np.ndarray, "units"]:
@@ -106,7 +112,7 @@ def check(bases: Sequence[Basis]) -> None:
     if names.most_common(1)[0][1] > 1:
         raise UserError("bases", names.most_common(1)[0][0], "is there twice", "give every basis a name of its own")
     for basis in bases:
-        missing = NEEDED - basis.rows[0].keys() if basis.rows else {"units"}
+        missing = _missing(basis.rows[0]) if basis.rows else {"units"}
         if missing:
             lacks = f"its evaluation lacks {', '.join(sorted(missing))}: made by another version, or not whole"
             raise UserError("bases", basis.name, lacks, "evaluate it again")
@@ -133,6 +139,11 @@ def check(bases: Sequence[Basis]) -> None:
             raise UserError("group", group, f"has seeds {seeds}", "give each basis of a group a seed of its own")
         if len({(basis.kind, basis.control) for basis in members}) > 1:
             raise UserError("group", group, "mixes kinds of bases", "a group is the seeds of one recipe")
+
+
+def _missing(row: dict[str, Any]) -> set[str]:
+    """What a row of evaluation.jsonl lacks."""
+    return NEEDED - row.keys() | (set(CHANCE.values()) - row["final"].keys() if "final" in row else set())
 
 
 def check_settings(settings: Settings, bases: Sequence[Basis]) -> None:

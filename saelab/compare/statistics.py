@@ -114,6 +114,15 @@ def on_same_units(
     return results
 
 
+def differs_from_zero(values: Float[np.ndarray, "units"]) -> float:
+    """Two-sided p of Student's t test that the mean is 0; 1 where all values are 0."""
+    from scipy.stats import ttest_1samp
+
+    if not np.ptp(values):
+        return float(not values.any())
+    return float(ttest_1samp(values, 0.0).pvalue)
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's (1979) corrected p-values in the order given: the i-th smallest of m times m - i + 1, made monotone.
 

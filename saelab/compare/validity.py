@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from saelab.agreement import Evidence, Splits
 from saelab.compare.answers import answers
 from saelab.compare.checks import decided, shuffled_calls
 from saelab.compare.inputs import Basis, Index, Settings, Setup, selected
-from saelab.evaluate import Evidence, Splits, evaluate
+from saelab.evaluate import evaluate
 from saelab.label.assign import pearson
 from saelab.label.mine import statuses
 from saelab.truth import Similarity, Truth

@@ -8,11 +8,13 @@ from saelab.metrics.coherence import clarity, monosemanticity, polysemanticity, 
 from saelab.metrics.faithfulness import (
     auprc,
     best_f1_threshold,
+    chance_correlation,
     correlation,
     cosine,
     f1,
     iou,
     simulation_correlation,
+    typical_column,
 )
 from saelab.metrics.generated import auroc, dma, mad, mann_whitney, tie_share
 from saelab.metrics.interval import bootstrap_interval
@@ -22,6 +24,7 @@ __all__ = [
     "auroc",
     "best_f1_threshold",
     "bootstrap_interval",
+    "chance_correlation",
     "clarity",
     "correlation",
     "cosine",
@@ -35,4 +38,5 @@ __all__ = [
     "redundancy",
     "simulation_correlation",
     "tie_share",
+    "typical_column",
 ]

@@ -1,7 +1,7 @@
 """How well a label agrees with the unit: against an encoder's simulation, or against known concept truth."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.columns import Acts, blocks, columns, shape
@@ -27,6 +27,26 @@ def correlation(acts: Acts, other: Tensor) -> Float[Tensor, "units"]:
         flat = (a.abs().amax(dim=0) < 1e-12) | (b.abs().amax(dim=0) < 1e-12)
         parts.append(((a * b).sum(dim=0) / scale).masked_fill(flat, torch.nan))
     return torch.cat(parts).float()
+
+
+def typical_column(columns: Float[Tensor, "images labels"], times: Int[Tensor, "labels"]) -> Float[Tensor, "images"]:
+    """The mean of the columns, each centred and of unit length and counted so many times; constant ones left out."""
+    centred = columns.double() - columns.double().mean(dim=0)
+    there = centred.abs().amax(dim=0) >= 1e-12
+    weight = (times * there).double()
+    units = centred / centred.norm(dim=0).masked_fill(~there, 1.0)
+    return units @ (weight / weight.sum().clamp(min=1))
+
+
+def chance_correlation(acts: Acts, typical: Float[Tensor, "images"]) -> Float[Tensor, "units"]:
+    """What `correlation` gives a unit on average over the columns that `typical_column` was made of; -1 to 1.
+
+    If those are the labels of all units, each as often as units have it, that is exactly the expectation where the
+    labels are dealt out to the units anew: 0 unless what drives many units goes with what many labels say.
+    """
+    if not float(typical.norm()) > 1e-12:
+        return correlation(acts, typical[:, None].expand(-1, shape(acts)[1])).nan_to_num(nan=0.0)
+    return correlation(acts, typical[:, None].expand(-1, shape(acts)[1])) * float(typical.norm())
 
 
 def cosine(acts: Acts, truth: Tensor) -> Float[Tensor, "units"]:

@@ -1,0 +1,151 @@
+"""How well labels agree with their units: every number of label faithfulness, and what dealt-out labels reach.
+
+Thresholds come from the `mine` split, every number from `test`. A number that can't be had is NaN.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saelab import columns, metrics
+from saelab.columns import Acts
+from saelab.errors import UserError
+from saelab.truth import Similarity, Truth
+
+FAITHFULNESS = ("scs", "caption_r", "truth_r", "auprc", "f1", "iou", "auroc")
+CHANCE = {name: f"{name}_chance" for name in ("scs", "caption_r", "truth_r")}  # what dealt-out labels reach, by metric
+OF_TRUTH = ("truth_r", "auprc", "f1", "iou", "auroc")
+FEWEST_IMAGES = 10  # test images below which no number is computed
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Image ids of the two splits that an evaluation needs."""
+
+    mine: np.ndarray  # [n] int64, where units were mined and labelled
+    test: np.ndarray  # [n] int64, never seen by mining, proposers or SAEs
+
+    def checked(self) -> "Splits":
+        """Itself. Raises UserError where the splits overlap or `test` is too small to say anything."""
+        both = np.intersect1d(self.mine, self.test)
+        if len(both):
+            raise UserError("splits", f"image {both[0]}", f"{len(both)} images are in mine and test", "split anew")
+        if len(self.test) < FEWEST_IMAGES:
+            remedy = "give more images or a larger test share"
+            raise UserError("splits", f"{len(self.test)} test images", f"at least {FEWEST_IMAGES} needed", remedy)
+        return self
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that labels are measured against."""
+
+    judge: Similarity  # image-text encoder; another one than the labeller's where there is one
+    captions: (
+        Similarity | None
+    )  # people's captions against labels in a sentence encoder: independent of any image encoder
+    truth: Truth | None  # boolean truth of labels on images
+
+
+def faithfulness(
+    mine: Acts, test: Acts, texts: Sequence[str | None], evidence: Evidence, splits: Splits
+) -> dict[str, Float[Tensor, "units"]]:
+    """`FAITHFULNESS` of one label a unit, and `truth_images`; NaN where it can't be had.
+
+    * `scs`: Pearson r of the activation with the judge's similarity of image and label, on test images.
+    * `caption_r`: the same with the similarity of the image's caption and the label (captioned test images only).
+    * `truth_r`, `auprc`, `f1`, `iou`, `auroc`: against boolean truth on described test images; F1 and IoU at the
+      threshold with the best F1 on `mine` (NaN if the label holds on no described mine image). `truth_images`: test
+      images on which the label is true; NaN for a label without truth. Where that is 0, or all, the five are NaN.
+
+    * `scs_chance`, `caption_r_chance`, `truth_r_chance`: the mean of that correlation over the labels of all units
+      (with truth, for the last): what the unit would reach on average if the same labels were dealt out anew.
+
+    `mine`, `test`: activations on the splits' images. Raises UserError for a label without a vector.
+    """
+    test_ids = torch.as_tensor(splits.test)
+    numbers = _simulated("scs", test, texts, evidence.judge, test_ids)
+    if evidence.captions is not None:
+        numbers |= _simulated("caption_r", test, texts, evidence.captions, test_ids)
+    if evidence.truth is not None:
+        numbers |= _against_truth(mine, test, texts, evidence.truth, torch.as_tensor(splits.mine), test_ids)
+    names = (*FAITHFULNESS, *CHANCE.values(), "truth_images")
+    return {name: numbers.get(name, _nothing(len(texts))) for name in names}
+
+
+def _simulated(
+    name: str, test: Acts, texts: Sequence[str | None], space: Similarity, ids: Int[Tensor, "images"]
+) -> dict[str, Tensor]:
+    """The correlation `name` with each unit's label in the given space, and what chance gives."""
+    known = space.known[ids]
+    images = space.images[ids[known]]
+    missing = {text for text in texts if text is not None} - space.row.keys()
+    if missing:
+        raise UserError(
+            "label", repr(min(missing)), f"has no vector in {space.name}", "embed every label that was given"
+        )
+    numbers = {name: _nothing(len(texts)), CHANCE[name]: _nothing(len(texts))}
+    named = torch.tensor([u for u, text in enumerate(texts) if text is not None], dtype=torch.long)
+    rows = torch.tensor([space.row[text] for text in texts if text is not None], dtype=torch.long)
+    if len(named) == 0 or int(known.sum()) < FEWEST_IMAGES:
+        return numbers
+    distinct, times = rows.unique(return_counts=True)
+    typical = metrics.typical_column(images @ space.labels[distinct].T, times)
+    for block, acts in columns.blocks(columns.pick(test, named)):
+        similarity = images @ space.labels[rows[block]].T
+        numbers[name][named[block]] = metrics.simulation_correlation(acts[known], similarity).double()
+        numbers[CHANCE[name]][named[block]] = metrics.chance_correlation(acts[known], typical).double()
+    return numbers
+
+
+def _against_truth(
+    mine: Acts, test: Acts, texts: Sequence[str | None], truth: Truth, mine_ids: Tensor, test_ids: Tensor
+) -> dict[str, Tensor]:
+    numbers = {name: _nothing(len(texts)) for name in (*OF_TRUTH, CHANCE["truth_r"], "truth_images")}
+    have = [(u, truth.column[text]) for u, text in enumerate(texts) if text is not None and text in truth.column]
+    seen_mine, seen_test = truth.known[mine_ids], truth.known[test_ids]
+    on_mine, on_test = truth.member[mine_ids[seen_mine]], truth.member[test_ids[seen_test]]
+    holds = on_test.sum(0)
+    for u, concept in have:
+        numbers["truth_images"][u] = holds[concept]
+    usable = [(u, c) for u, c in have if 0 < int(holds[c]) < len(on_test)]
+    if not usable:
+        return numbers
+    units, concepts = torch.tensor(usable).T
+    distinct, times = concepts.unique(return_counts=True)
+    typical = metrics.typical_column(on_test[:, distinct], times)
+    fitted = columns.pick(mine, units)
+    for block, acts in columns.blocks(columns.pick(test, units)):
+        acts, at = acts[seen_test], units[block]
+        true, true_mine = on_test[:, concepts[block]], on_mine[:, concepts[block]]
+        numbers["truth_r"][at] = metrics.simulation_correlation(acts, true.float()).double()
+        numbers[CHANCE["truth_r"]][at] = metrics.chance_correlation(acts, typical).double()
+        numbers["auprc"][at] = metrics.auprc(acts, true).double()
+        numbers["auroc"][at] = _auroc(acts, true)
+        threshold = metrics.best_f1_threshold(columns.dense(fitted, block)[seen_mine], true_mine)
+        seen = true_mine.any(0)
+        numbers["f1"][at] = _where(seen, metrics.f1(acts, true, threshold))
+        numbers["iou"][at] = _where(seen, metrics.iou(acts, true, threshold))
+    return numbers
+
+
+def _auroc(acts: Float[Tensor, "images units"], truth: Bool[Tensor, "images units"]) -> Float[Tensor, "units"]:
+    """Area under the ROC curve from mid-ranks, column by column (ties count half)."""
+    from scipy.stats import rankdata
+
+    ranks = torch.from_numpy(rankdata(acts.numpy(force=True), axis=0))
+    positives = truth.sum(0).double()
+    area = (ranks * truth.cpu()).sum(0) - positives * (positives + 1) / 2
+    return area / (positives * (len(truth) - positives))
+
+
+def _nothing(units: int) -> Float[Tensor, "units"]:
+    return torch.full((units,), torch.nan, dtype=torch.float64)
+
+
+def _where(valid: Tensor, numbers: Tensor) -> Tensor:
+    return numbers.double().masked_fill(~valid, torch.nan)

@@ -26,7 +26,7 @@ from saelab.sae.select import top_k
 from saelab.sae.sparse import decode_rows
 
 FORMAT = "saelab-sae-1"
-DENSE = 8  # from an eighth of the latents on, a dense product decodes faster than a sparse one
+DENSE_DECODE = 1 / 8  # share of the latents from which on a dense product decodes faster than a sparse one
 AT_ONCE = 1 << 24  # pre-activations held at once where tokens are worked on in chunks: 64 MiB
 
 
@@ -134,7 +134,7 @@ class SAE:
     def decode(self, codes: Codes | Float[Tensor, "batch latents"]) -> Float[Tensor, "batch d_in"]:
         """Codes to activations: `dense codes @ W_dec + b_dec`, without the dense matrix where it is mostly 0."""
         if isinstance(codes, Codes):
-            if codes.values.shape[1] * DENSE < self.latents:
+            if codes.values.shape[1] < DENSE_DECODE * self.latents:
                 return decode_rows(codes.values, codes.indices, self.W_dec) + self.b_dec
             codes = codes.dense()
         return torch.addmm(self.b_dec, codes, self.W_dec)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.sae import sparse
@@ -113,38 +113,6 @@ def keep(
         bags = level * batch + rows
         pairs = sparse.pairs_in_bags(pairs.values, pairs.latents, bags, len(level_weights) * batch)
     return pairs, level_weights.to(centred), smallest
-
-
-def auxk_gradients(
-    weights: Weights,
-    centred: Float[Tensor, "rows d_in"],
-    pre: Float[Tensor, "rows silent"],
-    error: Float[Tensor, "rows d_in"],
-    columns: Int[Tensor, "silent"],
-    config: SAEConfig,
-    power: Tensor,
-) -> tuple[Weights, Tensor]:
-    """AuxK (Gao et al. 2025, section 2.4): the silent latents learn to reconstruct what the others left.
-
-    Loss: |sum of the best silent latents' value x row - (x - x^)|^2 / power; `error` = x^ - x gets no gradient, b_dec
-    is not added, and power is the error's own square sum over all processes. Silent latents are few, on few rows:
-    dense products. Returns weighted gradients by the weights' names, for the silent rows only, and the plain loss.
-    """
-    W_enc, W_dec = weights["W_enc"][columns], weights["W_dec"][columns]
-    count = min(config.aux_latents, len(columns))
-    if count < len(columns):
-        values, inner = top_k(pre, count)
-        codes = torch.zeros_like(pre).scatter_(1, inner, values.relu_())
-    else:
-        codes = pre.relu()
-    error = torch.addmm(error, codes, W_dec)  # guess - (x - x^)
-    loss = _square_sum(error) / power
-    outer = error.mul_(2 * config.auxk_weight / power)
-    slopes = (outer @ W_dec.T).mul_(codes > 0)
-    dW_dec = codes.T @ outer
-    sparse.remove_radial(dW_dec, W_dec, (dW_dec * W_dec).sum(1))
-    db_enc = slopes.sum(0)
-    return {"W_enc": slopes.T @ centred, "b_enc": db_enc, "W_dec": dW_dec, "b_dec": -(db_enc @ W_enc)}, loss
 
 
 def _levels(pairs: sparse.Pairs, config: SAEConfig) -> tuple[Tensor | None, Tensor]:

@@ -13,8 +13,8 @@ from saelab.errors import UserError
 from saelab.sae.model import SAE, Codes
 from saelab.sae.select import wide
 
-RARE = 10  # a latent that fires on fewer tokens is rare
-DENSE = 0.8  # a latent that fires on this share of the tokens or more is dense
+RARE_TOKENS = 10  # a latent that fires on fewer tokens is rare
+DENSE_RATE = 0.8  # a latent that fires on this share of the tokens or more is dense
 EDGES = np.linspace(-6.0, 0.0, 25)  # of the density histogram: log10 of the share of tokens that fire a latent
 CHUNK = 4096  # tokens encoded at once
 
@@ -81,8 +81,8 @@ class _Sums:
             "l0": self.nonzero / self.tokens,
             "cosine": self.cosine / self.tokens,
             "dead": float((fired == 0).mean()),
-            "rare": float(((fired > 0) & (fired < RARE)).mean()),
-            "dense": float((fired >= DENSE * self.tokens).mean()),
+            "rare": float(((fired > 0) & (fired < RARE_TOKENS)).mean()),
+            "dense": float((fired >= DENSE_RATE * self.tokens).mean()),
             "density": {"edges": EDGES.tolist(), "counts": counts.tolist()},
             "tokens": self.tokens,
         }

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import objectives, sparse
+from saelab.sae import auxk, objectives, sparse
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
 from saelab.sae.model import SAE, Meta
@@ -21,7 +21,6 @@ from saelab.sae.world import World
 
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
 THRESHOLD_SHARE = 10  # ... which in shorter runs looks back over about a tenth of the steps so far
-POOL = 8  # on devices that are not waited for, AuxK works on up to an eighth of the latents at once
 START_THRESHOLD = 1e-3  # jumprelu's first threshold at the least, in units of the activations' spread
 
 
@@ -160,7 +159,9 @@ class Trainer:
             self._follow(self.world.gather(found.threshold.view(1)).min())
         self._apply(found.grads, lr_factor)
         if self.config.rule in ("topk", "batchtopk") and self.config.revive:
-            self._revive()
+            columns, silent = auxk.columns_of(self.silent, self.config, self.counts_silent)
+            if len(columns):
+                auxk.revive(self.weights, columns, silent, self.config.revive)
         self.silent.add_(tokens).masked_fill_(fired, 0)
         self.steps += 1
         return {**found.metrics, "silent": (self.silent >= self.config.dead_after).sum()}
@@ -168,7 +169,7 @@ class Trainer:
     def _gradients(self, x: Tensor, tokens: int) -> objectives.Gradients:
         if self.config.rule in ("relu", "jumprelu"):
             return self._by_autograd(x, tokens)
-        weights, stride = self.weights, self.config.auxk_stride
+        weights = self.weights
         centred = x - weights["b_dec"]
         pre = None
         if not self.screened:
@@ -178,47 +179,15 @@ class Trainer:
         found, error = objectives.sparse_gradients(
             weights, centred, pre, self.config, self.variance, tokens, self._grads, self.world
         )
-        columns, silent = self._silent_columns()
+        columns, silent = auxk.columns_of(self.silent, self.config, self.counts_silent)
         if len(columns) and self.config.auxk_weight:
-            error = error[::stride]
-            power = self.world.sum_(error.square().sum()).clamp(min=1e-30)
-            if pre is None:
-                few = torch.addmm(weights["b_enc"][columns], centred[::stride], weights["W_enc"][columns].T)
-            else:
-                few = pre[::stride][:, columns]
-            if silent is not None:
-                few = few.masked_fill(~silent, -torch.inf)
-            grads, loss = objectives.auxk_gradients(weights, centred[::stride], few, error, columns, self.config, power)
+            given = (weights, centred, pre, error, columns, silent, self.config, self.world)
+            grads, loss = auxk.gradients(*given)
             for name in ("W_enc", "b_enc", "W_dec"):
                 found.grads[name].index_add_(0, columns, grads[name])
             found.grads["b_dec"] += grads["b_dec"]
             found.metrics["auxk"] = loss if silent is None else loss * silent.any()
         return found
-
-    def _silent_columns(self) -> tuple[Tensor, Tensor | None]:
-        """Latents that are to be brought back; and which of them are silent (None: all).
-
-        Where a count would make the host wait for the device, a fixed number: those that have been silent for longest.
-        """
-        if self.counts_silent:
-            return (self.silent >= self.config.dead_after).nonzero().squeeze(1), None
-        pool = max(self.config.aux_latents, self.config.latents // POOL)
-        longest, columns = self.silent.topk(min(pool, self.config.latents), sorted=False)
-        return columns, longest >= self.config.dead_after
-
-    def _revive(self) -> None:
-        """Take the encoders of silent latents some of the way back to where they began: the decoder's row, no bias.
-
-        From there they win tokens again. Where little but noise is left to explain, AuxK alone turns them away from
-        all tokens, and a bias that only rises makes them fire everywhere.
-        """
-        columns, silent = self._silent_columns()
-        if len(columns):
-            W_enc, W_dec, b_enc = (self.weights[name] for name in ("W_enc", "W_dec", "b_enc"))
-            share = torch.ones_like(b_enc[columns]) if silent is None else silent.to(b_enc)
-            share.mul_(self.config.revive)
-            W_enc.index_add_(0, columns, share.unsqueeze(1) * (W_dec[columns] - W_enc[columns]))
-            b_enc.index_add_(0, columns, -share * b_enc[columns])
 
     def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.weights.items()}

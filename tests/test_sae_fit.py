@@ -140,6 +140,13 @@ def test_a_finished_sae_of_the_recipe_is_returned_as_it_lies_there(tmp_path, mon
     wide = tokens().astype(np.float64)  # moments as another machine may have added them up
     moments = {"mean": wide.mean(0) * (1 + 1e-14), "variance": wide.var(0).sum() * (1 - 1e-14)}
     fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False, **moments)
+    said = json.loads((tmp_path / "training.json").read_text())
+    said["data"]["processes"] = 4
+    (tmp_path / "training.json").write_text(json.dumps(said))
+    fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False)
+    moments["mean"] = wide.mean(0) + 1e-6  # other data
+    with pytest.raises(UserError, match=r"recipe: data\.mean differs; SAE"):
+        fit(tokens(), CONFIG, TRAIN, tmp_path, progress=False, **moments)
 
 
 def test_an_sae_that_does_not_say_what_it_was_trained_on_is_left_alone(tmp_path):

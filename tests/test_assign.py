@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from saelab import planted
 from saelab.errors import UserError
 from saelab.label import assign, mine
-from saelab.label.assign import contrastive, linear
+from saelab.label.assign import contrastive, elastic, linear
 from saelab.label.assign.registry import SCORERS
 
 CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
@@ -198,6 +198,7 @@ def test_scorers_of_several_labels_give_them_best_first():
             assert all(scores[unit, int(label.split()[1])] == value for label, value in own["labels"])
             if name == "www":
                 assert own["labels"][0][0] == names[int(scores[unit].argmax())]
+    scores = assign.score(["linear_explanations"], evidence)["linear_explanations"]
     found = assign.explained("linear_explanations", scores, evidence, names)
     plain = assign.linear_explanations(acts, linear.concept_activations(evidence.sims))
     assert [[label for label, _ in own["labels"]] for own in found] == [[names[i] for i in e.labels] for e in plain]
@@ -350,6 +351,76 @@ def test_elastic_net_meets_its_optimality_conditions():
 
 def assign_net(acts, concepts):
     return linear.elastic_net(acts, concepts)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("rounds", [0, 1, 50])
+def test_elastic_nets_from_any_start_are_scikit_learns(wide, rounds, monkeypatch):
+    """Wherever the signs begin, and where coordinate descent has to take over; equal columns share their weight."""
+    from sklearn.linear_model import ElasticNet
+
+    monkeypatch.setattr(elastic, "ROUNDS", rounds)
+    if wide:
+        monkeypatch.setattr(elastic, "HELD", 8)  # products of columns are not kept
+    g = torch.Generator().manual_seed(11)
+    x = torch.randn(40, 10, generator=g).double() @ torch.randn(10, 60, generator=g).double()
+    x = linear.standardised(x + torch.randn(40, 60, generator=g))
+    x[:, 7] = x[:, 3]
+    y = linear.standardised(
+        (x[:, [3, 20, 41]] @ torch.randn(3, 9, generator=g).double()) + torch.randn(40, 9, generator=g)
+    ).T
+    net = elastic.ElasticNet(x, 0.05, 0.9)
+    model = ElasticNet(alpha=0.05, l1_ratio=0.9, fit_intercept=False, tol=1e-12, max_iter=100_000)
+    expected = torch.stack([torch.from_numpy(model.fit(x.numpy(), row.numpy()).coef_) for row in y])
+    assert 5 < float((expected != 0).sum(dim=1).double().mean()) < 40
+    for near in (torch.zeros_like(expected), torch.randn(9, 60, generator=g).double(), -expected, net.descend(y)):
+        found = net.solve(y, near)
+        torch.testing.assert_close(found, expected, atol=1e-6 if rounds < 50 else 1e-8, rtol=0)
+    assert torch.allclose(expected[:, 3], expected[:, 7], atol=1e-8)
+
+
+def test_greedy_explanations_are_those_of_plain_least_squares():
+    """The same labels, weights and correlations as fitting every trial anew; also with two labels the same."""
+    g = torch.Generator().manual_seed(12)
+    concepts = torch.rand(160, 40, generator=g)
+    concepts[:, 9] = concepts[:, 5]
+    acts = concepts @ (torch.randn(40, 12, generator=g) * (torch.rand(40, 12, generator=g) < 0.2))
+    acts = acts + 0.4 * torch.randn(160, 12, generator=g)
+    train, validation, test = (ids.numpy() for ids in linear.splits(160))
+    coefficients = linear.elastic_net(acts[train], concepts[train])
+    x, found = concepts.double().numpy(), linear.linear_explanations(acts, concepts, coefficients)
+
+    def fitted(labels, y):
+        design = np.column_stack([x[:, labels], np.ones(160)])
+        return design @ np.linalg.lstsq(design[train], y[train], rcond=None)[0]
+
+    for unit, explanation in enumerate(found):
+        y, order = acts[:, unit].double().numpy(), coefficients[unit].argsort(descending=True, stable=True).tolist()
+        chosen, dropped, best = [], set(), 0.0
+        while len(chosen) < 10:
+            trials = [l for l in order if l not in chosen and l not in dropped][:10]
+            gains = {l: pearsonr(fitted([*chosen, l], y)[validation], y[validation]).statistic - best for l in trials}
+            dropped |= {l for l in trials if chosen and gains[l] < 0.02}
+            left = [l for l in trials if l not in dropped]
+            if not left:
+                break
+            chosen.append(max(left, key=gains.get))
+            best += gains[chosen[-1]]
+        assert list(explanation.labels) == chosen
+        assert explanation.validation_r == pytest.approx(best, abs=1e-9)
+        own = x[:, chosen] @ np.array(explanation.weights) + explanation.bias
+        assert own == pytest.approx(fitted(chosen, y), abs=1e-9)
+        assert explanation.test_r == pytest.approx(pearsonr(own[test], y[test]).statistic, abs=1e-9)
+    assert max(len(explanation.labels) for explanation in found) > 3
+
+
+def test_a_unit_silent_on_the_validation_images_gets_one_label():
+    g = torch.Generator().manual_seed(13)
+    concepts = torch.rand(100, 20, generator=g)
+    acts = concepts[:, [2]].clone()
+    acts[linear.splits(100)[1]] = 0
+    (found,) = linear.linear_explanations(acts, concepts)
+    assert found.labels == (2,) and math.isnan(found.validation_r) and found.test_r == pytest.approx(1.0)
 
 
 def test_netdissect_in_plain_numbers():

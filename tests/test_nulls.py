@@ -12,7 +12,7 @@ from saelab.label.nulls import null_percentile, null_percentiles
 from saelab.label.nulls.families import family, others_logsumexp, whole
 from saelab.label.nulls.frame import Draw, Frame
 
-CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps") and n != "linear_explanations"]
+CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
 
 
 def world(images=150, units=24, labels=30, d=16, seed=0):
@@ -104,7 +104,17 @@ def test_dense_and_csr_agree():
 
 
 @pytest.mark.parametrize(
-    "name", ["contrast_evidence", "csp", "semanticlens", "pearson", "cos_cubed", "wpmi", "clip_dissect_neurolens"]
+    "name",
+    [
+        "contrast_evidence",
+        "csp",
+        "semanticlens",
+        "pearson",
+        "cos_cubed",
+        "wpmi",
+        "clip_dissect_neurolens",
+        "linear_explanations",
+    ],
 )
 def test_noise_is_uniform(name):
     """5 % of units of pure noise exceed 0.95, and their percentiles are even, whatever their sparsity."""

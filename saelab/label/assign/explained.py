@@ -24,7 +24,8 @@ def explained(
         kept = several.falcon_labels(scores) if name == "falcon" else several.www_labels(scores)
         return [{"labels": [[labels[i], float(row[i])] for i in own]} for row, own in zip(scores, kept, strict=True)]
     if name == "linear_explanations":
-        found = linear.linear_explanations(evidence.acts, linear.concept_activations(evidence.sims))
+        concepts = linear.concept_activations(evidence.sims)
+        found = linear.linear_explanations(evidence.acts, concepts, scores)  # the scores are the coefficients
         return [
             {"labels": [[labels[i], w] for i, w in zip(e.labels, e.weights, strict=True)]}
             | {"bias": e.bias, "test_r": e.test_r}

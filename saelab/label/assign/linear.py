@@ -1,14 +1,16 @@
 """Linear Explanations (Oikarinen and Weng, ICML 2024): a unit as a short weighted sum of concepts."""
 
+import math
 from dataclasses import dataclass
+from itertools import islice
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.columns import Acts, blocks, columns, shape
+from saelab.columns import Acts, blocks, columns, shape, take_rows
 from saelab.errors import UserError
+from saelab.label.assign.elastic import ElasticNet
 
 STEEPNESS, SHIFT = 60.0, -0.09  # the authors' sigmoid for ViT-L-16-SigLIP-384; fitted per encoder
 LAMBDA, L1_SHARE = 0.05, 0.99  # the authors' elastic net
@@ -51,101 +53,136 @@ def elastic_net(
 ) -> Float[Tensor, "units labels"]:
     """Coefficients of an elastic net from standardised concept activations to each standardised unit.
 
-    Minimises |y - X w|^2 / 2n + lam (l1_share |w|_1 + (1 - l1_share) |w|^2 / 2), as the authors' solver does, by
-    scikit-learn's coordinate descent on the Gram matrix that all units share. Concepts that `usable_concepts`
-    refuses get 0. NaN for units that are constant or not finite.
+    Minimises |y - X w|^2 / 2n + lam (l1_share |w|_1 + (1 - l1_share) |w|^2 / 2), as the authors' solver does; the
+    minimum is found to rounding. Concepts that `usable_concepts` refuses get 0. NaN for units that are constant or not
+    finite.
     """
-    from sklearn.linear_model import enet_path
-
     acts = columns(acts)
     if len(concepts) != shape(acts)[0]:
         raise UserError("concepts", tuple(concepts.shape), f"expected one row for each of {shape(acts)[0]} images")
     usable = usable_concepts(concepts)
-    out = torch.zeros(shape(acts)[1], concepts.shape[1])
-    x = _standardised(concepts[:, usable]).cpu().numpy()
-    gram = x.T @ x
-    for block, part in blocks(acts):
-        y = _standardised(part).cpu().numpy().T.copy()  # a row a unit: the solver wants contiguous memory
-        products = y @ x
-        for i, unit in enumerate(range(*block.indices(len(out)))):
-            if not np.isfinite(y[i]).all():
-                out[unit] = torch.nan
-            elif x.shape[1]:
-                _, path, _ = enet_path(
-                    x, y[i], l1_ratio=l1_share, alphas=[lam], precompute=gram, Xy=products[i], check_input=False
-                )
-                out[unit, usable.cpu()] = torch.from_numpy(path[:, 0]).float()
-    return out.to(concepts.device)
+    net = ElasticNet(standardised(concepts[:, usable]).cpu(), lam, l1_share)
+    parts = []
+    for _, part in blocks(acts):
+        y = standardised(part).T.cpu()
+        known = y.isfinite().all(dim=1)
+        found = torch.full((len(y), concepts.shape[1]), torch.nan)
+        found[known] = 0.0
+        found[known.nonzero(), usable.cpu().nonzero()[:, 0]] = net.solve(y[known], net.descend(y[known])).float()
+        parts.append(found)
+    return torch.cat(parts).to(concepts.device)
 
 
 def linear_explanations(
-    acts: Acts, concepts: Float[Tensor, "images labels"], seed: int = 0, max_length: int = MAX_LENGTH
+    acts: Acts,
+    concepts: Float[Tensor, "images labels"],
+    coefficients: Float[Tensor, "units labels"] | None = None,
+    seed: int = 0,
+    max_length: int = MAX_LENGTH,
 ) -> list[LinearExplanation]:
     """Each unit's labels with weights: an elastic net for the order, then greedy addition while validation gains.
 
     Images are split 70/10/20. In the order of the elastic net's coefficients on training images, ten concepts at a
     time are tried; the one that gains most joins, as long as the validation correlation of the least-squares fit
     grows by 0.02; one that gains less is dropped for good (the first label always joins). The authors fit with 100
-    steps of Adam; here the fit is exact. Units that are constant or not finite get no label and correlations NaN.
+    steps of Adam; here the fit is exact. Where a unit is constant on the validation images, only the first label joins.
+    Units that are constant or not finite get no label and correlations NaN.
+
+    `coefficients`: `elastic_net` of the training images, where it is known already.
     """
     acts = columns(acts)
-    train, validation, test = (ids.to(concepts.device) for ids in splits(len(concepts), seed))
+    ids = tuple(part.to(concepts.device) for part in splits(len(concepts), seed))
+    train, validation, _ = ids
     if not len(validation):
         raise UserError("images", len(concepts), "expected at least 10 images to split")
+    if coefficients is None:
+        coefficients = elastic_net(take_rows(acts, train), concepts[train])
+    greedy = _Greedy(concepts, ids, max_length)
     out = []
-    for _, part in blocks(acts):
-        order = elastic_net(part[train], concepts[train]).sort(dim=1, descending=True, stable=True)
-        for unit, (coefficients, labels) in enumerate(zip(order.values, order.indices, strict=True)):
-            y = part[:, unit].double()
-            if not bool(coefficients.isfinite().all()):
-                out.append(LinearExplanation((), (), float("nan"), float("nan"), float("nan")))
-                continue
-            out.append(_greedy(concepts.double(), y, labels.tolist(), (train, validation, test), max_length))
+    for block, part in blocks(acts):
+        order = coefficients[block].sort(dim=1, descending=True, stable=True)
+        for y, values, labels in zip(part.T.double(), order.values, order.indices, strict=True):
+            known = bool(values.isfinite().all())
+            out.append(greedy.explain(y, labels.tolist()) if known else _NOTHING)
     return out
 
 
-def _greedy(
-    x: Float[Tensor, "images labels"], y: Float[Tensor, "images"], order: list[int], ids: tuple, max_length: int
-) -> LinearExplanation:
-    train, validation, test = ids
-    chosen: list[int] = []
-    dropped: set[int] = set()
-    best, fit = 0.0, torch.zeros(1, dtype=torch.float64)
-    while len(chosen) < max_length:
-        trials = [l for l in order if l not in chosen and l not in dropped][:WIDTH]
-        step: tuple[float, int, Tensor] | None = None
-        for label in trials:
-            weights = _least_squares(x[train][:, [*chosen, label]], y[train])
-            r = _correlation(_predict(x[validation][:, [*chosen, label]], weights), y[validation])
-            if chosen and r - best < TOLERANCE:
-                dropped.add(label)
-            elif step is None or r > step[0]:
-                step = (r, label, weights)
-        if step is None:
-            break
-        best, label, fit = step
-        chosen.append(label)
-    test_r = _correlation(_predict(x[test][:, chosen], fit), y[test])
-    return LinearExplanation(tuple(chosen), tuple(fit[:-1].tolist()), float(fit[-1]), best, test_r)
+class _Greedy:
+    """Greedy addition of labels, for any unit.
+
+    A trial's least-squares fit is the one before plus what the trial adds to it: its part at right angles to the
+    labels chosen, on training images; the same steps turn its validation column into what it adds there.
+    """
+
+    def __init__(self, concepts: Float[Tensor, "images labels"], ids: tuple[Tensor, ...], longest: int) -> None:
+        self.train, self.validation, self.test = ids
+        self.longest, self.concepts = longest, concepts
+        fitted = concepts[self.train].double()
+        centre = fitted.mean(dim=0)
+        self.columns = fitted - centre
+        self.seen = concepts[self.validation].double() - centre
+
+    def explain(self, y: Float[Tensor, "images"], order: list[int]) -> LinearExplanation:
+        """One unit's explanation, labels being tried in the given order."""
+        chosen: list[int] = []
+        dropped: set[int] = set()
+        best, predicted = 0.0, y.new_zeros(len(self.validation))
+        basis, seen = y.new_zeros(len(self.train), 0), y.new_zeros(len(self.validation), 0)
+        while len(chosen) < self.longest and not math.isnan(best):
+            trials = list(islice((l for l in order if l not in chosen and l not in dropped), WIDTH))
+            columns, adds = self._beyond(trials, basis, seen)
+            sums = predicted[:, None] + adds * (columns.T @ y[self.train])
+            found = _correlations(sums, y[self.validation]).tolist()
+            if chosen:
+                dropped |= {l for l, r in zip(trials, found, strict=True) if not r - best >= TOLERANCE}
+            left = [i for i, l in enumerate(trials) if l not in dropped]
+            if not left:
+                break
+            i = max(left, key=lambda i: (-math.inf if math.isnan(found[i]) else found[i], -i))
+            best, predicted = found[i], sums[:, i]
+            basis, seen = torch.cat([basis, columns[:, [i]]], dim=1), torch.cat([seen, adds[:, [i]]], dim=1)
+            chosen.append(trials[i])
+        weights, bias = self._fit(y, chosen)
+        test = (self.concepts[self.test][:, chosen].double() @ weights)[:, None]
+        r = float(_correlations(test, y[self.test])[0])
+        return LinearExplanation(tuple(chosen), tuple(weights.tolist()), bias, best, r)
+
+    def _beyond(self, labels: list[int], basis: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels' columns less what `basis` explains, at length 1 (0 if nothing is left), on both sets of images."""
+        columns, adds = self.columns[:, labels], self.seen[:, labels]
+        whole = columns.norm(dim=0)
+        for _ in range(2):  # twice is enough for right angles to rounding
+            share = basis.T @ columns
+            columns, adds = columns - basis @ share, adds - seen @ share
+        rest = columns.norm(dim=0)
+        scale = torch.where(rest > 1e-9 * whole, 1 / rest, 0.0)
+        return columns * scale, adds * scale
+
+    def _fit(self, y: Tensor, labels: list[int]) -> tuple[Float[Tensor, "labels"], float]:
+        """Weights and bias by least squares on training images."""
+        x = self.concepts[self.train][:, labels].double()
+        design = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).cpu()
+        solved = torch.linalg.lstsq(design, y[self.train, None].cpu(), driver="gelsd").solution[:, 0]
+        return solved[:-1].to(x.device), float(solved[-1])
 
 
-def _least_squares(x: Tensor, y: Tensor) -> Float[Tensor, "labels1"]:
-    design = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype, device=x.device)], dim=1)
-    return torch.linalg.lstsq(design.cpu(), y[:, None].cpu(), driver="gelsd").solution[:, 0]
+_NOTHING = LinearExplanation((), (), float("nan"), float("nan"), float("nan"))
 
 
-def _predict(x: Tensor, weights: Tensor) -> Tensor:
-    weights = weights.to(x.device)
-    return x @ weights[:-1] + weights[-1]
+def _correlations(a: Float[Tensor, "n trials"], b: Float[Tensor, "n"]) -> Float[Tensor, "trials"]:
+    """Pearson correlation of each column with b, NaN where either is constant."""
+    a, b = _centred(a), _centred(b)
+    return b @ a / (a.norm(dim=0) * b.norm())
 
 
-def _correlation(a: Tensor, b: Tensor) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(a.norm() * b.norm())
-    return float(a @ b) / scale if scale > 0 else float("nan")
+def _centred(values: Tensor) -> Tensor:
+    centred = values - values.mean(dim=0)
+    constant = centred.norm(dim=0) <= 1e-12 * values.norm(dim=0)  # what is left is rounding
+    return centred.masked_fill(constant, 0.0)
 
 
-def _standardised(matrix: Float[Tensor, "images m"]) -> Float[Tensor, "images m"]:
+def standardised(matrix: Float[Tensor, "images m"]) -> Float[Tensor, "images m"]:
+    """Columns to mean 0 and deviation 1, float64; NaN where a column is constant."""
     centred = matrix.double() - matrix.double().mean(dim=0)
     spread = centred.std(dim=0)
     return centred / spread.masked_fill(spread <= 1e-12, torch.nan)

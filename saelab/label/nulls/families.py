@@ -16,7 +16,7 @@ from saelab.label.assign import contrastive, dissect, invert, several, whole_set
 from saelab.label.assign.evidence import Evidence
 from saelab.label.assign.registry import Scorer
 from saelab.label.mine import column_means
-from saelab.label.nulls import combined, reorder
+from saelab.label.nulls import combined, linear, reorder
 from saelab.label.nulls.frame import Block, Draw, Frame, by_rank, once
 
 Best = Callable[[Draw, Block], Float[Tensor, "some"]]
@@ -240,4 +240,5 @@ LINEAR: dict[str, Callable[[Frame], Best]] = {
     "invert": ranked,
     "clip_dissect_neurolens": weighted,
     "rank_reorder": reorder.reordered,
+    "linear_explanations": linear.coefficients,
 }

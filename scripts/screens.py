@@ -67,17 +67,19 @@ def _headline(layer: str, result: dict[str, Any]) -> list[str]:
         units[basis["group"]] += basis["after"]
     pairs = [p for p in result["pairs"] if p["matching"] == "all" and p["refused"] is None]
     main = next((p for p in pairs if p["role"] == "main"), None)
-    title = f"{main['a']} - {main['b']} [95 % interval]" if main else ""
-    lines = [f"{layer:<26}" + "".join(f"{g:>22}" for g in groups) + f"   {title}"]
-    lines.append(f"{'units compared':<26}" + "".join(f"{units[g]:>22,}" for g in groups))
     described = any(_row(pair, metric) for pair in pairs for metric in HEADLINE[:3])
-    for metric in HEADLINE if described else OWN:
+    titles = {metric: result["metrics"][metric]["title"] for metric in (HEADLINE if described else OWN)}
+    width = max(26, *(len(title) + 2 for title in titles.values()))
+    against = f"{main['a']} - {main['b']} [95 % interval]" if main else ""
+    lines = [f"{layer:<{width}}" + "".join(f"{g:>20}" for g in groups) + f"   {against}"]
+    lines.append(f"{'units compared':<{width}}" + "".join(f"{units[g]:>20,}" for g in groups))
+    for metric, title in titles.items():
         means: dict[str, float | None] = {}
         for pair in pairs:
             row = _row(pair, metric)
             means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]} if row else {}
-        cells = "".join(f"{_number(means.get(g)):>22}" for g in groups)
-        lines.append(f"{result['metrics'][metric]['title']:<26}{cells}   {_interval(main, metric)}")
+        cells = "".join(f"{_number(means.get(g)):>20}" for g in groups)
+        lines.append(f"{title:<{width}}{cells}   {_interval(main, metric)}")
     return lines
 
 

@@ -21,7 +21,7 @@ class Metric:
 
 METRICS = {
     "caption_r": Metric(
-        "Caption agreement above chance (r)",
+        "Caption correlation above chance",
         "faithfulness",
         True,
         -1,
@@ -58,7 +58,7 @@ METRICS = {
         "The images that are both on and true, as a share of those that are either.",
     ),
     "truth_r": Metric(
-        "Truth correlation above chance (r)",
+        "Truth correlation above chance",
         "faithfulness",
         True,
         -1,

@@ -109,6 +109,7 @@ OTHERS = {
     "train.log_every was 3, is 4": (tokens(), CONFIG, replace(TRAIN, log_every=4)),
     "steps was 40, is 41": (tokens(), CONFIG, replace(TRAIN, steps=41)),
     "data.variance was .*data.mean differs": (tokens(seed=1), CONFIG, TRAIN),
+    "data.rows was [0-9a-f]{16}, is [0-9a-f]{16};": (tokens()[::-1], CONFIG, TRAIN),
     "data.tokens was 900, is 899": (tokens()[:-1], CONFIG, TRAIN),
 }
 

@@ -15,7 +15,7 @@ Recipe = dict[str, Any]
 
 
 def write(folder: Path, recipe: Recipe) -> None:
-    """Say what the SAE that is about to be written was made from: its settings, and the data's size and moments."""
+    """Say what the SAE that is about to be written was made from: its settings, and what tells its data from others."""
     artifacts.write_json(folder / FILE, recipe)
 
 

@@ -1,12 +1,14 @@
 """One SAE of a pass: its trainer, its folder, its lines of metrics; where it stands when a call begins."""
 
 import dataclasses
+import hashlib
 import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from saelab.sae.train import Trainer
 
 log = logging.getLogger("saelab")
 DIVERGED = 10.0  # times the FVU of the first line (or of the mean): then training is given up
+PROBED = 16  # rows of the data that its fingerprint looks at
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Run:
                 "batch_size": batches.batch_size,
                 "seed": batches.seed,
                 "processes": self.trainer.world.size,
+                "rows": _fingerprint(batches),
                 "variance": float(variance),
                 "mean": [float(m) for m in mean],
             },
@@ -143,3 +147,10 @@ def _lines(folder: Path, before: int) -> list[dict[str, Any]]:
     """What metrics.jsonl holds of the steps before this one."""
     metrics = folder / "metrics.jsonl"
     return [row for row in artifacts.read_jsonl(metrics) if row["step"] < before] if metrics.exists() else []
+
+
+def _fingerprint(batches: Batches) -> str:
+    """Of a few rows, in their order: what moments don't tell apart, or were given for."""
+    places = np.linspace(0, batches.n_tokens - 1, PROBED).astype(np.int64)
+    x = batches.read(places if batches.rows is None else batches.rows[places])
+    return hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

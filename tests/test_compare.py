@@ -217,6 +217,15 @@ def test_no_difference_shown_is_said_and_is_not_equality():
     assert "not proof that they are equal" in result["conclusion"]
 
 
+def test_an_interval_off_zero_that_does_not_survive_correction_is_explained():
+    one, other = (dataclasses.replace(basis("neurons"), rows=rows(60, level, 1)) for level in (0.3, 0.34))
+    other = dataclasses.replace(other, name="sae 0", group="features", kind="sae", seed=0)
+    result = compare([one, other])
+    row = next(r for r in pair_of(result, "features", "neurons")["results"] if r["metric"] == "caption_r")
+    assert row["low"] > 0 and row["p_holm"] > 0.05 and row["verdict"] == "none"
+    assert "off 0, but corrected for the number of metrics p is 0." in result["conclusion"]
+
+
 def test_controls_are_compared_with_real_bases_only_and_missing_ones_are_named():
     rotation = basis("rotation", 0.0, kind="random_rotation", seed=0, control=True)
     pca = basis("pca", 0.0, kind="pca", control=True)

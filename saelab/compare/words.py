@@ -82,12 +82,9 @@ def _on_pair(result: dict[str, Any], pair: dict[str, Any], family: str) -> str:
         return f"{capital(what)} of {a} and {b} can't be compared: {why}."
     rows = {row["metric"]: row for row in pair["results"] if row["counting"] == "all"}
     if answer["verdict"] == "none":
-        widest = rows[answer["none"][0]]
-        return (
-            f"{capital(what)}: no difference shown between {a} and {b} ({titles(answer['none'])}). That is not "
-            f"proof that they are equal: for {METRICS[widest['metric']].title} the interval runs "
-            f"from {f3(widest['low'])} to {f3(widest['high'])}."
-        )
+        none = titles(answer["none"])
+        doubt = _not_equal(rows[answer["none"][0]])
+        return f"{capital(what)}: no difference shown between {a} and {b} ({none}). {doubt}"
     parts = []
     for side, other, metrics in ((a, b, answer["better_a"]), (b, a, answer["better_b"])):
         if metrics:
@@ -98,6 +95,18 @@ def _on_pair(result: dict[str, Any], pair: dict[str, Any], family: str) -> str:
     if answer["none"]:
         shown += f" No difference shown by {titles(answer['none'])}."
     return shown
+
+
+def _not_equal(row: dict[str, Any]) -> str:
+    """That no difference shown is no proof of equality: how large it may still be."""
+    low, high = row["low"], row["high"]
+    text = (
+        f"That is not proof that they are equal: for {METRICS[row['metric']].title} the interval runs "
+        f"from {f3(low)} to {f3(high)}"
+    )
+    if low > 0 or high < 0:
+        text += f", off 0, but corrected for the number of metrics p is {p_value(row['p_holm'])}"
+    return text + "."
 
 
 def _on_matched(result: dict[str, Any], pair: dict[str, Any], family: str) -> str:

@@ -379,6 +379,17 @@ def test_elastic_nets_from_any_start_are_scikit_learns(wide, rounds, monkeypatch
     assert torch.allclose(expected[:, 3], expected[:, 7], atol=1e-8)
 
 
+def test_concepts_that_say_nothing_get_no_weight():
+    """Constant ones, and such as are nowhere likely; units that say nothing get NaN."""
+    g = torch.Generator().manual_seed(14)
+    concepts = torch.rand(60, 5, generator=g)
+    concepts[:, 1], concepts[:, 3] = 0.8, concepts[:, 3] * 0.4
+    acts = torch.stack([concepts[:, 0] + concepts[:, 3], torch.ones(60)], dim=1)
+    found = linear.elastic_net(acts, concepts)
+    assert found[0, [1, 3]].tolist() == [0, 0] and float(found[0, 0]) > 0.4 and bool(found[1].isnan().all())
+    assert linear.elastic_net(acts, concepts[:, [1, 3]])[0].tolist() == [0, 0]
+
+
 def test_greedy_explanations_are_those_of_plain_least_squares():
     """The same labels, weights and correlations as fitting every trial anew; also with two labels the same."""
     g = torch.Generator().manual_seed(12)

@@ -82,6 +82,25 @@ def test_wpmi_keeps_the_other_units_as_they_are(name):
             assert float(scores[unit].max()) == pytest.approx(float(found), abs=1e-4)
 
 
+@pytest.mark.parametrize("usable", [0, 3])
+def test_nets_without_some_or_any_usable_concept(usable):
+    """Refused concepts have the coefficient 0, which counts where all others' are negative."""
+    acts, emb, txt, groups, _ = world(labels=6)
+    txt[usable:] = 0  # similar to nothing: nowhere likely
+    evidence = assign.Evidence.mined(acts, emb, txt, 8, groups=groups)
+    (scores,) = assign.score(["linear_explanations"], evidence).values()
+    assert bool((scores[:, usable:].nan_to_num() == 0).all())
+    frame = Frame(evidence, block=5)
+    short, plain = family(SCORERS["linear_explanations"], frame), whole(SCORERS["linear_explanations"])
+    found = []
+    for seed in range(4):
+        draw = Draw(frame, torch.randperm(frame.images, generator=torch.Generator().manual_seed(seed)))
+        for block in frame.blocks:
+            found.append(short(draw, block))
+            assert torch.allclose(found[-1], plain(draw, block), atol=2e-6, equal_nan=True)
+    assert bool((torch.cat(found) == 0).any()) and bool((torch.cat(found) > 0).any()) == bool(usable)
+
+
 def test_others_logsumexp_where_one_unit_is_nearly_everything():
     ll = torch.tensor([[0.0, -50.0], [-40.0, -3.0], [-41.0, -2.0], [float("nan")] * 2])
     expected = [
@@ -113,7 +132,7 @@ def test_dense_and_csr_agree():
         "cos_cubed",
         "wpmi",
         "clip_dissect_neurolens",
-        "linear_explanations",
+        pytest.param("linear_explanations", marks=pytest.mark.slow),
     ],
 )
 def test_noise_is_uniform(name):

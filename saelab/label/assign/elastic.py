@@ -31,6 +31,8 @@ class ElasticNet:
         """Near the minimum, by scikit-learn's coordinate descent."""
         from sklearn.linear_model import enet_path
 
+        if not self.columns:
+            return y.new_zeros(len(y), 0)
         x, gram = self._as_arrays
         given = {"l1_ratio": self.l1_share, "alphas": [self.lam], "precompute": gram, "check_input": False}
         out = y.new_zeros(len(y), self.columns)

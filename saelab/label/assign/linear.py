@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.columns import Acts, blocks, columns, shape, take_rows
@@ -35,8 +35,8 @@ def concept_activations(
     return torch.sigmoid(steepness * (sims + shift))
 
 
-def usable_concepts(concepts: Float[Tensor, "images labels"]) -> Tensor:
-    """The authors' filter, bool [labels]: mean of the five strongest at least 0.5, and a spread of 1e-5 or more."""
+def usable_concepts(concepts: Float[Tensor, "images labels"]) -> Bool[Tensor, "labels"]:
+    """The authors' filter: mean of the five strongest at least 0.5, and a spread of 1e-5 or more."""
     strongest = concepts.topk(min(5, len(concepts)), dim=0).values.mean(dim=0)
     return (strongest >= 0.5) & (concepts.std(dim=0) >= 1e-5)
 
@@ -60,17 +60,24 @@ def elastic_net(
     acts = columns(acts)
     if len(concepts) != shape(acts)[0]:
         raise UserError("concepts", tuple(concepts.shape), f"expected one row for each of {shape(acts)[0]} images")
-    usable = usable_concepts(concepts)
-    net = ElasticNet(standardised(concepts[:, usable]).cpu(), lam, l1_share)
+    net, usable = training_net(concepts, lam, l1_share)
     parts = []
     for _, part in blocks(acts):
-        y = standardised(part).T.cpu()
+        y = standardised(part.cpu()).T
         known = y.isfinite().all(dim=1)
         found = torch.full((len(y), concepts.shape[1]), torch.nan)
         found[known] = 0.0
-        found[known.nonzero(), usable.cpu().nonzero()[:, 0]] = net.solve(y[known], net.descend(y[known])).float()
+        found[known.nonzero(), usable.nonzero()[:, 0]] = net.solve(y[known], net.descend(y[known])).float()
         parts.append(found)
     return torch.cat(parts).to(concepts.device)
+
+
+def training_net(
+    concepts: Float[Tensor, "images labels"], lam: float = LAMBDA, l1_share: float = L1_SHARE
+) -> tuple[ElasticNet, Bool[Tensor, "labels"]]:
+    """The elastic net of training images' concept activations, and which concepts are its columns."""
+    usable = usable_concepts(concepts).cpu()
+    return ElasticNet(standardised(concepts.cpu()[:, usable]), lam, l1_share), usable
 
 
 def linear_explanations(
@@ -91,17 +98,16 @@ def linear_explanations(
     `coefficients`: `elastic_net` of the training images, where it is known already.
     """
     acts = columns(acts)
-    ids = tuple(part.to(concepts.device) for part in splits(len(concepts), seed))
-    train, validation, _ = ids
+    train, validation, test = splits(len(concepts), seed)
     if not len(validation):
         raise UserError("images", len(concepts), "expected at least 10 images to split")
     if coefficients is None:
-        coefficients = elastic_net(take_rows(acts, train), concepts[train])
-    greedy = _Greedy(concepts, ids, max_length)
+        coefficients = elastic_net(take_rows(acts, train.to(acts.device)), concepts[train.to(concepts.device)])
+    greedy = _Greedy(concepts.cpu(), (train, validation, test), max_length)
     out = []
     for block, part in blocks(acts):
-        order = coefficients[block].sort(dim=1, descending=True, stable=True)
-        for y, values, labels in zip(part.T.double(), order.values, order.indices, strict=True):
+        order = coefficients[block].cpu().sort(dim=1, descending=True, stable=True)
+        for y, values, labels in zip(part.T.cpu().double(), order.values, order.indices, strict=True):
             known = bool(values.isfinite().all())
             out.append(greedy.explain(y, labels.tolist()) if known else _NOTHING)
     return out
@@ -161,9 +167,9 @@ class _Greedy:
     def _fit(self, y: Tensor, labels: list[int]) -> tuple[Float[Tensor, "labels"], float]:
         """Weights and bias by least squares on training images."""
         x = self.concepts[self.train][:, labels].double()
-        design = torch.cat([x, torch.ones_like(x[:, :1])], dim=1).cpu()
-        solved = torch.linalg.lstsq(design, y[self.train, None].cpu(), driver="gelsd").solution[:, 0]
-        return solved[:-1].to(x.device), float(solved[-1])
+        design = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+        solved = torch.linalg.lstsq(design, y[self.train, None], driver="gelsd").solution[:, 0]
+        return solved[:-1], float(solved[-1])
 
 
 _NOTHING = LinearExplanation((), (), float("nan"), float("nan"), float("nan"))
@@ -184,5 +190,5 @@ def _centred(values: Tensor) -> Tensor:
 def standardised(matrix: Float[Tensor, "images m"]) -> Float[Tensor, "images m"]:
     """Columns to mean 0 and deviation 1, float64; NaN where a column is constant."""
     centred = matrix.double() - matrix.double().mean(dim=0)
-    spread = centred.std(dim=0)
+    spread = (centred.square().sum(dim=0) / (len(matrix) - 1)).sqrt()
     return centred / spread.masked_fill(spread <= 1e-12, torch.nan)

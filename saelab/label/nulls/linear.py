@@ -21,21 +21,20 @@ GROUP = 32  # units that start from their mean's net
 def coefficients(frame: Frame) -> Callable[[Draw, Block], Float[Tensor, "some"]]:
     """What the scorer gives on permuted evidence, its best over the vocabulary; NaN where there is none."""
     train, _, _ = linear.splits(frame.images)
-    concepts = linear.concept_activations(frame.evidence.sims)[train.to(frame.evidence.sims.device)]
-    usable = linear.usable_concepts(concepts)
-    net = ElasticNet(linear.standardised(concepts[:, usable]).cpu(), linear.LAMBDA, linear.L1_SHARE)
+    sims = frame.evidence.sims
+    net, usable = linear.training_net(linear.concept_activations(sims)[train.to(sims.device)])
     others = not bool(usable.all())  # concepts that can't be used have the coefficient 0
 
     def best(draw: Draw, block: Block) -> Tensor:
-        y = linear.standardised(_permuted(draw, block)[train]).T.cpu()
+        y = linear.standardised(_permuted(draw, block).cpu()[train]).T
         known = y.isfinite().all(dim=1)
         out = torch.full((len(y),), torch.nan)
-        if bool(known.any()) and not net.columns:
+        if not net.columns:
             out[known] = 0.0
         elif bool(known.any()):
             largest = net.solve(y[known], _near(net, y[known])).amax(dim=1)
             out[known] = (largest.clamp(min=0) if others else largest).float()
-        return out.to(block.sorted.device)
+        return out.to(sims.device)
 
     return best
 

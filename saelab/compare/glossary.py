@@ -17,6 +17,7 @@ class Metric:
     high: float  # end of the range
     source: str  # who defined it
     explanation: str  # one sentence for a newcomer
+    above_chance: bool = False  # compared less what the basis's labels, dealt out anew, reach on the unit
 
 
 METRICS = {
@@ -29,6 +30,7 @@ METRICS = {
         "simulation correlation with people's captions as the judge (after Bills et al., 2023)",
         "Does the unit fire on images whose caption, written by people, means something like its label, more than with "
         "labels of other units of its basis?",
+        above_chance=True,
     ),
     "auprc": Metric(
         "AUPRC",
@@ -66,6 +68,7 @@ METRICS = {
         "Pearson correlation with boolean truth; NeuronEval (ICML 2025)",
         "Does the activation rise and fall with whether the label is true of the image, more than with labels of other "
         "units of its basis?",
+        above_chance=True,
     ),
     "scs": Metric(
         "Simulation correlation above chance (SCS)",
@@ -76,6 +79,7 @@ METRICS = {
         "CSP (arXiv 2604.22477), after Bills et al. (2023)",
         "Does the activation rise and fall with the judging encoder's similarity of image and label, more than with "
         "labels of other units of its basis?",
+        above_chance=True,
     ),
     "caption_clarity": Metric(
         "Caption clarity",

@@ -74,7 +74,7 @@ class Basis:
             entries = self.entries(wanted[0])
             values = over_all(entries, metric) if counting == "all" else [entry.get(metric) for entry in entries]
             self._known[wanted] = _floats(values)
-            if metric in CHANCE:
+            if METRICS[metric].above_chance:
                 self._known[wanted] = self._known[wanted] - _floats([e.get(CHANCE[metric]) or 0.0 for e in entries])
         return self._known[wanted]
 

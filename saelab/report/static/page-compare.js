@@ -25,8 +25,11 @@ function withRunNames(run, c) {
   }
 }
 
+/* The glossary's key of a metric as it is compared: correlations are above chance here, and as they are on a unit's page. */
+const said = (c, key) => (c.metrics[key]?.above_chance ? `above:${key}` : key)
+
 async function drawComparison(run, main, c) {
-  for (const [key, m] of Object.entries(c.metrics)) terms[key] ??= { title: m.title, text: m.explanation, source: m.source }
+  for (const [key, m] of Object.entries(c.metrics)) terms[said(c, key)] ??= { title: m.title, text: m.explanation, source: m.source }
   const state = { matching: "all", counting: "all" }
   const tables = h("div")
   const switches = h("div")
@@ -49,6 +52,7 @@ async function drawComparison(run, main, c) {
     selection(run, c),
     reuse(run, c),
     nullTable(run, c),
+    checks(run, c),
     scorers(run, c),
     await sideBySide(run),
   ].filter(Boolean))
@@ -82,7 +86,7 @@ function glance(run, c) {
 function verdictChip(run, c, answer) {
   const side = better(answer, answer.verdict)
   const text = side ? `${groupWords(c, side)} ahead` : { none: "no difference shown", mixed: "mixed", refused: "too few numbers" }[answer.verdict]
-  const titles = keys => keys.map(k => terms[k]?.title ?? k).join(", ")
+  const titles = keys => keys.map(k => terms[said(c, k)]?.title ?? k).join(", ")
   const detail = [["better_a", groupWords(c, answer.a)], ["better_b", groupWords(c, answer.b)]].filter(([key]) => answer[key]?.length).map(([key, who]) => `${who}: ${titles(answer[key])}`)
   return h("span.chip", { style: side ? `--c:${groupHue(run, c, side)}` : null, title: detail.join("; ") || null }, text,
     side ? h("small.quiet", null, ` ${answer[answer.verdict === "a" ? "better_a" : "better_b"].length} of ${answer.better_a.length + answer.better_b.length + answer.none.length}`) : null)
@@ -124,7 +128,7 @@ function resultRow(run, c, pair, r, reach) {
   const lower = c.metrics[r.metric].higher_is_better === false ? h("small.quiet", null, " (lower is better)") : null
   const shuffled = typeof r.null_difference === "number" ? `; with shuffled labels ${format.number(r.null_difference, 3)}` : ""
   return h("tr", null,
-    h("th", { scope: "row" }, term(r.metric), lower),
+    h("th", { scope: "row" }, term(said(c, r.metric)), lower),
     h("td.num", null, format.number(r.mean_a, 3)), h("td.num", null, format.number(r.mean_b, 3)),
     h("td.axis", null, interval(r, reach, side ? groupHue(run, c, side) : "var(--soft)", shuffled)),
     h("td.num", null, r.difference === null ? "–" : [signed(r.difference), r.low === null ? "" : h("small.quiet", null, ` ${signed(r.low)} to ${signed(r.high)}`)]),
@@ -153,15 +157,14 @@ function distributions(run, c) {
   if (!keys.length) return null
   const state = { metric: keys[0] }
   const place = h("div")
-  const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k]?.title ?? k)))
-  const draw = () => place.replaceChildren(ridges(run, state.metric, c.distributions[state.metric]))
+  const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[said(c, k)]?.title ?? k)))
+  const draw = () => place.replaceChildren(ridges(run, terms[said(c, state.metric)]?.title ?? state.metric, c.distributions[state.metric]))
   draw()
   return section("How units are spread", "The whole distribution, since means hide it: filled, the labels given; outlined, the same labels dealt out anew among the units (shuffled). Labels that carry nothing make the two alike.",
     h("p", null, select), place)
 }
 
-function ridges(run, metric, d) {
-  const title = terms[metric]?.title ?? metric
+function ridges(run, title, d) {
   const steps = (counts, name) => {
     const total = Math.max(1, counts.reduce((a, b) => a + b, 0))
     return counts.map((n, i) => ({ name, x1: d.edges[i], x2: d.edges[i + 1], share: n / total }))
@@ -227,6 +230,18 @@ function nullTable(run, c) {
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), names.map(s => h("td.num", null, b.null_percentile[s] ? bar(format.share(b.null_percentile[s].share_above_95), b.null_percentile[s].share_above_95, hue(run, b.name)) : "–"))))))))
 }
 
+/* ---- does the comparison itself hold? ---- */
+
+function checks(run, c) {
+  if (!c.validity?.length) return null
+  const keys = Object.keys(c.metrics).filter(k => c.metrics[k].above_chance && c.bases.some(b => typeof b.shuffled?.[k] === "number"))
+  return section("Does the comparison itself hold?", "A basis against itself must show no difference, and labels dealt out anew among a basis's units must be worth nothing. Each check fails by luck in about one run of twenty.",
+    h("ul", { class: "checks" }, c.validity.map(v => h("li", null, h("strong", null, v.passed ? "holds" : "fails"), ` · ${v.check}: ${v.detail}`))),
+    keys.length ? h("div.scroll", null, h("table", null,
+      h("thead", null, h("tr", null, h("th", null, "Shuffled labels of"), keys.map(k => h("th.num", null, term(said(c, k)))))),
+      h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), keys.map(k => h("td.num", null, typeof b.shuffled[k] === "number" ? signed(b.shuffled[k]) : "–"))))))) : null)
+}
+
 /* ---- scorers on the same units ---- */
 
 function scorers(run, c) {
@@ -249,7 +264,7 @@ function scorers(run, c) {
       h("tbody", null, rows.map(m => h("tr", null, h("th", { scope: "row" }, groupDot(run, c, m.group), groupWords(c, m.group)), h("td", null, `${words(m.a)} − ${words(m.b)}`), h("td.num", null, m.difference === null ? "–" : `${signed(m.difference)} (${signed(m.low)} to ${signed(m.high)})`), h("td.num", null, m.p_holm === null ? "–" : m.p_holm < 0.001 ? "<0.001" : m.p_holm.toFixed(3)), h("td", null, better(m, m.verdict) ? words(better(m, m.verdict)) : h("span.quiet", null, "none shown"))))))))
   }
   draw()
-  return section("Which scorer names best?", "All scorers label the same units, so they are compared pair by pair.", h("p", null, h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, metrics.map(k => h("option", { value: k }, terms[k]?.title ?? k)))), place)
+  return section("Which scorer names best?", "All scorers label the same units, so they are compared pair by pair.", h("p", null, h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, metrics.map(k => h("option", { value: k }, terms[said(c, k)]?.title ?? k)))), place)
 }
 
 /* ---- units side by side ---- */

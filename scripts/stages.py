@@ -248,28 +248,10 @@ class Run:
 
     @cached_property
     def evidence(self) -> agreement.Evidence:
-        """What labels are measured against: the judging encoder, people's captions, and people's words as truth."""
-        words, images = self.vocabulary.labels, self.images
-        templates = self.label_settings.templates
-        # The labeller's own file of vectors, whatever their length there; the judge's have length 1.
-        vectors = encoders.label_embeddings(words, self.encoder, self.root, templates, self.label_settings.renormalize)
-        vectors = torch.nn.functional.normalize(vectors, dim=-1)
-        judge = truth.Similarity.of(self.encoder.name, self.embeddings.images, words, vectors)
-        stated = truth.from_descriptions(words, images.captions, images.classes, self.cfg.truth)
-        return agreement.Evidence(judge, self._captions(words), stated)
+        """What labels are measured against."""
+        from judging import evidence
 
-    def _captions(self, words: tuple[str, ...]) -> truth.Similarity | None:
-        captions = [caption or "" for caption in self.images.captions]
-        if not any(captions):
-            return None
-        reader = encoders.SentenceEncoder(device=self.device)
-        distinct = sorted(set(captions))
-        vectors = encoders.label_embeddings(distinct, reader, self.root)
-        place = {caption: row for row, caption in enumerate(distinct)}
-        rows = torch.tensor([place[caption] for caption in captions])
-        known = torch.tensor([bool(caption) for caption in captions])
-        labels = encoders.label_embeddings(words, reader, self.root)
-        return truth.Similarity.of(reader.name, vectors[rows], words, labels, known)
+        return evidence(self)
 
     @cached_property
     def evaluated(self) -> list[Basis]:

@@ -14,7 +14,10 @@ SLACK = 1e-8  # a slope that exceeds the penalty by less than this share of it i
 
 
 class ElasticNet:
-    """Minimises |y - x w|^2 / 2n + lam (l1_share |w|_1 + (1 - l1_share) |w|^2 / 2) for any y; float64, on the CPU."""
+    """Minimises |y - x w|^2 / 2n + lam (l1_share |w|_1 + (1 - l1_share) |w|^2 / 2) for any y; float64, on the CPU.
+
+    `l1_share` is below 1, so that there is one minimum, equal columns or not.
+    """
 
     def __init__(self, x: Float[Tensor, "n columns"], lam: float, l1_share: float) -> None:
         self.x = torch.cat([x, x.new_zeros(len(x), 1)], dim=1)  # the last column takes part in nothing: it pads

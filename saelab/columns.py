@@ -95,8 +95,21 @@ def columns(acts: Acts) -> Acts:
         raise UserError("acts", tuple(acts.shape), "expected a matrix [images, units]")
     if acts.layout == torch.strided:
         return acts if acts.is_floating_point() else acts.float()
+    if acts.layout == torch.sparse_csr and acts.device.type == "cpu":
+        return _by_column(acts)
     csc = acts.to_sparse_csc()
     return Columns(csc.ccol_indices().long(), csc.row_indices().long(), csc.values(), acts.shape[0])
+
+
+def _by_column(csr: Float[Tensor, "images units"]) -> Columns:
+    """CSR on the CPU as Columns. SciPy needs a tenth of the time of torch, which sorts the entries on one core."""
+    from scipy.sparse import csr_array
+
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[csr.dtype.itemsize]  # NumPy has no bfloat16
+    parts = (csr.values().detach().view(bits).numpy(), csr.col_indices().numpy(), csr.crow_indices().numpy())
+    csc = csr_array(parts, shape=csr.shape).tocsc()
+    starts, rows, values = (torch.from_numpy(part) for part in (csc.indptr, csc.indices, csc.data))
+    return Columns(starts.long(), rows.long(), values.view(csr.dtype), csr.shape[0])
 
 
 def shape(acts: Acts) -> tuple[int, int]:

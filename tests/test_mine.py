@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 from saelab.columns import Columns, columns
 from saelab.errors import UserError
 from saelab.label import mine
+from saelab.label.mine.rows import finite_rows, largest
 
 LAYOUTS = {"dense": lambda a: a, "csr": lambda a: a.to_sparse_csr(), "columns": lambda a: columns(a.to_sparse_csr())}
 
@@ -67,6 +68,44 @@ def test_top_images_equal_brute_force(layout, k):
     assert torch.equal(values, acts.T.gather(1, ids))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_top_images_of_long_units_equal_brute_force(layout, dtype):
+    """Long enough that groups of images are looked at first: ties inside, at the edge, and images left over."""
+    g = torch.Generator().manual_seed(2)
+    acts = torch.randn(1013, 6, generator=g)
+    acts[:, 1] = acts[:, 1].round()
+    acts[:, 2] *= torch.rand(1013, generator=g) < 0.005
+    acts[:, 3] = -acts[:, 3].abs() * (torch.rand(1013, generator=g) < 0.99)
+    acts[-5:, 4] += 10
+    acts[:, 5] = 0
+    acts = acts.to(dtype)
+    ids, values = mine.top_images(LAYOUTS[layout](acts), 30)
+    assert ids.tolist() == brute_top(acts, 30)
+    assert torch.equal(values, acts.T.gather(1, ids).to(values.dtype))
+    assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@given(st.integers(1, 300), st.integers(1, 12), st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_the_largest_of_a_row_are_those_of_a_stable_sort(n, k, seed):
+    k = min(k, n)
+    rows = torch.randint(-50, 50, (3, n), generator=torch.Generator().manual_seed(seed)).float()
+    rows[0, n // 2 :] = -torch.inf
+    values, places = largest(rows, k)
+    expected = rows.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(values, expected.values[:, :k])
+    sure = values > values[:, -1:]  # which of those equal to the last are taken is open
+    assert torch.equal(places[sure], expected.indices[:, :k][sure])
+    assert torch.equal(rows.gather(1, places), values)
+    assert all(len(set(row)) == k for row in places.tolist())
+
+
+def test_rows_whose_sum_overflows_are_finite():
+    rows = torch.tensor([[3e38, 3e38], [torch.nan, 0], [torch.inf, 1], [torch.inf, -torch.inf], [1, 2]])
+    assert finite_rows(rows).tolist() == [True, False, False, False, True]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_top_images_of_any_small_matrix(data):
@@ -97,6 +136,20 @@ def test_zeros_that_csr_stores_are_zeros():
         assert torch.equal(mine.column_means(a), mine.column_means(acts))
 
 
+@pytest.mark.parametrize("k", [1, 5, 30, 60])
+def test_stored_zeros_of_either_sign_tie_with_those_not_stored(k):
+    g = torch.Generator().manual_seed(6)
+    acts = torch.randint(-2, 2, (60, 8), generator=g).float()
+    acts[:, :4] = acts[:, :4].clamp(max=0)
+    stored = (acts != 0) | (torch.rand(60, 8, generator=g) < 0.3)
+    acts[(acts == 0) & (torch.rand(60, 8, generator=g) < 0.5)] = -0.0
+    rows, cols = stored.nonzero(as_tuple=True)
+    csr = torch.sparse_coo_tensor(torch.stack([rows, cols]), acts[rows, cols], (60, 8)).coalesce().to_sparse_csr()
+    signs = csr.values()[csr.values() == 0].signbit()
+    assert signs.any() and not signs.all()
+    assert mine.top_images(csr, k)[0].tolist() == mine.top_images(acts, k)[0].tolist() == brute_top(acts, k)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("rule", ["below_mean", "below_quantile", "zero"])
 @pytest.mark.parametrize("reuse", [True, False])
@@ -125,6 +178,38 @@ def test_neighbour_table_falls_back_to_the_exact_search(layout):
     ids, _ = mine.top_images(acts, 10)
     found, _ = mine.contrast_images(LAYOUTS[layout](acts), emb, ids)
     assert found.tolist() == brute_contrast(acts, emb, ids, "below_mean")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_copies_of_pictures_with_the_table(layout, grouped):
+    """Every picture three times, so that cosines tie in the table of neighbours, at its edge and beyond."""
+    g = torch.Generator().manual_seed(4)
+    # Eighths and few dimensions: products are exact, so that copies tie in any order of summation.
+    picture = torch.randint(300, (900,), generator=g)
+    emb = (torch.randint(-8, 9, (300, 4), generator=g) / 8)[picture]
+    acts = torch.relu(emb @ torch.randn(4, 5, generator=g) + 0.3 * torch.randn(900, 5, generator=g))
+    acts[:, 4] = (emb[:, 0] > -0.9).float()  # few candidates, mostly outside the table
+    ids, _ = mine.top_images(acts, 6)
+    groups = picture if grouped else None
+    found, _ = mine.contrast_images(LAYOUTS[layout](acts), emb, ids, groups=groups)
+    assert found.tolist() == brute_contrast(acts, emb, ids, "below_mean", groups)
+
+
+def test_the_number_of_threads_does_not_change_the_answer():
+    g = torch.Generator().manual_seed(5)
+    acts = torch.relu(torch.randn(3000, 40, generator=g) - 1)
+    emb = normalize(torch.randn(3000, 16, generator=g), dim=1)
+    before, answers = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for layout in LAYOUTS.values():
+                ids, values = mine.top_images(layout(acts), 20)
+                answers.append((ids, values, mine.contrast_images(layout(acts), emb, ids)[0]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for answer in answers[1:] for a, b in zip(answers[0], answer, strict=True))
 
 
 def test_equal_pictures_go_to_the_lower_id_with_and_without_the_table():
@@ -229,6 +314,26 @@ def test_units_that_are_not_finite_have_no_images(layout):
     found, similarity = mine.contrast_images(LAYOUTS[layout](acts), emb, ids)
     assert found[[2, 9]].eq(-1).all() and similarity[[2, 9]].isnan().all()
     assert found[1].ge(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+def test_columns_are_those_of_torchs_own_conversion(dtype, index):
+    acts, _ = world()
+    csr = acts.to(dtype).to_sparse_csr()
+    parts = csr.crow_indices().to(index), csr.col_indices().to(index), csr.values()
+    made = columns(torch.sparse_csr_tensor(*parts, size=csr.shape))
+    csc = csr.to_sparse_csc()
+    assert torch.equal(made.starts, csc.ccol_indices()) and torch.equal(made.rows, csc.row_indices())
+    assert torch.equal(made.values, csc.values()) and made.values.dtype == dtype and made.images == 40
+    assert made.starts.dtype == made.rows.dtype == torch.long
+
+
+def test_a_sparse_matrix_without_entries_has_its_first_images():
+    acts = torch.zeros(7, 3)
+    ids, values = mine.top_images(acts.to_sparse_csr(), 4)
+    assert ids.tolist() == brute_top(acts, 4) and not values.any()
+    assert bool((mine.contrast_images(acts.to_sparse_csr(), torch.ones(7, 1), ids)[0] == -1).all())
 
 
 def test_columns_of_a_sparse_matrix():

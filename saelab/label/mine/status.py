@@ -18,7 +18,10 @@ def column_means(acts: Acts) -> Float[Tensor, "units"]:
     acts = columns(acts)
     if isinstance(acts, Columns):
         return acts.total(acts.values) / acts.images
-    return torch.cat([block.sum(dim=0, dtype=torch.float64) for _, block in blocks(acts)]) / acts.shape[0]
+    total = torch.zeros(acts.shape[1], dtype=torch.float64, device=acts.device)
+    for rows in acts.split(max(1, (1 << 18) // max(acts.shape[1], 1))):
+        total += rows.sum(dim=0, dtype=torch.float64)
+    return total / acts.shape[0]
 
 
 def fires_on(acts: Acts, threshold: float = FIRES) -> Int[Tensor, "units"]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from saelab.columns import Acts, Columns, blocks, columns, shape
 from saelab.errors import UserError
+from saelab.label.mine.rows import finite_rows, in_order, largest
 
 
 def top_images(acts: Acts, k: int) -> tuple[Int[Tensor, "units k"], Float[Tensor, "units k"]]:
@@ -24,24 +25,34 @@ def top_images(acts: Acts, k: int) -> tuple[Int[Tensor, "units k"], Float[Tensor
         raise UserError("k", k, f"expected 1 to the number of images ({images})", "lower k or mine more images")
     if isinstance(acts, Columns):
         return _top_sparse(acts, k)
-    dtype = torch.float64 if acts.dtype == torch.float64 else torch.float32
+    dtype = _dtype(acts)
     ids = torch.empty(units, k, dtype=torch.long, device=acts.device)
     values = torch.empty(units, k, dtype=dtype, device=acts.device)
     for block, part in blocks(acts, 1 << 22):
-        ids[block], values[block] = _top_rows(part.T.to(dtype), k)
+        ids[block], values[block] = _top_rows((part.to(dtype) + 0.0).T.contiguous(), k)  # -0.0 and 0.0 are a tie
     return ids, values
 
 
+def _dtype(values: Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
 def _top_rows(rows: Float[Tensor, "units images"], k: int) -> tuple[Tensor, Tensor]:
-    """Top k of each row with ties to the lower index, which torch.topk alone does not promise."""
-    bad = ~rows.isfinite().all(dim=1)
-    rows = rows + 0.0  # -0.0 and 0.0 are a tie
+    """Top k of each row with ties to the lower index; ids -1 and values NaN for rows that are not finite."""
+    bad = ~finite_rows(rows)
+    values, ids = largest(rows, min(k + 1, rows.shape[1]))
+    if k < rows.shape[1]:
+        open_ends = (values[:, k - 1] == values[:, k]).nonzero()[:, 0]  # a lower index may have been left out
+        values, ids = values[:, :k], ids[:, :k].clone()
+        ids[open_ends] = _exact_top(rows[open_ends], k)
+    return ids.masked_fill_(bad[:, None], -1), values.masked_fill(bad[:, None], torch.nan)
+
+
+def _exact_top(rows: Float[Tensor, "units images"], k: int) -> Int[Tensor, "units k"]:
+    """Where the top k of each row are, ties to the lower index."""
     if rows.dtype == torch.float32:
-        ids = _ordered_keys(rows).topk(k, dim=1).indices
-    else:
-        ids = rows.argsort(dim=1, descending=True, stable=True)[:, :k]
-    values = rows.gather(1, ids)
-    return ids.masked_fill_(bad[:, None], -1), values.masked_fill_(bad[:, None], torch.nan)
+        return _ordered_keys(rows).topk(k, dim=1).indices
+    return rows.argsort(dim=1, descending=True, stable=True)[:, :k]
 
 
 def _ordered_keys(rows: Float[Tensor, "units images"]) -> Int[Tensor, "units images"]:
@@ -53,45 +64,46 @@ def _ordered_keys(rows: Float[Tensor, "units images"]) -> Int[Tensor, "units ima
 
 
 def _top_sparse(acts: Columns, k: int) -> tuple[Tensor, Tensor]:
-    """The same for CSC, unit blocks at a time: each row is only as wide as its unit's entries plus k zeros."""
-    ids = torch.empty(acts.units, k, dtype=torch.long, device=acts.device)
-    values = torch.empty(acts.units, k, dtype=acts.values.dtype, device=acts.device)
+    """The same for CSC, unit blocks at a time: each row is only as wide as its block's longest unit."""
+    ids = torch.arange(k, device=acts.device).repeat(acts.units, 1)
+    values = torch.zeros(acts.units, k, dtype=_dtype(acts.values), device=acts.device)
+    if not len(acts.values):
+        return ids, values
     order = acts.counts.argsort()  # units of like length share a block, so that little of it is padding
-    widths = (acts.counts[order] + k).clamp(max=acts.images)
+    widths = acts.counts[order].clamp(min=k)
     first = 0
     while first < acts.units:
         step = max(1, (1 << 22) // int(widths[min(first + 4095, acts.units - 1)]))
         units = order[first : first + min(step, 4096)]
-        ids[units], values[units] = _top_compact(acts.pick(units), k)
+        ids[units], values[units] = _top_entries(acts, units, k)
         first += len(units)
     return ids, values
 
 
-def _top_compact(acts: Columns, k: int) -> tuple[Tensor, Tensor]:
-    """Top k from rows that hold a unit's entries (in order of image id) and its first k unstored images."""
-    place = torch.arange(len(acts.rows), device=acts.device) - acts.starts[:-1][acts.unit_of_entry]
-    longest = int(acts.counts.max()) if acts.units else 0
-    width = min(acts.images, longest + k)
-    # Among the first longest + k images, at least k (or all there are) of a unit are zeros that it does not store.
-    image = torch.arange(width, device=acts.device).expand(acts.units, width)
-    stored = torch.zeros(acts.units, width, dtype=torch.bool, device=acts.device)
-    near = acts.rows < width
-    stored[acts.unit_of_entry[near], acts.rows[near]] = True
-    rank = torch.where(stored, width, 0) + image  # unstored images first, each by id
-    zero_ids = rank.topk(min(k, width), dim=1, largest=False, sorted=True).values
-    absent = zero_ids >= width
-    entry_ids = torch.full((acts.units, longest), acts.images, device=acts.device)
-    entry_values = torch.full((acts.units, longest), -torch.inf, dtype=acts.values.dtype, device=acts.device)
-    entry_ids[acts.unit_of_entry, place] = acts.rows
-    entry_values[acts.unit_of_entry, place] = acts.values
-    all_ids = torch.cat([entry_ids, zero_ids.masked_fill(absent, acts.images)], dim=1)
-    zeros = torch.zeros(zero_ids.shape, dtype=acts.values.dtype, device=acts.device).masked_fill(absent, -torch.inf)
-    by_id = all_ids.argsort(dim=1)
-    padded = torch.cat([entry_values, zeros], dim=1).gather(1, by_id) + 0.0
-    bad = acts.total(~acts.values.isfinite()) > 0
-    if padded.dtype == torch.float32:
-        chosen = _ordered_keys(padded).topk(k, dim=1).indices
-    else:
-        chosen = padded.argsort(dim=1, descending=True, stable=True)[:, :k]
-    ids, values = all_ids.gather(1, by_id).gather(1, chosen), padded.gather(1, chosen)
+def _top_entries(acts: Columns, units: Int[Tensor, "some"], k: int) -> tuple[Tensor, Tensor]:
+    """Top k of some units: of their stored entries, and of their zeros too where those reach the top."""
+    counts, starts = acts.counts[units, None], acts.starts[:-1][units, None]
+    dtype = _dtype(acts.values)
+    place = torch.arange(max(int(counts.max()), k), device=acts.device)
+    entries = acts.values[(starts + place).clamp(max=len(acts.values) - 1)].to(dtype) + 0.0
+    # Padding stands behind a unit's entries (which lie in order of image id), so that it loses every tie.
+    place, values = _top_rows(entries.masked_fill_(place >= counts, torch.finfo(dtype).min), k)
+    bad, absent = place[:, 0] < 0, place >= counts
+    ids = acts.rows[(starts + place).clamp(0, len(acts.values) - 1)]
+    ids, values = ids.masked_fill_(absent, acts.images), values.masked_fill_(absent, -torch.inf)
+    short = (values[:, -1] <= 0).nonzero()[:, 0]
+    zero_ids = _first_zeros(acts.pick(units[short]), k)
+    zeros = torch.zeros_like(values[short]).masked_fill_(zero_ids == acts.images, -torch.inf)
+    both = in_order(torch.cat([values[short], zeros], dim=1), torch.cat([ids[short], zero_ids], dim=1))
+    values[short], ids[short] = both[0][:, :k], both[1][:, :k]
     return ids.masked_fill_(bad[:, None], -1), values.masked_fill_(bad[:, None], torch.nan)
+
+
+def _first_zeros(acts: Columns, k: int) -> Int[Tensor, "units k"]:
+    """The first k images that a unit does not store; beyond the last such image, the number of images."""
+    longest = int(acts.counts.max()) if acts.units else 0
+    width = min(acts.images, longest + k)  # so many images hold at least k that are not stored, or all there are
+    ids = torch.arange(width, device=acts.device).repeat(acts.units, 1)
+    near = acts.rows < width
+    ids[acts.unit_of_entry[near], acts.rows[near]] = acts.images
+    return ids.topk(k, dim=1, largest=False).values

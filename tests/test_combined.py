@@ -117,6 +117,22 @@ def test_mostly_negative_units_keep_their_unstored_zeros(small):
     torch.testing.assert_close(sparse, dense, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("labels", [1, 3])
+def test_labels_without_competitors_are_read_by_the_rest(small, labels):
+    """Of one label, or of equal ones, competition says nothing: what is left is half a standard error of chance."""
+    acts, image_emb, label_emb, positives, contrasts = small
+    acts, alike = torch.where(acts > 0.1, acts, 0.0), label_emb[4:5].expand(labels, -1)
+    z, _, _ = combined.standard(image_emb @ alike.T)
+    graded = combined.memberships(z)[:2]
+    bases = combined.baselines(acts)
+    expected = combined.paired(z, positives, contrasts, contrasts >= 0) - 0.5
+    for reading in graded:
+        expected += reading.weight * combined.whole(acts, bases[reading.clear], reading)
+    for given in (acts, acts.to_sparse_csr()):
+        score = contrast_evidence(given, image_emb, alike, positives, contrasts)
+        torch.testing.assert_close(score, expected, rtol=0, atol=2e-4)
+
+
 def test_neither_scale_offset_nor_other_units_matter(small):
     acts, image_emb, label_emb, positives, contrasts = (t.double() if t.is_floating_point() else t for t in small)
     score = contrast_evidence(acts, image_emb, label_emb, positives, contrasts)
@@ -229,8 +245,8 @@ def test_null_by_ranks_is_the_scorer_on_permuted_evidence():
     acts[[3, 7, 9], 0] = 1.0
     acts[:, 2] += 1
     acts[:, 3] -= 2
-    for given in (acts, acts.to_sparse_csr()):
-        frame = Frame(assign.Evidence.mined(given, image_emb, label_emb))
+    for given, known in ((acts, label_emb), (acts.to_sparse_csr(), label_emb), (acts.to_sparse_csr(), label_emb[:1])):
+        frame = Frame(assign.Evidence.mined(given, image_emb, known))
         fast = nulls.combined.evidence(frame)
         exact = nulls.families.whole(assign.SCORERS["contrast_evidence"])
         draw = Draw(frame, torch.randperm(200, generator=torch.Generator().manual_seed(4)))

@@ -47,7 +47,7 @@ def contrast_evidence(
     Under chance each kind of evidence has a variance of about 1, and of less where contrasts are much like their
     positives. d = sqrt(min(1, spread / upper quartile of the labels' spreads)), the spread being the standard
     deviation of a label's similarities, discounts labels that no image seems to show; evidence against a label
-    (below 0) is left as it is.
+    (below 0) is left as it is. Where all labels are equal, or there is one only, competition adds what chance does, -1/2.
 
     positive_ids, contrast_ids: from `mine.top_images` and `mine.contrast_images`, -1 where there is none. valid:
     False leaves a pair out; a unit without a pair is scored by the whole set alone. NaN for units that are constant
@@ -88,8 +88,8 @@ def contrast_evidence_rows(
 class Reading:
     """One reading of the labels' memberships, ready for correlations."""
 
-    values: Float[Tensor, "images labels"]  # centred columns of unit length
-    squares: Float[Tensor, "images labels"]
+    values: Float[Tensor, "images labels"]  # centred columns of unit length; 0 for one that is alike everywhere
+    squares: Float[Tensor, "images labels"]  # of the values; columns sum to 1, also that of one alike everywhere
     weight: float  # of its evidence in the sum
     clear: bool  # is it held against clear firing, or against the activation as it is
 
@@ -171,9 +171,13 @@ def baselines(acts: Acts) -> dict[bool, Float[Tensor, "units"]]:
 
 
 def _reading(columns: Float[Tensor, "images labels"], weight: float, clear: bool) -> Reading:
+    """Columns to mean 0 and length 1; one that is alike everywhere says nothing: r 0 with the error of chance."""
+    length = columns.norm(dim=0)
     columns -= columns.mean(dim=0)
-    columns /= columns.norm(dim=0).clamp(min=torch.finfo(columns.dtype).tiny)
-    return Reading(columns, columns.square(), weight, clear)
+    rest = columns.norm(dim=0)
+    alike = rest <= 1e-6 * length
+    columns /= rest.masked_fill(alike, torch.inf)
+    return Reading(columns, columns.square().masked_fill_(alike, 1 / len(columns)), weight, clear)
 
 
 def cautious(

@@ -47,7 +47,7 @@ def contrast_evidence(
     Under chance each kind of evidence has a variance of about 1, and of less where contrasts are much like their
     positives. d = sqrt(min(1, spread / upper quartile of the labels' spreads)), the spread being the standard
     deviation of a label's similarities, discounts labels that no image seems to show; evidence against a label
-    (below 0) is left as it is. Where all labels are equal, or there is one only, competition adds what chance does, -1/2.
+    (below 0) is left as it is. Of one label only, or of equal ones, competition says what chance does, -1/2.
 
     positive_ids, contrast_ids: from `mine.top_images` and `mine.contrast_images`, -1 where there is none. valid:
     False leaves a pair out; a unit without a pair is scored by the whole set alone. NaN for units that are constant

@@ -18,7 +18,7 @@ from comparison_example import PATH, example
 from saelab.agreement import CHANCE
 from saelab.compare import Basis, Settings, Setup, compare, finish, validity, write
 from saelab.compare.describe import label_use
-from saelab.compare.inputs import check, selected
+from saelab.compare.inputs import above_chance, check, selected
 from saelab.compare.validity import SETTINGS, bases, check_planted
 from saelab.errors import UserError
 
@@ -337,10 +337,65 @@ def test_correlations_count_above_what_dealt_out_labels_reach():
     fair = [basis("neurons", 0.2), *(sae(s, 0.2) for s in range(3))]
     tilted = [dataclasses.replace(b, rows=[common(row, 0.3) for row in b.rows], _known={}) for b in fair[:1]]
     result, plain = compare([*tilted, *fair[1:]]), compare(fair)
-    assert all(report["passed"] for report in result["validity"])
+    assert result["validity"] == plain["validity"]
+    assert all(report["passed"] for report in result["validity"] if report["check"].endswith("against 0"))
     for found, wanted in zip(*(pair_of(r, "features", "neurons")["results"] for r in (result, plain))):
         assert found["difference"] == pytest.approx(wanted["difference"])
         assert found["verdict"] == wanted["verdict"]
+
+
+@pytest.mark.parametrize("times", [[30, 30], [50, 9, 1], [1] * 60, [20, 1, 1, 1]])
+def test_a_basis_of_few_labels_counts_like_one_of_many(times):
+    """Every unit goes with its own label by .5 and with the others by .1: .4 above chance, however many labels."""
+    texts = [f"label {i}" for i, n in enumerate(times) for _ in range(n)]
+
+    def given(unit: int, text: str) -> dict:
+        own = texts.count(texts[unit]) / len(texts)
+        return entry(0.5 if text == texts[unit] else 0.1, text) | dict.fromkeys(CHANCE.values(), 0.1 + 0.4 * own)
+
+    for metric in CHANCE:
+        above = [e[metric] for e in above_chance([given(u, text) for u, text in enumerate(texts)], metric)]
+        assert np.mean(above) == pytest.approx(0.4)
+        dealt = [above_chance([given(u, text) for u, text in enumerate(np.roll(texts, s))], metric) for s in range(60)]
+        turns = [e[metric] for each in dealt[: len(texts)] for e in each]
+        assert np.mean(turns) == pytest.approx(0)
+
+
+def test_above_chance_counts_the_labels_that_are_dealt_out():
+    silent = entry(None, "a") | {"auprc": 0.1}
+    no_truth = entry(0.5, "b") | dict.fromkeys(("truth_r", "auprc", "truth_r_chance"))
+    found = [entry(0.6, "a"), silent, entry(0.6, "c"), no_truth, entry(None, None)]
+    shares = {"truth_r": [2 / 3, 1 / 3], "caption_r": [2 / 4, 1 / 4, 1 / 4]}
+    for metric, p in shares.items():
+        values = [e[metric] for e in above_chance(found, metric)]
+        assert values[0] == pytest.approx(0.6 / (1 - np.square(p).sum())) and values[1] is None
+    assert [e["scs"] for e in above_chance([entry(0.3, "a"), entry(0.3, "a")], "scs")] == [0.3, 0.3]
+    assert above_chance([entry(None, None)], "scs")[0]["scs"] is None
+
+
+def test_a_correlation_that_cannot_be_had_counts_as_chance():
+    """A label that every caption is equally like has no r, but has a chance level: it must not count below 0."""
+    flat = rows(60, 0.3)
+    for row in flat[:30]:
+        row["final"] |= {"caption_r": None, "caption_r_chance": 0.2}
+    one = dataclasses.replace(basis("neurons"), rows=flat)
+    assert one.faithfulness("caption_r", "all")[:30].tolist() == [0.0] * 30
+    assert np.isnan(one.faithfulness("caption_r", "labelled")[:30]).all()
+
+
+def test_checks_without_enough_units_are_not_said_to_hold():
+    result = compare([basis("neurons"), dataclasses.replace(sae(0), rows=rows(12, 0.4))])
+    found = {report["check"]: report for report in result["validity"]}
+    for name in ("features against itself", "shuffled labels of features against 0"):
+        assert found[name] == {"check": name, "passed": None, "detail": "too few units to test"}
+    assert found["shuffled labels of features against neurons"]["passed"] is None
+    assert found["neurons against itself"]["passed"] and found["shuffled labels of neurons against 0"]["passed"]
+    assert not any("check of the comparison itself failed" in line for line in result["cautions"])
+
+
+@pytest.mark.parametrize("seed", [213, 215, 219])
+def test_neurons_about_few_concepts_are_not_called_worse(seed):
+    assert validity._faithful(*validity._sides(bases(seed, 0.0, False, validity.FEW))) == "none"
 
 
 def test_shuffled_labels_that_are_not_shuffled_are_found_out():

@@ -36,7 +36,7 @@ def cautions(result: dict[str, Any]) -> list[str]:
     lines += [
         f"A check of the comparison itself failed: {report['check']} {report['detail']}."
         for report in result["validity"]
-        if not report["passed"]
+        if report["passed"] is False
     ]
     lines += _on_null(result)
     lines.append("Intervals speak of units and seeds; the test images are taken as they are.")

@@ -19,7 +19,8 @@ def own_checks(
     and between groups.
 
     Shuffled labels are judged by correlations above chance, whose null is 0 however common a label is. Each of these
-    is a test at `settings.alpha`: it fails by luck in that share of runs.
+    is a test at `settings.alpha`: it fails by luck in at most about that share of runs. `passed` is None where there
+    are too few units to test.
     """
     real = [members for members in groups.values() if not members[0].control]
     reports = [
@@ -34,19 +35,26 @@ def own_checks(
     return reports
 
 
-def off_null(members: Sequence[Basis], kept: Mapping[str, Index], settings: Settings) -> list[str]:
-    """Correlations above chance whose mean over a basis's shuffled labels isn't 0 (t tests over units, Holm)."""
+def off_null(members: Sequence[Basis], kept: Mapping[str, Index], settings: Settings) -> list[str] | None:
+    """Correlations above chance whose mean over a basis's shuffled labels isn't 0 (t tests over units, Holm).
+
+    None where none has enough units.
+    """
     tested = [
         (metric, statistics.differs_from_zero(values))
         for metric in CHANCE
         for values in values_of(members, [kept[basis.name] for basis in members], metric, "labelled", "shuffled")
         if len(values) >= settings.fewest
     ]
+    if not tested:
+        return None
     corrected = statistics.holm([p for _, p in tested])
     return sorted({metric for (metric, _), p in zip(tested, corrected) if p < settings.alpha})
 
 
-def shuffled_calls(a: Sequence[Basis], b: Sequence[Basis], kept: Mapping[str, Index], settings: Settings) -> list[str]:
+def shuffled_calls(
+    a: Sequence[Basis], b: Sequence[Basis], kept: Mapping[str, Index], settings: Settings
+) -> list[str] | None:
     """Correlations in which two groups are said to differ when the labels of both have been dealt out anew."""
     dealt = [[dataclasses.replace(basis, scorer="shuffled") for basis in side] for side in (a, b)]
     return _calls(dealt[0], dealt[1], kept, settings, tuple(CHANCE))
@@ -58,10 +66,10 @@ def _calls(
     kept: Mapping[str, Index],
     settings: Settings,
     metrics: Sequence[str] = tuple(METRICS),
-) -> list[str]:
-    """Metrics in which the two groups are said to differ, counting all."""
+) -> list[str] | None:
+    """Metrics in which the two groups are said to differ, counting all; None where none can be compared."""
     rows = decided(a, b, kept, settings, metrics)["results"]
-    return [row["metric"] for row in rows if row["verdict"] != "none"]
+    return [row["metric"] for row in rows if row["verdict"] != "none"] if rows else None
 
 
 def decided(
@@ -80,7 +88,9 @@ def decided(
     return pair
 
 
-def _report(check: str, calls: Sequence[str]) -> dict[str, Any]:
+def _report(check: str, calls: Sequence[str] | None) -> dict[str, Any]:
+    if calls is None:
+        return {"check": check, "passed": None, "detail": "too few units to test"}
     return {
         "check": check,
         "passed": not calls,

@@ -1,6 +1,7 @@
 """The metrics of a comparison: what each is called, which way is better, where it comes from.
 
-Correlations are compared above chance: less the mean that the labels of the basis, dealt out anew, reach on the unit.
+Correlations are compared above chance: less the mean that the labels of the basis, dealt out anew, reach on the unit
+(`inputs.above_chance`).
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ class Metric:
     high: float  # end of the range
     source: str  # who defined it
     explanation: str  # one sentence for a newcomer
-    above_chance: bool = False  # compared less what the basis's labels, dealt out anew, reach on the unit
+    above_chance: bool = False  # compared as `inputs.above_chance`
 
 
 METRICS = {

@@ -67,15 +67,15 @@ class Basis:
     def faithfulness(self, metric: str, counting: Counting, scorer: str | None = None) -> Float[np.ndarray, "units"]:
         """A metric of the labels of every unit, NaN where it doesn't count (`evaluate.over_all`).
 
-        Correlations are above chance: less what the basis's labels, dealt out anew, would reach on the unit.
+        Correlations are `above_chance`, where a unit without a label is at 0.
         """
         wanted = (scorer or self.scorer, metric, counting)
         if wanted not in self._known:
             entries = self.entries(wanted[0])
+            if METRICS[metric].above_chance:
+                entries = above_chance(entries, metric)
             values = over_all(entries, metric) if counting == "all" else [entry.get(metric) for entry in entries]
             self._known[wanted] = _floats(values)
-            if METRICS[metric].above_chance:
-                self._known[wanted] = self._known[wanted] - _floats([e.get(CHANCE[metric]) or 0.0 for e in entries])
         return self._known[wanted]
 
     def column(self, name: str) -> Float[np.ndarray, "units"]:
@@ -99,6 +99,27 @@ class Settings:
     bins: int = 10  # of matching
     fewest: int = 20  # units a side below which nothing is compared
     seed: int = 0  # of bootstrap and matching
+
+
+def above_chance(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """The entries with the correlation `metric` less its chance level, over the share of deals that chance leaves.
+
+    Labels dealt out anew bring a unit its own label back in a share sum(p^2) of deals, p being the shares of the labels
+    of the basis: so much of a label's worth is in its chance level. Divided by 1 - sum(p^2), as Cohen's kappa (1960) is
+    by 1 less its chance, a basis of few labels counts like one of many; the mean over deals stays 0. With one label
+    for all units nothing is above chance.
+    """
+    labelled = [entry for entry in entries if entry["label"] is not None]
+    if metric == "truth_r":  # only labels with truth are dealt out; AUPRC tells them on units silent on test too
+        labelled = [entry for entry in labelled if entry.get("auprc") is not None]
+    dealt = Counter(entry["label"] for entry in labelled)
+    left = 1 - sum(n * n for n in dealt.values()) / max(1, dealt.total()) ** 2
+    return [
+        entry
+        if entry.get(metric) is None
+        else entry | {metric: (entry[metric] - (entry[CHANCE[metric]] or 0.0)) / (left or 1.0)}
+        for entry in entries
+    ]
 
 
 def check(bases: Sequence[Basis]) -> None:

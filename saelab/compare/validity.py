@@ -42,6 +42,7 @@ WORDS = (
     "moon",
     "tree",
 )
+FEW = 5  # concepts that neurons are about in the worlds where they are about few
 ABSTAIN_BELOW = 0.2  # Pearson score below which a unit of a planted world gets no label
 CORRECT, FALSE_ALARMS = 0.95, 0.09  # at least so many called right; at most so many false (an exact 5 % test: 9 of 100)
 SETTINGS = Settings(resamples=500)
@@ -70,17 +71,18 @@ def planted(seed: int) -> Planted:
     return Planted(member, normalize(seen[0], dim=1), normalize(seen[1], dim=1), labels)
 
 
-def bases(seed: int, gain: float, control: bool = True) -> list[Basis]:
+def bases(seed: int, gain: float, control: bool = True, concepts: int = len(WORDS)) -> list[Basis]:
     """Neurons (40), three seeds of an SAE (60 features each) and, as `control`, a random rotation (40) of one world.
 
     A unit is (q x its concept + noise), q between 0 and 1. Neurons and features draw q alike (mean 0.5), plus `gain`
     for features; each SAE seed shifts all of its q by a number of its own (standard deviation 0.02), as real seeds do.
-    The rotation's q is 0.1. Labelled by Pearson on the first half of the images, evaluated on the second.
+    The rotation's q is 0.1. Neurons are about the first `concepts` only. Labelled by Pearson on the first half of the
+    images, evaluated on the second.
     """
     world = planted(seed)
     generator = torch.Generator().manual_seed(1_000_003 + seed)
     rng = np.random.default_rng(seed)
-    made = [evaluated("neurons", "neuron", None, units(world, 40, 0.5, generator), world)]
+    made = [evaluated("neurons", "neuron", None, units(world, 40, 0.5, generator, concepts), world)]
     for s in range(3):
         q = 0.5 + gain + 0.02 * float(rng.normal())
         made.append(evaluated(f"features {s}", "sae", s, units(world, 60, q, generator), world, group="features"))
@@ -90,9 +92,11 @@ def bases(seed: int, gain: float, control: bool = True) -> list[Basis]:
     return [*made, evaluated("random rotation", "random_rotation", 0, rotation, world, control=True)]
 
 
-def units(world: Planted, n: int, quality: float, generator: torch.Generator) -> Float[Tensor, "images units"]:
+def units(
+    world: Planted, n: int, quality: float, generator: torch.Generator, concepts: int = len(WORDS)
+) -> Float[Tensor, "images units"]:
     """Activations of n units, each relu(2 q x concept + noise - 0.4) with q around `quality` (spread 0.15)."""
-    concept = torch.randint(len(WORDS), (n,), generator=generator)
+    concept = torch.randint(concepts, (n,), generator=generator)
     q = (quality + 0.15 * torch.randn(n, generator=generator)).clamp(0, 1)
     noise = torch.randn(IMAGES, n, generator=generator)
     return torch.relu(2 * q * world.member[:, concept] + 0.6 * noise - 0.4)
@@ -133,9 +137,10 @@ def evaluated(
 def check_planted(worlds: int = 100, gain: float = 0.2) -> Iterator[dict[str, Any]]:
     """How often the whole way (label, evaluate, compare) is right about features against neurons.
 
-    Three checks over `worlds` seeds each: features are better (called so on label faithfulness in at least 95 %); the
+    Four checks over `worlds` seeds each: features are better (called so on label faithfulness in at least 95 %); the
     same with their labels shuffled (a difference in a correlation is a false alarm); features are not better (any
-    metric called is a false alarm). False alarms: at most 9 %, the bound of an exact 5 % test for 100 worlds.
+    metric called is a false alarm); nor are they where neurons are about few concepts (a call on label faithfulness
+    is a false alarm). False alarms: at most 9 %, the bound of an exact 5 % test for 100 worlds.
     """
     verdicts, shuffled = [], 0
     for seed in range(worlds):
@@ -149,6 +154,10 @@ def check_planted(worlds: int = 100, gain: float = 0.2) -> Iterator[dict[str, An
     yield _report("shuffled labels", shuffled, worlds, shuffled <= FALSE_ALARMS * worlds, f"{shuffled} false alarms")
     alarms = sum(bool(_calls(*_sides(bases(seed, 0.0, False)))) for seed in range(worlds, 2 * worlds))
     yield _report("features no better", alarms, worlds, alarms <= FALSE_ALARMS * worlds, f"{alarms} false alarms")
+    few = (_sides(bases(seed, 0.0, False, FEW)) for seed in range(2 * worlds, 3 * worlds))
+    alarms = sum(_faithful(*sides) != "none" for sides in few)
+    check = "features no better, neurons about few concepts"
+    yield _report(check, alarms, worlds, alarms <= FALSE_ALARMS * worlds, f"{alarms} false alarms")
 
 
 Sides = tuple[list[Basis], list[Basis], dict[str, Index]]

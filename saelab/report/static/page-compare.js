@@ -235,8 +235,8 @@ function nullTable(run, c) {
 function checks(run, c) {
   if (!c.validity?.length) return null
   const keys = Object.keys(c.metrics).filter(k => c.metrics[k].above_chance && c.bases.some(b => typeof b.shuffled?.[k] === "number"))
-  return section("Does the comparison itself hold?", "A basis against itself must show no difference, and labels dealt out anew among a basis's units must be worth nothing. Each check fails by luck in about one run of twenty.",
-    h("ul", { class: "checks" }, c.validity.map(v => h("li", null, h("strong", null, v.passed ? "holds" : "fails"), ` · ${v.check}: ${v.detail}`))),
+  return section("Does the comparison itself hold?", "A basis against itself must show no difference, and labels dealt out anew among a basis's units must be worth nothing. Each check fails by luck in at most about one run of twenty.",
+    h("ul", { class: "checks" }, c.validity.map(v => h("li", null, h("strong", null, { true: "holds", false: "fails" }[v.passed] ?? "not tested"), ` · ${v.check}: ${v.detail}`))),
     keys.length ? h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Shuffled labels of"), keys.map(k => h("th.num", null, term(said(c, k)))))),
       h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), keys.map(k => h("td.num", null, typeof b.shuffled[k] === "number" ? signed(b.shuffled[k]) : "–"))))))) : null)

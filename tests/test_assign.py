@@ -462,6 +462,10 @@ def test_ranking_orders_breaks_ties_and_says_none():
     assert ranked.margin[[0, 3]].tolist() == [0, 1] and bool(ranked.margin[[1, 2]].isnan().all())
     assert assign.rank_of(scores, torch.tensor([0, 2, 1, 3])).tolist() == [3, 1, -1, 4]
     assert assign.rank_of(scores, torch.tensor([2, 0, -1, 0])).tolist() == [1, -1, -1, 1]
+    never = torch.tensor([[-math.inf, -math.inf, nan], [-math.inf, -5.0, -math.inf]])  # as rank reorder gives
+    ranked = assign.ranking(never, 2)
+    assert ranked.label.tolist() == [-1, 1] and ranked.runners_up.tolist() == [[-1, -1], [-1, -1]]
+    assert bool(ranked.margin.isnan().all()) and assign.rank_of(never, torch.tensor([0, 1])).tolist() == [-1, 1]
     single = assign.ranking(torch.ones(2, 1))
     assert single.label.tolist() == [0, 0] and bool(single.margin.isnan().all())
 

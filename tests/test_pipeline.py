@@ -1,5 +1,7 @@
 """The labelling pipeline on planted worlds: right labels, right image ids, and no look at the held-out images."""
 
+from dataclasses import replace as with_
+
 import numpy as np
 import pytest
 import torch
@@ -167,7 +169,22 @@ def test_a_unit_of_two_concepts_has_two_meanings(world):
     [
         (lambda w: labelled(w, image_set(30)), "k=30"),
         (lambda w: pipeline.check(pipeline.LabelSettings(("csp", "nope"))), "nope"),
-        (lambda w: pipeline.check(pipeline.LabelSettings(("csp",), "pearson")), "not among"),
+        (lambda w: pipeline.check(pipeline.LabelSettings(("csp",), "pearson")), "label.final=pearson: is not among"),
+        (lambda w: pipeline.check(pipeline.LabelSettings((), "pearson")), "at least one scorer"),
+        (lambda w: pipeline.check(with_(SETTINGS, final=7)), "label.final=7: expected a word"),
+        (
+            lambda w: pipeline.check(with_(SETTINGS, nulls="abc")),
+            "label.nulls=abc: expected a whole number of at least 0",
+        ),
+        (lambda w: pipeline.check(with_(SETTINGS, nulls=-1)), "label.nulls=-1"),
+        (lambda w: pipeline.check(with_(SETTINGS, runners_up=True)), "label.runners_up=True"),
+        (lambda w: pipeline.check(with_(SETTINGS, seed=-1)), "label.seed=-1"),
+        (lambda w: pipeline.check(with_(SETTINGS, abstain_below=2)), "label.abstain_below=2: .* from 0 to 1"),
+        (lambda w: pipeline.check(with_(SETTINGS, renormalize="maybe")), "label.renormalize=maybe: expected true or"),
+        (lambda w: exemplars.check(image_set(100), with_(MINING, k=2.5)), "label.mining.k=2.5: expected a whole"),
+        (lambda w: exemplars.check(image_set(100), with_(MINING, k=0)), "label.mining.k=0"),
+        (lambda w: exemplars.check(image_set(100), with_(MINING, rule="foo")), "rule=foo: expected one of below_mean"),
+        (lambda w: exemplars.check(image_set(100), with_(MINING, dense_from="most")), "dense_from=most: .* a number"),
     ],
 )
 def test_mistakes_are_told(world, change, word):
@@ -184,5 +201,5 @@ def test_the_final_scorer_follows_the_number_of_images_unless_somebody_says():
     assert final_scorer("auto", ("csp", "contrast_evidence"), 10) == "contrast_evidence"
     assert final_scorer("auto", ("csp", "pearson"), 5000) == "pearson"
     assert final_scorer("auto", ("semanticlens", "csp"), 10) == "semanticlens"
-    with pytest.raises(UserError, match="not among"):
+    with pytest.raises(UserError, match="at least one scorer"):
         pipeline.check(pipeline.LabelSettings((), final_scorer("auto", (), 10)))

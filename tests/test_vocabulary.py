@@ -35,9 +35,12 @@ def test_files_are_read_and_bad_ones_are_told_apart(tmp_path):
     latin.write_bytes("café\n".encode("latin-1"))
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
+    marks = tmp_path / "marks.txt"
+    marks.write_text('...\n""\n')
     for source, word in [
         (f"file:{latin}", "UTF-8"),
         (f"file:{empty}", "no label"),
+        (f"file:{marks}", "none of these sources holds a label"),
         ("file:nowhere.txt", "no such"),
         (f"file:{tmp_path}", "can't be read"),
         ("wikipedia", "unknown"),

@@ -3,6 +3,7 @@
 Mined on the `mine` split only. Image ids in files and objects are those of the whole image set, -1 where there is none.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from saelab.encoders import ImageEmbeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import mine
+from saelab.label.fields import check_fields
 from saelab.units import UnitActivations
 
 CODE = 1  # version of this stage; part of every recipe
+RANGES = {"k": (1, math.inf), "rare_below": (0, math.inf), "dense_from": (0, math.inf)}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ class Exemplars:
 
 
 def check(images: ImageSet, settings: MiningSettings) -> None:
-    """Raise UserError where the `mine` split has too few images for k positives."""
+    """Raise UserError for values that can't be meant, and where the `mine` split has too few images for k positives."""
+    check_fields(settings, "label.mining", RANGES)
+    if settings.rule not in mine.RULES:
+        raise UserError("label.mining.rule", settings.rule, f"expected one of {', '.join(mine.RULES)}")
     count = len(images.ids("mine"))
     if count <= settings.k:
         remedy = f"give more images, or set label.mining.k below {count}"

@@ -5,6 +5,7 @@ The order of a run: `exemplars` for each basis, proposals from them, one vocabul
 """
 
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import assign, clusters, concepts, nulls
 from saelab.label.exemplars import Exemplars, MiningSettings
+from saelab.label.fields import check_fields
 from saelab.label.gather import Templates, completed, evidence
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
@@ -40,6 +42,7 @@ log = logging.getLogger("saelab")
 
 CODE = 5  # version of this stage; part of every recipe
 MEANINGS_AT_ONCE = 1024  # units whose positives' embeddings are held together
+RANGES = {"nulls": (0, math.inf), "abstain_below": (0, 1), "seed": (0, math.inf), "runners_up": (0, math.inf)}
 UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no label
 
 
@@ -116,12 +119,16 @@ def labels(
 
 
 def check(settings: LabelSettings) -> None:
-    """Raise UserError for scorers that do not exist and for a final scorer that is not run."""
+    """Raise UserError for values that can't be meant, scorers that don't exist and a final scorer that is not run."""
+    check_fields(settings, "label", RANGES)
+    if not settings.scorers:
+        raise UserError("scorer", "[]", "expected at least one scorer", "for example scorer=[contrast_evidence]")
     for name in settings.scorers:
         if name not in assign.SCORERS:
             raise UserError("scorer", name, "unknown", f"known: {', '.join(sorted(assign.SCORERS))}")
     if settings.final not in settings.scorers:
-        raise UserError("final", settings.final, "is not among the scorers", f"choose one of {list(settings.scorers)}")
+        remedy = f"choose one of {', '.join(settings.scorers)}"
+        raise UserError("label.final", settings.final, "is not among the scorers", remedy)
 
 
 def assign_all(

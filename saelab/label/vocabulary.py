@@ -90,10 +90,11 @@ def build(sources: Sequence[str], images: ImageSet | None = None, keep_underscor
         if not labels:
             log.info("vocabulary: the pictures have no %s", source)
         entries.extend((label, (source,)) for label in labels)
-    if not entries:
+    found = pool(entries, keep_underscores)
+    if not found.labels:
         remedy = f"add one that does: {', '.join(SOURCES)}"
         raise UserError("vocabulary", list(sources), "none of these sources holds a label", remedy)
-    return pool(entries, keep_underscores)
+    return found
 
 
 def _read(source: str, images: ImageSet | None) -> Sequence[str]:

@@ -231,7 +231,7 @@ def chosen(names: Iterable[str]) -> list[Scorer]:
 
 
 def score(names: Iterable[str], evidence: Evidence) -> dict[str, Float[Tensor, "units labels"]]:
-    """Scores of all units and labels by several scorers, NaN where there is none.
+    """Scores of all units and labels by several scorers; NaN, or -inf, where there is none.
 
     What comes back takes 4 bytes a unit, label and scorer; `rankings` keeps only the best labels.
     """
@@ -260,8 +260,8 @@ def blocks(scorer: Scorer, evidence: Evidence) -> Iterator[tuple[slice, Float[Te
 
 
 def ranking(scores: Float[Tensor, "units labels"], runners: int = 5) -> Ranking:
-    """The best label of each unit, its margin and the runners-up. NaN is below every score."""
-    known = ~scores.isnan()
+    """The best label of each unit, its margin and the runners-up. NaN and -inf are no score."""
+    known = scores > -torch.inf
     filled = scores.masked_fill(~known, -torch.inf)
     label = filled.argmax(dim=1)  # the first of equals
     best = filled.gather(1, label[:, None])[:, 0]
@@ -280,4 +280,4 @@ def rank_of(scores: Float[Tensor, "units labels"], labels: Tensor) -> Tensor:
     """The rank, from 1, that each unit's scores give to the label named for it; -1 where it has no score or label."""
     own = scores.gather(1, labels.clamp(min=0)[:, None])
     rank = (scores > own).sum(dim=1) + 1
-    return rank.masked_fill((labels < 0) | own[:, 0].isnan(), -1)
+    return rank.masked_fill((labels < 0) | ~(own[:, 0] > -torch.inf), -1)

@@ -68,8 +68,9 @@ def _headline(layer: str, result: dict[str, Any]) -> list[str]:
     pairs = [p for p in result["pairs"] if p["matching"] == "all" and p["refused"] is None]
     main = next((p for p in pairs if p["role"] == "main"), None)
     described = any(_row(pair, metric) for pair in pairs for metric in HEADLINE[:3])
-    titles = {metric: result["metrics"][metric]["title"] for metric in (HEADLINE if described else OWN)}
-    width = max(26, *(len(title) + 2 for title in titles.values()))
+    shown = [metric for metric in (HEADLINE if described else OWN) if any(_row(pair, metric) for pair in pairs)]
+    titles = {metric: result["metrics"][metric]["title"] for metric in shown}
+    width = max([26, *(len(title) + 2 for title in titles.values())])
     against = f"{main['a']} - {main['b']} [95 % interval]" if main else ""
     lines = [f"{layer:<{width}}" + "".join(f"{g:>20}" for g in groups) + f"   {against}"]
     lines.append(f"{'units compared':<{width}}" + "".join(f"{units[g]:>20,}" for g in groups))

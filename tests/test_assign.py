@@ -335,6 +335,17 @@ def test_linear_explanation_finds_planted_weights():
     assert sorted(torch.cat([train, validation, test]).tolist()) == list(range(600))
 
 
+def test_linear_explanations_of_units_that_are_tiny_or_not_finite_where_nothing_is_fitted():
+    g = torch.Generator().manual_seed(14)
+    concepts = torch.rand(200, 20, generator=g)
+    acts = concepts[:, [3, 3, 5]].clone()
+    acts[:, 0] *= 1e-15
+    acts[linear.splits(200)[2][0], 2] = torch.nan  # a test image
+    tiny, whole, holed = linear.linear_explanations(acts, concepts)
+    assert tiny.labels == whole.labels == (3,) and tiny.weights[0] == pytest.approx(1e-15)
+    assert holed.labels == () and math.isnan(holed.validation_r)
+
+
 def test_elastic_net_meets_its_optimality_conditions():
     g = torch.Generator().manual_seed(7)
     concepts = torch.rand(200, 12, generator=g)

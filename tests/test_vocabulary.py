@@ -48,6 +48,9 @@ def test_files_are_read_and_bad_ones_are_told_apart(tmp_path):
         with pytest.raises(UserError, match=word):
             vocabulary.build([source])
 
+    with pytest.raises(UserError, match="keep_underscores=perhaps: expected true or false"):
+        vocabulary.build([f"file:{good}"], keep_underscores="perhaps")
+
 
 def test_pictures_without_classes_add_no_label_and_only_those_of_mine_do(tmp_path):
     flat = dataclasses.replace(coloured(tmp_path / "flat", 20), classes=((),) * 20, captions=(None,) * 20)

@@ -84,6 +84,8 @@ def build(sources: Sequence[str], images: ImageSet | None = None, keep_underscor
     Images without classes or captions add none (said in the log), so one list of sources serves all kinds of sets.
     Raises UserError for an unknown source, an unreadable or empty file, or where no source holds a label.
     """
+    if not isinstance(keep_underscores, bool):
+        raise UserError("label.keep_underscores", keep_underscores, "expected true or false")
     entries: list[tuple[str, tuple[str, ...]]] = []
     for source in sources:
         labels = _read(source, images)

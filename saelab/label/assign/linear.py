@@ -93,7 +93,7 @@ def linear_explanations(
     time are tried; the one that gains most joins, as long as the validation correlation of the least-squares fit
     grows by 0.02; one that gains less is dropped for good (the first label always joins). The authors fit with 100
     steps of Adam; here the fit is exact. Where a unit is constant on the validation images, only the first label joins.
-    Units that are constant or not finite get no label and correlations NaN.
+    Units that are not finite, or constant on the training images, get no label and correlations NaN.
 
     `coefficients`: `elastic_net` of the training images, where it is known already.
     """
@@ -108,7 +108,7 @@ def linear_explanations(
     for block, part in blocks(acts):
         order = coefficients[block].cpu().sort(dim=1, descending=True, stable=True)
         for y, values, labels in zip(part.T.cpu().double(), order.values, order.indices, strict=True):
-            known = bool(values.isfinite().all())
+            known = bool(values.isfinite().all() and y.isfinite().all())
             out.append(greedy.explain(y, labels.tolist()) if known else _NOTHING)
     return out
 
@@ -191,4 +191,5 @@ def standardised(matrix: Float[Tensor, "images m"]) -> Float[Tensor, "images m"]
     """Columns to mean 0 and deviation 1, float64; NaN where a column is constant."""
     centred = matrix.double() - matrix.double().mean(dim=0)
     spread = (centred.square().sum(dim=0) / (len(matrix) - 1)).sqrt()
-    return centred / spread.masked_fill(spread <= 1e-12, torch.nan)
+    rounding = 1e-12 * matrix.abs().amax(dim=0).double()
+    return centred / spread.masked_fill(spread <= rounding, torch.nan)

@@ -114,6 +114,10 @@ def test_settings_and_rows_that_do_not_fit_are_refused():
     old = dataclasses.replace(given[1], rows=[{"unit": 0, "status": "ok", "by_scorer": {}}])
     with pytest.raises(UserError, match=r"its evaluation lacks abstained, final.*evaluate it again"):
         compare([given[0], old])
+    for part in ("final", "shuffled"):
+        other = [row | {part: {k: v for k, v in row[part].items() if k != "scs_chance"}} for row in given[1].rows[5:]]
+        with pytest.raises(UserError, match="its evaluation lacks scs_chance: made by another version"):
+            compare([given[0], dataclasses.replace(given[1], rows=[*given[1].rows[:5], *other])])
     with pytest.raises(UserError, match="its evaluation lacks units"):
         compare([given[0], dataclasses.replace(given[1], rows=[])])
 
@@ -224,6 +228,20 @@ def test_an_interval_off_zero_that_does_not_survive_correction_is_explained():
     row = next(r for r in pair_of(result, "features", "neurons")["results"] if r["metric"] == "caption_r")
     assert row["low"] > 0 and row["p_holm"] > 0.05 and row["verdict"] == "none"
     assert "off 0, but corrected for the number of metrics p is 0." in result["conclusion"]
+
+
+def test_a_difference_of_means_that_ranks_do_not_bear_out_is_cautioned():
+    """Of the features half have no label and half hold very well; all neurons hold a little."""
+    features = [sae(s, 0.8) for s in range(3)]
+    for one in features:
+        for row in one.rows[:36]:
+            row["abstained"], row["final"] = True, entry(None, None)
+    result = compare([basis("neurons", 0.2), *features])
+    row = next(r for r in pair_of(result, "features", "neurons")["results"] if r["metric"] == "caption_r")
+    assert row["verdict"] == "a" and row["cliffs_delta"] < 0
+    assert any("Cliff's delta the other" in line for line in result["cautions"])
+    plain = compare([basis("neurons", 0.2), sae(0, 0.8)])["cautions"]
+    assert not any("Cliff's delta" in line for line in plain)
 
 
 def test_controls_are_compared_with_real_bases_only_and_missing_ones_are_named():

@@ -38,7 +38,7 @@ def cautions(result: dict[str, Any]) -> list[str]:
         for report in result["validity"]
         if report["passed"] is False
     ]
-    lines += _on_null(result)
+    lines += _on_null(result) + _on_ranks(result)
     lines.append("Intervals speak of units and seeds; the test images are taken as they are.")
     lines.append(
         "One host, one layer, one set of images and one label set: other choices may order the bases differently."
@@ -102,5 +102,24 @@ def _on_null(result: dict[str, Any]) -> list[str]:
             lines.append(
                 f"{pair['a']} against {pair['b']}: shuffled labels show half or more of the difference in "
                 f"{titles(share)}, which is then no matter of the labels."
+            )
+    return lines
+
+
+def _on_ranks(result: dict[str, Any]) -> list[str]:
+    """Differences of means that ranks don't bear out: some units that do well outweigh more that do worse."""
+    lines = []
+    for pair in result["pairs"]:
+        if pair["role"] != "main" or pair["matching"] != "all":
+            continue
+        against = [
+            row["metric"]
+            for row in pair["results"]
+            if row["counting"] == "all" and row["verdict"] != "none" and row["cliffs_delta"] * row["difference"] < 0
+        ]
+        if against:
+            lines.append(
+                f"{pair['a']} against {pair['b']}: by {titles(against)} the means differ one way and Cliff's delta the "
+                "other; a unit drawn from the better side is not the more likely to do better."
             )
     return lines

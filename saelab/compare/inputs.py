@@ -133,7 +133,7 @@ def check(bases: Sequence[Basis]) -> None:
     if names.most_common(1)[0][1] > 1:
         raise UserError("bases", names.most_common(1)[0][0], "is there twice", "give every basis a name of its own")
     for basis in bases:
-        missing = _missing(basis.rows[0]) if basis.rows else {"units"}
+        missing = set[str]().union(*map(_missing, basis.rows)) if basis.rows else {"units"}
         if missing:
             lacks = f"its evaluation lacks {', '.join(sorted(missing))}: made by another version, or not whole"
             raise UserError("bases", basis.name, lacks, "evaluate it again")
@@ -164,7 +164,8 @@ def check(bases: Sequence[Basis]) -> None:
 
 def _missing(row: dict[str, Any]) -> set[str]:
     """What a row of evaluation.jsonl lacks."""
-    return NEEDED - row.keys() | (set(CHANCE.values()) - row["final"].keys() if "final" in row else set())
+    entries = [row[name] for name in ("final", "shuffled") if name in row] + list(row.get("by_scorer", {}).values())
+    return NEEDED - row.keys() | {name for entry in entries for name in CHANCE.values() if name not in entry}
 
 
 def check_settings(settings: Settings, bases: Sequence[Basis]) -> None:

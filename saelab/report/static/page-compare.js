@@ -137,7 +137,7 @@ function resultRow(run, c, pair, r, reach) {
     h("td", null, side ? h("strong", null, groupDot(run, c, side), groupWords(c, side)) : h("span.quiet", null, "none shown")))
 }
 
-const signed = (x, digits = 3) => (x > 0 ? "+" : "") + format.number(x, digits)
+const signed = (x, digits = 3) => (x >= 0.5 * 10 ** -digits ? "+" : "") + format.number(x, digits)
 
 function interval(r, reach, css, shuffled) {
   if (r.difference === null) return h("span.quiet", null, "not to be had")

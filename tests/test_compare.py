@@ -19,6 +19,7 @@ from saelab.agreement import CHANCE
 from saelab.compare import Basis, Settings, Setup, compare, finish, validity, write
 from saelab.compare.describe import label_use
 from saelab.compare.inputs import above_chance, check, selected
+from saelab.compare.pairs import decide
 from saelab.compare.validity import SETTINGS, bases, check_planted
 from saelab.errors import UserError
 
@@ -177,7 +178,7 @@ def test_scs_has_no_say_where_the_judge_chose_the_labels():
 def test_one_seed_gives_no_interval_over_seeds_and_says_so(seeds, kind):
     result = compare([basis("neurons"), *(sae(s) for s in range(seeds))])
     assert pair_of(result, "features", "neurons")["interval"] == kind
-    said = any("Features has one seed only: no interval over seeds" in line for line in result["cautions"])
+    said = any("Features: one seed only, so no interval over seeds" in line for line in result["cautions"])
     assert said == (seeds == 1) == ("no interval over seeds" in result["conclusion"])
 
 
@@ -221,13 +222,24 @@ def test_no_difference_shown_is_said_and_is_not_equality():
     assert "not proof that they are equal" in result["conclusion"]
 
 
-def test_an_interval_off_zero_that_does_not_survive_correction_is_explained():
-    one, other = (dataclasses.replace(basis("neurons"), rows=rows(60, level, 1)) for level in (0.3, 0.34))
+@pytest.mark.parametrize("levels", [(0.3, 0.34), (0.34, 0.3)])
+def test_an_interval_off_zero_that_does_not_survive_correction_is_explained(levels):
+    one, other = (dataclasses.replace(basis("neurons"), rows=rows(60, level, 1)) for level in levels)
     other = dataclasses.replace(other, name="sae 0", group="features", kind="sae", seed=0)
     result = compare([one, other])
     row = next(r for r in pair_of(result, "features", "neurons")["results"] if r["metric"] == "caption_r")
-    assert row["low"] > 0 and row["p_holm"] > 0.05 and row["verdict"] == "none"
+    assert row["low"] * row["high"] > 0 and row["p_holm"] > 0.05 and row["verdict"] == "none"
     assert "off 0, but corrected for the number of metrics p is 0." in result["conclusion"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "verdict"),
+    [(0.1, 0.3, 0.01, "a"), (-0.3, -0.1, 0.01, "b"), (-0.1, 0.3, 0.01, "none"), (0.1, 0.3, 0.06, "none")],
+)
+def test_a_side_is_better_only_by_corrected_p_and_interval(low, high, p, verdict):
+    row = {"metric": "caption_r", "difference": (low + high) / 2, "low": low, "high": high, "p_holm": p}
+    decide(row, 0.05)
+    assert row["verdict"] == verdict
 
 
 def test_a_difference_of_means_that_ranks_do_not_bear_out_is_cautioned():

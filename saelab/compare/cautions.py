@@ -19,10 +19,9 @@ def cautions(result: dict[str, Any]) -> list[str]:
         drawn = [group for group in result["groups"] if group["kind"] in ("sae", "random_rotation")]
         names = [group["name"] for group in drawn if len(group["bases"]) == n]
         if names:
-            have, other = ("has", "it") if len(names) == 1 else ("have", "each")
             lines.append(
-                f"{capital(listed(names))} {have} {seeds} only: no interval over seeds is given, and what is said of "
-                f"{other} may not hold for another seed."
+                f"{capital(listed(names))}: {seeds} only, so no interval over seeds is given, and what is said may not "
+                "hold for another seed."
             )
     lines += _on_refused(result)
     lines += _on_truth(result)

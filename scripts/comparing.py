@@ -30,7 +30,7 @@ def compare_bases(run: "Run", bases: "list[Basis]") -> dict[str, Artifact]:
 
     made = {}
     for layer in layers:
-        recipe = {"stage": "comparison", "code": 5, "layer": layer, "evaluations": evaluations, "settings": settings}
+        recipe = {"stage": "comparison", "code": 6, "layer": layer, "evaluations": evaluations, "settings": settings}
         recipe |= {"names": [[b.name, b.group] for b in bases if b.layer == layer]}
 
         def build(folder: Path, layer: str = layer) -> None:

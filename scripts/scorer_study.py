@@ -81,7 +81,7 @@ def choices(acts: Tensor, image_emb: Tensor, label_emb: Tensor, permutations: in
     chosen[OURS] = chosen.pop(OURS)  # last
     if permutations:
         share = nulls.null_percentile(OURS, evidence, permutations)
-        chosen[f"{OURS}, abstaining"] = chosen[OURS].masked_fill(~(share >= 0.95), -1)
+        chosen[f"{OURS}, abstaining"] = chosen[OURS].masked_fill(~(share > 0.95), -1)
     return chosen
 
 

@@ -107,6 +107,8 @@ class Run:
     def kinds(self) -> list[str]:
         """The kinds of bases that are wanted. Raises UserError for one that does not exist."""
         kinds = list(self.cfg.bases)
+        if not kinds:
+            raise UserError("bases", "[]", "expected at least one", f"known: {', '.join(GROUPS)}")
         for kind in kinds:
             if kind not in GROUPS:
                 raise UserError("bases", kind, "unknown", f"known: {', '.join(GROUPS)}")
@@ -190,7 +192,7 @@ class Run:
         """How labels are assigned."""
         cfg = plain(self.cfg.label)
         templates = cfg.get("templates") or plain(self.cfg.encoder).get("templates")
-        scorers = tuple(self.cfg.scorer)
+        scorers = tuple(self.cfg.get("scorer") or ())
         final = final_scorer(cfg["final"], scorers, len(self.images.ids("mine")))
         self.cfg.label.final = final  # what is recorded of the run says which one it was
         names = ("renormalize", "nulls", "abstain_below", "seed", "runners_up", "meanings")

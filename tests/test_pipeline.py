@@ -203,3 +203,13 @@ def test_the_final_scorer_follows_the_number_of_images_unless_somebody_says():
     assert final_scorer("auto", ("semanticlens", "csp"), 10) == "semanticlens"
     with pytest.raises(UserError, match="at least one scorer"):
         pipeline.check(pipeline.LabelSettings((), final_scorer("auto", (), 10)))
+
+
+def test_noise_passes_in_five_cases_of_a_hundred_however_few_the_permutations():
+    """A percentile of noise is one of 0, 1/n ... 1, all equally likely."""
+    for nulls in (19, 20, 40, 200, 999):
+        settings = with_(SETTINGS, nulls=nulls)
+        passed = [not pipeline.by_luck(lower / nulls, settings) for lower in range(nulls + 1)]
+        assert passed == sorted(passed)
+        assert 0.05 - 1 / (nulls + 1) < sum(passed) / (nulls + 1) <= 0.05 + 1e-9
+        assert not pipeline.by_luck(0.0, with_(settings, abstain_below=0.0))

@@ -68,7 +68,7 @@ def _null(basis: Basis, scorer: str, kept: Index) -> dict[str, Any]:
     values = np.array([p for u in kept if (p := entries[u].get("null_percentile")) is not None], dtype=float)
     return {
         "mean": mean_of(values),
-        "share_above_95": mean_of(values >= 0.95) if len(values) else None,
+        "share_above_95": mean_of(values > 0.95) if len(values) else None,
         "n": len(values),
     }
 

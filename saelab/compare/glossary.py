@@ -34,7 +34,7 @@ METRICS = {
         above_chance=True,
     ),
     "auprc": Metric(
-        "AUPRC",
+        "Average precision (AUPRC)",
         "faithfulness",
         True,
         0,

@@ -40,7 +40,7 @@ from saelab.units import UnitActivations
 
 log = logging.getLogger("saelab")
 
-CODE = 5  # version of this stage; part of every recipe
+CODE = 6  # version of this stage; part of every recipe
 MEANINGS_AT_ONCE = 1024  # units whose positives' embeddings are held together
 RANGES = {"nulls": (0, math.inf), "abstain_below": (0, 1), "seed": (0, math.inf), "runners_up": (0, math.inf)}
 UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no label
@@ -55,7 +55,7 @@ class LabelSettings:
     templates: tuple[str, ...] | None = None  # None: the encoder's own
     renormalize: bool = True  # unit length after the mean over templates (csp_paper: False)
     nulls: int = 200  # permutations behind null_percentile; 0 leaves it null
-    abstain_below: float = 0.95  # a final label whose null percentile is lower is marked `abstained`
+    abstain_below: float = 0.95  # a final label that luck gives in more than 1 - this of cases is marked `abstained`
     seed: int = 0  # of the permutations, and of the random images that meanings are held against
     runners_up: int = 5  # next best labels kept per scorer
     meanings: bool = True  # split the positives of units that fall apart, with a label for each part
@@ -251,6 +251,16 @@ def _entries(
     return entries
 
 
+def by_luck(percentile: float, settings: LabelSettings) -> bool:
+    """Whether luck gives so good a label in more than 1 - `abstain_below` of cases.
+
+    The exact p of a permutation test, (1 + permutations whose best is as good) / (1 + permutations), so that labels of
+    noise pass in 5 % of cases at 0.95, however few the permutations (Phipson and Smyth, 2010).
+    """
+    as_good = round((1 - percentile) * settings.nulls)
+    return (1 + as_good) / (1 + settings.nulls) > 1 - settings.abstain_below + 1e-9
+
+
 def _row(
     unit: int,
     status: str,
@@ -270,7 +280,7 @@ def _row(
         "basis": units.basis,
         "status": status,
         "label": label,
-        "abstained": label is None or (percentile is not None and percentile < settings.abstain_below),
+        "abstained": label is None or (percentile is not None and by_luck(percentile, settings)),
         "final": settings.final,
         "source": source,
         "scores": entries,

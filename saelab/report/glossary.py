@@ -31,7 +31,7 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "null_percentile": (
         "Beats chance",
         "The share of at least 200 shuffles of the unit's activations over the images whose best label scores lower. "
-        "Below 95 % the label may be luck.",
+        "Up to 95 % the label may be luck.",
         "permutation test",
     ),
     "firing_rate": ("Fires on", "The share of images on which the unit's activation is above zero.", ""),

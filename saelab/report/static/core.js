@@ -99,13 +99,17 @@ function explainTerms() {
 
 const kinds = ["neuron", "sae", "pca", "random_rotation"]
 
-/* The CSS colour of a basis: one hue per kind, further SAEs in related hues. */
+/* The CSS colour of a basis: one hue per kind; SAEs in related hues, one a seed, or one a recipe where there are several. */
 function hue(run, name) {
   const basis = run.bases.find(b => b.name === name)
   if (!basis) return "var(--soft)"
-  const alike = run.bases.filter(b => b.kind === basis.kind && b.layer === basis.layer)
   const kind = kinds.includes(basis.kind) && !strange(basis) ? basis.kind : "other"
-  return `var(--${kind}${kind === "sae" ? 1 + (alike.indexOf(basis) % 3) : ""})`
+  if (kind !== "sae") return `var(--${kind})`
+  const alike = run.bases.filter(b => b.kind === "sae" && b.layer === basis.layer && !strange(b))
+  const recipe = b => b.short.replace(/ ?seed \d+/, "")
+  const recipes = [...new Set(alike.map(recipe))]
+  const place = recipes.length > 1 ? recipes.indexOf(recipe(basis)) : alike.indexOf(basis)
+  return `var(--sae${1 + (place % 3)})`
 }
 
 /* An SAE that is a control (on a random host) is not one of the run's SAEs. */

@@ -60,7 +60,7 @@ function verdict(run, record) {
   const m = record.measured
   if (record.status === "dead") return "This unit fires on no image of the set, so there is nothing to name."
   if (!record.label) return "No scorer found a label for it."
-  const sure = m.null_percentile === null ? "" : m.null_percentile >= 0.95
+  const sure = m.null_percentile === null ? "" : m.null_percentile > 0.95
     ? ` The label scores higher than the best one in ${format.share(m.null_percentile)} of shuffles.`
     : ` In ${format.share(1 - m.null_percentile)} of shuffles some label scores as high: this one may be luck.`
   const rate = m.firing_rate === null ? `${format.count(record.fires_on)} images` : `${format.share(m.firing_rate)} of the images`

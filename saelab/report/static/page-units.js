@@ -83,7 +83,7 @@ function filtered(rows, state) {
   return rows.filter(r =>
     (!state.status || r.status === state.status) &&
     (!state.floor || r.score >= Number(state.floor)) &&
-    (state.chance !== "1" || r.null_percentile >= 0.95) &&
+    (state.chance !== "1" || r.null_percentile > 0.95) &&
     (state.chance !== "2" || r.several) &&
     (!state.least || (r.firing_rate > low && r.firing_rate <= high)) &&
     words.every(w => (r.label ?? "").toLowerCase().includes(w) || String(r.unit) === w))

@@ -42,11 +42,15 @@ def chance_correlation(acts: Acts, typical: Float[Tensor, "images"]) -> Float[Te
     """What `correlation` gives a unit on average over the columns that `typical_column` was made of; -1 to 1.
 
     If those are the labels of all units, each as often as units have it, that is exactly the expectation where the
-    labels are dealt out to the units anew: 0 unless what drives many units goes with what many labels say.
+    labels are dealt out to the units anew: 0 unless what drives many units goes with what many labels say. NaN for a
+    unit that is constant or not finite.
     """
-    if not float(typical.norm()) > 1e-12:
-        return correlation(acts, typical[:, None].expand(-1, shape(acts)[1])).nan_to_num(nan=0.0)
-    return correlation(acts, typical[:, None].expand(-1, shape(acts)[1])) * float(typical.norm())
+    parts = []
+    for _, part in blocks(acts):
+        a = part.double() - part.double().mean(dim=0)
+        flat = a.abs().amax(dim=0) < 1e-12
+        parts.append((typical.double() @ a / a.norm(dim=0)).masked_fill(flat, torch.nan))
+    return torch.cat(parts).float()
 
 
 def cosine(acts: Acts, truth: Tensor) -> Float[Tensor, "units"]:

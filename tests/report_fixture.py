@@ -245,7 +245,7 @@ def _basis(
         return artifacts.ensure(root, stage, name, {"units": unit.digest, **more}, build).path
 
     own = {"proposals": artifacts.file_digest(said)} if said else {}
-    places = {"units": unit.path, "labels": write("labels", labels, **own)}
+    places = {"units": unit.path, "labels": write("labels", labels, settings=LABELS, **own)}
     if asked:
         _verification(root, places["labels"], units, rows, found, images, world)
     places["evaluation"] = write("evaluation", lambda at: evaluate.write(at, measured, summary))

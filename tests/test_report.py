@@ -298,6 +298,7 @@ def test_methods_name_every_setting_and_cite_only_what_was_used(report, run):
     listed = re.findall(r"@\w+{(\w+),", (report / "takeaway" / "references.bib").read_text())
     assert set(listed) == set(re.findall(r"@(\w+)", text)) and len(listed) == len(set(listed))
     assert "Bases sae seed 0, sae seed 1 have 48 units each" in text and text.count("Basis neuron has 24 units of") == 1
+    assert "over 40 permutations of its activations is above 0.05" in text and "Correlations count above chance" in text
     assert {"bouanani2026csp", "dreyer2025semanticlens", "gao2025scaling", "holm1979"} <= set(listed)
     assert not {"oikarinen2023clipdissect", "norouzi2014conse", "bussmann2024batchtopk"} & set(listed)  # not used here
 

@@ -118,7 +118,21 @@ def _labelled(run: Run) -> str:
     chosen = f" The label given is that of {final}." if final else ""
     return (
         f"Labels come from {run.facts['encoder']}{conse}; every unit of every basis went through the same vocabulary "
-        f"and scorers: {named}.{chosen}"
+        f"and scorers: {named}.{chosen}{_abstaining(run)}"
+    )
+
+
+def _abstaining(run: Run) -> str:
+    found = settings(run)
+    nulls, below = (
+        next((value for name, value in found.items() if name.endswith(f"labels/settings.{key}")), None)
+        for key in ("nulls", "abstain_below")
+    )
+    if not nulls or below is None:
+        return ""
+    return (
+        f" A unit abstains where the exact p of its best label over {nulls} permutations of its activations is above "
+        f"{1 - below:.3g}{_cite('phipson2010permutation')}."
     )
 
 
@@ -143,7 +157,9 @@ def _present(rows: list[dict[str, Any]], names: Any) -> list[str]:
 def _compared(comparison: dict[str, Any]) -> str:
     kinds = sorted({pair["interval"] for pair in comparison["pairs"]})
     return (
-        f"{comparison['selection']} Bases were compared by {' and by '.join(kinds)}, scorers on the same units by "
+        f"{comparison['selection']} Correlations count above chance: less the mean that the labels of the basis, dealt "
+        "out anew among its units, reach on the unit, over one less the share of deals that bring a unit its own label "
+        f"back{_cite('cohen1960kappa')}. Bases were compared by {' and by '.join(kinds)}, scorers on the same units by "
         f"paired bootstrap and Wilcoxon's test; p-values are corrected over metrics and layers{_cite('holm1979')}."
     )
 

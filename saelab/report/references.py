@@ -84,6 +84,23 @@ ENTRIES = {
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2025}
 }""",
+    "cohen1960kappa": """@article{cohen1960kappa,
+  title = {A Coefficient of Agreement for Nominal Scales},
+  author = {Cohen, Jacob},
+  journal = {Educational and Psychological Measurement},
+  volume = {20},
+  number = {1},
+  pages = {37--46},
+  year = {1960}
+}""",
+    "phipson2010permutation": """@article{phipson2010permutation,
+  title = {Permutation P-values Should Never Be Zero},
+  author = {Phipson, Belinda and Smyth, Gordon K.},
+  journal = {Statistical Applications in Genetics and Molecular Biology},
+  volume = {9},
+  number = {1},
+  year = {2010}
+}""",
     "holm1979": """@article{holm1979,
   title = {A Simple Sequentially Rejective Multiple Test Procedure},
   author = {Holm, Sture},

@@ -1,7 +1,7 @@
 """Does contrast help the proposer? `python scripts/ablate_contrast.py proposer=tagger` (or openai, transformers).
 
 Proposals of every unit without contrasts, with its own, and with another unit's; each unit's first candidate is judged
-on the test split as labels are (saelab.agreement). Only units that got a candidate in all three modes count.
+on the test split as labels are (saelab.evaluate). Only units that got a candidate in all three modes count.
 Differences are paired by unit, with bootstrap intervals over units and Wilcoxon's p, uncorrected.
 """
 
@@ -11,7 +11,8 @@ from command import command
 from omegaconf import DictConfig, OmegaConf
 from stages import Run
 
-from saelab import agreement, columns, units
+from saelab import evaluate, units
+from saelab.acts import columns, pick
 from saelab.compare.statistics import on_same_units
 from saelab.label import propose
 from saelab.label.proposal import MODES
@@ -43,11 +44,11 @@ def _first(run: Run, place: int) -> dict[int, str]:
 
 def _judged(run: Run, place: int, shared: list[int], labels: dict[int, str]) -> np.ndarray:
     """[units, metrics] of the shared units' labels on the test split; NaN where a number can't be had."""
-    splits = agreement.Splits(run.images.ids("mine"), run.images.ids("test"))
+    splits = evaluate.Splits(run.images.ids("mine"), run.images.ids("test"))
     acts = units.UnitActivations.load(run.proposed[place].units.path)
     chosen = torch.tensor(shared)
-    mine, test = (columns.pick(columns.columns(acts.rows(ids)), chosen) for ids in (splits.mine, splits.test))
-    found = agreement.faithfulness(mine, test, [labels[unit] for unit in shared], run.evidence, splits)
+    mine, test = (pick(columns(acts.rows(ids)), chosen) for ids in (splits.mine, splits.test))
+    found = evaluate.faithfulness(mine, test, [labels[unit] for unit in shared], run.evidence, splits)
     return torch.stack([found[metric].double() for metric in METRICS], dim=1).numpy()
 
 

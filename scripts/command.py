@@ -70,7 +70,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
 def _of_the_system(error: Exception, root: str | None) -> str | None:
     """What a user can do about a full disk or a path that can't be used; None for any other error."""
-    from saelab.images.places import user_cache
+    from saelab.images.user_cache import user_cache
 
     name = getattr(error, "filename", None)
     # safetensors tells of a full disk in an exception of its own, with the system's words in its text.

@@ -10,12 +10,13 @@ from command import command, plain
 from omegaconf import DictConfig
 from stages import Run
 
-from saelab import cosy, truth, units
 from saelab import images as image_sources
+from saelab import truth, units
+from saelab.acts import columns
 from saelab.artifacts import Artifact, ensure, read_json
-from saelab.columns import columns
-from saelab.diffusion import Diffusion, generate
 from saelab.errors import UserError
+from saelab.evaluate import cosy
+from saelab.evaluate.diffusion import Diffusion, generate
 from saelab.images import ImageSet
 from saelab.label import pipeline
 from saelab.label.mine import top_images

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from saelab import agreement, encoders, truth
+from saelab import encoders, evaluate, truth
 
 if TYPE_CHECKING:
     from stages import Run
 
 
-def evidence(run: "Run") -> agreement.Evidence:
+def evidence(run: "Run") -> evaluate.Judges:
     """The judging encoder, people's captions, and people's words as truth."""
     words, images, settings = run.vocabulary.labels, run.images, run.label_settings
     # The labeller's own file of vectors, whatever their length there; the judge's have length 1.
@@ -18,7 +18,7 @@ def evidence(run: "Run") -> agreement.Evidence:
     vectors = torch.nn.functional.normalize(vectors, dim=-1)
     judge = truth.Similarity.of(run.encoder.name, run.embeddings.images, words, vectors)
     stated = truth.from_descriptions(words, images.captions, images.classes, run.cfg.truth)
-    return agreement.Evidence(judge, _captions(run, words), stated)
+    return evaluate.Judges(judge, _captions(run, words), stated)
 
 
 def _captions(run: "Run", words: tuple[str, ...]) -> truth.Similarity | None:

@@ -18,7 +18,7 @@ from bases import GROUPS, Basis, of_kind
 from command import device, plain, several
 from omegaconf import DictConfig
 
-from saelab import agreement, cache, encoders, evaluate, hosts, truth, units
+from saelab import cache, encoders, evaluate, hosts, truth, units
 from saelab import images as image_sources
 from saelab.artifacts import Artifact, ensure
 from saelab.cache import ActivationCache
@@ -249,7 +249,7 @@ class Run:
         return concepts.Tokens(self.caches[basis.layer], project)
 
     @cached_property
-    def evidence(self) -> agreement.Evidence:
+    def evidence(self) -> evaluate.Judges:
         """What labels are measured against."""
         from judging import evidence
 
@@ -259,14 +259,14 @@ class Run:
     def evaluated(self) -> list[Basis]:
         """Bases with the numbers of their labels on the test split."""
         self.check(self.label_settings)
-        splits = agreement.Splits(self.images.ids("mine"), self.images.ids("test")).checked()  # before the long work
+        splits = evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).checked()  # before the long work
         labelled = self.labelled
         if not any(self.images.captions):
             self.notes.append("The pictures have no captions: caption_r and caption_clarity can't be had.")
         with self.timed("evaluation"):
             return [replace(basis, evaluation=self._evaluate(basis, splits)) for basis in labelled]
 
-    def _evaluate(self, basis: Basis, splits: agreement.Splits) -> Artifact:
+    def _evaluate(self, basis: Basis, splits: evaluate.Splits) -> Artifact:
         assert basis.labels is not None
         recipe = {"stage": "evaluation", "code": 5, "labels": basis.labels.digest, "images": self.images.fingerprint}
         recipe |= {"truth": self.cfg.truth, "judge": self.encoder.recipe, "k": self.mining.k}

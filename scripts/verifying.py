@@ -9,13 +9,13 @@ from command import plain, several
 from omegaconf import DictConfig
 from torch import Tensor
 
-from saelab import artifacts, cache, units
+from saelab import artifacts, cache, units, verify
 from saelab.errors import UserError
-from saelab.label import propose, selection, verify
+from saelab.label import propose, selection
 from saelab.label.proposal import Case, Estimate, HeatMap
-from saelab.label.verify.asking import paid
 from saelab.label.vlm.proposer import VLMProposer
 from saelab.report import reading
+from saelab.verify.asking import paid
 
 TESTS = ("detect", "second_look")
 STATUSES = ("answered", "none", "unparsed", "failed")

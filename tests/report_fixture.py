@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import saelab
-from saelab import agreement, artifacts, cache, compare, evaluate
+from saelab import artifacts, cache, compare, evaluate, verify
 from saelab import units as basis_units
 from saelab.hosts import Host
 from saelab.hosts.transform import Transform
 from saelab.images import ImageSet
-from saelab.label import clusters, exemplars, pipeline, propose, verify
+from saelab.label import clusters, exemplars, pipeline, propose
 from saelab.label.vlm.show import Look
 from saelab.label.vocabulary import Vocabulary
 from saelab.sae import SAEConfig, TrainConfig, fit_many
@@ -224,12 +224,12 @@ def _basis(
     vocabulary = Vocabulary(world.words, tuple(("classes",) for _ in world.words))
     with patch.object(clusters, "LEVEL", 0.0):  # eight words are too few for two meanings: pages are to have some
         rows = pipeline.assign_all(units, found, images, world.e, world.t, vocabulary, LABELS, MINING)
-    evidence = agreement.Evidence(
+    evidence = evaluate.Judges(
         judge=Similarity.of("pixels", world.e, world.words, world.t),
         captions=None,
         truth=from_descriptions(world.words, images.captions, images.classes),
     )
-    splits = agreement.Splits(images.ids("mine"), images.ids("test"))
+    splits = evaluate.Splits(images.ids("mine"), images.ids("test"))
     measured, summary = evaluate.evaluate(units, rows, evidence, splits, MINING.k)
 
     said = _proposals(root, found, images) if asked else None

@@ -15,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from comparison_example import PATH, example
 
-from saelab.agreement import CHANCE
 from saelab.compare import Basis, Settings, Setup, compare, finish, validity, write
 from saelab.compare.describe import label_use
 from saelab.compare.inputs import above_chance, check, selected
 from saelab.compare.pairs import decide
 from saelab.compare.validity import SETTINGS, bases, check_planted
 from saelab.errors import UserError
+from saelab.evaluate.faithfulness import CHANCE
 
 SETUP = Setup("resnet", "layer4", "abc", "s1", "max", "positive", 30, "conse", "conse", "v1")
 METRICS = ("caption_r", "auprc", "f1", "iou", "truth_r", "scs")

@@ -12,8 +12,9 @@ from PIL import Image
 from scipy.stats import mannwhitneyu
 from small_images import coloured
 
-from saelab import cache, cosy, diffusion, images, truth, units
+from saelab import cache, images, truth, units
 from saelab.errors import UserError
+from saelab.evaluate import cosy, diffusion
 
 TEST = np.arange(100, 400)
 

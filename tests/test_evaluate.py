@@ -10,8 +10,8 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score, ro
 from torch.nn.functional import normalize
 
 from saelab import evaluate as ev
-from saelab.agreement import FAITHFULNESS, OF_TRUTH, Evidence, Splits, faithfulness
 from saelab.errors import UserError
+from saelab.evaluate.faithfulness import FAITHFULNESS, OF_TRUTH, Judges, Splits, faithfulness
 from saelab.truth import Similarity, Truth
 from saelab.units import UnitActivations
 
@@ -20,7 +20,7 @@ TEXTS = ["cat", "dog", "owl", "unseen"]
 MINE, TEST = np.arange(0, 30), np.arange(30, 60)
 
 
-def world(seed: int = 0) -> tuple[torch.Tensor, Evidence]:
+def world(seed: int = 0) -> tuple[torch.Tensor, Judges]:
     """Seven units and the evidence: the label `unseen` has no truth, a tenth of the images no caption."""
     g = torch.Generator().manual_seed(seed)
     vectors = normalize(torch.randn(LABELS, 8, generator=g), dim=1)
@@ -33,7 +33,7 @@ def world(seed: int = 0) -> tuple[torch.Tensor, Evidence]:
     acts[TEST, 4] = 0  # silent on test
     truth = Truth(member, {"cat": 0, "dog": 1, "owl": 2}, ("cat", "dog", "owl"), captioned, "planted")
     judge = Similarity.of("judge", images, TEXTS, vectors)
-    return acts, Evidence(judge, Similarity.of("captions", written, TEXTS, vectors, captioned), truth)
+    return acts, Judges(judge, Similarity.of("captions", written, TEXTS, vectors, captioned), truth)
 
 
 def label_rows(texts: list[str | None], abstained: set[int] = frozenset()) -> list[dict]:
@@ -163,7 +163,7 @@ def test_what_cannot_be_had_is_null_and_counts_as_stated(evaluated):
 
 def test_evidence_that_is_not_given_is_null_everywhere_and_never_zero():
     acts, evidence = world()
-    bare = Evidence(evidence.judge, None, None)
+    bare = Judges(evidence.judge, None, None)
     rows, summary = ev.evaluate(UnitActivations(acts, "neuron", {}), label_rows(GIVEN), bare, Splits(MINE, TEST))
     for metric in (*OF_TRUTH, "caption_r"):
         assert ev.over_all([row["final"] for row in rows], metric) == [None] * 7
@@ -179,7 +179,7 @@ def test_a_label_without_an_image_to_fit_on_has_no_f1_but_has_auprc():
     rows, _ = ev.evaluate(
         UnitActivations(acts, "neuron", {}),
         label_rows(GIVEN),
-        Evidence(evidence.judge, None, truth),
+        Judges(evidence.judge, None, truth),
         Splits(MINE, TEST),
     )
     entry = rows[0]["final"]

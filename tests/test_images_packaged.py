@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.images import debian, load, packaged, rcc
-from saelab.images.places import user_cache
+from saelab.images import load
+from saelab.images.demo import apt, packaged, qt_archive
+from saelab.images.user_cache import user_cache
 
 
 def archive(files: dict[str, bytes], version: int = 3, compress: bool = True) -> bytes:
@@ -53,7 +54,7 @@ def archive(files: dict[str, bytes], version: int = 3, compress: bool = True) ->
 def test_archives_are_read_back(tmp_path, version, compress):
     files = {"a/b/one.txt": b"1" * 300, "a/Bär 熊.bin": bytes(range(256)), "top": b""}
     (tmp_path / "x.rcc").write_bytes(archive(files, version, compress))
-    assert dict(rcc.read(tmp_path / "x.rcc")) == files
+    assert dict(qt_archive.read(tmp_path / "x.rcc")) == files
 
 
 def test_what_is_no_archive_or_cut_off_is_said(tmp_path):
@@ -61,7 +62,7 @@ def test_what_is_no_archive_or_cut_off_is_said(tmp_path):
     for data, says in ((b"PK\3\4" + whole[4:], "no Qt resource archive"), (whole[:12], "damaged")):
         (tmp_path / "x.rcc").write_bytes(data)
         with pytest.raises(ValueError, match=says):
-            list(rcc.read(tmp_path / "x.rcc"))
+            list(qt_archive.read(tmp_path / "x.rcc"))
 
 
 def photo(seed: int, size: tuple[int, int] = (80, 60)) -> Image.Image:
@@ -165,20 +166,20 @@ def test_packages_are_fetched_verified_and_unpacked(repository, tmp_path):
     downloads.mkdir()
     deb = repository / "saelab-test_1_all.deb"
     (downloads / deb.name).write_bytes(b"not the package" + deb.read_bytes()[15:9000])  # broken off, and wrong
-    (file,) = debian.fetch(["saelab-test"], downloads)
+    (file,) = apt.fetch(["saelab-test"], downloads)
     assert file.read_bytes() == deb.read_bytes()
-    debian.unpack(file, tmp_path / "out")
+    apt.unpack(file, tmp_path / "out")
     assert (tmp_path / "out/usr/share/content").read_bytes() == (tmp_path / "tree/usr/share/content").read_bytes()
     deb.unlink()
-    assert debian.fetch(["saelab-test"], downloads) == [file]  # what is there and whole is not fetched again
+    assert apt.fetch(["saelab-test"], downloads) == [file]  # what is there and whole is not fetched again
 
 
 def test_what_apt_does_not_know_or_cannot_reach_is_said(repository, tmp_path):
     with pytest.raises(debian.FetchFailed, match="Unable to locate package no-such-thing"):
-        debian.fetch(["no-such-thing"], tmp_path)
+        apt.fetch(["no-such-thing"], tmp_path)
     (repository / "saelab-test_1_all.deb").unlink()
     with pytest.raises(debian.FetchFailed):
-        debian.fetch(["saelab-test"], tmp_path)
+        apt.fetch(["saelab-test"], tmp_path)
 
 
 def test_without_apt_the_alternatives_are_named(tmp_path, monkeypatch):

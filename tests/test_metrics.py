@@ -202,7 +202,7 @@ def test_blocks_of_units_do_not_change_a_number(monkeypatch):
     whole = metrics.auprc(acts, truth), metrics.simulation_correlation(acts, truth.float())
     emb = normalize(torch.randn(90, 6), dim=1)
     mono = metrics.monosemanticity(acts, emb)
-    from saelab import columns
+    from saelab import acts as columns
 
     original = columns.blocks
     for module in ("faithfulness", "coherence"):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from saelab.columns import Columns, columns
+from saelab.acts import Columns, columns
 from saelab.errors import UserError
 from saelab.label import mine
 from saelab.label.mine.rows import finite_rows, largest

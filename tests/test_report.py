@@ -14,7 +14,7 @@ from saelab import cache
 from saelab.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from saelab.errors import UserError
 from saelab.label.assign import SCORERS
-from saelab.report import build, glossary, maps, pictures, reading, records, said, write
+from saelab.report import build, glossary, maps, pictures, reading, records, vlm_answers, write
 
 
 @pytest.fixture(scope="module")
@@ -385,10 +385,10 @@ def test_cost_counts_what_was_paid_once_and_is_unknown_where_a_price_is_missing(
     def row(**facts):
         return {"model": "m", "prompt_tokens": 100, "completion_tokens": 7, "cost": 0.5, "cached": False} | facts
 
-    assert said.spent({1: [{"model": None}]}, {}) is None  # the tagger is no model that is paid
-    found = said.spent({1: [row()], 2: [row(cached=True)]}, {1: [{"record": row(cost=0.25)}]})
+    assert vlm_answers.spent({1: [{"model": None}]}, {}) is None  # the tagger is no model that is paid
+    found = vlm_answers.spent({1: [row()], 2: [row(cached=True)]}, {1: [{"record": row(cost=0.25)}]})
     assert found == {"answers": 3, "cached": 1, "prompt_tokens": 200, "completion_tokens": 14, "cost": 0.75}
-    assert said.spent({1: [row(), row(cost=None)]}, {})["cost"] is None
+    assert vlm_answers.spent({1: [row(), row(cost=None)]}, {})["cost"] is None
 
 
 def test_every_number_of_a_unit_is_explained_with_its_source():

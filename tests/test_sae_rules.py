@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from saelab.sae import SAE, SAEConfig, TrainConfig, fit, quality
-from saelab.sae.resample import resample
+from saelab.sae.distributed import World
+from saelab.sae.revive import resample
 from saelab.sae.train import Trainer
-from saelab.sae.world import World
 
 D_IN, PLANTED, ACTIVE = 24, 40, 3
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from saelab.errors import UserError
 from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, select
-from saelab.sae.world import World
+from saelab.sae.distributed import World
 
 VARIANCE, TOKENS = 3.7, 48
 

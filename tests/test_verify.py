@@ -10,8 +10,8 @@ import torch
 from pictures import exemplars
 from PIL import Image
 
+from saelab import verify
 from saelab.errors import UserError
-from saelab.label import verify
 from saelab.label.propose import build_case
 from saelab.label.vlm.chat import Picture, Reply
 

@@ -5,11 +5,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saelab.agreement import CHANCE
 from saelab.compare import statistics
 from saelab.compare.glossary import METRICS
 from saelab.compare.inputs import Basis, Counting, Index, Settings, values_of
 from saelab.compare.pairs import compare_groups, correct, decide
+from saelab.evaluate.faithfulness import CHANCE
 
 
 def own_checks(

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from saelab.agreement import CHANCE
 from saelab.compare.glossary import METRICS
 from saelab.errors import UserError
 from saelab.evaluate import over_all
+from saelab.evaluate.faithfulness import CHANCE
 
 STATUSES = ("ok", "dead", "rare", "dense", "constant", "invalid", "no_contrast")
 NEEDED = {"status", "label", "abstained", "firing_rate", "strength", "by_scorer", "final", "shuffled"}  # of a row

@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saelab.agreement import Evidence, Splits
 from saelab.compare.answers import answers
 from saelab.compare.checks import decided, shuffled_calls
 from saelab.compare.inputs import Basis, Index, Settings, Setup, selected
 from saelab.evaluate import evaluate
+from saelab.evaluate.faithfulness import Judges, Splits
 from saelab.label.assign import pearson
 from saelab.label.mine import statuses
 from saelab.truth import Similarity, Truth
@@ -116,7 +116,7 @@ def evaluated(
     column = {text: i for i, text in enumerate(WORDS)}
     truth = Truth(world.member, column, tuple(WORDS), torch.ones(IMAGES, dtype=torch.bool), "planted")
     judge = Similarity.of("planted judge", world.judge, WORDS, world.labels)
-    evidence = Evidence(judge, Similarity.of("planted captions", world.captions, WORDS, world.labels), truth)
+    evidence = Judges(judge, Similarity.of("planted captions", world.captions, WORDS, world.labels), truth)
     mine = acts[: IMAGES // 2]
     best = {n: scorer(mine, world.judge[: IMAGES // 2], world.labels).max(1) for n, scorer in scorers.items()}
     final = next(iter(scorers))

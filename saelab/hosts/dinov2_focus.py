@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.images import places
+from saelab.images.user_cache import user_cache
 
 _POSITIONS = 37 * 37  # patches of the 518-pixel pictures that DINOv2 was trained with
 _PROCESSOR = {
@@ -35,7 +35,7 @@ def folder() -> Path:
 
     Raises UserError where the package with the file, or onnx, is not installed.
     """
-    made = places.user_cache("dinov2_small_focus")
+    made = user_cache("dinov2_small_focus")
     if (made / "model.safetensors").is_file():
         return made
     from safetensors.torch import save_file

@@ -11,7 +11,7 @@ from saelab.errors import UserError
 from saelab.hosts import families, huggingface, packaged
 from saelab.hosts.files import Built
 from saelab.hosts.host import Host
-from saelab.hosts.settle import settle
+from saelab.hosts.random_init import settle
 
 
 def load(

@@ -20,8 +20,8 @@ from saelab.errors import UserError
 from saelab.images import parquet, remote, sources, streams
 from saelab.images.build import Entry, Listing
 from saelab.images.decode import SUFFIXES
-from saelab.images.places import user_cache
 from saelab.images.streams import Found, Item
+from saelab.images.user_cache import user_cache
 
 
 def imagenette(split: str = "train", size: str = "320px", root: Path | str | None = None) -> Listing:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from saelab.errors import UserError
-from saelab.images import hubs, packaged, sources, splits, tars
+from saelab.images import hubs, sources, splits, tars
 from saelab.images.build import Listing, build
+from saelab.images.demo import packaged
 from saelab.images.imageset import ImageSet
 
 SOURCES: dict[str, Callable[..., Listing]] = {

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from saelab import artifacts
 from saelab.images import decode, duplicates
-from saelab.images.places import user_cache
+from saelab.images.user_cache import user_cache
 
 log = logging.getLogger("saelab")
 

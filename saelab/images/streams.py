@@ -20,9 +20,9 @@ from tqdm import tqdm
 from saelab import artifacts
 from saelab.images import duplicates, scan
 from saelab.images.build import Entry, Listing
-from saelab.images.places import user_cache
 from saelab.images.remote import Spot
 from saelab.images.scan import Scan
+from saelab.images.user_cache import user_cache
 
 CODE = 2  # version of the index; part of its recipe
 AHEAD = 64  # pictures that may wait for being looked at

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.columns import Acts, blocks
+from saelab.acts import Acts, blocks
 from saelab.errors import UserError
 from saelab.label import assign
 from saelab.label.assign import Evidence

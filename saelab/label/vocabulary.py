@@ -124,15 +124,15 @@ def wordnet_nouns(folder: Path = Path("/usr/share/wordnet")) -> list[str]:
     Taken from `folder` if WordNet lies there, else out of Debian's package wordnet-base, fetched once without root into
     the user's cache. Raises UserError where neither is to be had.
     """
-    from saelab.images import debian
-    from saelab.images.places import user_cache
+    from saelab.images.demo import apt
+    from saelab.images.user_cache import user_cache
 
     own = user_cache("wordnet")
     index = next((f for f in (folder / "index.noun", own / "usr/share/wordnet/index.noun") if f.is_file()), None)
     if index is None:
         try:
-            debian.unpack(debian.fetch(["wordnet-base"], own)[0], own)
-        except debian.FetchFailed as error:
+            apt.unpack(apt.fetch(["wordnet-base"], own)[0], own)
+        except apt.FetchFailed as error:
             remedy = "install WordNet (Debian: wordnet-base), or use imagenet21k, whose names are its nouns too"
             raise UserError("vocabulary", "wordnet_nouns", f"can't be fetched ({error})", remedy) from None
         index = own / "usr/share/wordnet/index.noun"

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saelab.columns import Acts, Columns, blocks, columns, shape
+from saelab.acts import Acts, Columns, blocks, columns, shape
 from saelab.errors import UserError
 from saelab.metrics.two_means import two_means
 

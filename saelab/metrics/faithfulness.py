@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.columns import Acts, blocks, columns, shape
+from saelab.acts import Acts, blocks, columns, shape
 from saelab.errors import UserError
 
 

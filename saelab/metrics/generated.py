@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.columns import Acts, columns, dense, shape
+from saelab.acts import Acts, columns, dense, shape
 from saelab.errors import UserError
 
 

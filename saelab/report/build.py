@@ -17,7 +17,7 @@ import saelab
 from saelab.artifacts import file_digest, locked, plain, read_json
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report import exports, glossary, maps, pictures, reading, records, said, sides, write
+from saelab.report import exports, glossary, maps, matched_pairs, pictures, reading, records, vlm_answers, write
 
 log = logging.getLogger("saelab")
 
@@ -30,7 +30,7 @@ PAGES = {
     "methods": "Methods",
 }
 VENDOR = ("d3.min.js", "plot.umd.min.js")
-SCRIPTS = ("core.js", "charts.js", "pieces.js", "answers.js", "heat.js", "said.js")
+SCRIPTS = ("core.js", "charts.js", "pieces.js", "answers.js", "heat.js", "vlm_answers.js")
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 
@@ -78,7 +78,7 @@ def _source(run: reading.Run, shown: int) -> str:
         parts.append((run.path.parent / folder / "complete.json").read_text(encoding="utf-8"))
     for basis in run.bases:
         parts.append(str(basis.sheets and basis.sheets.name))
-        folders = said.verified(run.path.parent, basis.recipes["labels"])
+        folders = vlm_answers.verified(run.path.parent, basis.recipes["labels"])
         parts += [file_digest(rows) for folder in folders for rows in sorted(folder.glob("*.jsonl"))]
     here = Path(__file__).parent
     for file in sorted(p for p in here.rglob("*") if p.suffix in (".py", ".js", ".css", ".html")):
@@ -105,7 +105,7 @@ def _write(run: reading.Run, out: Path, shown: int) -> None:
     for number, basis in enumerate(made):
         write.basis(out, number, basis)
     facts = _facts(run, made, side, unreadable)
-    facts |= {"sides": sides.drawn(run, made), "takeaway": exports.write(run, made, out), "prompts": prompts}
+    facts |= {"sides": matched_pairs.drawn(run, made), "takeaway": exports.write(run, made, out), "prompts": prompts}
     write.put(out, "run", facts)
     for number, comparison in enumerate(run.comparisons):
         write.put(out, f"comparison-{number}", comparison)
@@ -122,11 +122,11 @@ def _said(run: reading.Run, made: list[list[dict[str, Any]]], out: Path) -> list
         for name in (name for row in rows for name in row.get("sheets") or [])
         if basis.sheets is not None and (basis.sheets / name).is_file()
     ]
-    kept, prompts = said.copy_sheets(wanted, out), dict[str, int]()
+    kept, prompts = vlm_answers.copy_sheets(wanted, out), dict[str, int]()
     for number, (basis, rows) in enumerate(zip(run.bases, made, strict=True)):
         for record in rows:
             spoken = basis.proposals.get(record["unit"], [])
-            record["proposals"] = [said.shown(row, number, kept, prompts) for row in spoken]
+            record["proposals"] = [vlm_answers.shown(row, number, kept, prompts) for row in spoken]
     return list(prompts)
 
 
@@ -142,7 +142,7 @@ def _facts(run: reading.Run, made: list[list[dict[str, Any]]], side: int, unread
         "side": side,
         "unreadable": list(unreadable.values()),
         "compared": [c["setup"]["layer"] for c in run.comparisons],
-        "cost": {basis.name: said.spent(basis.proposals, basis.verified) for basis in run.bases},
+        "cost": {basis.name: vlm_answers.spent(basis.proposals, basis.verified) for basis in run.bases},
         "made_with": {name: _version(name) for name in ("numpy", "scipy", "torch")} | {"python": python_version()},
     }
 

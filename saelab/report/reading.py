@@ -10,7 +10,7 @@ import saelab
 from saelab.artifacts import opened, read_json, read_jsonl
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report import said
+from saelab.report import vlm_answers
 
 NEEDED = ("name", "version", "images", "encoder", "bases")
 COMPARISON_SCHEMA = 1
@@ -31,9 +31,9 @@ class Basis:
     exemplars: dict[str, np.ndarray]  # positives, activations, contrasts, similarity: [units, k]
     acts: Any  # scipy csc_array [images, units] float32
     decoder: np.ndarray | None  # [units, d_in] unit rows of the SAE
-    proposals: said.Rows  # unit -> what proposers said
+    proposals: vlm_answers.Rows  # unit -> what proposers said
     sheets: Path | None  # the folder with the pictures that they saw
-    verified: said.Rows  # unit -> what models found when they looked again
+    verified: vlm_answers.Rows  # unit -> what models found when they looked again
     units: Path  # the folder of its activations
     sae: Path | None  # the SAE's folder
     recipes: dict[str, Any]  # stage -> recipe
@@ -143,9 +143,9 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Ba
         exemplars,
         columns,
         _decoder(sae),
-        said.proposals(at["labels"]),
-        said.sheets(run.parent, recipes["labels"]),
-        said.verification(run.parent, recipes["labels"]),
+        vlm_answers.proposals(at["labels"]),
+        vlm_answers.sheets(run.parent, recipes["labels"]),
+        vlm_answers.verification(run.parent, recipes["labels"]),
         at["units"],
         sae,
         recipes,

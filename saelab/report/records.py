@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from saelab.images import ImageSet
-from saelab.report import said
+from saelab.report import vlm_answers
 from saelab.report.reading import Basis, Run
 
 FIRES = 1e-6  # an activation above this counts as firing (the CSP authors' threshold)
@@ -65,7 +65,7 @@ def of_basis(run: Run, basis: Basis, known: Truth, shown: int, near: list[dict[s
             "near": near[u],
             "meanings": row.get("meanings") or [],
             "sources": _sources(row, basis.sources),
-            "verified": [said.looked_again(found) for found in basis.verified.get(row["unit"], [])],
+            "verified": [vlm_answers.looked_again(found) for found in basis.verified.get(row["unit"], [])],
         }
         named = {i for key in ("positives", "contrasts") for i in record[key]} | {i for b in record["bands"] for i in b}
         named |= {i for meaning in record["meanings"] for i in meaning["positives"]}

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from saelab.sae import sparse
 from saelab.sae.config import SAEConfig
+from saelab.sae.distributed import World
 from saelab.sae.select import top_k
-from saelab.sae.world import World
 
 Weights = dict[str, Tensor]
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from saelab.cache.batches import Batches, spooled
 from saelab.errors import UserError
 from saelab.sae.config import SAEConfig, TrainConfig
+from saelab.sae.distributed import World
 from saelab.sae.run import Fit, Run
-from saelab.sae.world import World
 
 Logger = Callable[[int, int, dict[str, float]], None]  # (which SAE, step, numbers)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from saelab.sae import sparse
 from saelab.sae.config import SAEConfig
+from saelab.sae.distributed import World
 from saelab.sae.select import screened_top_k, top_k, top_of_batch
-from saelab.sae.world import World
 
 Weights = dict[str, Tensor]  # W_enc, b_enc, W_dec, b_dec, and threshold where the rule has one
 

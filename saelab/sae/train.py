@@ -14,10 +14,10 @@ from saelab.errors import UserError
 from saelab.sae import auxk, objectives, sparse
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
+from saelab.sae.distributed import World
 from saelab.sae.model import SAE, Meta
-from saelab.sae.resample import resample
+from saelab.sae.revive import resample
 from saelab.sae.select import settled, top_k, top_of_batch, wide
-from saelab.sae.world import World
 
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
 THRESHOLD_SHARE = 10  # ... which in shorter runs looks back over about a tenth of the steps so far

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from saelab.columns import Acts, Columns, blocks, part, shape
+from saelab.acts import Acts, Columns, blocks, part, shape
 from saelab.errors import UserError
 from saelab.label.assign.checks import similarities
 from saelab.label.mine.status import column_means, extremes

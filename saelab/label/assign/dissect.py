@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from saelab.columns import Acts, shape
+from saelab.acts import Acts, shape
 from saelab.errors import UserError
 from saelab.label.assign.checks import similarities
 from saelab.label.mine.top import top_images

@@ -6,7 +6,7 @@ from functools import cached_property
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.columns import Acts, columns, shape
+from saelab.acts import Acts, columns, shape
 from saelab.errors import UserError
 from saelab.label.assign.checks import similarities
 from saelab.label.mine import ContrastRule, contrast_images, top_images

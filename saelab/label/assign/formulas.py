@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saelab.columns import Acts, blocks, columns, shape
+from saelab.acts import Acts, blocks, columns, shape
 from saelab.errors import UserError
 from saelab.label.assign.invert import mid_ranks
 

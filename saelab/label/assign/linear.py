@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saelab.columns import Acts, blocks, columns, shape, take_rows
+from saelab.acts import Acts, blocks, columns, shape, take_rows
 from saelab.errors import UserError
 from saelab.label.assign.elastic import ElasticNet
 

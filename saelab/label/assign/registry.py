@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.columns import take_rows
+from saelab.acts import take_rows
 from saelab.errors import UserError
 from saelab.label.assign import combined, contrastive, dissect, invert, linear, several, whole_set
 from saelab.label.assign.evidence import Evidence

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.columns import Acts, Columns, blocks, part
+from saelab.acts import Acts, Columns, blocks, part
 from saelab.label.assign.checks import similarities
 from saelab.label.mine.status import column_means, extremes
 

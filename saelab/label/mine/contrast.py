@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saelab.columns import Acts, Columns, blocks, columns, shape
+from saelab.acts import Acts, Columns, blocks, columns, shape
 from saelab.errors import UserError
 from saelab.label.mine.rows import finite_rows, largest
 from saelab.label.mine.status import column_means

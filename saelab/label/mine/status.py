@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.columns import Acts, Columns, blocks, columns, shape
+from saelab.acts import Acts, Columns, blocks, columns, shape
 
 FIRES = 1e-6  # a unit fires on an image where its activation is above this (the CSP authors' threshold)
 

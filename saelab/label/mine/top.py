@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.columns import Acts, Columns, blocks, columns, shape
+from saelab.acts import Acts, Columns, blocks, columns, shape
 from saelab.errors import UserError
 from saelab.label.mine.rows import finite_rows, in_order, largest
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.columns import Acts, Columns, columns, pick
+from saelab.acts import Acts, Columns, columns, pick
 from saelab.label.assign.evidence import Evidence
 from saelab.label.mine import candidate_interval, top_images
 from saelab.label.mine.status import extremes

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saelab.sae.world import World
+from saelab.sae.distributed import World
 
 ENCODER_SHARE = 0.2  # a new encoder row's length, in units of the mean length of the living ones'
 

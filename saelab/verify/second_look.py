@@ -12,10 +12,10 @@ from saelab.errors import UserError
 from saelab.label.ledger import Ledger
 from saelab.label.proposal import Case, Estimate
 from saelab.label.selection import Budget
-from saelab.label.verify.asking import ask, spent
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
+from saelab.verify.asking import ask, spent
 
 CHOICE_SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -7,9 +7,10 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 from test_evaluate import GIVEN, MINE, TEST, label_rows, world
 
 from saelab import evaluate as ev
-from saelab import metrics, resample
-from saelab.agreement import Evidence, Splits
-from saelab.columns import columns
+from saelab import metrics
+from saelab.acts import columns
+from saelab.evaluate import intervals
+from saelab.evaluate.faithfulness import Judges, Splits
 from saelab.truth import Similarity, Truth
 from saelab.units import UnitActivations
 
@@ -22,18 +23,18 @@ def unit(n: int, rate: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_draws_are_resamples_of_all_images_and_hold_to_their_seed():
-    made = resample.draws(50, seed=3, resamples=400)
+    made = intervals.draws(50, seed=3, resamples=400)
     assert (made.sum(1) == 50).all() and made.max() > 2
-    np.testing.assert_array_equal(made, resample.draws(50, seed=3, resamples=400))
+    np.testing.assert_array_equal(made, intervals.draws(50, seed=3, resamples=400))
     assert abs(made.mean(0) - 1).max() < 0.25  # no image is favoured
 
 
 def test_resampled_numbers_are_those_of_the_repeated_images():
     a, true = unit(80, 0.25, 0)
     other = np.random.default_rng(1).normal(size=80) + true
-    drawn = resample.draws(80, 5, 40)
-    r = resample.correlations(np.stack([a, a], 1), np.stack([other, true.astype(float)], 1), drawn)
-    precision = resample.average_precision(a, true, drawn)
+    drawn = intervals.draws(80, 5, 40)
+    r = intervals.correlations(np.stack([a, a], 1), np.stack([other, true.astype(float)], 1), drawn)
+    precision = intervals.average_precision(a, true, drawn)
     for i, counts in enumerate(drawn):
         chosen = np.repeat(np.arange(80), counts)
         assert r[i, 0] == pytest.approx(np.corrcoef(a[chosen], other[chosen])[0, 1], abs=1e-10)
@@ -43,21 +44,21 @@ def test_resampled_numbers_are_those_of_the_repeated_images():
 
 def test_blocks_of_resamples_do_not_change_a_number(monkeypatch):
     a, true = unit(80, 0.25, 0)
-    drawn = resample.draws(80, 5, 40)
+    drawn = intervals.draws(80, 5, 40)
     whole = (
-        resample.correlations(a[:, None], true[:, None].astype(float), drawn),
-        resample.average_precision(a, true, drawn),
+        intervals.correlations(a[:, None], true[:, None].astype(float), drawn),
+        intervals.average_precision(a, true, drawn),
     )
-    monkeypatch.setattr(resample, "ELEMENTS", 80 * 7)
-    np.testing.assert_allclose(resample.correlations(a[:, None], true[:, None].astype(float), drawn), whole[0])
-    np.testing.assert_array_equal(resample.average_precision(a, true, drawn), whole[1])
+    monkeypatch.setattr(intervals, "ELEMENTS", 80 * 7)
+    np.testing.assert_allclose(intervals.correlations(a[:, None], true[:, None].astype(float), drawn), whole[0])
+    np.testing.assert_array_equal(intervals.average_precision(a, true, drawn), whole[1])
 
 
 def test_a_resample_in_which_the_unit_is_constant_has_no_correlation():
     a = np.zeros((30, 1))
     a[4] = 2
-    drawn = resample.draws(30, 0, 200)
-    r = resample.correlations(a, np.random.default_rng(0).normal(size=(30, 1)), drawn)[:, 0]
+    drawn = intervals.draws(30, 0, 200)
+    r = intervals.correlations(a, np.random.default_rng(0).normal(size=(30, 1)), drawn)[:, 0]
     np.testing.assert_array_equal(np.isnan(r), drawn[:, 4] == 0)
 
 
@@ -65,11 +66,11 @@ def test_intervals_of_a_basis_are_quantiles_of_its_resamples_sparse_or_dense():
     acts, evidence = world()
     mine, test = acts[MINE], acts[TEST]
     splits = Splits(MINE, TEST)
-    found = resample.intervals(mine, test, GIVEN, evidence, splits, 2, 200)
+    found = intervals.intervals(mine, test, GIVEN, evidence, splits, 2, 200)
     sparse = [columns(part.to_sparse_csr()) for part in (mine, test)]
-    assert resample.intervals(*sparse, GIVEN, evidence, splits, 2, 200) == found
+    assert intervals.intervals(*sparse, GIVEN, evidence, splits, 2, 200) == found
     known = evidence.truth.known[TEST].numpy()
-    drawn = resample.draws(int(known.sum()), 2, 200)
+    drawn = intervals.draws(int(known.sum()), 2, 200)
     a, true = test[known, 0].numpy(), evidence.truth.member[TEST][known, 0].numpy()
     threshold = float(
         metrics.best_f1_threshold(*(x[evidence.truth.known[MINE]][:, :1] for x in (mine, evidence.truth.member[MINE])))
@@ -89,16 +90,16 @@ def test_intervals_of_a_basis_are_quantiles_of_its_resamples_sparse_or_dense():
 def test_there_is_no_interval_where_a_number_hangs_on_a_handful_of_images():
     acts, evidence = world()
     splits = Splits(MINE, TEST)
-    found = resample.intervals(acts[MINE], acts[TEST], GIVEN, evidence, splits)
+    found = intervals.intervals(acts[MINE], acts[TEST], GIVEN, evidence, splits)
     assert found[5] == {} and found[4] == {}  # no label; silent on the test images
     assert set(found[3]) == {"scs", "caption_r"}  # a label without truth
     few = acts.clone()
     few[TEST[4:], 0] = 0
-    assert resample.intervals(few[MINE], few[TEST], GIVEN, evidence, splits)[0] == {}
+    assert intervals.intervals(few[MINE], few[TEST], GIVEN, evidence, splits)[0] == {}
     rare = evidence.truth.member.clone()
     rare[TEST[rare[TEST, 1]][4:], 1] = False
-    scarce = Evidence(evidence.judge, evidence.captions, Truth(rare, *list(vars(evidence.truth).values())[1:]))
-    assert set(resample.intervals(acts[MINE], acts[TEST], GIVEN, scarce, splits)[1]) == {"scs", "caption_r"}
+    scarce = Judges(evidence.judge, evidence.captions, Truth(rare, *list(vars(evidence.truth).values())[1:]))
+    assert set(intervals.intervals(acts[MINE], acts[TEST], GIVEN, scarce, splits)[1]) == {"scs", "caption_r"}
 
 
 def test_an_evaluation_holds_the_interval_around_the_number_of_the_label():
@@ -121,12 +122,12 @@ def test_intervals_cover_what_more_images_would_give():
     covered = np.zeros((150, 2))
     for w in range(150):
         a, true = unit(174, 0.2, 100 + w)
-        drawn = resample.draws(174, w, 400)
+        drawn = intervals.draws(174, w, 400)
         made = [
-            resample.correlations(a[:, None], true[:, None].astype(float), drawn)[:, 0],
-            resample.average_precision(a, true, drawn),
+            intervals.correlations(a[:, None], true[:, None].astype(float), drawn)[:, 0],
+            intervals.average_precision(a, true, drawn),
         ]
-        bounds = resample.bounds_of(np.stack(made, 1))
+        bounds = intervals.bounds_of(np.stack(made, 1))
         covered[w] = [low <= x <= high for x, (low, high) in zip(wanted, bounds, strict=True)]
     assert (covered.mean(0) > 0.89).all() and (covered.mean(0) < 0.99).all()
 
@@ -142,11 +143,11 @@ def test_memory_of_a_large_basis_stays_bounded():
     places = torch.randint(0, 5000 * 2000, (400_000,), generator=generator).unique()
     acts = torch.sparse_coo_tensor(torch.stack([places // 2000, places % 2000]), torch.ones(len(places)), (5000, 2000))
     tracemalloc.start()
-    resample.intervals(
+    intervals.intervals(
         columns(acts),
         columns(acts),
         ["a"] * 2000,
-        Evidence(space, None, None),
+        Judges(space, None, None),
         Splits(np.arange(0), np.arange(5000)),
         resamples=200,
     )

@@ -8,7 +8,7 @@
 `chat` comes from `propose.load_chat` or is a proposer's own (`proposer.chat`), `cases` from `propose.build_case`.
 """
 
-from saelab.label.verify.detection import (
+from saelab.verify.detection import (
     Detection,
     DetectionSet,
     detect,
@@ -16,7 +16,7 @@ from saelab.label.verify.detection import (
     detection_sets,
     detection_summary,
 )
-from saelab.label.verify.second_look import Choice, choice_estimate, choice_summary, second_look
+from saelab.verify.second_look import Choice, choice_estimate, choice_summary, second_look
 
 __all__ = [
     "Choice",

@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab import columns, metrics, resample
-from saelab.agreement import FAITHFULNESS, Evidence, Splits, faithfulness
+from saelab import metrics
+from saelab.acts import Acts, columns
 from saelab.artifacts import write_json, write_jsonl
-from saelab.columns import Acts
 from saelab.errors import UserError
+from saelab.evaluate.faithfulness import FAITHFULNESS, Judges, Splits, faithfulness
+from saelab.evaluate.intervals import RESAMPLES, intervals
 from saelab.label.mine import fires_on, top_images
 from saelab.units import UnitActivations
 
@@ -29,11 +30,11 @@ STRONGEST = 10  # test images a unit that coherence looks at: few enough for exa
 def evaluate(
     units: UnitActivations,
     labels: Sequence[dict[str, Any]],
-    evidence: Evidence,
+    evidence: Judges,
     splits: Splits,
     k: int = 30,
     seed: int = 0,
-    resamples: int = resample.RESAMPLES,
+    resamples: int = RESAMPLES,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows (one a unit) and summary of one basis; the formats of `evaluation.jsonl` and `evaluation.json`.
 
@@ -47,7 +48,7 @@ def evaluate(
     splits = splits.checked()
     if [row["unit"] for row in labels] != list(range(units.units)):
         raise UserError("labels", f"{len(labels)} rows", f"the basis has {units.units} units", "label this basis anew")
-    mine, test = columns.columns(units.rows(splits.mine)), columns.columns(units.rows(splits.test))
+    mine, test = columns(units.rows(splits.mine)), columns(units.rows(splits.test))
     near = max(2, min(k, STRONGEST, len(splits.test) // 10))
     per_unit = {
         "firing_rate": fires_on(mine).double() / len(splits.mine),
@@ -66,7 +67,7 @@ def evaluate(
         for row, entry in zip(labels, entries[name]):
             entry["null_percentile"] = row["scores"].get(name, {}).get("null_percentile")
     named = [row["label"] for row in labels]
-    interval = resample.intervals(mine, test, named, evidence, splits, seed, resamples)
+    interval = intervals(mine, test, named, evidence, splits, seed, resamples)
     rows = []
     for u, (row, numbers) in enumerate(zip(labels, _rows(per_unit))):
         head = {name: row[name] for name in ("unit", "status", "label", "abstained")}
@@ -80,7 +81,7 @@ def evaluate(
     return rows, summarise(rows, evidence, splits, near, seed)
 
 
-def coherence(test: Acts, evidence: Evidence, ids: np.ndarray, k: int) -> dict[str, Float[Tensor, "units"]]:
+def coherence(test: Acts, evidence: Judges, ids: np.ndarray, k: int) -> dict[str, Float[Tensor, "units"]]:
     """Unit coherence on the given (test) images, no labels needed: `COHERENCE`; NaN where fewer than two fire.
 
     `caption_clarity` is clarity of the captions of a unit's strongest images: the only one without an image encoder.
@@ -110,7 +111,7 @@ def shuffled(texts: Sequence[str | None], seed: int) -> list[str | None]:
     return result
 
 
-def summarise(rows: Sequence[dict[str, Any]], evidence: Evidence, splits: Splits, k: int, seed: int) -> dict[str, Any]:
+def summarise(rows: Sequence[dict[str, Any]], evidence: Judges, splits: Splits, k: int, seed: int) -> dict[str, Any]:
     """The summary in `evaluation.json`: what was measured with what, counts, and means both ways per scorer.
 
     `mean` is over the units that have the number; `mean_all` counts a unit without a label as 0. Labels without truth

@@ -16,9 +16,9 @@ from PIL import Image
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.images import debian, rcc
 from saelab.images.build import Entry, Listing
-from saelab.images.places import user_cache
+from saelab.images.demo import apt, qt_archive
+from saelab.images.user_cache import user_cache
 
 PACKAGES = ["tuxpaint-stamps-default", "gcompris-qt-data"]
 SELECTION = 2  # raise it when the rules below choose other pictures
@@ -65,7 +65,7 @@ def packaged() -> Listing:
     recipe = {"packages": PACKAGES, "selection": SELECTION}
     try:
         artifact = artifacts.ensure(user_cache(), "pictures", "packaged", recipe, _prepare)
-    except debian.FetchFailed as error:
+    except apt.FetchFailed as error:
         raise UserError(
             "images",
             "packaged",
@@ -86,12 +86,12 @@ def _prepare(folder: Path) -> None:
     downloads.mkdir(exist_ok=True)
     for old in (unpacked, folder / "pictures"):
         shutil.rmtree(old, ignore_errors=True)
-    for package in debian.fetch(PACKAGES, downloads):
-        debian.unpack(package, unpacked)
+    for package in apt.fetch(PACKAGES, downloads):
+        apt.unpack(package, unpacked)
     share = unpacked / "usr" / "share"
     chosen = [*stamps(share / "tuxpaint" / "stamps"), *gcompris(share / "gcompris-qt" / "rcc")]
     if not chosen:
-        raise debian.FetchFailed("this distribution's packages hold no pictures where they are expected")
+        raise apt.FetchFailed("this distribution's packages hold no pictures where they are expected")
     for entry, data in chosen:
         target = folder / "pictures" / entry.file
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def gcompris(folder: Path) -> Iterator[tuple[Entry, bytes]]:
     for path in sorted(folder.glob("*.rcc")):
         if not any(fnmatch(path.stem, pattern) for pattern in ARCHIVES):
             continue
-        contents = dict(rcc.read(path))
+        contents = dict(qt_archive.read(path))
         titles = _titles(contents)
         credits = _credits(contents)
         for name in sorted(contents):

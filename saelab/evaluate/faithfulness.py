@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab import columns, metrics
-from saelab.columns import Acts
+from saelab import metrics
+from saelab.acts import Acts, blocks, dense, pick
 from saelab.errors import UserError
 from saelab.truth import Similarity, Truth
 
@@ -41,7 +41,7 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Judges:
     """Everything that labels are measured against."""
 
     judge: Similarity  # image-text encoder; another one than the labeller's where there is one
@@ -52,7 +52,7 @@ class Evidence:
 
 
 def faithfulness(
-    mine: Acts, test: Acts, texts: Sequence[str | None], evidence: Evidence, splits: Splits
+    mine: Acts, test: Acts, texts: Sequence[str | None], evidence: Judges, splits: Splits
 ) -> dict[str, Float[Tensor, "units"]]:
     """`FAITHFULNESS` of one label a unit, and `truth_images`; NaN where it can't be had.
 
@@ -95,7 +95,7 @@ def _simulated(
         return numbers
     distinct, times = rows.unique(return_counts=True)
     typical = metrics.typical_column(images @ space.labels[distinct].T, times)
-    for block, acts in columns.blocks(columns.pick(test, named)):
+    for block, acts in blocks(pick(test, named)):
         similarity = images @ space.labels[rows[block]].T
         numbers[name][named[block]] = metrics.simulation_correlation(acts[known], similarity).double()
         numbers[CHANCE[name]][named[block]] = metrics.chance_correlation(acts[known], typical).double()
@@ -118,15 +118,15 @@ def _against_truth(
     units, concepts = torch.tensor(usable).T
     distinct, times = concepts.unique(return_counts=True)
     typical = metrics.typical_column(on_test[:, distinct], times)
-    fitted = columns.pick(mine, units)
-    for block, acts in columns.blocks(columns.pick(test, units)):
+    fitted = pick(mine, units)
+    for block, acts in blocks(pick(test, units)):
         acts, at = acts[seen_test], units[block]
         true, true_mine = on_test[:, concepts[block]], on_mine[:, concepts[block]]
         numbers["truth_r"][at] = metrics.simulation_correlation(acts, true.float()).double()
         numbers[CHANCE["truth_r"]][at] = metrics.chance_correlation(acts, typical).double()
         numbers["auprc"][at] = metrics.auprc(acts, true).double()
         numbers["auroc"][at] = _auroc(acts, true)
-        threshold = metrics.best_f1_threshold(columns.dense(fitted, block)[seen_mine], true_mine)
+        threshold = metrics.best_f1_threshold(dense(fitted, block)[seen_mine], true_mine)
         seen = true_mine.any(0)
         numbers["f1"][at] = _where(seen, metrics.f1(acts, true, threshold))
         numbers["iou"][at] = _where(seen, metrics.iou(acts, true, threshold))

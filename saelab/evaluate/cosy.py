@@ -1,7 +1,7 @@
 """CoSy (Kopf et al., NeurIPS 2024): does a unit fire more on pictures of its label than on other pictures?
 
 Pictures of a label are held-out ones that people described so, those of a folder with one sub-folder a label, or
-generated ones (`saelab.diffusion` fills such a folder). Controls are the other pictures of the `test` split.
+generated ones (`saelab.evaluate.diffusion` fills such a folder). Controls are the other pictures of the `test` split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab import metrics
+from saelab.acts import Acts, columns, dense, pick, shape
 from saelab.artifacts import write_json, write_jsonl
-from saelab.columns import Acts, columns, dense, pick, shape
 from saelab.errors import UserError
 from saelab.hosts import Host
 from saelab.images import ImageSet

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from saelab import columns, metrics
-from saelab.columns import Acts
+from saelab import metrics
+from saelab.acts import Acts, blocks, dense, pick
 
 if TYPE_CHECKING:
-    from saelab.agreement import Evidence, Splits
+    from saelab.evaluate.faithfulness import Judges, Splits
     from saelab.truth import Similarity, Truth
 
 RESAMPLES = 1000
@@ -35,7 +35,7 @@ def intervals(
     mine: Acts,
     test: Acts,
     texts: Sequence[str | None],
-    evidence: "Evidence",
+    evidence: "Judges",
     splits: "Splits",
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -139,7 +139,7 @@ def _simulated(
         return found
     rows = torch.tensor([space.row[text] for text in texts if text is not None], dtype=torch.long)
     drawn = drawing(len(images))
-    for block, acts in columns.blocks(columns.pick(test, named), BLOCK):
+    for block, acts in blocks(pick(test, named), BLOCK):
         a, b = acts[known].double().numpy(), (images @ space.labels[rows[block]].T).double().numpy()
         found[named[block]] = _kept(bounds_of(correlations(a, b, drawn)), a)
     return found
@@ -163,11 +163,11 @@ def _against_truth(
     if not usable:
         return found
     units, concepts = torch.tensor(usable).T
-    drawn, fitted = drawing(len(on_test)), columns.pick(mine, units)
-    for block, acts in columns.blocks(columns.pick(test, units), BLOCK):
+    drawn, fitted = drawing(len(on_test)), pick(mine, units)
+    for block, acts in blocks(pick(test, units), BLOCK):
         a, true = acts[known].double().numpy(), on_test[:, concepts[block]]
         true_mine = on_mine[:, concepts[block]]
-        threshold = metrics.best_f1_threshold(columns.dense(fitted, block)[known_mine], true_mine).double().numpy()
+        threshold = metrics.best_f1_threshold(dense(fitted, block)[known_mine], true_mine).double().numpy()
         made = {"truth_r": correlations(a, true.double().numpy(), drawn)}
         precision = [average_precision(a[:, j], true[:, j].numpy(), drawn) for j in range(a.shape[1])]
         made["auprc"] = np.stack(precision, axis=1)

@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab import columns
+from saelab.acts import Acts, dense, pick
 from saelab.errors import UserError
 from saelab.label import mine
 from saelab.label.ledger import Ledger
 from saelab.label.proposal import Estimate
 from saelab.label.selection import Budget
-from saelab.label.verify.asking import ask, spent
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
+from saelab.verify.asking import ask, spent
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -70,7 +70,7 @@ class Detection:
 
 
 def detection_sets(
-    acts: columns.Acts,
+    acts: Acts,
     image_emb: Float[Tensor, "show d_text"],
     ids: Int[np.ndarray, "show"],
     labels: Mapping[int, str],
@@ -92,7 +92,7 @@ def detection_sets(
     if len(ids) < 2 * per_side:
         remedy = "lower per_side, or give more pictures"
         raise UserError("per_side", per_side, f"needs {2 * per_side} images, the split has {len(ids)}", remedy)
-    own = columns.dense(columns.pick(acts, torch.tensor(units, dtype=torch.long))).float()
+    own = dense(pick(acts, torch.tensor(units, dtype=torch.long))).float()
     top, strength = mine.top_images(own, per_side)
     near = torch.as_tensor(groups) if groups is not None else None
     contrast, _ = mine.contrast_images(own, image_emb, top, reuse=False, groups=near)

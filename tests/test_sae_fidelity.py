@@ -6,7 +6,7 @@ import torch
 
 from saelab import hosts
 from saelab.sae import SAE, Meta
-from saelab.sae.trust import loss_recovered, probe_accuracy, seed_stability
+from saelab.sae.fidelity import loss_recovered, probe_accuracy, seed_stability
 
 HOSTS = [("timm:resnet18", "layer3", "all"), ("timm:vit_tiny_patch16_224", "blocks.6", "all")]
 

@@ -1,0 +1,1 @@
+"""The packaged photos of the quickstart: two Debian packages, fetched and unpacked without root."""

@@ -1,0 +1,427 @@
+"""The artifacts of one config, each made when it is asked for and reused when it is there.
+
+The order is the way of the data: images -> caches -> SAEs -> bases -> exemplars -> proposals -> vocabulary -> labels ->
+evaluations -> comparisons.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelab import cache, compare, encoders, evaluate, hosts
+from saelab import images as image_sources
+from saelab.artifacts import Artifact, digest
+from saelab.cache import ActivationCache
+from saelab.errors import UserError
+from saelab.images import ImageSet
+from saelab.label import concepts, pipeline, propose
+from saelab.label.exemplars import check as check_mining
+from saelab.label.exemplars import exemplars
+from saelab.label.proposal import Estimate
+from saelab.label.vocabulary import Vocabulary
+from saelab.label.vocabulary import build as build_vocabulary
+from saelab.run import record
+from saelab.run.basis import KINDS, Basis
+from saelab.run.config import RunConfig
+from saelab.run.device import choose_device
+from saelab.run.given import Given
+from saelab.run.presets import preset
+from saelab.run.stages.comparison import compare_bases, pooling_of
+from saelab.run.stages.evaluation import evaluate_basis, make_judges
+from saelab.run.stages.images import record_images
+from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
+from saelab.run.stages.sae import Logger, adopt_sae, sae_configs, train_saes
+from saelab.run.stages.units import sae_bases, simple_bases
+from saelab.run.timings import Timings
+from saelab.units import Projection
+
+log = logging.getLogger("saelab")
+
+
+class Stages:
+    """The stages of one config. People use `saelab.Pipeline`, which is made of this; so are the commands."""
+
+    def __init__(self, config: RunConfig, given: Given | None = None) -> None:
+        self.config, self.given = config, given or Given()
+        self.root, self.device = Path(config.root), choose_device(config.device)
+        self.timings, self.notes = Timings(), list[str]()
+        self._saes: dict[tuple[str, str, str], list[Artifact]] = {}  # by host's weights, layer and settings
+
+    # ---- what is looked at -------------------------------------------------------------------------------------
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The pictures."""
+        with self.timings.of("images"):
+            return self.given.images or image_sources.load(**self.config.images)
+
+    @cached_property
+    def host(self) -> hosts.Host:
+        """The model that is looked into."""
+        return self.given.host or self._load_host(self.config.host.weights)
+
+    @cached_property
+    def random_host(self) -> hosts.Host:
+        """The same network with random weights."""
+        return self._load_host("random")
+
+    @cached_property
+    def caches(self) -> dict[str, ActivationCache]:
+        """The activations of each layer."""
+        config, arrays = self.config, self.config.arrays
+        if self.given.activations:
+            return {
+                name: cache.adopt(array, self.root, self.images, name=name, dtype=config.dtype)
+                for name, array in self.given.activations.items()
+            }
+        if arrays.activations is not None:
+            own = {"key": arrays.key, "offsets": arrays.offsets, "name": arrays.name, "dtype": config.dtype}
+            return {arrays.name: cache.adopt(arrays.activations, self.root, self.images, **own)}
+        self.check_host()
+        return self._write_caches(self.host)
+
+    @cached_property
+    def random_caches(self) -> dict[str, ActivationCache]:
+        """The activations of each layer of the host with random weights."""
+        return self._write_caches(self.random_host)
+
+    # ---- bases -------------------------------------------------------------------------------------------------
+
+    def train(self, layer: str, logger: Logger | None = None) -> list[Artifact]:
+        """The SAEs of a layer, one for each seed. `logger(place in seeds, step, numbers)`."""
+        if self.given.saes:
+            return [adopt_sae(sae, self.caches[layer].d_in, self.root) for sae in self.given.saes]
+        return self._train(self.caches[layer], self.weights, self.config.sae, logger)
+
+    @cached_property
+    def bases(self) -> list[Basis]:
+        """Units of every basis of every layer, the config's own and those that join the comparison."""
+        found: list[Basis] = []
+        for store in self.caches.values():
+            for kind in self.config.bases:
+                found += self._bases_of(kind, store)
+        for text, given in self.variants.items():
+            own = text.replace("sae.", "").replace("sae=", "")
+            for store in self.caches.values():
+                features = self._features(store, given)
+                found += [replace(b, name=f"sae {own} seed {b.seed}", group=f"SAE features, {own}") for b in features]
+        if self.config.random_host:
+            for store in self.random_caches.values():
+                found += [
+                    replace(b, name=f"SAE on random host, seed {b.seed}", group="SAE on a random host", control=True)
+                    for b in self._features(store, self.config.sae, self.random_host.digest)
+                ]
+        return found
+
+    @cached_property
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """The SAE settings of each entry of `also`."""
+        return {text: _variant(text, self.config.sae) for text in self.config.also}
+
+    def store(self, basis: Basis) -> ActivationCache:
+        """The cache that a basis was pooled from."""
+        return (self.caches if basis.weights == self.weights else self.random_caches)[basis.layer]
+
+    @property
+    def weights(self) -> str:
+        """Digest of the host's weights; of arrays there are none."""
+        arrays = bool(self.given.activations) or self.config.arrays.activations is not None
+        return "arrays" if arrays else self.host.digest
+
+    # ---- labels ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def encoder(self) -> encoders.Encoder:
+        """The image-text encoder that labels."""
+        return self.given.encoder or encoders.load(self.config.encoder.name, device=self.device)
+
+    @cached_property
+    def embeddings(self) -> encoders.ImageEmbeddings:
+        """The pictures in the encoder's space."""
+        config, images = self.config, self.images
+        if self.given.embeddings is not None:
+            from saelab.encoders.arrays import adopt_embeddings
+
+            return adopt_embeddings(self.given.embeddings, images, self.root)
+        encoder = self.encoder
+        with self.timings.of("embeddings"):
+            return encoders.image_embeddings(images, encoder, self.root, config.batch_size, config.workers)
+
+    @cached_property
+    def mined(self) -> list[Basis]:
+        """Bases with their exemplars."""
+        self.check()
+        bases, embeddings, mining = self.bases, self.embeddings, self.config.label.mining
+        with self.timings.of("mining"):
+            return [
+                replace(b, exemplars=exemplars(b.units, self.images, embeddings, self.root, mining, self._vectors(b)))
+                for b in bases
+            ]
+
+    @cached_property
+    def proposer(self) -> propose.Proposer | None:
+        """Who proposes, if anybody does."""
+        return load_proposer(self.config.proposer, self.images, self.embeddings, self.root)
+
+    def estimates(self) -> list[tuple[Basis, int, Estimate]]:
+        """Per basis: how many units would be asked about and what it takes. Nothing is sent."""
+        if self.proposer is None:
+            return []
+        return [(b, *estimate(b, self.proposer, self.config.proposer, self.images)) for b in self.mined]
+
+    @cached_property
+    def proposed(self) -> list[Basis]:
+        """Bases with the candidates that the proposer named, if there is one."""
+        mined, proposer = self.mined, self.proposer
+        if proposer is None:
+            return mined
+        if self.config.proposer.dry_run:
+            raise UserError("proposer.dry_run", True, "asks nothing, so nothing follows from it", "set it to false")
+        made, spent = [], list[propose.Proposal]()
+        with self.timings.of("proposals"):
+            for basis in mined:
+                asked = self.config.proposer
+                place, rows, text = propose_labels(
+                    basis, proposer, asked, self.images, self.store(basis), self.root, spent
+                )
+                spent += rows
+                self.notes.append(text)
+                if proposer.name != "tagger":
+                    log.info("%s", text)
+                made.append(replace(basis, proposals=place))
+        return made
+
+    @cached_property
+    def named(self) -> Vocabulary:
+        """The labels of the vocabulary's sources, before anything is proposed."""
+        own = self.config.label
+        return self.given.vocabulary or build_vocabulary(own.vocabulary, self.images, own.keep_underscores)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """One vocabulary for all bases: the sources' labels, and every candidate of every basis."""
+        pooled = self.named
+        for basis in self.proposed:
+            rows = propose.read(basis.proposals) if basis.proposals is not None else []
+            if rows:
+                labels = (label for row in rows for label in row.labels)
+                pooled = pooled.plus(labels, rows[0].proposer, self.config.label.keep_underscores)
+        return pooled
+
+    @cached_property
+    def label_settings(self) -> pipeline.LabelSettings:
+        """How labels are assigned."""
+        return self.config.label_settings(len(self.images.ids("mine")))
+
+    @cached_property
+    def labelled(self) -> list[Basis]:
+        """Bases with their labels."""
+        proposed, words, embeddings = self.proposed, self.vocabulary, self.embeddings
+        with self.timings.of("labels"):
+            return [self._label(basis, words, embeddings) for basis in proposed]
+
+    # ---- how good they are -------------------------------------------------------------------------------------
+
+    @cached_property
+    def judges(self) -> evaluate.Judges:
+        """What labels are measured against."""
+        labels, own = self.vocabulary.labels, self.label_settings
+        return make_judges(
+            labels, self.images, self.embeddings.images, self.encoder, own, self.config.truth, self.root, self.device
+        )
+
+    @cached_property
+    def evaluated(self) -> list[Basis]:
+        """Bases with the numbers of their labels on the test split."""
+        evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).checked()  # before the long work
+        labelled = self.labelled
+        if not any(self.images.captions):
+            self.notes.append("The pictures have no captions, so caption_r and caption_clarity are missing.")
+        with self.timings.of("evaluation"):
+            return [replace(basis, evaluation=self._evaluate(basis)) for basis in labelled]
+
+    @cached_property
+    def comparisons(self) -> dict[str, Artifact]:
+        """One comparison for each layer, corrected together."""
+        if self._per_layer() < 2:  # known before the long work
+            remedy = "for example bases=[neuron,sae]"
+            raise UserError("bases", list(self.config.bases), "a comparison needs at least two", remedy)
+        evaluated = self.evaluated
+        with self.timings.of("comparison"):
+            setups = {layer: self._setup(layer) for layer in self.caches}
+            return compare_bases(evaluated, setups, self.config.compare, self.root)
+
+    def outcome(self, comparisons: bool = True) -> record.Outcome:
+        """Everything that was made, for the run's record."""
+        made = self.comparisons if comparisons else {}
+        own = self.config.record()
+        own["label"] = own["label"] | {"final": self.label_settings.final}  # which one `auto` stands for
+        images = record_images(self.images, self.root)
+        return record.Outcome(
+            own, images, self.host_name, self.encoder.name, self.evaluated, made, self.timings, self.notes
+        )
+
+    @property
+    def host_name(self) -> str:
+        """The host as a person would cite it."""
+        return "arrays" if self.weights == "arrays" else self.host.name
+
+    # ---- what can be known to be wrong before the long work ----------------------------------------------------
+
+    def check(self) -> None:
+        """Raise UserError for what no run could use: layers, SAEs, scorers, vocabulary, mining, variants."""
+        _ = self.variants
+        if self.weights != "arrays":
+            self.check_host()
+        pipeline.check(self.label_settings)
+        _ = self.named
+        check_mining(self.images, self.config.label.mining)
+
+    def check_host(self) -> None:
+        """Raise UserError for layers that the host lacks, tokens it can't give and SAEs that don't fit them."""
+        for layer in self.host.resolve(self.config.layers):
+            self.host.choice(layer, self.config.policy)
+            if "sae" in self.config.bases and not self.given.saes:
+                for given in (self.config.sae, *self.variants.values()):
+                    sae_configs(given, self.host.d_in(layer), self.config.seeds)
+
+    # ---- parts -------------------------------------------------------------------------------------------------
+
+    def _load_host(self, weights: str) -> hosts.Host:
+        own = self.config.host
+        return hosts.load(own.name, weights, self.device, own.dtype, own.seed, own.transform)
+
+    def _write_caches(self, host: hosts.Host) -> dict[str, ActivationCache]:
+        images, own = self.images, self.config
+        with self.timings.of("activations"):
+            return cache.write(
+                images,
+                host,
+                list(own.layers),
+                self.root,
+                own.policy,
+                own.dtype,
+                own.batch_size,
+                own.workers,
+                own.tokens_per_image,
+            )
+
+    def _train(
+        self, store: ActivationCache, weights: str, given: dict[str, Any], logger: Logger | None = None
+    ) -> list[Artifact]:
+        key = (weights, store.layer, digest(given))
+        if key not in self._saes:
+            with self.timings.of("sae"):
+                self._saes[key] = train_saes(store, given, self.config.seeds, self.root, self.device, logger)
+        return self._saes[key]
+
+    def _bases_of(self, kind: str, store: ActivationCache) -> list[Basis]:
+        own = self.config
+        if kind == "sae":
+            return self._features(store, own.sae)
+        with self.timings.of("units"):
+            return simple_bases(kind, store, self.weights, self.root, own.pool, own.signed, own.rotation_seeds)
+
+    def _features(self, store: ActivationCache, given: dict[str, Any], weights: str | None = None) -> list[Basis]:
+        own, weights = self.config, weights or self.weights
+        seeds: Sequence[int | None] = own.seeds
+        if self.given.saes and given is own.sae and weights == self.weights:
+            saes = self.train(store.layer)
+            seeds = [None] if len(saes) == 1 else list(range(len(saes)))
+        else:
+            saes = self._train(store, weights, given)
+        with self.timings.of("units"):
+            return sae_bases(saes, seeds, store, weights, self.root, own.pool, self.device)
+
+    def _vectors(self, basis: Basis) -> torch.Tensor | None:
+        """The layer's mean tokens, in which the mining rule `host` looks for contrasts."""
+        wanted = self.config.label.mining.rule == "host"
+        return torch.from_numpy(self.store(basis).pooled("mean")) if wanted else None
+
+    def tokens(self, basis: Basis) -> concepts.Tokens:
+        """Where a basis' activations at single tokens come from."""
+        project = Projection.load(basis.units.path, None if basis.sae is None else basis.sae.path)
+        return concepts.Tokens(self.store(basis), project)
+
+    def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
+        assert basis.exemplars is not None
+        own, mining = self.label_settings, self.config.label.mining
+        tokens = self.tokens(basis) if {"netdissect", "decoder_direction"} & set(own.scorers) else None
+        made = pipeline.labels(
+            basis.units,
+            basis.exemplars,
+            self.images,
+            embeddings,
+            self.encoder,
+            words,
+            self.root,
+            own,
+            mining,
+            basis.proposals,
+            tokens,
+            self._vectors(basis),
+        )
+        return replace(basis, labels=made)
+
+    def _evaluate(self, basis: Basis) -> Artifact:
+        own = self.config
+        return evaluate_basis(
+            basis,
+            self.judges,
+            self.encoder,
+            self.images,
+            self.tokens(basis),
+            own.truth,
+            own.label.mining.k,
+            self.root,
+        )
+
+    def _setup(self, layer: str) -> compare.Setup:
+        own = self.config
+        return compare.Setup(
+            host=self.host_name,
+            layer=layer,
+            images=self.images.fingerprint,
+            splits=digest(self.images.splits.tolist())[:16],
+            pooling=pooling_of(next(b for b in self.bases if b.layer == layer)),
+            signed=own.signed,
+            k=own.label.mining.k,
+            encoder=self.encoder.name,
+            judge=self.encoder.name,
+            labels=digest(list(self.vocabulary.labels))[:16],
+        )
+
+    def _per_layer(self) -> int:
+        """How many bases a layer is to have."""
+        own = self.config
+        seeds = {"seeds": len(self.given.saes) or len(own.seeds), "rotation_seeds": len(own.rotation_seeds)}
+        named = sum(seeds.get(KINDS[kind].seeds or "", 1) for kind in own.bases)
+        return named + (len(own.also) + own.random_host) * len(own.seeds)
+
+
+def _variant(text: str, base: dict[str, Any]) -> dict[str, Any]:
+    """SAE settings such as `sae.k=8`, `sae.k=32 sae.expansion=4` or `sae=matryoshka sae.k=8` over those of the run."""
+    import yaml
+
+    parts = str(text).split()
+    if not parts or any("=" not in part or not part.startswith(("sae.", "sae=")) for part in parts):
+        remedy = 'give some like "sae.k=8", "sae=matryoshka" or "sae.k=8 sae.expansion=4"'
+        raise UserError("also", text, "is no setting of an SAE", remedy)
+    given = dict(base)
+    for part in parts:
+        name, _, value = part.partition("=")
+        if name == "sae":
+            given = preset("sae", value)
+            continue
+        path, read = name.removeprefix("sae.").split("."), yaml.safe_load(value)
+        if path[0] == "train" and len(path) == 2:
+            given["train"] = dict(given.get("train", {})) | {path[1]: read}
+        else:
+            given[".".join(path)] = read
+    sae_configs(given, 1024, [0])  # names and types; what fits a layer is checked with its width
+    return given

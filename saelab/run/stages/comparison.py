@@ -1,0 +1,54 @@
+"""The comparison stage: evaluated bases of each layer against each other."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saelab import compare
+from saelab.artifacts import Artifact, ensure, read_jsonl
+from saelab.run.basis import Basis
+from saelab.units import UnitActivations
+
+CODE = 6  # version of this stage; part of every recipe
+
+
+def compare_bases(
+    bases: Sequence[Basis], setups: Mapping[str, compare.Setup], settings: compare.Settings, root: Path
+) -> dict[str, Artifact]:
+    """One `comparison` artifact for each layer; p-values are corrected over all layers together.
+
+    `setups`: by layer, what all its bases share.
+    """
+    layers = list(dict.fromkeys(basis.layer for basis in bases))
+    evaluations = [basis.evaluation.digest for basis in bases if basis.evaluation is not None]
+    results: list[dict[str, Any]] = []
+
+    def result_of(layer: str) -> dict[str, Any]:
+        if not results:
+            found = [
+                compare.compare([_side(b, setups[name]) for b in bases if b.layer == name], settings) for name in layers
+            ]
+            results.extend(compare.finish(found))
+        return results[layers.index(layer)]
+
+    made = {}
+    for layer in layers:
+        recipe = {"stage": "comparison", "code": CODE, "layer": layer, "evaluations": evaluations, "settings": settings}
+        recipe |= {"names": [[b.name, b.group] for b in bases if b.layer == layer]}
+
+        def build(folder: Path, layer: str = layer) -> None:
+            compare.write(folder, result_of(layer))
+
+        made[layer] = ensure(root, "comparison", layer, recipe, build)
+    return made
+
+
+def _side(basis: Basis, setup: compare.Setup) -> compare.Basis:
+    assert basis.evaluation is not None
+    rows = read_jsonl(basis.evaluation.path / "evaluation.jsonl")
+    return compare.Basis(basis.name, basis.group, basis.kind, basis.seed, basis.weights, basis.control, setup, rows)
+
+
+def pooling_of(basis: Basis) -> str:
+    """How a basis' tokens became one number an image."""
+    return str(UnitActivations.load(basis.units.path).info["pool"])

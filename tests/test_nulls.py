@@ -7,9 +7,10 @@ import torch
 from torch.nn.functional import normalize
 
 from saelab.label import assign, mine
+from saelab.label.assign.dissect import others_logsumexp
 from saelab.label.assign.registry import SCORERS
 from saelab.label.nulls import null_percentile, null_percentiles
-from saelab.label.nulls.families import family, others_logsumexp, whole
+from saelab.label.nulls.families import family, whole
 from saelab.label.nulls.frame import Draw, Frame
 
 CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
@@ -27,6 +28,11 @@ def world(images=150, units=24, labels=30, d=16, seed=0):
     acts[:, 5] = 0
     acts[7, 5] = 1.0
     acts[3, 6] = torch.nan
+    acts[:, 7] = torch.randn(images, generator=g) - 2  # fires on few images; its mean is below 0
+    acts[:, 8] = 1 + 99 * (torch.rand(images, generator=g) < 0.03)  # fires everywhere; positives below its mean, tied
+    acts[:, 9] = (torch.rand(images, generator=g) < 0.03).float()  # fires on fewer images than k, all alike
+    acts[:, 10] = torch.where(torch.rand(images, generator=g) < 0.02, 1e3, 1 + torch.rand(images, generator=g))
+    acts[:, 11] = -1 - torch.rand(images, generator=g)  # varies, and never fires
     more = {"concepts": torch.rand(images, labels, generator=g) < 0.3}
     more |= {"filled_emb": torch.randn(labels, d, generator=g), "template_emb": torch.randn(d, generator=g)}
     groups = torch.arange(images) // 2
@@ -68,8 +74,8 @@ def test_the_frame_permutes_one_unit_as_permuting_its_column_would():
 
 @pytest.mark.parametrize("name", ["soft_wpmi", "wpmi"])
 def test_wpmi_keeps_the_other_units_as_they_are(name):
-    acts, emb, txt, _, _ = world(images=120, units=10)
-    acts = acts[:, [0, 1, 2, 7, 8, 9]]
+    acts, emb, txt, _, _ = world(images=120, units=15)
+    acts = acts[:, [0, 1, 2, 12, 13, 14, 5, 7, 10]]
     evidence = assign.Evidence.mined(acts, emb, txt, 8)
     frame = Frame(evidence)
     order = torch.randperm(len(emb), generator=torch.Generator().manual_seed(4))

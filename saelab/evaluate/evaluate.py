@@ -19,7 +19,7 @@ from saelab.artifacts import write_json, write_jsonl
 from saelab.errors import UserError
 from saelab.evaluate.faithfulness import FAITHFULNESS, Judges, Splits, faithfulness
 from saelab.evaluate.intervals import RESAMPLES, intervals
-from saelab.label.mine import fires_on, top_images
+from saelab.label.mine import fires_on, positive_images, top_images
 from saelab.units import UnitActivations
 
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
@@ -88,8 +88,8 @@ def coherence(test: Acts, evidence: Judges, ids: np.ndarray, k: int) -> dict[str
     `test`: activations on the images `ids`, in that order.
     """
     index = torch.as_tensor(ids)
-    top, values = top_images(test, k)
-    fires = values > 1e-6
+    top, _ = positive_images(test, k)
+    fires = top >= 0
     images = evidence.judge.images[index]
     numbers = {"monosemanticity": metrics.monosemanticity(test, images)}
     spaces = {"clarity": (images, fires)}

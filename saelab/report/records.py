@@ -92,7 +92,7 @@ def _sources(row: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
 
 
 def _exemplars(basis: Basis, row: dict[str, Any], u: int, shown: int) -> dict[str, Any]:
-    fired = basis.exemplars["activations"][u] > FIRES  # where fewer than k fire, the rest are arbitrary images
+    fired = (basis.exemplars["positives"][u] >= 0) & (basis.exemplars["activations"][u] > 0)
     keep = np.flatnonzero(fired)[:shown]
     part = {
         key: basis.exemplars[key][u][keep].tolist() for key in ("positives", "activations", "contrasts", "similarity")

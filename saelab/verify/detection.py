@@ -93,13 +93,13 @@ def detection_sets(
         remedy = "lower per_side, or give more pictures"
         raise UserError("per_side", per_side, f"needs {2 * per_side} images, the split has {len(ids)}", remedy)
     own = dense(pick(acts, torch.tensor(units, dtype=torch.long))).float()
-    top, strength = mine.top_images(own, per_side)
+    top, _ = mine.positive_images(own, per_side)
     near = torch.as_tensor(groups) if groups is not None else None
     contrast, _ = mine.contrast_images(own, image_emb, top, reuse=False, groups=near)
     below = own < own.double().mean(0)
     sets = []
     for column, unit in enumerate(units):
-        positives = top[column][strength[column] > 0].tolist()
+        positives = top[column][top[column] >= 0].tolist()
         wanted = contrast[column][: (len(positives) + 1) // 2]
         contrasts = [image for image in wanted.tolist() if image >= 0 and image not in positives]
         free = set(below[:, column].nonzero().flatten().tolist()) - {*positives, *contrasts}

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -87,18 +87,23 @@ def soft_likelihoods(
     p_start: float = 0.998,
     p_end: float = 0.97,
 ) -> Likelihoods:
-    """soft-WPMI before its prior: log-likelihood of each label given a unit's strongest images, in rank order."""
+    """soft-WPMI before its prior: log-likelihood of each label given a unit's strongest images, in rank order.
+
+    An id of -1 stands for no image: it is in the unit's concept with probability 0.
+    """
     q = (sims * temperature).softmax(dim=1).sub_(1)
     step = max(1, (1 << 17) // sims.shape[1])  # what a block adds to stays in the processor's cache
 
     def of(ids: Int[Tensor, "units k"]) -> Float[Tensor, "units labels"]:
         out = torch.zeros(len(ids), sims.shape[1], dtype=sims.dtype, device=sims.device)
-        for block, images in zip(out.split(step), ids.clamp(min=0).split(step), strict=True):
+        for block, images in zip(out.split(step), ids.split(step), strict=True):
+            there = (images >= 0).to(q.dtype)
             for ranks in torch.arange(ids.shape[1]).split(AT_ONCE):
                 product = torch.ones((), dtype=q.dtype, device=q.device)
                 for r in ranks.tolist():
                     p = p_start - (p_start - p_end) * r / top_k
-                    product = q.index_select(0, images[:, r]).mul_(p).add_(1 + TINY).mul_(product)
+                    own = q.index_select(0, images[:, r].clamp(min=0))
+                    product = own.mul_(p * there[:, r, None]).add_(1 + TINY).mul_(product)
                 block += product.log_()
         return out.masked_fill_(ids[:, :1] < 0, torch.nan)
 
@@ -106,9 +111,9 @@ def soft_likelihoods(
 
 
 def likelihoods(sims: Float[Tensor, "images labels"], temperature: float = 2.0) -> Likelihoods:
-    """WPMI before its prior: the sum over a unit's images of log(q + 1e-7)."""
+    """WPMI before its prior: the sum over a unit's images of log(q + 1e-7); ids of -1 are left out."""
     terms = (sims * temperature).softmax(dim=1).add_(TINY).log_()
-    return lambda ids: weighted_rows(terms, ids, torch.ones_like(ids))
+    return lambda ids: weighted_rows(terms, ids, ids >= 0)
 
 
 def neurolens_rows(
@@ -129,11 +134,58 @@ def neurolens_rows(
     return rows
 
 
-def with_prior(ll: Float[Tensor, "units labels"], weight: float) -> Float[Tensor, "units labels"]:
-    """ll - weight x log of the mean likelihood of each label over the units that have one."""
+def with_prior(
+    ll: Float[Tensor, "units labels"], weight: float, counts: Int[Tensor, "units"] | None = None
+) -> Float[Tensor, "units labels"]:
+    """ll - weight x log of the mean likelihood of each label over the units that have one.
+
+    `counts`: how many images each unit's ll is the sum of, where units differ. Likelihoods of more images are smaller
+    by powers, so each unit is held against what all units' images would give, were they as many as its own:
+    exp(ll x own count / count). Equal counts give the plain prior.
+    """
     known = ~ll[:, 0].isnan()
-    prior = ll[known].logsumexp(dim=0) - math.log(max(int(known.sum()), 1))
-    return ll - weight * prior
+    units = math.log(max(int(known.sum()), 1))
+    if counts is None:
+        return ll - weight * (ll[known].logsumexp(dim=0) - units)
+    out = torch.full_like(ll, torch.nan)
+    for count in counts[known].unique().tolist():
+        some = known & (counts == count)
+        out[some] = ll[some] - weight * (_as_of(ll[known], counts[known], count).logsumexp(dim=0) - units)
+    return out
+
+
+def positives_with_prior(of: Likelihoods, ids: Int[Tensor, "units k"], weight: float) -> Float[Tensor, "units labels"]:
+    """WPMI of either kind from the images that fire each unit; ids of -1 are left out."""
+    return with_prior(of(ids), weight, (ids >= 0).sum(dim=1))
+
+
+def others_logsumexp(
+    ll: Float[Tensor, "units labels"], counts: Int[Tensor, "units"] | None = None
+) -> Float[Tensor, "units labels"]:
+    """For each unit and label: log of the sum of exp(ll) over the other units (NaN units count for nothing).
+
+    `counts` as in `with_prior`. A difference of sums loses nothing unless one unit makes up most of a sum: each
+    label's largest is summed anew.
+    """
+    counts = torch.ones(len(ll), dtype=torch.long, device=ll.device) if counts is None else counts
+    out = torch.full_like(ll, torch.nan)
+    for count in counts[counts > 0].unique().tolist():
+        some = counts == count
+        out[some] = _others(_as_of(ll.double(), counts, count), some).to(ll.dtype)
+    return out
+
+
+def _as_of(ll: Tensor, counts: Tensor, count: int) -> Tensor:
+    """Log-likelihoods of sums over `counts` images, as they would be over `count` images."""
+    return ll * (count / counts.clamp(min=1)).to(ll.dtype)[:, None]
+
+
+def _others(ll: Float[Tensor, "units labels"], some: Bool[Tensor, "units"]) -> Float[Tensor, "some labels"]:
+    filled = ll.nan_to_num(nan=-torch.inf)
+    total, top = filled.logsumexp(dim=0), filled.argmax(dim=0)
+    without = filled.scatter(0, top[None], -torch.inf).logsumexp(dim=0)
+    out = total + torch.log1p(-(filled[some] - total).exp().clamp(max=1.0))
+    return torch.where(some.nonzero() == top, without, out)
 
 
 def weighted_rows(

@@ -9,7 +9,7 @@ from torch import Tensor
 from saelab.acts import Acts, columns, shape
 from saelab.errors import UserError
 from saelab.label.assign.checks import similarities
-from saelab.label.mine import ContrastRule, contrast_images, top_images
+from saelab.label.mine import ContrastRule, mine_pairs, positive_images
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Evidence:
     acts: Acts  # [images, units], dense or sparse
     image_emb: Float[Tensor, "images d_text"]  # rows of unit length
     label_emb: Float[Tensor, "labels d_text"]  # plain means over templates, or unit length
-    positive_ids: Int[Tensor, "units k"]  # strongest images, strongest first; -1 where there is none
-    positive_values: Float[Tensor, "units k"]  # their activations
+    positive_ids: Int[Tensor, "units k"]  # strongest of the images that fire the unit; -1 where there are none left
+    positive_values: Float[Tensor, "units k"]  # their activations; 0 where there are none left
     contrast_ids: Int[Tensor, "units k"]  # each positive's contrast; -1 where there is none
     rule: ContrastRule = field(default_factory=ContrastRule)  # how contrasts were mined: the null mines them so again
     groups: Int[Tensor, "images"] | None = None  # near-duplicates: equal number = same picture
@@ -45,12 +45,9 @@ class Evidence:
         groups: Int[Tensor, "images"] | None = None,
         **more: Tensor | None,
     ) -> "Evidence":
-        """Mine the k strongest images and their contrasts, and bundle. `more`: the optional fields by name."""
+        """Mine at most k positives a unit and their contrasts (`mine_pairs`), and bundle. `more`: optional fields."""
         acts, rule = columns(acts), rule or ContrastRule()
-        ids, values = top_images(acts, k)
-        contrasts, _ = contrast_images(
-            acts, image_emb, ids, groups=groups, host_emb=more.get("host_emb"), **rule.as_arguments()
-        )
+        ids, values, contrasts, _ = mine_pairs(acts, image_emb, k, rule, groups, more.get("host_emb"))
         return cls(acts, image_emb, label_emb, ids, values, contrasts, rule, groups, **more)
 
     @property
@@ -73,12 +70,12 @@ class Evidence:
         """Pairs that have both a positive and a contrast."""
         return (self.positive_ids >= 0) & (self.contrast_ids >= 0)
 
-    def top(self, k: int) -> tuple[Int[Tensor, "units k"], Float[Tensor, "units k"]]:
-        """The k strongest images (all images, where there are fewer), mined anew if more than were kept."""
+    def positives(self, k: int) -> tuple[Int[Tensor, "units k"], Float[Tensor, "units k"]]:
+        """The k strongest images that fire each unit and their activations, mined anew if more than were kept."""
         k = min(k, self.n_images)
         if k <= self.positive_ids.shape[1]:
             return self.positive_ids[:, :k], self.positive_values[:, :k]
-        return top_images(self.acts, k)
+        return positive_images(self.acts, k)
 
     def images_of(self, ids: Int[Tensor, "some k"]) -> Float[Tensor, "some k d_text"]:
         """Embeddings by image id; any row for an id of -1 (leave it out by `valid`)."""

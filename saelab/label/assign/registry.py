@@ -12,7 +12,7 @@ from saelab.errors import UserError
 from saelab.label.assign import combined, contrastive, dissect, invert, linear, several, whole_set
 from saelab.label.assign.evidence import Evidence
 from saelab.label.assign.netdissect import netdissect
-from saelab.label.mine import column_means
+from saelab.label.mine import column_means, top_images
 
 Rows = Callable[[slice], Float[Tensor, "some labels"]]  # scores of a run of units; NaN where there is none
 BLOCK = 1 << 23  # scores computed at a time
@@ -90,20 +90,21 @@ def _full(scores_of: Callable[[Evidence], Tensor]) -> Callable[[Evidence], Rows]
 
 
 def _soft_wpmi(e: Evidence) -> Tensor:
-    return dissect.with_prior(dissect.soft_likelihoods(e.sims)(e.top(dissect.SOFT_K)[0]), 1.0)
+    return dissect.positives_with_prior(dissect.soft_likelihoods(e.sims), e.positives(dissect.SOFT_K)[0], 1.0)
 
 
 def _wpmi(e: Evidence) -> Tensor:
-    return dissect.with_prior(dissect.likelihoods(e.sims)(e.top(dissect.WPMI_K)[0]), 0.6)
+    return dissect.positives_with_prior(dissect.likelihoods(e.sims), e.positives(dissect.WPMI_K)[0], 0.6)
 
 
 def _neurolens(e: Evidence) -> Rows:
-    ids, values = e.top(dissect.NEUROLENS_K)
+    ids, values = e.positives(dissect.NEUROLENS_K)
     return dissect.neurolens_rows(e.sims, ids, values.clamp(min=0))
 
 
 def _rank_reorder(e: Evidence) -> Rows:
-    return dissect.rank_reorder_rows(e.sims, *e.top(dissect.reordered_images(e.n_images)))
+    # Silent images take part: that a label ranks them last is what this scorer is about.
+    return dissect.rank_reorder_rows(e.sims, *top_images(e.acts, dissect.reordered_images(e.n_images)))
 
 
 def _falcon(e: Evidence) -> Rows:

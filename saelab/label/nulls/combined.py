@@ -48,7 +48,7 @@ def evidence(frame: Frame) -> Callable[[Draw, Block], Float[Tensor, "some"]]:
     def best(draw: Draw, block: Block) -> Tensor:
         if id(block) not in entries:
             entries[id(block)] = {clear: _entries(block, base[block.units], frame) for clear, base in bases.items()}
-        total = paired(draw, block, _firing(block, means[block.units], frame.k))
+        total = paired(draw, block, _firing(block, means[block.units], frame))
         for reading, (values, squares) in zip(readings, permuted(draw)):
             high, squared, common = entries[id(block)][reading.clear]
             ranks = high.shape[1]
@@ -76,9 +76,9 @@ def _entries(block: Block, base: Tensor, frame: Frame) -> tuple[Tensor, ...]:
     return ((fires - rest) / norm2.sqrt()).to(dtype), squared.to(dtype), common[:, 0].to(dtype)
 
 
-def _firing(block: Block, means: Tensor, k: int) -> Tensor:
-    """Which of a unit's k positives it fires on: [some, k]."""
-    firing = torch.zeros(len(block.units), k, dtype=torch.bool, device=block.sorted.device)
-    width = min(k, block.sorted.shape[1])
+def _firing(block: Block, means: Tensor, frame: Frame) -> Tensor:
+    """Which of a unit's first k images are positives above its mean: [some, k]."""
+    firing = torch.zeros(len(block.units), frame.k, dtype=torch.bool, device=block.sorted.device)
+    width = min(frame.k, block.sorted.shape[1])
     firing[:, :width] = block.sorted[:, :width] > means[:, None]
-    return firing
+    return firing & (torch.arange(frame.k, device=firing.device) < frame.fires[block.units, None])

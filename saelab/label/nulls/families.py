@@ -61,7 +61,7 @@ def positives_only(scorer: Scorer, frame: Frame) -> Best:
 
     @once
     def by_fill(draw: Draw) -> Tensor:
-        some = frame.evidence.but(positive_ids=draw.first(fills, frame.k))
+        some = frame.evidence.but(positive_ids=draw.positives(fills, frame.k))
         return best_of(scorer.start(some)(slice(0, len(fills))))
 
     return lambda draw, block: by_fill(draw)[fill[block.units]]
@@ -74,7 +74,7 @@ def ranges_only(scores_of: Callable[[Evidence], Tensor], frame: Frame) -> Best:
 
     @once
     def by_kind(draw: Draw) -> Tensor:
-        positives = draw.first(fills, frame.k)
+        positives = draw.positives(fills, frame.k)
         images, place = positives.unique(return_inverse=True)
         contrasts = draw.contrasts(images)[place[kinds[:, 0]], kinds[:, 1:]]
         pairs = torch.stack([positives[kinds[:, 0]], contrasts], dim=1)
@@ -93,14 +93,14 @@ def projected(frame: Frame, gamma: float) -> Best:
     """
     e = frame.evidence
     weights = contrastive.pair_weights(e.positive_values.nan_to_num(nan=0.0))
-    fills, fill = frame.fills(frame.k, weighted=True)
+    fills, fill = frame.fills(frame.k)
     _, column = frame.ranges
 
     @once
     def pairs(draw: Draw) -> tuple[Tensor, ...]:
-        images, place = draw.first(fills, frame.k).unique(return_inverse=True)
+        images, place = draw.positives(fills, frame.k).unique(return_inverse=True)
         contrasts = draw.contrasts(images)
-        codes = images[:, None] * (frame.images + 1) + contrasts + 1
+        codes = images.clamp(min=0)[:, None] * (frame.images + 1) + contrasts + 1
         distinct, pair = codes.unique(return_inverse=True)
         positive, contrast = distinct // (frame.images + 1), distinct % (frame.images + 1) - 1
         residual = contrastive.residuals(e.image_emb[positive][None], e.images_of(contrast)[None], gamma)[0]
@@ -174,18 +174,16 @@ def ranked(frame: Frame) -> Best:
 
 def weighted(frame: Frame) -> Best:
     """The CSP authors' CLIP-Dissect: one product of weights and the first images' probabilities."""
-    ids, values = frame.evidence.top(dissect.NEUROLENS_K)
+    ids, values = frame.evidence.positives(dissect.NEUROLENS_K)
     q = (frame.evidence.sims / 10.0).softmax(dim=1)
     mean = q.mean(dim=0)
-    values = values.clamp(min=0)
     total = values.sum(dim=1, keepdim=True)
-    weights = (values / total).masked_fill(total <= 0, torch.nan)
-
-    fills, fill = frame.fills(ids.shape[1], weighted=True)
+    weights = (values / total).masked_fill(total <= 0, torch.nan)  # 0 where no image is left
+    fills, fill = frame.fills(ids.shape[1])
 
     def best(draw: Draw, block: Block) -> Tensor:
         out = torch.empty(len(block.units), device=q.device)
-        for i, images in enumerate(draw.first(fills, ids.shape[1])):
+        for i, images in enumerate(draw.positives(fills, ids.shape[1]).clamp(min=0)):
             some = fill[block.units] == i
             if bool(some.any()):
                 out[some] = best_of(weights[block.units[some]] @ (q[images] / mean) + 1e-6 / mean).log()
@@ -201,31 +199,19 @@ def likelihood(scorer: Scorer, frame: Frame) -> Best:
     of = dissect.soft_likelihoods(e.sims) if soft else dissect.likelihoods(e.sims)
     k = min(dissect.SOFT_K if soft else dissect.WPMI_K, frame.images)
     weight = 1.0 if soft else 0.6
-    others = others_logsumexp(of(e.top(k)[0]))
-    count = math.log(max(int(frame.known.sum()), 1))
+    ids = e.positives(k)[0]
+    others = dissect.others_logsumexp(of(ids), (ids >= 0).sum(dim=1))
+    count = math.log(max(int((ids[:, 0] >= 0).sum()), 1))
     fills, fill = frame.fills(k)
-    likelihoods = once(lambda draw: of(draw.first(fills, k)))
+    likelihoods = once(lambda draw: of(draw.positives(fills, k)))
 
     def best(draw: Draw, block: Block) -> Tensor:
         ll = likelihoods(draw)[fill[block.units]]
         if weight == 1:  # then the score falls with others - ll, and one logarithm a unit is enough
-            return count - softplus((others[block.units] - ll).nan_to_num(nan=torch.inf).amin(dim=1))
+            return count - softplus((others[block.units] - ll).amin(dim=1))
         return best_of(ll - weight * (torch.logaddexp(others[block.units], ll) - count))
 
     return best
-
-
-def others_logsumexp(ll: Float[Tensor, "units labels"]) -> Float[Tensor, "units labels"]:
-    """For each unit and label: log of the sum of exp(ll) over the other units (NaN units count for nothing).
-
-    A difference of sums loses nothing unless one unit makes up most of a sum: each label's largest is summed anew.
-    """
-    filled = ll.double().nan_to_num(nan=-torch.inf)
-    total = filled.logsumexp(dim=0)
-    out = total + torch.log1p(-(filled - total).exp().clamp(max=1.0))
-    top = filled.argmax(dim=0, keepdim=True)
-    without = filled.scatter(0, top, -torch.inf).logsumexp(dim=0, keepdim=True)
-    return out.scatter_(0, top, without).to(ll.dtype)
 
 
 def best_of(scores: Float[Tensor, "some labels"]) -> Float[Tensor, "some"]:

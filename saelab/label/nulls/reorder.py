@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from saelab.label.assign import dissect
+from saelab.label.mine import top_images
 from saelab.label.nulls.frame import Block, Draw, Frame, once
 
 AT_ONCE = 1 << 24  # errors between two ranks held at a time
@@ -21,21 +22,21 @@ def reordered(frame: Frame) -> Callable[[Draw, Block], Float[Tensor, "some"]]:
     """
     sims = frame.evidence.sims
     k = dissect.reordered_images(frame.images)
-    values = frame.evidence.top(k)[1].to(sims.dtype)
-    fills, fill = frame.fills(k)
+    values = top_images(frame.evidence.acts, k)[1].to(sims.dtype)
+    heights, height = frame.heights(k)
     # The rank that the activation at a label's r-th least similar image ought to have.
     ought = torch.arange(k - 1, -1, -1, device=sims.device)
 
     @once
     def orders(draw: Draw) -> list[tuple[Tensor, Tensor]]:
-        """For each fill the table's entries that each label sums, and the label's mean similarity."""
-        seen = [sims.index_select(0, images).T.contiguous() for images in draw.first(fills, k)]
+        """For each height the table's entries that each label sums, and the label's mean similarity."""
+        seen = [sims.index_select(0, images).T.contiguous() for images in draw.strongest(heights, k)]
         return [(own.argsort(dim=1, stable=True) * k + ought, own.mean(dim=1)) for own in seen]
 
     def best(draw: Draw, block: Block) -> Tensor:
         out = torch.full((len(block.units),), torch.nan, device=sims.device)
         for i, (places, mean) in enumerate(orders(draw)):
-            for some in (fill[block.units] == i).nonzero()[:, 0].split(max(1, AT_ONCE // k**2)):
+            for some in (height[block.units] == i).nonzero()[:, 0].split(max(1, AT_ONCE // k**2)):
                 costs = dissect.rank_costs(values[block.units[some]])
                 error = embedding_bag(places, costs.flatten(1).T.contiguous(), mode="sum") / k
                 scores = dissect.reorder_scores(error.T, costs.mean(dim=(1, 2))[:, None], mean)

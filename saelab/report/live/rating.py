@@ -13,7 +13,6 @@ import numpy as np
 from saelab import artifacts
 from saelab.errors import UserError
 from saelab.report.reading import Basis, Run
-from saelab.report.records import FIRES
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def draw(run: Run, settings: StudySettings) -> Study:
 
 def _showable(basis: Basis, shown: int) -> list[int]:
     """Units with a label that fire on `shown` mined images at least."""
-    enough = (basis.exemplars["activations"] > FIRES).sum(1) >= shown
+    enough = ((basis.exemplars["positives"] >= 0) & (basis.exemplars["activations"] > 0)).sum(1) >= shown
     return [unit for unit, row in enumerate(basis.labels) if row["label"] is not None and enough[unit]]
 
 

@@ -209,7 +209,7 @@ def _standardised(acts: Any, sample: np.ndarray) -> np.ndarray:
 
 
 def _nearest(a: np.ndarray, b: np.ndarray, of: str, key: str, found: list[dict[str, Any]], own: bool) -> None:
-    """Append [basis, unit, cosine] of the rows of `b` nearest to each row of `a` (its own left out), nearest first."""
+    """Append [basis, unit, cosine] of the rows of `b` nearest to each row of `a` (excluding itself), nearest first."""
     keep = min(NEAREST if own else NEAREST_ELSEWHERE, len(b) - own)
     if keep < 1:
         return

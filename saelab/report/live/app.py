@@ -48,7 +48,10 @@ def application(report: Path, search: Search, study: Study, folder: Path) -> Sta
         Mount("/live", StaticFiles(directory=str(files("saelab.report") / "static" / "live"))),
     ]
     routes += [Mount(f"/{name}", StaticFiles(directory=report / name)) for name in FOLDERS if (report / name).is_dir()]
-    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {UserError: _told, HTTPException: _said}
+    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+        UserError: _user_error,
+        HTTPException: _http_error,
+    }
     return Starlette(routes=routes, middleware=[Middleware(guard.Guard)], exception_handlers=handlers)
 
 
@@ -112,7 +115,7 @@ class Viewer:
         try:
             picture = load()
         except Unreadable as error:
-            raise HTTPException(415, f"not a picture that can be read: {error}") from None
+            raise HTTPException(415, f"not a readable picture: {error}") from None
         found = self.search.by_picture(picture, TOP)
         return JSONResponse({"found": found, "picture": _preview(picture)})
 
@@ -131,13 +134,13 @@ async def _json(request: Request) -> dict[str, Any]:
     except (ValueError, RecursionError):  # not JSON, or nested without end
         found = None
     if not isinstance(found, dict):
-        raise HTTPException(400, "a JSON object was expected")
+        raise HTTPException(400, "expected a JSON object")
     return found
 
 
-async def _told(request: Request, error: UserError) -> Response:
+async def _user_error(request: Request, error: UserError) -> Response:
     return JSONResponse({"error": str(error)}, 400)
 
 
-async def _said(request: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code)

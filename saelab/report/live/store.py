@@ -1,4 +1,4 @@
-"""What people say of a run, kept beside it in JSONL files that are only ever added to.
+"""People's answers about a run, kept beside it in append-only JSONL files.
 
 `labels_edited.jsonl`: `{"units", "basis", "unit", "old", "new", "who", "when"}` a line; the last line of a unit counts.
 `units` is the folder of the unit activations: an edit is of those units, and not of others that later bear the name.
@@ -34,7 +34,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 class Edits:
-    """Labels that people put in the place of a run's own; `labels.jsonl` stays as it is."""
+    """Labels that people put in place of a run's own; `labels.jsonl` stays unchanged."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.path = run, folder / "labels_edited.jsonl"
@@ -86,7 +86,7 @@ class Ratings:
         """Keep one answer. Raises UserError for an item that is not in the study or no rating."""
         name = line("name", rater)
         if code not in self.codes:
-            raise UserError("item", code, "is not in this study", "load the page again")
+            raise UserError("item", code, "is not in this study", "reload the page")
         if rating is not None and (isinstance(rating, bool) or rating not in (1, 2, 3, 4, 5)):
             raise UserError("rating", rating, "is not 1 to 5", "use null for can't say")
         append(self.path, {"study": self.study.name, "rater": name, "code": code, "rating": rating, "when": _now()})

@@ -6,6 +6,7 @@ not prove it absent. Numbers against this truth are therefore low for right labe
 """
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -123,7 +124,7 @@ def _word_key(word: str) -> str:
 def _joined(phrase: str) -> str:
     """A key as people write it: without spaces between the characters of a script that has none."""
     parts = phrase.split()
-    gaps = ["" if is_unspaced(a) and is_unspaced(b) else " " for a, b in zip(parts, parts[1:])]
+    gaps = ["" if is_unspaced(a) and is_unspaced(b) else " " for a, b in itertools.pairwise(parts)]
     return "".join(part + gap for part, gap in zip(parts, [*gaps, ""]))
 
 

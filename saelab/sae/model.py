@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saelab.artifacts import atomic
+from saelab.artifacts import atomic, check_file
 from saelab.errors import UserError
 from saelab.sae.select import top_k
 from saelab.sae.sparse import decode_rows
@@ -174,6 +174,7 @@ class SAE:
         file = _file(path)
         if not file.is_file():
             raise UserError("sae", file, "there is no such file", "train one, or convert one with saelab.sae.convert")
+        check_file(file)
         try:
             with safe_open(file, framework="pt", device=str(device)) as opened:
                 raw = opened.metadata() or {}

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab import metrics
-from saelab.acts import Acts, columns
+from saelab.acts import Acts, columns, firing_threshold
 from saelab.artifacts import write_json, write_jsonl
 from saelab.errors import UserError
 from saelab.evaluate.faithfulness import FAITHFULNESS, Judges, Splits, faithfulness
@@ -89,7 +89,7 @@ def coherence(test: Acts, evidence: Judges, ids: np.ndarray, k: int) -> dict[str
     """
     index = torch.as_tensor(ids)
     top, values = top_images(test, k)
-    fires = values > 1e-6
+    fires = values > firing_threshold(values[:, :1])
     images = evidence.judge.images[index]
     numbers = {"monosemanticity": metrics.monosemanticity(test, images)}
     spaces = {"clarity": (images, fires)}

@@ -21,7 +21,7 @@ from saelab.label import mine
 from saelab.label.fields import check_fields
 from saelab.units import UnitActivations
 
-CODE = 1  # version of this stage; part of every recipe
+CODE = 2  # version of this stage; part of every recipe
 RANGES = {"k": (1, math.inf), "rare_below": (0, math.inf), "dense_from": (0, math.inf)}
 
 

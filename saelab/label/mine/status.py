@@ -4,9 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.acts import Acts, Columns, blocks, columns, shape
-
-FIRES = 1e-6  # a unit fires on an image where its activation is above this (the CSP authors' threshold)
+from saelab.acts import FIRES, Acts, Columns, blocks, columns, firing_threshold, shape
 
 
 def column_means(acts: Acts) -> Float[Tensor, "units"]:
@@ -24,18 +22,19 @@ def column_means(acts: Acts) -> Float[Tensor, "units"]:
     return total / acts.shape[0]
 
 
-def fires_on(acts: Acts, threshold: float = FIRES) -> Int[Tensor, "units"]:
-    """On how many images each unit's activation is above `threshold`."""
+def fires_on(acts: Acts, threshold: float | None = None) -> Int[Tensor, "units"]:
+    """On how many images each unit's activation is above `threshold`; None: `saelab.acts.firing_threshold`."""
     acts = columns(acts)
+    least = firing_threshold(extremes(acts)[1]) if threshold is None else torch.full((shape(acts)[1],), threshold)
     if isinstance(acts, Columns):
-        return acts.total(acts.values > threshold).long()
-    return (acts > threshold).sum(dim=0)
+        return acts.total(acts.values > least.to(acts.device)[acts.unit_of_entry]).long()
+    return (acts > least.to(acts.device)).sum(dim=0)
 
 
-def statuses(acts: Acts, rare_below: int = 10, dense_from: float = 0.8, threshold: float = FIRES) -> list[str]:
+def statuses(acts: Acts, rare_below: int = 10, dense_from: float = 0.8, threshold: float | None = None) -> list[str]:
     """Status of each unit, dense or CSR alike; the first that holds of
 
-    `invalid` (a NaN or infinite activation), `dead` (fires on no image: none above `threshold`), `constant` (the same
+    `invalid` (a NaN or infinite activation), `dead` (fires on no image: see `fires_on`), `constant` (the same
     activation everywhere), `rare` (fires on fewer than `rare_below` images; the CSP authors ask for 100), `dense`
     (fires on the share `dense_from` of the images or more), `ok`. Labelling may add `no_contrast` to an `ok` unit.
     """
@@ -47,6 +46,7 @@ def statuses(acts: Acts, rare_below: int = 10, dense_from: float = 0.8, threshol
     else:
         invalid = torch.cat([~block.isfinite().all(dim=0) for _, block in blocks(acts)]) if units else fires > 0
     low, high = extremes(acts)
+    fires = fires.masked_fill((low == high) & (high <= FIRES), 0)  # the same tiny number everywhere says nothing
     names = []
     for bad, n, constant in zip(invalid.tolist(), fires.tolist(), (low == high).tolist(), strict=True):
         if bad:

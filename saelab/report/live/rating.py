@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from saelab import artifacts
+from saelab.acts import firing_threshold
 from saelab.errors import UserError
 from saelab.report.reading import Basis, Run
-from saelab.report.records import FIRES
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def draw(run: Run, settings: StudySettings) -> Study:
 
 def _showable(basis: Basis, shown: int) -> list[int]:
     """Units with a label that fire on `shown` mined images at least."""
-    enough = (basis.exemplars["activations"] > FIRES).sum(1) >= shown
+    strongest = basis.exemplars["activations"]
+    enough = (strongest > firing_threshold(strongest[:, :1])).sum(1) >= shown
     return [unit for unit, row in enumerate(basis.labels) if row["label"] is not None and enough[unit]]
 
 

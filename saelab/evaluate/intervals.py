@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from saelab import metrics
-from saelab.acts import Acts, blocks, dense, pick
+from saelab.acts import Acts, blocks, dense, firing_threshold, pick
 
 if TYPE_CHECKING:
     from saelab.evaluate.faithfulness import Judges, Splits
@@ -190,4 +190,4 @@ def _agreement(called: np.ndarray, true: np.ndarray, fitted: np.ndarray, drawn: 
 
 def _kept(bounds: Bounds, acts: Float[np.ndarray, "images units"]) -> Bounds:
     """The intervals of units that fire on enough images."""
-    return np.where(((acts > 1e-6).sum(0) >= FEWEST)[:, None], bounds, np.nan)
+    return np.where(((acts > firing_threshold(acts.max(0))).sum(0) >= FEWEST)[:, None], bounds, np.nan)

@@ -81,6 +81,9 @@ def fit_many(
             raise UserError("d_in", config.d_in, f"the activations have {batches.d_in}", "set d_in to the cache's")
     if mean is None or variance is None:
         mean, variance = moments(batches)
+    if variance and not 1e-36 < variance < 1e36:
+        what = "float32, in which training computes, can't hold squares of such numbers"
+        raise UserError("activations", f"variance {variance:.3g}", what, "multiply them by a constant")
     configs = [dataclasses.replace(c, dead_after=min(c.dead_after, batches.n_tokens)) for c in configs]
     runs = [
         Run(c, None if folders is None else Path(folders[i]), batches, train, torch.device(device), mean, variance)

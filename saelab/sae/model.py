@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saelab.arrays import as_matrix
 from saelab.artifacts import atomic, check_file
 from saelab.errors import UserError
 from saelab.sae.select import top_k
@@ -97,9 +98,7 @@ class SAE:
 
     def pre_activations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
         """The encoder's output before the rule. Raises UserError where x has another width."""
-        if x.ndim != 2 or x.shape[1] != self.d_in:
-            raise UserError("activations", tuple(x.shape), f"[batch, {self.d_in}], the SAE's d_in", "use its own layer")
-        x, _ = self.normed(x)
+        x, _ = self.normed(as_matrix(x, self.d_in))
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.T)
 
     @property
@@ -132,7 +131,12 @@ class SAE:
 
     @torch.no_grad()
     def decode(self, codes: Codes | Float[Tensor, "batch latents"]) -> Float[Tensor, "batch d_in"]:
-        """Codes to activations: `dense codes @ W_dec + b_dec`, without the dense matrix where it is mostly 0."""
+        """Codes to activations: `dense codes @ W_dec + b_dec`, without the dense matrix where it is mostly 0.
+
+        Raises UserError for a transcoder's encoder, which has nothing to decode with.
+        """
+        if self.meta.source.get("transcoder"):
+            raise UserError("sae", "a transcoder's encoder", "has no decoder for the layer it reads", "use its codes")
         if isinstance(codes, Codes):
             if codes.values.shape[1] < DENSE_DECODE * self.latents:
                 return decode_rows(codes.values, codes.indices, self.W_dec) + self.b_dec
@@ -142,7 +146,7 @@ class SAE:
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """The reconstruction of raw activations, in their own units; memory doesn't grow with the batch x latents."""
-        return torch.cat([self._rebuilt(part) for part in x.split(self.tokens_at_once)])
+        return torch.cat([self._rebuilt(part) for part in as_matrix(x, self.d_in).split(self.tokens_at_once)])
 
     def _rebuilt(self, x: Tensor) -> Tensor:
         _, undo = self.normed(x)
@@ -165,7 +169,9 @@ class SAE:
         # One key: safetensors writes several in a random order, and the same recipe is to give the same bytes.
         meta = {"saelab": json.dumps({"format": FORMAT, **dataclasses.asdict(self.meta)}, sort_keys=True)}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors().items()}
-        with atomic(_file(path)) as temporary:
+        file = _file(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(file) as temporary:
             save_file(tensors, temporary, metadata=meta)
 
     @classmethod
@@ -197,7 +203,7 @@ def _packed(dense: Float[Tensor, "batch latents"]) -> Codes:
 
 
 def _file(path: Path | str) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     return path if path.suffix == ".safetensors" else path / "sae.safetensors"
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from saelab.acts import Acts, Columns, blocks, part, shape
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.assign.checks import similarities
 from saelab.label.mine.status import column_means, extremes
@@ -24,6 +25,7 @@ CAUTION = 0.5  # standard errors that a correlation is lowered by
 USUAL = 0.75  # quantile of the labels' spreads from which a label counts in full
 
 
+@takes_arrays
 def contrast_evidence(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],

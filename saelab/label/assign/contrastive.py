@@ -5,10 +5,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.assign.checks import check_labels
 
 
+@takes_arrays
 def csp(
     pos_emb: Float[Tensor, "units k d_text"],
     neg_emb: Float[Tensor, "units k d_text"],
@@ -37,6 +39,7 @@ def csp(
     return normalize(centre, dim=1) @ label_emb.T
 
 
+@takes_arrays
 def semanticlens(
     pos_emb: Float[Tensor, "units k d_text"],
     label_emb: Float[Tensor, "labels d_text"],
@@ -52,6 +55,7 @@ def semanticlens(
     return normalize(weighted_sum(pos_emb, weights, valid), dim=1) @ normalize(label_emb, dim=1).T
 
 
+@takes_arrays
 def difference_of_means(
     pos_emb: Float[Tensor, "units k d_text"],
     neg_emb: Float[Tensor, "units k d_text"],
@@ -63,6 +67,7 @@ def difference_of_means(
     return normalize(pos - neg, dim=1) @ normalize(label_emb, dim=1).T
 
 
+@takes_arrays
 def set_projection(
     pos_emb: Float[Tensor, "units k d_text"],
     neg_emb: Float[Tensor, "units k d_text"],
@@ -76,6 +81,7 @@ def set_projection(
     return normalize(rest, dim=1) @ normalize(label_emb, dim=1).T
 
 
+@takes_arrays
 def centred_mean(
     pos_emb: Float[Tensor, "units k d_text"],
     mean_emb: Float[Tensor, "d_text"],
@@ -87,6 +93,7 @@ def centred_mean(
     return normalize(pos - mean_emb, dim=1) @ normalize(label_emb, dim=1).T
 
 
+@takes_arrays
 def decoder_direction(
     decoder: Float[Tensor, "units d_text"], label_emb: Float[Tensor, "labels d_text"]
 ) -> Float[Tensor, "units labels"]:
@@ -102,6 +109,7 @@ def decoder_direction(
     return scores.masked_fill((decoder.norm(dim=1) == 0)[:, None], torch.nan)
 
 
+@takes_arrays
 def pair_weights(values: Float[Tensor, "units k"], kind: str = "relu") -> Float[Tensor, "units k"]:
     """Weights for CSP from the positives' activations, none negative.
 
@@ -123,6 +131,7 @@ def pair_weights(values: Float[Tensor, "units k"], kind: str = "relu") -> Float[
     return kinds[kind]
 
 
+@takes_arrays
 def template_contrast(
     filled: Float[Tensor, "templates labels d_text"], empty: Float[Tensor, "templates d_text"]
 ) -> Float[Tensor, "labels d_text"]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from saelab.acts import Acts, shape
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.assign.checks import similarities
 from saelab.label.mine.top import top_images
@@ -20,6 +21,7 @@ AT_ONCE = 5  # factors of at least TINY whose product float32 still holds: one l
 Likelihoods = Callable[[Int[Tensor, "units k"]], Float[Tensor, "units labels"]]  # from units' strongest images
 
 
+@takes_arrays
 def soft_wpmi(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],
@@ -42,6 +44,7 @@ def soft_wpmi(
     return with_prior(soft_likelihoods(sims, top_k, temperature, p_start, p_end)(ids), prior)
 
 
+@takes_arrays
 def wpmi(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],
@@ -60,6 +63,7 @@ def wpmi(
     return with_prior(likelihoods(sims, temperature)(ids), prior)
 
 
+@takes_arrays
 def clip_dissect_neurolens(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],
@@ -196,6 +200,7 @@ def weighted_rows(
     return out.masked_fill(ids[:, :1] < 0, torch.nan)
 
 
+@takes_arrays
 def rank_reorder(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],

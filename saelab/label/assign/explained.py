@@ -6,11 +6,13 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.arrays import takes_arrays
 from saelab.label.assign import linear, several
 from saelab.label.assign.evidence import Evidence
 from saelab.label.assign.formulas import invert_formulas
 
 
+@takes_arrays
 def explained(
     name: str, scores: Float[Tensor, "units labels"], evidence: Evidence, labels: Sequence[str]
 ) -> list[dict[str, Any]]:

@@ -7,9 +7,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.acts import Acts, blocks, columns, part, shape
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 
 
+@takes_arrays
 def invert_auc(acts: Acts, concepts: Bool[Tensor, "images labels"]) -> Float[Tensor, "units labels"]:
     """AUROC of each unit against each binary concept, from mid-ranks: P(in > out) + P(in = out) / 2.
 

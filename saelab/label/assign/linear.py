@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.acts import Acts, blocks, columns, shape, take_rows
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.assign.elastic import ElasticNet
 
@@ -80,6 +81,7 @@ def training_net(
     return ElasticNet(standardised(concepts.cpu()[:, usable]), lam, l1_share), usable
 
 
+@takes_arrays
 def linear_explanations(
     acts: Acts,
     concepts: Float[Tensor, "images labels"],

@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.assign.dissect import weighted_rows
 
 
+@takes_arrays
 def falcon(
     sims: Float[Tensor, "images labels"],
     positive_ids: Int[Tensor, "units k"],
@@ -52,6 +54,7 @@ def falcon_labels(scores: Float[Tensor, "units labels"], most: int = 8) -> list[
     return [indices[values > 0].tolist() for values, indices in rows]
 
 
+@takes_arrays
 def www(
     pos_emb: Float[Tensor, "units k d_text"],
     label_emb: Float[Tensor, "labels d_text"],

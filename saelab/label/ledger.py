@@ -1,6 +1,7 @@
 """Rows of a run that asks about units one by one: on disk as they come, so that a killed run can go on."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ class Ledger:
         """Append a row (a dataclass with `unit` and `status`); it is on disk when this returns."""
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(artifacts.plain(row), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, those kept and those added, in the order of units."""

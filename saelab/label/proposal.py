@@ -14,6 +14,10 @@ from torch import Tensor
 from saelab import artifacts
 from saelab.errors import UserError
 
+ANSWERED = (  # the fields of a proposal that say what was asked and answered, not what it took
+    "unit labels status proposer mode positives contrasts raw evidence confidence prompt sheets model".split()
+)
+
 if TYPE_CHECKING:
     from saelab.images import ImageSet
 
@@ -67,7 +71,7 @@ class Proposal:
     attempts: int = 0  # times that it was sent
     uncertain: int = 0  # attempts that ended without an answer and may have been charged all the same
     seconds: float | None = None  # from the first attempt to the answer
-    error: str | None = None  # why it failed
+    error: str | None = None  # why it failed, or why the model stopped in the middle of an answer that is unparsed
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,15 @@ def read(folder: Path | str) -> list[Proposal]:
     """The proposals of a folder, in the order of its file (the last row of a unit counts). Missing: UserError."""
     rows = {row["unit"]: row for row in artifacts.read_jsonl(Path(folder) / "proposals.jsonl")}
     return [from_row(row) for row in rows.values()]
+
+
+def answers_digest(folder: Path | str) -> str:
+    """SHA-256 of what was asked and answered in a folder's proposals; equal answers give equal digests.
+
+    What an answer took (seconds, attempts, tokens, money, whether it was cached) and the order of rows don't count.
+    """
+    rows = sorted(read(folder), key=lambda proposal: proposal.unit)
+    return artifacts.digest([{name: getattr(row, name) for name in ANSWERED} for row in rows])
 
 
 def from_row(row: dict[str, Any]) -> Proposal:

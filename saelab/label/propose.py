@@ -29,7 +29,19 @@ from tqdm import tqdm
 from saelab import artifacts
 from saelab.errors import UserError
 from saelab.label.ledger import Ledger
-from saelab.label.proposal import MODES, Case, Estimate, Exemplars, HeatMap, Proposal, Proposer, from_row, read, summary
+from saelab.label.proposal import (
+    MODES,
+    Case,
+    Estimate,
+    Exemplars,
+    HeatMap,
+    Proposal,
+    Proposer,
+    answers_digest,
+    from_row,
+    read,
+    summary,
+)
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -40,6 +52,7 @@ __all__ = [
     "Exemplars",
     "Proposal",
     "Proposer",
+    "answers_digest",
     "build_case",
     "estimate",
     "load_chat",

@@ -68,8 +68,8 @@ class SAEConfig:
             raise UserError(
                 "resample_every", self.resample_every, "needs rule=relu and decoder=free", "AuxK does it else"
             )
-        if self.screen == "bfloat16" and self.rule != "topk":
-            raise UserError("screen", self.screen, "needs rule=topk", "use screen=auto")
+        if self.screen == "bfloat16" and (self.rule != "topk" or self.decoder != "free"):
+            raise UserError("screen", self.screen, "needs rule=topk and decoder=free", "use screen=auto")
         if self.kernels == "triton" and self.rule not in ("topk", "batchtopk"):
             raise UserError("kernels", self.kernels, "needs rule=topk or batchtopk", "use kernels=torch")
         self._check_prefixes()

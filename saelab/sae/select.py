@@ -81,8 +81,13 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def settled(config: SAEConfig, device: str | torch.device) -> SAEConfig:
-    """The config with screen=bfloat16 where auto comes to that on the device: it changes numbers, so recipes say it."""
-    fast = config.screen == "auto" and config.rule == "topk" and fast_bfloat16(torch.device(device))
+    """The config with screen=bfloat16 where auto means that on the device: it changes numbers, so recipes state it.
+
+    An archetypal decoder is never screened: each data point is the start of several rows, whose pre-activations
+    bfloat16 cannot tell apart, so true members of the top k would fall behind all 1.5 k candidates.
+    """
+    fits = config.rule == "topk" and config.decoder == "free"
+    fast = config.screen == "auto" and fits and fast_bfloat16(torch.device(device))
     return replace(config, screen="bfloat16") if fast else config
 
 

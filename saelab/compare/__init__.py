@@ -2,6 +2,19 @@
 
 from saelab.compare.comparison import compare, finish
 from saelab.compare.inputs import Basis, Settings, Setup
+from saelab.compare.shared import Difference, difference
+from saelab.compare.sides import Side, join_groups
 from saelab.compare.tables import write
 
-__all__ = ["Basis", "Settings", "Setup", "compare", "finish", "write"]
+__all__ = [
+    "Basis",
+    "Difference",
+    "Settings",
+    "Setup",
+    "Side",
+    "compare",
+    "difference",
+    "finish",
+    "join_groups",
+    "write",
+]

@@ -197,7 +197,7 @@ def test_identical_sides_do_not_differ():
 def test_units_without_a_label_are_clusters_of_their_own():
     a = side(1, labels=3)
     named, unnamed = without_chance(a, side(2)), without_chance(Side(a.acts, a.target, [[None] * 30]), side(2))
-    assert named.refused == "side a has 3 different labels; an interval needs 20" and named.p is None
+    assert named.refused == "only 3 different labels on side a; an interval needs 20" and named.p is None
     assert named.difference == unnamed.difference and unnamed.refused is None
     assert unnamed.clusters["a"] == pytest.approx(30)
 
@@ -211,7 +211,7 @@ def test_nan_is_left_out_and_counted_and_constants_count_0():
     assert found.left_out == {"a": 2, "b": 0} and found.mean_a == pytest.approx(values.sum() / 28)
     assert np.isfinite(list(found.variance.values())).all() and np.isfinite([found.low, found.high, found.p]).all()
     gone = without_chance(Side([acts * torch.nan], [target], a.labels), b)
-    assert gone.mean_a is None and gone.refused == "a seed of side a has no unit with numbers"
+    assert gone.mean_a is None and gone.refused == "no unit with a number in a seed on side a"
 
 
 def test_one_label_for_all_units_of_both_sides_is_refused():
@@ -222,7 +222,7 @@ def test_one_label_for_all_units_of_both_sides_is_refused():
 
 def test_few_groups_of_images_are_refused():
     found = without_chance(side(1), side(2), groups=torch.arange(60) // 10)
-    assert found.refused == "6 groups of images; an interval needs 10" and found.difference is not None
+    assert found.refused == "only 6 groups of images; an interval needs 10" and found.difference is not None
 
 
 def test_an_image_in_each_group_is_like_no_groups():

@@ -1,6 +1,7 @@
 """Comparing bases: neurons, SAE features and controls of one layer. docs/comparison.md says how it is decided."""
 
 from saelab.compare.comparison import compare, finish
+from saelab.compare.evidence import TestImages
 from saelab.compare.inputs import Basis, Settings, Setup
 from saelab.compare.shared import Difference, difference
 from saelab.compare.sides import Side, join_groups
@@ -12,6 +13,7 @@ __all__ = [
     "Settings",
     "Setup",
     "Side",
+    "TestImages",
     "compare",
     "difference",
     "finish",

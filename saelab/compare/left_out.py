@@ -5,7 +5,7 @@ passes over the matrix, however many they are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -52,9 +52,27 @@ class Measured:
     left_out: Float[np.ndarray, "parts units"]  # `values` without each part
     cluster: Int[np.ndarray, "units"]
     seed: Int[np.ndarray, "units"]
-    kept: tuple[int, ...]  # units in each seed
+    unit: Int[np.ndarray, "units"]  # place among the units of its seed
+    seeds: int
     dropped: int  # units left out for NaN
-    unscaled: int  # units whose own label is the reference itself: nothing can be above chance
+    unscaled: int = 0  # units whose own label is the reference itself: nothing can be above chance
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Units in each seed."""
+        return tuple(np.bincount(self.seed, minlength=self.seeds).tolist())
+
+    def only(self, keep: Bool[np.ndarray, "units"]) -> "Measured":
+        """Some of the units."""
+        parts = [getattr(self, name)[keep] for name in ("values", "raw", "cluster", "seed", "unit")]
+        cluster = np.unique(parts[2], return_inverse=True)[1]
+        left_out = self.left_out[:, keep]
+        return Measured(*parts[:2], left_out, cluster, *parts[3:], self.seeds, self.dropped, self.unscaled)
+
+    def zero(self, where: Bool[np.ndarray, "units"]) -> "Measured":
+        """Itself with 0 for some units."""
+        values, raw, left_out = (np.where(where, 0.0, x) for x in (self.values, self.raw, self.left_out))
+        return replace(self, values=values, raw=raw, left_out=left_out)
 
 
 def measure(side: Side, parts: Parts, metric: str, reference: Float[Tensor, "images"] | None) -> Measured:
@@ -79,7 +97,8 @@ def measure(side: Side, parts: Parts, metric: str, reference: Float[Tensor, "ima
         left_out.masked_fill(lost, 0.0).nan_to_num(0.0, 0.0, 0.0).numpy(),
         cluster,
         seed,
-        tuple(int(keep.sum()) for keep in kept),
+        np.concatenate([np.flatnonzero(keep) for keep in kept]),
+        len(kept),
         sum(int((~keep).sum()) for keep in kept),
         int(lost.sum()),
     )

@@ -87,13 +87,16 @@ def difference(
     return combine(measure(a, parts, metric, reference), measure(b, parts, metric, reference), parts, alpha)
 
 
-def combine(a: Measured, b: Measured, parts: Parts, alpha: float = 0.05) -> Difference:
-    """The difference of two measured sides (the same parts), its variance and interval."""
+def combine(a: Measured, b: Measured, parts: Parts | None, alpha: float = 0.05) -> Difference:
+    """The difference of two measured sides (the same parts), its variance and interval.
+
+    Without parts nothing is known of single images: they are then taken as they are.
+    """
     sides = {"a": a, "b": b}
     lost = {name: side.dropped for name, side in sides.items()}
-    empty = [name for name, side in sides.items() if min(side.kept) == 0]
+    empty = [name for name, side in sides.items() if min(side.kept, default=0) == 0]
     if empty:
-        why = f"a seed of side {empty[0]} has no unit with numbers"
+        why = f"no unit with a number in a seed on side {empty[0]}"
         return Difference(None, None, None, None, None, None, None, {}, left_out=lost, refused=why)
     weights = {name: _weights(side) for name, side in sides.items()}
     means = {name: float(weights[name] @ side.values) for name, side in sides.items()}
@@ -101,18 +104,30 @@ def combine(a: Measured, b: Measured, parts: Parts, alpha: float = 0.05) -> Diff
     gap = means["a"] - means["b"]
     units = {name: _units(side, weights[name], parts) for name, side in sides.items()}
     seeds = {name: _seeds(side) for name, side in sides.items()}
-    moved = a.left_out @ weights["a"] - b.left_out @ weights["b"]
+    moved = np.zeros(0) if parts is None else a.left_out @ weights["a"] - b.left_out @ weights["b"]
     pieces = [(units[name].variance, units[name].df) for name in sides]
     pieces += [*seeds.values(), _jackknife(moved, parts)]
     variance = {"units_a": pieces[0][0], "units_b": pieces[1][0]}
     variance |= {"seeds": pieces[2][0] + pieces[3][0], "images": pieces[4][0]}
-    counts = {name: units[name].effective for name in sides} | {"images": float(parts.groups)}
+    counts = {name: units[name].effective for name in sides}
+    counts |= {} if parts is None else {"images": float(parts.groups)}
     given = Difference(means["a"], means["b"], gap, None, None, None, None, variance, raw["a"], raw["b"], counts, lost)
     why = _refusal(sides, parts)
     if why is not None:
         return replace(given, refused=why)
     low, high, p, df = student(gap, pieces, alpha)
     return replace(given, low=low, high=high, p=p, df=df)
+
+
+def against_zero(side: Measured, parts: Parts | None, alpha: float = 0.05) -> float | None:
+    """Two-sided p that a side's mean is 0, of the same variance; None with too few labels or groups of images."""
+    if min(side.kept, default=0) == 0 or _refusal({"": side}, parts) is not None:
+        return None
+    weights = _weights(side)
+    units = _units(side, weights, parts)
+    moved = np.zeros(0) if parts is None else side.left_out @ weights
+    pieces = [(units.variance, units.df), _seeds(side), _jackknife(moved, parts)]
+    return student(float(weights @ side.values), pieces, alpha)[2]
 
 
 def student(gap: float, pieces: list[tuple[float, float]], alpha: float = 0.05) -> tuple[float, float, float, float]:
@@ -140,13 +155,13 @@ def _weights(side: Measured) -> Float[np.ndarray, "units"]:
     return 1 / (len(side.kept) * np.array(side.kept, dtype=float)[side.seed])
 
 
-def _units(side: Measured, weights: np.ndarray, parts: Parts) -> _Units:
+def _units(side: Measured, weights: np.ndarray, parts: Parts | None) -> _Units:
     """Variance of a side's mean over fresh clusters of units; the noise of their images taken out."""
     share = np.bincount(side.cluster, weights)
     effective = 1 / float((share**2).sum())
     spread = _clustered(side.values, side.cluster, weights, share)
     noise = 0.0
-    if len(share) > 1:
+    if parts is not None and len(share) > 1:
         sums = _by_cluster(side, weights)
         sums -= sums.sum(1, keepdims=True) * share  # what moves all clusters alike is in no spread
         moved = sums - sums.mean(0)
@@ -182,8 +197,10 @@ def _seeds(side: Measured) -> tuple[float, float]:
     return max(float(np.var(means, ddof=1)) / count - within / count**2, 0.0), count - 1.0
 
 
-def _jackknife(moved: Float[np.ndarray, "parts"], parts: Parts) -> tuple[float, float]:
+def _jackknife(moved: Float[np.ndarray, "parts"], parts: Parts | None) -> tuple[float, float]:
     """Variance over fresh groups of images, and its degrees of freedom."""
+    if parts is None:
+        return 0.0, 1.0
     sizes = parts.sizes.numpy()
     share = sizes / sizes.sum()
     terms = (1 - share) * (moved - moved.mean()) ** 2
@@ -194,16 +211,16 @@ def _jackknife(moved: Float[np.ndarray, "parts"], parts: Parts) -> tuple[float, 
     return total, max(effective - 1, 1.0)
 
 
-def _refusal(sides: dict[str, Measured], parts: Parts) -> str | None:
+def _refusal(sides: dict[str, Measured], parts: Parts | None) -> str | None:
     for name, side in sides.items():
         if side.unscaled:
-            return f"side {name}: a label is the only one of both sides, so nothing can be above chance"
+            return "all units of both sides have one label, so nothing can be above chance"
     for name, side in sides.items():
         found = len(np.unique(side.cluster))
         if found < FEWEST_CLUSTERS:
-            return f"side {name} has {found} different labels; an interval needs {FEWEST_CLUSTERS}"
-    if parts.groups < FEWEST_GROUPS:
-        return f"{parts.groups} groups of images; an interval needs {FEWEST_GROUPS}"
+            return f"only {found} different labels on side {name}; an interval needs {FEWEST_CLUSTERS}"
+    if parts is not None and parts.groups < FEWEST_GROUPS:
+        return f"only {parts.groups} groups of images; an interval needs {FEWEST_GROUPS}"
     return None
 
 

@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from comparison_example import PATH, example
 
-from saelab.compare import Basis, Settings, Setup, compare, finish, whole_way, write
+from saelab.compare import Basis, Settings, Setup, compare, finish, write
 from saelab.compare.describe import label_use
 from saelab.compare.inputs import above_chance, check, selected
 from saelab.compare.verdicts import decide
-from saelab.compare.whole_way import FEW, SETTINGS, bases, check_whole_way, planted, test_images, verdict
+from saelab.compare.whole_way import SETTINGS, bases
 from saelab.errors import UserError
 from saelab.evaluate.faithfulness import CHANCE
 

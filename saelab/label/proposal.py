@@ -15,7 +15,21 @@ from saelab import artifacts
 from saelab.errors import UserError
 
 ANSWERED = (  # the fields of a proposal that say what was asked and answered, not what it took
-    "unit labels status proposer mode positives contrasts raw evidence confidence prompt sheets model".split()
+    [
+        "unit",
+        "labels",
+        "status",
+        "proposer",
+        "mode",
+        "positives",
+        "contrasts",
+        "raw",
+        "evidence",
+        "confidence",
+        "prompt",
+        "sheets",
+        "model",
+    ]
 )
 
 if TYPE_CHECKING:

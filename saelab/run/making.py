@@ -27,7 +27,7 @@ from saelab.run.basis import KINDS, Basis
 from saelab.run.config import RunConfig
 from saelab.run.given import Given
 from saelab.run.inputs import Inputs
-from saelab.run.stages.comparison import compare_bases, pooling_of
+from saelab.run.stages.comparison import compare_bases, group_images, pooling_of
 from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.images import record_images
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
@@ -181,7 +181,9 @@ class Stages(Inputs):
         evaluated = self.evaluated
         with self.timings.of("comparison"):
             setups = {layer: self._setup(layer) for layer in self.caches}
-            return compare_bases(evaluated, setups, self.config.compare, self.root)
+            test = self.images.ids("test")
+            tested = compare.TestImages(self.judges, test, group_images(self.images, test))
+            return compare_bases(evaluated, setups, self.config.compare, self.root, tested)
 
     def outcome(self, comparisons: bool = True) -> record.Outcome:
         """Everything that was made, for the run's record."""

@@ -23,9 +23,12 @@ class Ledger:
         self.recipe = artifacts.plain(recipe)
         if not self.header.exists():
             artifacts.write_json(self.header, {"recipe": self.recipe})
-        elif artifacts.read_json(self.header)["recipe"] != self.recipe:
+        elif artifacts.read_json(self.header).get("recipe") != self.recipe:
             raise UserError("folder", folder, f"holds {name} of another recipe", "give these a folder of their own")
         rows = artifacts.read_jsonl(self.file) if self.file.exists() else []
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict) or type(row.get("unit")) is not int or "status" not in row:
+                raise UserError("file", self.file, f"line {number} is no row of {name}", "delete the line")
         last: dict[int, dict[str, Any]] = {row["unit"]: row for row in rows}
         self.kept = {unit: row for unit, row in last.items() if row["status"] != "failed"}
         self._failed = {unit: row.get("record", row) for unit, row in last.items() if row["status"] == "failed"}

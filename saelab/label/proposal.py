@@ -13,24 +13,10 @@ from torch import Tensor
 
 from saelab import artifacts
 from saelab.errors import UserError
+from saelab.label.vlm.completion import amount, count
 
-ANSWERED = (  # the fields of a proposal that say what was asked and answered, not what it took
-    [
-        "unit",
-        "labels",
-        "status",
-        "proposer",
-        "mode",
-        "positives",
-        "contrasts",
-        "raw",
-        "evidence",
-        "confidence",
-        "prompt",
-        "sheets",
-        "model",
-    ]
-)
+# The fields of a proposal that say what an answer took, not what was asked and answered.
+TAKEN = ("request", "prompt_tokens", "completion_tokens", "cost", "cached", "attempts", "uncertain", "seconds", "error")
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -173,8 +159,8 @@ def answers_digest(folder: Path | str) -> str:
 
     What an answer took (seconds, attempts, tokens, money, whether it was cached) and the order of rows don't count.
     """
-    rows = sorted(read(folder), key=lambda proposal: proposal.unit)
-    return artifacts.digest([{name: getattr(row, name) for name in ANSWERED} for row in rows])
+    rows = [artifacts.plain(row) for row in sorted(read(folder), key=lambda proposal: proposal.unit)]
+    return artifacts.digest([{name: value for name, value in row.items() if name not in TAKEN} for row in rows])
 
 
 def from_row(row: dict[str, Any]) -> Proposal:
@@ -183,4 +169,5 @@ def from_row(row: dict[str, Any]) -> Proposal:
     if extra := set(row) - known:
         raise UserError("proposals.jsonl", ", ".join(sorted(extra)), "unknown fields", "delete the folder")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-    return Proposal(**values)
+    values |= {name: count(row.get(name)) for name in ("prompt_tokens", "completion_tokens")}
+    return Proposal(**values | {"cost": amount(row.get("cost"))})

@@ -208,6 +208,10 @@ def run(
     with tqdm(total=len(todo), desc=proposer.name, disable=not progress) as bar:
 
         def keep(proposal: Proposal) -> None:
+            attempts, uncertain = ledger.tries(proposal.unit)
+            proposal = dataclasses.replace(
+                proposal, attempts=proposal.attempts + attempts, uncertain=proposal.uncertain + uncertain
+            )
             found[proposal.unit] = proposal
             ledger.add(proposal)
             bar.update()

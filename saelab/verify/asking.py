@@ -10,6 +10,7 @@ from saelab.errors import UserError
 from saelab.label.ledger import Ledger
 from saelab.label.selection import Budget, Item
 from saelab.label.vlm.chat import Chat, Reply, Request
+from saelab.label.vlm.completion import count
 from saelab.label.vlm.proposer import buyer, keep_pictures
 
 
@@ -57,6 +58,8 @@ def ask(
     with tqdm(total=len(items), initial=len(items) - len(todo), desc=ledger.file.stem, disable=not progress) as bar:
 
         def keep(item: Item, reply: Reply) -> None:
+            attempts, uncertain = ledger.tries(item.unit)
+            reply = replace(reply, attempts=reply.attempts + attempts, uncertain=reply.uncertain + uncertain)
             found[item.unit] = reply
             ledger.add(row(item, reply))
             bar.update()
@@ -94,4 +97,5 @@ def spent(rows: Sequence[Row]) -> dict[str, Any]:
 
 def paid(records: Sequence[dict[str, Any]]) -> list[Reply]:
     """What answers took, from the records of their rows, as a budget counts it."""
-    return [Reply(None, **record) for record in records]
+    counts = [{name: count(record[name]) for name in ("prompt_tokens", "completion_tokens")} for record in records]
+    return [Reply(None, **record | own) for record, own in zip(records, counts, strict=True)]

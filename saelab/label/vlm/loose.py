@@ -19,6 +19,7 @@ COMMAS, COLONS = ",，、", ":："
 CONSTANTS = {"true": True, "false": False, "null": None, "none": None, "nan": float("nan"), "infinity": float("inf")}
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?![\w.])", re.ASCII)
+_BRACKET = re.compile(r"[{\[]")
 _WORD = re.compile(r"-?[A-Za-z_]\w*")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _AFTER_A_STRING = re.compile(rf"\s*(?:[{COMMAS}{COLONS}\]}}{''.join(QUOTES)}]|$)")
@@ -46,7 +47,7 @@ class _TooDeep(Exception):
 def values(text: str) -> Iterator[Found]:
     """The outermost objects and lists within `text`, in order. Nothing that is nested too deeply is read."""
     at, effort = 0, EFFORT * len(text) + 1000
-    while effort > 0 and (bracket := re.compile(r"[{\[]").search(text, at)):
+    while effort > 0 and (bracket := _BRACKET.search(text, at)):
         reader = _Reader(text, bracket.start())
         try:
             value = reader.value(0)

@@ -35,7 +35,7 @@ def quality(sae: SAE, data: Any) -> dict[str, Any]:
     Independent of how the data is cut up, but for the float32 rounding of single reconstructions.
     """
     sums = _Sums(sae)
-    for x in _chunks(data):
+    for x in chunks(data):
         for part in x.split(sae.tokens_at_once):
             sums.add(part)
     return sums.result()
@@ -123,7 +123,8 @@ def _fired(codes: Codes | Float[Tensor, "chunk latents"], latents: int) -> Int[T
     return (codes > 0).sum(0)
 
 
-def _chunks(data: Any) -> Iterable[Float[Tensor, "chunk d_in"]]:
+def chunks(data: Any) -> Iterable[Float[Tensor, "chunk d_in"]]:
+    """Tokens piece by piece: of a Batches (its rows, in order), an array [tokens, d_in], or an iterable of such."""
     if hasattr(data, "ndim"):
         data = Batches(data, CHUNK)
     if not isinstance(data, Batches):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, select
+from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, select, settle
 from saelab.sae.distributed import World
 
 VARIANCE, TOKENS = 3.7, 48
@@ -263,12 +263,12 @@ def test_the_bfloat16_screen_changes_which_latents_are_looked_at_and_no_value():
 
 
 def test_the_screen_that_auto_comes_to_is_written_into_configs(monkeypatch):
-    monkeypatch.setattr(select, "fast_bfloat16", lambda device: device.type == "cuda")
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda device: device.type == "cuda")
     auto = SAEConfig(12, 64, k=4)
-    assert select.settled(auto, "cuda").screen == "bfloat16" and select.settled(auto, "cpu") == auto
+    assert settle(auto, "cuda").screen == "bfloat16" and settle(auto, "cpu") == auto
     others = ({"screen": "float32"}, {"rule": "batchtopk"}, {"decoder": "archetypal"})
-    for other in (SAEConfig(12, 64, k=4, **settings) for settings in others):
-        assert select.settled(other, "cuda") == other
+    for other in (SAEConfig(12, 64, k=4, **more) for more in others):
+        assert settle(other, "cuda") == other
 
 
 def test_the_screen_finds_the_true_members_with_float32_values():

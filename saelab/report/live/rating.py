@@ -5,7 +5,6 @@ shares no word with anything that scorers or people said of the pictures. Who ca
 """
 
 import hashlib
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from saelab import artifacts
 from saelab.errors import UserError
 from saelab.report.reading import Basis, Run
 from saelab.report.records import FIRES
+from saelab.text import folded, is_unspaced, words
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def _labels_of(row: dict) -> list[str]:
 
 
 def _words(*texts: str) -> set[str]:
-    return {word.rstrip("s") for text in texts for word in re.findall(r"\w{3,}", text.lower())}
+    """Words of three letters or more, and characters of scripts without spaces."""
+    found = [word for text in texts for word in words(folded(text).replace("_", " "))]
+    return {word.rstrip("s") for word in found if len(word) > 2 or is_unspaced(word)}
 
 
 def _digest(*parts: object) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from saelab.artifacts import read_json, write_jsonl
+from saelab.artifacts import read_json, write_csv, write_jsonl
 from saelab.errors import UserError
 from saelab.report import methods, pictures
 from saelab.report.reading import Run
@@ -20,7 +20,7 @@ def write(run: Run, made: Records, out: Path) -> list[list[str]]:
     folder = out / "takeaway"
     folder.mkdir(exist_ok=True)
     rows = table(run, made)
-    _csv(folder / "units.csv", rows)
+    write_csv(folder / "units.csv", rows)
     write_jsonl(folder / "units.jsonl", rows)
     write_jsonl(folder / "neuronpedia.jsonl", neuronpedia(run, made))
     for name, content in (
@@ -145,16 +145,6 @@ def _feature(run: Run, basis: str, layer: str, record: dict[str, Any]) -> dict[s
             for i, value in zip(record["positives"], record["activations"], strict=True)
         ],
     }
-
-
-def _csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    import csv
-
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()})
 
 
 def _parquet(path: Path, rows: list[dict[str, Any]]) -> bool:

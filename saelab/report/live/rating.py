@@ -5,7 +5,6 @@ shares no word with any scorer's or person's description of the pictures. A rate
 """
 
 import hashlib
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from saelab import artifacts
 from saelab.errors import UserError
 from saelab.report.reading import Basis, Run
+from saelab.text import folded, is_unspaced, words
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,9 @@ def _labels_of(row: dict) -> list[str]:
 
 
 def _words(*texts: str) -> set[str]:
-    return {word.rstrip("s") for text in texts for word in re.findall(r"\w{3,}", text.lower())}
+    """Words of three letters or more, and characters of scripts without spaces."""
+    found = [word for text in texts for word in words(folded(text).replace("_", " "))]
+    return {word.rstrip("s") for word in found if len(word) > 2 or is_unspaced(word)}
 
 
 def _digest(*parts: object) -> str:

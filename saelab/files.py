@@ -18,6 +18,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20
 
 ADDED = "added"  # key in the metadata of a dataclass field; see `added`
 
+
 def added(default: Any) -> Any:
     """A dataclass field that recipes leave out at its default, so that those from before it existed stay the same."""
     return dataclasses.field(default=default, metadata={ADDED: True})

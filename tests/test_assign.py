@@ -1,7 +1,6 @@
 """Scorers against plain twins, dense against CSR, and what must hold whatever the numbers."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from torch.nn.functional import normalize
 from saelab import planted
 from saelab.errors import UserError
 from saelab.label import assign, mine
-from saelab.label.assign import contrastive, elastic, linear
-from saelab.label.assign.registry import SCORERS
+from saelab.label.scorers import contrastive, elastic, linear
+from saelab.label.scorers.registry import SCORERS
 
 CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
 
@@ -60,7 +59,7 @@ def test_blocks_of_units_give_the_same_scores(name, monkeypatch):
     evidence = assign.Evidence.mined(acts, emb, txt, 10, **more(txt))
     whole = assign.score([name], evidence)[name]
     ranked = assign.ranking(whole, 3)
-    monkeypatch.setattr("saelab.label.assign.registry.BLOCK", 1 << 13)
+    monkeypatch.setattr("saelab.label.scorers.registry.BLOCK", 1 << 13)
     for field, value in vars(assign.rankings([name], evidence, 3)[name]).items():
         assert torch.allclose(value.float(), getattr(ranked, field).float(), atol=1e-6, equal_nan=True), field
 
@@ -218,11 +217,6 @@ def test_wpmi_of_units_that_fire_on_different_numbers_of_images(name, k):
         prior = torch.stack([ll[v] * n[u] / n[v] for v in range(8)]).exp().mean(0).log()
         assert torch.allclose(found[u].double(), ll[u] - (1 if name == "soft_wpmi" else 0.6) * prior, atol=1e-3)
     assert bool(found[8].isnan().all())
-
-
-def test_every_scorer_can_be_named_on_the_command_line():
-    options = Path(__file__).resolve().parent.parent / "conf" / "scorer"
-    assert {file.stem for file in options.glob("*.yaml")} == set(SCORERS)
 
 
 def test_the_packages_semanticlens_takes_off_each_templates_own_vector():

@@ -7,11 +7,11 @@ import torch
 from torch.nn.functional import normalize
 
 from saelab.label import assign, mine
-from saelab.label.assign.dissect import others_logsumexp
-from saelab.label.assign.registry import SCORERS
 from saelab.label.nulls import null_percentile, null_percentiles
-from saelab.label.nulls.families import family, whole
-from saelab.label.nulls.frame import Draw, Frame
+from saelab.label.scorers.dissect import others_logsumexp
+from saelab.label.scorers.frame import Draw, Frame
+from saelab.label.scorers.permuted import whole
+from saelab.label.scorers.registry import SCORERS
 
 CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
 
@@ -45,7 +45,7 @@ def test_short_cuts_equal_the_scorer_on_permuted_evidence(name, rule):
     acts, emb, txt, groups, more = world()
     evidence = assign.Evidence.mined(acts, emb, txt, 8, mine.ContrastRule(rule), groups, **more)
     frame = Frame(evidence, block=5)
-    short, plain = family(SCORERS[name], frame), whole(SCORERS[name])
+    short, plain = SCORERS[name].under(frame), whole(SCORERS[name], frame)
     g = torch.Generator().manual_seed(1)
     for _ in range(3):
         draw = Draw(frame, torch.randperm(frame.images, generator=g))
@@ -63,7 +63,7 @@ def test_the_frame_permutes_one_unit_as_permuting_its_column_would():
     frame = Frame(evidence)
     order = torch.randperm(len(emb), generator=torch.Generator().manual_seed(4))
     for name in ("csp", "pearson", "cos_cubed", "semanticlens"):
-        best = family(SCORERS[name], frame)
+        best = SCORERS[name].under(frame)
         for block in frame.blocks:
             for unit, found in zip(block.units.tolist(), best(Draw(frame, order), block), strict=True):
                 moved = torch.empty_like(acts[:, [unit]])
@@ -79,7 +79,7 @@ def test_wpmi_keeps_the_other_units_as_they_are(name):
     evidence = assign.Evidence.mined(acts, emb, txt, 8)
     frame = Frame(evidence)
     order = torch.randperm(len(emb), generator=torch.Generator().manual_seed(4))
-    best = family(SCORERS[name], frame)
+    best = SCORERS[name].under(frame)
     for block in frame.blocks:
         for unit, found in zip(block.units.tolist(), best(Draw(frame, order), block), strict=True):
             moved = acts.clone()
@@ -97,7 +97,7 @@ def test_nets_without_some_or_any_usable_concept(usable):
     (scores,) = assign.score(["linear_explanations"], evidence).values()
     assert bool((scores[:, usable:].nan_to_num() == 0).all())
     frame = Frame(evidence, block=5)
-    short, plain = family(SCORERS["linear_explanations"], frame), whole(SCORERS["linear_explanations"])
+    short, plain = SCORERS["linear_explanations"].under(frame), whole(SCORERS["linear_explanations"], frame)
     found = []
     for seed in range(4):
         draw = Draw(frame, torch.randperm(frame.images, generator=torch.Generator().manual_seed(seed)))

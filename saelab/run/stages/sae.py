@@ -11,7 +11,7 @@ from saelab.errors import UserError
 from saelab.run.distributed import ensure_together
 from saelab.run.presets import preset
 from saelab.sae import SAE, SAEConfig, TrainConfig, fit_many
-from saelab.sae.select import settled
+from saelab.sae.select import settle
 
 CODE = 5  # version of this stage; part of every recipe
 Logger = Callable[..., None]  # as saelab.sae.fit_many takes it
@@ -71,7 +71,7 @@ def train_saes(
 ) -> list[Artifact]:
     """One `sae` artifact for each seed, trained on the mine tokens. `logger(place in seeds, step, numbers)`."""
     configs, train = sae_configs(given, store.d_in, seeds)
-    configs = [settled(config, device) for config in configs]
+    configs = [settle(config, device) for config in configs]
     recipes = [{"stage": "sae", "code": CODE, "cache": store.digest, "sae": c, "train": train} for c in configs]
     kept = "" if configs[0].rule == "relu" else f"-k{configs[0].k}"
     wanted = [(f"{store.layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]

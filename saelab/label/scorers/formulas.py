@@ -9,7 +9,7 @@ from torch import Tensor
 from saelab.acts import Acts, blocks, columns, shape
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
-from saelab.label.assign.invert import mid_ranks
+from saelab.label.scorers.ranks import mid_ranks
 
 OPERATORS = ("and", "and not", "or", "or not")
 

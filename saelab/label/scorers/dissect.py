@@ -6,15 +6,20 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, softplus
 
 from saelab.acts import Acts, shape
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
-from saelab.label.assign.checks import similarities
 from saelab.label.mine.top import top_images
+from saelab.label.scorers.checks import similarities
+from saelab.label.scorers.evidence import Evidence
+from saelab.label.scorers.frame import Block, Draw, Frame, once
+from saelab.label.scorers.permuted import Best, best_of
+from saelab.label.scorers.scorer import Citation, Rows, Scorer, of_all
 
 SOFT_K, WPMI_K, NEUROLENS_K = 100, 28, 30  # how many images each looks at, as its authors set it
+SOFT_PRIOR, WPMI_PRIOR = 1.0, 0.6  # weights of the prior, as its authors set them
 TINY = 1e-7  # added to probabilities before the logarithm, by CLIP-Dissect
 AT_ONCE = 5  # factors of at least TINY whose product float32 still holds: one logarithm for all of them
 
@@ -30,7 +35,7 @@ def soft_wpmi(
     temperature: float = 10.0,
     p_start: float = 0.998,
     p_end: float = 0.97,
-    prior: float = 1.0,
+    prior: float = SOFT_PRIOR,
 ) -> Float[Tensor, "units labels"]:
     """Soft weighted pointwise mutual information (CLIP-Dissect, ICLR 2023, the authors' code).
 
@@ -51,7 +56,7 @@ def wpmi(
     label_emb: Float[Tensor, "labels d_text"],
     top_k: int = WPMI_K,
     temperature: float = 2.0,
-    prior: float = 0.6,
+    prior: float = WPMI_PRIOR,
 ) -> Float[Tensor, "units labels"]:
     """Weighted pointwise mutual information (CLIP-Dissect): ll = sum over the top_k images of log(q + 1e-7).
 
@@ -200,67 +205,85 @@ def weighted_rows(
     return out.masked_fill(ids[:, :1] < 0, torch.nan)
 
 
-@takes_arrays
-def rank_reorder(
-    acts: Acts,
-    image_emb: Float[Tensor, "images d_text"],
-    label_emb: Float[Tensor, "labels d_text"],
-    top_fraction: float = 0.05,
-    p: float = 3.0,
-    scale_p: float = 0.5,
-) -> Float[Tensor, "units labels"]:
-    """CLIP-Dissect's rank reorder: how far the top images' activations are from the order that the label gives them.
+def weighted(frame: Frame) -> Best:
+    """The CSP authors' CLIP-Dissect under permutation: one product of weights and the first images' probabilities."""
+    ids, values = frame.evidence.positives(NEUROLENS_K)
+    q = (frame.evidence.sims / 10.0).softmax(dim=1)
+    mean = q.mean(dim=0)
+    total = values.sum(dim=1, keepdim=True)
+    weights = (values / total).masked_fill(total <= 0, torch.nan)  # 0 where no image is left
+    fills, fill = frame.fills(ids.shape[1])
 
-    Over a unit's top int(top_fraction x images) images: minus the mean of |a - a reordered by P| ** p, over its mean
-    under random orders, over (mean P) ** scale_p; at most 0. The authors estimate the mean under random orders from
-    five draws; here it is exact. -inf for a label whose mean P is not positive, NaN for a unit whose top activations
-    are all equal. Raises UserError if top_fraction leaves fewer than two images.
-    """
-    acts, sims = similarities(acts, image_emb, label_emb)
-    k = int(top_fraction * len(sims))
-    if k < 2:
-        raise UserError("top_fraction", top_fraction, f"leaves {k} of {len(sims)} images, expected at least 2")
-    return rank_reorder_rows(sims, *top_images(acts, k), p, scale_p)(slice(None))
+    def best(draw: Draw, block: Block) -> Tensor:
+        out = torch.empty(len(block.units), device=q.device)
+        for i, images in enumerate(draw.positives(fills, ids.shape[1]).clamp(min=0)):
+            some = fill[block.units] == i
+            if bool(some.any()):
+                out[some] = best_of(weights[block.units[some]] @ (q[images] / mean) + 1e-6 / mean).log()
+        return out
+
+    return best
 
 
-def rank_reorder_rows(
-    sims: Float[Tensor, "images labels"],
-    ids: Int[Tensor, "units k"],
-    values: Float[Tensor, "units k"],
-    p: float = 3.0,
-    scale_p: float = 0.5,
-) -> Callable[[slice], Tensor]:
-    """`rank_reorder` for a slice of units at a time, given similarities and top images."""
+def likelihood(frame: Frame, of: Likelihoods, k: int, weight: float) -> Best:
+    """Either WPMI under permutation: a unit's permuted likelihood against the prior of the other units as they are."""
+    e = frame.evidence
+    k = min(k, frame.images)
+    ids = e.positives(k)[0]
+    others = others_logsumexp(of(ids), (ids >= 0).sum(dim=1))
+    count = math.log(max(int((ids[:, 0] >= 0).sum()), 1))
+    fills, fill = frame.fills(k)
+    permuted = once(lambda draw: of(draw.positives(fills, k)))
 
-    def one(unit_ids: Int[Tensor, "k"], strongest: Float[Tensor, "k"]) -> Float[Tensor, "labels"]:
-        if int(unit_ids[0]) < 0:
-            return sims.new_full((sims.shape[1],), torch.nan)
-        seen = sims[unit_ids]
-        order = seen.argsort(dim=0, stable=True)
-        # The label's r-th least similar image should have the r-th smallest activation.
-        error = (strongest[order] - strongest.flip(0)[:, None]).abs().pow(p).mean(dim=0)
-        chance = rank_costs(strongest[None], p).mean()
-        return reorder_scores(error, chance, seen.mean(dim=0), scale_p)
+    def best(draw: Draw, block: Block) -> Tensor:
+        ll = permuted(draw)[fill[block.units]]
+        if weight == 1:  # then the score falls with others - ll, and one logarithm a unit is enough
+            return count - softplus((others[block.units] - ll).amin(dim=1))
+        return best_of(ll - weight * (torch.logaddexp(others[block.units], ll) - count))
 
-    def rows(units: slice) -> Float[Tensor, "some labels"]:
-        return torch.stack([one(i, v) for i, v in zip(ids[units], values[units].to(sims.dtype), strict=True)])
-
-    return rows
+    return best
 
 
-def reordered_images(images: int, top_fraction: float = 0.05) -> int:
-    """How many of a unit's top images rank reorder looks at, of so many images; 2 at least."""
-    return max(2, int(top_fraction * images))
+def _neurolens(e: Evidence) -> Rows:
+    return neurolens_rows(e.sims, *e.positives(NEUROLENS_K))
 
 
-def rank_costs(values: Float[Tensor, "units k"], p: float = 3.0) -> Float[Tensor, "units k k"]:
-    """What it costs to put the activation of one rank in the place of another: |a_i - a_j| ** p."""
-    return (values[:, :, None] - values[:, None, :]).abs().pow(p)
-
-
-def reorder_scores(
-    error: Float[Tensor, "*units labels"], chance: Tensor, mean: Float[Tensor, "labels"], scale_p: float = 0.5
-) -> Float[Tensor, "*units labels"]:
-    """Rank reorder's score from a label's mean error, the unit's under random orders, and the label's mean P."""
-    score = -(error / chance) / mean.clamp(min=0) ** scale_p
-    return score.masked_fill((mean <= 0) & ~score.isnan(), -torch.inf)
+OIKARINEN = Citation(
+    "Oikarinen & Weng, ICLR 2023",
+    """@inproceedings{oikarinen2023clipdissect,
+  title = {{CLIP-Dissect}: Automatic Description of Neuron Representations in Deep Vision Networks},
+  author = {Oikarinen, Tuomas and Weng, Tsui-Wei},
+  booktitle = {International Conference on Learning Representations},
+  year = {2023}
+}""",
+)
+SCORERS = (
+    Scorer(
+        "soft_wpmi",
+        "images",
+        "CLIP-Dissect",
+        "Soft weighted pointwise mutual information.",
+        of_all(lambda e: positives_with_prior(soft_likelihoods(e.sims), e.positives(SOFT_K)[0], SOFT_PRIOR)),
+        lambda scorer, frame: likelihood(frame, soft_likelihoods(frame.evidence.sims), SOFT_K, SOFT_PRIOR),
+        OIKARINEN,
+    ),
+    Scorer(
+        "wpmi",
+        "images",
+        "WPMI",
+        "Weighted pointwise mutual information.",
+        of_all(lambda e: positives_with_prior(likelihoods(e.sims), e.positives(WPMI_K)[0], WPMI_PRIOR)),
+        lambda scorer, frame: likelihood(frame, likelihoods(frame.evidence.sims), WPMI_K, WPMI_PRIOR),
+        OIKARINEN,
+    ),
+    Scorer(
+        "clip_dissect_neurolens",
+        "images",
+        "CLIP-Dissect (neurolens)",
+        "The variant in the CSP authors' code: the strong images' label probabilities over those of all images.",
+        _neurolens,
+        lambda scorer, frame: weighted(frame),
+        OIKARINEN,
+        "neurolens, after Oikarinen & Weng, ICLR 2023",
+    ),
+)

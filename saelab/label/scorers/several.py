@@ -1,12 +1,19 @@
 """Scorers whose authors give a unit several labels: FALCON and WWW."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
-from saelab.label.assign.dissect import weighted_rows
+from saelab.label.scorers.dissect import weighted_rows
+from saelab.label.scorers.evidence import Evidence
+from saelab.label.scorers.frame import Frame
+from saelab.label.scorers.permuted import Best, by_ranges, positives_only, where_ranked
+from saelab.label.scorers.scorer import Citation, Explain, Rows, Scorer
 
 
 @takes_arrays
@@ -89,3 +96,79 @@ def mean_rows(terms: Float[Tensor, "images labels"], ids: Int[Tensor, "units k"]
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
     none = (ids < 0).all(dim=1, keepdim=True)
     return weighted_rows(terms, ids.clamp(min=0), weights).masked_fill(none, torch.nan)
+
+
+def _falcon(e: Evidence) -> Rows:
+    of_images = support(e.sims)
+    return lambda units: supported(of_images, e.positive_ids[units], e.contrast_ids[units])
+
+
+@where_ranked
+def _falcon_null(scorer: Scorer, frame: Frame) -> Best:
+    of_images = support(frame.evidence.sims)
+    return by_ranges(frame, lambda some: supported(of_images, some.positive_ids, some.contrast_ids))
+
+
+def _www(e: Evidence) -> Rows:
+    filled, template = e.need("filled_emb"), e.need("template_emb")
+
+    def rows(units: slice) -> Tensor:
+        ids = e.positive_ids[units]
+        return www(e.images_of(ids), filled, template, ids >= 0)
+
+    return rows
+
+
+def _listed(kept: Callable[[Tensor], list[list[int]]]) -> Explain:
+    """`labels`: those that are kept, each with its score."""
+
+    def explain(scores: Tensor, evidence: Evidence, labels: Sequence[str]) -> list[dict[str, Any]]:
+        rows = zip(scores, kept(scores), strict=True)
+        return [{"labels": [[labels[i], float(row[i])] for i in own]} for row, own in rows]
+
+    return explain
+
+
+KALIBHAT = Citation(
+    "Kalibhat et al., ICML 2023",
+    """@inproceedings{kalibhat2023falcon,
+  title = {Identifying Interpretable Subspaces in Image Representations},
+  author = {Kalibhat, Neha and Bhardwaj, Shweta and Bruss, C. Bayan and Firooz, Hamed and Sanjabi, Maziar
+            and Feizi, Soheil},
+  booktitle = {International Conference on Machine Learning},
+  year = {2023}
+}""",
+)
+AHN = Citation(
+    "Ahn et al., CVPR 2024",
+    """@inproceedings{ahn2024www,
+  title = {{WWW}: A Unified Framework for Explaining What, Where and Why of Neural Networks by Interpretation of
+           Neuron Concepts},
+  author = {Ahn, Yong Hyun and Kim, Hyeon Bae and Kim, Seong Tae},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year = {2024}
+}""",
+)
+SCORERS = (
+    Scorer(
+        "falcon",
+        "pairs",
+        "FALCON",
+        "Mean label probability over the strong images, where the label is among an image's five best; labels that the "
+        "contrasts share are removed.",
+        _falcon,
+        _falcon_null,
+        KALIBHAT,
+        explain=_listed(falcon_labels),
+    ),
+    Scorer(
+        "www",
+        "templates",
+        "WWW",
+        "How much likelier the label in its template is than the template alone, over the strong images.",
+        _www,
+        positives_only,
+        AHN,
+        explain=_listed(www_labels),
+    ),
+)

@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
+from saelab.label.scorers.scorer import Citation, Scorer, of_all
 
 
 def top_threshold(maps: Float[Tensor, "images units height width"], share: float = 0.005) -> Float[Tensor, "units"]:
@@ -59,3 +60,25 @@ def netdissect_stream(
     iou = both / (called[:, None] + true - both)
     lost = (true == 0)[None, :] | ~threshold.isfinite()[:, None]
     return iou.masked_fill(lost, torch.nan).float()
+
+
+BAU = Citation(
+    "Bau et al., CVPR 2017",
+    """@inproceedings{bau2017dissection,
+  title = {Network Dissection: Quantifying Interpretability of Deep Visual Representations},
+  author = {Bau, David and Zhou, Bolei and Khosla, Aditya and Oliva, Aude and Torralba, Antonio},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
+  year = {2017}
+}""",
+)
+SCORERS = (
+    Scorer(
+        "netdissect",
+        "maps",
+        "NetDissect",
+        "Overlap (IoU) of where the unit fires strongest with where people marked the concept.",
+        of_all(lambda e: netdissect(e.need("maps"), e.need("masks").bool())),
+        None,
+        BAU,
+    ),
+)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from saelab.acts import Acts, columns, shape
 from saelab.errors import UserError
-from saelab.label.assign.checks import similarities
 from saelab.label.mine import ContrastRule, mine_pairs, positive_images
+from saelab.label.scorers.checks import similarities
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Null percentiles: the share of permutations under which the best label would have scored lower."""
+"""How good would the best label be if the unit had nothing to do with the images? Null percentiles by permutation."""
 
 from collections.abc import Iterable
 
@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.label.assign.evidence import Evidence
-from saelab.label.assign.registry import blocks, chosen
-from saelab.label.nulls.families import Best, best_of, family
-from saelab.label.nulls.frame import Draw, Frame
+from saelab.label.scorers.evidence import Evidence
+from saelab.label.scorers.frame import Draw, Frame
+from saelab.label.scorers.permuted import best_of
+from saelab.label.scorers.registry import blocks, chosen
 
 ROUNDING = 1e-6  # a null score nearer to the unit's than this share of it is not lower: sums differ in order
 
@@ -42,23 +42,19 @@ def null_percentiles(
     """
     if n < 1:
         raise UserError("n", n, "expected at least one permutation", "200 resolve half a per cent")
-    names = [s.name for s in chosen(scorers)]
-    frame = Frame(evidence)
-    families: dict[str, Best] = {}
-    for scorer in chosen(names):
-        found = family(scorer, frame)
-        if found is not None:
-            families[scorer.name] = found
+    rows, frame = chosen(scorers), Frame(evidence)
+    names = [scorer.name for scorer in rows]
+    under = {scorer.name: found for scorer in rows if (found := scorer.under(frame)) is not None}
     given = best or {}
     own = {name: given[name] if name in given else _best(name, evidence) for name in names}
     lower = {name: torch.zeros(evidence.n_units, device=evidence.image_emb.device) for name in names}
     for draw in _draws(frame, n, seed, progress):
         for block in frame.blocks:
-            for name, best_under in families.items():
+            for name, best_under in under.items():
                 mine = own[name][block.units]
                 lower[name][block.units] += best_under(draw, block) < mine - ROUNDING * mine.abs()
     return {
-        name: (lower[name] / n).masked_fill(own[name].isnan() | ~frame.known | (name not in families), torch.nan)
+        name: (lower[name] / n).masked_fill(own[name].isnan() | ~frame.known | (name not in under), torch.nan)
         for name in names
     }
 

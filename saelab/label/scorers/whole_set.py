@@ -8,8 +8,13 @@ from torch import Tensor
 
 from saelab.acts import Acts, Columns, blocks, part
 from saelab.arrays import takes_arrays
-from saelab.label.assign.checks import similarities
 from saelab.label.mine.status import column_means, extremes
+from saelab.label.scorers.checks import similarities
+from saelab.label.scorers.dissect import OIKARINEN
+from saelab.label.scorers.evidence import Evidence
+from saelab.label.scorers.frame import Block, Draw, Frame, once
+from saelab.label.scorers.permuted import Best, best_of
+from saelab.label.scorers.scorer import Rows, Scorer
 
 FLOOR = 1e-3  # CLIP-Dissect's least norm of a column
 
@@ -125,3 +130,56 @@ def _against_sparse(
     norms = (acts.total(entries**2) + beyond * unstored**2).sqrt().clamp(min=floor)
     scores = acts.product((entries - unstored[owner]) / norms[owner], right)
     return scores + (unstored / norms).to(right.dtype)[:, None] * sums
+
+
+def correlated(frame: Frame, right: Tensor, power: int, floor: float) -> Best:
+    """Pearson and its cube under permutation: one product a draw, over the ranks above units' lowest."""
+    means = column_means(frame.evidence.acts)
+    sums = right.sum(dim=0, dtype=torch.float64).to(right.dtype)
+    state: dict[int, tuple[Tensor, Tensor]] = {}
+    permuted = once(lambda draw: right.index_select(0, draw.order))
+
+    def entries(block: Block) -> tuple[Tensor, Tensor]:
+        centres = means[block.units, None]
+        high, low = (block.sorted - centres) ** power, (block.lowest[:, None] - centres) ** power
+        beyond = frame.images - block.sorted.shape[1]
+        norm = ((high**2).sum(dim=1, keepdim=True) + beyond * low**2).sqrt().clamp(min=floor)
+        constant = block.sorted[:, 0] == block.lowest
+        low = low.masked_fill(constant[:, None], torch.nan)
+        return ((high - low) / norm).to(right.dtype), (low / norm).to(right.dtype)
+
+    def best(draw: Draw, block: Block) -> Tensor:
+        if id(block) not in state:
+            state[id(block)] = entries(block)
+        high, low = state[id(block)]
+        return best_of(torch.addmm(low * sums, high, permuted(draw)[: high.shape[1]]))
+
+    return best
+
+
+def _of(rows_of: Callable[[Acts, Tensor], Rows]) -> Callable[[Evidence], Rows]:
+    return lambda e: rows_of(e.acts, e.sims)
+
+
+SCORERS = (
+    Scorer(
+        "pearson",
+        "images",
+        "Pearson",
+        "Correlation of activation and image-label similarity over all images.",
+        _of(pearson_rows),
+        lambda scorer, frame: correlated(frame, standardised(frame.evidence.sims), 1, 0.0),
+        source="docs/scorers.md",
+        alone=True,
+    ),
+    Scorer(
+        "cos_cubed",
+        "images",
+        "cos-cubed",
+        "Cosine of cubed activations and cubed similarities over all images.",
+        _of(cos_cubed_rows),
+        lambda scorer, frame: correlated(frame, cubed(frame.evidence.sims), 3, FLOOR),
+        OIKARINEN,
+        alone=True,
+    ),
+)

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.acts import Acts, Columns, columns, pick
-from saelab.label.assign.evidence import Evidence
 from saelab.label.mine import candidate_interval, finite_units, fires_on, top_images
 from saelab.label.mine.status import extremes
+from saelab.label.scorers.evidence import Evidence
 
 T = TypeVar("T")
 

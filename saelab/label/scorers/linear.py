@@ -1,8 +1,10 @@
 """Linear Explanations (Oikarinen and Weng, ICML 2024): a unit as a short weighted sum of concepts."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,11 +13,16 @@ from torch import Tensor
 from saelab.acts import Acts, blocks, columns, shape, take_rows
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
-from saelab.label.assign.elastic import ElasticNet
+from saelab.label.scorers.elastic import ElasticNet
+from saelab.label.scorers.evidence import Evidence
+from saelab.label.scorers.frame import Block, Draw, Frame
+from saelab.label.scorers.permuted import Best
+from saelab.label.scorers.scorer import Citation, Scorer, of_all
 
 STEEPNESS, SHIFT = 60.0, -0.09  # the authors' sigmoid for ViT-L-16-SigLIP-384; fitted per encoder
 LAMBDA, L1_SHARE = 0.05, 0.99  # the authors' elastic net
 MAX_LENGTH, TOLERANCE, WIDTH = 10, 0.02, 10  # the authors' greedy search
+GROUP = 32  # units of a null that start from their mean's net
 
 
 @dataclass(frozen=True)
@@ -195,3 +202,84 @@ def standardised(matrix: Float[Tensor, "images m"]) -> Float[Tensor, "images m"]
     spread = (centred.square().sum(dim=0) / (len(matrix) - 1)).sqrt()
     rounding = 1e-12 * matrix.abs().amax(dim=0).double()
     return centred / spread.masked_fill(spread <= rounding, torch.nan)
+
+
+def coefficients(scorer: Scorer, frame: Frame) -> Best:
+    """Best coefficients under permutation: exact elastic nets, each begun from one of its like.
+
+    Under one order of the images units differ only in the heights of their ranked activations, so what they are made
+    to look like is much the same, and so are their nets. The net of a block's mean starts those of its groups' means,
+    and these start the units'.
+    """
+    train, _, _ = splits(frame.images)
+    sims = frame.evidence.sims
+    net, usable = training_net(concept_activations(sims)[train.to(sims.device)])
+    others = not bool(usable.all())  # concepts that can't be used have the coefficient 0
+
+    def best(draw: Draw, block: Block) -> Tensor:
+        y = standardised(_permuted(draw, block).cpu()[train]).T
+        known = y.isfinite().all(dim=1)
+        out = torch.full((len(y),), torch.nan)
+        if not net.columns:
+            out[known] = 0.0
+        elif bool(known.any()):
+            largest = net.solve(y[known], _near(net, y[known])).amax(dim=1)
+            out[known] = (largest.clamp(min=0) if others else largest).float()
+        return out.to(sims.device)
+
+    return best
+
+
+def _permuted(draw: Draw, block: Block) -> Float[Tensor, "images some"]:
+    """The block's activations as the draw deals them out."""
+    ranks = block.sorted.shape[1]
+    padded = torch.cat([block.sorted, block.lowest[:, None]], dim=1)
+    return padded.T[draw.rank.clamp(max=ranks)]
+
+
+def _near(net: ElasticNet, y: Float[Tensor, "units n"]) -> Float[Tensor, "units columns"]:
+    """Nets of groups of units that stand side by side, which fire on about as many images."""
+    mean = y.mean(dim=0, keepdim=True)
+    first = net.solve(mean, net.descend(mean))
+    groups = y.split(GROUP)
+    means = torch.stack([group.mean(dim=0) for group in groups])
+    found = net.solve(means, first.expand(len(means), -1))
+    return torch.cat([row.expand(len(group), -1) for row, group in zip(found, groups, strict=True)])
+
+
+def _coefficients(e: Evidence) -> Tensor:
+    train, _, _ = splits(e.n_images)
+    return elastic_net(take_rows(e.acts, train), concept_activations(e.sims)[train.to(e.sims.device)])
+
+
+def _explain(scores: Float[Tensor, "units labels"], evidence: Evidence, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """`labels` with weights, `bias`, and `test_r`, the correlation on the fifth of the images that chose nothing."""
+    found = linear_explanations(evidence.acts, concept_activations(evidence.sims), scores)  # scores are coefficients
+    return [
+        {"labels": [[labels[i], w] for i, w in zip(e.labels, e.weights, strict=True)]}
+        | {"bias": e.bias, "test_r": e.test_r}
+        for e in found
+    ]
+
+
+OIKARINEN = Citation(
+    "Oikarinen & Weng, ICML 2024",
+    """@inproceedings{oikarinen2024linear,
+  title = {Linear Explanations for Individual Neurons},
+  author = {Oikarinen, Tuomas and Weng, Tsui-Wei},
+  booktitle = {International Conference on Machine Learning},
+  year = {2024}
+}""",
+)
+SCORERS = (
+    Scorer(
+        "linear_explanations",
+        "images",
+        "Linear explanations",
+        "The weight of the label where all labels together predict the unit's activation (elastic net).",
+        of_all(_coefficients),
+        coefficients,
+        OIKARINEN,
+        explain=_explain,
+    ),
+)

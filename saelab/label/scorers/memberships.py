@@ -1,12 +1,6 @@
-"""saelab's own scorer: what a unit does over all images and what sets its positives apart, in one currency.
-
-Both kinds of evidence are counted in standard deviations under chance (the unit's activations dealt out to the images
-at random), so that they can be added: many images make the whole set speak louder, few leave the word to the pairs.
-docs/scorers.md derives the parts, says what was chosen on what data, and shows where other scorers are better.
-"""
+"""How much a label's membership and a unit's firing have in common, in standard deviations under chance."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,76 +8,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from saelab.acts import Acts, Columns, blocks, part, shape
-from saelab.arrays import takes_arrays
-from saelab.errors import UserError
-from saelab.label.assign.checks import similarities
+from saelab.acts import Acts, Columns, blocks
 from saelab.label.mine.status import column_means, extremes
 
 BROAD = 0.25  # share of the linear reading in graded evidence; the rest listens to images far out
 CAUTION = 0.5  # standard errors that a correlation is lowered by
 USUAL = 0.75  # quantile of the labels' spreads from which a label counts in full
-
-
-@takes_arrays
-def contrast_evidence(
-    acts: Acts,
-    image_emb: Float[Tensor, "images d_text"],
-    label_emb: Float[Tensor, "labels d_text"],
-    positive_ids: Int[Tensor, "units k"],
-    contrast_ids: Int[Tensor, "units k"],
-    valid: Bool[Tensor, "units k"] | None = None,
-) -> Float[Tensor, "units labels"]:
-    """Evidence that a unit responds to what a label names: whole-set correlation plus paired contrast.
-
-    With z the similarities <image, label> standardised per label over the images, a label's membership is read on two
-    graded scales, z and z^3, which let a broad label stand beside the narrow ones that it covers, and in competition,
-    softmax_labels(z), in which a label has to explain an image better than the others do. With
-    E(x, m) = sqrt(images) (r(x, m) - se / 2), Pearson's correlation over all images in standard deviations,
-
-        score = d * (E(a, z) / 4 + 3 E(f, z^3) / 4  +  E(f, softmax z)  +  sum_k (z[p_k] - z[n_k]) / sqrt(2 k))
-
-    a is the activation and f = relu(a - mean - sd) by how much the unit fires clearly (`baseline`);
-    se^2 = sum x^2 y^2 - r^2 / images (x, y: the centred columns of unit length) is r's sampling variance whatever the
-    distributions, large where few images carry the correlation; p_k and n_k are the k positives and their contrasts.
-    Under chance each kind of evidence has a variance of about 1, and of less where contrasts are much like their
-    positives. d = sqrt(min(1, spread / upper quartile of the labels' spreads)), the spread being the standard
-    deviation of a label's similarities, discounts labels that no image seems to show; evidence against a label
-    (below 0) is left as it is. Of one label only, or of equal ones, competition says what chance does, -1/2.
-
-    positive_ids, contrast_ids: from `mine.top_images` and `mine.contrast_images`, -1 where there is none. valid:
-    False leaves a pair out; a unit without a pair is scored by the whole set alone. NaN for units that are constant
-    or not finite, and for labels equally like every image. A label's score depends on the vocabulary (competition,
-    discount) but not on the other units; neither a unit's scale nor an offset matters.
-    Raises UserError where sizes do not fit.
-    """
-    acts, sims = similarities(acts, image_emb, label_emb)
-    return contrast_evidence_rows(acts, sims, positive_ids, contrast_ids, valid)(slice(None))
-
-
-def contrast_evidence_rows(
-    acts: Acts,
-    sims: Float[Tensor, "images labels"],
-    positive_ids: Int[Tensor, "units k"],
-    contrast_ids: Int[Tensor, "units k"],
-    valid: Bool[Tensor, "units k"] | None = None,
-) -> Callable[[slice], Float[Tensor, "some labels"]]:
-    """`contrast_evidence` for a slice of units at a time, given the similarities."""
-    _check(acts, positive_ids, contrast_ids, valid)
-    there = (positive_ids >= 0) & (contrast_ids >= 0)
-    there = there if valid is None else there & valid
-    z, constant, spread = standard(sims)
-    readings, worth = memberships(z), discount(spread)
-    bases = baselines(acts)
-
-    def rows(units: slice) -> Float[Tensor, "some labels"]:
-        some = part(acts, units)
-        total = paired(z, positive_ids[units], contrast_ids[units], there[units])
-        for reading in readings:
-            total.add_(whole(some, bases[reading.clear][units], reading), alpha=reading.weight)
-        return discounted(total, worth).masked_fill_(constant, torch.nan)
-
-    return rows
 
 
 @dataclass(frozen=True)
@@ -215,12 +145,3 @@ def _against_sparse(acts: Columns, base: Float[Tensor, "some"], reading: Reading
     common = (rest - means).square() / squared
     own = (entries - means[owner]).square() / squared[owner]
     return r, acts.product(own - common[owner], reading.squares) + common.to(r.dtype)[:, None]
-
-
-def _check(acts: Acts, positive_ids: Tensor, contrast_ids: Tensor, valid: Tensor | None) -> None:
-    units = shape(acts)[1]
-    if positive_ids.ndim != 2 or len(positive_ids) != units:
-        raise UserError("positive_ids", tuple(positive_ids.shape), f"expected [units, k] for {units} units")
-    for name, tensor in (("contrast_ids", contrast_ids), ("valid", valid)):
-        if tensor is not None and tensor.shape != positive_ids.shape:
-            raise UserError(name, tuple(tensor.shape), f"expected [units, k] = {tuple(positive_ids.shape)}")

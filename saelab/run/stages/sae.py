@@ -11,7 +11,7 @@ from saelab.errors import UserError
 from saelab.run.distributed import ensure_together
 from saelab.run.presets import preset
 from saelab.sae import SAE, SAEConfig, TrainConfig, fit_many
-from saelab.sae.select import settle
+from saelab.sae.config import settle
 
 CODE = 5  # version of this stage; part of every recipe
 Logger = Callable[..., None]  # as saelab.sae.fit_many takes it

@@ -79,4 +79,4 @@ def _is(value: Any, kind: Any) -> bool:
         return True  # such as Literal: its own dataclass checks it
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind in (bool, object)
-    return isinstance(value, {float: (int, float)}.get(kind, kind))
+    return isinstance(value, int | float if kind is float else kind)

@@ -78,7 +78,7 @@ def _fire(made: Stages, bases: list[Basis], pictures: ImageSet | None) -> list[S
     """Each basis' activations on new pictures."""
     if pictures is None:
         return [None] * len(bases)
-    projections = [(b.layer, units.Projection.load(b.units.path, b.sae and b.sae.path)) for b in bases]
+    projections = [(b.layer, units.Projection.load(b.units.path, b.sae_path)) for b in bases]
     c = made.config
     acts = cosy.activations(made.host, pictures, projections, c.policy, c.pool, c.dtype, c.batch_size, c.workers)
     return [Shown(pictures, own) for own in acts]

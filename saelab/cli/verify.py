@@ -4,7 +4,7 @@
 unit's images? Rows go to <root>/verification/<basis>-<hash>/, a line a unit; after a kill the same command resumes.
 """
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from saelab import settings
 from saelab.cli.edge import command, plain, run_file
@@ -43,12 +43,14 @@ ASKED = ("openai", "transformers", "recorded")
 def main(cfg: DictConfig) -> None:
     """Ask, and print a line for each basis and test; with proposer.dry_run, what asking would take."""
     run = reading.read(run_file(cfg.run))
-    cfg = plain(cfg | {"root": str(run.path.parent)})  # where proposer.cache is
-    own = {name: cfg[name] for name in ("labels_of", "per_side", "candidates_of", "candidates")}
-    checks = settings.make(VerifySettings, own | {"tests": as_tuple(cfg["tests"])})
-    asked = read_proposer(cfg["proposer"])
+    with open_dict(cfg):
+        cfg.root = str(run.path.parent)  # where proposer.cache is
+    given = plain(cfg)
+    own = {name: given[name] for name in ("labels_of", "per_side", "candidates_of", "candidates")}
+    checks = settings.make(VerifySettings, own | {"tests": as_tuple(given["tests"])})
+    asked = read_proposer(given["proposer"])
     proposer = load(asked)
-    jobs = [Verification(checks, asked, run, basis, proposer) for basis in choose(cfg["bases"], asked, run)]
+    jobs = [Verification(checks, asked, run, basis, proposer) for basis in choose(given["bases"], asked, run)]
     if asked.dry_run:
         for job in jobs:
             for test, taken in job.estimates().items():

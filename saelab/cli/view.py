@@ -84,7 +84,7 @@ def analyse(cfg: DictConfig, run: reading.Run, folder: Path) -> None:
         raise UserError("returned", list(cfg.returned), "there are no ratings yet", "give returned sheets or rate live")
     found = analysis.analyse(asked, answers)
     write_json(where / "analysis.json", found)
-    print(analysis.told(found) + f"\n\n{where / 'analysis.json'}")
+    print(analysis.table(found) + f"\n\n{where / 'analysis.json'}")
 
 
 def models(cfg: DictConfig, run: reading.Run) -> Models:

@@ -20,7 +20,7 @@ from saelab.images import ImageSet
 class ArrayEncoder:
     """Looks up the vectors of known texts; it cannot embed a picture or another text."""
 
-    templates = ("{}",)
+    templates: tuple[str, ...] = ("{}",)
 
     def __init__(self, texts: Sequence[str], vectors: Any, name: str = "arrays") -> None:
         """`vectors`: [texts, d_text] of any length. UserError where shapes or numbers don't fit."""

@@ -42,6 +42,11 @@ class Basis:
     evaluation: Artifact | None = None
 
     @property
+    def sae_path(self) -> Path | None:
+        """The folder of its SAE, if it has one."""
+        return None if self.sae is None else self.sae.path
+
+    @property
     def artifacts(self) -> list[Artifact]:
         """Its artifacts so far."""
         found = (self.units, self.sae, self.exemplars, self.labels, self.evaluation)

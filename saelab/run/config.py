@@ -18,6 +18,7 @@ from saelab.label.exemplars import MiningSettings
 from saelab.label.settings import final_scorer
 from saelab.run.basis import KINDS
 from saelab.run.presets import preset
+from saelab.run.stages.sae import check_sae, vary_sae
 from saelab.units import POOLS, SIGNED
 
 LISTS = ("layers", "bases", "seeds", "rotation_seeds", "scorer", "also")  # one value stands for a list of one
@@ -152,6 +153,9 @@ class RunConfig:
             if kind not in KINDS:
                 near = settings.nearest(kind, list(KINDS))
                 raise UserError("bases", kind, "unknown", f"{near}known: {', '.join(KINDS)}")
+        check_sae(self.sae)
+        for text in self.also:
+            vary_sae(text, self.sae)
         for setting in ("layers", "seeds", "rotation_seeds"):
             if not getattr(self, setting):
                 raise UserError(setting, "[]", "expected at least one")

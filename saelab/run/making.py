@@ -8,17 +8,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from saelab import cache, compare, encoders, evaluate, hosts
-from saelab import images as image_sources
+from saelab import compare, encoders, evaluate
 from saelab.artifacts import Artifact, digest
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
-from saelab.images import ImageSet
 from saelab.label import concepts, pipeline, propose
 from saelab.label.assign import SCORERS
 from saelab.label.exemplars import check as check_mining
@@ -29,67 +26,25 @@ from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run import record
 from saelab.run.basis import KINDS, Basis
 from saelab.run.config import RunConfig
-from saelab.run.device import choose_device
 from saelab.run.given import Given
-from saelab.run.presets import preset
-from saelab.run.stages.comparison import compare_bases, pooling_of
+from saelab.run.inputs import Inputs
+from saelab.run.stages.comparison import compare_bases, group_images, pooling_of
 from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.images import record_images
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
-from saelab.run.stages.sae import Logger, adopt_sae, sae_configs, train_saes
+from saelab.run.stages.sae import Logger, adopt_sae, train_saes
 from saelab.run.stages.units import sae_bases, simple_bases
-from saelab.run.timings import Timings
 from saelab.units import Projection
 
 log = logging.getLogger("saelab")
 
 
-class Stages:
+class Stages(Inputs):
     """The stages of one config. People use `saelab.Pipeline`, which is made of this; so are the commands."""
 
     def __init__(self, config: RunConfig, given: Given | None = None) -> None:
-        self.config, self.given = config, given or Given()
-        self.root, self.device = Path(config.root), choose_device(config.device)
-        self.timings, self.notes = Timings(), list[str]()
+        super().__init__(config, given)
         self._saes: dict[tuple[str, str, str], list[Artifact]] = {}  # by host's weights, layer and settings
-
-    # ---- what is looked at -------------------------------------------------------------------------------------
-
-    @cached_property
-    def images(self) -> ImageSet:
-        """The pictures."""
-        with self.timings.of("images"):
-            return self.given.images or image_sources.load(**self.config.images)
-
-    @cached_property
-    def host(self) -> hosts.Host:
-        """The model that is looked into."""
-        return self.given.host or self._load_host(self.config.host.weights)
-
-    @cached_property
-    def random_host(self) -> hosts.Host:
-        """The same network with random weights."""
-        return self._load_host("random")
-
-    @cached_property
-    def caches(self) -> dict[str, ActivationCache]:
-        """The activations of each layer."""
-        config, arrays = self.config, self.config.arrays
-        if self.given.activations:
-            return {
-                name: cache.adopt(array, self.root, self.images, name=name, dtype=config.dtype)
-                for name, array in self.given.activations.items()
-            }
-        if arrays.activations is not None:
-            own = {"key": arrays.key, "offsets": arrays.offsets, "name": arrays.name, "dtype": config.dtype}
-            return {arrays.name: cache.adopt(arrays.activations, self.root, self.images, **own)}
-        self.check_host()
-        return self._write_caches(self.host)
-
-    @cached_property
-    def random_caches(self) -> dict[str, ActivationCache]:
-        """The activations of each layer of the host with random weights."""
-        return self._write_caches(self.random_host)
 
     # ---- bases -------------------------------------------------------------------------------------------------
 
@@ -119,39 +74,11 @@ class Stages:
                 ]
         return found
 
-    @cached_property
-    def variants(self) -> dict[str, dict[str, Any]]:
-        """The SAE settings of each entry of `also`."""
-        return {text: _variant(text, self.config.sae) for text in self.config.also}
-
     def store(self, basis: Basis) -> ActivationCache:
         """The cache that a basis was pooled from."""
         return (self.caches if basis.weights == self.weights else self.random_caches)[basis.layer]
 
-    @property
-    def weights(self) -> str:
-        """Digest of the host's weights; of arrays there are none."""
-        arrays = bool(self.given.activations) or self.config.arrays.activations is not None
-        return "arrays" if arrays else self.host.digest
-
     # ---- labels ------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def encoder(self) -> encoders.Encoder:
-        """The image-text encoder that labels."""
-        return self.given.encoder or encoders.load(self.config.encoder.name, device=self.device)
-
-    @cached_property
-    def embeddings(self) -> encoders.ImageEmbeddings:
-        """The pictures in the encoder's space."""
-        config, images = self.config, self.images
-        if self.given.embeddings is not None:
-            from saelab.encoders.arrays import adopt_embeddings
-
-            return adopt_embeddings(self.given.embeddings, images, self.root)
-        encoder = self.encoder
-        with self.timings.of("embeddings"):
-            return encoders.image_embeddings(images, encoder, self.root, config.batch_size, config.workers)
 
     @cached_property
     def mined(self) -> list[Basis]:
@@ -255,7 +182,9 @@ class Stages:
         evaluated = self.evaluated
         with self.timings.of("comparison"):
             setups = {layer: self._setup(layer) for layer in self.caches}
-            return compare_bases(evaluated, setups, self.config.compare, self.root)
+            test = self.images.ids("test")
+            tested = compare.TestImages(self.judges, test, group_images(self.images, test))
+            return compare_bases(evaluated, setups, self.config.compare, self.root, tested)
 
     def outcome(self, comparisons: bool = True) -> record.Outcome:
         """Everything that was made, for the run's record."""
@@ -267,50 +196,25 @@ class Stages:
             own, images, self.host_name, self.encoder.name, self.evaluated, made, self.timings, self.notes
         )
 
-    @property
-    def host_name(self) -> str:
-        """The host as a person would cite it."""
-        return "arrays" if self.weights == "arrays" else self.host.name
-
     # ---- what can be known to be wrong before the long work ----------------------------------------------------
 
     def check(self) -> None:
         """Raise UserError for what no run could use: layers, SAEs, scorers, vocabulary, mining, variants."""
-        _ = self.variants
         if self.weights != "arrays":
             self.check_host()
+        if self.config.proposer.name == "tagger" and not self._tags:
+            remedy = "use encoder=conse, or proposer=none, openai or transformers"
+            raise UserError("proposer", "tagger", "reads the class probabilities that only ConSE gives", remedy)
         pipeline.check(self.label_settings)
         _ = self.named
         check_mining(self.images, self.config.label.mining)
 
-    def check_host(self) -> None:
-        """Raise UserError for layers that the host lacks, tokens it can't give and SAEs that don't fit them."""
-        for layer in self.host.resolve(self.config.layers):
-            self.host.choice(layer, self.config.policy)
-            if "sae" in self.config.bases and not self.given.saes:
-                for given in (self.config.sae, *self.variants.values()):
-                    sae_configs(given, self.host.d_in(layer), self.config.seeds)
-
     # ---- parts -------------------------------------------------------------------------------------------------
 
-    def _load_host(self, weights: str) -> hosts.Host:
-        own = self.config.host
-        return hosts.load(own.name, weights, self.device, own.dtype, own.seed, own.transform)
-
-    def _write_caches(self, host: hosts.Host) -> dict[str, ActivationCache]:
-        images, own = self.images, self.config
-        with self.timings.of("activations"):
-            return cache.write(
-                images,
-                host,
-                list(own.layers),
-                self.root,
-                own.policy,
-                own.dtype,
-                own.batch_size,
-                own.workers,
-                own.tokens_per_image,
-            )
+    @property
+    def _tags(self) -> bool:
+        """Does the encoder give the class probabilities that the tagger reads?"""
+        return self.given.encoder is None and self.config.encoder.name.partition(":")[0] == "conse"
 
     def _train(
         self, store: ActivationCache, weights: str, given: dict[str, Any], logger: Logger | None = None
@@ -346,7 +250,7 @@ class Stages:
 
     def tokens(self, basis: Basis) -> concepts.Tokens:
         """Where a basis' activations at single tokens come from."""
-        project = Projection.load(basis.units.path, None if basis.sae is None else basis.sae.path)
+        project = Projection.load(basis.units.path, basis.sae_path)
         return concepts.Tokens(self.store(basis), project)
 
     def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
@@ -391,26 +295,3 @@ class Stages:
         seeds = {"seeds": len(self.given.saes) or len(own.seeds), "rotation_seeds": len(own.rotation_seeds)}
         named = sum(seeds.get(KINDS[kind].seeds or "", 1) for kind in own.bases)
         return named + (len(own.also) + own.random_host) * len(own.seeds)
-
-
-def _variant(text: str, base: dict[str, Any]) -> dict[str, Any]:
-    """SAE settings such as `sae.k=8`, `sae.k=32 sae.expansion=4` or `sae=matryoshka sae.k=8` over those of the run."""
-    import yaml
-
-    parts = str(text).split()
-    if not parts or any("=" not in part or not part.startswith(("sae.", "sae=")) for part in parts):
-        remedy = 'give some like "sae.k=8", "sae=matryoshka" or "sae.k=8 sae.expansion=4"'
-        raise UserError("also", text, "is no setting of an SAE", remedy)
-    given = dict(base)
-    for part in parts:
-        name, _, value = part.partition("=")
-        if name == "sae":
-            given = preset("sae", value)
-            continue
-        path, read = name.removeprefix("sae.").split("."), yaml.safe_load(value)
-        if path[0] == "train" and len(path) == 2:
-            given["train"] = dict(given.get("train", {})) | {path[1]: read}
-        else:
-            given[".".join(path)] = read
-    sae_configs(given, 1024, [0])  # names and types; what fits a layer is checked with its width
-    return given

@@ -86,7 +86,8 @@ class Pipeline(Stages):
         elif host is not None and not arrays:
             raise UserError("layers", None, "a host needs them", "`saelab layers host=NAME` lists those of a model")
         plain["sae"] = _sae_settings(sae)
-        if objects.encoder is not None and "proposer" not in plain:
+        named = plain.get("encoder", {}).get("name", "conse")
+        if "proposer" not in plain and (objects.encoder is not None or not named.startswith("conse")):
             plain["proposer"] = {"name": "none"}  # the tagger reads ConSE's class probabilities
         super().__init__(RunConfig.of(plain), objects)
 

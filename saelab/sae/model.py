@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saelab.artifacts import atomic
+from saelab.arrays import as_matrix
+from saelab.artifacts import atomic, check_file
 from saelab.errors import UserError
-from saelab.sae.select import top_k
+from saelab.sae import rules
 from saelab.sae.sparse import decode_rows
 
 FORMAT = "saelab-sae-1"
@@ -48,8 +49,8 @@ class Codes:
 class Meta:
     """What a file must say besides the weights, so that `encode(raw)` is right with nothing else known."""
 
-    rule: str  # topk | batchtopk | jumprelu | relu
-    k: int  # topk: latents kept; batchtopk and jumprelu: their mean number in training; relu: 0
+    rule: str  # a name of saelab.sae.rules.RULES
+    k: int  # topk: latents kept; batchtopk and jumprelu: their mean number in training; 0 where the rule has none
     input_norm: str = "none"  # none | layer (each token to mean 0, deviation 1; undone after decoding) | unit
     prefixes: tuple[int, ...] = ()  # Matryoshka prefix sizes
     source: dict[str, Any] = dataclasses.field(default_factory=dict)  # where the weights come from (recipe or format)
@@ -58,7 +59,8 @@ class Meta:
 class SAE:
     """A trained sparse autoencoder. `W_enc`, `W_dec` [latents, d_in], `b_enc` [latents], `b_dec` [d_in], float32.
 
-    `threshold` [latents] or None: with rules batchtopk and jumprelu, a latent stays where pre > threshold.
+    `threshold` [latents] or None: with rules batchtopk and jumprelu, a latent stays where pre > threshold. Raises
+    UserError for a rule that does not exist.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class SAE:
     ) -> None:
         self.W_enc, self.b_enc, self.W_dec, self.b_dec = W_enc, b_enc, W_dec, b_dec
         self.meta, self.threshold = meta, threshold
+        self.rule = rules.find(meta.rule)
 
     @property
     def d_in(self) -> int:
@@ -97,15 +100,13 @@ class SAE:
 
     def pre_activations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
         """The encoder's output before the rule. Raises UserError where x has another width."""
-        if x.ndim != 2 or x.shape[1] != self.d_in:
-            raise UserError("activations", tuple(x.shape), f"[batch, {self.d_in}], the SAE's d_in", "use its own layer")
-        x, _ = self.normed(x)
+        x, _ = self.normed(as_matrix(x, self.d_in))
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.T)
 
     @property
     def fixed_l0(self) -> bool:
         """Whether the rule keeps the k largest of each token; else it keeps what lies above 0 or a threshold."""
-        return self.meta.rule == "topk" or (self.meta.rule == "batchtopk" and self.threshold is None)
+        return self.rule.fixed_l0(self.threshold)
 
     @property
     def tokens_at_once(self) -> int:
@@ -117,22 +118,24 @@ class SAE:
         """Raw activations, any float dtype, to sparse codes (float32)."""
         if not self.fixed_l0:
             return _packed(self.encode_dense(x))
-        values, indices = top_k(self.pre_activations(x), self.meta.k)
-        return Codes(values.relu_(), indices, self.latents)
+        values, indices = self.rule.pick(self.pre_activations(x), self.meta.k)
+        return Codes(values, indices, self.latents)
 
     @torch.no_grad()
     def encode_dense(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
         """The same as a dense matrix. Nothing is ranked where L0 is not fixed, so that it may be in the thousands."""
         if self.fixed_l0:
             return self.encode(x).dense()
-        pre = self.pre_activations(x)
-        if self.threshold is None:
-            return pre.relu_()
-        return pre.masked_fill_(pre <= self.threshold.clamp(min=0), 0)
+        return self.rule.gate(self.pre_activations(x), self.threshold)
 
     @torch.no_grad()
     def decode(self, codes: Codes | Float[Tensor, "batch latents"]) -> Float[Tensor, "batch d_in"]:
-        """Codes to activations: `dense codes @ W_dec + b_dec`, without the dense matrix where it is mostly 0."""
+        """Codes to activations: `dense codes @ W_dec + b_dec`, without the dense matrix where it is mostly 0.
+
+        Raises UserError for a transcoder's encoder, which has nothing to decode with.
+        """
+        if self.meta.source.get("transcoder"):
+            raise UserError("sae", "a transcoder's encoder", "has no decoder for the layer it reads", "use its codes")
         if isinstance(codes, Codes):
             if codes.values.shape[1] < DENSE_DECODE * self.latents:
                 return decode_rows(codes.values, codes.indices, self.W_dec) + self.b_dec
@@ -142,7 +145,7 @@ class SAE:
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """The reconstruction of raw activations, in their own units; memory doesn't grow with the batch x latents."""
-        return torch.cat([self._rebuilt(part) for part in x.split(self.tokens_at_once)])
+        return torch.cat([self._rebuilt(part) for part in as_matrix(x, self.d_in).split(self.tokens_at_once)])
 
     def _rebuilt(self, x: Tensor) -> Tensor:
         _, undo = self.normed(x)
@@ -161,11 +164,13 @@ class SAE:
         return x, lambda out: out
 
     def save(self, path: Path | str) -> None:
-        """Write one complete .safetensors file (or `sae.safetensors` in a folder), atomically."""
+        """Write one complete .safetensors file (or `sae.safetensors` in a folder), atomically. Makes its folder."""
         # One key: safetensors writes several in a random order, and the same recipe is to give the same bytes.
         meta = {"saelab": json.dumps({"format": FORMAT, **dataclasses.asdict(self.meta)}, sort_keys=True)}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors().items()}
-        with atomic(_file(path)) as temporary:
+        file = _file(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(file) as temporary:
             save_file(tensors, temporary, metadata=meta)
 
     @classmethod
@@ -174,6 +179,7 @@ class SAE:
         file = _file(path)
         if not file.is_file():
             raise UserError("sae", file, "there is no such file", "train one, or convert one with saelab.sae.convert")
+        check_file(file)
         try:
             with safe_open(file, framework="pt", device=str(device)) as opened:
                 raw = opened.metadata() or {}
@@ -196,7 +202,7 @@ def _packed(dense: Float[Tensor, "batch latents"]) -> Codes:
 
 
 def _file(path: Path | str) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     return path if path.suffix == ".safetensors" else path / "sae.safetensors"
 
 
@@ -209,6 +215,10 @@ def _meta(raw: dict[str, str], file: Path) -> Meta:
     unknown = sorted(set(values) - fields)
     if unknown:
         raise UserError("sae", file, f"unknown key {unknown[0]!r} in its metadata", "update saelab")
+    if values.get("rule") not in rules.RULES:
+        raise UserError(
+            "sae", file, f"is of rule {values.get('rule')}, known: {', '.join(rules.RULES)}", "update saelab"
+        )
     return Meta(**{**values, "prefixes": tuple(values.get("prefixes", ()))})
 
 

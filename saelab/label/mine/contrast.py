@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saelab.acts import Acts, Columns, blocks, columns, shape
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.mine.rows import finite_rows, largest
 from saelab.label.mine.status import column_means
@@ -39,6 +40,7 @@ class Interval:
     high: Float[Tensor, "units"]
 
 
+@takes_arrays
 def contrast_images(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],

@@ -4,9 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.acts import Acts, Columns, columns, shape
-
-FIRES = 1e-6  # an activation above this fires a unit whose largest is 1 or more (the CSP authors' threshold)
+from saelab.acts import FIRES, Acts, Columns, columns, shape
 
 
 def column_means(acts: Acts) -> Float[Tensor, "units"]:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.acts import Acts, part, shape
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.mine import column_means
 from saelab.label.scorers import memberships
@@ -22,6 +23,7 @@ from saelab.label.scorers.permuted import Best, where_ranked
 from saelab.label.scorers.scorer import Rows, Scorer
 
 
+@takes_arrays
 def contrast_evidence(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
@@ -15,6 +16,7 @@ from saelab.label.scorers.permuted import Best, best_of, where_ranked
 from saelab.label.scorers.scorer import Citation, Null, Rows, Scorer
 
 
+@takes_arrays
 def csp(
     pos_emb: Float[Tensor, "units k d_text"],
     neg_emb: Float[Tensor, "units k d_text"],
@@ -43,6 +45,7 @@ def csp(
     return normalize(centre, dim=1) @ label_emb.T
 
 
+@takes_arrays
 def pair_weights(values: Float[Tensor, "units k"], kind: str = "relu") -> Float[Tensor, "units k"]:
     """Weights for CSP from the positives' activations, none negative.
 

@@ -5,11 +5,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.checks import check_labels
 from saelab.label.scorers.scorer import Citation, Scorer, of_all
 
 
+@takes_arrays
 def decoder_direction(
     decoder: Float[Tensor, "units d_text"], label_emb: Float[Tensor, "labels d_text"]
 ) -> Float[Tensor, "units labels"]:

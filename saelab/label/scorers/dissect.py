@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, softplus
 
 from saelab.acts import Acts, shape
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.mine.top import top_images
 from saelab.label.scorers.checks import similarities
@@ -25,6 +26,7 @@ AT_ONCE = 5  # factors of at least TINY whose product float32 still holds: one l
 Likelihoods = Callable[[Int[Tensor, "units k"]], Float[Tensor, "units labels"]]  # from units' strongest images
 
 
+@takes_arrays
 def soft_wpmi(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],
@@ -47,6 +49,7 @@ def soft_wpmi(
     return with_prior(soft_likelihoods(sims, top_k, temperature, p_start, p_end)(ids), prior)
 
 
+@takes_arrays
 def wpmi(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],
@@ -65,6 +68,7 @@ def wpmi(
     return with_prior(likelihoods(sims, temperature)(ids), prior)
 
 
+@takes_arrays
 def clip_dissect_neurolens(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.acts import Acts, blocks, columns, shape
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.ranks import mid_ranks
 
@@ -39,6 +40,7 @@ class Formula:
         return mask
 
 
+@takes_arrays
 def invert_formulas(
     acts: Acts, concepts: Bool[Tensor, "images labels"], length: int = 3, beam: int = 5, least: int = 10
 ) -> list[Formula | None]:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.acts import Acts, blocks, columns, part, shape
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.formulas import invert_formulas
@@ -17,6 +18,7 @@ from saelab.label.scorers.ranks import mid_ranks
 from saelab.label.scorers.scorer import Citation, Scorer
 
 
+@takes_arrays
 def invert_auc(acts: Acts, concepts: Bool[Tensor, "images labels"]) -> Float[Tensor, "units labels"]:
     """AUROC of each unit against each binary concept, from mid-ranks: P(in > out) + P(in = out) / 2.
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.acts import Acts, blocks, columns, shape, take_rows
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.elastic import ElasticNet
 from saelab.label.scorers.evidence import Evidence
@@ -87,6 +88,7 @@ def training_net(
     return ElasticNet(standardised(concepts.cpu()[:, usable]), lam, l1_share), usable
 
 
+@takes_arrays
 def linear_explanations(
     acts: Acts,
     concepts: Float[Tensor, "images labels"],

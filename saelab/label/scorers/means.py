@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.checks import check_labels
 from saelab.label.scorers.evidence import Evidence
@@ -14,6 +15,7 @@ from saelab.label.scorers.permuted import positives_only, unweighted_pairs
 from saelab.label.scorers.scorer import Citation, Rows, Scorer
 
 
+@takes_arrays
 def semanticlens(
     pos_emb: Float[Tensor, "units k d_text"],
     label_emb: Float[Tensor, "labels d_text"],
@@ -29,6 +31,7 @@ def semanticlens(
     return normalize(weighted_sum(pos_emb, weights, valid), dim=1) @ normalize(label_emb, dim=1).T
 
 
+@takes_arrays
 def difference_of_means(
     pos_emb: Float[Tensor, "units k d_text"],
     neg_emb: Float[Tensor, "units k d_text"],
@@ -40,6 +43,7 @@ def difference_of_means(
     return normalize(pos - neg, dim=1) @ normalize(label_emb, dim=1).T
 
 
+@takes_arrays
 def set_projection(
     pos_emb: Float[Tensor, "units k d_text"],
     neg_emb: Float[Tensor, "units k d_text"],
@@ -53,6 +57,7 @@ def set_projection(
     return normalize(rest, dim=1) @ normalize(label_emb, dim=1).T
 
 
+@takes_arrays
 def centred_mean(
     pos_emb: Float[Tensor, "units k d_text"],
     mean_emb: Float[Tensor, "d_text"],
@@ -64,6 +69,7 @@ def centred_mean(
     return normalize(pos - mean_emb, dim=1) @ normalize(label_emb, dim=1).T
 
 
+@takes_arrays
 def template_contrast(
     filled: Float[Tensor, "templates labels d_text"], empty: Float[Tensor, "templates d_text"]
 ) -> Float[Tensor, "labels d_text"]:

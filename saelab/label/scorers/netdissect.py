@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.scorer import Citation, Scorer, of_all
 
@@ -23,6 +24,7 @@ def top_threshold(maps: Float[Tensor, "images units height width"], share: float
     return places.topk(above + 1, dim=1).values[:, -1]
 
 
+@takes_arrays
 def netdissect(
     maps: Float[Tensor, "images units height width"],
     masks: Bool[Tensor, "images labels Height Width"],

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from saelab.acts import Acts
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.mine import top_images
 from saelab.label.scorers.checks import similarities
@@ -20,6 +21,7 @@ from saelab.label.scorers.scorer import Rows, Scorer
 AT_ONCE = 1 << 24  # errors between two ranks held at a time
 
 
+@takes_arrays
 def rank_reorder(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],

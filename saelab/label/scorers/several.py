@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.dissect import weighted_rows
 from saelab.label.scorers.evidence import Evidence
@@ -15,6 +16,7 @@ from saelab.label.scorers.permuted import Best, by_ranges, positives_only, where
 from saelab.label.scorers.scorer import Citation, Explain, Rows, Scorer
 
 
+@takes_arrays
 def falcon(
     sims: Float[Tensor, "images labels"],
     positive_ids: Int[Tensor, "units k"],
@@ -59,6 +61,7 @@ def falcon_labels(scores: Float[Tensor, "units labels"], most: int = 8) -> list[
     return [indices[values > 0].tolist() for values, indices in rows]
 
 
+@takes_arrays
 def www(
     pos_emb: Float[Tensor, "units k d_text"],
     label_emb: Float[Tensor, "labels d_text"],

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.acts import Acts, Columns, blocks, part
+from saelab.arrays import takes_arrays
 from saelab.label.mine.status import column_means, extremes
 from saelab.label.scorers.checks import similarities
 from saelab.label.scorers.dissect import OIKARINEN
@@ -18,6 +19,7 @@ from saelab.label.scorers.scorer import Rows, Scorer
 FLOOR = 1e-3  # CLIP-Dissect's least norm of a column
 
 
+@takes_arrays
 def cosine(
     acts: Acts, image_emb: Float[Tensor, "images d_text"], label_emb: Float[Tensor, "labels d_text"]
 ) -> Float[Tensor, "units labels"]:
@@ -28,6 +30,7 @@ def cosine(
     return cosine_rows(*similarities(acts, image_emb, label_emb))(slice(None))
 
 
+@takes_arrays
 def pearson(
     acts: Acts, image_emb: Float[Tensor, "images d_text"], label_emb: Float[Tensor, "labels d_text"]
 ) -> Float[Tensor, "units labels"]:
@@ -35,6 +38,7 @@ def pearson(
     return pearson_rows(*similarities(acts, image_emb, label_emb))(slice(None))
 
 
+@takes_arrays
 def cos_cubed(
     acts: Acts, image_emb: Float[Tensor, "images d_text"], label_emb: Float[Tensor, "labels d_text"]
 ) -> Float[Tensor, "units labels"]:

@@ -64,7 +64,7 @@ def propose_labels(
     recipe = {"stage": "proposals", "code": CODE, "exemplars": basis.exemplars.digest, "proposer": proposer.recipe}
     recipe |= {"mode": settings.mode, "units": settings.units, "seed": settings.seed}
     where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)
-    project = Projection.load(basis.units.path, basis.sae and basis.sae.path)
+    project = Projection.load(basis.units.path, basis.sae_path)
     heat = heat_maps(store, project, shown.activations[:, 0])
     where.parent.mkdir(parents=True, exist_ok=True)
     with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once

@@ -9,8 +9,9 @@ from saelab.artifacts import Artifact, ensure, file_digest
 from saelab.cache import ActivationCache, Batches
 from saelab.errors import UserError
 from saelab.run.distributed import ensure_together
+from saelab.run.presets import preset
 from saelab.sae import SAE, SAEConfig, TrainConfig, fit_many
-from saelab.sae.select import settled
+from saelab.sae.config import settle
 
 CODE = 5  # version of this stage; part of every recipe
 Logger = Callable[..., None]  # as saelab.sae.fit_many takes it
@@ -32,6 +33,34 @@ def sae_configs(given: Mapping[str, Any], d_in: int, seeds: Sequence[int]) -> tu
     return [settings.make(SAEConfig, sized | {"seed": seed}, "sae.") for seed in seeds], train
 
 
+def check_sae(given: Mapping[str, Any]) -> None:
+    """Raise UserError for names and types; whether it fits a layer is checked with the layer's width."""
+    sae_configs(given, 1 << 20, [0])
+
+
+def vary_sae(text: str, base: dict[str, Any]) -> dict[str, Any]:
+    """SAE settings such as `sae.k=8`, `sae.k=32 sae.expansion=4` or `sae=matryoshka sae.k=8` over those of the run."""
+    import yaml
+
+    parts = str(text).split()
+    if not parts or any("=" not in part or not part.startswith(("sae.", "sae=")) for part in parts):
+        remedy = 'give some like "sae.k=8", "sae=matryoshka" or "sae.k=8 sae.expansion=4"'
+        raise UserError("also", text, "is no setting of an SAE", remedy)
+    given = dict(base)
+    for part in parts:
+        name, _, value = part.partition("=")
+        if name == "sae":
+            given = preset("sae", value)
+            continue
+        path, read = name.removeprefix("sae.").split("."), yaml.safe_load(value)
+        if path[0] == "train" and len(path) == 2:
+            given["train"] = dict(given.get("train", {})) | {path[1]: read}
+        else:
+            given[".".join(path)] = read
+    check_sae(given)
+    return given
+
+
 def train_saes(
     store: ActivationCache,
     given: Mapping[str, Any],
@@ -42,7 +71,7 @@ def train_saes(
 ) -> list[Artifact]:
     """One `sae` artifact for each seed, trained on the mine tokens. `logger(place in seeds, step, numbers)`."""
     configs, train = sae_configs(given, store.d_in, seeds)
-    configs = [settled(config, device) for config in configs]
+    configs = [settle(config, device) for config in configs]
     recipes = [{"stage": "sae", "code": CODE, "cache": store.digest, "sae": c, "train": train} for c in configs]
     kept = "" if configs[0].rule == "relu" else f"-k{configs[0].k}"
     wanted = [(f"{store.layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]

@@ -115,8 +115,10 @@ class Verification:
 
     def _second_look(self, budget: selection.Budget | None) -> tuple[list[str], list[dict[str, Any]]]:
         best = self.candidates()
-        cases, settings = self.cases(best), {"seed": self.seed, "look": self.proposer.look, "budget": budget}
-        rows = verify.second_look(self.proposer.chat, cases, best, self.folder, **settings)
+        cases, look = self.cases(best), self.proposer.look
+        rows = verify.second_look(
+            self.proposer.chat, cases, best, self.folder, seed=self.seed, look=look, budget=budget
+        )
         found = verify.choice_summary(rows)
         chosen = [row for row in rows if row.label is not None]
         agrees = sum(row.label == best[row.unit][0] for row in chosen) / len(chosen) if chosen else None

@@ -1,14 +1,12 @@
 """One SAE of a pass: its trainer, its folder, its lines of metrics; where it stands when a call begins."""
 
 import dataclasses
-import hashlib
 import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +16,11 @@ from saelab.errors import UserError
 from saelab.sae import checkpoints, record, summary
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.model import SAE
-from saelab.sae.quality import quality
+from saelab.sae.quality import compare_held_out, fingerprint, quality
 from saelab.sae.train import Trainer
 
 log = logging.getLogger("saelab")
 DIVERGED = 10.0  # times the FVU of the first line (or of the mean): then training is given up
-PROBED = 16  # rows of the data that its fingerprint looks at
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,11 @@ class Fit:
     """What training leaves."""
 
     sae: SAE
-    quality: dict[str, Any]  # of a final pass over the training rows; see saelab.sae.quality
+    quality: dict[str, Any]  # of a final pass over the training rows, and over held-out ones under "held_out"
     folder: Path | None  # sae.safetensors, training.json, quality.json, metrics.jsonl, summary.png
 
 
-class Run:
+class Job:
     """One SAE of the pass: its trainer, its folder, its lines of metrics."""
 
     def __init__(
@@ -47,11 +44,14 @@ class Run:
         device: torch.device,
         mean: Any,
         variance: float,
+        start: SAE | None = None,
     ) -> None:
         self.folder, self.train = folder, train
         self.total = train.total(batches.steps_per_epoch)
-        self.trainer = Trainer(config, device, torch.as_tensor(mean), variance)
+        self.trainer = Trainer(config, device, torch.as_tensor(mean), variance, start)
         self.recipe = self._recipe(config, batches, mean, variance)
+        if start is not None:
+            self.recipe["start"] = checkpoints.checksum(start.tensors())
         self.digest = artifacts.digest(self.recipe)
         self.lines: list[dict[str, Any]] = []
         self.finished: Fit | None = None  # by an earlier call
@@ -61,7 +61,7 @@ class Run:
         """Everything that the SAE, its metrics and its quality depend on."""
         silent = ("keep", "checkpoint_every", "steps")
         return {
-            "sae": {**dataclasses.asdict(config), "screen": self.trainer.screened},
+            "sae": {**artifacts.plain(config), "screen": self.trainer.screened},
             "train": {name: value for name, value in dataclasses.asdict(self.train).items() if name not in silent},
             "steps": self.total,
             "data": {
@@ -69,7 +69,7 @@ class Run:
                 "batch_size": batches.batch_size,
                 "seed": batches.seed,
                 "processes": self.trainer.world.size,
-                "rows": _fingerprint(batches),
+                "rows": fingerprint(batches),
                 "variance": float(variance),
                 "mean": [float(m) for m in mean],
             },
@@ -123,12 +123,14 @@ class Run:
         artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
         checkpoints.write(self.folder / "checkpoints", step, self.trainer.state(), self.digest, self.train.keep)
 
-    def finish(self, batches: Batches) -> Fit:
+    def finish(self, batches: Batches, held_out: Batches | None) -> Fit:
         """Measure, and write the SAE; last of all its weights, for a folder that has these is finished."""
         if self.finished is not None:
-            return self.finished
+            return self._finish_again(self.finished, held_out)
         sae = self.trainer.sae
         found = quality(sae, batches)
+        if held_out is not None:
+            found["held_out"] = compare_held_out(sae, found, held_out)
         if self.folder is not None and not self.trainer.world.rank:
             artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
             artifacts.write_json(self.folder / "quality.json", found)
@@ -136,6 +138,14 @@ class Run:
             record.write(self.folder, self.recipe)
             sae.save(self.folder)
         return Fit(sae, found, self.folder)
+
+    def _finish_again(self, fit: Fit, held_out: Batches | None) -> Fit:
+        """An SAE that was finished before; held-out rows that quality.json doesn't cover are measured, not written."""
+        there = fit.quality.get("held_out", {}).get("rows")
+        if held_out is None or there == fingerprint(held_out):
+            return fit
+        measured = compare_held_out(fit.sae, fit.quality, held_out)
+        return dataclasses.replace(fit, quality={**fit.quality, "held_out": measured})
 
     def clear(self) -> None:
         """Delete the checkpoints, which the finished SAE replaces."""
@@ -147,10 +157,3 @@ def _lines(folder: Path, before: int) -> list[dict[str, Any]]:
     """What metrics.jsonl holds of the steps before this one."""
     metrics = folder / "metrics.jsonl"
     return [row for row in artifacts.read_jsonl(metrics) if row["step"] < before] if metrics.exists() else []
-
-
-def _fingerprint(batches: Batches) -> str:
-    """Of a few rows, in their order: what moments don't tell apart, or were given for."""
-    places = np.linspace(0, batches.n_tokens - 1, PROBED).astype(np.int64)
-    x = batches.read(places if batches.rows is None else batches.rows[places])
-    return hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -13,7 +13,7 @@ Range = tuple[float, float]  # least and greatest value
 NAMES = {
     int: "a whole number",
     float: "a number",
-    str: "text",
+    str: "a word",
     bool: "true or false",
     tuple: "a list",
     dict: "settings",
@@ -47,14 +47,21 @@ def check(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> None:
     """Raise UserError for a field of a dataclass whose value is of another type, or outside its range."""
     hints = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        value, low, high = getattr(settings, field.name), *ranges.get(field.name, (float("-inf"), float("inf")))
-        _checked(f"{prefix}{field.name}", value, hints[field.name])
-        if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-            wanted = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
-            raise UserError(f"{prefix}{field.name}", value, f"expected {wanted}")
+        value, bounds = getattr(settings, field.name), ranges.get(field.name)
+        _checked(f"{prefix}{field.name}", value, hints[field.name], _bounded(bounds))
+        if bounds is not None and value is not None and not bounds[0] <= value <= bounds[1]:
+            kind = "a whole number" if isinstance(value, int) else "a number"
+            raise UserError(f"{prefix}{field.name}", value, f"expected {kind}{_bounded(bounds)}")
 
 
-def _checked(setting: str, value: Any, hint: Any) -> Any:
+def _bounded(bounds: Range | None) -> str:
+    if bounds is None:
+        return ""
+    low, high = bounds
+    return f" of at least {low:g}" if high == float("inf") else f" from {low:g} to {high:g}"
+
+
+def _checked(setting: str, value: Any, hint: Any, bounds: str = "") -> Any:
     options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [get_origin(option) or option for option in options]
     if value is None and type(None) in kinds:
@@ -63,7 +70,7 @@ def _checked(setting: str, value: Any, hint: Any) -> Any:
         value = tuple(value)
     if not any(_is(value, kind) for kind in kinds):
         wanted = [NAMES.get(kind, "null") for kind in kinds]
-        raise UserError(setting, value, f"expected {' or '.join(dict.fromkeys(wanted))}")
+        raise UserError(setting, value, f"expected {' or '.join(dict.fromkeys(wanted))}{bounds}")
     return value
 
 

@@ -5,7 +5,7 @@ Mined on the `mine` split only. Image ids in files and objects are those of the 
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,36 @@ from saelab.encoders import ImageEmbeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import mine
-from saelab.label.fields import check_fields
+from saelab.settings import check as check_settings
+from saelab.settings import nearest
 from saelab.units import UnitActivations
 
 CODE = 2  # version of this stage; part of every recipe
-RANGES = {"k": (1, math.inf), "rare_below": (0, math.inf), "dense_from": (0, math.inf)}
+RANGES = {"k": (1, math.inf), "rare_below": (0, math.inf), "dense_from": (0, math.inf), "seed": (0, math.inf)}
+RANGES |= {"quantile": (0, 1), "host_similarity": (-1, 1), "host_limit": (1, math.inf)}
+FIRST = ("k", "rule", "reuse", "rare_below", "dense_from")  # settings that every recipe names
 
 
 @dataclass(frozen=True)
-class MiningSettings:
-    """How positives and contrasts are chosen (arXiv 2604.22477, section on mining; method of FALCON for `host`)."""
+class MiningSettings(mine.ContrastRule):
+    """How positives and contrasts are chosen (arXiv 2604.22477, section on mining; method of FALCON for `host`).
+
+    The rule for contrasts, with its own settings, and what concerns positives.
+    """
 
     k: int = 30  # positives a unit
-    rule: str = "below_mean"  # which images may be contrasts: below_mean | below_quantile | zero | random | host
-    reuse: bool = True  # one image may be the contrast of several positives
     rare_below: int = 10  # a unit that fires on fewer mine images is marked `rare`
     dense_from: float = 0.8  # a unit that fires on this share of mine images or more is marked `dense`
+
+    @property
+    def contrast(self) -> mine.ContrastRule:
+        """The rule for contrasts alone."""
+        return mine.ContrastRule(**{f.name: getattr(self, f.name) for f in fields(mine.ContrastRule)})
+
+    def recipe(self) -> dict[str, Any]:
+        """As recipes name it: settings that came later only where they are not at their default."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {f.name: named[f.name] for f in fields(self) if f.name in FIRST or named[f.name] != f.default}
 
 
 @dataclass(frozen=True)
@@ -68,9 +82,10 @@ class Exemplars:
 
 def check(images: ImageSet, settings: MiningSettings) -> None:
     """Raise UserError for values that can't be meant, and where the `mine` split has too few images for k positives."""
-    check_fields(settings, "label.mining", RANGES)
+    check_settings(settings, "label.mining.", RANGES)
     if settings.rule not in mine.RULES:
-        raise UserError("label.mining.rule", settings.rule, f"expected one of {', '.join(mine.RULES)}")
+        near = nearest(settings.rule, mine.RULES).strip()
+        raise UserError("label.mining.rule", settings.rule, f"expected one of {', '.join(mine.RULES)}", near)
     count = len(images.ids("mine"))
     if count <= settings.k:
         remedy = f"give more images, or set label.mining.k below {count}"
@@ -96,7 +111,7 @@ def find(
         acts,
         emb,
         settings.k,
-        mine.ContrastRule(settings.rule, settings.reuse),
+        settings.contrast,
         torch.as_tensor(images.groups[ids]),
         None if host_emb is None else host_emb[torch.as_tensor(ids)],
     )
@@ -117,7 +132,7 @@ def exemplars(
 ) -> Artifact:
     """The exemplars of a `units` artifact as an artifact of their own. `host_emb` as in `find`."""
     recipe: dict[str, Any] = {"stage": "exemplars", "code": CODE, "units": units.digest, "images": images.fingerprint}
-    recipe |= {"embeddings": embeddings.artifact.digest, "mining": settings}
+    recipe |= {"embeddings": embeddings.artifact.digest, "mining": settings.recipe()}
 
     def build(folder: Path) -> None:
         find(UnitActivations.load(units.path), images, embeddings.images, settings, host_emb).save(folder)

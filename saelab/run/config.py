@@ -15,7 +15,7 @@ from saelab.compare import Settings as CompareSettings
 from saelab.errors import UserError
 from saelab.label import pipeline
 from saelab.label.exemplars import MiningSettings
-from saelab.label.final import final_scorer
+from saelab.label.settings import final_scorer
 from saelab.run.basis import KINDS
 from saelab.run.presets import preset
 from saelab.run.stages.sae import check_sae, vary_sae

@@ -14,6 +14,7 @@ from saelab import compare, encoders, evaluate
 from saelab.artifacts import Artifact, digest
 from saelab.errors import UserError
 from saelab.label import pipeline, propose
+from saelab.label.assign import SCORERS
 from saelab.label.exemplars import check as check_mining
 from saelab.label.exemplars import exemplars
 from saelab.label.proposal import Estimate
@@ -178,22 +179,10 @@ class Stages(Bases):
 
     def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
         assert basis.exemplars is not None
-        own, mining = self.label_settings, self.config.label.mining
-        tokens = self.tokens(basis) if {"netdissect", "decoder_direction"} & set(own.scorers) else None
-        made = pipeline.labels(
-            basis.units,
-            basis.exemplars,
-            self.images,
-            embeddings,
-            self.encoder,
-            words,
-            self.root,
-            own,
-            mining,
-            basis.proposals,
-            tokens,
-            self._vectors(basis),
-        )
+        own = self.label_settings
+        tokens = self.tokens(basis) if any(SCORERS[name].needs in ("maps", "decoder") for name in own.scorers) else None
+        mined = pipeline.MinedBasis(basis.units, basis.exemplars, basis.proposals, tokens, self._vectors(basis))
+        made = pipeline.labels(mined, self.images, pipeline.Space(self.encoder, embeddings), words, own, self.root)
         return replace(basis, labels=made)
 
     def _evaluate(self, basis: Basis) -> Artifact:

@@ -1,8 +1,7 @@
 """A contrast for each positive: the image most like it that does not drive the unit."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,16 +24,12 @@ MASK_ELEMENTS = 1 << 30  # a bool for each image and unit: units beyond this man
 class ContrastRule:
     """How contrasts are chosen: the settings of `contrast_images`, to be kept beside what they gave."""
 
-    rule: str = "below_mean"  # below_mean, below_quantile, zero, random or host
-    reuse: bool = True  # may an image serve several positives of a unit
-    quantile: float = 0.5  # for below_quantile
-    host_similarity: float = 0.3  # for host: least cosine in the host's space
+    rule: str = "below_mean"  # which images may be contrasts: below_mean, below_quantile, zero, random or host
+    reuse: bool = True  # one image may be the contrast of several positives of a unit
+    quantile: float = 0.5  # for below_quantile: candidates are at or below this quantile of the unit's activations
+    host_similarity: float = 0.3  # for host: least cosine of a pair in the host's space
     host_limit: int = 10  # for host: pairs kept per unit
     seed: int = 0  # for random
-
-    def as_arguments(self) -> dict[str, Any]:
-        """The settings as arguments of `contrast_images`."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,7 @@ def contrast_images(
     `acts`, `image_emb` (rows of unit length) and `groups` must hold the same images, those that may be mined: leave
     other splits out before. Positive ids of -1 get no contrast. Returns ids [units, k], -1 where there is no
     candidate, and similarity [units, k] = <positive, contrast> in `image_emb`, NaN where there is none.
+    Eleven parameters: the tensors, and the settings of a ContrastRule by name, so that arrays are all a caller needs.
     Raises UserError for an unknown rule, sizes that do not fit and embeddings that are not finite.
     """
     settings = ContrastRule(rule, reuse, quantile, host_similarity, host_limit, seed)

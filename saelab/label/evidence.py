@@ -1,6 +1,7 @@
-"""What the scorers of one basis look at, gathered; a scorer that can't be had on it is left out with a reason."""
+"""What the scorers of one basis look at; a scorer that finds nothing to look at is left out, with the reason."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,14 @@ from torch.nn.functional import normalize
 
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.label import concepts, mine
+from saelab.label import concepts
 from saelab.label.assign import SCORERS, Evidence
 from saelab.label.exemplars import Exemplars, MiningSettings
+from saelab.label.settings import LabelSettings
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
+
+log = logging.getLogger("saelab")
 
 # Least mean cosine of a layer's tokens and the encoder's image vectors that makes them one space. Host and encoder may
 # resize by different libraries: on photos that gave .9996 in the mean and .993 at worst (DINOv2-S, one pixel's shift).
@@ -53,25 +57,24 @@ def evidence(
         positive_ids=local[found.positives],
         positive_values=found.activations,
         contrast_ids=local[found.contrasts],
-        rule=mine.ContrastRule(mining.rule, reuse=mining.reuse),
+        rule=mining.contrast,
         groups=torch.as_tensor(images.groups[ids.numpy()]),
         host_emb=None if host_emb is None else host_emb[ids],
     )
 
 
-def completed(
+def complete(
     bundle: Evidence,
-    scorers: Sequence[str],
-    final: str,
+    settings: LabelSettings,
     vocabulary: Vocabulary,
     images: ImageSet,
     tokens: concepts.Tokens | None,
     templates: Templates | None,
 ) -> tuple[Evidence, dict[str, str]]:
-    """The evidence with what only some of the scorers ask for, and why each scorer that can't be had is left out.
+    """The evidence with what only some of the scorers ask for, and why each scorer that lacks it is left out.
 
-    Marks of people, token maps and vectors are those of the `mine` images. Raises UserError where `final` is among
-    the scorers that can't be had.
+    Marks of people, token maps and vectors are those of the `mine` images. Raises UserError where the final scorer
+    is among those that lack something.
     """
     ids = images.ids("mine")
     ways: dict[str, Callable[[], dict[str, Tensor]]] = {
@@ -82,13 +85,15 @@ def completed(
     }
     lost: dict[str, str] = {}
     found: dict[str, Tensor] = {}
-    for name in scorers:
+    for name in settings.scorers:
         try:
             found |= ways.get(SCORERS[name].needs, dict)()
         except UserError as error:
-            if name == final:
-                raise
-            lost[name] = str(error)
+            own = UserError("scorer", name, error.expected, error.remedy)
+            if name == settings.final:
+                raise own from None
+            lost[name] = str(own)
+            log.warning("%s is left out (%s)", name, own)
     return bundle.but(**found), lost
 
 

@@ -34,25 +34,25 @@ def batch(step: int) -> torch.Tensor:
 def test_a_trainer_that_is_restored_takes_the_same_steps_also_where_latents_are_about_to_count_as_silent(name, cut):
     """Latents 0..9 never fire: after three batches they are silent, and AuxK, reviving or resampling sets in."""
     config = CONFIGS[name]
-    whole, told = Trainer(config), []
+    whole, numbers = Trainer(config), []
     whole.start(batch(0))
     whole.weights["b_enc"][:10] = -50.0
     for step in range(7):
         if step == cut:
             state = {part: tensor.clone() for part, tensor in whole.state().items()}
-        told.append(whole.step(batch(step), 1 - step / 10))
+        numbers.append(whole.step(batch(step), 1 - step / 10))
     resumed = Trainer(config)
     resumed.restore(state)
     assert resumed.steps == cut and resumed.state().keys() == state.keys()
     assert all(torch.equal(tensor, state[part]) for part, tensor in resumed.state().items())
     for step in range(cut, 7):
         found = resumed.step(batch(step), 1 - step / 10)
-        assert {n: float(v) for n, v in found.items()} == {n: float(v) for n, v in told[step].items()}, step
+        assert {n: float(v) for n, v in found.items()} == {n: float(v) for n, v in numbers[step].items()}, step
     for part, tensor in whole.state().items():
         assert torch.equal(resumed.state()[part], tensor), part
-    silent = [int(numbers["silent"]) for numbers in told]
+    silent = [int(logged["silent"]) for logged in numbers]
     assert name == "jumprelu" or (silent[:2] == [0, 0] and max(silent) >= 10)
-    assert ("auxk" in told[3]) == (name not in ("jumprelu", "relu"))
+    assert ("auxk" in numbers[3]) == (name not in ("jumprelu", "relu"))
 
 
 def test_the_rate_rises_falls_by_stairs_and_ends_at_0():

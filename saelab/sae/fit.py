@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from saelab.cache.batches import Batches, spooled
 from saelab.errors import UserError

@@ -67,6 +67,7 @@ def command(
                 from saelab.cli.help import print_help
 
                 return print_help(name, sys.modules[main.__module__].__doc__ or "", Help(settings, examples))
+            sys.argv[1:] = [own for given in sys.argv[1:] for own in _spell(given)]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would else print over several lines
             return _started(start, name)
 
@@ -114,6 +115,17 @@ def complain(text: str, status: int = 2) -> int:
     """Print one line for the user; the exit status."""
     print(f"saelab: {text}", file=sys.stderr)
     return status
+
+
+def _spell(given: str) -> list[str]:
+    """What a person types, as Hydra reads it: `~` is home, and `host=timm:resnet50` names a model, not a config."""
+    name, equals, value = given.partition("=")
+    if equals and value.startswith("~"):
+        value = str(Path(value).expanduser())
+        given = f"{name}={value}"
+    if name in ("host", "encoder") and ":" in value and not (folder() / name / f"{value}.yaml").is_file():
+        return [f"{name}=own" if name == "host" else f"{name}=conse", f"{name}.name={value}"]
+    return [given]
 
 
 def _prepare() -> None:

@@ -32,9 +32,9 @@ FEW = (1, 2, 5, 10, 20)  # photos of a class that are mined, where their number 
 
 # Planted worlds: kind -> settings of planted.make and what is done to the result. Three fresh seeds each.
 WORLDS: dict[str, dict[str, float]] = {
-    "method notes, 1": {"n": 5000, "u": 500, "seed": 20261},
-    "method notes, 2": {"n": 5000, "u": 500, "seed": 7, "scene_w": 1.3},
-    "method notes, 3": {"n": 2000, "u": 300, "seed": 9, "scene_w": 1.2, "habit_p": 0.9},
+    "reference world 1": {"n": 5000, "u": 500, "seed": 20261},
+    "reference world 2": {"n": 5000, "u": 500, "seed": 7, "scene_w": 1.3},
+    "reference world 3": {"n": 2000, "u": 300, "seed": 9, "scene_w": 1.2, "habit_p": 0.9},
     "weak scenes": {"scene_w": 0.5},
     "usual scenes": {"scene_w": 0.95},
     "strong scenes": {"scene_w": 1.3},
@@ -56,7 +56,7 @@ def standard(scores: Tensor) -> Tensor:
 
 
 def leads(evidence: assign.Evidence, known: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The leads a to d of the method notes, section 3: what our scorer was developed from."""
+    """The leads a to d of the reference world section 3: what our scorer was developed from."""
     acts = torch.zeros(evidence.n_images, evidence.n_units)
     acts.scatter_(0, evidence.positive_ids.T, evidence.positive_values.T)
     sims = evidence.sims

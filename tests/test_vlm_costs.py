@@ -92,10 +92,11 @@ def test_a_date_to_come_back_at_is_understood(tmp_path, monkeypatch):
     assert 0 < waited <= 40
 
 
-def test_a_budget_counts_what_is_under_way_and_what_nobody_counted(tmp_path):
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_budget_counts_what_is_under_way_and_what_nobody_counted(tmp_path, concurrency):
     ex = exemplars(12)
     with FaultServer(usage=False) as server:
-        proposer = load_proposer("openai", base_url=server.url, **FAST | {"concurrency": 4})
+        proposer = load_proposer("openai", base_url=server.url, **FAST | {"concurrency": concurrency})
         each = propose.estimate(proposer, ex, IMAGES, [0]).tokens
         budget = selection.Budget(tokens=int(each * 3.5))
         rows = propose.run(proposer, ex, IMAGES, range(12), tmp_path, budget=budget, progress=False)

@@ -1,39 +1,28 @@
-"""What a server may answer: every shape is read or listed, never raised; the key is in none; nothing goes elsewhere."""
+"""What a server may answer: every shape is read or listed, never raised; what it does not know is left out."""
 
 import json
-import logging
 import math
-import os
-import re
 
 import pytest
+from asking import ask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pictures import Pictures, exemplars
-from servers import ANSWERS, FINAL, FaultServer, with_choice, with_fields, with_message
+from seen import ANSWERS, with_choice, with_fields, with_message
+from servers import FaultServer
 
 from saelab.errors import UserError
-from saelab.label import propose, selection
-from saelab.label.propose import load_chat, load_proposer
+from saelab.label.propose import load_chat
 from saelab.label.vlm import completion
 from saelab.label.vlm.cache import AnswerCache
 from saelab.label.vlm.chat import Picture, Request
 from saelab.label.vlm.completion import Broken, Completion
 
 pytest.importorskip("openai")
-IMAGES = Pictures()
-FAST = {"model": "toy", "backoff": 0.001, "timeout": 20, "sheet_px": 448, "concurrency": 1}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-
-
-def ask(server, folder, units, **more):
-    proposer = load_proposer("openai", **{"base_url": server.url, **FAST, **more})
-    rows = propose.run(proposer, exemplars(len(units), 1), IMAGES, units, folder, progress=False)
-    return rows, propose.summary(rows, units)
 
 
 def well_formed(found: Completion) -> None:
@@ -254,207 +243,3 @@ def test_switches_that_can_not_be(monkeypatch, wrong):
     with pytest.raises(UserError, match=r"proposer\.extra_body") as error:
         load_chat("openai", model="toy", key_env="TOY_KEY", extra_body=wrong)
     assert "sk-" not in str(error.value)
-
-
-# ---- where pictures and keys must not go ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_pictures_and_the_key_do_not_follow_a_redirect(tmp_path, monkeypatch, status):
-    monkeypatch.setenv("TOY_KEY", "sk-right-secret-456")
-    with FaultServer() as stranger, FaultServer(faults=lambda n: [str(status)]) as server:
-        server.headers = {"Location": f"{stranger.url}/chat/completions?k=sk-right-secret-456"}
-        with pytest.raises(
-            UserError, match=r"proposer\.base_url=.*redirects to http://127\.0\.0\.1:\d+.*not followed"
-        ) as error:
-            ask(server, tmp_path, range(2), key_env="TOY_KEY")
-        assert not stranger.bodies and not stranger.asked and "secret" not in str(error.value)
-
-
-KEY = "sk-right/secret-456+7890"
-ECHOES = {
-    "content": with_message(content=f"Your key is {KEY}, isn't it?"),
-    "concept": with_message(content=json.dumps({"concepts": ["dog"], "evidence": f"key {KEY}"})),
-    "reasoning": with_message(content=None, reasoning_content=f"The key {KEY}"),
-    "model": with_fields(model=f"toy-{KEY}"),
-    "finish reason": with_choice(finish_reason=KEY),
-    "broken body": lambda _: f'{{"choices": [{{"message": "{KEY}'.encode(),
-    "broken at the cut": lambda _: (" " * 0 + "x" * 50 + KEY).encode(),
-    "half of the key": with_message(content=f"key: {KEY[:14]}"),
-    "JSON's escapes": lambda reply: json.dumps(with_message(content=f"key {KEY}")(reply)).replace("/", "\\/").encode(),
-    "unicode escapes": lambda reply: (
-        json.dumps(with_message(content="key @")(reply)).replace("@", "".join(f"\\u{ord(c):04x}" for c in KEY)).encode()
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ECHOES)
-def test_a_key_that_an_answer_repeats_is_nowhere(tmp_path, monkeypatch, caplog, capsys, name):
-    caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv("TOY_KEY", KEY)
-    headers = {"X-Echo": f"Bearer {KEY}", "X-Request-Id": KEY}
-    with FaultServer(key=KEY, reshape=ECHOES[name], headers=headers) as server:
-        rows = None
-        try:
-            rows, total = ask(server, tmp_path, range(2), key_env="TOY_KEY", cache=tmp_path / "cache", retries=0)
-            print(rows, total)
-        except UserError as error:
-            print(error)
-    output = capsys.readouterr()
-    said = output.out + output.err + caplog.text + "".join(record.getMessage() for record in caplog.records)
-    files = [
-        path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.suffix != ".jpg" and path.is_file()
-    ]
-    assert said and files and len(caplog.records) > 5
-    for text in (said, *files):
-        assert KEY not in text and KEY[:14] not in text and KEY.replace("/", "\\/") not in text
-    if rows is not None:
-        assert any("***" in text for text in files)
-
-
-@pytest.mark.parametrize("status", [400, 404, 422, 429, 500])
-def test_a_key_in_a_refusal_is_nowhere(tmp_path, monkeypatch, caplog, capsys, status):
-    caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv("TOY_KEY", KEY)
-    for number, words in enumerate([f"bad {KEY}", "x" * 285 + KEY, f"\ud800 {KEY}\x1b[2J"]):
-        with FaultServer(key=KEY, refuse=lambda body, words=words: words) as server:
-            server.refusal_status = status
-            with pytest.raises(UserError) as error:
-                ask(server, tmp_path / str(number), range(1), key_env="TOY_KEY", retries=0)
-        said = str(error.value)
-        assert KEY not in said and KEY[:12] not in said and said.isprintable()
-    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    output = capsys.readouterr()
-    assert not any(KEY.encode() in data for data in files) and KEY not in caplog.text + output.out + output.err
-
-
-def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(monkeypatch):
-    for key in ("sk-sécret-1", "sk-secret one", "sk-secret\n1"):
-        monkeypatch.setenv("TOY_KEY", key)
-        with pytest.raises(UserError, match=r"proposer\.key_env=TOY_KEY") as error:
-            load_chat("openai", model="toy", key_env="TOY_KEY")
-        assert "cret" not in str(error.value)
-    monkeypatch.setenv("TOY_KEY", "sk-secret\n")  # as `$(cat file)` in some shells
-    assert load_chat("openai", model="toy", key_env="TOY_KEY").secret.key == "sk-secret"
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(st.characters(codec="ascii", exclude_categories=("C", "Z")), min_size=6, max_size=60), st.data())
-def test_no_piece_of_a_key_that_matters_is_left(key, data):
-    from saelab.label.vlm.secret import Secret
-
-    os.environ["HYPOTHESIS_KEY"] = key
-    secret = Secret("HYPOTHESIS_KEY")
-    del os.environ["HYPOTHESIS_KEY"]
-    around = st.text(max_size=10)
-    start = data.draw(st.integers(0, len(key) - 1))
-    piece = key[start : data.draw(st.integers(start + 1, len(key)))]
-    text = secret.blot(data.draw(around) + key + data.draw(around) + piece + data.draw(around))
-    assert key not in text.replace("***", "\0")
-    longest = min(16, max(8, math.ceil(len(key) / 2)))
-    for at in range(len(key) - longest + 1):
-        assert key[at : at + longest] not in text or "*" in key
-
-
-def test_a_placeholder_is_no_key_and_blots_nothing(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOY_KEY", "none")
-    with FaultServer(key="none") as server:
-        rows, _ = ask(server, tmp_path, range(1), key_env="TOY_KEY")
-    assert rows[0].status == "answered" and '"none"' in rows[0].raw
-
-
-# ---- what it costs -------------------------------------------------------------------------------------------------
-
-
-def test_what_a_killed_run_has_paid_appears_in_the_totals(tmp_path):
-    """Killed between the purchase and the row: the answers lie in the cache, the rows of two units are missing."""
-    prices = {"input": 2.0, "output": 10.0}
-    with FaultServer(faults=lambda n: ["500"] if n == 2 else []) as server:
-        first, total = ask(server, tmp_path / "run", range(4), cache=tmp_path / "cache", prices=prices)
-        file = tmp_path / "run" / "proposals.jsonl"
-        file.write_text("".join(line + "\n" for line in file.read_text().splitlines()[:2]))
-        rows, again = ask(server, tmp_path / "run", range(4), cache=tmp_path / "cache", prices=prices)
-        assert rows == first and again == total and again["attempts"] == 5  # to the letter, seconds included
-        assert not any(row.cached for row in rows) and sum(server.paid.values()) == 4
-        other, _ = ask(server, tmp_path / "other", range(4), cache=tmp_path / "cache", prices=prices)
-        assert all(row.cached and row.attempts == 0 for row in other)
-        small = selection.Budget(tokens=4 * 227 + 10)
-        proposer = load_proposer("openai", base_url=server.url, cache=tmp_path / "cache", **FAST)
-        file.write_text("".join(line + "\n" for line in file.read_text().splitlines()[:2]))
-        kept = propose.run(proposer, exemplars(4, 1), IMAGES, range(4), tmp_path / "run", budget=small, progress=False)
-        assert len(kept) == 2, "the two rows and the estimate of a third pass the budget"
-
-
-def test_attempts_of_a_unit_that_failed_stay_in_the_totals(tmp_path):
-    with FaultServer(faults=lambda n: ["half"] * 3 if n == 1 else []) as server:
-        _, first = ask(server, tmp_path, range(3), retries=1)
-        rows, total = ask(server, tmp_path, range(3), retries=1)
-    assert first["status"] == {"answered": 2, "failed": 1} and (first["attempts"], first["uncertain"]) == (4, 2)
-    assert total["status"] == {"answered": 3} and (total["attempts"], total["uncertain"]) == (6, 3)
-    assert (rows[1].attempts, rows[1].uncertain) == (4, 3)
-
-
-def test_equal_answers_give_equal_digests_whatever_they_took(tmp_path):
-    with FaultServer(faults=lambda n: ["500"] if n else []) as server:
-        for run in ("a", "b"):
-            ask(server, tmp_path / run, range(3), cache=tmp_path / "cache", concurrency=3)
-        ask(server, tmp_path / "c", range(3))
-        server.answer = lambda question: FINAL
-        ask(server, tmp_path / "d", range(3))
-    digests = [propose.answers_digest(tmp_path / run) for run in "abcd"]
-    texts = [(tmp_path / run / "proposals.jsonl").read_text() for run in "ab"]
-    assert digests[0] == digests[1] == digests[2] != digests[3] and texts[0] != texts[1]
-
-
-def test_the_same_question_to_another_model_or_server_is_another_question(tmp_path):
-    with FaultServer() as server, FaultServer() as other:
-        for where, model in ((server, "toy"), (server, "toy-large"), (other, "toy"), (server, "toy")):
-            rows, _ = ask(
-                where, tmp_path / f"{where.url[-6:-3]}{model}", range(1), model=model, cache=tmp_path / "cache"
-            )
-            assert not rows[0].cached
-        assert sum(server.paid.values()) == 2 and sum(other.paid.values()) == 1
-
-
-def waits(server, folder, monkeypatch, **more) -> list[float]:
-    seconds: list[float] = []
-    proposer = load_proposer("openai", **{"base_url": server.url, **FAST, **more})
-    monkeypatch.setattr(proposer.chat.attempts._stopped, "wait", lambda timeout: seconds.append(timeout))
-    propose.run(proposer, exemplars(1), IMAGES, range(1), folder, progress=False)
-    return seconds
-
-
-@pytest.mark.parametrize(
-    "asked, seconds",
-    [("7.5", 7.5), ("0", 0.0), ("600", 60.0), ("-3", 0.0), ("inf", None), ("nan", None), ("soon", None)],
-)
-def test_a_server_that_says_when_to_come_back_is_left_alone_until_then(tmp_path, monkeypatch, asked, seconds):
-    with FaultServer(faults=lambda n: ["429", "429"], headers={"Retry-After": asked}) as server:
-        waited = waits(server, tmp_path, monkeypatch, backoff=2.0)
-    if seconds is None:
-        assert 1 <= waited[0] <= 2 <= waited[1] <= 4  # as if it had said nothing: doubling, with jitter
-    else:
-        assert waited == [seconds, seconds]
-
-
-def test_a_date_to_come_back_at_is_understood(tmp_path, monkeypatch):
-    from email.utils import formatdate
-    from time import time
-
-    with FaultServer(faults=lambda n: ["503"], headers={"Retry-After": formatdate(time() + 40)}) as server:
-        (waited,) = waits(server, tmp_path, monkeypatch, backoff=0.001)
-    assert 0 < waited <= 40
-
-
-def test_a_budget_counts_what_is_under_way_and_what_nobody_counted(tmp_path):
-    ex = exemplars(12)
-    with FaultServer(usage=False) as server:
-        proposer = load_proposer("openai", base_url=server.url, **FAST | {"concurrency": 4})
-        each = propose.estimate(proposer, ex, IMAGES, [0]).tokens
-        budget = selection.Budget(tokens=int(each * 3.5))
-        rows = propose.run(proposer, ex, IMAGES, range(12), tmp_path, budget=budget, progress=False)
-    assert (
-        len(rows) == 3
-        and sum(server.paid.values()) == 3
-        and re.search("9 not sent", propose.summary(rows, range(12))["text"])
-    )

@@ -159,8 +159,9 @@ def answers_digest(folder: Path | str) -> str:
 
     What an answer took (seconds, attempts, tokens, money, whether it was cached) and the order of rows don't count.
     """
-    rows = [artifacts.plain(row) for row in sorted(read(folder), key=lambda proposal: proposal.unit)]
-    return artifacts.digest([{name: value for name, value in row.items() if name not in TAKEN} for row in rows])
+    rows = {row["unit"]: row for row in artifacts.read_jsonl(Path(folder) / "proposals.jsonl")}
+    said = [{name: value for name, value in rows[unit].items() if name not in TAKEN} for unit in sorted(rows)]
+    return artifacts.digest(said)
 
 
 def from_row(row: dict[str, Any]) -> Proposal:

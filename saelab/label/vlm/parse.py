@@ -41,7 +41,7 @@ LONGEST_NUMBER = 6  # digits of a photo's or a candidate's number
 BULLET = re.compile(r"^\s*(?:[-*•·]|[(（]?\d{1,2}[.):）．、：])\s*")
 NUMBERED = re.compile(r"(?:^|\s)[(（]?\d{1,2}[.)）．、]\s*")
 SEPARATORS = (re.compile("[,，、،]"), re.compile("[;；]"))  # the first that occurs
-PAIRS = ("()", "（）", "[]", "{}", "「」", "『』", "《》", "“”", "‘’")
+PAIRS = dict(zip("(（[{「『《“‘", ")）]}」』》”’", strict=True))
 EDGES = " \t\n\"'`*_.,;:。，、；：·"
 
 
@@ -220,7 +220,7 @@ def _trimmed(item: str) -> str:
 
 
 def _unwrapped(item: str) -> str:
-    for left, right in PAIRS:
+    for left, right in PAIRS.items():
         if item.startswith(left) and item.endswith(right) and left not in item[1:] and len(item) > 1:
             return item[1:-1]
         if item.startswith(left) and right not in item:

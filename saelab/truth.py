@@ -5,8 +5,9 @@ independently of the encoder that chose it. Photos are described briefly: that a
 not prove it absent. Numbers against this truth are therefore low for right labels too, alike for every basis.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from saelab.errors import UserError
 from saelab.label.vocabulary import key
+from saelab.text import is_unspaced, words
 
 RULES = ("exact", "mention", "head")
 LONGEST = 6  # words of a label that are looked for in captions
+LONGEST_UNSPACED = 16  # characters of a label in a script without spaces
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Truth:
     names: tuple[str, ...]  # what each concept is called
     known: Bool[Tensor, "images"]  # images that anybody described; the others say nothing
     rule: str  # how label texts were matched, for the record
+    complete: bool = False  # whatever is true of an image is listed: a label that is no concept is true of none
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,9 @@ def from_descriptions(
     `exact`: a class (or one of its comma-separated synonyms) or the whole caption is the label. `mention`: or the
     caption has the label's words in a row. `head`: or the caption or a class has the label's last word ("a robin" is
     then true of *American robin*; too generous for labels whose last word is broad). Words are compared without case,
-    underscores, hyphens, leading article and plural ending (`vocabulary.key`). Folder names that are classes serve as
-    hypernyms: a photo under animals/birds has both classes.
+    underscores, hyphens, leading article and plural ending (`vocabulary.key`). In scripts without spaces (Chinese,
+    Japanese, Thai) a label is mentioned where its characters stand in a row, also within a longer word; such labels
+    have no head. Folder names that are classes serve as hypernyms: a photo under animals/birds has both classes.
 
     Raises UserError for an unknown rule or lists of different length.
     """
@@ -76,26 +81,23 @@ def from_descriptions(
         raise UserError(
             "truth", f"{len(captions)} captions", f"there are {len(classes)} lists of classes", "give one each"
         )
-    images_of: dict[str, set[int]] = {}
+    wanted = {label: _wanted(label, rule) for label in dict.fromkeys(labels)}
+    known = set().union(*wanted.values())
+    images_of: dict[str, list[int]] = {}
     for image, (caption, own) in enumerate(zip(captions, classes)):
-        for phrase in _phrases(caption, own, rule):
-            images_of.setdefault(phrase, set()).add(image)
-    found: dict[str, list[str]] = {}
-    for label in dict.fromkeys(labels):
-        wanted = [_key(label)]
-        if rule == "head":
-            wanted.append(wanted[0].rpartition(" ")[2])
-        hits = [w for w in dict.fromkeys(wanted) if w in images_of]
-        if hits:
-            found[label] = hits
-    concepts = sorted({" / ".join(hits) for hits in found.values()})
-    place = {name: i for i, name in enumerate(concepts)}
+        for phrase in _phrases(caption, own, rule) & known:
+            images_of.setdefault(phrase, []).append(image)
+    found = {label: hits for label, keys in wanted.items() if (hits := [k for k in keys if k in images_of])}
+    concepts = sorted({tuple(hits) for hits in found.values()}, key=" / ".join)
+    place = {hits: i for i, hits in enumerate(concepts)}
     member = torch.zeros(len(captions), len(concepts), dtype=torch.bool)
-    for name, i in place.items():
-        member[sorted(set().union(*(images_of[part] for part in name.split(" / ")))), i] = True
-    known = torch.tensor([bool(c) or bool(own) for c, own in zip(captions, classes)], dtype=torch.bool)
-    column = {label: place[" / ".join(hits)] for label, hits in found.items()}
-    return Truth(member, column, tuple(concepts), known, f"captions and classes, {rule}")
+    for hits, i in place.items():
+        member[sorted(set().union(*(images_of[part] for part in hits))), i] = True
+    described = torch.tensor([bool(c) or bool(own) for c, own in zip(captions, classes)], dtype=torch.bool)
+    column = {label: place[tuple(hits)] for label, hits in found.items()}
+    names = tuple(" / ".join(map(_joined, hits)) for hits in concepts)
+    complete = bool(classes) and all(classes) and not any(captions)  # each picture has its class; nothing else is said
+    return Truth(member, column, names, described, f"captions and classes, {rule}", complete)
 
 
 def from_concepts(labels: Sequence[str], names: Sequence[str], member: Bool[Tensor, "images concepts"]) -> Truth:
@@ -108,28 +110,59 @@ def from_concepts(labels: Sequence[str], names: Sequence[str], member: Bool[Tens
     place = {synonym: i for i, name in reversed(list(enumerate(names))) for synonym in _synonyms(name)}
     column = {label: place[_key(label)] for label in labels if _key(label) in place}
     known = torch.ones(len(member), dtype=torch.bool)
-    return Truth(member.bool(), column, tuple(names), known, "concept table, exact")
+    return Truth(member.bool(), column, tuple(names), known, "concept table, exact", True)
 
 
 def _key(text: str) -> str:
     """The words of `text`, each without case and plural ending, without a leading article."""
-    words = re.findall(r"\w+", key(text).replace("_", " "))
-    return " ".join(key(word) or word for word in words)
+    return " ".join(_word_key(word) for word in words(key(text).replace("_", " ")))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _word_key(word: str) -> str:
+    return key(word) or word
+
+
+def _joined(phrase: str) -> str:
+    """A key as people write it: without spaces between the characters of a script that has none."""
+    parts = phrase.split()
+    gaps = ["" if is_unspaced(a) and is_unspaced(b) else " " for a, b in itertools.pairwise(parts)]
+    return "".join(part + gap for part, gap in zip(parts, [*gaps, ""]))
 
 
 def _synonyms(name: str) -> list[str]:
     return list(dict.fromkeys(k for k in [_key(name), *map(_key, name.split(","))] if k))
 
 
+def _wanted(label: str, rule: str) -> list[str]:
+    """The phrases of which any makes a label true."""
+    whole = _key(label)
+    parts = whole.split()
+    heads = _whole_words(parts[-1:]) if rule == "head" else []
+    return list(dict.fromkeys(k for k in [whole, *heads] if k))
+
+
+def _whole_words(parts: Iterable[str]) -> list[str]:
+    """Without the characters of scripts without spaces: one alone is rarely a word."""
+    return [part for part in parts if not is_unspaced(part)]
+
+
 def _phrases(caption: str | None, classes: Sequence[str], rule: str) -> set[str]:
     """Everything that an image's description says in the sense of `rule`."""
     phrases = {synonym for name in classes for synonym in _synonyms(name)}
     if rule == "head":
-        phrases |= {word for phrase in phrases for word in phrase.split()}
-    words = _key(caption).split() if caption else []
-    if words:
-        phrases.add(" ".join(words))
+        phrases |= {word for phrase in phrases for word in _whole_words(phrase.split())}
+    parts = _key(caption).split() if caption else []
+    if parts:
+        phrases.add(" ".join(parts))
     if rule != "exact":
-        spans = ((i, i + n) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1))
-        phrases |= {" ".join(words[i:j]) for i, j in spans}
+        phrases.update(_spans(parts))
     return phrases
+
+
+def _spans(parts: list[str]) -> Iterator[str]:
+    """Words in a row: up to LONGEST, or up to LONGEST_UNSPACED characters of a script without spaces."""
+    for start, first in enumerate(parts):
+        most = LONGEST_UNSPACED if is_unspaced(first) else LONGEST
+        for stop in range(start + 1, min(start + most, len(parts)) + 1):
+            yield " ".join(parts[start:stop])

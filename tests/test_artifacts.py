@@ -158,7 +158,7 @@ def test_damage_is_refused_with_the_remedy(tmp_path):
         lambda: artifacts.opened(made.path),
         lambda: artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once([])),
     ):
-        with pytest.raises(UserError, match=r"data\.txt has 3 bytes, written were 4.*delete"):
+        with pytest.raises(UserError, match=r"data\.txt has 3 bytes, expected 4.*delete"):
             look()
     with pytest.raises(UserError, match="no such folder"):
         artifacts.opened(tmp_path / "nowhere")

@@ -13,8 +13,8 @@ SLIPS = {
     "sae.k": "saelab: sae.k: has no value; write sae.k=VALUE",
     "images.root=/my=photos": "saelab: command line: mismatched input '='",
     "name=a/b": "saelab: name=a/b: has to be the name of a file",
-    "bases=neurn": "saelab: bases=neurn: unknown; known: neuron, sae, pca, random_rotation",
-    "bases=[neuron]": "saelab: bases=['neuron']: at least two are needed; for example bases=[neuron,sae]",
+    "bases=neurn": "saelab: bases=neurn: unknown; did you mean neuron? known: neuron, sae, pca, random_rotation",
+    "bases=[neuron]": "saelab: bases=['neuron']: a comparison needs at least two; for example bases=[neuron,sae]",
 }
 
 

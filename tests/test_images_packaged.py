@@ -175,10 +175,10 @@ def test_packages_are_fetched_verified_and_unpacked(repository, tmp_path):
 
 
 def test_what_apt_does_not_know_or_cannot_reach_is_said(repository, tmp_path):
-    with pytest.raises(debian.FetchFailed, match="Unable to locate package no-such-thing"):
+    with pytest.raises(apt.FetchFailed, match="Unable to locate package no-such-thing"):
         apt.fetch(["no-such-thing"], tmp_path)
     (repository / "saelab-test_1_all.deb").unlink()
-    with pytest.raises(debian.FetchFailed):
+    with pytest.raises(apt.FetchFailed):
         apt.fetch(["saelab-test"], tmp_path)
 
 

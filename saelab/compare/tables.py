@@ -1,18 +1,17 @@
 """The result on disk: comparison.json and the same numbers as CSV tables."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
-from saelab.artifacts import atomic, write_json
+from saelab.artifacts import write_csv, write_json
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
     """`comparison.json`, `bases.csv`, `pairs.csv` and `methods.csv` into `folder`."""
     write_json(folder / "comparison.json", result)
-    _write_csv(folder / "bases.csv", [_basis(basis) for basis in result["bases"]])
-    _write_csv(folder / "pairs.csv", [row for pair in result["pairs"] for row in _pair(pair)])
-    _write_csv(folder / "methods.csv", result["methods"])
+    write_csv(folder / "bases.csv", [_basis(basis) for basis in result["bases"]])
+    write_csv(folder / "pairs.csv", [row for pair in result["pairs"] for row in _pair(pair)])
+    write_csv(folder / "methods.csv", result["methods"])
 
 
 def _basis(basis: dict[str, Any]) -> dict[str, Any]:
@@ -25,6 +24,7 @@ def _basis(basis: dict[str, Any]) -> dict[str, Any]:
         "before",
         "after",
         "coverage",
+        "named",
         "labelled",
         "abstained",
         "with_truth",
@@ -38,13 +38,7 @@ def _basis(basis: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pair(pair: dict[str, Any]) -> list[dict[str, Any]]:
-    head = {name: pair[name] for name in ("a", "b", "role", "matching", "interval", "refused")}
-    return [head | row for row in pair["results"]] or [head]
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    head = {name: pair[name] for name in ("a", "b", "matching", "interval", "refused")} | {"pair": pair["role"]}
+    rows = [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in pair["results"]]
+    variances = [{f"variance_{k}": v for k, v in row["variance"].items()} for row in pair["results"]]
+    return [head | row | variance for row, variance in zip(rows, variances)] or [head]

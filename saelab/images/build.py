@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from saelab.images import duplicates, scan, splits
 from saelab.images.imageset import ImageSet
 from saelab.images.remote import Spot
 from saelab.images.scan import Scan
+from saelab.text import visible
 
 log = logging.getLogger("saelab")
 
@@ -58,6 +59,7 @@ def build(
     streamed = any(e.at for e in listing.entries)
     # A stream keeps its own order, so that neighbours are read together.
     entries = listing.entries if streamed else sorted(listing.entries, key=lambda e: e.file)
+    entries = [_readable(e) for e in entries]
     if limit is not None and limit < len(entries):
         if limit < 1:
             raise UserError("images.limit", limit, "at least 1, or null for all")
@@ -94,6 +96,16 @@ def build(
         credits={e.file: e.credit for e in entries if e.credit},
         spots=tuple(e.at for e in entries if e.at),
     )
+
+
+def _readable(entry: Entry) -> Entry:
+    """The entry with its words in one spelling: "café" is one class, whatever system wrote the folder's name."""
+    classes = tuple(visible(name) for name in entry.classes)
+    caption = None if entry.caption is None else visible(entry.caption)
+    if classes == entry.classes and caption == entry.caption:
+        return entry
+    classes = tuple(name for name in dict.fromkeys(map(str.strip, classes)) if name)
+    return replace(entry, classes=classes, caption=None if caption is None else caption.strip() or None)
 
 
 def _scan_all(listing: Listing, entries: list[Entry]) -> tuple[list[Entry], list[Scan], list[tuple[str, str]]]:

@@ -12,13 +12,12 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from scipy import fft
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 MAX_BITS = 14  # of 63; thresholds measured, see docs/images.md
 MAX_DIFFERENCE = 12.0  # root mean square over the small copy, grey levels of 255
 
 SMALL = 16  # pixels a side of the small copy
+AT_ONCE = 4096  # small copies compared at a time
 _GREY, _BLOCK = 32, 8
 _WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 
@@ -48,17 +47,11 @@ def group(
 
     hashes: content hashes (equal ones are one picture); looks: from `look`. Groups are connected components.
     """
-    n = len(looks)
     first: dict[str, int] = {}
-    same = [(first.setdefault(h, i), i) for i, h in enumerate(hashes)]
-    pairs = np.array(same, dtype=np.int64).reshape(-1, 2)
-    if n > 1:
-        pairs = np.concatenate([pairs, _alike(looks, max_bits, max_difference)])
-    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    _, component = connected_components(links, directed=False)
-    lowest = np.full(n, n, dtype=np.int64)
-    np.minimum.at(lowest, component, np.arange(n))
-    return lowest[component]
+    groups = np.array([first.setdefault(h, i) for i, h in enumerate(hashes)], dtype=np.int64)
+    if len(looks) > 1:
+        _join_alike(groups, looks, max_bits, max_difference)
+    return groups
 
 
 def _bits(coefficients: Float[np.ndarray, "8 8"]) -> int:
@@ -68,17 +61,23 @@ def _bits(coefficients: Float[np.ndarray, "8 8"]) -> int:
     return int(_WEIGHTS[signs].sum())
 
 
-def _alike(looks: list[Look], max_bits: int, max_difference: float) -> Int[np.ndarray, "pairs 2"]:
-    """Pairs whose hashes and small copies agree, as they are or one of them mirrored."""
+def _join_alike(groups: Int[np.ndarray, "images"], looks: list[Look], max_bits: int, max_difference: float) -> None:
+    """Join, in `groups`, images whose hashes and small copies agree, as they are or one of them mirrored.
+
+    Only images of other groups are compared with each one, AT_ONCE at a time: a thousand blank pages are a thousand
+    comparisons, not a million pairs that are kept.
+    """
     bits = np.array([x.bits for x in looks], dtype=np.uint64)
     mirrored = np.array([x.mirrored for x in looks], dtype=np.uint64)
     small = np.stack([x.small for x in looks])
-    found = []
     for i in range(len(looks) - 1):
         for others, own in ((bits[i + 1 :], small[i]), (mirrored[i + 1 :], small[i][:, ::-1])):
             near = np.flatnonzero(np.bitwise_count(others ^ bits[i]) <= max_bits) + i + 1
-            if len(near):
-                difference = small[near].astype(np.float32) - own
-                close = near[np.sqrt((difference**2).mean((1, 2, 3))) <= max_difference]
-                found += [(i, int(j)) for j in close]
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+            for start in range(0, len(near), AT_ONCE):
+                part = near[start : start + AT_ONCE]
+                part = part[groups[part] != groups[i]]
+                difference = small[part].astype(np.float32) - own
+                close = groups[part[np.sqrt((difference**2).mean((1, 2, 3))) <= max_difference]]
+                if len(close):
+                    joined = np.isin(groups, np.append(close, groups[i]))
+                    groups[joined] = groups[joined].min()

@@ -7,6 +7,7 @@ that was broken off goes on where it stopped.
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,10 @@ from saelab import artifacts
 from saelab.errors import UserError
 from saelab.images import parquet, remote, sources, streams
 from saelab.images.build import Entry, Listing
-from saelab.images.decode import SUFFIXES
+from saelab.images.decode import SUFFIXES, Unreadable, regular
 from saelab.images.streams import Found, Item
 from saelab.images.user_cache import user_cache
+from saelab.text import visible
 
 
 def imagenette(split: str = "train", size: str = "320px", root: Path | str | None = None) -> Listing:
@@ -112,15 +114,19 @@ def huggingface(
     version = getattr(data, "_fingerprint", None)  # of its contents; a stream has none
     data = data.cast_column(image, datasets.Image(decode=False))
 
+    roots = _roots(dataset)
+
     def item(row: Mapping[str, Any]) -> Item:
-        cell = row[image]
-        if cell is None:
-            cell = {"bytes": b"", "path": None}  # listed as unreadable
-        encoded = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        told = row[label] if label else None
-        values = [] if told is None else told if isinstance(told, list) else [told]
-        own = tuple(names[v] if names and isinstance(v, int) else str(v) for v in values)
-        return Item(encoded, _suffix(cell["path"] or ""), sources.text(row[caption]) if caption else None, own)
+        cell = row[image] or {"bytes": b"", "path": None}  # without a picture: listed as unreadable
+        place = cell["path"] or ""
+        try:
+            encoded = cell["bytes"] if cell["bytes"] is not None else _bytes_of(place, roots)
+        except (Unreadable, OSError, ValueError) as error:
+            return Item(b"", "", name=visible(place), problem=visible(str(error)))
+        given = row[label] if label else None
+        values = [] if given is None else given if isinstance(given, list) else [given]
+        classes = tuple(visible(own) for v in values if (own := _class(v, names)))
+        return Item(encoded, _suffix(place), sources.text(row[caption]) if caption else None, classes)
 
     if not stored:
         used = [column for column in (image, caption, label) if column]
@@ -183,6 +189,9 @@ def copied(
                 items(len(rows)), initial=len(rows), total=total, desc=f"copying {name}", unit="image", disable=None
             )
             for number, item in enumerate(bar, len(rows)):
+                if item.problem is not None:
+                    out.write(json.dumps({"file": item.name, "reason": item.problem}, ensure_ascii=False) + "\n")
+                    continue
                 file = f"{number // 1000:04d}/{number:07d}{item.suffix}"
                 target = folder / "pictures" / file
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -193,8 +202,35 @@ def copied(
 
     folder = artifacts.ensure(user_cache(), "pictures", name, recipe, build).path
     rows = artifacts.read_jsonl(folder / "pictures.jsonl")
-    entries = [Entry(r["file"], r["caption"], tuple(r["classes"])) for r in rows]
-    return Listing(name, folder / "pictures", entries, credit=credit)
+    entries = [Entry(r["file"], r["caption"], tuple(r["classes"])) for r in rows if "reason" not in r]
+    skipped = [(r["file"], r["reason"]) for r in rows if "reason" in r]
+    return Listing(name, folder / "pictures", entries, skipped, credit=credit)
+
+
+def _roots(dataset: str) -> list[Path]:
+    """The folders in which files of a dataset may lie: its own, and where `datasets` keeps what it fetched."""
+    import datasets
+    from huggingface_hub import constants
+
+    own = [Path(dataset)] if Path(dataset).exists() else []
+    kept = [datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE]
+    return [Path(os.path.realpath(folder)) for folder in [*own, *kept]]
+
+
+def _bytes_of(place: str, roots: list[Path]) -> bytes:
+    """The file that a cell names. Raises Unreadable for one that lies outside the set: nobody may send us anywhere."""
+    real = Path(os.path.realpath(place))
+    if not any(real.is_relative_to(root) for root in roots):
+        raise Unreadable("its cell names a file outside the set")
+    with regular(real) as file:
+        return file.read()
+
+
+def _class(value: Any, names: list[str] | None) -> str:
+    """A label's name; nothing for a number below 0, which stands for no label."""
+    if names and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else "" if value < 0 else str(value)
+    return str(value)
 
 
 class _refusals:

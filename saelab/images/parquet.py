@@ -47,21 +47,21 @@ def _picture(cell: Any) -> bytes:
 
 
 def _group(opened: Any, file: str, group: int, columns: list[str]) -> Any:
-    from pyarrow import ArrowInvalid
+    from pyarrow import ArrowException
 
     try:
         return opened.read_row_group(group, columns=columns, use_threads=False)
-    except (ArrowInvalid, OSError) as error:
+    except (ArrowException, OSError, ValueError) as error:
         raise _broken(file, error) from None
 
 
 def _opened(file: str) -> Any:
-    from pyarrow import ArrowInvalid
+    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
         return ParquetFile(remote.Seekable(file))
-    except ArrowInvalid as error:
+    except (ArrowException, OSError, ValueError) as error:
         raise _broken(file, error) from None
 
 

@@ -8,10 +8,12 @@ import hashlib
 import logging
 import os
 import zipfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -21,9 +23,13 @@ from saelab.images import decode, duplicates
 from saelab.images.user_cache import user_cache
 
 log = logging.getLogger("saelab")
+T, R = TypeVar("T"), TypeVar("R")
 
 VERSION = 1  # raise it when `decode` or `duplicates.look` give something else for the same bytes
 WORTH = 500  # pictures from which on a memory is kept
+AHEAD = 64  # pictures that may wait for being looked at
+HELD = 256 << 20  # bytes of pictures that wait: fewer of them where they are large
+SMALL = 4 << 20  # bytes of a file that is read whole; a larger one is read in pieces, twice
 
 _SIDE = 256  # enough for hashes of 32 x 32; JPEGs are decoded at a fraction of their size
 
@@ -47,12 +53,29 @@ def look_at_all(root: Path, files: Sequence[tuple[str, str | None]], title: str)
     def own(file: tuple[str, str | None]) -> Scan | str:
         return _look_at(root, *file, memory)
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow and hashlib release the interpreter's lock
-        bar = tqdm(pool.map(own, files), total=len(files), desc=title, unit="image", disable=None)
-        outcomes = list(bar)
+    outcomes = list(tqdm(in_order(own, files), total=len(files), desc=title, unit="image", disable=None))
     if len(files) >= WORTH and len(memory) > known:
         _remember(root, memory)
     return outcomes
+
+
+def in_order(call: Callable[[T], R], items: Iterable[T], size: Callable[[T], int] = lambda _: 0) -> Iterator[R]:
+    """`call` of each item, by threads (Pillow and hashlib release the interpreter's lock), in the order of the items.
+
+    At most AHEAD items are taken before their turn, fewer where their sizes sum up to more than HELD bytes.
+    """
+    waiting: deque[tuple[int, Future[R]]] = deque()
+    held = 0
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for item in items:
+            waiting.append((size(item), pool.submit(call, item)))
+            held += waiting[-1][0]
+            while len(waiting) > AHEAD or (held > HELD and len(waiting) > 1):
+                taken, first = waiting.popleft()
+                yield first.result()
+                held -= taken
+        while waiting:
+            yield waiting.popleft()[1].result()
 
 
 def look_at(data: bytes) -> Scan | str:
@@ -69,10 +92,9 @@ _Memory = dict[str, tuple[tuple[int, int], duplicates.Look]]
 
 def _look_at(root: Path, file: str, mask: str | None, memory: _Memory) -> Scan | str:
     try:
-        data = (root / file).read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
+        data, digest = _read(root / file)
         if digest not in memory:
-            image, size = decode.glance(data, _SIDE)
+            image, size = decode.glance(root / file if data is None else data, _SIDE)
             memory[digest] = (size, duplicates.look(image))
     except decode.Unreadable as error:
         return str(error)
@@ -82,11 +104,20 @@ def _look_at(root: Path, file: str, mask: str | None, memory: _Memory) -> Scan |
     if mask is None:
         return Scan(digest, size, look)
     try:
-        labels = decode.decode_labels(root / mask)
-        mask_digest = hashlib.sha256((root / mask).read_bytes()).hexdigest()
+        present = decode.present_labels(root / mask)
+        mask_digest = _read(root / mask)[1]
     except (decode.Unreadable, OSError) as error:
         return f"its label image {mask}: {error}"
-    return Scan(digest, size, look, mask_digest, tuple(np.unique(labels).tolist()))
+    return Scan(digest, size, look, mask_digest, present)
+
+
+def _read(path: Path) -> tuple[bytes | None, str]:
+    """A file's bytes, None where it is large, and their SHA-256."""
+    with decode.regular(path) as file:
+        if os.fstat(file.fileno()).st_size > SMALL:
+            return None, hashlib.file_digest(file, "sha256").hexdigest()
+        data = file.read(SMALL + 1)  # no more, even if it grows
+    return data, hashlib.sha256(data).hexdigest()
 
 
 def _place(root: Path) -> Path:

@@ -1,15 +1,20 @@
 """Where pictures come from when they lie on this disk: a folder of any depth, or a table (CSV, TSV, JSONL) of files."""
 
+import csv
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from saelab.errors import UserError
 from saelab.images.build import Entry, Listing
-from saelab.images.decode import SUFFIXES
+from saelab.images.decode import SUFFIXES, Unreadable, regular
+from saelab.text import visible
+
+CAPTION = 1 << 16  # bytes of a caption's file that are read
 
 _TRUE, _FALSE = {"1", "true", "yes", "y", "present"}, {"", "0", "false", "no", "n", "absent", "nan", "none"}
 
@@ -83,7 +88,9 @@ def table(
             continue  # a line of remarks
         where = find(given)
         if where is None or where in seen:
-            skipped.append((given, "named twice in the table" if where else f"named in {path.name}, not on disk"))
+            missing_why = "not on disk" if find.inside(given) else "outside images.root: give a root above it"
+            reason = "named twice in the table" if where else f"named in {path.name}, {missing_why}"
+            skipped.append((_shown(given), reason))
             continue
         seen.add(where)
         own = [*_cell(row.get(classes), between)]
@@ -132,10 +139,10 @@ class LabelImages:
         if not (base / masks).is_dir():
             raise UserError("images.masks", masks, f"no such folder below {base}", "give a folder below images.root")
         for file in walk(base / masks)[0]:
-            self.by_stem.setdefault(Path(file).stem, []).append(file)
+            self.by_stem.setdefault(unicodedata.normalize("NFC", Path(file).stem), []).append(file)
 
     def __call__(self, picture: str) -> str | None:
-        found = self.by_stem.get(Path(picture).stem, [])
+        found = self.by_stem.get(unicodedata.normalize("NFC", Path(picture).stem), [])
         if len(found) > 1:
             path = "/" + str(Path(picture).with_suffix(""))
             found = [f for f in found if path.endswith("/" + str(Path(f).with_suffix("")))]
@@ -143,7 +150,10 @@ class LabelImages:
 
 
 class Finder:
-    """Finds the file that a table means: by its relative name, else by its unique name or stem anywhere below."""
+    """Finds the file that a table means: by its relative name, else by its unique name or stem anywhere below.
+
+    Only files below the folder: a table from elsewhere may not point at others. Names match in either Unicode form.
+    """
 
     def __init__(self, base: Path) -> None:
         self.base = base
@@ -152,19 +162,27 @@ class Finder:
     def __call__(self, given: str) -> str | None:
         if not given:
             return None
-        if (self.base / given).is_file():
-            return Path(os.path.relpath(self.base / given, self.base)).as_posix()
+        inside = self.inside(given)
+        if inside is not None and (self.base / inside).is_file():
+            return inside
         if self.by_name is None:
             self.by_name = self._index()
-        found = self.by_name.get(given, [])
+        found = self.by_name.get(unicodedata.normalize("NFC", given), [])
         return found[0] if len(found) == 1 else None
+
+    def inside(self, given: str) -> str | None:
+        """The name relative to the folder; None where it leads out of it."""
+        if "\0" in given:
+            return None
+        relative = Path(os.path.relpath(self.base / given, self.base)).as_posix()
+        return None if relative == ".." or relative.startswith("../") else relative
 
     def _index(self) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
         for file in walk(self.base)[0]:
             whole = Path(file)
-            for key in {whole.name, whole.stem, whole.with_suffix("").as_posix()}:
-                index.setdefault(key, []).append(file)
+            for key in {file, whole.name, whole.stem, whole.with_suffix("").as_posix()}:
+                index.setdefault(unicodedata.normalize("NFC", key), []).append(file)
         return index
 
 
@@ -181,8 +199,9 @@ def _shown(name: str) -> str:
 
 def _caption(picture: Path) -> str | None:
     try:
-        text = picture.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        with regular(picture.with_suffix(".txt")) as file:
+            text = file.read(CAPTION).decode("utf-8-sig", "replace")
+    except (OSError, Unreadable):
         return None
     return next((line.strip() for line in text.splitlines() if line.strip()), None)
 
@@ -202,7 +221,7 @@ def _rows(path: Path, separator: str) -> Iterator[dict[str, Any]]:
         frame = pd.read_csv(
             path, sep=separator, engine=engine, dtype=str, keep_default_na=False, encoding_errors="replace"
         )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (ValueError, OverflowError, csv.Error, re.error) as error:  # pandas' own are ValueErrors
         raise UserError(
             "images.table", path, f"can't be read as CSV ({' '.join(str(error).split())})", "check images.separator"
         ) from None
@@ -212,12 +231,12 @@ def _rows(path: Path, separator: str) -> Iterator[dict[str, Any]]:
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError("images.table", path, f"line {number} is not JSON ({error})", "one object a line") from None
         if not isinstance(row, dict):
             raise UserError("images.table", path, f"line {number} is not an object", "one object a line")
@@ -225,7 +244,8 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def text(value: Any) -> str | None:
-    return (str(value).strip() or None) if value is not None else None
+    """A caption as it is kept: one spelling, nothing invisible; None where there is none."""
+    return (visible(str(value)).strip() or None) if value is not None else None
 
 
 def _cell(value: Any, between: str) -> Iterable[str]:

@@ -5,14 +5,10 @@ The files are read through once to make the index; later passes read them again,
 
 import base64
 import json
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -23,9 +19,11 @@ from saelab.images.build import Entry, Listing
 from saelab.images.remote import Spot
 from saelab.images.scan import Scan
 from saelab.images.user_cache import user_cache
+from saelab.text import visible
+
+T = TypeVar("T")
 
 CODE = 2  # version of the index; part of its recipe
-AHEAD = 64  # pictures that may wait for being looked at
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,13 @@ class Item:
     suffix: str  # of its format, with the dot
     caption: str | None = None
     classes: tuple[str, ...] = ()
+    name: str = ""  # in the set, for people
+    problem: str | None = None  # why the set's reader leaves it out; then there are no bytes
 
 
 @dataclass(frozen=True)
 class Found:
-    """One picture of a stream."""
+    """One picture of a stream, or what is listed in the place of one."""
 
     item: Item
     member: str  # its name in its file
@@ -68,17 +68,30 @@ def listing(stream: Stream, take: int | None) -> Listing:
         _index(folder / "index.jsonl", stream, take)
 
     folder = artifacts.ensure(user_cache(), "streams", stream.name, recipe, build).path
-    entries, skipped, seen = [], [], set()
+    entries, seen = [], set()
+    skipped: dict[tuple[str, str], None] = {}  # once each: a resumed reading may meet one twice
     names = _short(stream.files)
     for row in artifacts.read_jsonl(folder / "index.jsonl"):
         file = f"{names[row['shard']]}/{row['member']}"
         if row["reason"] or file in seen:
-            skipped.append((file, row["reason"] or "twice in its shard"))
+            skipped[file, row["reason"] or "twice in its shard"] = None
             continue
         seen.add(file)
         at = stream.spot(stream.files[row["shard"]], (row["place"][0], row["place"][1]), row["sha256"])
         entries.append(Entry(file, row["caption"], tuple(row["classes"]), at=at, seen=_seen(row)))
-    return Listing(stream.name, folder, entries, skipped, stream.credit)
+    return Listing(stream.name, folder, entries, list(skipped), stream.credit)
+
+
+def first(items: Iterable[T], count: int | None, is_picture: Callable[[T], bool]) -> Iterator[T]:
+    """The items up to the `count`th picture (None: all of them)."""
+    if count == 0:
+        return
+    for item in items:
+        yield item
+        if count is not None and is_picture(item):
+            count -= 1
+            if count == 0:
+                return
 
 
 def stem(file: str) -> str:
@@ -87,40 +100,32 @@ def stem(file: str) -> str:
 
 
 def _index(table: Path, stream: Stream, take: int | None) -> None:
-    """Write a row for each picture; a table that was begun is gone on with where it stops."""
+    """Write a row for each picture; a table that was begun is continued where it stops."""
     rows = artifacts.read_jsonl(table) if table.is_file() else []
     artifacts.write_jsonl(table, rows)  # without the line that a kill cut off
-    first, start = (rows[-1]["shard"], rows[-1]["after"]) if rows else (0, None)
+    begun, start = (rows[-1]["shard"], rows[-1]["after"]) if rows else (0, None)
 
     def found() -> Iterator[tuple[int, Found]]:
-        for shard in range(first, len(stream.files)):
-            for own in stream.read(stream.files[shard], start if shard == first else None):
+        for shard in range(begun, len(stream.files)):
+            for own in stream.read(stream.files[shard], start if shard == begun else None):
                 yield shard, own
 
-    left = None if take is None else max(0, take - len(rows))
-    waiting: deque[Future[dict[str, Any]]] = deque()
-    with (
-        table.open("a", encoding="utf-8") as out,
-        ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool,  # Pillow releases the interpreter's lock
-        tqdm(initial=len(rows), total=take, desc="looking at the stream", unit="image", disable=None) as bar,
-    ):
-
-        def write(most: int) -> None:
-            while len(waiting) > most:
-                out.write(json.dumps(waiting.popleft().result(), ensure_ascii=False) + "\n")
-                out.flush()
-                bar.update()
-
-        for shard, own in islice(found(), left):
-            waiting.append(pool.submit(_row, shard, own))
-            write(AHEAD)
-        write(0)
+    left = None if take is None else max(0, take - sum(not row.get("lost") for row in rows))
+    wanted = first(found(), left, lambda own: own[1].item.problem is None)
+    made = scan.in_order(lambda own: _row(*own), wanted, lambda own: len(own[1].item.data))
+    bar = tqdm(made, initial=len(rows), total=take, desc="looking at the stream", unit="image", disable=None)
+    with table.open("a", encoding="utf-8") as out:
+        for row in bar:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.flush()
 
 
 def _row(shard: int, found: Found) -> dict[str, Any]:
-    seen = scan.look_at(found.item.data)
-    row: dict[str, Any] = {"shard": shard, "member": found.member, "place": found.place, "after": found.after}
+    row: dict[str, Any] = {"shard": shard, "member": visible(found.member), "place": found.place, "after": found.after}
     row |= {"caption": found.item.caption, "classes": found.item.classes}
+    if found.item.problem is not None:
+        return row | {"reason": found.item.problem, "lost": True}
+    seen = scan.look_at(found.item.data)
     if isinstance(seen, str):
         return row | {"reason": seen}
     row |= {"reason": None, "sha256": seen.digest, "size": seen.size}

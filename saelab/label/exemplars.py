@@ -21,7 +21,7 @@ from saelab.label import mine
 from saelab.label.fields import check_fields
 from saelab.units import UnitActivations
 
-CODE = 1  # version of this stage; part of every recipe
+CODE = 2  # version of this stage; part of every recipe
 RANGES = {"k": (1, math.inf), "rare_below": (0, math.inf), "dense_from": (0, math.inf)}
 
 
@@ -40,12 +40,12 @@ class MiningSettings:
 class Exemplars:
     """What one basis was labelled from."""
 
-    positives: Int[Tensor, "units k"]  # image ids, strongest first
-    activations: Float[Tensor, "units k"]  # the unit's activation on each positive
+    positives: Int[Tensor, "units k"]  # images that fire the unit, strongest first; -1 where there are none left
+    activations: Float[Tensor, "units k"]  # the unit's activation on each positive; 0 where there are none left
     contrasts: Int[Tensor, "units k"]  # the look-alike paired with each positive, -1 where none qualifies
     similarity: Float[Tensor, "units k"]  # cosine of the pair in the scoring encoder's space
     status: tuple[str, ...]  # per unit
-    fires_on: Int[Tensor, "units"]  # mine images that it fires on (activation above 1e-6)
+    fires_on: Int[Tensor, "units"]  # mine images that it fires on (`mine.firing_threshold`)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Exemplars":
@@ -92,21 +92,19 @@ def find(
     ids = images.ids("mine")
     acts, emb = units.rows(ids), image_emb[torch.as_tensor(ids)]
     status = mine.statuses(acts, rare_below=settings.rare_below, dense_from=settings.dense_from)
-    local, values = mine.top_images(acts, settings.k)
-    groups = torch.as_tensor(images.groups[ids])
-    contrast, similarity = mine.contrast_images(
+    pairs = mine.mine_pairs(
         acts,
         emb,
-        local,
-        rule=settings.rule,
-        reuse=settings.reuse,
-        groups=groups,
-        host_emb=None if host_emb is None else host_emb[torch.as_tensor(ids)],
+        settings.k,
+        mine.ContrastRule(settings.rule, settings.reuse),
+        torch.as_tensor(images.groups[ids]),
+        None if host_emb is None else host_emb[torch.as_tensor(ids)],
     )
-    lonely = (contrast < 0).all(1)
+    lonely = (pairs.contrast_ids < 0).all(1)
     status = ["no_contrast" if s in ("ok", "rare") and none else s for s, none in zip(status, lonely.tolist())]
     table = torch.cat([torch.as_tensor(ids), torch.tensor([-1])])  # -1 looks up the last entry: -1 again
-    return Exemplars(table[local], values, table[contrast], similarity, tuple(status), mine.fires_on(acts))
+    positives, contrasts = table[pairs.positive_ids], table[pairs.contrast_ids]
+    return Exemplars(positives, pairs.positive_values, contrasts, pairs.similarity, tuple(status), mine.fires_on(acts))
 
 
 def exemplars(

@@ -40,7 +40,7 @@ from saelab.units import UnitActivations
 
 log = logging.getLogger("saelab")
 
-CODE = 6  # version of this stage; part of every recipe
+CODE = 7  # version of this stage; part of every recipe
 MEANINGS_AT_ONCE = 1024  # units whose positives' embeddings are held together
 RANGES = {"nulls": (0, math.inf), "abstain_below": (0, 1), "seed": (0, math.inf), "runners_up": (0, math.inf)}
 UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no label

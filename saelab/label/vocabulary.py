@@ -1,11 +1,10 @@
 """Vocabularies: the labels that units may get, where each came from, and how spellings of one label become one.
 
 A vocabulary is pooled from sources named in a list: `imagenet1k`, `imagenet21k`, `wordnet_nouns`, `classes` and
-`captions` (of the images' own `mine` split), `file:PATH` (one label a line, or the first column of a CSV), and whatever
-a proposer adds.
+`captions` (of the images' own `mine` split), `file:PATH` or `file:PATH#COLUMN` (text, CSV, TSV, JSON), and whatever a
+proposer adds.
 """
 
-import csv
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -14,11 +13,20 @@ from pathlib import Path
 
 from saelab.errors import UserError
 from saelab.images import ImageSet
+from saelab.label.label_files import read as read_file
 from saelab.names import imagenet21k_names, imagenet_names
+from saelab.text import folded, visible
 
 log = logging.getLogger("saelab")
 
 SOURCES = ("imagenet1k", "imagenet21k", "wordnet_nouns", "classes", "captions", "file:PATH")
+
+# Plurals that name something else than their singular.
+OWN_PLURALS = re.compile(
+    "glasses|sunglasses|eyeglasses|spectacles|binoculars|goggles|goods|means|news|customs|works|trunks|briefs|shorts|"
+    "tights|jeans|pants|slacks|scales|compasses|irons|woods|waters|stairs|physics|athletics|optics|graphics|ceramics|"
+    "genetics|electronics|mathematics|politics|statistics|classics|headquarters"
+)
 
 
 @dataclass(frozen=True)
@@ -39,22 +47,23 @@ class Vocabulary:
 def clean(label: str, keep_underscores: bool = False) -> str:
     """A label as it is embedded and shown: trimmed, single spaces, no quotes or full stop, underscores as spaces.
 
-    `keep_underscores`: the CSP authors embed `bicycle_wheel` as it stands (preset `csp_paper`).
+    Unicode's composed form (NFC), without characters that can't be seen. `keep_underscores`: the CSP authors embed
+    `bicycle_wheel` as it stands (preset `csp_paper`).
     """
-    text = label if keep_underscores else label.replace("_", " ")
+    text = visible(label) if keep_underscores else visible(label).replace("_", " ")
     return re.sub(r"\s+", " ", text).strip().strip("\"'`“”").rstrip(".").strip()
 
 
 def key(label: str) -> str:
-    """What two spellings of one label share: case, underscores, hyphens, a leading article, and a plural ending.
+    """What two spellings of one label share: case, width, underscores, hyphens, a leading article, a plural ending.
 
     The plural rule is the plain English one on the last word (`-ies`, `-es` after s/x/z/ch/sh, `-s` but not `-ss`,
-    `-us`, `-is`); irregular plurals stay apart.
+    `-us`, `-is`); irregular plurals stay apart, and so do those that mean something else (glasses, shorts, goods).
     """
-    text = clean(label).casefold().replace("-", " ")
+    text = re.sub("[-\u2010-\u2015]", " ", folded(clean(label)))
     text = re.sub(r"^(a|an|the) ", "", text)
     head, _, last = text.rpartition(" ")
-    if len(last) > 3:
+    if len(last) > 3 and not OWN_PLURALS.fullmatch(last):
         if last.endswith("ies"):
             last = last[:-3] + "y"
         elif re.search(r"(ss|x|z|ch|sh)es$", last):
@@ -81,7 +90,7 @@ def pool(entries: Iterable[tuple[str, tuple[str, ...]]], keep_underscores: bool 
 def build(sources: Sequence[str], images: ImageSet | None = None, keep_underscores: bool = False) -> Vocabulary:
     """The vocabulary of these sources, in their order.
 
-    Images without classes or captions add none (said in the log), so one list of sources serves all kinds of sets.
+    Images without classes or captions add none (the log says so), so one list of sources serves all kinds of sets.
     Raises UserError for an unknown source, an unreadable or empty file, or where no source holds a label.
     """
     if not isinstance(keep_underscores, bool):
@@ -114,15 +123,15 @@ def _read(source: str, images: ImageSet | None) -> Sequence[str]:
             return sorted({name for i in mine for name in images.classes[i]})
         return sorted({caption for i in mine if (caption := images.captions[i])})
     if source.startswith("file:"):
-        return read_file(Path(source.removeprefix("file:")))
+        return read_file(source.removeprefix("file:"))
     raise UserError("vocabulary", source, "unknown source", f"known: {', '.join(SOURCES)}")
 
 
 def wordnet_nouns(folder: Path = Path("/usr/share/wordnet")) -> list[str]:
     """The 117,798 nouns and noun phrases of WordNet 3.0, in the order of its index (underscores for spaces).
 
-    Taken from `folder` if WordNet lies there, else out of Debian's package wordnet-base, fetched once without root into
-    the user's cache. Raises UserError where neither is to be had.
+    Taken from `folder` if WordNet lies there, else from Debian's package wordnet-base, fetched once without root into
+    the user's cache. Raises UserError if neither works.
     """
     from saelab.images.demo import apt
     from saelab.images.user_cache import user_cache
@@ -138,29 +147,3 @@ def wordnet_nouns(folder: Path = Path("/usr/share/wordnet")) -> list[str]:
         index = own / "usr/share/wordnet/index.noun"
     lines = index.read_text(encoding="utf-8").splitlines()
     return [line.split(" ", 1)[0] for line in lines if not line.startswith(" ")]  # the licence is indented
-
-
-def read_file(path: Path) -> list[str]:
-    """Labels of a text file (one a line) or a CSV (first column; a first line `label` is a heading).
-
-    UTF-8 with or without a byte-order mark. Raises UserError for a missing file, another encoding or no label.
-    """
-    try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError("vocabulary", f"file:{path}", "there is no such file", "check the path") from None
-    except OSError as error:
-        raise UserError("vocabulary", f"file:{path}", f"can't be read ({error.strerror})", "give a text file") from None
-    except UnicodeDecodeError as error:
-        remedy = "save the file as UTF-8 (iconv -f ISO-8859-1 -t UTF-8 does it)"
-        raise UserError("vocabulary", f"file:{path}", f"is not UTF-8 (byte {error.start})", remedy) from None
-    if path.suffix.lower() == ".csv":
-        rows = [row[0] for row in csv.reader(text.splitlines()) if row]
-        if rows and rows[0].strip().lower() in ("label", "name", "class"):
-            rows = rows[1:]
-    else:
-        rows = text.splitlines()
-    labels = [row.strip() for row in rows if row.strip()]
-    if not labels:
-        raise UserError("vocabulary", f"file:{path}", "holds no label", "write one label a line")
-    return labels

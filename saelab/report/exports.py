@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from saelab.artifacts import read_json, write_jsonl
+from saelab.artifacts import read_json, write_csv, write_jsonl
 from saelab.errors import UserError
 from saelab.report import methods, pictures
 from saelab.report.reading import Run
@@ -20,7 +20,7 @@ def write(run: Run, made: Records, out: Path) -> list[list[str]]:
     folder = out / "takeaway"
     folder.mkdir(exist_ok=True)
     rows = table(run, made)
-    _csv(folder / "units.csv", rows)
+    write_csv(folder / "units.csv", rows)
     write_jsonl(folder / "units.jsonl", rows)
     write_jsonl(folder / "neuronpedia.jsonl", neuronpedia(run, made))
     for name, content in (
@@ -51,11 +51,11 @@ def write(run: Run, made: Records, out: Path) -> list[list[str]]:
 
 
 def _saelens(run: Run, out: Path) -> list[list[str]]:
-    """Every SAE of the run in SAELens' format; the files, or what can't be expressed in it."""
+    """Every SAE of the run in SAELens' format; lists the files, and the SAEs that it cannot express."""
     from saelab.sae import SAE
     from saelab.sae.convert import save_saelens
 
-    told = []
+    listed = []
     for basis in run.bases:
         if basis.sae is None:
             continue
@@ -65,12 +65,12 @@ def _saelens(run: Run, out: Path) -> list[list[str]]:
             sae = SAE.load(basis.sae / "sae.safetensors")
             save_saelens(sae, out / place, read_json(quality) if quality.is_file() else None)
         except UserError as error:
-            told.append([place, f"left out, for SAELens has no word for it: {error}"])
+            listed.append([place, f"left out, since SAELens cannot express it: {error}"])
             continue
-        told.append(
+        listed.append(
             [f"{place}/sae_weights.safetensors", f"{basis.name} for SAELens, with cfg.json and README.md beside it"]
         )
-    return told
+    return listed
 
 
 def folder_name(name: str) -> str:
@@ -145,16 +145,6 @@ def _feature(run: Run, basis: str, layer: str, record: dict[str, Any]) -> dict[s
             for i, value in zip(record["positives"], record["activations"], strict=True)
         ],
     }
-
-
-def _csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    import csv
-
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()})
 
 
 def _parquet(path: Path, rows: list[dict[str, Any]]) -> bool:

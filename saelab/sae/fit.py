@@ -96,6 +96,9 @@ def fit_many(
         raise UserError("held_out", f"d_in {held.d_in}", f"d_in {batches.d_in}, that of the data", "use its own layer")
     if mean is None or variance is None:
         mean, variance = moments(batches)
+    if variance and not 1e-36 < variance < 1e36:
+        what = "float32, in which training computes, can't hold squares of such numbers"
+        raise UserError("activations", f"variance {variance:.3g}", what, "multiply them by a constant")
     starts = starts or [None] * len(configs)
     configs = [dataclasses.replace(c, dead_after=min(c.dead_after, batches.n_tokens)) for c in configs]
     places = [None] * len(configs) if folders is None else [Path(folder) for folder in folders]

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saelab.artifacts import atomic
+from saelab.arrays import as_matrix
+from saelab.artifacts import atomic, check_file
 from saelab.errors import UserError
 from saelab.sae import rules
 from saelab.sae.sparse import decode_rows
@@ -99,9 +100,7 @@ class SAE:
 
     def pre_activations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
         """The encoder's output before the rule. Raises UserError where x has another width."""
-        if x.ndim != 2 or x.shape[1] != self.d_in:
-            raise UserError("activations", tuple(x.shape), f"[batch, {self.d_in}], the SAE's d_in", "use its own layer")
-        x, _ = self.normalize(x)
+        x, _ = self.normalize(as_matrix(x, self.d_in))
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.T)
 
     @property
@@ -131,7 +130,12 @@ class SAE:
 
     @torch.no_grad()
     def decode(self, codes: Codes | Float[Tensor, "batch latents"]) -> Float[Tensor, "batch d_in"]:
-        """Codes to activations: `dense codes @ W_dec + b_dec`, without the dense matrix where it is mostly 0."""
+        """Codes to activations: `dense codes @ W_dec + b_dec`, without the dense matrix where it is mostly 0.
+
+        Raises UserError for a transcoder's encoder, which has nothing to decode with.
+        """
+        if self.meta.source.get("transcoder"):
+            raise UserError("sae", "a transcoder's encoder", "has no decoder for the layer it reads", "use its codes")
         if isinstance(codes, Codes):
             if codes.values.shape[1] < DENSE_DECODE * self.latents:
                 return decode_rows(codes.values, codes.indices, self.W_dec) + self.b_dec
@@ -141,7 +145,7 @@ class SAE:
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """The reconstruction of raw activations, in their own units; memory doesn't grow with the batch x latents."""
-        return torch.cat([self._reconstruct(part) for part in x.split(self.tokens_at_once)])
+        return torch.cat([self._reconstruct(part) for part in as_matrix(x, self.d_in).split(self.tokens_at_once)])
 
     def _reconstruct(self, x: Tensor) -> Tensor:
         _, undo = self.normalize(x)
@@ -177,6 +181,7 @@ class SAE:
         file = _file(path)
         if not file.is_file():
             raise UserError("sae", file, "there is no such file", "train one, or convert one with saelab.sae.convert")
+        check_file(file)
         try:
             with safe_open(file, framework="pt", device=str(device)) as opened:
                 raw = opened.metadata() or {}
@@ -199,7 +204,7 @@ def _pack(dense: Float[Tensor, "batch latents"]) -> Codes:
 
 
 def _file(path: Path | str) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     return path if path.suffix == ".safetensors" else path / "sae.safetensors"
 
 

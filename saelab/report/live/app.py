@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +24,7 @@ from saelab.images.decode import Unreadable, decode
 from saelab.report.live import guard, pages
 from saelab.report.live.rating import Study
 from saelab.report.live.search import Search
-from saelab.report.live.store import Edits, Ratings, line
+from saelab.report.live.store import Edits, Ratings, line, shown
 
 UPLOAD = 8 * 2**20  # bytes of a picture at most
 QUESTION = 64 * 2**10  # bytes of any other body
@@ -48,7 +49,11 @@ def application(report: Path, search: Search, study: Study, folder: Path) -> Sta
         Mount("/live", StaticFiles(directory=str(files("saelab.report") / "static" / "live"))),
     ]
     routes += [Mount(f"/{name}", StaticFiles(directory=report / name)) for name in FOLDERS if (report / name).is_dir()]
-    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {UserError: _told, HTTPException: _said}
+    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+        UserError: _mistake,
+        HTTPException: _refusal,
+        Exception: _fault,
+    }
     return Starlette(routes=routes, middleware=[Middleware(guard.Guard)], exception_handlers=handlers)
 
 
@@ -72,8 +77,7 @@ class Viewer:
 
     async def edit(self, request: Request) -> Response:
         """Change a label: `{"basis", "unit", "label", "who"}`."""
-        asked = await _json(request)
-        given = [asked.get(key) for key in ("basis", "unit", "label", "who")]
+        given = await _json(request, "basis", "unit", "label", "who")
         return JSONResponse(await run_in_threadpool(self.labels.edit, *given))
 
     async def find(self, request: Request) -> Response:
@@ -81,11 +85,11 @@ class Viewer:
         text, image = request.query_params.get("text"), request.query_params.get("image")
         if text is not None:
             if not 0 < len(text.strip()) <= WORDS:
-                raise UserError("text", text[:40], f"is empty or longer than {WORDS} characters", "ask in a few words")
+                raise UserError("text", shown(text), f"expected 1 to {WORDS} characters", "ask in a few words")
             return JSONResponse({"found": await run_in_threadpool(self.search.by_text, text.strip(), TOP)})
         images = self.search.run.images
-        if image is None or not image.isascii() or not image.isdigit() or int(image) >= len(images):
-            raise UserError("image", str(image)[:40], "is no image of this run", f"use 0 to {len(images) - 1}")
+        if image is None or not re.fullmatch("[0-9]{1,12}", image) or int(image) >= len(images):
+            raise UserError("image", shown(image), "is no image of this run", f"use 0 to {len(images) - 1}")
         return await run_in_threadpool(self._answer, lambda: images.load(int(image)))
 
     async def find_upload(self, request: Request) -> Response:
@@ -103,8 +107,7 @@ class Viewer:
 
     async def rate(self, request: Request) -> Response:
         """Keep an answer: `{"rater", "code", "rating"}`."""
-        asked = await _json(request)
-        given = [asked.get(key) for key in ("rater", "code", "rating")]
+        given = await _json(request, "rater", "code", "rating")
         await run_in_threadpool(self.ratings.add, *given)
         return JSONResponse({"kept": True})
 
@@ -112,7 +115,7 @@ class Viewer:
         try:
             picture = load()
         except Unreadable as error:
-            raise HTTPException(415, f"not a picture that can be read: {error}") from None
+            raise HTTPException(415, f"not a readable picture: {error}") from None
         found = self.search.by_picture(picture, TOP)
         return JSONResponse({"found": found, "picture": _preview(picture)})
 
@@ -125,19 +128,32 @@ def _preview(picture: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-async def _json(request: Request) -> dict[str, Any]:
+async def _json(request: Request, *keys: str) -> list[Any]:
+    """The values of `keys` in the request's JSON object; null is a value, a missing key is a mistake."""
     try:
         found = json.loads(await guard.body(request, QUESTION))
     except (ValueError, RecursionError):  # not JSON, or nested without end
         found = None
     if not isinstance(found, dict):
         raise HTTPException(400, "a JSON object was expected")
-    return found
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise HTTPException(400, f"the object lacks {', '.join(missing)}")
+    return [found[key] for key in keys]
 
 
-async def _told(request: Request, error: UserError) -> Response:
-    return JSONResponse({"error": str(error)}, 400)
+async def _mistake(request: Request, error: UserError) -> Response:
+    return _line(str(error), 400)
 
 
-async def _said(request: Request, error: HTTPException) -> Response:
-    return JSONResponse({"error": error.detail}, error.status_code)
+async def _refusal(request: Request, error: HTTPException) -> Response:
+    return _line(error.detail, error.status_code)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """Whatever else is raised: a line for the reader, the traceback for the terminal."""
+    return _line(f"this could not be answered ({type(error).__name__}); the terminal says more", 500)
+
+
+def _line(text: str, status: int) -> Response:
+    return JSONResponse({"error": text.encode("utf-8", "replace").decode()}, status)

@@ -1,4 +1,4 @@
-"""Who may ask the live viewer, and for what: this machine's own pages, in bounded amounts.
+"""Who may use the live viewer, and for what: this machine's own pages, in bounded amounts.
 
 Any web page that is open in a browser can send requests to loopback, and a name that an attacker owns can be made to
 point there (DNS rebinding). So only requests that name this machine are answered, changes only from our own pages.
@@ -44,19 +44,23 @@ class Guard:
             await send(message)
 
         refusal = refused(scope["method"], Headers(scope=scope))
-        answer = PlainTextResponse(refusal, 403) if refusal else self.app
+        answer = PlainTextResponse(refusal[1], refusal[0]) if refusal else self.app
         await answer(scope, receive, sent)
 
 
-def refused(method: str, headers: Headers) -> str | None:
-    """Why a request is refused; None for one of our own pages."""
+def refused(method: str, headers: Headers) -> tuple[int, str] | None:
+    """The status and the reason with which a request is refused; None for one of our own pages."""
     host = headers.get("host", "")
-    if urlsplit(f"//{host}").hostname not in HOSTS or len(headers.getlist("host")) != 1:
-        return "only this machine is served, by the address 127.0.0.1 or localhost\n"
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:  # a bracket that is never closed
+        return 400, "the Host header is not a host\n"
+    if name not in HOSTS or len(headers.getlist("host")) != 1:
+        return 403, "only this machine is served, by the address 127.0.0.1 or localhost\n"
     if headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate":
-        return "another site's page may not ask\n"
+        return 403, "another site's page may not ask\n"
     if method not in ("GET", "HEAD") and headers.get("origin") != f"http://{host}":
-        return "changes are taken from this viewer's own pages only\n"
+        return 403, "changes are taken from this viewer's own pages only\n"
     return None
 
 

@@ -3,12 +3,12 @@
 import base64
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from saelab.artifacts import read_json, write_json
+from saelab.artifacts import read_json, write_csv, write_json
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.report.live.rating import Answer, Item, Study, StudySettings
@@ -47,46 +47,54 @@ def read_key(path: Path) -> Study:
     try:
         items = tuple(Item(**item | {"images": tuple(item["images"])}) for item in found["items"])
         return Study(found["study"], StudySettings(**found["settings"]), items)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise UserError("key", path, f"is not a study's key ({error})", "give the key.json beside the sheets") from None
 
 
 def read(paths: Sequence[Path], study: Study) -> list[Answer]:
-    """Answers of returned CSVs, a rater each, named by their file. Raises UserError for whatever can't be an answer."""
+    """Answers of returned CSVs, a rater each, named by their file. Raises UserError for an invalid answer."""
     codes = {item.code for item in study.items}
     if len({path.stem for path in paths}) < len(paths):
-        raise UserError("sheets", ", ".join(map(str, paths)), "two have one name", "name each after its rater")
+        raise UserError("sheets", ", ".join(map(str, paths)), "share a name", "name each after its rater")
     return [answer for path in paths for answer in _read(path, codes)]
 
 
 def _empty(path: Path, items: list[Item]) -> None:
-    """A CSV to fill in; one that is there may be filled in already, and stays."""
+    """A CSV to fill in; an existing one stays, since it may hold answers."""
     if not path.exists():
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["item", "rating"], *([item.code, ""] for item in items)])
+        write_csv(path, [{"item": item.code, "rating": ""} for item in items])
 
 
 def _read(path: Path, codes: set[str]) -> list[Answer]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("sheet", path, f"can't be read ({error})", "give a returned CSV") from None
+        raise UserError("sheet", path, f"unreadable ({error})", "give a returned CSV") from None
     dialect = csv.excel if ";" not in text.partition("\n")[0] else _Semicolons
-    rows = csv.DictReader(io.StringIO(text), dialect=dialect)
-    if not {"item", "rating"} <= set(rows.fieldnames or ()):
+    rows = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
+    try:
+        headings, lines = set(rows.fieldnames or ()), list(_numbered(rows))
+    except csv.Error as error:
+        raise UserError("sheet", path, f"can't be read as a table ({error})", "give a returned CSV") from None
+    if not {"item", "rating"} <= headings:
         raise UserError("sheet", path, "lacks the columns item and rating", "give a returned CSV")
     found: dict[str, Answer] = {}
-    for row in rows:
+    for number, row in lines:
         code, rating = (row["item"] or "").strip(), (row["rating"] or "").strip().lower()
-        where = f"{path}, line {rows.line_num}"
+        where = f"{path}, line {number}"
         if code not in codes or code in found:
             what = "twice" if code in found else "no item of this study"
-            raise UserError("sheet", where, f"item {code!r}: {what}", "mend the line, or give the study's own key")
+            raise UserError("sheet", where, f"item {code[:40]!r}: {what}", "mend the line, or give the study's own key")
         if rating not in ("", CANT_SAY, "1", "2", "3", "4", "5"):
-            raise UserError("sheet", where, f"rating {rating!r}", f"1 to 5, {CANT_SAY} for can't say, or nothing")
+            raise UserError("sheet", where, f"rating {rating[:40]!r}", f"1 to 5, {CANT_SAY} for can't say, or nothing")
         if rating:
             found[code] = Answer(path.stem, code, None if rating == CANT_SAY else int(rating))
     return list(found.values())
+
+
+def _numbered(rows: csv.DictReader) -> Iterator[tuple[int, dict[str, str | None]]]:
+    for row in rows:
+        yield rows.line_num, row
 
 
 class _Semicolons(csv.excel):

@@ -1,4 +1,4 @@
-"""What people say of a run, kept beside it in JSONL files that are only ever added to.
+"""People's answers about a run, kept beside it in append-only JSONL files.
 
 `labels_edited.jsonl`: `{"units", "basis", "unit", "old", "new", "who", "when"}` a line; the last line of a unit counts.
 `units` is the folder of the unit activations: an edit is of those units, and not of others that later bear the name.
@@ -9,32 +9,42 @@ import fcntl
 import json
 import os
 import time
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from saelab.artifacts import read_jsonl
 from saelab.errors import UserError
 from saelab.report.live.rating import Answer, Study
 from saelab.report.reading import Run
+from saelab.text import visible
 
 LONGEST = {"label": 200, "name": 60}  # characters
+JOINERS = {0x200C: None, 0x200D: None}  # invisible, but they shape letters
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one line, whole or not at all, whoever else writes; a last line that a kill cut off is removed first."""
+def append(path: Path, row: dict[str, Any] | Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Add one line and return it: whole or not at all, whoever else writes.
+
+    A callable `row` is called when nobody else can write any more, so that it may read what was written last. A last
+    line that a kill cut off is removed first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         before = file.read()
         file.truncate(before.rfind(b"\n") + 1)
-        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        made = row() if callable(row) else row
+        file.write(json.dumps(made, ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+    return made
 
 
 class Edits:
-    """Labels that people put in the place of a run's own; `labels.jsonl` stays as it is."""
+    """Labels that people put in place of a run's own; `labels.jsonl` stays unchanged."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.path = run, folder / "labels_edited.jsonl"
@@ -43,9 +53,9 @@ class Edits:
     def current(self) -> dict[str, dict[int, dict[str, Any]]]:
         """basis -> unit -> `{"label", "was", "who", "when"}`; without units whose label is the run's own again."""
         found: dict[str, dict[int, dict[str, Any]]] = {}
-        for row in _rows(self.path):
-            basis = self.bases.get(row["basis"])
-            if basis is None or basis.units.name != row["units"]:
+        for row in _rows(self.path, {"units", "basis", "unit", "new", "who", "when"}):
+            basis = self.bases.get(str(row["basis"]))
+            if basis is None or basis.units.name != row["units"] or not _is_place(row["unit"], len(basis.labels)):
                 continue
             was = basis.labels[row["unit"]]["label"]
             edits = found.setdefault(basis.name, {})
@@ -58,15 +68,17 @@ class Edits:
         """Keep `label` (None: no label) for a unit and return the line written. Raises UserError for bad input."""
         known = self.bases.get(basis) if isinstance(basis, str) else None
         if known is None:
-            raise UserError("basis", basis, "is not in this run", f"use {', '.join(self.bases)}")
-        if not isinstance(unit, int) or isinstance(unit, bool) or not 0 <= unit < len(known.labels):
-            raise UserError("unit", unit, f"is not a unit of {basis}", f"use 0 to {len(known.labels) - 1}")
+            raise UserError("basis", shown(basis), "is not in this run", f"use {', '.join(self.bases)}")
+        if not _is_place(unit, len(known.labels)):
+            raise UserError("unit", shown(unit), f"is not a unit of {basis}", f"use 0 to {len(known.labels) - 1}")
         new, name = None if label is None else line("label", label), line("name", who)
-        old = self.current().get(known.name, {}).get(unit, known.labels[unit])["label"]
-        row = {"units": known.units.name, "basis": known.name, "unit": unit}
-        row |= {"old": old, "new": new, "who": name, "when": _now()}
-        append(self.path, row)
-        return row
+
+        def row() -> dict[str, Any]:
+            old = self.current().get(known.name, {}).get(unit, known.labels[unit])["label"]
+            place = {"units": known.units.name, "basis": known.name, "unit": unit}
+            return place | {"old": old, "new": new, "who": name, "when": _now()}
+
+        return append(self.path, row)
 
 
 class Ratings:
@@ -78,32 +90,53 @@ class Ratings:
 
     def answers(self) -> list[Answer]:
         """The last answer of each rater to each item of this study."""
-        rows = [row for row in _rows(self.path) if row["study"] == self.study.name and row["code"] in self.codes]
+        rows = [row for row in _rows(self.path, {"study", "rater", "code", "rating"}) if self._is_own(row)]
         last = {(row["rater"], row["code"]): row["rating"] for row in rows}
         return [Answer(rater, code, rating) for (rater, code), rating in last.items()]
 
     def add(self, rater: object, code: object, rating: object) -> None:
         """Keep one answer. Raises UserError for an item that is not in the study or no rating."""
         name = line("name", rater)
-        if code not in self.codes:
-            raise UserError("item", code, "is not in this study", "load the page again")
-        if rating is not None and (isinstance(rating, bool) or rating not in (1, 2, 3, 4, 5)):
-            raise UserError("rating", rating, "is not 1 to 5", "use null for can't say")
-        append(self.path, {"study": self.study.name, "rater": name, "code": code, "rating": rating, "when": _now()})
+        if not isinstance(code, str) or code not in self.codes:
+            raise UserError("item", shown(code), "is not in this study", "load the page again")
+        if rating is not None and not _is_rating(rating):
+            raise UserError("rating", shown(rating), "is not 1 to 5", "use null for can't say")
+        row = {"study": self.study.name, "rater": name, "code": code, "rating": rating, "when": _now()}
+        append(self.path, row)
+
+    def _is_own(self, row: dict[str, Any]) -> bool:
+        named = row["study"] == self.study.name and str(row["code"]) in self.codes and isinstance(row["rater"], str)
+        return named and (row["rating"] is None or _is_rating(row["rating"]))
+
+
+def shown(value: object) -> str:
+    """A value from outside as it may stand in a message: short, one line, without what can't be written."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return "".join(c if c.isprintable() else "?" for c in text[:40])
+
+
+def _is_place(value: object, count: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
+
+
+def _is_rating(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 5
 
 
 def line(what: str, value: object) -> str:
-    """One line of text with something in it."""
-    text = " ".join(value.split()) if isinstance(value, str) else ""
-    if not text or len(text) > LONGEST[what] or not text.isprintable():
-        raise UserError(
-            what, str(value)[:40], f"is no line of 1 to {LONGEST[what]} characters", "shorten it or fill it in"
-        )
+    """One line of text with something in it, in Unicode's composed form. Raises UserError for anything else."""
+    given = " ".join(value.split()) if isinstance(value, str) else ""
+    text = "" if any(unicodedata.category(c) in ("Cc", "Cs") for c in given) else visible(given)
+    if not text or len(text) > LONGEST[what] or not text.translate(JOINERS).isprintable():
+        wanted = f"expected a line of 1 to {LONGEST[what]} characters"
+        raise UserError(what, shown(value), wanted, "shorten it or fill it in")
     return text
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return read_jsonl(path) if path.is_file() else []
+def _rows(path: Path, keys: set[str]) -> list[dict[str, Any]]:
+    """The lines that have all of `keys`; anybody may have edited the file."""
+    rows = read_jsonl(path) if path.is_file() else []
+    return [row for row in rows if isinstance(row, dict) and keys <= set(row)]
 
 
 def _now() -> str:

@@ -2,16 +2,18 @@
 
     from saelab.sae import SAE, SAEConfig, TrainConfig, fit
 
-    fit(data, config, train=None, folder=None, *, mean=None, variance=None, device="cpu", logger=None, progress=True)
-        -> Fit(sae, quality, folder)
+    fit(data, config, train=None, folder=None, *, mean=None, variance=None, start=None, held_out=None, device="cpu",
+        logger=None, progress=True) -> Fit(sae, quality, folder)
 
 `data`: an array, memory map or tensor [tokens, d_in], or a saelab.cache.batches.Batches (with the mine split's rows).
 `config`: SAEConfig(d_in, latents, rule, k, ...). `train`: TrainConfig(batch_size, epochs or steps, ...).
-`mean`, `variance`: of a cache's header; computed where not given. `folder`: gets sae.safetensors, training.json (what
-it was made from), quality.json and metrics.jsonl, and checkpoints/ while training, from which the same call resumes
-after a kill. Once it is finished, the same call returns it, and another recipe is refused.
+`mean`, `variance`: of a cache's header; computed where not given. `start`: an SAE to begin from. `held_out`: tokens
+that training never sees, measured beside the others. `folder`: gets sae.safetensors, training.json (what it was made
+from), quality.json and metrics.jsonl, and checkpoints/ while training, from which the same call resumes after a kill.
+Once it is finished, the same call returns it, and another recipe is refused.
 As a stage: `artifacts.ensure(root, "sae", name, recipe, lambda folder: fit(batches, config, train, folder, ...))`.
 `fit_many(data, [configs], train, [folders], ...)` trains several in one pass. `Trainer(config).step(x)` is one step.
+`rules.RULES` holds the rules; `fidelity.measure(sae, mine, test, ...)` measures all there is to measure of an SAE.
 """
 
 from saelab.sae.config import SAEConfig, TrainConfig, settle

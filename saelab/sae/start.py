@@ -82,6 +82,8 @@ def check_fits(sae: SAE, config: SAEConfig) -> None:
     if (sae.latents, sae.d_in) != (config.latents, config.d_in):
         expected = f"latents={config.latents}, d_in={config.d_in} as the config says"
         raise UserError("start", f"[{sae.latents}, {sae.d_in}]", expected, "set latents and d_in to the SAE's")
+    if sae.meta.source.get("transcoder"):
+        raise UserError("start", "a transcoder's encoder", "has no decoder for the layer it reads", "start from an SAE")
     if sae.meta.input_norm != "none":
         expected = "training takes activations as they are, this SAE normalises each token"
         raise UserError("start", f"input_norm={sae.meta.input_norm}", expected, "start from another SAE")

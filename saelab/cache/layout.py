@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from saelab import artifacts
-from saelab.arrays import h5_error
+from saelab.arrays import h5_error, open_h5
 from saelab.errors import UserError
 
 FILE, CHECKSUMS = "tokens.h5", "checksums.json"
@@ -98,11 +98,9 @@ def create(folder: Path, shapes: dict[str, tuple[tuple[int, ...], np.dtype]], at
 
 def places(path: Path) -> tuple[dict[str, Place], dict[str, Any]]:
     """Where each dataset lies, and the attributes. Raises UserError for a file that is no activation cache."""
-    import h5py
-
     remedy = "cache the layer again"
     try:
-        with h5py.File(path, "r", locking=False) as file:  # only read, and its places never move
+        with open_h5(path) as file:
             attributes = {key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items()}
             if attributes.get("format") != FORMAT:
                 raise UserError("cache", path, "an HDF5 file, but not one of saelab's activation caches", remedy)

@@ -15,7 +15,7 @@ from saelab.hosts import open_clip_names, weights_digest
 
 
 class OpenClip:
-    """A model of open_clip: `ViT-B-32/` and a tag, file, `<tag>@<file>` or `random`; `hf-hub:<repo>`, `local-dir:<folder>`.
+    """A model of open_clip: `ViT-B-32/` and a tag, a file, `TAG@FILE` or `random`; `hf-hub:REPO`; `local-dir:FOLDER`.
 
     The last two carry their own weights. A file's pictures are preprocessed as the tag's were, or as those of all the
     architecture's tags, where these agree. Raises UserError for an unknown model, for weights that are not available

@@ -47,7 +47,7 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 
 
 def _unwrapped(state: dict[str, Tensor], model: nn.Module, path: str) -> dict[str, Tensor]:
-    """The state dict under the model's own names: of all ways to take wrappers' prefixes off, the one that fits most."""
+    """The state dict under the model's own names: of all ways to take wrappers' prefixes off, the best fit."""
     own = set(model.state_dict())
     best, taken = state, ""
     prefixes = [""]

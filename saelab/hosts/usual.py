@@ -70,9 +70,9 @@ def _blocks(modules: dict[str, nn.Module]) -> tuple[set[str], set[str]]:
                 groups.setdefault((f"{parent}.{numbered[1]}", type(module)), []).append(path)
     paths = {path for group in groups.values() if len(group) > 1 for path in group}
     blocks = {path for path in paths if not any(other.startswith(path + ".") for other in paths)}
+    holds_blocks = {p for p, m in modules.items() if any(next(c.children(), None) is not None for c in m.children())}
     around = paths - blocks | {path for row in rows.values() if len(row) > 1 for path in row}
-    inner = {path: path.count(".") for path in blocks}
-    stages = {p for p in around if any(b.startswith(p + ".") and inner[b] - p.count(".") <= 2 for b in blocks)}
+    stages = around & holds_blocks
     return blocks, stages
 
 

@@ -149,14 +149,14 @@ def dictionary_learning(source: Source) -> SAE:
     held = source.number("k") if "k" in state else None
     trained = source.count("k")
     k = source.k(held if held is not None else trained)
-    wide = name in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE")
+    wide = name == "JumpReluAutoEncoder" or name == "MatryoshkaBatchTopKSAE"
     biases = {
         "AutoEncoder": "bias",
         "AutoEncoderNew": "decoder.bias",
         "AutoEncoderTopK": "b_dec",
         "BatchTopKSAE": "b_dec",
     }
-    if not wide and name not in biases:
+    if not isinstance(name, str) or (not wide and name not in biases):
         raise source.refuse(f"dict_class={name!r}", "can't be expressed as one SAE (gated, or not known)")
     if wide:
         weights = _four(source)

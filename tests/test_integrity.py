@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
+import cache_world
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,12 +19,13 @@ from hypothesis import strategies as st
 from small_images import coloured
 from test_encoders import Colours
 
-from saelab import artifacts, compare, evaluate, integrity
+from saelab import artifacts, cache, compare, evaluate, integrity
 from saelab.compare import tables
 from saelab.encoders.embed import image_embeddings, label_embeddings
 from saelab.errors import UserError
 from saelab.images import hubs, streams
 from saelab.sae import SAE, SAEConfig, Trainer
+from saelab.units import stage as basis_units
 
 CALM = settings(deadline=None, max_examples=40)
 
@@ -174,6 +176,12 @@ def _embedded(root: Path, tmp: Path) -> None:
     label_embeddings(["red", "green"], Colours(), root)
 
 
+def _cached(root: Path, tmp: Path) -> None:
+    cache.write(cache_world.pictures(tmp / "noise", 8), cache_world.host(), ["conv"], root, batch_size=4)
+    (store,) = map(cache.open, (root / "activations").glob("*-??????????"))
+    basis_units.neuron(store, root)
+
+
 def _copied(root: Path, tmp: Path) -> None:
     os.environ["SAELAB_CACHE"] = str(root)
     items = [hubs.Item(bytes([i]) * 9, ".png", f"number {i}", name=str(i)) for i in range(5)]
@@ -200,7 +208,9 @@ def _evaluated(root: Path, tmp: Path) -> None:
     artifacts.ensure(root, "comparison", "c", {"s": 2}, lambda f: tables.write(f, result))
 
 
-@pytest.mark.parametrize("stage", [_embedded, _copied, _streamed, _evaluated], ids=lambda stage: stage.__name__[1:])
+@pytest.mark.parametrize(
+    "stage", [_cached, _embedded, _copied, _streamed, _evaluated], ids=lambda stage: stage.__name__[1:]
+)
 def test_a_kill_at_any_write_leaves_what_an_unkilled_run_makes(tmp_path, monkeypatch, stage):
     monkeypatch.setenv("SAELAB_CACHE", str(tmp_path / "unused"))
     stage(tmp_path / "whole", tmp_path)

@@ -6,12 +6,16 @@ that mining, scoring and metrics need is then a question to one column's stored 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelab.arrays import as_tensor
 from saelab.errors import UserError
+
+FIRES = 1e-6  # an activation above this counts as firing (the CSP authors' threshold) where the unit reaches 1
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,13 @@ Acts = Tensor | Columns  # what the functions below take: dense [images, units],
 
 
 def columns(acts: Acts) -> Acts:
-    """Dense activations unchanged, CSR (or another sparse layout) as Columns. Raises UserError unless a matrix."""
+    """Dense activations unchanged, sparse ones (torch's or SciPy's) as Columns; NumPy's arrays are taken too.
+
+    Raises UserError for what is no matrix of real numbers.
+    """
     if isinstance(acts, Columns):
         return acts
+    acts = as_tensor(acts, "acts")
     if acts.ndim != 2:
         raise UserError("acts", tuple(acts.shape), "expected a matrix [images, units]")
     if acts.layout == torch.strided:
@@ -99,6 +107,15 @@ def columns(acts: Acts) -> Acts:
         return _by_column(acts)
     csc = acts.to_sparse_csc()
     return Columns(csc.ccol_indices().long(), csc.row_indices().long(), csc.values(), acts.shape[0])
+
+
+def firing_threshold(largest: Any) -> Any:
+    """What an activation must exceed to count as firing, from each unit's largest: `FIRES`, less where that is below 1.
+
+    So a unit in other units of measurement, a millionth as large, fires on the same images. Takes and gives an array
+    or a tensor.
+    """
+    return FIRES * largest.clip(0, 1)
 
 
 def _by_column(csr: Float[Tensor, "images units"]) -> Columns:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.files import (
+    added,
     atomic,
     digest,
     file_digest,
@@ -29,6 +30,7 @@ from saelab.integrity import check_file, check_whole, damaged, entry, verify
 
 __all__ = [
     "Artifact",
+    "added",
     "atomic",
     "check_file",
     "check_whole",

@@ -16,13 +16,23 @@ from saelab.errors import UserError
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # what spreadsheets may execute
 
 
+ADDED = "added"  # key in the metadata of a dataclass field; see `added`
+
+
+def added(default: Any) -> Any:
+    """A dataclass field that recipes leave out at its default, so that those from before it existed stay the same."""
+    return dataclasses.field(default=default, metadata={ADDED: True})
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON's own types: dataclasses and mappings to dicts, sequences to lists, paths to strings.
 
-    Raises TypeError for anything whose text would not be the same in the next process (an object, a tensor).
+    Fields made by `added` are left out at their default. Raises TypeError for anything whose text would not be the same
+    in the next process (an object, a tensor).
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        pairs = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {f.name: plain(own) for f, own in pairs if not (ADDED in f.metadata and own == f.default)}
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

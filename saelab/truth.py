@@ -32,6 +32,7 @@ class Truth:
     names: tuple[str, ...]  # what each concept is called
     known: Bool[Tensor, "images"]  # images that anybody described; the others say nothing
     rule: str  # how label texts were matched, for the record
+    complete: bool = False  # whatever is true of an image is listed: a label that is no concept is true of none
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def from_descriptions(
     described = torch.tensor([bool(c) or bool(own) for c, own in zip(captions, classes)], dtype=torch.bool)
     column = {label: place[tuple(hits)] for label, hits in found.items()}
     names = tuple(" / ".join(map(_joined, hits)) for hits in concepts)
-    return Truth(member, column, names, described, f"captions and classes, {rule}")
+    complete = bool(classes) and all(classes) and not any(captions)  # each picture has its class; nothing else is said
+    return Truth(member, column, names, described, f"captions and classes, {rule}", complete)
 
 
 def from_concepts(labels: Sequence[str], names: Sequence[str], member: Bool[Tensor, "images concepts"]) -> Truth:
@@ -108,7 +110,7 @@ def from_concepts(labels: Sequence[str], names: Sequence[str], member: Bool[Tens
     place = {synonym: i for i, name in reversed(list(enumerate(names))) for synonym in _synonyms(name)}
     column = {label: place[_key(label)] for label in labels if _key(label) in place}
     known = torch.ones(len(member), dtype=torch.bool)
-    return Truth(member.bool(), column, tuple(names), known, "concept table, exact")
+    return Truth(member.bool(), column, tuple(names), known, "concept table, exact", True)
 
 
 def _key(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from saelab.compare import Basis, compare
-from saelab.compare.validity import SETTINGS, evaluated, planted, units
+from saelab.compare.whole_way import SETTINGS, evaluated, planted, test_images, units
 from saelab.label.assign import cos_cubed, cosine, pearson
 
 PATH = Path(__file__).resolve().parent / "data" / "comparison_example.json"
@@ -35,7 +35,7 @@ def bases() -> list[Basis]:
 
 def example() -> dict[str, Any]:
     """The comparison as it is written to disk."""
-    return compare(bases(), SETTINGS)
+    return compare(bases(), SETTINGS, test_images(planted(7)))
 
 
 def rounded(value: Any) -> Any:

@@ -223,7 +223,8 @@ def _basis(
     found = exemplars.find(units, images, world.e, MINING)
     vocabulary = Vocabulary(world.words, tuple(("classes",) for _ in world.words))
     with patch.object(clusters, "LEVEL", 0.0):  # eight words are too few for two meanings: pages are to have some
-        rows = pipeline.assign_all(units, found, images, world.e, world.t, vocabulary, LABELS, MINING)
+        evidence = pipeline.evidence(units, found, images, world.e, world.t, MINING)
+        rows = pipeline.assign_all(evidence, found, vocabulary, LABELS, units.basis)
     evidence = evaluate.Judges(
         judge=Similarity.of("pixels", world.e, world.words, world.t),
         captions=None,

@@ -11,11 +11,84 @@ import threading
 import time
 import urllib.request
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 PICTURE_TOKENS = 100
+
+
+FINAL = '{"concepts": ["wet fur"], "evidence": "x", "confidence": 0.8, "none": false}'
+Reply = dict[str, Any]  # a completion as the fault server would send it
+
+
+def with_message(**fields: Any) -> Callable[[Reply], Reply]:
+    """Puts fields into the message of a completion."""
+
+    def reshape(reply: Reply) -> Reply:
+        choice = reply["choices"][0]
+        return reply | {"choices": [choice | {"message": choice["message"] | fields}]}
+
+    return reshape
+
+
+def with_choice(**fields: Any) -> Callable[[Reply], Reply]:
+    """Puts fields into the choice of a completion."""
+    return lambda reply: reply | {"choices": [reply["choices"][0] | fields]}
+
+
+def with_fields(**fields: Any) -> Callable[[Reply], Reply]:
+    """Puts fields into a completion."""
+    return lambda reply: reply | fields
+
+
+ANSWERS: dict[str, Callable[[Reply], Reply | bytes]] = {  # shapes of answers that servers and models have really sent
+    "bad escape": with_message(content='{"concepts": ["polka\\_dots", "it\\\'s wet"], "none": false}'),
+    "control character": with_message(content='{"concepts": ["polka\tdots"], "none": false}'),
+    "lone surrogate": with_message(content="dog \ud800, cat"),
+    "escaped surrogate": with_message(content='{"concepts": ["dog"], "evidence": "\\ud83d"}'),
+    "brackets": with_message(content="[" * 3000),
+    "nested objects": with_message(content='{"a":' * 3000),
+    "digits": with_message(content='{"concepts": ["cat"], "confidence": ' + "9" * 5000 + "}"),
+    "NUL": with_message(content="\x00dog\x00"),
+    "text parts": with_message(content=[{"type": "text", "text": FINAL[:30]}, {"type": "text", "text": FINAL[30:]}]),
+    "object": with_message(content=json.loads(FINAL)),
+    "number": with_message(content=5),
+    "truth value": with_message(content=True),
+    "null": with_message(content=None),
+    "list of lists": with_message(content=[[1], [None]]),
+    "reasoning": with_message(content=None, reasoning_content=FINAL),
+    "reasoning list": with_message(content="", reasoning=[{"type": "text", "text": FINAL}]),
+    "refusal": with_message(content=None, refusal="I can't help with that."),
+    "tool call": with_message(content=None, tool_calls=[{"id": "1", "type": "function"}]),
+    "message is text": with_choice(message=FINAL),
+    "message is null": with_choice(message=None),
+    "finish reason is a list": with_choice(finish_reason=["stop"]),
+    "cut off": with_choice(finish_reason="length", message={"role": "assistant", "content": FINAL[:14]}),
+    "usage is a list": with_fields(usage=[1, 2]),
+    "usage is text": with_fields(usage="many"),
+    "NaN tokens": with_fields(usage={"prompt_tokens": float("nan"), "completion_tokens": float("inf")}),
+    "negative tokens": with_fields(usage={"prompt_tokens": -10, "completion_tokens": -1}),
+    "tokens as text": with_fields(usage={"prompt_tokens": "12", "completion_tokens": [3]}),
+    "true tokens": with_fields(usage={"prompt_tokens": True, "completion_tokens": False}),
+    "huge tokens": lambda reply: (
+        json.dumps(reply).replace('"completion_tokens": 7', '"completion_tokens": 1' + "0" * 5000).encode()
+    ),
+    "model is an object": with_fields(model={"id": "toy"}),
+    "model with escapes": with_fields(model="toy\x1b[2J\n\ud800"),
+    "no choices": with_fields(choices=[]),
+    "choices is an object": with_fields(choices={"0": 1}),
+    "choice is null": with_fields(choices=[None]),
+    "an error with status 200": lambda _: {"error": {"message": "upstream failed", "code": 502}},
+    "a list": lambda _: b"[1, 2]",
+    "a number": lambda _: b"17",
+    "a page": lambda _: b"<html><body>502 Bad Gateway</body></html>",
+    "a stream": lambda reply: b"data: " + json.dumps(reply).encode() + b"\n\ndata: [DONE]\n\n",
+    "byte-order mark": lambda reply: b"\xef\xbb\xbf" + json.dumps(reply).encode(),
+    "bytes": lambda _: bytes(range(256)),
+    "deep body": lambda _: b"[" * 100_000,
+}
 
 
 def concepts(question: str) -> str:
@@ -29,7 +102,8 @@ class FaultServer:
     A question is the pictures and the text of a request. faults(n) lists what the n-th new question meets first: a
     status ("429", "500", "401", ...), "half" (of a JSON), "nothing", "late" (sleeps `late` seconds, then hangs up),
     "cut" (hangs up within the answer), "hang" (never answers while the server lives). `paid` counts whole answers per
-    question, `asked` requests per question, without the probe for sight (a text without pictures).
+    question, `asked` requests per question, without the probe for sight (a text without pictures). reshape: makes
+    another shape of the completion with pictures that it would send. headers: sent along with every answer.
     """
 
     def __init__(
@@ -41,13 +115,16 @@ class FaultServer:
         late: float = 1.5,
         sees: bool = True,
         usage: bool = True,
+        reshape: Callable[[Reply], Reply | bytes] = lambda reply: reply,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
+        self.reshape, self.headers = reshape, headers or {}
         self.faults, self.answer, self.refuse, self.key = faults, answer, refuse, key
         self.late, self.sees, self.usage = late, sees, usage
         self.asked: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
         self.bodies: list[dict] = []
-        self.probes = 0
+        self.probes, self.refusal_status = 0, 400
         self.left: defaultdict[str, list[str]] = defaultdict(list)
         self.under_way = self.most_at_once = 0
         self.lock, self.closing = threading.Lock(), threading.Event()
@@ -107,9 +184,10 @@ class FaultServer:
         if self.key and handler.headers["Authorization"] != f"Bearer {self.key}":
             return self.refuse_key(handler)
         if words := self.refuse(body):
-            return self.send(handler, 400, {"error": {"message": words, "type": "BadRequestError", "code": 400}})
+            error = {"error": {"message": words, "type": "BadRequestError", "code": self.refusal_status}}
+            return self.send(handler, self.refusal_status, error)
         if fault.isdigit():
-            headers = {"Retry-After": "0"} if fault == "429" else {}
+            headers = {"Retry-After": "0"} if fault == "429" and "Retry-After" not in self.headers else {}
             return self.send(handler, int(fault), {"error": {"message": f"fault {fault}"}}, headers)
         if fault in ("late", "hang"):
             self.closing.wait(self.late if fault == "late" else None)
@@ -129,7 +207,8 @@ class FaultServer:
             ],
             **({"usage": usage | {"total_tokens": sum(usage.values())}} if self.usage else {}),
         }
-        text = json.dumps(reply).encode()
+        shaped = self.reshape(reply) if pictures else reply
+        text = shaped if isinstance(shaped, bytes) else json.dumps(shaped).encode()
         if fault == "half":
             return self.send(handler, 200, text[: len(text) // 2])
         if fault == "nothing":
@@ -160,7 +239,7 @@ class FaultServer:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             handler.send_response(status)
-            for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            for name, value in {"Content-Type": "application/json", **self.headers, **(headers or {})}.items():
                 handler.send_header(name, value)
             handler.send_header("Content-Length", str(len(data)))
             handler.end_headers()

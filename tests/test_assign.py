@@ -1,7 +1,6 @@
 """Scorers against plain twins, dense against CSR, and what must hold whatever the numbers."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from torch.nn.functional import normalize
 from saelab import planted
 from saelab.errors import UserError
 from saelab.label import assign, mine
-from saelab.label.assign import contrastive, elastic, linear
-from saelab.label.assign.registry import SCORERS
+from saelab.label.scorers import contrastive, elastic, linear
+from saelab.label.scorers.registry import SCORERS
 
 CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
 
@@ -60,7 +59,7 @@ def test_blocks_of_units_give_the_same_scores(name, monkeypatch):
     evidence = assign.Evidence.mined(acts, emb, txt, 10, **more(txt))
     whole = assign.score([name], evidence)[name]
     ranked = assign.ranking(whole, 3)
-    monkeypatch.setattr("saelab.label.assign.registry.BLOCK", 1 << 13)
+    monkeypatch.setattr("saelab.label.scorers.registry.BLOCK", 1 << 13)
     for field, value in vars(assign.rankings([name], evidence, 3)[name]).items():
         assert torch.allclose(value.float(), getattr(ranked, field).float(), atol=1e-6, equal_nan=True), field
 
@@ -170,9 +169,54 @@ def test_constant_dead_and_nan_units_get_no_score(layout):
     assert assign.rankings(["csp"], evidence)["csp"].label[[3, 4, 6]].tolist() == [-1, -1, -1]
 
 
-def test_every_scorer_can_be_named_on_the_command_line():
-    options = Path(__file__).resolve().parent.parent / "conf" / "scorer"
-    assert {file.stem for file in options.glob("*.yaml")} == set(SCORERS)
+READ_POSITIVES = [n for n in CLOSED if SCORERS[n].needs in ("positives", "pairs", "templates")] + ["soft_wpmi", "wpmi"]
+
+
+@pytest.mark.parametrize("name", [*READ_POSITIVES, "clip_dissect_neurolens"])
+def test_silent_images_fill_nobodys_positives(name):
+    """A unit that fires on 4 images scores the same whatever the silent ones show, and whatever k is."""
+    acts, emb, txt = world(labels=5)
+    acts = acts[:, [0, 3, 4]]
+    acts[:, 0] = 0
+    firing = torch.tensor([11, 30, 45, 70])
+    acts[firing, 0] = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    marks = more(txt)
+    some, many = (assign.Evidence.mined(acts, emb, txt, k, **marks) for k in (4, 40))
+    if name in ("semanticlens", "csp", "csp_0.5", "www", "semanticlens_package", "set_projection", "falcon"):
+        a, b = (assign.score([name], e)[name][0] for e in (some, many))
+        torch.testing.assert_close(a, b, equal_nan=True)
+    assert many.positive_ids[0].tolist() == firing.tolist() + [-1] * 36
+    assert many.positives(100)[0][0].tolist() == firing.tolist() + [-1] * 76
+    if SCORERS[name].needs in ("positives", "templates"):
+        moved = emb.clone()
+        silent = (acts == 0).all(1)
+        moved[silent] = normalize(torch.randn(int(silent.sum()), 7, generator=torch.Generator().manual_seed(1)), dim=1)
+        if name != "centred_mean":
+            (other,) = assign.score([name], assign.Evidence.mined(acts, moved, txt, 40, **marks)).values()
+            torch.testing.assert_close(other[0], assign.score([name], many)[name][0], equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "k"), [("soft_wpmi", 100), ("wpmi", 28)])
+def test_wpmi_of_units_that_fire_on_different_numbers_of_images(name, k):
+    """Written out: each unit's own images, and a prior of the other units' images as if they were as many."""
+    acts, emb, txt = world(images=300)
+    counts = [1, 3, 3, 20, 28, 40, 100, 150, 0]
+    for u, count in enumerate(counts):
+        acts[:, u] = 0
+        acts[torch.randperm(300, generator=torch.Generator().manual_seed(u))[:count], u] = torch.arange(count, 0, -1.0)
+    sims = emb.double() @ txt.double().T
+    q = ((10 if name == "soft_wpmi" else 2) * sims).softmax(1)
+    ll, n = torch.zeros(8, 11, dtype=torch.float64), [min(c, k) for c in counts[:8]]
+    for u in range(8):
+        for r, i in enumerate(acts[:, u].argsort(descending=True)[: n[u]].tolist()):
+            p = 0.998 - 0.028 * r / 100
+            ll[u] += (1 + p * (q[i] - 1)).log() if name == "soft_wpmi" else q[i].log()
+        ll[u] += 1e-7 * (k - n[u]) if name == "soft_wpmi" else 0
+    (found,) = assign.score([name], assign.Evidence.mined(acts, emb, txt, 5)).values()
+    for u in range(8):
+        prior = torch.stack([ll[v] * n[u] / n[v] for v in range(8)]).exp().mean(0).log()
+        assert torch.allclose(found[u].double(), ll[u] - (1 if name == "soft_wpmi" else 0.6) * prior, atol=1e-3)
+    assert bool(found[8].isnan().all())
 
 
 def test_the_packages_semanticlens_takes_off_each_templates_own_vector():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from saelab import planted
-from saelab.label.assign.combined import standard
 from saelab.label.clusters import Chance, meanings
+from saelab.label.scorers.memberships import standard
 from saelab.metrics.two_means import two_means
 
 

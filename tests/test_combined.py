@@ -7,10 +7,12 @@ import torch
 from torch.nn.functional import normalize
 
 from saelab.errors import UserError
-from saelab.label import assign, mine, nulls
-from saelab.label.assign import combined
-from saelab.label.assign.combined import baseline, contrast_evidence, contrast_evidence_rows
-from saelab.label.nulls.frame import Draw, Frame
+from saelab.label import assign, mine
+from saelab.label.scorers import memberships
+from saelab.label.scorers.combined import contrast_evidence, contrast_evidence_rows
+from saelab.label.scorers.frame import Draw, Frame
+from saelab.label.scorers.memberships import baseline
+from saelab.label.scorers.permuted import whole
 
 
 def world(images=1500, units=60, scene=0.95, habit=0.75, seed=0, parents=12, per=4, d=128):
@@ -122,12 +124,12 @@ def test_labels_without_competitors_are_read_by_the_rest(small, labels):
     """Of one label, or of equal ones, competition says nothing: what is left is half a standard error of chance."""
     acts, image_emb, label_emb, positives, contrasts = small
     acts, alike = torch.where(acts > 0.1, acts, 0.0), label_emb[4:5].expand(labels, -1)
-    z, _, _ = combined.standard(image_emb @ alike.T)
-    graded = combined.memberships(z)[:2]
-    bases = combined.baselines(acts)
-    expected = combined.paired(z, positives, contrasts, contrasts >= 0) - 0.5
+    z, _, _ = memberships.standard(image_emb @ alike.T)
+    graded = memberships.memberships(z)[:2]
+    bases = memberships.baselines(acts)
+    expected = memberships.paired(z, positives, contrasts, contrasts >= 0) - 0.5
     for reading in graded:
-        expected += reading.weight * combined.whole(acts, bases[reading.clear], reading)
+        expected += reading.weight * memberships.whole(acts, bases[reading.clear], reading)
     for given in (acts, acts.to_sparse_csr()):
         score = contrast_evidence(given, image_emb, alike, positives, contrasts)
         torch.testing.assert_close(score, expected, rtol=0, atol=2e-4)
@@ -205,14 +207,14 @@ def test_chance_has_the_stated_variance():
     g = torch.Generator().manual_seed(3)
     _, image_emb, label_emb, _, _ = world(images=800)
     acts = torch.relu(torch.randn(800, 400, generator=g))
-    z, _, _ = combined.standard(image_emb @ label_emb.T)
-    bases = combined.baselines(acts)
-    for reading in combined.memberships(z):
-        evidence = combined.whole(acts, bases[reading.clear], reading)
+    z, _, _ = memberships.standard(image_emb @ label_emb.T)
+    bases = memberships.baselines(acts)
+    for reading in memberships.memberships(z):
+        evidence = memberships.whole(acts, bases[reading.clear], reading)
         assert abs(float(evidence.mean()) + 0.5) < 0.05
         assert 0.8 < float(evidence.std()) < 1.1
     left, right = (torch.randint(800, (400, 30), generator=g) for _ in range(2))
-    pairs_alone = combined.paired(z, left, right, torch.ones(400, 30, dtype=torch.bool))
+    pairs_alone = memberships.paired(z, left, right, torch.ones(400, 30, dtype=torch.bool))
     assert abs(float(pairs_alone.mean())) < 0.05
     assert 0.9 < float(pairs_alone.std()) < 1.1
 
@@ -225,7 +227,7 @@ def test_labels_that_no_image_shows_are_discounted():
     image_emb = normalize(shown + 0.7 * normalize(torch.randn(300, 96, generator=g), dim=1), dim=1)
     spread = (image_emb @ label_emb.T).std(0, correction=0)
     assert spread[16:].max() < spread[:16].min()
-    worth = combined.discount(spread)
+    worth = memberships.discount(spread)
     assert (worth[:16] == 1).all()
     torch.testing.assert_close(worth[16:], (spread[16:] / spread.quantile(0.75)).sqrt())
     acts = torch.relu(torch.randn(300, 300, generator=g))
@@ -234,7 +236,7 @@ def test_labels_that_no_image_shows_are_discounted():
     shown_before, shown_now = in_full.argmax(1) < 16, score.argmax(1) < 16
     assert not bool((shown_before & ~shown_now).any())
     assert (shown_now & ~shown_before).float().mean() > 0.05
-    against = combined.discounted(torch.tensor([[2.0, -2.0]]), torch.tensor([0.5, 0.5]))
+    against = memberships.discounted(torch.tensor([[2.0, -2.0]]), torch.tensor([0.5, 0.5]))
     assert against.tolist() == [[1.0, -2.0]]  # evidence against a label isn't lessened
 
 
@@ -247,8 +249,8 @@ def test_null_by_ranks_is_the_scorer_on_permuted_evidence():
     acts[:, 3] -= 2
     for given, known in ((acts, label_emb), (acts.to_sparse_csr(), label_emb), (acts.to_sparse_csr(), label_emb[:1])):
         frame = Frame(assign.Evidence.mined(given, image_emb, known))
-        fast = nulls.combined.evidence(frame)
-        exact = nulls.families.whole(assign.SCORERS["contrast_evidence"])
+        scorer = assign.SCORERS["contrast_evidence"]
+        fast, exact = scorer.under(frame), whole(scorer, frame)
         draw = Draw(frame, torch.randperm(200, generator=torch.Generator().manual_seed(4)))
         for block in frame.blocks:
             torch.testing.assert_close(fast(draw, block), exact(draw, block), rtol=0, atol=1e-5, equal_nan=True)

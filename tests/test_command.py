@@ -13,8 +13,8 @@ SLIPS = {
     "sae.k": "saelab: sae.k: has no value; write sae.k=VALUE",
     "images.root=/my=photos": "saelab: command line: mismatched input '='",
     "name=a/b": "saelab: name=a/b: has to be the name of a file",
-    "bases=neurn": "saelab: bases=neurn: unknown; known: neuron, sae, pca, random_rotation",
-    "bases=[neuron]": "saelab: bases=['neuron']: at least two are needed; for example bases=[neuron,sae]",
+    "bases=neurn": "saelab: bases=neurn: unknown; did you mean neuron? known: neuron, sae, pca, random_rotation",
+    "bases=[neuron]": "saelab: bases=['neuron']: a comparison needs at least two; for example bases=[neuron,sae]",
 }
 
 
@@ -48,3 +48,20 @@ def test_a_root_that_is_a_file_is_told_in_one_line(tmp_path):
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "Not a directory" in done.stderr.splitlines()[-1] and "root=PATH" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("images.root=~/photos", [f"images.root={Path.home() / 'photos'}"]),
+        ("host=timm:resnet50", ["host=own", "host.name=timm:resnet50"]),
+        ("encoder=open_clip:ViT-B-32/openai", ["encoder=conse", "encoder.name=open_clip:ViT-B-32/openai"]),
+        ("host=resnet50", ["host=resnet50"]),
+        ("proposer.units=status:ok", ["proposer.units=status:ok"]),
+        ("--multirun", ["--multirun"]),
+    ],
+)
+def test_what_a_person_types_is_what_hydra_reads(typed, read):
+    from saelab.cli.edge import _spell
+
+    assert _spell(typed) == read

@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from comparison_example import PATH, example
 
-from saelab.compare import Basis, Settings, Setup, compare, finish, validity, write
+from saelab.compare import Basis, Settings, Setup, compare, finish, write
 from saelab.compare.describe import label_use
 from saelab.compare.inputs import above_chance, check, selected
-from saelab.compare.pairs import decide
-from saelab.compare.validity import SETTINGS, bases, check_planted
+from saelab.compare.verdicts import decide
+from saelab.compare.whole_way import SETTINGS, bases
 from saelab.errors import UserError
 from saelab.evaluate.faithfulness import CHANCE
 
@@ -37,9 +37,10 @@ def rows(n: int, level: float, seed: int = 0, status: str = "ok", rate: float = 
     rng = np.random.default_rng(seed)
     made = []
     for u in range(n):
-        final = entry(float(rng.normal(level, 0.1)), f"label {rng.integers(12)}")
+        final = entry(float(rng.normal(level, 0.1)), f"label {rng.integers(40)}")
         shuffled = entry(float(rng.normal(0, 0.1)), final["label"])
-        row = {"unit": u, "status": status, "label": final["label"], "abstained": False, "final": final}
+        row = {"unit": u, "status": status, "label": final["label"], "abstained": False}
+        row |= {"final": final, "named": dict(final)}
         row |= {"firing_rate": rate * float(rng.uniform(0.5, 1.5)), "strength": float(rng.uniform(1, 2))}
         row |= {name: float(rng.normal(level, 0.1)) for name in ("clarity", "caption_clarity", "monosemanticity")}
         other = entry(float(rng.normal(level - 0.2, 0.1)), "x") | {"null_percentile": 0.5}

@@ -1,5 +1,7 @@
 """Marked concepts reach INVERT and NetDissect: planted patches of colour, in pictures that the host crops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,12 @@ def rows_of(world, scorers, tokens=True, words=WORDS, lost=None):
     settings = pipeline.LabelSettings(scorers, scorers[0], nulls=0, meanings=False)
     label_emb = normalize(torch.randn(len(words), 8, generator=generator), dim=1)
     given = concepts.Tokens(store, Projection()) if tokens else None
-    return pipeline.assign_all(acts, found, pictures, vectors, label_emb, words, settings, MINING, given, None, lost)
+    seen = pipeline.evidence(acts, found, pictures, vectors, label_emb, MINING)
+    seen, left = pipeline.complete(seen, settings, words, pictures, given, None)
+    if lost is not None:
+        lost.update(left)
+    kept = replace(settings, scorers=tuple(name for name in scorers if name not in left))
+    return pipeline.assign_all(seen, found, words, kept, "neuron")
 
 
 def test_colours_are_named_by_both_and_what_nobody_marked_gets_no_score(world):
@@ -158,7 +165,7 @@ def test_invert_gives_its_formula_beside_the_best_label(world):
 
 def test_decoder_rows_only_where_the_sae_reads_the_encoders_own_vectors(world, tmp_path):
     """Vectors of the encoder as a layer: features get labels by direction. A turned space is refused."""
-    from saelab.label.gather import decoder_rows
+    from saelab.label.evidence import decoder_rows
     from saelab.sae.model import SAE, Meta
 
     pictures, _, _ = world

@@ -14,10 +14,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from small_images import coloured
-from stages import Run
 
-from saelab import truth
+from saelab.cli.cosy import _fire, _open
+from saelab.cli.edge import plain, stages
 from saelab.errors import UserError
+from saelab.run.stages.cosy import CosySettings, labels_of, measure_labels
 from saelab.units import UnitActivations
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -71,7 +72,7 @@ def way(places, tmp_path, *overrides):
     """The run of these overrides, as far as the labels."""
     own = [f"root={tmp_path}", *TINY, "images=folder", f"images.root={places / 'pictures'}", *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        run = Run(compose("quickstart", [text.format(places=places) for text in own]))
+        run = stages(compose("quickstart", [text.format(places=places) for text in own]))
     for basis in run.labelled:
         rows = [json.loads(line) for line in (basis.labels.path / "labels.jsonl").read_text().splitlines()]
         named = [row for row in rows if row["label"] is not None]
@@ -83,7 +84,7 @@ def way(places, tmp_path, *overrides):
 def test_too_few_test_pictures_are_told_before_anything_is_computed(places, tmp_path):
     own = [f"root={tmp_path}", *TINY, "images=folder", f"images.root={places / 'pictures'}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        run = Run(compose("quickstart", own))
+        run = stages(compose("quickstart", own))
     with pytest.raises(UserError, match="splits=4 test images: at least 10 needed"):
         _ = run.evaluated
     assert not list(tmp_path.iterdir())
@@ -92,7 +93,9 @@ def test_too_few_test_pictures_are_told_before_anything_is_computed(places, tmp_
 def test_the_slurm_command_of_the_docs_composes():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     page = (CONF.parent / "docs" / "hosts.md").read_text()
-    command = re.search(r"python scripts/cache\.py --multirun (.*?)\n```", page, re.DOTALL)[1].replace("\\\n", " ")
+    command = re.search(r"(?:saelab cache|python scripts/cache\.py) --multirun (.*?)\n```", page, re.DOTALL)[1].replace(
+        "\\\n", " "
+    )
     settings = command.split()
     (hosts,) = (text.removeprefix("host=").split(",") for text in settings if text.startswith("host="))
     assert len(hosts) > 1
@@ -122,8 +125,6 @@ def test_jobs_of_a_launcher_find_the_scripts_and_tell_mistakes_in_one_line(place
 
 
 def test_cosy_holds_labels_against_other_pictures_where_some_are_given(places, tmp_path):
-    import cosy as script
-
     grey, blue = tmp_path / "controls" / "grey", tmp_path / "controls" / "blue"
     for folder, colour in ((grey, (120, 120, 120)), (blue, (30, 40, 220))):
         folder.mkdir(parents=True)
@@ -133,14 +134,14 @@ def test_cosy_holds_labels_against_other_pictures_where_some_are_given(places, t
     own = [f"root={tmp_path / 'runs'}", *TINY, "images=folder", f"images.root={places / 'pictures'}"]
     own += ["bases=[neuron]", "cosy.scorer=pearson", f"cosy.controls={tmp_path / 'controls'}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        run = Run(compose("cosy", own))
-    (basis,), controls = run.labelled, script.controls_of(run)
-    (quiet,) = script.fired(run, [basis], controls)
-    labels = script.labels_of(basis, "pearson")
-    stated = truth.from_descriptions(
-        sorted({label for label in labels if label}), run.images.captions, run.images.classes, "mention"
-    )
-    made = script.measured(run, basis, labels, stated, None, None, controls, quiet)
+        cfg = compose("cosy", own)
+        run = stages(cfg, "cosy")
+    (basis,), controls = run.labelled, _open(run, plain(cfg.cosy)["controls"], "")
+    (shown,) = _fire(run, [basis], controls)
+    assert shown is not None
+    labels, quiet = labels_of(basis, "pearson"), shown.acts
+    settings = CosySettings(scorer="pearson", controls=str(tmp_path / "controls"))
+    made = measure_labels(basis, labels, run.images, settings, "mention", run.root, control=shown)
     rows = [json.loads(line) for line in (made.path / "cosy.jsonl").read_text().splitlines()]
     acts, test = UnitActivations.load(basis.units.path).acts, run.images.ids("test")
     measured = [row for row in rows if row["auc_half"] is not None]
@@ -188,5 +189,5 @@ def test_every_host_family_goes_the_same_way(family, places, tmp_path):
 def test_it_runs(experiment, places, tmp_path):
     more = ["host.name=transformers:{places}/dinov2"] if experiment == "dinov2" else []
     run = way(places, tmp_path, f"+experiment={experiment}", *more, "label.vocabulary=[classes,captions]")
-    assert run.cfg.name == experiment
-    assert {basis.kind for basis in run.labelled} == set(run.cfg.bases)
+    assert run.config.name == experiment
+    assert {basis.kind for basis in run.labelled} == set(run.config.bases)

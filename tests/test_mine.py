@@ -306,6 +306,73 @@ def test_statuses(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_firing_scales_with_the_unit(layout):
+    acts, _ = world()
+    small = LAYOUTS[layout](acts * 1e-9)
+    assert mine.fires_on(small).tolist() == (acts > 0).sum(0).where(acts.amin(0) != acts.amax(0), 0).tolist()
+    varying = [u for u in range(12) if u not in (3, 4, 5)]  # a constant unit is measured as it stands
+    assert [mine.statuses(small)[u] for u in varying] == [mine.statuses(LAYOUTS[layout](acts))[u] for u in varying]
+    noisy = acts[:, [1]] * 1e4
+    noisy[noisy < 5e3] = 1e-7  # rounding beside a large activation
+    assert mine.fires_on(LAYOUTS[layout](noisy)).tolist() == (noisy > 1).sum(0).tolist()
+
+
+KINDS = ("relu", "signed", "ties", "dead", "rare", "constant", "negative", "uneven", "nan", "tiny")
+
+
+def unit_of(kind: str, images: int, g: torch.Generator) -> torch.Tensor:
+    """Activations of one unit of a kind."""
+    draw, flag = torch.randn(images, generator=g), torch.rand(images, generator=g)
+    return {
+        "relu": draw.clamp(min=0),
+        "signed": draw,
+        "ties": torch.randint(-1, 3, (images,), generator=g).float(),
+        "dead": torch.zeros(images),
+        "rare": (flag + 1) * (flag < 2 / images),
+        "constant": torch.full((images,), 0.1),
+        "negative": -1 - flag,
+        "uneven": torch.where(flag < 2 / images, 1e3, 1.0),
+        "nan": torch.where(torch.arange(images) == 0, torch.nan, draw),
+        "tiny": 1e-9 * draw,
+    }[kind]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(KINDS), min_size=1, max_size=6),
+    st.integers(2, 30),
+    st.integers(1, 12),
+    st.sampled_from(mine.RULES),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_positives_fire_and_are_never_contrasts(kinds, images, k, rule, reuse, seed):
+    """Of any unit: positives are the strongest of the images that fire it, and no image is on both sides."""
+    g, k = torch.Generator().manual_seed(seed), min(k, images)
+    acts = torch.stack([unit_of(kind, images, g) for kind in kinds], dim=1)
+    emb, host = (normalize(torch.randn(images, 4, generator=g), dim=1) for _ in range(2))
+    groups = torch.randint(images, (images,), generator=g)
+    settings = mine.ContrastRule(rule, reuse, host_similarity=-1.0)
+    for layout in LAYOUTS.values():
+        found = mine.mine_pairs(layout(acts), emb, k, settings, groups, host)
+        for u, kind in enumerate(kinds):
+            positives = [i for i in found.positive_ids[u].tolist() if i >= 0]
+            firing = [] if kind == "nan" else (acts[:, u] > 0).nonzero()[:, 0].tolist()
+            assert positives == sorted(firing, key=lambda i: (-float(acts[i, u]), i))[:k]
+            assert found.positive_ids[u].tolist() == positives + [-1] * (k - len(positives))
+            values = found.positive_values[u]
+            if kind == "nan":
+                assert bool(values.isnan().all())
+            else:
+                assert values.tolist() == acts[positives, u].tolist() + [0.0] * (k - len(positives))
+            contrasts = found.contrast_ids[u].tolist()
+            assert not set(positives) & set(contrasts)
+            assert all(c == -1 for c in contrasts[len(positives) :])
+            means = acts[:, u].double().mean()
+            assert all(rule == "below_quantile" or acts[c, u] < means or acts[c, u] == 0 for c in contrasts if c >= 0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_units_that_are_not_finite_have_no_images(layout):
     acts, emb = world()
     acts[5, 2], acts[6, 9] = torch.nan, -torch.inf

@@ -7,10 +7,11 @@ import torch
 from torch.nn.functional import normalize
 
 from saelab.label import assign, mine
-from saelab.label.assign.registry import SCORERS
 from saelab.label.nulls import null_percentile, null_percentiles
-from saelab.label.nulls.families import family, others_logsumexp, whole
-from saelab.label.nulls.frame import Draw, Frame
+from saelab.label.scorers.dissect import others_logsumexp
+from saelab.label.scorers.frame import Draw, Frame
+from saelab.label.scorers.permuted import whole
+from saelab.label.scorers.registry import SCORERS
 
 CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
 
@@ -27,6 +28,11 @@ def world(images=150, units=24, labels=30, d=16, seed=0):
     acts[:, 5] = 0
     acts[7, 5] = 1.0
     acts[3, 6] = torch.nan
+    acts[:, 7] = torch.randn(images, generator=g) - 2  # fires on few images; its mean is below 0
+    acts[:, 8] = 1 + 99 * (torch.rand(images, generator=g) < 0.03)  # fires everywhere; positives below its mean, tied
+    acts[:, 9] = (torch.rand(images, generator=g) < 0.03).float()  # fires on fewer images than k, all alike
+    acts[:, 10] = torch.where(torch.rand(images, generator=g) < 0.02, 1e3, 1 + torch.rand(images, generator=g))
+    acts[:, 11] = -1 - torch.rand(images, generator=g)  # varies, and never fires
     more = {"concepts": torch.rand(images, labels, generator=g) < 0.3}
     more |= {"filled_emb": torch.randn(labels, d, generator=g), "template_emb": torch.randn(d, generator=g)}
     groups = torch.arange(images) // 2
@@ -39,7 +45,7 @@ def test_short_cuts_equal_the_scorer_on_permuted_evidence(name, rule):
     acts, emb, txt, groups, more = world()
     evidence = assign.Evidence.mined(acts, emb, txt, 8, mine.ContrastRule(rule), groups, **more)
     frame = Frame(evidence, block=5)
-    short, plain = family(SCORERS[name], frame), whole(SCORERS[name])
+    short, plain = SCORERS[name].under(frame), whole(SCORERS[name], frame)
     g = torch.Generator().manual_seed(1)
     for _ in range(3):
         draw = Draw(frame, torch.randperm(frame.images, generator=g))
@@ -57,7 +63,7 @@ def test_the_frame_permutes_one_unit_as_permuting_its_column_would():
     frame = Frame(evidence)
     order = torch.randperm(len(emb), generator=torch.Generator().manual_seed(4))
     for name in ("csp", "pearson", "cos_cubed", "semanticlens"):
-        best = family(SCORERS[name], frame)
+        best = SCORERS[name].under(frame)
         for block in frame.blocks:
             for unit, found in zip(block.units.tolist(), best(Draw(frame, order), block), strict=True):
                 moved = torch.empty_like(acts[:, [unit]])
@@ -68,12 +74,12 @@ def test_the_frame_permutes_one_unit_as_permuting_its_column_would():
 
 @pytest.mark.parametrize("name", ["soft_wpmi", "wpmi"])
 def test_wpmi_keeps_the_other_units_as_they_are(name):
-    acts, emb, txt, _, _ = world(images=120, units=10)
-    acts = acts[:, [0, 1, 2, 7, 8, 9]]
+    acts, emb, txt, _, _ = world(images=120, units=15)
+    acts = acts[:, [0, 1, 2, 12, 13, 14, 5, 7, 10]]
     evidence = assign.Evidence.mined(acts, emb, txt, 8)
     frame = Frame(evidence)
     order = torch.randperm(len(emb), generator=torch.Generator().manual_seed(4))
-    best = family(SCORERS[name], frame)
+    best = SCORERS[name].under(frame)
     for block in frame.blocks:
         for unit, found in zip(block.units.tolist(), best(Draw(frame, order), block), strict=True):
             moved = acts.clone()
@@ -91,7 +97,7 @@ def test_nets_without_some_or_any_usable_concept(usable):
     (scores,) = assign.score(["linear_explanations"], evidence).values()
     assert bool((scores[:, usable:].nan_to_num() == 0).all())
     frame = Frame(evidence, block=5)
-    short, plain = family(SCORERS["linear_explanations"], frame), whole(SCORERS["linear_explanations"])
+    short, plain = SCORERS["linear_explanations"].under(frame), whole(SCORERS["linear_explanations"], frame)
     found = []
     for seed in range(4):
         draw = Draw(frame, torch.randperm(frame.images, generator=torch.Generator().manual_seed(seed)))

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from saelab import planted
+from saelab.artifacts import digest
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import exemplars, pipeline
-from saelab.label.final import FEW, final_scorer
+from saelab.label.scorers.frame import Draw, Frame
+from saelab.label.settings import FEW, final_scorer
 from saelab.label.vocabulary import pool
 from saelab.units import UnitActivations
 
@@ -30,8 +32,8 @@ def labelled(world, images, acts=None, settings=SETTINGS, mining=MINING):
     words = pool([(f"label {i}", ("planted",)) for i in range(len(world.label_emb))])
     units = UnitActivations(world.acts if acts is None else acts, "planted", {})
     found = exemplars.find(units, images, world.image_emb, mining)
-    rows = pipeline.assign_all(units, found, images, world.image_emb, world.label_emb, words, settings, mining)
-    return rows, found
+    evidence = pipeline.evidence(units, found, images, world.image_emb, world.label_emb, mining)
+    return pipeline.assign_all(evidence, found, words, settings, "planted"), found
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +98,8 @@ def test_the_hosts_own_space_can_choose_contrasts(world):
         assert own >= 0.3 and own > float((unit[mine] @ unit[p]).quantile(0.9))
     words = pool([(f"label {i}", ("planted",)) for i in range(len(world.label_emb))])
     settings = pipeline.LabelSettings(("csp",), "csp", nulls=2, meanings=False)
-    emb, txt = world.image_emb, world.label_emb
-    rows = pipeline.assign_all(units, found, images, emb, txt, words, settings, mining, host_emb=host)
+    evidence = pipeline.evidence(units, found, images, world.image_emb, world.label_emb, mining, host)
+    rows = pipeline.assign_all(evidence, found, words, settings, "planted")
     assert all(row["scores"]["csp"]["null_percentile"] is not None for row in rows)
 
 
@@ -184,12 +186,58 @@ def test_a_unit_of_two_concepts_has_two_meanings(world):
         (lambda w: exemplars.check(image_set(100), with_(MINING, k=2.5)), "label.mining.k=2.5: expected a whole"),
         (lambda w: exemplars.check(image_set(100), with_(MINING, k=0)), "label.mining.k=0"),
         (lambda w: exemplars.check(image_set(100), with_(MINING, rule="foo")), "rule=foo: expected one of below_mean"),
+        (lambda w: exemplars.check(image_set(100), with_(MINING, rule="hots")), "did you mean host"),
+        (
+            lambda w: exemplars.check(image_set(100), with_(MINING, quantile=1.5)),
+            "mining.quantile=1.5: .* 0 to 1",
+        ),
+        (
+            lambda w: exemplars.check(image_set(100), with_(MINING, host_limit=0)),
+            "mining.host_limit=0: .* least 1",
+        ),
         (lambda w: exemplars.check(image_set(100), with_(MINING, dense_from="most")), "dense_from=most: .* a number"),
     ],
 )
 def test_mistakes_are_told(world, change, word):
     with pytest.raises(UserError, match=word):
         change(world)
+
+
+def test_recipes_name_what_they_named_before_there_were_more_settings():
+    """The digests before contrasts had settings of their own, and nothing of a default that came later."""
+    known = "d5159219dc423e66965ab2cd85278ac1263f6a270094fb7e0e38dffac1107f4a"
+    other = "6589276cbf54b83281b758a76d30294f1dbd24b8aec3a734ed65f049791ac711"
+    labels = "ee8d084db234e65988c78325fd356527d89b183ab0afe158befe42d3b8ef7ed3"
+    assert digest(MINING.recipe()) == known
+    assert digest(exemplars.MiningSettings(k=5, rule="host", reuse=False).recipe()) == other
+    assert digest(pipeline.LabelSettings()) == labels
+    for change in ({"quantile": 0.25}, {"host_similarity": 0.5}, {"host_limit": 3}, {"seed": 1}):
+        settings = exemplars.MiningSettings(**change)
+        assert settings.recipe() == MINING.recipe() | change
+        assert exemplars.MiningSettings(**settings.recipe()) == settings
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "holds"),
+    [
+        ("below_quantile", {"quantile": 0.1}, lambda acts, limit, pairs: all(acts[n] <= limit for _, n in pairs)),
+        ("host", {"host_similarity": -1.0, "host_limit": 2}, lambda acts, limit, pairs: len(pairs) == 2),
+    ],
+)
+def test_the_settings_of_a_contrast_rule_reach_mining_and_its_nulls(world, rule, change, holds):
+    images, acts = image_set(4000), world.acts[:, :3] + 1
+    units = UnitActivations(acts, "planted", {})
+    mining = exemplars.MiningSettings(k=6, rule=rule, **change)
+    exemplars.check(images, mining)
+    found = exemplars.find(units, images, world.image_emb, mining, world.image_emb)
+    mine = torch.as_tensor(images.ids("mine"))
+    for unit in range(3):
+        pairs = [(p, n) for p, n in zip(found.positives[unit].tolist(), found.contrasts[unit].tolist()) if n >= 0]
+        assert pairs and holds(acts[:, unit], acts[mine, unit].quantile(0.1) + 1e-6, pairs)
+    evidence = pipeline.evidence(units, found, images, world.image_emb, world.label_emb, mining, world.image_emb)
+    assert evidence.rule == mining.contrast and type(evidence.rule) is not type(mining)
+    drawn = Draw(Frame(evidence), torch.arange(evidence.n_images)).evidence
+    assert drawn.rule == mining.contrast
 
 
 def test_the_final_scorer_follows_the_number_of_images_unless_somebody_says():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pictures import Pictures, exemplars, mined
 
 from saelab.errors import UserError
 from saelab.label import propose, selection
+from saelab.label.ledger import Ledger
 from saelab.label.proposal import Case, Estimate, Proposal
 from saelab.label.selection import Budget
 from saelab.label.tagger import Tagger
@@ -312,3 +314,41 @@ def test_every_shipped_config_loads_and_names_only_settings_that_there_are(name,
         propose.load_proposer(**settings, colour="red")
     if name == "csp_paper":
         assert "separated by commas" in proposer.templates["contrast"] and proposer.schema is None
+
+
+def test_a_row_is_on_disk_when_it_has_been_added(tmp_path, monkeypatch):
+    """On the disk itself, not in the system's buffers: the last sync sees the whole row."""
+    seen: list[str] = []
+    sync = os.fsync
+    file = tmp_path / "proposals.jsonl"
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (seen.append(file.read_text() if file.exists() else ""), sync(number))
+    )
+    ledger = Ledger(tmp_path, "proposals", {})
+    for unit in range(3):
+        ledger.add(Proposal(unit, ("dog",), "answered", "p", "contrast", (), ()))
+        assert len(seen[-1].splitlines()) == unit + 1 and seen[-1] == file.read_text()
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "5", "null", '{"unit": "3", "status": "answered"}', '{"unit": true, "status": ""}', '{"unit": 1}']
+)
+def test_a_file_with_other_lines_is_refused(tmp_path, line):
+    Ledger(tmp_path, "proposals", {})
+    (tmp_path / "proposals.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match="line 1 is no row of proposals"):
+        Ledger(tmp_path, "proposals", {})
+
+
+def test_a_budget_counts_the_cases_under_way():
+    cases = [propose.build_case(exemplars(), IMAGES, unit, "contrast", 0, None) for unit in range(6)]
+    found: dict[int, Proposal] = {}
+    admitted = Budget(tokens=35).admit(cases, lambda case: Estimate(1, 10, 0), found, ())
+    assert [next(admitted).unit for _ in range(3)] == [0, 1, 2]  # none has been answered yet
+    assert next(admitted, None) is None
+    admitted = Budget(tokens=35).admit(cases, lambda case: Estimate(1, 10, 0), found, ())
+    for case in admitted:  # each is answered at once, for half of what was expected
+        found[case.unit] = Proposal(
+            case.unit, (), "none", "p", "contrast", (), (), prompt_tokens=5, completion_tokens=0
+        )
+    assert list(found) == [0, 1, 2, 3, 4, 5]

@@ -210,4 +210,4 @@ def test_numbers_that_cannot_be_had_are_none():
     assert found["bases"][0]["mean"] is not None and found["bases"][0]["low"] is None
     assert found["bases"][1]["mean"] is None and found["pairs"][0]["difference"] is None
     assert found["alpha"] is None
-    assert "0 of 0 checks failed" in analysis.told(found)
+    assert "0 of 0 checks failed" in analysis.table(found)

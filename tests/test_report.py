@@ -206,7 +206,7 @@ def test_a_lost_picture_is_listed_and_the_rest_shown(run_json, tmp_path):
     ("spoil", "says"),
     [
         (lambda root, run: (root / run["bases"][0]["labels"] / "complete.json").unlink(), "not a finished artifact"),
-        (lambda root, run: shutil.rmtree(root / run["bases"][1]["units"]), "is not there"),
+        (lambda root, run: shutil.rmtree(root / run["bases"][1]["units"]), "is missing"),
         (lambda root, run: (root / run["bases"][0]["labels"] / "labels.jsonl").write_text("{}"), "damaged"),
         (lambda root, run: run.pop("encoder"), "lacks encoder"),
         (lambda root, run: run["bases"][0].pop("evaluation"), "lacks evaluation"),

@@ -177,20 +177,20 @@ def test_heat_maps_and_crops_are_drawn_on_the_pictures(reader):
     assert "scale(" in page.get_attribute(".pairs .photo >> nth=0", "style")
 
 
-def test_what_a_model_said_and_saw_is_shown(browser, fixture):
+def test_a_models_answer_and_pictures_are_shown(browser, fixture):
     """On the fixture, whose SAE features have been put to a model with recorded answers."""
     reader = Reader(browser, fixture)
     page = reader.open(f"unit.html#{ASKED}/{UNITS[0]}")
-    said = page.inner_text("section:has(h2:text('What proposers said'))")
-    assert "temple roof, curved eaves" in said and "1,234 + 56 tokens" in said and "$0.0013" in said
-    page.click("text=The answer, word for word >> nth=0")
+    text = page.inner_text("section:has(h2:text('Proposals'))")
+    assert "temple roof, curved eaves" in text and "1,234 + 56 tokens" in text and "$0.0013" in text
+    page.click("text=The full answer >> nth=0")
     assert page.is_visible("pre:has-text('fits')") or page.is_visible("pre:has-text('concepts')")
     assert page.locator(".sheets img").count() == 2
     page.locator(".sheets img >> nth=1").scroll_into_view_if_needed()
     page.wait_for_function("[...document.querySelectorAll('.sheets img')].every(i => i.naturalWidth > 200)")
     looked = page.locator(".looked figure")
     right = page.locator(".looked figure.right").count()
-    assert f"{right} of {looked.count()} photos told right" in page.inner_text("main")
+    assert f"{right} of {looked.count()} photos judged correctly" in page.inner_text("main")
     assert reader.faults == []
     reader.context.close()
 
@@ -248,7 +248,7 @@ def test_a_broken_folder_says_so_on_the_page(browser, report, tmp_path):
     shutil.copytree(report, tmp_path / "report", ignore=shutil.ignore_patterns("units"))
     reader = Reader(browser, tmp_path / "report")
     page = reader.open("unit.html#neuron/0")
-    assert "not whole" in page.inner_text("[role=alert]")
+    assert "incomplete" in page.inner_text("[role=alert]")
     reader.context.close()
 
 

@@ -5,8 +5,17 @@ import pytest
 import torch
 
 from saelab import hosts
+from saelab.cache.batches import Batches
 from saelab.sae import SAE, Meta
-from saelab.sae.fidelity import loss_recovered, probe_accuracy, seed_stability
+from saelab.sae.fidelity import (
+    Probes,
+    covariance_of,
+    loss_recovered,
+    measure,
+    probe_accuracy,
+    probe_held_out,
+    seed_stability,
+)
 
 HOSTS = [("timm:resnet18", "layer3", "all"), ("timm:vit_tiny_patch16_224", "blocks.6", "all")]
 
@@ -109,3 +118,97 @@ def test_stability_sees_through_a_permutation():
     assert seed_stability(one, SAE(same, one.b_enc, same, one.b_dec, one.meta))["mean_cosine"] == pytest.approx(1)
     found = seed_stability(one, SAE(half, one.b_enc, half, one.b_dec, one.meta))
     assert found["shared"] == 0.5 and 0.5 < found["mean_cosine"] < 0.65
+
+
+def random_sae(n: int, d: int, covariance: torch.Tensor, seed: int) -> SAE:
+    """Decoder rows drawn as the null draws them, by another way."""
+    draw = np.random.default_rng(seed).multivariate_normal(np.zeros(d), covariance.numpy(), n)
+    rows = torch.nn.functional.normalize(torch.from_numpy(draw).float(), dim=1)
+    return SAE(rows, torch.zeros(n), rows, torch.zeros(d), Meta("topk", 2))
+
+
+@pytest.mark.parametrize(
+    ("spread", "agree"), [([1.0] * 8, 0.9), ([1.0] * 16, 0.2), ([5.0] * 2 + [1.0] * 6, 0.9)], ids=str
+)
+def test_random_dictionaries_are_no_more_stable_than_their_null(spread, agree):
+    """In few directions, random rows agree by themselves: `shared` is high, `above_null` is 0."""
+    covariance = torch.diag(torch.tensor(spread).double().square())
+    one, two = (random_sae(300, len(spread), covariance, seed) for seed in (1, 2))
+    found = seed_stability(one, two, covariance)
+    assert found["above_null"] == found["shared"] - found["null_shared"] and abs(found["above_null"]) < 0.06
+    assert found["mean_cosine"] == pytest.approx(found["null_mean_cosine"], abs=0.02)
+    assert (found["shared"] >= agree) == (agree > 0.5)
+
+
+def test_equal_dictionaries_are_above_the_null_which_has_the_datas_covariance():
+    covariance = torch.eye(40).double()
+    one = random_sae(60, 40, covariance, 1)
+    found = seed_stability(one, one, covariance)
+    assert found["shared"] == 1 and found["null_shared"] < 0.1 and found["above_null"] > 0.9
+    flat = torch.diag(torch.tensor([1.0, 1.0, *([0.0] * 38)])).double()
+    assert seed_stability(one, one, flat)["null_shared"] > 0.9, "rows in a plane agree by chance"
+    assert "null_shared" not in seed_stability(one, one)
+
+
+def test_the_covariance_is_numpys_however_the_tokens_are_cut_and_wherever_they_lie():
+    x = np.random.default_rng(0).normal(size=(500, 6)) @ np.random.default_rng(1).normal(size=(6, 6)) + 1e4
+    wanted = torch.from_numpy(np.cov(x, rowvar=False, bias=True))
+    for data in ([x[:3], x[3:]], (row[None] for row in x)):
+        torch.testing.assert_close(covariance_of(data), wanted, rtol=1e-9, atol=1e-9)
+    near = (x - 1e4).astype(np.float32)
+    torch.testing.assert_close(
+        covariance_of(Batches(near, 7, rows=np.arange(100))),
+        torch.from_numpy(np.cov(near[:100], rowvar=False, bias=True)).double(),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+
+
+def test_probes_are_chosen_on_some_images_and_judged_on_others():
+    """Among 400 latents of noise the best looks good where it was chosen, and is chance on other images."""
+    rng = np.random.default_rng(0)
+    labels, test_labels = rng.random((60, 3)) < 0.4, rng.random((80, 3)) < 0.4
+    acts, test_acts = rng.normal(size=(60, 400)), rng.normal(size=(80, 400))
+    chosen, _ = probe_accuracy(acts, labels)
+    found = probe_held_out(acts, labels, test_acts, test_labels)
+    assert chosen.min() > 0.65 and abs(found["accuracy"] - 0.5) < 0.12 and abs(found["null"] - 0.5) < 0.12
+    for c in range(3):
+        acts[:, 7 + c] += 4 * labels[:, c]
+        test_acts[:, 7 + c] += 4 * test_labels[:, c]
+    more = np.hstack([labels, np.ones((60, 1), bool)]), np.hstack([test_labels, np.ones((80, 1), bool)])
+    known = probe_held_out(acts, more[0], test_acts, more[1])
+    assert known["accuracy"] > 0.9 and abs(known["null"] - 0.5) < 0.15 and known["classes"] == 3
+
+
+def test_the_probes_threshold_is_that_of_the_best_accuracy():
+    rng = np.random.default_rng(3)
+    values = rng.integers(0, 12, size=(50, 1)).astype(float)
+    truth = (values[:, 0] + rng.normal(size=50) * 3 > 7)[:, None]
+    test = np.linspace(-1, 13, 57)[:, None]
+    test_truth = test > 6
+    best = max(np.unique(values), key=lambda t: (values[truth] >= t).mean() + (values[~truth] < t).mean())
+    wanted = ((test[test_truth] >= best).mean() + (test[~test_truth] < best).mean()) / 2
+    assert probe_held_out(values, truth, test, test_truth)["accuracy"] == pytest.approx(wanted)
+
+
+def test_measure_runs_them_all_and_leaves_out_what_was_not_asked_for():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 8, generator=g)
+    sae, other = (random_sae(20, 8, torch.eye(8).double(), seed) for seed in (1, 2))
+    mine, test = (Batches(x, 50, rows=rows) for rows in (np.arange(200), np.arange(200, 300)))
+    least = measure(sae, mine, test)
+    assert least.loss_recovered is least.probes is least.stability is None
+    assert least.mine["tokens"] == 200 and least.held_out["tokens"] == 100 and least.held_out["overfit"] is None
+    acts, labels = np.random.default_rng(0).random((30, 20)), np.random.default_rng(1).random((30, 2)) < 0.5
+    found = measure(
+        sae,
+        mine,
+        test,
+        splice=lambda s: {"ce": float(s.d_in)},
+        probes=Probes(acts, labels, acts, labels),
+        others=[sae, other],
+    )
+    assert found.loss_recovered == {"ce": 8.0} and found.probes["classes"] == 2
+    same, different = found.stability
+    assert same["shared"] == 1 > different["shared"] and same["null_shared"] == different["null_shared"]
+    assert different == seed_stability(sae, other, covariance_of(mine))

@@ -197,7 +197,7 @@ def test_several_saes_in_one_pass_equal_each_alone_to_the_bit(tmp_path):
 
 
 def test_a_kill_in_the_final_passes_costs_no_sae_its_training(tmp_path, monkeypatch):
-    module, folders = importlib.import_module("saelab.sae.run"), [tmp_path / "0", tmp_path / "1"]
+    module, folders = importlib.import_module("saelab.sae.job"), [tmp_path / "0", tmp_path / "1"]
     measured, taken = [], []
 
     def dies(sae, batches):

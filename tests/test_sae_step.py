@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, select
+from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, select, settle
 from saelab.sae.distributed import World
 
 VARIANCE, TOKENS = 3.7, 48
@@ -213,6 +213,8 @@ def test_a_step_refuses_another_width_and_a_constant_batch():
         ({"multi_topk": True, "k": 32}, "multi_topk"),
         ({"kernels": "cuda"}, "kernels=cuda"),
         ({"kernels": "triton", "rule": "relu"}, "kernels"),
+        ({"screen": "bfloat16", "rule": "batchtopk"}, "screen=bfloat16: needs rule=topk"),
+        ({"screen": "bfloat16", "decoder": "archetypal"}, "screen=bfloat16: .*decoder=free"),
         ({"clip": -1.0}, "clip=-1.0: 0 or more"),
         ({"l1": float("nan"), "rule": "relu"}, "l1=nan"),
         ({"revive": 1.5}, "revive=1.5: from 0 to 1"),
@@ -261,11 +263,12 @@ def test_the_bfloat16_screen_changes_which_latents_are_looked_at_and_no_value():
 
 
 def test_the_screen_that_auto_comes_to_is_written_into_configs(monkeypatch):
-    monkeypatch.setattr(select, "fast_bfloat16", lambda device: device.type == "cuda")
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda device: device.type == "cuda")
     auto = SAEConfig(12, 64, k=4)
-    assert select.settled(auto, "cuda").screen == "bfloat16" and select.settled(auto, "cpu") == auto
-    for other in (SAEConfig(12, 64, k=4, screen="float32"), SAEConfig(12, 64, k=4, rule="batchtopk")):
-        assert select.settled(other, "cuda") == other
+    assert settle(auto, "cuda").screen == "bfloat16" and settle(auto, "cpu") == auto
+    others = ({"screen": "float32"}, {"rule": "batchtopk"}, {"decoder": "archetypal"})
+    for other in (SAEConfig(12, 64, k=4, **more) for more in others):
+        assert settle(other, "cuda") == other
 
 
 def test_the_screen_finds_the_true_members_with_float32_values():
@@ -275,6 +278,20 @@ def test_the_screen_finds_the_true_members_with_float32_values():
     pre = x @ W.T + bias
     torch.testing.assert_close(values, pre.gather(1, indices), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(values.sort(1).values, pre.topk(16).values.sort(1).values, rtol=1e-5, atol=1e-5)
+
+
+def test_archetypal_rows_start_as_near_copies_that_the_screen_would_lose_members_among():
+    """Why an archetypal decoder is not screened: 200 rows over 10 data points, so 20 near copies of each."""
+    x = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)) + 2
+    lost = {}
+    for decoder in ("free", "archetypal"):
+        trainer = Trainer(SAEConfig(12, 200, k=4, decoder=decoder, candidates=10))
+        trainer.start(x)
+        weights = trainer.weights
+        found, _ = select.screened_top_k(x - weights["b_dec"], weights["W_enc"], weights["b_enc"], 4)
+        true = trainer.sae.pre_activations(x).topk(4).values
+        lost[decoder] = int((found.sort(1).values < true.sort(1).values - 1e-5).any(1).sum())
+    assert lost["free"] == 0 and lost["archetypal"] > 20
 
 
 def test_auxk_without_a_count_of_the_silent_takes_the_same_steps():

@@ -186,7 +186,7 @@ def test_recorded_answers_of_another_run_give_the_same_rows(run, tmp_path):
         (["bases=[]"], "bases=[]: at least one is needed"),
         (
             ["proposer=tagger"],
-            "proposer=tagger: can't be asked about labels; use one of openai, transformers, recorded",
+            "proposer=tagger: answers no questions about labels; use one of openai, transformers, recorded",
         ),
         (["labels_of=csb"], "labels_of=csb: unknown"),
         (["labels_of=pearson"], "labels_of=pearson: did not label this run; it has csp, csp_0.5, semanticlens"),

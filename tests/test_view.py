@@ -22,8 +22,8 @@ import uvicorn
 from PIL import Image
 from report_fixture import ASKED, MINING, UNITS, Filters, World, crops, write_run
 from servers import free_port
-from view import listen
 
+from saelab.cli.view import listen
 from saelab.hosts import Host
 from saelab.hosts.transform import Transform
 from saelab.report import build, reading

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import Pictures, exemplars
 from PIL import Image
 
 from saelab.errors import UserError
 from saelab.label import propose
-from saelab.label.vlm import parse, prompts, tokens
+from saelab.label.vlm import loose, parse, prompts, tokens
 from saelab.label.vlm.chat import Picture, Request
 
 GUIDED = (
@@ -82,6 +84,166 @@ def test_nothing_in_common_is_an_answer(text):
     assert answer.status == "none" and answer.concepts == ()
 
 
+# ---- the kinds of answers that models are known for ----------------------------------------------------------------
+
+DRAFT = 'Maybe {"concepts": ["dog"], "none": false}? No, the contrasts show dogs too.'
+MARKS = [
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<Thought>", "</Thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+]
+
+
+@pytest.mark.parametrize("opened, ended", MARKS)
+def test_what_stands_behind_the_last_end_mark_is_the_answer(opened, ended):
+    for text in (
+        f"{opened}{DRAFT}{ended}{GUIDED}",
+        f"{DRAFT}\n{ended}\n\n{GUIDED}",  # the template wrote the opening mark
+        f"{opened}{DRAFT}{ended}{DRAFT}{ended}\n{GUIDED}",
+        f"Sure.{opened}{DRAFT}{ended}dog snout, whiskers, wet nose",
+        f"{GUIDED}{opened}{DRAFT}{ended}\n",  # the answer came first
+        f"{GUIDED}\n{opened}{DRAFT}",
+    ):
+        assert parse.concepts(text).concepts == THREE, text
+    assert parse.concepts(f"{opened}{DRAFT}") == parse.Answer() == parse.concepts(f"{DRAFT}{ended}")
+    assert parse.numbers(f'Perhaps {{"fits": [3]}}, no.{ended}{{"fits": [1, 2]}}', "fits", 8) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (r'{"concepts": ["polka\_dots", "it\'s wet"]}', ("polka_dots", "it's wet")),
+        (r'{"concepts": ["caf\u00e9 \alpha"]}', ("café alpha",)),
+        ('{"concepts": ["polka\tdots", "two\nlines"]}', ("polka dots", "two lines")),
+        ('{"concepts": ["the "wet" nose", "paw"]}', ('the "wet" nose', "paw")),
+        ("{'concepts': ['cat', 'dog'], 'none': False}", ("cat", "dog")),
+        ("{'concepts': ['dog's tail', \"cat\"], 'none': None,}", ("dog's tail", "cat")),
+        ('{concepts: ["cat", "dog",], none: false}', ("cat", "dog")),
+        ("{“concepts”: [“cat”, “dog”]}", ("cat", "dog")),
+        ('{"concepts"：["条纹"，"斑点"]}', ("条纹", "斑点")),
+        ('{"concepts": "条纹，斑点"}', ("条纹", "斑点")),
+        ("条纹，斑点，狗", ("条纹", "斑点", "狗")),
+        ("条纹、斑点。", ("条纹", "斑点")),
+        ("概念：「条纹」、「斑点」", ("条纹", "斑点")),
+        ("1、条纹 2、斑点", ("条纹", "斑点")),
+        ("1）条纹\n2）斑点", ("条纹", "斑点")),
+        ("（1）条纹（近看）\n（2）斑点", ("条纹（近看）", "斑点")),
+        ("dog; cat; bird", ("dog", "cat", "bird")),
+        ('{"concepts": ["tail (dog)", "(cat)", "(a) and (b)"]}', ("tail (dog)", "cat", "(a) and (b)")),
+        ('{"concepts": [{"name": "cat"}, {"concept": "dog", "score": 0.2}]}', ("cat", "dog")),
+        ('{"concepts": {"cat": 0.9, "dog": 0.1}}', ("cat", "dog")),
+        ('{"concepts": {"1": "cat", "2": "dog"}}', ("cat", "dog")),
+        ('{"concepts": [["cat"], ["dog"], null]}', ("cat", "dog")),
+        ('[{"concept": "cat"}, {"concept": "dog"}]', None),  # two objects that name different concepts
+        ('{"answer": {"Concepts": ["cat"]}}', ("cat",)),
+        ('Contrasts: []. Positives: {"concepts": ["cat"]}', ("cat",)),
+        ('Contrasts: []. Positives: ["cat"]', ("cat",)),
+        ('Contrasts: ["grass"]. Positives: ["cat"]', None),
+        ('Contrasts: {"concepts": ["grass"]}. Positives: {"concepts": ["cat"]}', None),
+        ('{"concepts": ["cat"]}\n{"concepts": ["Cat", "cat"]}', None),
+        ('{"concepts": ["cat"]}\n```json\n{"concepts": ["cat"]}```', ("cat",)),
+        ("<|begin_of_box|>cat, dog<|end_of_box|>", ("cat", "dog")),
+        ("<answer>cat, dog</answer>", ("cat", "dog")),
+        ('\ufeff{"concepts": ["\u200bcat"]}', ("cat",)),
+        ('{"concepts": ["cat", "dog"], "evidence": "it is {', ("cat", "dog")),
+        ('{"concepts": "cat, dog", "evi', ("cat", "dog")),
+        ('{"concepts": ["cat"], "confidence": ' + "9" * 5000 + "}", ("cat",)),
+        ('{"concepts": [at most 3 names, best first], "evidence": "one sentence"}', None),  # the prompt, echoed
+        ("Nothing here: []", None),
+        ("这些照片里有很多只正在草地上玩耍的小狗和小猫", None),
+        ("抱歉，我无法回答", None),
+    ],
+)
+def test_other_ways_to_put_concepts(text, said):
+    answer = parse.concepts(text)
+    assert (answer.status, answer.concepts) == (("answered", said) if said else ("unparsed", ()))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, '{"a":' * 3000, '[{"a": ' * 30_000, "{" * 90_000, '{"a": "' + '{"' * 40_000, "['" * 40_000]
+)
+def test_loops_are_unparsed_and_soon_given_up(text):
+    assert parse.concepts(text) == parse.Answer() and parse.numbers(text, "fits", 8) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | st.text(max_size=20),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+        max_leaves=15,
+    ).filter(lambda value: isinstance(value, list | dict)),
+    st.booleans(),
+    st.sampled_from([None, 2]),
+)
+def test_valid_json_is_read_as_json_reads_it(value, ascii_only, indent):
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    (found,) = loose.values(f"So: {text} End.")
+    assert found.value == value and not found.cut and (found.start, found.end) == (4, 4 + len(text))
+    for end in range(len(text)):  # cut off anywhere: what is read is a part of the whole
+        for part in loose.values(text[:end]):
+            json.dumps(part.value).encode()
+
+
+PIECES = [
+    '{"concepts": [',
+    '"cat"',
+    "'",
+    '"',
+    ",",
+    "，",
+    "]",
+    "}",
+    "{",
+    "[",
+    ":",
+    "\\",
+    "\\u12",
+    "\ud800",
+    "9" * 30,
+    "none",
+]
+PIECES += [
+    "<think>",
+    "</think>",
+    "\n",
+    " ",
+    "1. ",
+    "(",
+    "）",
+    "true",
+    "NaN",
+    "-",
+    "e5",
+    "狗",
+    "\u200b",
+    '{"fits": [1, ',
+    "```",
+    "*",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=())) | st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
+def test_no_text_raises_and_no_label_is_unfit_to_print(text):
+    answer = parse.concepts(text)
+    assert (answer.status == "answered") == bool(answer.concepts) and len(answer.concepts) <= 3
+    for label in answer.concepts:
+        assert label.isprintable() and len(label.split()) <= 4 and label == " ".join(label.split())
+        label.encode()
+    (answer.evidence or "").encode()
+    assert answer.confidence is None or 0 <= answer.confidence <= 1
+    said = parse.numbers(text, "fits", 8)
+    assert said is None or said == sorted({n for n in said if 1 <= n <= 8})
+
+
 def test_evidence_and_confidence_come_along():
     answer = parse.concepts(GUIDED)
     assert answer.evidence == "all close-ups" and answer.confidence == 0.8
@@ -92,7 +254,9 @@ def test_evidence_and_confidence_come_along():
 
 
 def test_numbers_from_a_detection():
-    for text in ('{"fits": [3, 1]}', "1, 3", "[1, 3]", '```json\n{"fits": [1, 3, 3]}\n```', "1 3"):
+    usable = ['{"fits": [3, 1]}', "1, 3", "[1, 3]", '```json\n{"fits": [1, 3, 3]}\n```', "1 3", "1，3", "#1, #3."]
+    usable += ['{"fits": ["1", "3"]}', '{"fits": "1, 3"}', "{'Fits': [1.0, 3]}", '{"answer": {"fits": [1, 3]}}']
+    for text in usable:
         assert parse.numbers(text, "fits", 4) == [1, 3], text
     assert parse.numbers('{"fits": []}', "fits", 4) == [] == parse.numbers("none", "fits", 4)
     unusable = [
@@ -102,6 +266,17 @@ def test_numbers_from_a_detection():
         '{"fits": "all"}',
         "",
         '{"fits": [true]}',
+        '{"fits": [1, 3',
+        '{"fits": [1, 3]',
+        '{"fits": [1]} {"fits": [3]}',
+        '{"fits": null}',
+        '{"fits": [-1]}',
+        '{"fits": [1.5]}',
+        "-1",
+        "1.5",
+        "1-3",
+        "9" * 5000,
+        "不是1，是3",
     ]
     for text in unusable:
         assert parse.numbers(text, "fits", 4) is None, text

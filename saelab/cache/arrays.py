@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from saelab import artifacts
+from saelab.arrays import Narrowing, block, h5_error, native, sliceable
 from saelab.cache import layout
-from saelab.cache.passes import TORCH, Moments
+from saelab.cache.passes import Moments
 from saelab.cache.store import ActivationCache
 from saelab.errors import UserError
 
@@ -30,12 +31,13 @@ def adopt(
     name: str = "arrays",
     dtype: str = "float16",
 ) -> ActivationCache:
-    """A cache from activations: an array, a tensor, or a .npy, .h5 / .hdf5 or .safetensors file.
+    """A cache from activations: an array, a tensor, a SciPy matrix, or a .npy, .h5 / .hdf5 or .safetensors file.
 
     Shapes: [images, d_in] (one token each), [images, tokens, d_in], [images, d_in, height, width] (a map, row by
-    row), or [tokens, d_in] with `offsets` [images + 1] (an array or a .npy). `key`: which dataset or tensor of a file
-    that holds several. Rows go in the order of image ids; without `images`, all count as the `mine` split. Reads
-    block by block. Raises UserError for a missing file or key, another shape, and values beyond the dtype.
+    row), or [tokens, d_in] with `offsets` [images + 1] (an array or a .npy). `key`: which dataset (`layer4/acts`, where
+    it lies in a group) or tensor of a file that holds several. Rows go in the order of image ids; without `images`, all
+    count as the `mine` split. Reads block by block. Raises UserError for a missing, locked or damaged file, a missing
+    key, another shape, NaN or an infinity (naming image and dimension), and numbers too large or too small for `dtype`.
     """
     if dtype not in layout.STORED:
         raise UserError("dtype", dtype, "unknown", f"known: {', '.join(layout.STORED)}")
@@ -76,16 +78,14 @@ def adopt(
 def _copy(folder: Path, array: Any, bounds: np.ndarray, mine: np.ndarray, dtype: str) -> None:
     places = layout.places(folder / layout.FILE)[0]
     d_in, moments = places["tokens"].shape[1], Moments.none(places["tokens"].shape[1])
+    narrow = Narrowing(dtype)
     with layout.full_disk(folder), (folder / layout.FILE).open("r+b") as file:
         for first, last in _blocks(bounds, d_in):
-            rows = torch.from_numpy(_rows(array, bounds, first, last))
+            raw = torch.from_numpy(_rows(array, bounds, first, last))
+            _require_finite(raw, bounds, first)
             lengths = np.diff(bounds[first : last + 1])
-            stored = rows.to(TORCH[dtype])
-            if bool((stored.isinf() & rows.isfinite()).any()):
-                raise UserError(
-                    "dtype", dtype, f"can't hold {float(rows.abs().max()):.3g}", "set dtype=bfloat16 or float32"
-                )
-            groups = rows.split(lengths.tolist())
+            stored = narrow(raw)
+            groups = raw.to(torch.float32).split(lengths.tolist())
             values = {
                 "pooled_max": (first, torch.stack([g.amax(0) for g in groups])),
                 "pooled_mean": (first, torch.stack([g.mean(0) for g in groups])),
@@ -94,6 +94,7 @@ def _copy(folder: Path, array: Any, bounds: np.ndarray, mine: np.ndarray, dtype:
             for name, (row, value) in values.items():
                 layout.write_at(file.fileno(), places[name].offset + row * places[name].row_bytes, value.numpy())
             moments = moments.merged(Moments.of(stored[np.repeat(mine[first:last], lengths)]))
+    narrow.finish()
     count = np.array([moments.tokens])
     values_at_end = {
         "mean": moments.mean.numpy(),
@@ -114,12 +115,32 @@ def _blocks(bounds: np.ndarray, d_in: int) -> Iterator[tuple[int, int]]:
 
 
 def _rows(array: Any, bounds: np.ndarray, first: int, last: int) -> np.ndarray:
+    """The tokens of some images [tokens, d_in], in the array's own dtype: narrowing is the store's business."""
     if array.ndim == 2:
-        return np.asarray(array[bounds[first] : bounds[last]], dtype=np.float32)
-    block = np.asarray(array[first:last], dtype=np.float32)
-    if block.ndim == 4:
-        block = block.reshape(*block.shape[:2], -1).transpose(0, 2, 1)
-    return np.ascontiguousarray(block.reshape(-1, block.shape[-1]))
+        return np.require(block(array, slice(int(bounds[first]), int(bounds[last]))), requirements="CW")
+    part = block(array, slice(first, last))
+    if part.ndim == 4:
+        part = part.reshape(*part.shape[:2], -1).transpose(0, 2, 1)
+    return np.require(part.reshape(-1, part.shape[-1]), requirements="CW")
+
+
+def _require_finite(rows: torch.Tensor, bounds: np.ndarray, first: int) -> None:
+    """Raise UserError for NaN or an infinity in the tokens of image `first` and those that follow."""
+    if not rows.is_floating_point() or bool(rows.sum(dtype=torch.float64).isfinite()):
+        return
+    bad = (~rows.isfinite()).nonzero()
+    if not len(bad):
+        return  # only the sum was too large
+    row, dimension = (int(i) for i in bad[0])
+    token = int(bounds[first]) + row
+    image = int(np.searchsorted(bounds, token, side="right")) - 1
+    value = float(rows[row, dimension])
+    what = "NaN" if value != value else "infinite (an overflow of float16?)"
+    several = bounds[image + 1] - bounds[image] > 1
+    place = f"image {image}, token {token - int(bounds[image])}" if several else f"image {image}"
+    more = f"; {len(bad)} such numbers in this block" if len(bad) > 1 else ""
+    remedy = f"compute it again in float32, or leave the image out{more}"
+    raise UserError("activations", place, f"dimension {dimension} is {what}", remedy)
 
 
 def _bounds(array: Any, offsets: Any) -> np.ndarray:
@@ -129,48 +150,83 @@ def _bounds(array: Any, offsets: Any) -> np.ndarray:
         raise UserError("activations", tuple(array.shape), f"expected {what}", "reshape the array")
     if offsets is None:
         tokens = {2: 1, 3: array.shape[1], 4: int(np.prod(array.shape[2:]))}[array.ndim]
-        return np.arange(len(array) + 1, dtype=np.int64) * tokens
-    bounds = np.asarray(_opened(offsets, None)).astype(np.int64)
-    if array.ndim != 2 or bounds.ndim != 1 or bounds[0] != 0 or bounds[-1] != len(array) or (np.diff(bounds) < 1).any():
-        what = f"must rise from 0 to the {len(array)} rows of a [tokens, d_in] array"
-        raise UserError("offsets", tuple(bounds[[0, -1]]) if bounds.size else "()", what, "give images + 1 row numbers")
+        return np.arange(array.shape[0] + 1, dtype=np.int64) * tokens
+    bounds = native(np.asarray(_opened(offsets, None, "offsets"))).astype(np.int64)
+    whole = array.ndim == 2 and bounds.ndim == 1 and bounds.size > 1
+    if not whole or bounds[0] != 0 or bounds[-1] != array.shape[0] or (np.diff(bounds) < 1).any():
+        ends = tuple(bounds.ravel()[[0, -1]].tolist()) if bounds.size else ()
+        what = f"must rise from 0 to the {array.shape[0]} rows of a [tokens, d_in] array"
+        raise UserError("offsets", ends, what, "give images + 1 row numbers")
     return bounds
 
 
-def _opened(source: Any, key: str | None) -> Any:
+def _opened(source: Any, key: str | None, setting: str = "activations") -> Any:
     """An array-like with shape, ndim and slices; files are mapped or read as they are sliced."""
-    if isinstance(source, torch.Tensor):
-        return source.detach().cpu().float().numpy()
     if not isinstance(source, str | Path):
-        return np.asarray(source)
+        return _on_cpu(sliceable(source, setting))
     path = Path(source).expanduser()
     if not path.is_file():
-        raise UserError("activations", path, "no such file", "give a .npy, .h5 or .safetensors file")
+        raise UserError(setting, path, "no such file", "give a .npy, .h5 or .safetensors file")
+    suffix = path.suffix.lower()
+    if suffix in (".h5", ".hdf5"):
+        return sliceable(_dataset(path, key), setting)
     try:
-        if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        if path.suffix in (".h5", ".hdf5"):
-            import h5py
-
-            file = h5py.File(path, "r")
-            return file[_key(path, key, [name for name in file if isinstance(file[name], h5py.Dataset)])]
-        if path.suffix == ".safetensors":
+        if suffix == ".npy":
+            return sliceable(np.load(path, mmap_mode="r", allow_pickle=False), setting)
+        if suffix == ".safetensors":
             from safetensors import safe_open
 
             with safe_open(str(path), "pt") as tensors:
-                return tensors.get_tensor(_key(path, key, list(tensors.keys()))).float().numpy()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "activations", path, f"unreadable ({' '.join(str(error).split())[:120]})", "write it again"
-        ) from None
-    raise UserError("activations", path, f"unknown kind {path.suffix}", "give a .npy, .h5 or .safetensors file")
+                return _on_cpu(sliceable(tensors.get_tensor(_key(path, key, list(tensors.keys()))), setting))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a parser raises for bytes that are no such file
+        raise UserError(setting, path, f"unreadable ({' '.join(str(error).split())[:120]})", "write it again") from None
+    raise UserError(setting, path, f"unknown kind {path.suffix}", "give a .npy, .h5 or .safetensors file")
+
+
+def _on_cpu(array: Any) -> Any:
+    """A tensor as the float32 array that its digest has always been of, where float32 holds its numbers."""
+    if not isinstance(array, torch.Tensor):
+        return array
+    if array.dtype != torch.float64:
+        return array.cpu().float().numpy()
+    narrow = Narrowing("float32")
+    try:
+        single = narrow(array)
+        narrow.finish()
+    except UserError:
+        return array.cpu().numpy()  # refused where it is stored, with the dtype's name
+    return single.cpu().numpy()
+
+
+def _dataset(path: Path, key: str | None) -> Any:
+    """A dataset of an HDF5 file, in whatever group."""
+    import h5py
+
+    found: dict[str, Any] = {}
+
+    def note(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape is not None:
+            found[name] = item
+
+    try:
+        file = h5py.File(path, "r")
+        file.visititems(note)
+        asked = key.strip("/") if key else None
+        if asked and asked not in found and isinstance(file.get(asked), h5py.Dataset):
+            found[asked] = file[asked]  # behind a soft or external link, which a visit passes by
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise h5_error("activations", path, error, "write it again") from None
+    return found[_key(path, asked, list(found))]
 
 
 def _key(path: Path, key: str | None, names: list[str]) -> str:
     if key is None and len(names) == 1:
         return names[0]
     if key not in names:
-        raise UserError("key", key, f"{path} holds {', '.join(names[:8])}", "name one of them")
+        held = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "no dataset"
+        raise UserError("key", key, f"{path} holds {held}", "name one of them" if names else "give another file")
     return key
 
 
@@ -178,6 +234,8 @@ def _digest(array: Any) -> str:
     """SHA-256 of shape, dtype and contents, block by block."""
     total = hashlib.sha256(f"{tuple(array.shape)} {array.dtype}".encode())
     step = max(1, _AT_ONCE // max(1, int(np.prod(array.shape[1:], dtype=np.int64)) * 4))
-    for start in range(0, len(array), step):
-        total.update(np.ascontiguousarray(array[start : start + step]).data.cast("B"))
+    for start in range(0, array.shape[0], step):
+        part = array[start : start + step]
+        dense = part.toarray() if hasattr(part, "toarray") else np.asarray(part)
+        total.update(np.ascontiguousarray(dense).data.cast("B"))
     return total.hexdigest()

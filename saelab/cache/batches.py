@@ -8,20 +8,21 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelab.arrays import block, sliceable, to_float32
 from saelab.errors import UserError
 
 ROUNDS = 6  # of the Feistel network
 
 
 class Batches:
-    """Batches over the rows of an array, a memory map or a tensor [tokens, d_in] of any float dtype.
+    """Batches over the rows of an array, a memory map, a tensor or a SciPy matrix [tokens, d_in] of any real dtype.
 
     `rows`: the row numbers to draw from (all, if None). Each epoch is another permutation; the rest of an epoch that
     doesn't fill a batch is left out, another one each time. `name`: the file, for messages.
@@ -35,11 +36,12 @@ class Batches:
         rows: Int[np.ndarray, "rows"] | None = None,
         name: str | Path | None = None,
     ) -> None:
-        if tokens.ndim != 2 or len(tokens) == 0:
+        tokens = sliceable(tokens)
+        if tokens.ndim != 2 or 0 in tokens.shape:
             raise UserError("activations", tuple(tokens.shape), "[tokens, d_in] with at least one token")
         self.tokens = tokens
         self.rows = None if rows is None else np.asarray(rows, dtype=np.int64)
-        self.n_tokens = len(tokens) if self.rows is None else len(self.rows)
+        self.n_tokens = tokens.shape[0] if self.rows is None else len(self.rows)
         if self.n_tokens == 0:
             raise UserError("rows", 0, "at least one token to train on", "look at the split")
         self.batch_size, self.seed = min(batch_size, self.n_tokens), seed
@@ -73,7 +75,7 @@ class Batches:
         if isinstance(self.tokens, Tensor):
             x = self.tokens[torch.from_numpy(rows).to(self.tokens.device)].to(torch.float32)
         else:
-            x = torch.from_numpy(np.asarray(self.tokens[rows])).to(torch.float32)
+            x = to_float32(block(self.tokens, rows))
         if not bool(torch.isfinite(x.sum())):
             self._name_the_culprit(x, rows)
         return x
@@ -100,19 +102,21 @@ def spooled(chunks: Iterable[Any], most: int | None = None) -> Float[np.ndarray,
     """Tokens that come in arrays or tensors [n, d_in], as a memory map over a temporary file without a name.
 
     An iterator goes by once; from the file its tokens can be shuffled, gone through again and found after a kill. The
-    dtype is the first chunk's (float32 for bfloat16). Reading stops at `most` tokens, so that it may be without an end.
+    dtype is the one that holds every chunk's numbers: float16, float32 (for bfloat16 and whole numbers too) or float64;
+    a wider chunk widens what was written before. Reading stops at `most` tokens, so that it may be without an end.
     Raises UserError where nothing comes, and for a chunk that isn't [n, d_in] of one width.
     """
     file = tempfile.TemporaryFile()  # noqa: SIM115
-    seen, width, dtype = 0, 0, np.dtype(np.float32)
+    seen, width, dtype = 0, 0, np.dtype(np.float16)
     for chunk in chunks:
-        if isinstance(chunk, Tensor):
-            chunk = (chunk.float() if chunk.dtype == torch.bfloat16 else chunk).detach().cpu().numpy()
-        if getattr(chunk, "ndim", 0) != 2 or (seen and chunk.shape[1] != width):
-            wanted = f"chunks [tokens, {width or 'd_in'}]"
-            raise UserError("activations", getattr(chunk, "shape", type(chunk).__name__), wanted)
-        width, dtype = chunk.shape[1], dtype if seen else chunk.dtype
-        part = chunk[: None if most is None else most - seen]
+        chunk = sliceable(chunk)
+        if chunk.ndim != 2 or (seen and chunk.shape[1] != width):
+            raise UserError("activations", tuple(chunk.shape), f"expected chunks [tokens, {width or 'd_in'}]")
+        part = block(chunk, slice(0, None if most is None else most - seen))
+        wide = np.promote_types(dtype, part.dtype if part.dtype.kind == "f" else np.float32)
+        if wide != dtype and seen:
+            file = _widened(file, (seen, chunk.shape[1]), dtype, wide)
+        width, dtype = chunk.shape[1], wide
         file.write(np.ascontiguousarray(part, dtype=dtype).tobytes())
         seen += len(part)
         if seen == most:
@@ -121,6 +125,15 @@ def spooled(chunks: Iterable[Any], most: int | None = None) -> Float[np.ndarray,
         raise UserError("activations", 0, "at least one token", "an iterator that was used up gives nothing")
     file.flush()
     return np.memmap(file, dtype=dtype, mode="r", shape=(seen, width))
+
+
+def _widened(file: IO[bytes], shape: tuple[int, int], dtype: np.dtype, wide: np.dtype) -> IO[bytes]:
+    """The rows of a file in another dtype, in a file of their own that is open at its end."""
+    file.flush()
+    rows, copy = np.memmap(file, dtype=dtype, mode="r", shape=shape), tempfile.TemporaryFile()  # noqa: SIM115
+    for first in range(0, shape[0], 16_384):
+        copy.write(rows[first : first + 16_384].astype(wide).tobytes())
+    return copy
 
 
 def permuted(places: np.ndarray, n: int, seed: int, epoch: int) -> Int[np.ndarray, "places"]:

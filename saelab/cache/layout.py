@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from saelab import artifacts
+from saelab.arrays import h5_error
 from saelab.errors import UserError
 
 FILE, CHECKSUMS = "tokens.h5", "checksums.json"
@@ -101,7 +102,7 @@ def places(path: Path) -> tuple[dict[str, Place], dict[str, Any]]:
 
     remedy = "cache the layer again"
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:  # only read, and its places never move
             attributes = {key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items()}
             if attributes.get("format") != FORMAT:
                 raise UserError("cache", path, "an HDF5 file, but not one of saelab's activation caches", remedy)
@@ -114,8 +115,7 @@ def places(path: Path) -> tuple[dict[str, Place], dict[str, Any]]:
                     raise UserError("cache", path, f"dataset {name} is not contiguous", remedy)
                 found[name] = Place(offset, dataset.shape, dataset.dtype)
     except (OSError, KeyError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise UserError("cache", path, f"damaged or no HDF5 file ({why})", remedy) from None
+        raise h5_error("cache", path, error, remedy) from None
     have, want = path.stat().st_size, max((p.end for p in found.values()), default=0)
     if have < want:
         raise UserError("cache", path, f"cut off: {have} of {want} bytes", remedy)

@@ -1,7 +1,22 @@
 """Comparing bases: neurons, SAE features and controls of one layer. docs/comparison.md says how it is decided."""
 
 from saelab.compare.comparison import compare, finish
+from saelab.compare.evidence import TestImages
 from saelab.compare.inputs import Basis, Settings, Setup
+from saelab.compare.shared import Difference, difference
+from saelab.compare.sides import Side, join_groups
 from saelab.compare.tables import write
 
-__all__ = ["Basis", "Settings", "Setup", "compare", "finish", "write"]
+__all__ = [
+    "Basis",
+    "Difference",
+    "Settings",
+    "Setup",
+    "Side",
+    "TestImages",
+    "compare",
+    "difference",
+    "finish",
+    "join_groups",
+    "write",
+]

@@ -5,6 +5,7 @@ from typing import Any
 from saelab.compare.answers import independent_judge
 from saelab.compare.phrases import LIKE, capital, listed, titles
 
+WITH_IMAGES = "t over labels, seeds and groups of images"
 CONTROLS = {
     "random_rotation": "a random rotation",
     "pca": "principal components",
@@ -15,14 +16,10 @@ CONTROLS = {
 def cautions(result: dict[str, Any]) -> list[str]:
     """What can't be concluded from this comparison, and why; the most consequential first."""
     lines = []
-    for n, seeds in ((1, "one seed"), (2, "two seeds")):
-        drawn = [group for group in result["groups"] if group["kind"] in ("sae", "random_rotation")]
-        names = [group["name"] for group in drawn if len(group["bases"]) == n]
-        if names:
-            lines.append(
-                f"{capital(listed(names))}: {seeds} only, so no interval over seeds is given, and what is said may not "
-                "hold for another seed."
-            )
+    drawn = [group for group in result["groups"] if group["kind"] in ("sae", "random_rotation")]
+    names = [group["name"] for group in drawn if len(group["bases"]) == 1]
+    if names:
+        lines.append(f"{capital(listed(names))}: one seed only; another seed may give something else.")
     lines += _on_refused(result)
     lines += _on_truth(result)
     if not independent_judge(result):
@@ -38,10 +35,9 @@ def cautions(result: dict[str, Any]) -> list[str]:
         if report["passed"] is False
     ]
     lines += _on_null(result) + _on_ranks(result)
-    lines.append("Intervals speak of units and seeds; the test images are taken as they are.")
-    lines.append(
-        "One host, one layer, one set of images and one label set: other choices may order the bases differently."
-    )
+    if not any(pair["interval"] == WITH_IMAGES for pair in result["pairs"]):
+        lines.append("Intervals speak of units and seeds; the test images are taken as they are.")
+    lines.append("One host, one set of images and one label set: other choices may order the bases differently.")
     return lines
 
 
@@ -71,17 +67,15 @@ def _on_truth(result: dict[str, Any]) -> list[str]:
             shares[group["name"]] = sum(basis["with_truth"] for basis in members) / labelled
     lines = []
     if shares and max(shares.values()) == 0:
-        lines.append(
-            "No label has boolean truth on the test images: AUPRC, F1, IoU and truth correlation can't be had."
-        )
+        lines.append("No label has boolean truth on the test images: there is no AUPRC, F1, IoU or truth correlation.")
     elif shares and (min(shares.values()) < 0.5 or max(shares.values()) - min(shares.values()) > 0.1):
         each = ", ".join(f"{100 * share:.0f} % for {name}" for name, share in shares.items())
         lines.append(
             f"Only some labels have boolean truth on the test images ({each}): AUPRC, F1, IoU and truth correlation "
-            "speak of those alone, and labels that nobody's words confirm are not in them."
+            "speak of those alone."
         )
-    if all(basis["means"]["caption_r"]["all"] is None for basis in result["bases"]):
-        lines.append("No captions: nothing that people wrote is compared with every label.")
+    if result["primary"] is None:
+        lines.append("No captions and no classes: nothing that people wrote judges the labels, so no side is called.")
     return lines
 
 
@@ -94,7 +88,7 @@ def _on_null(result: dict[str, Any]) -> list[str]:
         share = [
             row["metric"]
             for row in pair["results"]
-            if row["counting"] == "all" and row["verdict"] != "none" and row["null_difference"] is not None
+            if row["counting"] == "named" and row["verdict"] != "none" and row["null_difference"] is not None
             if row["null_difference"] / row["difference"] >= 0.5
         ]
         if share:
@@ -114,7 +108,7 @@ def _on_ranks(result: dict[str, Any]) -> list[str]:
         against = [
             row["metric"]
             for row in pair["results"]
-            if row["counting"] == "all" and row["verdict"] != "none" and row["cliffs_delta"] * row["difference"] < 0
+            if row["counting"] == "named" and row["verdict"] != "none" and row["cliffs_delta"] * row["difference"] < 0
         ]
         if against:
             lines.append(

@@ -9,67 +9,89 @@ from saelab.compare.answers import answers
 from saelab.compare.cautions import cautions
 from saelab.compare.checks import own_checks
 from saelab.compare.describe import describe, histograms
+from saelab.compare.disagreements import disagreements
+from saelab.compare.evidence import Ground, TestImages
 from saelab.compare.glossary import METRICS
 from saelab.compare.inputs import Basis, Settings, check, check_settings, rule, selected
-from saelab.compare.pairs import MATCHINGS, compare_groups, compare_methods, correct, decide
+from saelab.compare.pairs import compare_groups, compare_methods
+from saelab.compare.verdicts import correct_all, decide_all
 from saelab.compare.words import conclusion, headline
 
 SCHEMA = 1
 
 
-def compare(bases: Sequence[Basis], settings: Settings = Settings()) -> dict[str, Any]:  # noqa: B008  (frozen)
+def compare(
+    bases: Sequence[Basis],
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
+    images: TestImages | None = None,
+) -> dict[str, Any]:
     """Compare evaluated bases of one layer; the result is comparison.json as plain values.
 
-    Raises UserError where they don't share their ground (`inputs.check`), and for settings that don't exist. What
-    can't be compared (fewer than `settings.fewest` units a side) is said in the result, not raised.
+    `images`: the test images and what judges labels on them. With them, and activations in every basis (`Basis.acts`),
+    intervals know which images all units share; without, test images are taken as they are, and a caution says so.
+
+    Raises UserError where bases don't share their ground (`inputs.check`), and for settings that don't exist. What
+    can't be compared (fewer than `settings.fewest` units a side, fewer than 20 labels) is in the result, not raised.
     """
     check(bases)
     check_settings(settings, bases)
     bases = [dataclasses.replace(basis, scorer=settings.scorer) for basis in bases]
     kept = {basis.name: selected(basis, settings) for basis in bases}
+    ground = Ground(images, kept, settings.parts, settings.seed)
     groups = _groups(bases)
+    pairs = [pair for a, b in _pairs(groups) for pair in compare_groups(groups[a], groups[b], ground, settings)]
     result = {
         "schema": SCHEMA,
         "setup": dataclasses.asdict(bases[0].setup),
         "settings": dataclasses.asdict(settings) | {"keep": list(settings.keep)},
         "selection": rule(settings),
+        "primary": primary_metric(bases, images),
+        "images": None if images is None else _images(images, ground, bases),
         "metrics": {name: dataclasses.asdict(metric) for name, metric in METRICS.items()},
         "bases": [describe(basis, kept[basis.name]) for basis in bases],
         "groups": [_group(name, members) for name, members in groups.items()],
-        "pairs": [
-            compare_groups(groups[a], groups[b], kept, matching, settings)
-            for a, b in _pairs(groups)
-            for matching in MATCHINGS
-        ],
+        "pairs": pairs,
         "methods": [row for members in groups.values() for row in compare_methods(members, kept, settings)],
         "distributions": {name: histograms(name, bases, kept) for name in METRICS},
-        "validity": own_checks(groups, kept, settings),
+        "validity": own_checks(groups, ground, settings),
     }
     return finish([result])[0]
 
 
 def finish(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Correct p-values over metrics and over all the layers given together, then draw verdicts and words from them.
+    """Correct p-values over all the results given together (layers, poolings), then draw verdicts and words from them.
 
-    Within one pair of groups, one matching and one counting; methods: within one group, over the pairs of methods too.
+    `verdicts.correct_all` says what is a family. Where one result contradicts another, both say so.
     """
-    families: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    correct_all(results)
     for result in results:
-        for pair in result["pairs"]:
-            for row in pair["results"]:
-                families.setdefault(("bases", pair["a"], pair["b"], pair["matching"], row["counting"]), []).append(row)
-        for row in result["methods"]:
-            families.setdefault(("methods", row["group"]), []).append(row)
-    for rows in families.values():
-        correct(rows)
-    for result in results:
-        for row in itertools.chain(*(pair["results"] for pair in result["pairs"]), result["methods"]):
-            decide(row, result["settings"]["alpha"])
+        decide_all(result)
         result["answers"] = answers(result)
+    for result in results:
+        result["disagreements"] = disagreements(result, results)
         result["cautions"] = cautions(result)
         result["headline"] = headline(result)
         result["conclusion"] = conclusion(result)
     return list(results)
+
+
+def primary_metric(bases: Sequence[Basis], images: TestImages | None) -> str | None:
+    """The metric that decides: `truth_r` where truth is complete, else `caption_r`; None where nobody wrote anything.
+
+    Without test images: `caption_r` where any label has it.
+    """
+    if images is not None:
+        return images.primary()
+    found = any(row["named"].get("caption_r") is not None for basis in bases for row in basis.rows)
+    return "caption_r" if found else None
+
+
+def _images(images: TestImages, ground: Ground, bases: Sequence[Basis]) -> dict[str, Any]:
+    """How many test images the primary metric is measured on, and how many groups they are."""
+    metric = images.primary()
+    parts = None if metric is None else ground.parts(metric, bases)
+    counts = {"test": len(images.ids), "judged": None, "groups": None}
+    return counts if parts is None else counts | {"judged": len(parts.of), "groups": parts.groups}
 
 
 def _groups(bases: Sequence[Basis]) -> dict[str, list[Basis]]:

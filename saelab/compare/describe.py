@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saelab.compare.glossary import FAITHFUL, METRICS
-from saelab.compare.inputs import Basis, Index, mean_of, scorers_of, values_of
+from saelab.compare.inputs import COUNTINGS, Basis, Index, mean_of, scorers_of, values_of
 
 
 def describe(basis: Basis, kept: Index) -> dict[str, Any]:
@@ -23,6 +23,7 @@ def describe(basis: Basis, kept: Index) -> dict[str, Any]:
         "coverage": len(kept) / len(basis.rows) if basis.rows else None,
         "statuses": dict(sorted(before.items())),
         "dropped": dict(sorted(dropped.items())),
+        "named": sum(label is not None for label in _of(basis.named(), kept)),
         "labelled": labels.total(),
         "abstained": sum(basis.rows[u]["label"] is not None and bool(basis.rows[u]["abstained"]) for u in kept),
         "with_truth": int(np.isfinite(basis.faithfulness("auprc", "labelled")[kept]).sum()),
@@ -30,7 +31,7 @@ def describe(basis: Basis, kept: Index) -> dict[str, Any]:
         "firing_rate": _quantiles(basis.column("firing_rate")[kept]),
         "strength": _quantiles(basis.column("strength")[kept]),
         "means": {name: _means(basis, name, kept) for name in METRICS} | {"redundancy": _mean_of_units(basis, kept)},
-        "shuffled": {name: mean_of(basis.faithfulness(name, "all", "shuffled")[kept]) for name in FAITHFUL},
+        "shuffled": {name: mean_of(basis.faithfulness(name, "named", "shuffled")[kept]) for name in FAITHFUL},
         "null_percentile": {scorer: _null(basis, scorer, kept) for scorer in scorers_of([basis])},
     }
 
@@ -51,16 +52,25 @@ def label_use(labels: Counter[str]) -> dict[str, Any]:
 def _means(basis: Basis, metric: str, kept: Index) -> dict[str, Any]:
     if METRICS[metric].family == "coherence":
         values = basis.column(metric)[kept]
-        return {"all": mean_of(values), "labelled": None, "n_all": int(np.isfinite(values).sum()), "n_labelled": None}
-    every, labelled = basis.faithfulness(metric, "all")[kept], basis.faithfulness(metric, "labelled")[kept]
-    means = {"all": mean_of(every), "labelled": mean_of(labelled)}
-    return means | {"n_all": int(np.isfinite(every).sum()), "n_labelled": int(np.isfinite(labelled).sum())}
+        return _only(values)
+    values_of_each = {counting: basis.faithfulness(metric, counting)[kept] for counting in COUNTINGS}
+    means = {counting: mean_of(values) for counting, values in values_of_each.items()}
+    return means | {f"n_{counting}": int(np.isfinite(values).sum()) for counting, values in values_of_each.items()}
 
 
 def _mean_of_units(basis: Basis, kept: Index) -> dict[str, Any]:
     """Redundancy grows with the number of units, so it is described and not compared."""
-    values = basis.column("redundancy")[kept]
-    return {"all": mean_of(values), "labelled": None, "n_all": int(np.isfinite(values).sum()), "n_labelled": None}
+    return _only(basis.column("redundancy")[kept])
+
+
+def _only(values: Float[np.ndarray, "units"]) -> dict[str, Any]:
+    """Means of a number that needs no label."""
+    mean, n = mean_of(values), int(np.isfinite(values).sum())
+    return {"named": mean, "all": mean, "labelled": None, "n_named": n, "n_all": n, "n_labelled": None}
+
+
+def _of(labels: Sequence[str | None], kept: Index) -> list[str | None]:
+    return [labels[u] for u in kept]
 
 
 def _null(basis: Basis, scorer: str, kept: Index) -> dict[str, Any]:
@@ -75,10 +85,10 @@ def _null(basis: Basis, scorer: str, kept: Index) -> dict[str, Any]:
 
 def histograms(metric: str, bases: Sequence[Basis], kept: dict[str, Index], bins: int = 24) -> dict[str, Any]:
     units = [[kept[basis.name]] for basis in bases]
-    real = {basis.name: values_of([basis], index, metric, "labelled")[0] for basis, index in zip(bases, units)}
+    real = {basis.name: values_of([basis], index, metric, "named")[0] for basis, index in zip(bases, units)}
     null = {}
     if METRICS[metric].family == "faithfulness":
-        null = {b.name: values_of([b], index, metric, "labelled", "shuffled")[0] for b, index in zip(bases, units)}
+        null = {b.name: values_of([b], index, metric, "named", "shuffled")[0] for b, index in zip(bases, units)}
     found = [values for values in (*real.values(), *null.values()) if len(values)]
     if not found:
         return {"edges": [], "bases": {}, "shuffled": {}}

@@ -1,7 +1,7 @@
 """The metrics of a comparison: what each is called, which way is better, where it comes from.
 
-Correlations are compared above chance: less the mean that the labels of the basis, dealt out anew, reach on the unit
-(`inputs.above_chance`).
+Correlations are compared above chance: above what a typical label of the two bases reaches on the unit
+(`shared.difference`).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Metric:
     high: float  # end of the range
     source: str  # who defined it
     explanation: str  # one sentence for a newcomer
-    above_chance: bool = False  # compared as `inputs.above_chance`
+    above_chance: bool = False  # compared above what a typical label reaches
 
 
 METRICS = {
@@ -30,7 +30,7 @@ METRICS = {
         1,
         "simulation correlation with people's captions as the judge (after Bills et al., 2023)",
         "Does the unit fire on images whose caption, written by people, means something like its label, more than with "
-        "labels of other units of its basis?",
+        "a typical label of the compared bases?",
         above_chance=True,
     ),
     "auprc": Metric(
@@ -67,8 +67,8 @@ METRICS = {
         -1,
         1,
         "Pearson correlation with boolean truth; NeuronEval (ICML 2025)",
-        "Does the activation rise and fall with whether the label is true of the image, more than with labels of other "
-        "units of its basis?",
+        "Does the activation rise and fall with whether the label is true of the image, more than with a "
+        "typical label of the compared bases?",
         above_chance=True,
     ),
     "scs": Metric(
@@ -79,7 +79,7 @@ METRICS = {
         1,
         "CSP (arXiv 2604.22477), after Bills et al. (2023)",
         "Does the activation rise and fall with the judging encoder's similarity of image and label, more than with "
-        "labels of other units of its basis?",
+        "a typical label of the compared bases?",
         above_chance=True,
     ),
     "caption_clarity": Metric(
@@ -121,3 +121,4 @@ METRICS = {
 }
 
 FAITHFUL = [name for name, metric in METRICS.items() if metric.family == "faithfulness"]
+LOWER_IS_BETTER = ("polysemanticity", "redundancy")  # of all numbers a unit has; redundancy is described, not compared

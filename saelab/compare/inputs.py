@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -10,14 +10,26 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from saelab.acts import Acts
 from saelab.compare.glossary import METRICS
 from saelab.errors import UserError
 from saelab.evaluate import over_all
 from saelab.evaluate.faithfulness import CHANCE
 
 STATUSES = ("ok", "dead", "rare", "dense", "constant", "invalid", "no_contrast")
-NEEDED = {"status", "label", "abstained", "firing_rate", "strength", "by_scorer", "final", "shuffled"}  # of a row
-Counting = Literal["all", "labelled"]
+NEEDED = {
+    "status",
+    "label",
+    "abstained",
+    "firing_rate",
+    "strength",
+    "by_scorer",
+    "final",
+    "named",
+    "shuffled",
+}  # of a row
+Counting = Literal["named", "all", "labelled"]  # every unit named; abstained ones at 0; without them
+COUNTINGS: tuple[Counting, ...] = ("named", "all", "labelled")
 Index = Int[np.ndarray, "some"]  # of units
 
 
@@ -50,14 +62,28 @@ class Basis:
     setup: Setup
     rows: Sequence[dict[str, Any]] = field(repr=False)  # of evaluation.jsonl
     scorer: str = "final"  # whose labels are compared: the label given (`final`) or a scorer's
+    acts: Callable[[], Acts] | None = field(default=None, repr=False, compare=False)  # on the test images, when asked
     _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # columns already read from rows
 
-    def entries(self, scorer: str | None = None) -> list[dict[str, Any]]:
-        """Every unit's entry of a scorer, of the `final` label or of the `shuffled` control."""
+    def entries(self, scorer: str | None = None, counting: Counting = "all") -> list[dict[str, Any]]:
+        """Every unit's entry of a scorer, of the `final` label or of the `shuffled` control.
+
+        Counting `named`: with the label of units that abstain; else they have none.
+        """
         scorer = scorer or self.scorer
-        if scorer in ("final", "shuffled"):
-            return [row[scorer] for row in self.rows]
-        return [row["by_scorer"].get(scorer) or {"label": None} for row in self.rows]
+        if scorer not in ("final", "shuffled"):
+            return [row["by_scorer"].get(scorer) or {"label": None} for row in self.rows]
+        if counting == "named":
+            return [row["named" if scorer == "final" else scorer] for row in self.rows]
+        return [row[scorer] if row["final"]["label"] is not None else {"label": None} for row in self.rows]
+
+    def named(self, scorer: str | None = None) -> list[str | None]:
+        """Every unit's label, abstained or not."""
+        return [entry["label"] for entry in self.entries(scorer, "named")]
+
+    def given(self, scorer: str | None = None) -> list[str | None]:
+        """Every unit's label, None where it abstains."""
+        return [entry["label"] for entry in self.entries(scorer)]
 
     @cached_property
     def statuses(self) -> list[str]:
@@ -71,10 +97,12 @@ class Basis:
         """
         wanted = (scorer or self.scorer, metric, counting)
         if wanted not in self._known:
-            entries = self.entries(wanted[0])
+            entries = self.entries(wanted[0], counting)
             if METRICS[metric].above_chance:
                 entries = above_chance(entries, metric)
-            values = over_all(entries, metric) if counting == "all" else [entry.get(metric) for entry in entries]
+            values = [e.get(metric) for e in entries] if counting == "labelled" else over_all(entries, metric)
+            if counting == "named":
+                values = [None if entry["label"] is None else value for entry, value in zip(entries, values)]
             self._known[wanted] = _floats(values)
         return self._known[wanted]
 
@@ -95,10 +123,11 @@ class Settings:
     )
     scorer: str = "final"  # whose labels: `final` (with abstentions) or a scorer's name
     alpha: float = 0.05  # corrected p below which a difference is called
-    resamples: int = 2000  # of every bootstrap
+    resamples: int = 2000  # of the bootstrap over units that compares scorers
+    parts: int = 200  # parts of the test images that are left out in turn, at most
     bins: int = 10  # of matching
     fewest: int = 20  # units a side below which nothing is compared
-    seed: int = 0  # of bootstrap and matching
+    seed: int = 0  # of bootstrap, matching and the dealing of images into parts
 
 
 def above_chance(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
@@ -164,7 +193,9 @@ def check(bases: Sequence[Basis]) -> None:
 
 def _missing(row: dict[str, Any]) -> set[str]:
     """What a row of evaluation.jsonl lacks."""
-    entries = [row[name] for name in ("final", "shuffled") if name in row] + list(row.get("by_scorer", {}).values())
+    entries = [row[name] for name in ("final", "named", "shuffled") if name in row] + list(
+        row.get("by_scorer", {}).values()
+    )
     return NEEDED - row.keys() | {name for entry in entries for name in CHANCE.values() if name not in entry}
 
 

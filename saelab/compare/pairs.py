@@ -2,83 +2,148 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from saelab.compare import statistics
+from saelab.compare.evidence import Ground, counted, pooled, restricted
 from saelab.compare.glossary import FAITHFUL, METRICS
-from saelab.compare.inputs import Basis, Counting, Index, Settings, mean_of, scorers_of, values_of
+from saelab.compare.inputs import COUNTINGS, Basis, Counting, Index, Settings, mean_of, scorers_of
+from saelab.compare.left_out import Measured, Parts
 from saelab.compare.matching import match
+from saelab.compare.shared import combine
 
 MATCHINGS = {"all": None, "rate": "firing_rate", "strength": "strength"}
-COUNTINGS: tuple[Counting, ...] = ("all", "labelled")
-COLUMNS = tuple(
-    (name, counting)
-    for name, metric in METRICS.items()
-    for counting in (COUNTINGS if metric.family == "faithfulness" else COUNTINGS[:1])
-)
+Places = tuple[list[Int[np.ndarray, "some"]], list[Int[np.ndarray, "some"]]]  # of a matching: in each basis's units
 
 
 def compare_groups(
+    a: Sequence[Basis], b: Sequence[Basis], ground: Ground, settings: Settings, metrics: Sequence[str] = tuple(METRICS)
+) -> list[dict[str, Any]]:
+    """Group a against group b on all selected units and on matched ones, in the given metrics and every counting."""
+    places = {matching: _places(a, b, ground.kept, by, settings) for matching, by in MATCHINGS.items()}
+    pairs = {matching: _frame(a, b, ground.kept, matching, found, settings) for matching, found in places.items()}
+    for metric in metrics:
+        for counting, *sides, parts in _counted(a, b, ground, metric, settings.scorer):
+            null = _null(a, b, ground, metric, counting)
+            for matching, pair in pairs.items():
+                pair["interval"] = interval_kind(pair["interval"], parts)
+                if pair["refused"] is not None:
+                    continue
+                chosen = [restricted(side, at) for side, at in zip(sides, places[matching])]
+                if min(map(min, (side.kept for side in chosen))) >= settings.fewest:
+                    pair["results"].append(_result(metric, counting, chosen[0], chosen[1], parts, null, settings))
+    return list(pairs.values())
+
+
+def interval_kind(known: str | None, parts: Parts | None) -> str:
+    """What an interval takes into account, in words: the most that any metric of a pair does."""
+    images = "t over labels, seeds and groups of images"
+    return images if parts is not None or known == images else "t over labels and seeds"
+
+
+def _counted(
+    a: Sequence[Basis], b: Sequence[Basis], ground: Ground, metric: str, scorer: str
+) -> list[tuple[Counting, Measured, Measured, Parts | None]]:
+    """Both groups in a metric, for every counting that it has."""
+    if METRICS[metric].family == "coherence":
+        return [("named", ground.of_rows(a, metric, "named"), ground.of_rows(b, metric, "named"), None)]
+    side_a, side_b, parts = ground.sides(a, b, metric)
+    if parts is None:  # what units that abstain count as is in the rows
+        each = [(c, ground.of_rows(a, metric, c), ground.of_rows(b, metric, c)) for c in COUNTINGS]
+        return [(counting, x, y, None) for counting, x, y in each]
+    made = []
+    for counting in COUNTINGS:
+        both = [counted(side, group, ground.kept, counting, scorer) for side, group in ((side_a, a), (side_b, b))]
+        made.append((counting, both[0], both[1], parts))
+    return made
+
+
+def _places(
+    a: Sequence[Basis], b: Sequence[Basis], kept: Mapping[str, Index], by: str | None, settings: Settings
+) -> Places:
+    if by is None:
+        whole = [[np.arange(len(kept[basis.name])) for basis in side] for side in (a, b)]
+        return whole[0], whole[1]
+    values = [[basis.column(by)[kept[basis.name]] for basis in side] for side in (a, b)]
+    return match(values[0], values[1], settings.bins, settings.seed)
+
+
+def _frame(
     a: Sequence[Basis],
     b: Sequence[Basis],
     kept: Mapping[str, Index],
     matching: str,
+    places: Places,
     settings: Settings,
-    columns: Sequence[tuple[str, Counting]] = COLUMNS,
 ) -> dict[str, Any]:
-    """Group a against group b in the given metrics and countings, on all selected units or on matched ones."""
-    units_a, units_b = [kept[basis.name] for basis in a], [kept[basis.name] for basis in b]
-    balance, by = None, MATCHINGS[matching]
-    if by is not None:
-        before = _side_means(a, units_a, by), _side_means(b, units_b, by)
-        values_a = [basis.column(by)[units] for basis, units in zip(a, units_a)]
-        values_b = [basis.column(by)[units] for basis, units in zip(b, units_b)]
-        index_a, index_b = match(values_a, values_b, settings.bins, settings.seed)
-        units_a = [units[index] for units, index in zip(units_a, index_a)]
-        units_b = [units[index] for units, index in zip(units_b, index_b)]
-        balance = {"before": list(before), "after": [_side_means(a, units_a, by), _side_means(b, units_b, by)]}
-    fewest = min(map(len, [*units_a, *units_b]))
+    """A pair of groups without its results."""
+    by = MATCHINGS[matching]
+    units = [[kept[basis.name][at] for basis, at in zip(side, found)] for side, found in zip((a, b), places)]
+    fewest = min(map(len, [*units[0], *units[1]]))
     refused = None
     if fewest < settings.fewest:
         after = "" if by is None else f" after matching on {by.replace('_', ' ')}"
         refused = f"only {fewest} units on one side{after}; at least {settings.fewest} are needed"
-    results = []
-    if refused is None:
-        for metric, counting in columns:
-            sides = [values_of(group, units, metric, counting) for group, units in ((a, units_a), (b, units_b))]
-            if min(map(len, [*sides[0], *sides[1]])) >= settings.fewest:
-                results.append(_result(metric, counting, sides, a, b, (units_a, units_b), settings))
+    balance = None
+    if by is not None:
+        before = [_side_means(side, [kept[basis.name] for basis in side], by) for side in (a, b)]
+        balance = {"before": before, "after": [_side_means(side, at, by) for side, at in zip((a, b), units)]}
     return {
         "a": a[0].group,
         "b": b[0].group,
         "role": "control" if a[0].control or b[0].control else "main",
         "matching": matching,
         "refused": refused,
-        "units_a": [len(units) for units in units_a],
-        "units_b": [len(units) for units in units_b],
+        "units_a": [len(index) for index in units[0]],
+        "units_b": [len(index) for index in units[1]],
         "balance": balance,
-        "interval": statistics.interval_kind(len(a), len(b)),
-        "results": results,
+        "interval": None,
+        "results": [],
     }
+
+
+def _result(
+    metric: str, counting: Counting, a: Measured, b: Measured, parts: Parts | None, null: float | None, s: Settings
+) -> dict[str, Any]:
+    found = dataclasses.asdict(combine(a, b, parts, s.alpha))
+    found |= {"df": None if found["df"] is None or math.isinf(found["df"]) else found["df"]}
+    head = {"metric": metric, "counting": counting, "n_a": len(a.values), "n_b": len(b.values)}
+    return head | found | {"cliffs_delta": pooled(a.values, b.values), "null_difference": null}
+
+
+def _null(a: Sequence[Basis], b: Sequence[Basis], ground: Ground, metric: str, counting: Counting) -> float | None:
+    """The difference that shuffled labels show."""
+    if METRICS[metric].family == "coherence":
+        return None
+    means = []
+    for group in (a, b):
+        values = [basis.faithfulness(metric, counting, "shuffled")[ground.kept[basis.name]] for basis in group]
+        means.append(mean_of(np.array([x for x in map(mean_of, values) if x is not None], dtype=float)))
+    return None if means[0] is None or means[1] is None else means[0] - means[1]
 
 
 def compare_methods(group: Sequence[Basis], kept: Mapping[str, Index], settings: Settings) -> list[dict[str, Any]]:
     """Every two scorers on the same units of a group, and the given label against its shuffled control.
 
-    Counting `all`: a unit that one of them leaves without a label counts 0 for it.
+    Every unit counts: one that a scorer leaves without a label is 0 for it, and where truth is complete so is a label
+    that is true of no image. `confirmed_a`, `confirmed_b`: units whose label is true of some test image.
     """
     if sum(len(kept[basis.name]) for basis in group) < settings.fewest:
         return []
     names = [(a, b) for a, b in itertools.combinations(scorers_of(group), 2)] + [("final", "shuffled")]
     columns = [(a, b, metric) for a, b in names for metric in FAITHFUL]
+    scorers = {*itertools.chain(*names)}
     values = {
         (scorer, metric): [basis.faithfulness(metric, "all", scorer)[kept[basis.name]] for basis in group]
-        for scorer in {*itertools.chain(*names)}
+        for scorer in scorers
         for metric in FAITHFUL
     }
+    confirmed = {scorer: sum(_confirmed(basis, scorer, kept[basis.name]) for basis in group) for scorer in scorers}
     left, right = (
         np.stack([np.concatenate(values[column[side], column[2]]) for column in columns], axis=1) for side in (0, 1)
     )
@@ -90,47 +155,16 @@ def compare_methods(group: Sequence[Basis], kept: Mapping[str, Index], settings:
             continue
         by_seed = [mean_of(x - y) for x, y in zip(values[a, metric], values[b, metric])]
         row = {"group": group[0].group, "a": a, "b": b, "metric": metric, "n": found.n}
+        row |= {"confirmed_a": confirmed[a], "confirmed_b": confirmed[b]}
         row |= {"mean_a": found.mean_a, "mean_b": found.mean_b, "difference": found.mean_a - found.mean_b}
         rows.append(row | {"low": found.low, "high": found.high, "p_wilcoxon": found.p_wilcoxon, "by_seed": by_seed})
     return rows
 
 
-def _result(
-    metric: str,
-    counting: Counting,
-    sides: list[list[np.ndarray]],
-    a: Sequence[Basis],
-    b: Sequence[Basis],
-    units: tuple[list[Index], list[Index]],
-    settings: Settings,
-) -> dict[str, Any]:
-    found = statistics.between_bases(sides[0], sides[1], settings.alpha, settings.resamples, settings.seed)
-    null = None
-    if METRICS[metric].family == "faithfulness":
-        null_a, null_b = (
-            mean_of(np.array([x.mean() for x in values_of(group, kept, metric, counting, "shuffled") if len(x)]))
-            for group, kept in zip((a, b), units)
-        )
-        null = None if null_a is None or null_b is None else null_a - null_b
-    row = {"metric": metric, "counting": counting, "n_a": sum(map(len, sides[0])), "n_b": sum(map(len, sides[1]))}
-    row |= dataclasses.asdict(found)
-    return row | {"difference": found.difference, "null_difference": null}
+def _confirmed(basis: Basis, scorer: str, kept: Index) -> int:
+    entries = basis.entries(scorer)
+    return sum((entries[u].get("truth_images") or 0) > 0 for u in kept)
 
 
 def _side_means(group: Sequence[Basis], units: Sequence[Index], by: str) -> float | None:
     return mean_of(np.array([mean_of(basis.column(by)[index]) for basis, index in zip(group, units)], dtype=float))
-
-
-def correct(rows: Sequence[dict[str, Any]]) -> None:
-    """Give the rows of one family their Holm-corrected p-values, in place."""
-    corrected = {"p": "p_holm", "p_wilcoxon": "p_holm", "p_mannwhitney": "p_mannwhitney_holm"}
-    for name in corrected.keys() & set(rows[0] if rows else ()):
-        for row, p in zip(rows, statistics.holm([row[name] for row in rows])):
-            row[corrected[name]] = p
-
-
-def decide(row: dict[str, Any], alpha: float) -> None:
-    """Set `verdict`: the side that is better, "a" or "b", or "none" where no difference is shown."""
-    row["verdict"] = "none"
-    if row["p_holm"] < alpha and not row["low"] <= 0 <= row["high"]:
-        row["verdict"] = "a" if (row["difference"] > 0) == METRICS[row["metric"]].higher_is_better else "b"

@@ -24,6 +24,7 @@ def _basis(basis: dict[str, Any]) -> dict[str, Any]:
         "before",
         "after",
         "coverage",
+        "named",
         "labelled",
         "abstained",
         "with_truth",
@@ -37,5 +38,7 @@ def _basis(basis: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pair(pair: dict[str, Any]) -> list[dict[str, Any]]:
-    head = {name: pair[name] for name in ("a", "b", "role", "matching", "interval", "refused")}
-    return [head | row for row in pair["results"]] or [head]
+    head = {name: pair[name] for name in ("a", "b", "matching", "interval", "refused")} | {"pair": pair["role"]}
+    rows = [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in pair["results"]]
+    variances = [{f"variance_{k}": v for k, v in row["variance"].items()} for row in pair["results"]]
+    return [head | row | variance for row, variance in zip(rows, variances)] or [head]

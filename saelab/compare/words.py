@@ -9,9 +9,15 @@ from saelab.compare.phrases import LIKE, capital, f3, listed, number, p_value, t
 
 
 def headline(result: dict[str, Any]) -> str:
-    """One sentence for each main pair: whose labels hold better, matched, against controls; then coherence."""
+    """For each main pair: whose labels hold better, matched, against controls; what contradicts it; then coherence.
+
+    Last, where it holds: layer, host, pooling, one set of images.
+    """
     mains = [pair for pair in result["pairs"] if pair["role"] == "main" and pair["matching"] == "all"]
-    return " ".join(_headline(result, pair) for pair in mains)
+    setup, images = result["setup"], result["images"]
+    count = f" of {images['test']:,} test images" if images else ""
+    where = f"On layer {setup['layer']} of {setup['host']}, pooled by {setup['pooling']}, one set{count}."
+    return " ".join([*(_headline(result, pair) for pair in mains), where] if mains else [])
 
 
 def _headline(result: dict[str, Any], pair: dict[str, Any]) -> str:
@@ -28,9 +34,11 @@ def _headline(result: dict[str, Any], pair: dict[str, Any]) -> str:
             answer_of(result, pair, "faithfulness", "rate")["verdict"], "it is not so among units of like firing rate"
         )
         text = f"Labels of {better} hold better than labels of {worse}{_beaten(result, better)}; {rate}"
+        text += _contradicted(result, pair)
     else:
         text = {
-            "none": f"No difference is shown between how well labels of {a} and of {b} hold",
+            "none": f"No difference is shown between how well labels of {a} and of {b} hold"
+            + _contradicted(result, pair),
             "mixed": f"Metrics disagree on whether labels of {a} or of {b} hold better",
             "refused": f"Labels of {a} and of {b} can't be compared",
         }[whole]
@@ -42,6 +50,18 @@ def _headline(result: dict[str, Any], pair: dict[str, Any]) -> str:
         "refused": "how alike a unit's images are can't be compared",
     }
     return f"{text}. {capital(images[coherent])}."
+
+
+def _contradicted(result: dict[str, Any], pair: dict[str, Any]) -> str:
+    """What other countings, matchings, layers and poolings say, where it is something else."""
+    says = {"none": "no difference is shown", "a": f"{pair['a']} are ahead", "b": f"{pair['b']} are ahead"}
+    found: dict[str, list[str]] = {}
+    for other in result["disagreements"]:
+        if (other["a"], other["b"]) == (pair["a"], pair["b"]):
+            found.setdefault(other["verdict"], []).append(other["way"])
+    if not found:
+        return ""
+    return ". That depends on the choice: " + "; ".join(f"{says[v]} {listed(ways)}" for v, ways in found.items())
 
 
 def _beaten(result: dict[str, Any], name: str) -> str:
@@ -78,9 +98,8 @@ def _on_pair(result: dict[str, Any], pair: dict[str, Any], family: str) -> str:
     answer = answer_of(result, pair, family, "all")
     a, b, what = pair["a"], pair["b"], FAMILIES[family]
     if answer["verdict"] == "refused":
-        why = pair["refused"] or "neither side has enough numbers"
-        return f"{capital(what)} of {a} and {b} can't be compared: {why}."
-    rows = {row["metric"]: row for row in pair["results"] if row["counting"] == "all"}
+        return f"{capital(what)} of {a} and {b} can't be compared: {answer['why']}."
+    rows = {row["metric"]: row for row in pair["results"] if row["counting"] == "named"}
     if answer["verdict"] == "none":
         none = titles(answer["none"])
         doubt = _not_equal(rows[answer["none"][0]])
@@ -91,7 +110,7 @@ def _on_pair(result: dict[str, Any], pair: dict[str, Any], family: str) -> str:
             row, rest = rows[metrics[0]], metrics[1:]
             also = f", and by {titles(rest)}" if rest else ""
             parts.append(f"better for {side} than for {other} by {_detail(row, pair, result)}{also}")
-    shown = f"{capital(what)}, all selected units: {'; but '.join(parts)}."
+    shown = f"{capital(what)}, every unit named: {'; but '.join(parts)}."
     if answer["none"]:
         shown += f" No difference shown by {titles(answer['none'])}."
     return shown
@@ -105,7 +124,7 @@ def _not_equal(row: dict[str, Any]) -> str:
         f"from {f3(low)} to {f3(high)}"
     )
     if low > 0 or high < 0:
-        text += f", off 0, but corrected for the number of metrics p is {p_value(row['p_holm'])}"
+        text += f", off 0, but corrected for all that was compared p is {p_value(row['p_holm'])}"
     return text + "."
 
 
@@ -120,7 +139,7 @@ def _on_matched(result: dict[str, Any], pair: dict[str, Any], family: str) -> st
         matched = pair_of(result, pair["a"], pair["b"], matching)
         units = f"{number(min(matched['units_a'] + matched['units_b']), 'unit')} of each basis"
         if answer["verdict"] == "refused":
-            parts.append(f"Among units of like {like} it can't be told: {matched['refused'] or 'too few numbers'}.")
+            parts.append(f"Among units of like {like} nothing can be concluded: {answer['why']}.")
         elif answer["verdict"] == "mixed":
             parts.append(f"Among units of like {like} ({units}) the metrics disagree.")
         elif answer["verdict"] == "none":
@@ -182,5 +201,7 @@ def _size(result: dict[str, Any], group: dict[str, Any]) -> str:
     members = [basis for basis in result["bases"] if basis["group"] == group["name"]]
     seeds = f", {number(len(members), 'seed')}" if len(group["seeds"]) else ""
     control = ", a control" if group["control"] else ""
+    labelled, named = (sum(basis[name] for basis in members) for name in ("labelled", "named"))
+    sure = f", {labelled:,} of {named:,} labels given with confidence"
     before, after = (sum(basis[when] for basis in members) for when in ("before", "after"))
-    return f"{group['name']} ({after:,} of {before:,} units selected{seeds}{control})"
+    return f"{group['name']} ({after:,} of {before:,} units selected{sure}{seeds}{control})"

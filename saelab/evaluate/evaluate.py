@@ -17,12 +17,14 @@ from saelab import metrics
 from saelab.acts import Acts, columns
 from saelab.artifacts import write_json, write_jsonl
 from saelab.errors import UserError
-from saelab.evaluate.faithfulness import FAITHFULNESS, Judges, Splits, faithfulness
+from saelab.evaluate.faithfulness import CHANCE, FAITHFULNESS, Judges, Splits, faithfulness
 from saelab.evaluate.intervals import RESAMPLES, intervals
-from saelab.label.mine import fires_on, top_images
+from saelab.label.mine import fires_on, positive_images, top_images
 from saelab.units import UnitActivations
 
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
+BADGES = ("holds", "weak", "may be luck")
+SMALL = 0.1  # a correlation that is worth the name (Cohen 1988)
 PIXEL_BAR = 0.04  # IoU above which NetDissect calls a unit a detector of its concept (Bau et al., CVPR 2017)
 STRONGEST = 10  # test images a unit that coherence looks at: few enough for exact 2-means clusters in little time
 
@@ -35,13 +37,15 @@ def evaluate(
     k: int = 30,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    groups: Sequence[object] | np.ndarray | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows (one a unit) and summary of one basis; the formats of `evaluation.jsonl` and `evaluation.json`.
 
     `labels`: rows of labels.jsonl, one for each unit in order. `k`: positives that a unit was mined with; `strength` is
     the mean of so many strongest mine activations. Coherence looks at the strongest test images: k, but at most 10 and
     at most a tenth of them, of which those count on which the unit fires. `seed`: draws the shuffled-label control, in
-    which the final labels change places among the labelled units.
+    which the labels of all named units, abstained or not, change places. `groups`: the group of each image of the set
+    (near-duplicates, a series); test images of a group are resampled together in the units' intervals.
 
     Raises UserError where labels and units don't belong together, splits overlap, or there are too few test images.
     """
@@ -59,15 +63,17 @@ def evaluate(
     scorers = sorted({name for row in labels for name in row["scores"]})
     chosen = {name: [row["scores"].get(name, {}).get("label") for row in labels] for name in scorers}
     final = [None if row["abstained"] else row["label"] for row in labels]
-    chosen |= {"final": final, "shuffled": shuffled(final, seed)}
+    named = [row["label"] for row in labels]
+    chosen |= {"final": final, "named": named, "shuffled": shuffled(named, seed)}
     entries = {
         name: _entries(texts, faithfulness(mine, test, texts, evidence, splits)) for name, texts in chosen.items()
     }
     for name in scorers:
         for row, entry in zip(labels, entries[name]):
             entry["null_percentile"] = row["scores"].get(name, {}).get("null_percentile")
-    named = [row["label"] for row in labels]
-    interval = intervals(mine, test, named, evidence, splits, seed, resamples)
+    of_test = None if groups is None else np.asarray(groups)[splits.test]
+    interval = intervals(mine, test, named, evidence, splits, seed, resamples, of_test)
+    metric = judging_metric(evidence)
     rows = []
     for u, (row, numbers) in enumerate(zip(labels, _rows(per_unit))):
         head = {name: row[name] for name in ("unit", "status", "label", "abstained")}
@@ -75,8 +81,8 @@ def evaluate(
         rows.append(
             head
             | numbers
-            | {"by_scorer": by_scorer, "final": entries["final"][u], "shuffled": entries["shuffled"][u]}
-            | {"interval": interval[u]}
+            | {"by_scorer": by_scorer, **{name: entries[name][u] for name in ("final", "named", "shuffled")}}
+            | {"interval": interval[u], "badge": badge(entries["named"][u], interval[u], metric)}
         )
     return rows, summarise(rows, evidence, splits, near, seed)
 
@@ -88,8 +94,8 @@ def coherence(test: Acts, evidence: Judges, ids: np.ndarray, k: int) -> dict[str
     `test`: activations on the images `ids`, in that order.
     """
     index = torch.as_tensor(ids)
-    top, values = top_images(test, k)
-    fires = values > 1e-6
+    top, _ = positive_images(test, k)
+    fires = top >= 0
     images = evidence.judge.images[index]
     numbers = {"monosemanticity": metrics.monosemanticity(test, images)}
     spaces = {"clarity": (images, fires)}
@@ -115,11 +121,13 @@ def summarise(rows: Sequence[dict[str, Any]], evidence: Judges, splits: Splits, 
     """The summary in `evaluation.json`: what was measured with what, counts, and means both ways per scorer.
 
     `mean` is over the units that have the number; `mean_all` counts a unit without a label as 0. Labels without truth
-    are in neither (`without_truth` counts them).
+    are in neither (`without_truth` counts them) unless truth is complete: then they are wrong and count 0 in both.
+    `confirmed` counts the labels that are true of a test image: what stands beside a scorer's means.
     """
     truth, captions = evidence.truth, evidence.captions
     statuses = [row["status"] for row in rows]
-    entries = {"final": [row["final"] for row in rows], "shuffled": [row["shuffled"] for row in rows]}
+    entries = {name: [row[name] for row in rows] for name in ("final", "named", "shuffled")}
+    badges = [row["badge"] for row in rows]
     for name in sorted({name for row in rows for name in row["by_scorer"]}):
         entries[name] = [row["by_scorer"][name] for row in rows]
     return {
@@ -134,10 +142,32 @@ def summarise(rows: Sequence[dict[str, Any]], evidence: Judges, splits: Splits, 
         "captions": None if captions is None else captions.name,
         "captioned_test_images": 0 if captions is None else int(captions.known[torch.as_tensor(splits.test)].sum()),
         "truth": None if truth is None else truth.rule,
+        "truth_complete": truth is not None and truth.complete,
+        "badges": {word: badges.count(word) for word in BADGES} | {"metric": judging_metric(evidence)},
         "described_test_images": 0 if truth is None else int(truth.known[torch.as_tensor(splits.test)].sum()),
         "coherence": {name: mean_of([row.get(name) for row in rows]) for name in COHERENCE},
         "by_scorer": {name: _summary_of(found) for name, found in entries.items()},
     }
+
+
+def judging_metric(evidence: Judges) -> str | None:
+    """The correlation that decides: with truth where it is complete, else with people's captions; None without both."""
+    if evidence.truth is not None and evidence.truth.complete:
+        return "truth_r"
+    return None if evidence.captions is None else "caption_r"
+
+
+def badge(entry: dict[str, Any], interval: dict[str, list[float]], metric: str | None) -> str | None:
+    """What held-out images say of a unit's label, in a word.
+
+    `holds`: the whole interval of its correlation lies above what dealt-out labels reach on the unit, by 0.1 or more (a
+    small effect; Cohen 1988). `weak`: above, but not by so much. `may be luck`: it reaches down to chance, or too few
+    images fire the unit to tell. None without a label, or where nothing that people wrote judges.
+    """
+    if metric is None or entry["label"] is None:
+        return None
+    low = interval[metric][0] - (entry.get(CHANCE[metric]) or 0.0) if metric in interval else 0.0
+    return BADGES[0] if low >= SMALL else BADGES[1] if low > 0 else BADGES[2]
 
 
 def add_pixels(rows: list[dict[str, Any]], summary: dict[str, Any], iou: Float[Tensor, "units"]) -> None:
@@ -195,7 +225,8 @@ def _summary_of(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         numbers[metric] = defined | {"mean_all": everywhere["mean"], "units_all": everywhere["units"]}
     labels = [e["label"] for e in entries if e["label"] is not None]
     no_truth = sum(e["label"] is not None and _absent(e.get("auprc")) for e in entries)
-    return {"labelled": len(labels), "distinct": len(set(labels)), "without_truth": no_truth, "metrics": numbers}
+    counts = {"labelled": len(labels), "distinct": len(set(labels)), "without_truth": no_truth}
+    return counts | {"confirmed": sum((e.get("truth_images") or 0) > 0 for e in entries), "metrics": numbers}
 
 
 def _nothing(units: int) -> Float[Tensor, "units"]:

@@ -18,6 +18,7 @@ from saelab.truth import Similarity, Truth
 
 FAITHFULNESS = ("scs", "caption_r", "truth_r", "auprc", "f1", "iou", "auroc")
 CHANCE = {name: f"{name}_chance" for name in ("scs", "caption_r", "truth_r")}  # what dealt-out labels reach, by metric
+UNCONFIRMED = ("truth_images", "truth_r", "truth_r_chance", "auprc", "f1", "iou")  # 0 for a label known to be wrong
 OF_TRUTH = ("truth_r", "auprc", "f1", "iou", "auroc")
 FEWEST_IMAGES = 10  # test images below which no number is computed
 
@@ -61,6 +62,8 @@ def faithfulness(
     * `truth_r`, `auprc`, `f1`, `iou`, `auroc`: against boolean truth on described test images; F1 and IoU at the
       threshold with the best F1 on `mine` (NaN if the label holds on no described mine image). `truth_images`: test
       images on which the label is true; NaN for a label without truth. Where that is 0, or all, the five are NaN.
+      Where truth is complete (`Truth.complete`), a label that is no concept is true of no image: `truth_images`,
+      `truth_r`, `auprc`, `f1` and `iou` are 0.
 
     * `scs_chance`, `caption_r_chance`, `truth_r_chance`: the mean of that correlation over the labels of all units
       (with truth, for the last): what the unit would reach on average if the same labels were dealt out anew.
@@ -112,6 +115,10 @@ def _against_truth(
     holds = on_test.sum(0)
     for u, concept in have:
         numbers["truth_images"][u] = holds[concept]
+    if truth.complete:
+        wrong = [u for u, text in enumerate(texts) if text is not None and text not in truth.column]
+        for name in UNCONFIRMED:
+            numbers[name][wrong] = 0.0
     usable = [(u, c) for u, c in have if 0 < int(holds[c]) < len(on_test)]
     if not usable:
         return numbers

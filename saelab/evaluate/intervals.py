@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from saelab import metrics
-from saelab.acts import Acts, blocks, dense, pick
+from saelab.acts import Acts, blocks, dense, firing_threshold, pick
 
 if TYPE_CHECKING:
     from saelab.evaluate.faithfulness import Judges, Splits
@@ -39,6 +39,7 @@ def intervals(
     splits: "Splits",
     seed: int = 0,
     resamples: int = RESAMPLES,
+    groups: Sequence[object] | np.ndarray | None = None,
 ) -> list[dict[str, list[float]]]:
     """Per unit `{metric: [low, high]}` of its label: 95 % percentile bootstrap intervals over test images.
 
@@ -49,8 +50,8 @@ def intervals(
     """
     if not resamples:
         return [{} for _ in texts]
-    drawing = partial(draws, seed=seed, resamples=resamples)
     ids = torch.as_tensor(splits.test)
+    drawing = partial(_drawn, seed=seed, resamples=resamples, groups=None if groups is None else np.asarray(groups))
     found = {"scs": _simulated(test, texts, evidence.judge, ids, drawing)}
     if evidence.captions is not None:
         found["caption_r"] = _simulated(test, texts, evidence.captions, ids, drawing)
@@ -62,25 +63,36 @@ def intervals(
     ]
 
 
-def draws(images: int, seed: int = 0, resamples: int = RESAMPLES) -> Draws:
-    """Bootstrap resamples of the images as counts."""
+def draws(
+    images: int, seed: int = 0, resamples: int = RESAMPLES, groups: Int[np.ndarray, "images"] | None = None
+) -> Draws:
+    """Bootstrap resamples of the images as counts; images of one group (by default each its own) are drawn together."""
     rng = np.random.default_rng(seed)
+    of = np.arange(images) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(of.max()) + 1 if images else 0
     made = np.empty((resamples, images), np.uint8)
     for row in made:
-        row[:] = np.bincount(rng.integers(0, images, images), minlength=images).clip(max=255)
+        row[:] = np.bincount(rng.integers(0, count, count), minlength=count).clip(max=255)[of]
     return made
+
+
+def _drawn(known: Bool[Tensor, "images"], seed: int, resamples: int, groups: np.ndarray | None) -> Draws:
+    """Resamples of the images that are known."""
+    of = None if groups is None else groups[known.numpy(force=True)]
+    return draws(int(known.sum()), seed, resamples, of)
 
 
 def correlations(
     a: Float[np.ndarray, "images units"], b: Float[np.ndarray, "images units"], drawn: Draws
 ) -> Float[np.ndarray, "resamples units"]:
     """Pearson's r of paired columns in every resample, as five matrix products; NaN where one is constant there."""
-    n, units = a.shape
+    images, units = a.shape
     a, b = (_standardised(x) for x in (a, b))
     sums = np.concatenate([a, b, a * a, b * b, a * b], axis=1)
     made = np.empty((len(drawn), units))
-    step = max(1, ELEMENTS // n)
+    step = max(1, ELEMENTS // images)
     for first in range(0, len(drawn), step):
+        n = drawn[first : first + step].sum(1, dtype=np.int64)[:, None]  # groups of unequal size: no fixed number
         part = (drawn[first : first + step].astype(np.float64) @ sums).reshape(-1, 5, units)
         of_a, of_b, of_aa, of_bb, of_ab = part.transpose(1, 0, 2)
         left, right = of_aa - of_a**2 / n, of_bb - of_b**2 / n
@@ -129,7 +141,7 @@ def bounds_of(made: Float[np.ndarray, "resamples units"]) -> Bounds:
 
 
 def _simulated(
-    test: Acts, texts: Sequence[str | None], space: "Similarity", ids: Tensor, drawing: Callable[[int], Draws]
+    test: Acts, texts: Sequence[str | None], space: "Similarity", ids: Tensor, drawing: Callable[[Tensor], Draws]
 ) -> Bounds:
     known = space.known[ids]
     images = space.images[ids[known]]
@@ -138,7 +150,7 @@ def _simulated(
     if len(named) == 0 or len(images) < 2 * FEWEST:
         return found
     rows = torch.tensor([space.row[text] for text in texts if text is not None], dtype=torch.long)
-    drawn = drawing(len(images))
+    drawn = drawing(known)
     for block, acts in blocks(pick(test, named), BLOCK):
         a, b = acts[known].double().numpy(), (images @ space.labels[rows[block]].T).double().numpy()
         found[named[block]] = _kept(bounds_of(correlations(a, b, drawn)), a)
@@ -151,7 +163,7 @@ def _against_truth(
     texts: Sequence[str | None],
     truth: "Truth",
     splits: "Splits",
-    drawing: Callable[[int], Draws],
+    drawing: Callable[[Tensor], Draws],
 ) -> dict[str, Bounds]:
     of_mine, of_test = torch.as_tensor(splits.mine), torch.as_tensor(splits.test)
     known_mine, known = truth.known[of_mine], truth.known[of_test]
@@ -163,7 +175,7 @@ def _against_truth(
     if not usable:
         return found
     units, concepts = torch.tensor(usable).T
-    drawn, fitted = drawing(len(on_test)), pick(mine, units)
+    drawn, fitted = drawing(known), pick(mine, units)
     for block, acts in blocks(pick(test, units), BLOCK):
         a, true = acts[known].double().numpy(), on_test[:, concepts[block]]
         true_mine = on_mine[:, concepts[block]]
@@ -190,4 +202,4 @@ def _agreement(called: np.ndarray, true: np.ndarray, fitted: np.ndarray, drawn: 
 
 def _kept(bounds: Bounds, acts: Float[np.ndarray, "images units"]) -> Bounds:
     """The intervals of units that fire on enough images."""
-    return np.where(((acts > 1e-6).sum(0) >= FEWEST)[:, None], bounds, np.nan)
+    return np.where(((acts > firing_threshold(acts.max(0))).sum(0) >= FEWEST)[:, None], bounds, np.nan)

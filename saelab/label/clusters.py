@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saelab.label.assign.contrastive import csp, semanticlens
+from saelab.label.assign import csp, semanticlens
 from saelab.metrics.two_means import two_means
 
 BEST_SHARE = 0.1  # of the labels: a label among so many best of the other side says much of that side too

@@ -16,7 +16,7 @@ from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.hosts.transform import Transform
 from saelab.images import ImageSet
-from saelab.label.assign.netdissect import netdissect_stream, top_threshold
+from saelab.label.scorers.netdissect import netdissect_stream, top_threshold
 from saelab.label.vocabulary import key
 from saelab.units import Projection
 

@@ -4,12 +4,10 @@ The order of a run: `exemplars` for each basis, proposals from them, one vocabul
 `labels` for each basis over that same vocabulary, so that bases differ in nothing but their units.
 """
 
-import logging
-import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,165 +27,134 @@ from saelab.artifacts import (
     write_jsonl,
 )
 from saelab.encoders import Encoder, ImageEmbeddings, label_embeddings
-from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import assign, clusters, concepts, nulls
+from saelab.label.evidence import Templates, complete, evidence
 from saelab.label.exemplars import Exemplars, MiningSettings
-from saelab.label.fields import check_fields
-from saelab.label.gather import Templates, completed, evidence
+from saelab.label.settings import LabelSettings, by_luck, check
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
 
-log = logging.getLogger("saelab")
-
-CODE = 6  # version of this stage; part of every recipe
+CODE = 7  # version of this stage; part of every recipe
 MEANINGS_AT_ONCE = 1024  # units whose positives' embeddings are held together
-RANGES = {"nulls": (0, math.inf), "abstain_below": (0, 1), "seed": (0, math.inf), "runners_up": (0, math.inf)}
 UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no label
 
 
 @dataclass(frozen=True)
-class LabelSettings:
-    """How labels are assigned. The presets in conf/label set all of it."""
+class MinedBasis:
+    """One basis, ready to be labelled."""
 
-    scorers: tuple[str, ...] = ("contrast_evidence", "csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed")
-    final: str = "contrast_evidence"  # the scorer whose best label becomes the unit's label
-    templates: tuple[str, ...] | None = None  # None: the encoder's own
-    renormalize: bool = True  # unit length after the mean over templates (csp_paper: False)
-    nulls: int = 200  # permutations behind null_percentile; 0 leaves it null
-    abstain_below: float = 0.95  # a final label that luck gives in more than 1 - this of cases is marked `abstained`
-    seed: int = 0  # of the permutations, and of the random images that meanings are held against
-    runners_up: int = 5  # next best labels kept per scorer
-    meanings: bool = True  # split the positives of units that fall apart, with a label for each part
+    units: Artifact  # its activations
+    exemplars: Artifact  # what was mined from them, and how
+    proposals: Path | None = None  # folder of the proposals.jsonl to keep beside the labels; `vocabulary` has its words
+    tokens: concepts.Tokens | None = None  # for scorers that look at single places or at a decoder
+    host_emb: Float[Tensor, "images d_in"] | None = None  # the host's own image vectors, for the mining rule `host`
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where images and labels meet."""
+
+    encoder: Encoder  # of texts
+    embeddings: ImageEmbeddings  # of the images, by the same encoder
 
 
 def labels(
-    units: Artifact,
-    exemplars: Artifact,
+    basis: MinedBasis,
     images: ImageSet,
-    embeddings: ImageEmbeddings,
-    encoder: Encoder,
+    space: Space,
     vocabulary: Vocabulary,
-    root: Path | str,
     settings: LabelSettings,
-    mining: MiningSettings,
-    proposals: Path | None = None,
-    tokens: concepts.Tokens | None = None,
-    host_emb: Float[Tensor, "images d_in"] | None = None,
+    root: Path | str,
 ) -> Artifact:
     """The `labels` artifact of one basis: labels.jsonl, exemplars.safetensors, vocabulary.json, proposals.jsonl.
 
-    `proposals`: the folder whose proposals.jsonl is kept beside the labels; its candidates are in `vocabulary`.
-    `tokens`: for `netdissect`, which looks at single places, and `decoder_direction`. Scorers that these units or
-    pictures can't have (no label images, no decoder) are left out, with the reasons in left_out.json and in the log.
-    `host_emb`: the host's own image vectors, for the mining rule `host`.
-
-    Raises UserError for an unknown scorer, a `final` that is not among the scorers, or an empty vocabulary.
+    Scorers that these units or pictures can't have (no label images, no decoder) are left out, with the reasons in
+    left_out.json and in the log. Raises UserError for an unknown scorer, a `final` that is not among the scorers, or
+    an empty vocabulary.
     """
     check(settings)
-    recipe: dict[str, Any] = {"stage": "labels", "code": CODE, "exemplars": exemplars.digest, "settings": settings}
-    recipe |= {"vocabulary": digest([vocabulary.labels, vocabulary.sources]), "encoder": embeddings.artifact.digest}
-    recipe |= {"proposals": None if proposals is None else file_digest(proposals / "proposals.jsonl")}
+    recipe: dict[str, Any] = {"stage": "labels", "code": CODE, "exemplars": basis.exemplars.digest}
+    recipe |= {"settings": settings, "vocabulary": digest([vocabulary.labels, vocabulary.sources])}
+    recipe |= {"encoder": space.embeddings.artifact.digest}
+    recipe |= {"proposals": None if basis.proposals is None else file_digest(basis.proposals / "proposals.jsonl")}
 
     def build(folder: Path) -> None:
-        vectors = label_embeddings(vocabulary.labels, encoder, root, settings.templates, settings.renormalize)
-        found, activations = Exemplars.load(exemplars.path), UnitActivations.load(units.path)
-        templates = _templates(vocabulary, encoder, root, settings)
-        lost: dict[str, str] = {}
-        rows = assign_all(
-            activations,
-            found,
-            images,
-            embeddings.images,
-            vectors,
-            vocabulary,
-            settings,
-            mining,
-            tokens,
-            templates,
-            lost,
-            host_emb,
-        )
+        texts = (settings.templates, settings.renormalize)
+        vectors = label_embeddings(vocabulary.labels, space.encoder, root, *texts)
+        found, activations = Exemplars.load(basis.exemplars.path), UnitActivations.load(basis.units.path)
+        mining = MiningSettings(**basis.exemplars.recipe["mining"])
+        seen = evidence(activations, found, images, space.embeddings.images, vectors, mining, basis.host_emb)
+        templates = _templates(vocabulary, space.encoder, root, settings)
+        seen, lost = complete(seen, settings, vocabulary, images, basis.tokens, templates)
+        left = replace(settings, scorers=tuple(name for name in settings.scorers if name not in lost))
         write_json(folder / "left_out.json", lost)
-        write_jsonl(folder / "labels.jsonl", rows)
+        write_jsonl(folder / "labels.jsonl", assign_all(seen, found, vocabulary, left, activations.basis))
         found.save(folder)
         write_json(folder / "vocabulary.json", vocabulary)
-        if proposals is not None:
-            shutil.copyfile(proposals / "proposals.jsonl", folder / "proposals.jsonl")
+        if basis.proposals is not None:
+            shutil.copyfile(basis.proposals / "proposals.jsonl", folder / "proposals.jsonl")
 
-    return ensure(root, "labels", units.recipe["basis"], recipe, build)
-
-
-def check(settings: LabelSettings) -> None:
-    """Raise UserError for values that can't be meant, scorers that don't exist and a final scorer that is not run."""
-    check_fields(settings, "label", RANGES)
-    if not settings.scorers:
-        raise UserError("scorer", "[]", "expected at least one scorer", "for example scorer=[contrast_evidence]")
-    for name in settings.scorers:
-        if name not in assign.SCORERS:
-            raise UserError("scorer", name, "unknown", f"known: {', '.join(sorted(assign.SCORERS))}")
-    if settings.final not in settings.scorers:
-        remedy = f"choose one of {', '.join(settings.scorers)}"
-        raise UserError("label.final", settings.final, "is not among the scorers", remedy)
+    return ensure(root, "labels", basis.units.recipe["basis"], recipe, build)
 
 
 def assign_all(
-    units: UnitActivations,
-    found: Exemplars,
-    images: ImageSet,
-    image_emb: Float[Tensor, "images d_text"],
-    label_emb: Float[Tensor, "labels d_text"],
-    vocabulary: Vocabulary,
-    settings: LabelSettings,
-    mining: MiningSettings,
-    tokens: concepts.Tokens | None = None,
-    templates: Templates | None = None,
-    left_out: dict[str, str] | None = None,
-    host_emb: Float[Tensor, "images d_in"] | None = None,
+    evidence: assign.Evidence, found: Exemplars, vocabulary: Vocabulary, settings: LabelSettings, basis: str
 ) -> list[dict[str, Any]]:
     """The rows of labels.jsonl, one a unit, in the order of units.
 
+    `evidence`: what all the scorers of `settings` look at, made from the exemplars `found` (`evidence`, `complete`).
     Units that fire nowhere, everywhere alike or with NaN get no label; `no_contrast` units get those of the scorers
-    that need no contrast. Only the `mine` split is looked at. A scorer that these units or pictures can't have is left
-    out, with the reason in the log and in `left_out`. Raises UserError where that is the final scorer.
+    that need no contrast.
     """
-    ids = torch.as_tensor(images.ids("mine"))
-    bundle = evidence(units, found, images, image_emb, label_emb, mining, host_emb)
-    bundle, lost = completed(bundle, settings.scorers, settings.final, vocabulary, images, tokens, templates)
-    scorers = [name for name in settings.scorers if name not in lost]
-    for name, reason in lost.items():
-        log.warning("%s: %s is left out (%s)", units.basis, name, reason)
-    if left_out is not None:
-        left_out.update(lost)
+    per_scorer = _scored(evidence, vocabulary, settings)
+    meanings: list[Any] = [None] * len(found.status)
+    if settings.meanings:
+        meanings = _meanings(evidence, found, vocabulary, settings.seed)
+    place = {label: i for i, label in enumerate(vocabulary.labels)}
+    rows = []
+    for unit, status in enumerate(found.status):
+        scored = {name: per_scorer[name][unit] for name in settings.scorers}
+        known = {name: e for name, e in scored.items() if status not in UNLABELLED and e["label"] is not None}
+        label = known[settings.final]["label"] if settings.final in known else None
+        source = None if label is None else "+".join(vocabulary.sources[place[label]])
+        row = {"unit": unit, "basis": basis, "status": status} | _named(known.get(settings.final), source, settings)
+        row |= {"scores": known, "positives": found.positives[unit].tolist()}
+        row |= {"contrasts": found.contrasts[unit].tolist(), "fires_on": int(found.fires_on[unit])}
+        rows.append(row | {"meanings": meanings[unit] if label is not None else None})
+    return rows
+
+
+def _scored(
+    evidence: assign.Evidence, vocabulary: Vocabulary, settings: LabelSettings
+) -> dict[str, list[dict[str, Any]]]:
+    """Each scorer's entry of each unit."""
     final: Tensor | None = None
     tops, ranks, more = {}, {}, {}
-    for name in (settings.final, *(n for n in scorers if n != settings.final)):
-        scores = assign.score([name], bundle)[name]
-        more[name] = assign.explained(name, scores, bundle, vocabulary.labels)
+    for name in (settings.final, *(n for n in settings.scorers if n != settings.final)):
+        scores = assign.score([name], evidence)[name]
+        more[name] = assign.explained(name, scores, evidence, vocabulary.labels)
         tops[name] = assign.ranking(scores, settings.runners_up)
         final = tops[name].label if final is None else final
         ranks[name] = assign.rank_of(scores, final)
     percentile = {}
     if settings.nulls:
         best = {name: top.score for name, top in tops.items()}
-        percentile = nulls.null_percentiles(scorers, bundle, settings.nulls, settings.seed, best, progress=True)
-    per_scorer = {
+        percentile = nulls.null_percentiles(tops, evidence, settings.nulls, settings.seed, best, progress=True)
+    return {
         name: [
             entry | own for entry, own in zip(_entries(top, ranks[name], percentile.get(name), vocabulary), more[name])
         ]
         for name, top in tops.items()
     }
-    found_meanings = (
-        _meanings(bundle, vocabulary, ids, settings.seed) if settings.meanings else [None] * len(found.status)
-    )
-    place = {label: i for i, label in enumerate(vocabulary.labels)}
-    rows = []
-    for unit, status in enumerate(found.status):
-        scored = {name: per_scorer[name][unit] for name in scorers}
-        known = {name: e for name, e in scored.items() if status not in UNLABELLED and e["label"] is not None}
-        row = _row(unit, status, units, found, known, vocabulary, place, settings)
-        rows.append(row | {"meanings": found_meanings[unit] if row["label"] is not None else None})
-    return rows
+
+
+def _named(final: dict[str, Any] | None, source: str | None, settings: LabelSettings) -> dict[str, Any]:
+    """What a row says of the unit's own label, from the final scorer's entry."""
+    label = final["label"] if final else None
+    percentile = final["null_percentile"] if final else None
+    abstained = label is None or (percentile is not None and by_luck(percentile, settings))
+    return {"label": label, "abstained": abstained, "final": settings.final, "source": source}
 
 
 def _templates(vocabulary: Vocabulary, encoder: Encoder, root: Path | str, settings: LabelSettings) -> Templates | None:
@@ -201,7 +168,9 @@ def _templates(vocabulary: Vocabulary, encoder: Encoder, root: Path | str, setti
     return Templates(filled, empty[0])
 
 
-def _meanings(bundle: assign.Evidence, vocabulary: Vocabulary, ids: Tensor, seed: int) -> list[list[dict[str, Any]]]:
+def _meanings(
+    bundle: assign.Evidence, exemplars: Exemplars, vocabulary: Vocabulary, seed: int
+) -> list[list[dict[str, Any]]]:
     """Per unit one meaning, or two where its positives fall apart: label, share of the activation, image ids."""
     paired = bool(bundle.valid.any())
     valid = bundle.valid if paired else bundle.positive_ids >= 0
@@ -214,7 +183,7 @@ def _meanings(bundle: assign.Evidence, vocabulary: Vocabulary, ids: Tensor, seed
         split += clusters.meanings(positives, weights, bundle.label_emb, chance, contrasts, valid[some])
     rows = []
     for unit, found in enumerate(split):
-        own = ids[bundle.positive_ids[unit].clamp(min=0)].tolist()
+        own = exemplars.positives[unit].tolist()
         rows.append(
             [
                 {
@@ -249,45 +218,6 @@ def _entries(
             }
         )
     return entries
-
-
-def by_luck(percentile: float, settings: LabelSettings) -> bool:
-    """Whether luck gives so good a label in more than 1 - `abstain_below` of cases.
-
-    The exact p of a permutation test, (1 + permutations whose best is as good) / (1 + permutations), so that labels of
-    noise pass in 5 % of cases at 0.95, however few the permutations (Phipson and Smyth, 2010).
-    """
-    as_good = round((1 - percentile) * settings.nulls)
-    return (1 + as_good) / (1 + settings.nulls) > 1 - settings.abstain_below + 1e-9
-
-
-def _row(
-    unit: int,
-    status: str,
-    units: UnitActivations,
-    found: Exemplars,
-    entries: dict[str, Any],
-    vocabulary: Vocabulary,
-    place: dict[str, int],
-    settings: LabelSettings,
-) -> dict[str, Any]:
-    final = entries.get(settings.final)
-    label = final["label"] if final else None
-    source = None if label is None else "+".join(vocabulary.sources[place[label]])
-    percentile = final["null_percentile"] if final else None
-    return {
-        "unit": unit,
-        "basis": units.basis,
-        "status": status,
-        "label": label,
-        "abstained": label is None or (percentile is not None and by_luck(percentile, settings)),
-        "final": settings.final,
-        "source": source,
-        "scores": entries,
-        "positives": found.positives[unit].tolist(),
-        "contrasts": found.contrasts[unit].tolist(),
-        "fires_on": int(found.fires_on[unit]),
-    }
 
 
 def left_out(folder: Path | str) -> dict[str, str]:

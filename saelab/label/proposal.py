@@ -13,6 +13,10 @@ from torch import Tensor
 
 from saelab import artifacts
 from saelab.errors import UserError
+from saelab.label.vlm.completion import amount, count
+
+# The fields of a proposal that say what an answer took, not what was asked and answered.
+TAKEN = ("request", "prompt_tokens", "completion_tokens", "cost", "cached", "attempts", "uncertain", "seconds", "error")
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -67,7 +71,7 @@ class Proposal:
     attempts: int = 0  # times that it was sent
     uncertain: int = 0  # attempts that ended without an answer and may have been charged all the same
     seconds: float | None = None  # from the first attempt to the answer
-    error: str | None = None  # why it failed
+    error: str | None = None  # why it failed, or why the model stopped in the middle of an answer that is unparsed
 
 
 @dataclass(frozen=True)
@@ -150,10 +154,20 @@ def read(folder: Path | str) -> list[Proposal]:
     return [from_row(row) for row in rows.values()]
 
 
+def answers_digest(folder: Path | str) -> str:
+    """SHA-256 of what was asked and answered in a folder's proposals; equal answers give equal digests.
+
+    What an answer took (seconds, attempts, tokens, money, whether it was cached) and the order of rows don't count.
+    """
+    rows = [artifacts.plain(row) for row in sorted(read(folder), key=lambda proposal: proposal.unit)]
+    return artifacts.digest([{name: value for name, value in row.items() if name not in TAKEN} for row in rows])
+
+
 def from_row(row: dict[str, Any]) -> Proposal:
     """The proposal that a line of proposals.jsonl holds. Raises UserError for fields that it doesn't know."""
     known = {f.name for f in dataclasses.fields(Proposal)}
     if extra := set(row) - known:
         raise UserError("proposals.jsonl", ", ".join(sorted(extra)), "unknown fields", "delete the folder")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-    return Proposal(**values)
+    values |= {name: count(row.get(name)) for name in ("prompt_tokens", "completion_tokens")}
+    return Proposal(**values | {"cost": amount(row.get("cost"))})

@@ -24,12 +24,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from saelab import artifacts
 from saelab.errors import UserError
 from saelab.label.ledger import Ledger
-from saelab.label.proposal import MODES, Case, Estimate, Exemplars, HeatMap, Proposal, Proposer, from_row, read, summary
+from saelab.label.proposal import (
+    MODES,
+    Case,
+    Estimate,
+    Exemplars,
+    HeatMap,
+    Proposal,
+    Proposer,
+    answers_digest,
+    from_row,
+    read,
+    summary,
+)
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -40,6 +52,7 @@ __all__ = [
     "Exemplars",
     "Proposal",
     "Proposer",
+    "answers_digest",
     "build_case",
     "estimate",
     "load_chat",
@@ -195,6 +208,10 @@ def run(
     with tqdm(total=len(todo), desc=proposer.name, disable=not progress) as bar:
 
         def keep(proposal: Proposal) -> None:
+            attempts, uncertain = ledger.tries(proposal.unit)
+            proposal = dataclasses.replace(
+                proposal, attempts=proposal.attempts + attempts, uncertain=proposal.uncertain + uncertain
+            )
             found[proposal.unit] = proposal
             ledger.add(proposal)
             bar.update()

@@ -10,9 +10,10 @@ from saelab.acts import Acts, blocks
 from saelab.errors import UserError
 from saelab.label import assign
 from saelab.label.assign import Evidence
+from saelab.label.scorers.registry import chosen
 
 # Scorers whose score of a label does not depend on which other labels there are.
-ALONE = ("pearson", "cos_cubed", "csp", "csp_0.5", "semanticlens", "difference_of_means", "centred_mean")
+ALONE = tuple(scorer.name for scorer in assign.SCORERS.values() if scorer.alone)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ def text_to_units(
     Any text will do, in the vocabulary or not: the scorer sees it as its only label. So scorers that let labels
     compete (soft_wpmi, wpmi, falcon ...) are refused: a single label always wins.
     """
-    if scorer not in ALONE:
+    (row,) = chosen([scorer])
+    if not row.alone:
         raise UserError("scorer", scorer, "lets labels compete, so it can't judge one text", f"use {', '.join(ALONE)}")
     scores = assign.score([scorer], evidence.but(label_emb=text_emb[None]))[scorer][:, 0]
     return _best(scores, top)

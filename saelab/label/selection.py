@@ -39,6 +39,10 @@ class Paid(Protocol):
     def cost(self) -> float | None: ...
     @property
     def cached(self) -> bool: ...
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def uncertain(self) -> int: ...
 
 
 Item = TypeVar("Item", bound=OfUnit)
@@ -61,12 +65,14 @@ class Budget:
         """The cases, in order, while the budget lasts; `found` is filled by the caller, by unit, as answers come.
 
         A case is let through if what was spent (in the rows of an earlier run too) and what the cases under way and
-        this one are estimated to take fit the budget. Raises UserError for a limit in money where a price is missing.
+        this one are estimated to take fit the budget. The estimate goes on standing for an answer whose server counts
+        no tokens, and for attempts without an answer that may have been charged. Raises UserError for a limit in money
+        where a price is missing.
         """
         earlier = list(earlier)
         under_way: dict[int, Estimate] = {}
         for case in cases:
-            under_way = {unit: e for unit, e in under_way.items() if unit not in found}
+            under_way = {unit: e for unit, e in under_way.items() if unit not in found or _uncounted(found[unit])}
             planned = sum(under_way.values(), estimate(case))
             if self.usd is not None and planned.cost is None:
                 raise UserError("units", f"usd:{self.usd}", "a price is missing", "set proposer.prices or use tokens:N")
@@ -83,6 +89,12 @@ class Budget:
         tokens, usd = _spent(answers)
         left = None if self.tokens is None else max(0, self.tokens - tokens)
         return Budget(left, None if self.usd is None else max(0.0, self.usd - usd))
+
+
+def _uncounted(answer: Paid) -> bool:
+    """Whether it was or may have been bought, but nobody says what it took."""
+    counts = answer.prompt_tokens, answer.completion_tokens
+    return not answer.cached and None in counts and (answer.model is not None or answer.uncertain > 0)
 
 
 def _spent(answers: Iterable[Paid]) -> tuple[int, float]:

@@ -23,7 +23,7 @@ log = logging.getLogger("saelab")
 
 STATIC = files("saelab.report") / "static"
 PAGES = {
-    "index": "What was found",
+    "index": "Results",
     "units": "Units",
     "unit": "Unit",
     "compare": "Comparison",
@@ -37,15 +37,14 @@ FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-ser
 def build(run_json: Path | str, out: Path | str, shown: int = 30) -> Path:
     """Write the report of a run and return the path of its `index.html`, to be opened in a browser.
 
-    `shown` is the number of strongest images on a unit's page (fewer were mined: all of them). An existing report in
-    `out` is replaced only when the new one is whole, and reused when nothing it is made from has changed; two builds
-    into one folder take turns.
-    Raises UserError where the run is missing, half-written, moved or of another version, and where `out` holds
-    something else than a report.
+    `shown` limits the strongest images on a unit's page. An existing report in `out` is replaced only when the new one
+    is complete, and reused when its inputs are unchanged; two builds into one folder take turns.
+    Raises UserError if the run is missing, half-written, moved or of another version, or if `out` holds something
+    other than a report.
     """
     run_json, out = Path(run_json), Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out.with_name(f"{out.name}.lock")):  # of two builds into one folder the second finds it made
+    with locked(out.with_name(f"{out.name}.lock")):  # of two builds into one folder the second reuses the first's
         return _build(run_json, out, shown)
 
 
@@ -72,7 +71,7 @@ def _build(run_json: Path, out: Path, shown: int) -> Path:
 
 
 def _source(run: reading.Run, shown: int) -> str:
-    """A digest of everything that the report is made from: the run, its artifacts' recipes, this code."""
+    """A digest of the report's inputs: the run, its artifacts' recipes, this code."""
     parts = [json.dumps(plain(run.facts), sort_keys=True), str(shown), saelab.__version__]
     for folder in [run.facts["images"], *(b[s] for b in run.facts["bases"] for s in ("units", "labels", "evaluation"))]:
         parts.append((run.path.parent / folder / "complete.json").read_text(encoding="utf-8"))
@@ -98,7 +97,7 @@ def _write(run: reading.Run, out: Path, shown: int) -> None:
     for b, rows in zip(run.bases, made, strict=True):
         for record, where in zip(rows, maps.of_basis(run, b, rows), strict=True):
             record["maps"] = where
-    prompts = _said(run, made, out)
+    prompts = _add_proposals(run, made, out)
     used = sorted({i for basis in made for record in basis for i in map(int, record["names"])})
     side = pictures.side_for(len(used))
     unreadable = pictures.write(used, run.images, out, side)
@@ -113,8 +112,8 @@ def _write(run: reading.Run, out: Path, shown: int) -> None:
     _pages(run, out)
 
 
-def _said(run: reading.Run, made: list[list[dict[str, Any]]], out: Path) -> list[str]:
-    """Put what proposers said, and small copies of what they saw, on the records; returns the prompts in use."""
+def _add_proposals(run: reading.Run, made: list[list[dict[str, Any]]], out: Path) -> list[str]:
+    """Add proposals, with small copies of their sheets, to the records; returns the prompts in use."""
     wanted = [
         (number, basis.sheets, name)
         for number, basis in enumerate(run.bases)
@@ -182,7 +181,7 @@ def _basis(basis: reading.Basis, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _evenly(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """`count` rows spread evenly over the unit numbers: a rule that looks at nothing else."""
+    """`count` rows spread evenly over the unit numbers: no other property is looked at."""
     return [rows[int((i + 0.5) * len(rows) / count)] for i in range(count)] if len(rows) > count else rows
 
 
@@ -203,7 +202,7 @@ def _assets(out: Path) -> None:
 
 
 def _font(family: str, name: str) -> str:
-    """A typeface inside the style sheet: some browsers refuse font files to pages opened from disk."""
+    """A typeface inside the style sheet: some browsers refuse font files for pages opened from disk."""
     data = base64.b64encode((STATIC / "vendor" / name).read_bytes()).decode()
     source = f'url("data:font/woff2;base64,{data}") format("woff2")'
     return f'@font-face {{ font-family: "{family}"; font-weight: 200 900; font-display: swap; src: {source}; }}'

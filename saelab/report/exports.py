@@ -51,11 +51,11 @@ def write(run: Run, made: Records, out: Path) -> list[list[str]]:
 
 
 def _saelens(run: Run, out: Path) -> list[list[str]]:
-    """Every SAE of the run in SAELens' format; the files, or what can't be expressed in it."""
+    """Every SAE of the run in SAELens' format; lists the files, and the SAEs that it cannot express."""
     from saelab.sae import SAE
     from saelab.sae.convert import save_saelens
 
-    told = []
+    listed = []
     for basis in run.bases:
         if basis.sae is None:
             continue
@@ -65,12 +65,12 @@ def _saelens(run: Run, out: Path) -> list[list[str]]:
             sae = SAE.load(basis.sae / "sae.safetensors")
             save_saelens(sae, out / place, read_json(quality) if quality.is_file() else None)
         except UserError as error:
-            told.append([place, f"left out, for SAELens has no word for it: {error}"])
+            listed.append([place, f"left out, since SAELens cannot express it: {error}"])
             continue
-        told.append(
+        listed.append(
             [f"{place}/sae_weights.safetensors", f"{basis.name} for SAELens, with cfg.json and README.md beside it"]
         )
-    return told
+    return listed
 
 
 def folder_name(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from saelab.label.assign import SCORERS
+
 # key: (title, what it says, how to read it, source)
 TERMS: dict[str, tuple[str, str, str]] = {
     "unit": (
@@ -148,93 +150,14 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "no_contrast": ("no contrast", "No image leaves it below its mean, so no contrast can be drawn.", ""),
 }
 
-# prefix of a scorer's name -> title, explanation, source; longest prefix wins
-SCORERS: dict[str, tuple[str, str, str]] = {
-    "csp": (
-        "CSP",
-        "Contrastive Semantic Projection: what the strong images have and their look-alike contrasts lack.",
-        "Bouanani et al., arXiv 2604.22477",
-    ),
-    "semanticlens": (
-        "SemanticLens",
-        "Cosine of the strong images' mean embedding with the label.",
-        "Dreyer et al., 2025",
-    ),
-    "soft_wpmi": ("CLIP-Dissect", "Soft weighted pointwise mutual information.", "Oikarinen & Weng, ICLR 2023"),
-    "wpmi": ("WPMI", "Weighted pointwise mutual information.", "Oikarinen & Weng, ICLR 2023"),
-    "pearson": ("Pearson", "Correlation of activation and image-label similarity over all images.", "docs/scorers.md"),
-    "cos_cubed": (
-        "cos-cubed",
-        "Cosine of cubed activations and cubed similarities over all images.",
-        "Oikarinen & Weng, ICLR 2023",
-    ),
-    "invert": ("INVERT", "AUROC of the unit against binary concepts.", "Bykov et al., NeurIPS 2023"),
-    "contrast_evidence": (
-        "Contrast evidence",
-        "saelab's own: correlation with the label over all images, graded and in competition with other labels, plus "
-        "what the strong images have over their look-alike contrasts.",
-        "docs/scorers.md",
-    ),
-    "clip_dissect_neurolens": (
-        "CLIP-Dissect (neurolens)",
-        "The variant in the CSP authors' code: the strong images' label probabilities over those of all images.",
-        "neurolens, after Oikarinen & Weng, ICLR 2023",
-    ),
-    "rank_reorder": (
-        "Rank reorder",
-        "How far the top images' activations are from the order that the label gives them.",
-        "Oikarinen & Weng, ICLR 2023",
-    ),
-    "difference_of_means": (
-        "Difference of means",
-        "The mean strong image less the mean contrast, against each label: CSP without its pairs.",
-        "ablation of CSP",
-    ),
-    "set_projection": (
-        "Set projection",
-        "The mean strong image less its projection on the mean contrast, against each label.",
-        "ablation of CSP",
-    ),
-    "centred_mean": (
-        "Centred mean",
-        "The mean strong image less the mean of all images, against each label.",
-        "ablation of SemanticLens",
-    ),
-    "falcon": (
-        "FALCON",
-        "Mean label probability over the strong images, where the label is among an image's five best; labels that the "
-        "contrasts share are removed.",
-        "Kalibhat et al., ICML 2023",
-    ),
-    "www": (
-        "WWW",
-        "How much likelier the label in its template is than the template alone, over the strong images.",
-        "Ahn et al., CVPR 2024",
-    ),
-    "linear_explanations": (
-        "Linear explanations",
-        "The weight of the label where all labels together predict the unit's activation (elastic net).",
-        "Oikarinen & Weng, ICML 2024",
-    ),
-    "decoder_direction": (
-        "Decoder direction",
-        "Cosine of the SAE's decoder row with the label, in a text-aligned space.",
-        "Rao et al., ECCV 2024 (Discover-then-Name)",
-    ),
-    "netdissect": (
-        "NetDissect",
-        "Overlap (IoU) of where the unit fires strongest with where people marked the concept.",
-        "Bau et al., CVPR 2017",
-    ),
-}
-
 
 def terms(scorers: list[str]) -> dict[str, Any]:
-    """`{key: {"title", "text", "source"}}` for the pages: all terms, and `scorer:NAME` for each scorer of the run."""
+    """`{key: {"title", "text", "source"}}` for the pages: all terms, and `scorer:NAME` for each scorer of the run.
+
+    What a scorer is called, and why, stands in its row (`saelab.label.scorers`); one that is gone has its name alone.
+    """
     found = dict(TERMS)
     for name in scorers:
-        prefix = max((p for p in SCORERS if name.startswith(p)), key=len, default=None)
-        title, text, source = SCORERS[prefix] if prefix else (name, "", "")
-        variant = name[len(prefix) :].strip("_@-=() ") if prefix else ""
-        found[f"scorer:{name}"] = (f"{title} {variant}".strip(), text, source)
+        row = SCORERS.get(name)
+        found[f"scorer:{name}"] = (row.title, row.explanation, row.reference) if row else (name, "", "")
     return {key: {"title": a, "text": b, "source": c} for key, (a, b, c) in found.items()}

@@ -46,7 +46,7 @@ def of_basis(run: Run, basis: Basis, records: list[dict[str, Any]]) -> list[dict
 
 
 def _fill(found: np.ndarray, store: Any, project: Projection, where: dict[int, Any]) -> None:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     with torch.inference_mode():
         for image in tqdm(sorted(where), desc="heat maps", unit="img", leave=False):
@@ -82,7 +82,7 @@ def box(size: tuple[int, int], square: bool, transform: dict[str, Any]) -> list[
 
 
 def _cache(run: Run, basis: Basis) -> cache.ActivationCache | None:
-    """The cache that the basis was pooled from, if it still lies among the run's artifacts."""
+    """The cache that the basis was pooled from, if the run still has it."""
     wanted = basis.recipes["units"].get("cache")
     for recipe in sorted((run.path.parent / "activations").glob("*/recipe.json")):
         try:

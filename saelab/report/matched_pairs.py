@@ -7,7 +7,7 @@ import numpy as np
 from saelab.report.reading import Run
 
 DRAWN = 6  # rows of each sort
-TOGETHER = 0.2  # correlation over images from which two units are said to fire together
+TOGETHER = 0.2  # from this correlation over images on, two units count as firing together
 
 
 def drawn(run: Run, made: list[list[dict[str, Any]]], seed: int = 0) -> dict[str, Any] | None:

@@ -36,7 +36,8 @@ def latex(run: Run) -> str:
 def bibtex(run: Run) -> str:
     """The entries that the paragraph cites, and no others."""
     keys = dict.fromkeys(key.strip(" @") for found in CITED.finditer(paragraph(run)) for key in found[1].split(";"))
-    return "\n\n".join(references.ENTRIES[key] for key in keys) + "\n"
+    known = references.entries()
+    return "\n\n".join(known[key] for key in keys) + "\n"
 
 
 def paragraph(run: Run) -> str:

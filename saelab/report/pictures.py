@@ -20,13 +20,13 @@ def side_for(count: int, budget: int = BUDGET) -> int:
 
 
 def place(image_id: int) -> str:
-    """Where a small picture lies in the report's folder."""
+    """Path of a small picture inside the report's folder."""
     return f"thumbs/{image_id // 1000}/{image_id}.webp"
 
 
 def write(ids: list[int], images: ImageSet, out: Path, side: int) -> dict[int, str]:
-    """Write the small pictures that are not there yet. Returns the ids that could not be read, with the reason."""
-    from tqdm import tqdm
+    """Write the small pictures that do not exist yet. Returns the ids that could not be read, with the reason."""
+    from tqdm.auto import tqdm
 
     for folder in {(out / place(i)).parent for i in ids}:
         folder.mkdir(parents=True, exist_ok=True)

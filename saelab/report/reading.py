@@ -19,7 +19,7 @@ NEEDED_OF_BASIS = ("name", "basis", "layer", "units", "labels", "evaluation")
 
 @dataclasses.dataclass(frozen=True)
 class Basis:
-    """One set of units with everything that was found out about them."""
+    """One set of units with all its results."""
 
     name: str  # unique in the run
     short: str  # unique on its layer: what comparison.json calls it
@@ -31,7 +31,7 @@ class Basis:
     exemplars: dict[str, np.ndarray]  # positives, activations, contrasts, similarity: [units, k]
     acts: Any  # scipy csc_array [images, units] float32
     decoder: np.ndarray | None  # [units, d_in] unit rows of the SAE
-    proposals: vlm_answers.Rows  # unit -> what proposers said
+    proposals: vlm_answers.Rows  # unit -> proposals
     sheets: Path | None  # the folder with the pictures that they saw
     verified: vlm_answers.Rows  # unit -> what models found when they looked again
     units: Path  # the folder of its activations
@@ -53,7 +53,7 @@ class Run:
 
 
 def read(run_json: Path | str) -> Run:
-    """Everything a report needs. Raises UserError where a run is missing, half-written, moved or of another version."""
+    """Everything a report needs. Raises UserError if a run is missing, half-written, moved or of another version."""
     path = Path(run_json)
     facts = read_json(path)
     _require(facts, NEEDED, path, facts)
@@ -67,7 +67,7 @@ def read(run_json: Path | str) -> Run:
     names = [basis.name for basis in bases]
     if len(set(names)) < len(names):
         raise UserError(
-            "run", path, f"has two bases of one name among {', '.join(names)}", "name each basis differently"
+            "run", path, f"gives two bases the same name: {', '.join(names)}", "name each basis differently"
         )
     return Run(path, facts, images, bases, tuple(_comparison(path, folder) for folder in _compared(facts)))
 
@@ -101,7 +101,7 @@ def _artifact(run: Path, name: str, what: str) -> Path:
         raise UserError(
             "run",
             run,
-            f"its {what} folder {name} is not there",
+            f"its {what} folder {name} is missing",
             "keep run.json beside the folders it names, or run again",
         )
     return opened(folder).path
@@ -165,7 +165,7 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError("file", path, f"unreadable ({error})", "delete its folder to have it made again") from None
+        raise UserError("file", path, f"unreadable ({error})", "delete its folder, then run again") from None
 
 
 def _sources(path: Path) -> dict[str, str]:

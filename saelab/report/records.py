@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from saelab.acts import firing_threshold
 from saelab.images import ImageSet
 from saelab.report import vlm_answers
 from saelab.report.reading import Basis, Run
 
-FIRES = 1e-6  # an activation above this counts as firing (the CSP authors' threshold)
 BINS = 30  # of the histogram
 PER_BAND = 4  # images drawn from each tenth of the range, and from the zeros
 NEAREST = 6  # neighbours shown of each sort
@@ -92,7 +92,7 @@ def _sources(row: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
 
 
 def _exemplars(basis: Basis, row: dict[str, Any], u: int, shown: int) -> dict[str, Any]:
-    fired = basis.exemplars["activations"][u] > FIRES  # where fewer than k fire, the rest are arbitrary images
+    fired = (basis.exemplars["positives"][u] >= 0) & (basis.exemplars["activations"][u] > 0)
     keep = np.flatnonzero(fired)[:shown]
     part = {
         key: basis.exemplars[key][u][keep].tolist() for key in ("positives", "activations", "contrasts", "similarity")
@@ -105,14 +105,14 @@ def _exemplars(basis: Basis, row: dict[str, Any], u: int, shown: int) -> dict[st
 def _distribution(values: np.ndarray, n_images: int) -> dict[str, Any]:
     top = float(values.max()) if len(values) else 0.0
     low = min(0.0, float(values.min())) if len(values) else 0.0
-    fires = values[values > FIRES]
+    fires = values[values > firing_threshold(np.float64(top))]
     counts = np.histogram(fires, BINS, (low, top))[0].tolist() if len(fires) and top > low else []
     return {"max": top, "range": [low, top], "histogram": counts, "silent": n_images - len(fires), "images": n_images}
 
 
 def _bands(ids: np.ndarray, values: np.ndarray, n_images: int, rng: np.random.Generator) -> list[list[int]]:
     """Images drawn from each tenth of (0, max], strongest tenth first, and last from the images it does not fire on."""
-    fires = values > FIRES
+    fires = values > firing_threshold(values.max(initial=0.0))
     ids, values = ids[fires], values[fires]
     if not len(ids):
         return []
@@ -209,7 +209,7 @@ def _standardised(acts: Any, sample: np.ndarray) -> np.ndarray:
 
 
 def _nearest(a: np.ndarray, b: np.ndarray, of: str, key: str, found: list[dict[str, Any]], own: bool) -> None:
-    """Append [basis, unit, cosine] of the rows of `b` nearest to each row of `a` (its own left out), nearest first."""
+    """Append [basis, unit, cosine] of the rows of `b` nearest to each row of `a` (excluding itself), nearest first."""
     keep = min(NEAREST if own else NEAREST_ELSEWHERE, len(b) - own)
     if keep < 1:
         return

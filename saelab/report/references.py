@@ -1,44 +1,8 @@
-"""BibTeX entries of what a run can have used, by citation key."""
+"""BibTeX entries of what a run can have used, by citation key. Scorers bring their own (`saelab.label.scorers`)."""
+
+from saelab.label.assign import SCORERS
 
 ENTRIES = {
-    "bouanani2026csp": """@article{bouanani2026csp,
-  title = {Contrastive Semantic Projection},
-  author = {Bouanani, Oussama and Berend, Jim and Samek, Wojciech and Lapuschkin, Sebastian and Dreyer, Maximilian},
-  journal = {arXiv preprint arXiv:2604.22477},
-  year = {2026}
-}""",
-    "dreyer2025semanticlens": """@article{dreyer2025semanticlens,
-  title = {Mechanistic understanding and validation of large {AI} models with {SemanticLens}},
-  author = {Dreyer, Maximilian and Berend, Jim and Labarta, Tobias and Vielhaben, Johanna and Wiegand, Thomas
-            and Lapuschkin, Sebastian and Samek, Wojciech},
-  journal = {Nature Machine Intelligence},
-  year = {2025}
-}""",
-    "oikarinen2023clipdissect": """@inproceedings{oikarinen2023clipdissect,
-  title = {{CLIP-Dissect}: Automatic Description of Neuron Representations in Deep Vision Networks},
-  author = {Oikarinen, Tuomas and Weng, Tsui-Wei},
-  booktitle = {International Conference on Learning Representations},
-  year = {2023}
-}""",
-    "bykov2023invert": """@inproceedings{bykov2023invert,
-  title = {Labeling Neural Representations with Inverse Recognition},
-  author = {Bykov, Kirill and Kopf, Laura and Nakajima, Shinichi and Kloft, Marius and H{\\"o}hne, Marina M.-C.},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year = {2023}
-}""",
-    "kalibhat2023falcon": """@inproceedings{kalibhat2023falcon,
-  title = {Identifying Interpretable Subspaces in Image Representations},
-  author = {Kalibhat, Neha and Bhardwaj, Shweta and Bruss, C. Bayan and Firooz, Hamed and Sanjabi, Maziar
-            and Feizi, Soheil},
-  booktitle = {International Conference on Machine Learning},
-  year = {2023}
-}""",
-    "bau2017dissection": """@inproceedings{bau2017dissection,
-  title = {Network Dissection: Quantifying Interpretability of Deep Visual Representations},
-  author = {Bau, David and Zhou, Bolei and Khosla, Aditya and Oliva, Aude and Torralba, Antonio},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
-  year = {2017}
-}""",
     "gao2025scaling": """@inproceedings{gao2025scaling,
   title = {Scaling and evaluating sparse autoencoders},
   author = {Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel and Troll, Rajan
@@ -112,18 +76,6 @@ ENTRIES = {
 }""",
 }
 
-# prefix of a scorer's name -> what to cite for it
-SCORERS = {
-    "csp": "bouanani2026csp",
-    "semanticlens": "dreyer2025semanticlens",
-    "soft_wpmi": "oikarinen2023clipdissect",
-    "wpmi": "oikarinen2023clipdissect",
-    "cos_cubed": "oikarinen2023clipdissect",
-    "clip_dissect": "oikarinen2023clipdissect",
-    "invert": "bykov2023invert",
-    "falcon": "kalibhat2023falcon",
-    "netdissect": "bau2017dissection",
-}
 # an SAE's rule -> what to cite for it
 RULES = {
     "topk": "gao2025scaling",
@@ -139,6 +91,13 @@ METRICS = {
 }
 
 
+def entries() -> dict[str, str]:
+    """Every entry by its key, those of the scorers included."""
+    cited = [scorer.citation for scorer in SCORERS.values() if scorer.citation is not None]
+    return ENTRIES | {citation.key: citation.bibtex for citation in cited}
+
+
 def of_scorer(name: str) -> str | None:
-    """The citation key of a scorer; the longest prefix wins."""
-    return SCORERS.get(max((prefix for prefix in SCORERS if name.startswith(prefix)), key=len, default=""))
+    """The citation key of a scorer; None for one without a paper."""
+    row = SCORERS.get(name)
+    return row.citation.key if row and row.citation else None

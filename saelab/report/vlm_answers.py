@@ -1,4 +1,4 @@
-"""What models said of a unit: the proposers' answers with the pictures they saw, and what verification found."""
+"""Models' answers about a unit: proposals with the pictures that were sent, and verification."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ Rows = dict[int, list[dict[str, Any]]]  # unit -> rows
 
 
 def proposals(labels: Path) -> Rows:
-    """What proposers said, by unit, as kept beside the labels."""
+    """Proposals by unit, as kept beside the labels."""
     found: Rows = {}
     if (labels / "proposals.jsonl").is_file():
         for row in read_jsonl(labels / "proposals.jsonl"):
@@ -26,7 +26,7 @@ def proposals(labels: Path) -> Rows:
 
 
 def sheets(root: Path, labels: dict[str, Any]) -> Path | None:
-    """The folder with the pictures that were sent, by the recipe of the labels; None where it is gone."""
+    """The folder with the pictures that were sent, found by the recipe of the labels; None if it has been deleted."""
     wanted = labels.get("proposals")
     for file in sorted((root / "proposals").glob("*/proposals.jsonl")) if wanted else []:
         if (file.parent / "sheets").is_dir() and file_digest(file) == wanted:
@@ -35,7 +35,7 @@ def sheets(root: Path, labels: dict[str, Any]) -> Path | None:
 
 
 def verification(root: Path, labels: dict[str, Any]) -> Rows:
-    """What models found when they looked again at these labels, by unit; every row with its `test`."""
+    """Results of verifying these labels, by unit; every row names its `test`."""
     found: Rows = {}
     for folder in verified(root, labels):
         for test, name in TESTS.items():
@@ -67,9 +67,9 @@ def looked_again(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def spent(proposed: Rows, verified: Rows) -> dict[str, float | int | None] | None:
-    """Answers, tokens and dollars of all rows that a model was asked for; None where none was.
+    """Answers, tokens and dollars of all rows that came from a model; None if none did.
 
-    An answer from the cache was paid by the row that first asked for it; cost is None where any answer's is not known.
+    The row that first asked pays for a cached answer; cost is None if that of any answer is unknown.
     """
     records = [row for rows in proposed.values() for row in rows if row.get("model")]
     records += [row["record"] for rows in verified.values() for row in rows if row["record"].get("model")]
@@ -88,7 +88,7 @@ def spent(proposed: Rows, verified: Rows) -> dict[str, float | int | None] | Non
 
 def copy_sheets(wanted: list[tuple[int, Path, str]], out: Path) -> dict[str, str]:
     """Small copies of the sheets (number of the basis, folder, file): `basis/file` -> place in the report's folder."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     side = next((side for side, size in SIDES.items() if len(wanted) * size <= BUDGET), min(SIDES))
     made = {}

@@ -14,10 +14,27 @@ As a stage: `artifacts.ensure(root, "sae", name, recipe, lambda folder: fit(batc
 `fit_many(data, [configs], train, [folders], ...)` trains several in one pass. `Trainer(config).step(x)` is one step.
 """
 
-from saelab.sae.config import SAEConfig, TrainConfig
+from saelab.sae.config import SAEConfig, TrainConfig, settle
 from saelab.sae.fit import Fit, fit, fit_many
 from saelab.sae.model import SAE, Codes, Meta
 from saelab.sae.quality import quality
+from saelab.sae.rules import RULES, Gate, Rule, Selection
 from saelab.sae.train import Trainer
 
-__all__ = ["SAE", "Codes", "Fit", "Meta", "SAEConfig", "TrainConfig", "Trainer", "fit", "fit_many", "quality"]
+__all__ = [
+    "RULES",
+    "SAE",
+    "Codes",
+    "Fit",
+    "Gate",
+    "Meta",
+    "Rule",
+    "SAEConfig",
+    "Selection",
+    "TrainConfig",
+    "Trainer",
+    "fit",
+    "fit_many",
+    "quality",
+    "settle",
+]

@@ -25,7 +25,7 @@ def write(folder: Path, step: int, state: dict[str, Tensor], recipe: str, keep: 
     """Write the checkpoint of `step` atomically, then delete all but the `keep` newest."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    metadata = {"step": json.dumps(step), "recipe": recipe, "sha256": _checksum(state)}
+    metadata = {"step": json.dumps(step), "recipe": recipe, "sha256": checksum(state)}
     with atomic(folder / f"step-{step:08d}.safetensors") as temporary:
         save_file(state, temporary, metadata=metadata)
     for old in _newest_first(folder)[keep:]:
@@ -45,7 +45,7 @@ def latest(folder: Path, recipe: str) -> tuple[int, dict[str, Tensor]] | None:
         except (SafetensorError, OSError) as error:
             log.warning("checkpoint %s is damaged (%s): falling back to the one before", file, error)
             continue
-        if metadata.get("sha256") != _checksum(state):
+        if metadata.get("sha256") != checksum(state):
             log.warning("checkpoint %s is damaged (wrong checksum): falling back to the one before", file)
             continue
         if metadata.get("recipe") != recipe:
@@ -64,9 +64,10 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
-def _checksum(state: dict[str, Tensor]) -> str:
+def checksum(state: dict[str, Tensor]) -> str:
+    """SHA-256 (64 hex digits) of tensors: their names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}".encode())
-        digest.update(state[name].reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,13 +1,18 @@
 """What an SAE is and how it learns (`SAEConfig`), and how long and in what pieces it is trained (`TrainConfig`)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from saelab.errors import UserError
+import torch
 
-RULES = ("topk", "batchtopk", "jumprelu", "relu")
+from saelab.artifacts import added
+from saelab.errors import UserError
+from saelab.sae import rules, select
+
 DECODERS = ("free", "archetypal")
+FROZEN = ("none", "decoder", "soft_decoder", "all")
+SOFT_COSINE = 0.8  # soft_decoder: cosine with its start that a decoder row keeps at the least
 SCREENS = ("auto", "float32", "bfloat16")
 KERNELS = ("torch", "triton")
 
@@ -16,6 +21,8 @@ KERNELS = ("torch", "triton")
 class SAEConfig:
     """One SAE: its architecture, as a composition of rule, prefixes and decoder, and its optimiser.
 
+    `frozen` makes controls that learned nothing, or not all (Korznikov et al. 2026): `decoder` never updates W_dec,
+    `soft_decoder` keeps each row of it at a cosine of 0.8 or more with its start, `all` updates no weight.
     Raises UserError for values that can't be trained.
     """
 
@@ -43,12 +50,14 @@ class SAEConfig:
     delta: float = 0.1  # archetypal: distance that a row may leave the hull by, in units of the activations' spread
     screen: str = "auto"  # product that chooses top-k candidates: auto | float32 | bfloat16 (always rescored)
     kernels: str = "torch"  # topk, batchtopk: who computes the sparse products: torch | triton (on CUDA)
+    frozen: str = added("none")  # what keeps its random start, as a control: none | decoder | soft_decoder | all
 
     def __post_init__(self) -> None:
         if self.prefixes is not None:
             object.__setattr__(self, "prefixes", _numbers("prefixes", self.prefixes, "a list of numbers"))
-        _one_of("rule", self.rule, RULES)
+        supports = rules.find(self.rule).supports
         _one_of("decoder", self.decoder, DECODERS)
+        _one_of("frozen", self.frozen, FROZEN)
         _one_of("screen", self.screen, SCREENS)
         _one_of("kernels", self.kernels, KERNELS)
         _at_least_1(self, "d_in", "latents", "k", "auxk_stride", "dead_after", "candidates")
@@ -62,23 +71,28 @@ class SAEConfig:
             raise UserError("k", self.k, f"at most the number of latents, {self.latents}", "lower k or widen the SAE")
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError("lr", self.lr, "must be positive and finite")
-        if self.multi_topk and (self.rule != "topk" or self.prefixes or 4 * self.k > self.latents):
-            raise UserError("multi_topk", True, "needs rule=topk, no prefixes and 4 k <= latents")
-        if self.resample_every and (self.rule != "relu" or self.decoder != "free"):
-            raise UserError(
-                "resample_every", self.resample_every, "needs rule=relu and decoder=free", "AuxK does it else"
-            )
-        if self.screen == "bfloat16" and self.rule != "topk":
-            raise UserError("screen", self.screen, "needs rule=topk", "use screen=auto")
-        if self.kernels == "triton" and self.rule not in ("topk", "batchtopk"):
-            raise UserError("kernels", self.kernels, "needs rule=topk or batchtopk", "use kernels=torch")
+        free = self.decoder == "free"
+        if self.multi_topk and ("multi_topk" not in supports or self.prefixes or 4 * self.k > self.latents):
+            needs = f"needs {rules.name_supporting('multi_topk')}, no prefixes and 4 k <= latents"
+            raise UserError("multi_topk", True, needs)
+        if self.resample_every and not ("resample_every" in supports and free):
+            needs = f"needs {rules.name_supporting('resample_every')} and decoder=free"
+            raise UserError("resample_every", self.resample_every, needs, "elsewhere AuxK revives silent latents")
+        if self.frozen != "none" and not (free and not self.resample_every):
+            raise UserError("frozen", self.frozen, "needs decoder=free and resample_every=0")
+        if self.screen == "bfloat16" and not ("screen" in supports and free):
+            needs = f"needs {rules.name_supporting('screen')} and decoder=free"
+            raise UserError("screen", self.screen, needs, "use screen=auto")
+        if self.kernels == "triton" and "kernels" not in supports:
+            raise UserError("kernels", self.kernels, f"needs {rules.name_supporting('kernels')}", "use kernels=torch")
         self._check_prefixes()
 
     def _check_prefixes(self) -> None:
         if self.prefixes is None:
             return
-        if self.rule not in ("topk", "batchtopk"):
-            raise UserError("prefixes", self.prefixes, "Matryoshka needs rule=topk or batchtopk", "drop one of them")
+        if "prefixes" not in rules.find(self.rule).supports:
+            needs = f"Matryoshka needs {rules.name_supporting('prefixes')}"
+            raise UserError("prefixes", self.prefixes, needs, "drop one of them")
         sizes = self.prefix_sizes
         rising = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
         if not (sizes and rising and sizes[-1] == self.latents):
@@ -136,6 +150,17 @@ class TrainConfig:
         fall = min(1.0, (total - step) / max(1.0, self.anneal * total))
         stairs = math.prod(by for at, by in self.decay if step >= at * total)
         return rise * fall * stairs
+
+
+def settle(config: SAEConfig, device: str | torch.device) -> SAEConfig:
+    """The config with screen=bfloat16 where auto means that on the device: it changes numbers, so recipes state it.
+
+    An archetypal decoder is never screened: each data point is the start of several rows, whose pre-activations
+    bfloat16 cannot tell apart, so true members of the top k would fall behind all 1.5 k candidates.
+    """
+    fits = "screen" in rules.find(config.rule).supports and config.decoder == "free"
+    fast = config.screen == "auto" and fits and select.has_fast_bfloat16(torch.device(device))
+    return replace(config, screen="bfloat16") if fast else config
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
 """The training loop: batches in, a folder with a finished SAE out; killed at any moment, it goes on where it was.
 
-Several SAEs train in one pass over the same batches; each comes out as if trained alone, to the bit.
+Several SAEs train in one pass over the same batches; each ends as if trained alone, to the bit.
 """
 
 import dataclasses
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from saelab.cache.batches import Batches, spooled
 from saelab.errors import UserError
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World
-from saelab.sae.run import Fit, Run
+from saelab.sae.job import Fit, Job
+from saelab.sae.model import SAE
 
 Logger = Callable[[int, int, dict[str, float]], None]  # (which SAE, step, numbers)
 
@@ -29,6 +30,8 @@ def fit(
     *,
     mean: Any = None,
     variance: float | None = None,
+    start: SAE | None = None,
+    held_out: Any = None,
     device: str | torch.device = "cpu",
     logger: Logger | None = None,
     progress: bool = True,
@@ -41,6 +44,8 @@ def fit(
         None if folder is None else [folder],
         mean=mean,
         variance=variance,
+        starts=[start],
+        held_out=held_out,
         device=device,
         logger=logger,
         progress=progress,
@@ -55,6 +60,8 @@ def fit_many(
     *,
     mean: Any = None,
     variance: float | None = None,
+    starts: Sequence[SAE | None] | None = None,
+    held_out: Any = None,
     device: str | torch.device = "cpu",
     logger: Logger | None = None,
     progress: bool = True,
@@ -68,29 +75,42 @@ def fit_many(
     folders   where to write, one for each config; checkpoints lie in `checkpoints/` while training, and the same call
               after a kill goes on from the last; an SAE of the same recipe that is finished is returned as it lies
               there. None: nothing is written, nothing can be resumed
+    starts    an SAE for each config from whose weights training begins (None: weights drawn from the seed); of the same
+              shape. training.json then says its checksum
+    held_out  tokens that training never sees, in any of the forms of `data`: their quality stands under
+              "held_out" in quality.json, with a sentence where the SAE overfits
     logger    called with (index of the config, step, numbers) each time a line goes to metrics.jsonl; after a kill
               first with the lines that are there already, so that it has seen them all
 
     Raises UserError for activations with NaN (file and row), a d_in that is not the data's, a folder with a checkpoint
-    or an SAE of another recipe, and a loss that is no longer finite (the last good checkpoint stays where it is).
+    or an SAE of another recipe, a start of another shape, and a loss that is no longer finite (the last good checkpoint
+    stays where it is).
     """
     train = train or TrainConfig()
     batches = _batches(data, train)
     for config in configs:
         if config.d_in != batches.d_in:
             raise UserError("d_in", config.d_in, f"the activations have {batches.d_in}", "set d_in to the cache's")
+    held = None if held_out is None else _batches(held_out, train)
+    if held is not None and held.d_in != batches.d_in:
+        raise UserError("held_out", f"d_in {held.d_in}", f"d_in {batches.d_in}, that of the data", "use its own layer")
     if mean is None or variance is None:
         mean, variance = moments(batches)
+    if variance and not 1e-36 < variance < 1e36:
+        what = "float32, in which training computes, can't hold squares of such numbers"
+        raise UserError("activations", f"variance {variance:.3g}", what, "multiply them by a constant")
+    starts = starts or [None] * len(configs)
     configs = [dataclasses.replace(c, dead_after=min(c.dead_after, batches.n_tokens)) for c in configs]
-    runs = [
-        Run(c, None if folders is None else Path(folders[i]), batches, train, torch.device(device), mean, variance)
-        for i, c in enumerate(configs)
+    places = [None] * len(configs) if folders is None else [Path(folder) for folder in folders]
+    jobs = [
+        Job(config, place, batches, train, torch.device(device), mean, variance, start)
+        for config, place, start in zip(configs, places, starts, strict=True)
     ]
-    _agree(runs)
-    _loop(runs, batches, train, logger, progress)
-    fits = [run.finish(batches) for run in runs]
-    for run in runs:  # not before all are whole: a kill in the final passes is to cost none of them its training
-        run.clear()
+    _agree(jobs)
+    _loop(jobs, batches, train, logger, progress)
+    fits = [job.finish(batches, held) for job in jobs]
+    for job in jobs:  # not before all are whole: a kill in the final passes is to cost none of them its training
+        job.clear()
     return fits
 
 
@@ -117,41 +137,41 @@ def moments(batches: Batches, chunk: int = 16_384) -> tuple[np.ndarray, float]:
     return mean.numpy(), squares / seen
 
 
-def _agree(runs: list[Run]) -> None:
+def _agree(jobs: list[Job]) -> None:
     """Wait until all processes have looked into the folders. Raises UserError where they found different things."""
-    device, world = runs[0].trainer.device, runs[0].trainer.world
-    for run in runs:
-        found = world.gather(torch.tensor([run.steps], device=device)).tolist()
+    device, world = jobs[0].trainer.device, jobs[0].trainer.world
+    for job in jobs:
+        found = world.gather(torch.tensor([job.steps], device=device)).tolist()
         if len(set(found)) > 1:
-            told = f"the processes find {' and '.join(map(str, sorted(set(found))))} steps done"
-            raise UserError("folder", run.folder, told, "it has to be one that all of them see")
+            problem = f"the processes find {' and '.join(map(str, sorted(set(found))))} steps done"
+            raise UserError("folder", job.folder, problem, "it has to be one that all of them see")
 
 
-def _loop(runs: list[Run], batches: Batches, train: TrainConfig, logger: Logger | None, progress: bool) -> None:
-    world, total, size = World(), runs[0].total, batches.batch_size
-    first = min(run.steps for run in runs)
+def _loop(jobs: list[Job], batches: Batches, train: TrainConfig, logger: Logger | None, progress: bool) -> None:
+    world, total, size = World(), jobs[0].total, batches.batch_size
+    first = min(job.steps for job in jobs)
     hidden = not progress or world.rank > 0 or first == total
     logger = None if world.rank else logger
     if logger is not None:
-        for i, run in enumerate(runs):
-            for line in run.lines:
+        for i, job in enumerate(jobs):
+            for line in job.lines:
                 logger(i, line["step"], {name: value for name, value in line.items() if name != "step"})
     with tqdm(total=total * size, initial=first * size, unit="tok", unit_scale=True, disable=hidden) as bar:
         for step, x in enumerate(batches.prefetched(first, total, world.rank, world.size), start=first):
             logs = step % train.log_every == 0 or step + 1 == total
             saves = (step + 1) % train.checkpoint_every == 0 and step + 1 < total
-            for i, run in enumerate(runs):
-                if run.steps > step:
+            for i, job in enumerate(jobs):
+                if job.steps > step:
                     continue
-                metrics = run.step(x)
+                metrics = job.step(x)
                 if not (logs or saves):
                     continue
-                numbers = run.numbers(step, metrics)
+                numbers = job.numbers(step, metrics)
                 if logs:
-                    run.lines.append({"step": step, **numbers})
+                    job.lines.append({"step": step, **numbers})
                     bar.set_postfix({n: f"{numbers[n]:.3g}" for n in ("loss", "fvu", "l0", "silent")}, refresh=False)
                     if logger is not None:
                         logger(i, step, numbers)
                 if saves:
-                    run.save(step + 1)
+                    job.save(step + 1)
             bar.update(size)

@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from saelab.arrays import as_matrix
 from saelab.artifacts import atomic, check_file
 from saelab.errors import UserError
-from saelab.sae.select import top_k
+from saelab.sae import rules
 from saelab.sae.sparse import decode_rows
 
 FORMAT = "saelab-sae-1"
@@ -48,8 +49,8 @@ class Codes:
 class Meta:
     """What a file must say besides the weights, so that `encode(raw)` is right with nothing else known."""
 
-    rule: str  # topk | batchtopk | jumprelu | relu
-    k: int  # topk: latents kept; batchtopk and jumprelu: their mean number in training; relu: 0
+    rule: str  # a name of saelab.sae.rules.RULES
+    k: int  # topk: latents kept; batchtopk and jumprelu: their mean number in training; 0 where the rule has none
     input_norm: str = "none"  # none | layer (each token to mean 0, deviation 1; undone after decoding) | unit
     prefixes: tuple[int, ...] = ()  # Matryoshka prefix sizes
     source: dict[str, Any] = dataclasses.field(default_factory=dict)  # where the weights come from (recipe or format)
@@ -58,7 +59,8 @@ class Meta:
 class SAE:
     """A trained sparse autoencoder. `W_enc`, `W_dec` [latents, d_in], `b_enc` [latents], `b_dec` [d_in], float32.
 
-    `threshold` [latents] or None: with rules batchtopk and jumprelu, a latent stays where pre > threshold.
+    `threshold` [latents] or None: with rules batchtopk and jumprelu, a latent stays where pre > threshold. Raises
+    UserError for a rule that does not exist.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class SAE:
     ) -> None:
         self.W_enc, self.b_enc, self.W_dec, self.b_dec = W_enc, b_enc, W_dec, b_dec
         self.meta, self.threshold = meta, threshold
+        self.rule = rules.find(meta.rule)
 
     @property
     def d_in(self) -> int:
@@ -97,15 +100,13 @@ class SAE:
 
     def pre_activations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
         """The encoder's output before the rule. Raises UserError where x has another width."""
-        if x.ndim != 2 or x.shape[1] != self.d_in:
-            raise UserError("activations", tuple(x.shape), f"[batch, {self.d_in}], the SAE's d_in", "use its own layer")
-        x, _ = self.normed(x)
+        x, _ = self.normalize(as_matrix(x, self.d_in))
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.T)
 
     @property
     def fixed_l0(self) -> bool:
         """Whether the rule keeps the k largest of each token; else it keeps what lies above 0 or a threshold."""
-        return self.meta.rule == "topk" or (self.meta.rule == "batchtopk" and self.threshold is None)
+        return self.rule.fixed_l0(self.threshold)
 
     @property
     def tokens_at_once(self) -> int:
@@ -116,23 +117,25 @@ class SAE:
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Raw activations, any float dtype, to sparse codes (float32)."""
         if not self.fixed_l0:
-            return _packed(self.encode_dense(x))
-        values, indices = top_k(self.pre_activations(x), self.meta.k)
-        return Codes(values.relu_(), indices, self.latents)
+            return _pack(self.encode_dense(x))
+        values, indices = self.rule.pick(self.pre_activations(x), self.meta.k)
+        return Codes(values, indices, self.latents)
 
     @torch.no_grad()
     def encode_dense(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
         """The same as a dense matrix. Nothing is ranked where L0 is not fixed, so that it may be in the thousands."""
         if self.fixed_l0:
             return self.encode(x).dense()
-        pre = self.pre_activations(x)
-        if self.threshold is None:
-            return pre.relu_()
-        return pre.masked_fill_(pre <= self.threshold.clamp(min=0), 0)
+        return self.rule.gate(self.pre_activations(x), self.threshold)
 
     @torch.no_grad()
     def decode(self, codes: Codes | Float[Tensor, "batch latents"]) -> Float[Tensor, "batch d_in"]:
-        """Codes to activations: `dense codes @ W_dec + b_dec`, without the dense matrix where it is mostly 0."""
+        """Codes to activations: `dense codes @ W_dec + b_dec`, without the dense matrix where it is mostly 0.
+
+        Raises UserError for a transcoder's encoder, which has nothing to decode with.
+        """
+        if self.meta.source.get("transcoder"):
+            raise UserError("sae", "a transcoder's encoder", "has no decoder for the layer it reads", "use its codes")
         if isinstance(codes, Codes):
             if codes.values.shape[1] < DENSE_DECODE * self.latents:
                 return decode_rows(codes.values, codes.indices, self.W_dec) + self.b_dec
@@ -142,13 +145,15 @@ class SAE:
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """The reconstruction of raw activations, in their own units; memory doesn't grow with the batch x latents."""
-        return torch.cat([self._rebuilt(part) for part in x.split(self.tokens_at_once)])
+        return torch.cat([self._reconstruct(part) for part in as_matrix(x, self.d_in).split(self.tokens_at_once)])
 
-    def _rebuilt(self, x: Tensor) -> Tensor:
-        _, undo = self.normed(x)
+    def _reconstruct(self, x: Tensor) -> Tensor:
+        _, undo = self.normalize(x)
         return undo(self.decode(self.encode(x) if self.fixed_l0 else self.encode_dense(x)))
 
-    def normed(self, x: Float[Tensor, "batch d_in"]) -> tuple[Float[Tensor, "batch d_in"], Callable[[Tensor], Tensor]]:
+    def normalize(
+        self, x: Float[Tensor, "batch d_in"]
+    ) -> tuple[Float[Tensor, "batch d_in"], Callable[[Tensor], Tensor]]:
         """The input as the weights expect it, float32 on their device, and the way back for reconstructions."""
         x = x.to(self.W_dec.device, torch.float32)
         if self.meta.input_norm == "layer":
@@ -161,11 +166,13 @@ class SAE:
         return x, lambda out: out
 
     def save(self, path: Path | str) -> None:
-        """Write one complete .safetensors file (or `sae.safetensors` in a folder), atomically."""
+        """Write one complete .safetensors file (or `sae.safetensors` in a folder), atomically. Makes its folder."""
         # One key: safetensors writes several in a random order, and the same recipe is to give the same bytes.
         meta = {"saelab": json.dumps({"format": FORMAT, **dataclasses.asdict(self.meta)}, sort_keys=True)}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors().items()}
-        with atomic(_file(path)) as temporary:
+        file = _file(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(file) as temporary:
             save_file(tensors, temporary, metadata=meta)
 
     @classmethod
@@ -181,10 +188,10 @@ class SAE:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise UserError("sae", file, f"not a whole safetensors file ({error})", "copy or train it again") from None
-        return cls(meta=_meta(raw, file), **_known(tensors, file))
+        return cls(meta=_meta(raw, file), **_check_tensors(tensors, file))
 
 
-def _packed(dense: Float[Tensor, "batch latents"]) -> Codes:
+def _pack(dense: Float[Tensor, "batch latents"]) -> Codes:
     """The nonzeros of each row side by side, in the order of the latents; padded with 0 of latent 0."""
     rows, latents = dense.nonzero(as_tuple=True)
     counts = torch.bincount(rows, minlength=len(dense))
@@ -197,7 +204,7 @@ def _packed(dense: Float[Tensor, "batch latents"]) -> Codes:
 
 
 def _file(path: Path | str) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     return path if path.suffix == ".safetensors" else path / "sae.safetensors"
 
 
@@ -210,10 +217,14 @@ def _meta(raw: dict[str, str], file: Path) -> Meta:
     unknown = sorted(set(values) - fields)
     if unknown:
         raise UserError("sae", file, f"unknown key {unknown[0]!r} in its metadata", "update saelab")
+    if values.get("rule") not in rules.RULES:
+        raise UserError(
+            "sae", file, f"is of rule {values.get('rule')}, known: {', '.join(rules.RULES)}", "update saelab"
+        )
     return Meta(**{**values, "prefixes": tuple(values.get("prefixes", ()))})
 
 
-def _known(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+def _check_tensors(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     needed, allowed = {"W_enc", "b_enc", "W_dec", "b_dec"}, {"threshold"}
     if not needed <= set(tensors) or set(tensors) - needed - allowed:
         raise UserError("sae", file, f"tensors {sorted(needed)}, found {sorted(tensors)}", "convert or train it again")

@@ -1,9 +1,9 @@
 """The losses and their gradients, without autograd where the sparse maths allows it.
 
 Loss of a reconstruction: |x^ - x|^2 / variance, summed over units of the activations, mean over tokens: FVU itself.
-`sparse_gradients` serves topk and batchtopk, with nested levels: level p reconstructs from the pairs of levels 0..p.
+`sparse_gradients` serves selections, with nested levels: level p reconstructs from the pairs of levels 0..p.
 Matryoshka's levels are prefixes of the dictionary, Multi-TopK's are the first k and the first 4 k pre-activations.
-`dense_loss` serves relu and jumprelu, whose codes are not sparse from the start, through autograd.
+`dense_loss` serves gates, whose codes are not sparse from the start, through autograd.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saelab.sae import sparse
+from saelab.sae import rules, sparse
 from saelab.sae.config import SAEConfig
 from saelab.sae.distributed import World
-from saelab.sae.select import screened_top_k, top_k, top_of_batch
-
-Weights = dict[str, Tensor]  # W_enc, b_enc, W_dec, b_dec, and threshold where the rule has one
+from saelab.sae.rules.rule import Weights
 
 
 @dataclass
@@ -28,7 +26,7 @@ class Gradients:
     grads: Weights
     fired: Bool[Tensor, "latents"]
     metrics: dict[str, Tensor]
-    threshold: Tensor | None = None  # batchtopk: the smallest value kept
+    threshold: Tensor | None = None  # the smallest value kept, where a threshold follows it
 
 
 def sparse_gradients(
@@ -51,7 +49,7 @@ def sparse_gradients(
     batch = len(centred)
     pairs, level_weights, smallest = keep(pre, config, world or World(), weights, centred)
     levels, by = len(level_weights), sparse.products(config.kernels, centred.device)
-    grouped = sparse.by_latent(pairs, config.latents)
+    grouped = sparse.sort_by_latent(pairs, config.latents)
 
     added = sparse.decode_pairs(pairs, W_dec, centred.new_empty(levels * batch, centred.shape[1]), by)
     errors = added.view(levels, batch, -1)  # level p: what the levels up to p add, less the target
@@ -89,22 +87,10 @@ def keep(
     weights: Weights,
     centred: Float[Tensor, "batch d_in"],
 ) -> tuple[sparse.Pairs, Tensor, Tensor | None]:
-    """The pairs that the rule keeps, the levels' weights in the loss, and batchtopk's smallest value above 0."""
-    batch = len(centred)
-    if config.rule == "topk":
-        k = config.k * (4 if config.multi_topk else 1)
-        if pre is None:
-            values, indices = screened_top_k(centred, weights["W_enc"], weights["b_enc"], k)
-        else:
-            values, indices = top_k(pre, k)
-        pairs, smallest = sparse.pairs_of_rows(values.relu_(), indices), None
-    else:
-        assert pre is not None
-        values, flat = _share_of_batch(pre, config.k * batch, world)
-        values = values.relu_()
-        smallest = torch.where(values > 0, values, torch.inf).min()
-        rows = torch.div(flat, config.latents, rounding_mode="floor")
-        pairs = sparse.Pairs(values, flat % config.latents, sparse.starts(rows, batch))
+    """The pairs that the rule keeps, the levels' weights in the loss, and the smallest value, for a threshold."""
+    batch, rule = len(centred), rules.find(config.rule)
+    assert isinstance(rule, rules.Selection)
+    pairs, smallest = rule.pairs(pre, config, world, weights, centred)
     level, level_weights = _levels(pairs, config)
     if level is not None:
         rows = torch.arange(batch, device=centred.device).repeat_interleave(
@@ -134,16 +120,6 @@ def _levels(pairs: sparse.Pairs, config: SAEConfig) -> tuple[Tensor | None, Tens
     return level.view(-1), level_weights
 
 
-def _share_of_batch(pre: Tensor, count: int, world: World) -> tuple[Tensor, Tensor]:
-    """This process' part of the `count` x processes largest pre-activations of the whole batch."""
-    if world.size == 1:
-        return top_of_batch(pre, count)
-    values, flat = top_of_batch(pre, min(pre.numel(), count * world.size))
-    least = world.gather(values).topk(count * world.size, sorted=False).values.min()
-    kept = values >= least
-    return values[kept], flat[kept]
-
-
 def _reported(config: SAEConfig) -> int:
     """The level that is the SAE itself: the first k of Multi-TopK, the whole dictionary of Matryoshka."""
     return 0 if config.multi_topk else -1
@@ -162,57 +138,15 @@ def dense_loss(
     tokens: int,
     total: Callable[[Tensor], Tensor] = lambda part: part,
 ) -> tuple[Tensor, dict[str, Tensor], Bool[Tensor, "latents"], Float[Tensor, "batch d_in"]]:
-    """Loss of the rules relu and jumprelu, for autograd; numbers for the log; who fired; x^ - x.
+    """Loss of a gate, for autograd: FVU plus the rule's penalty; numbers for the log; who fired; x^ - x.
 
-    relu (Bricken et al. 2023): + l1 x mean over tokens of sum(codes) / sqrt(variance).
-    jumprelu (Rajamanoharan et al. 2024): + l0_weight x (L0 / k - 1)^2, threshold by straight-through rectangles.
-    `total` sums a number over all processes: the L0 penalty is a square of the whole batch's mean.
+    `total` sums a number over all processes.
     """
-    spread = variance.sqrt()
+    rule = rules.find(config.rule)
+    assert isinstance(rule, rules.Gate)
     pre = torch.addmm(weights["b_enc"], x - weights["b_dec"], weights["W_enc"].T).relu()
-    if config.rule == "relu":
-        codes = pre
-        l0 = (codes.detach() > 0).sum() / tokens
-        penalty = config.l1 * codes.sum() / (tokens * spread)
-        value = penalty.detach()
-    else:
-        width = config.bandwidth * spread
-        codes = _Jump.apply(pre, weights["threshold"], width)
-        l0 = _Step.apply(pre, weights["threshold"], width).sum() / tokens
-        excess = total(l0.detach().clone()) / config.k - 1
-        penalty = config.l0_weight * 2 * excess * l0 / config.k  # has the gradient of excess^2
-        value = config.l0_weight * excess.square() * len(x) / tokens
-    error = codes @ weights["W_dec"] + weights["b_dec"] - x
+    made = rule.open(pre, weights, config, variance.sqrt(), tokens, total)
+    error = made.codes @ weights["W_dec"] + weights["b_dec"] - x
     fvu = error.square().sum() / (tokens * variance)
-    metrics = {"loss": fvu.detach() + value, "fvu": fvu.detach(), "l0": l0.detach()}
-    return fvu + penalty, metrics, (codes.detach() > 0).any(0), error.detach()
-
-
-class _Jump(torch.autograd.Function):
-    """z where z > theta, else 0; theta learns through a rectangle of the given width around it (equation 11)."""
-
-    @staticmethod
-    def forward(ctx, z, theta, width):
-        ctx.save_for_backward(z, theta, width)
-        return z * (z > theta)
-
-    @staticmethod
-    def backward(ctx, grad):
-        z, theta, width = ctx.saved_tensors
-        window = ((z - theta).abs() < width / 2).to(grad.dtype)
-        return grad * (z > theta), -(theta / width) * (window * grad).sum(0), None
-
-
-class _Step(torch.autograd.Function):
-    """1 where z > theta; its gradient reaches theta alone (equation 12)."""
-
-    @staticmethod
-    def forward(ctx, z, theta, width):
-        ctx.save_for_backward(z, theta, width)
-        return (z > theta).to(z.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        z, theta, width = ctx.saved_tensors
-        window = ((z - theta).abs() < width / 2).to(grad.dtype)
-        return None, -(window * grad).sum(0) / width, None
+    metrics = {"loss": fvu.detach() + made.value, "fvu": fvu.detach(), "l0": made.l0.detach()}
+    return fvu + made.penalty, metrics, (made.codes.detach() > 0).any(0), error.detach()

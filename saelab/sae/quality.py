@@ -1,5 +1,6 @@
 """How good an SAE is: what it explains, how sparse it is, and which latents are dead, rare or dense."""
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,12 +12,14 @@ from torch import Tensor
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
 from saelab.sae.model import SAE, Codes
-from saelab.sae.select import wide
+from saelab.sae.select import widen
 
 RARE_TOKENS = 10  # a latent that fires on fewer tokens is rare
 DENSE_RATE = 0.8  # a latent that fires on this share of the tokens or more is dense
 EDGES = np.linspace(-6.0, 0.0, 25)  # of the density histogram: log10 of the share of tokens that fire a latent
 CHUNK = 4096  # tokens encoded at once
+PROBED = 16  # rows of the data that its fingerprint looks at
+OVERFIT = 1.25  # times the training rows' FVU from which on held-out rows' FVU is called an overfit
 
 
 def quality(sae: SAE, data: Any) -> dict[str, Any]:
@@ -32,10 +35,35 @@ def quality(sae: SAE, data: Any) -> dict[str, Any]:
     Independent of how the data is cut up, but for the float32 rounding of single reconstructions.
     """
     sums = _Sums(sae)
-    for x in _chunks(data):
+    for x in chunks(data):
         for part in x.split(sae.tokens_at_once):
             sums.add(part)
     return sums.result()
+
+
+def compare_held_out(sae: SAE, trained: dict[str, Any], data: Batches) -> dict[str, Any]:
+    """Quality over held-out rows, beside that over the training rows (`trained`).
+
+    The keys of `quality`, and: `rows`, a fingerprint of the rows; `fvu_ratio`, held-out FVU / training FVU (None where
+    either is undefined); `overfit`, a sentence where the ratio is 1.25 or more, else None.
+    """
+    found = quality(sae, data)
+    before, now = trained["fvu"], found["fvu"]
+    ratio = now / before if before and now is not None else None
+    found |= {"rows": fingerprint(data), "fvu_ratio": ratio, "overfit": None}
+    if ratio is not None and ratio >= OVERFIT:
+        found["overfit"] = (
+            f"The SAE overfits: FVU {now:.3g} on held-out tokens, {before:.3g} on those it was trained on "
+            f"({ratio:.1f} times as much)."
+        )
+    return found
+
+
+def fingerprint(batches: Batches) -> str:
+    """16 hex digits of a few rows, in their order: they tell apart data that share their moments."""
+    places = np.linspace(0, batches.n_tokens - 1, PROBED).astype(np.int64)
+    x = batches.read(places if batches.rows is None else batches.rows[places])
+    return hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 class _Sums:
@@ -50,8 +78,8 @@ class _Sums:
     def add(self, x: Float[Tensor, "chunk d_in"]) -> None:
         x = x.to(self.sae.device, torch.float32)
         codes = self.sae.encode(x) if self.sae.fixed_l0 else self.sae.encode_dense(x)
-        _, undo = self.sae.normed(x)
-        rebuilt, exact = wide(undo(self.sae.decode(codes))), wide(x)
+        _, undo = self.sae.normalize(x)
+        rebuilt, exact = widen(undo(self.sae.decode(codes))), widen(x)
         if self.shift is None:
             self.shift = exact.mean(0)
             self.sum = torch.zeros_like(self.shift)
@@ -60,9 +88,9 @@ class _Sums:
         self.sum += moved.sum(0)
         self.square += moved.square().sum(0)
         self.residual += float((exact - rebuilt).square().sum())
-        centre = wide(self.sae.b_dec)
+        centre = widen(self.sae.b_dec)
         self.cosine += float(torch.cosine_similarity(exact - centre, rebuilt - centre, dim=1).sum())
-        fired = _fired(codes, self.sae.latents)
+        fired = _count_fired(codes, self.sae.latents)
         self.nonzero += int(fired.sum())
         self.fired += fired
         self.tokens += len(x)
@@ -88,14 +116,15 @@ class _Sums:
         }
 
 
-def _fired(codes: Codes | Float[Tensor, "chunk latents"], latents: int) -> Int[Tensor, "latents"]:
+def _count_fired(codes: Codes | Float[Tensor, "chunk latents"], latents: int) -> Int[Tensor, "latents"]:
     """On how many tokens each latent fires."""
     if isinstance(codes, Codes):
         return torch.bincount(codes.indices[codes.values > 0], minlength=latents)
     return (codes > 0).sum(0)
 
 
-def _chunks(data: Any) -> Iterable[Float[Tensor, "chunk d_in"]]:
+def chunks(data: Any) -> Iterable[Float[Tensor, "chunk d_in"]]:
+    """Tokens piece by piece: of a Batches (its rows, in order), an array [tokens, d_in], or an iterable of such."""
     if hasattr(data, "ndim"):
         data = Batches(data, CHUNK)
     if not isinstance(data, Batches):

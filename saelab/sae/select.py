@@ -5,15 +5,12 @@ groups are ranked (by groups of groups), and only the numbers of the best groups
 ranks; elsewhere torch does.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
-from saelab.sae.config import SAEConfig
 from saelab.sae.sparse import sampled_products
 
 GROUP = 16  # latents a group: a cache line of float32
@@ -41,12 +38,12 @@ def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> tuple[Float[Tensor, 
     rows, n = x.shape
     flat = x.reshape(-1)
     if n % GROUP or rows * n // GROUP < 4 * count:
-        places = _largest(flat, count)
+        places = _find_largest(flat, count)
         return flat[places], places
     maxima = _maxima(x, GROUP).view(-1)
-    lines = _largest(maxima, count)
+    lines = _find_largest(maxima, count)
     near = flat.view(-1, GROUP).index_select(0, lines).view(-1)
-    inner = _largest(near, count, floor=maxima[lines].min())
+    inner = _find_largest(near, count, floor=maxima[lines].min())
     which, within = _split(inner, GROUP)
     return near[inner], lines[which] * GROUP + within
 
@@ -67,23 +64,17 @@ def screened_top_k(
     return values, candidates.gather(1, inner)
 
 
-def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def widen(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """x in float64; on the CPU where its device has none (MPS)."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-def fast_bfloat16(device: torch.device) -> bool:
+def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, test, bool)() for test in tests)
-
-
-def settled(config: SAEConfig, device: str | torch.device) -> SAEConfig:
-    """The config with screen=bfloat16 where auto comes to that on the device: it changes numbers, so recipes say it."""
-    fast = config.screen == "auto" and config.rule == "topk" and fast_bfloat16(torch.device(device))
-    return replace(config, screen="bfloat16") if fast else config
 
 
 def _maxima(x: Float[Tensor, "rows n"], group: int) -> Float[Tensor, "rows groups"]:
@@ -113,7 +104,7 @@ def _rank(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
     return x.gather(1, places), places
 
 
-def _largest(flat: Float[Tensor, "n"], count: int, floor: Tensor | None = None) -> Int[Tensor, "count"]:
+def _find_largest(flat: Float[Tensor, "n"], count: int, floor: Tensor | None = None) -> Int[Tensor, "count"]:
     """Where the `count` largest lie, in the order of their places; of equals at the edge the first.
 
     `floor`: a number that at least `count` reach, where one is known: the others then need no ranking.

@@ -34,6 +34,10 @@ def draw(lines: list[dict[str, Any]], quality: dict[str, Any], path: Path) -> No
     axes[1, 1].set(title="latents by log10 of the share of tokens that fire them", xlabel="log10 firing rate")
     shown = ("fvu", "l0", "dead", "rare", "dense")
     numbers = ", ".join(f"{n} {quality[n]:.4g}" for n in shown if quality[n] is not None)
-    figure.suptitle(f"final pass over {quality['tokens']} tokens: {numbers}")
+    held = quality.get("held_out")
+    unseen = (
+        "" if held is None or held["fvu"] is None else f"; FVU on {held['tokens']} held-out tokens {held['fvu']:.4g}"
+    )
+    figure.suptitle(f"final pass over {quality['tokens']} tokens: {numbers}{unseen}")
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

@@ -11,24 +11,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import auxk, objectives, sparse
+from saelab.sae import auxk, objectives, rules, sparse
 from saelab.sae.archetypal import Hull
-from saelab.sae.config import SAEConfig
+from saelab.sae.config import SOFT_COSINE, SAEConfig, settle
 from saelab.sae.distributed import World
 from saelab.sae.model import SAE, Meta
 from saelab.sae.revive import resample
-from saelab.sae.select import settled, top_k, top_of_batch, wide
+from saelab.sae.rules.rule import Weights
+from saelab.sae.select import widen
+from saelab.sae.start import check_fits, draw, pull_back, take_over
 
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
 THRESHOLD_SHARE = 10  # ... which in shorter runs looks back over about a tenth of the steps so far
-START_THRESHOLD = 1e-3  # jumprelu's first threshold at the least, in units of the activations' spread
 
 
 class Trainer:
     """Trains one SAE, batch by batch.
 
     `mean` [d_in] and `variance` (total: summed over units of the activations) come from the cache's header; where they
-    are None, the first batch gives them. The weights are drawn from `config.seed` when both are known.
+    are None, the first batch gives them. The weights are drawn from `config.seed` when both are known, or are those of
+    `start`, an SAE of the same shape. Raises UserError where training can't start from it.
     """
 
     def __init__(
@@ -37,78 +39,43 @@ class Trainer:
         device: str | torch.device = "cpu",
         mean: Float[Tensor, "d_in"] | None = None,
         variance: float | None = None,
+        start: SAE | None = None,
     ) -> None:
+        if start is not None:
+            check_fits(start, config)
         self.config, self.device, self.world = config, torch.device(device), World()
-        self.screened = settled(config, self.device).screen == "bfloat16"
+        self.rule = rules.find(config.rule)
+        self.screened = settle(config, self.device).screen == "bfloat16"
         self.counts_silent = self.device.type == "cpu"  # elsewhere, a count waits for the device
         self.steps = 0
-        self._given = (mean, variance)
-        self.weights: dict[str, Tensor] = {}
+        self._given, self._from = (mean, variance), start
+        self.weights: Weights = {}
 
     def start(self, x: Float[Tensor, "batch d_in"]) -> None:
         """Draw the weights; `x` gives the mean and variance where they were not given, and archetypal's candidates."""
-        config = self.config
-        mean, variance = self._moments(x)
-        generator = torch.Generator().manual_seed(config.seed)
-        rows = torch.randn(config.latents, config.d_in, generator=generator).to(self.device)
-        hull = None
-        if config.decoder == "archetypal":
-            hull = Hull.start(config, self.world.gather(x) - mean, variance.sqrt(), generator)
-            rows = hull.rows()
-        W_dec = torch.nn.functional.normalize(rows, dim=1)
-        b_enc = torch.zeros(config.latents, device=self.device)
-        weights = {
-            "W_enc": W_dec * self._balance(x - mean, W_dec),
-            "b_enc": b_enc,
-            "W_dec": W_dec,
-            "b_dec": mean.clone(),
-        }
-        if config.rule == "jumprelu":
-            weights["threshold"] = torch.full_like(b_enc, self._first_threshold(x - mean, W_dec, variance.sqrt()))
+        mean, variance = self._measure(x)
+        if self._from is None:
+            weights, hull = draw(self.config, x, mean, variance, self.world)
+        else:
+            weights, hull = take_over(self._from, self.config, x, variance.sqrt(), self.world)
         for tensor in weights.values():
             self.world.from_first(tensor)
-        self._lay_out(weights, hull, variance)
+        held = weights["W_dec"].clone() if self.config.frozen == "soft_decoder" else None
+        self._lay_out(weights, hull, variance, held)
 
-    def _balance(self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"]) -> float:
-        """The length of the first encoder rows: 1, or less where reconstructions of the first batch would be too long.
-
-        (Gao et al. 2025, appendix A.1, match the lengths, up and down.) jumprelu begins with few latents a token: 1.
-        """
-        config = self.config
-        if config.rule == "jumprelu":
-            return 1.0
-        pre = (centred @ W_dec.T).relu_()
-        if config.rule == "relu":
-            rebuilt = pre @ W_dec
-        else:
-            values, indices = top_k(pre, config.k)
-            rebuilt = sparse.decode_rows(values, indices, W_dec)
-        wanted, found = (float(self.world.sum_(wide(part).square().sum())) for part in (centred, rebuilt))
-        return min(1.0, (wanted / found) ** 0.5) if found else 1.0
-
-    def _first_threshold(self, centred: Float[Tensor, "batch d_in"], W_enc: Tensor, spread: Tensor) -> float:
-        """jumprelu: what k latents a token of the first batch exceed on average.
-
-        From thresholds near 0, as in the paper, L0 starts at half the latents; the penalty's gradient is then so large
-        that Adam's second moment takes a thousand steps to forget it, and short runs end far above the L0 aimed at.
-        """
-        centred = self.world.gather(centred)
-        values, _ = top_of_batch(centred @ W_enc.T, self.config.k * len(centred))
-        return max(float(values.min()), START_THRESHOLD * float(spread))
-
-    def _lay_out(self, weights: dict[str, Tensor], hull: Hull | None, variance: Tensor) -> None:
-        self.weights, self.hull, self.variance = weights, hull, variance
+    def _lay_out(self, weights: Weights, hull: Hull | None, variance: Tensor, held: Tensor | None) -> None:
+        self.weights, self.hull, self.variance, self.held = weights, hull, variance, held
         self.silent = torch.zeros(self.config.latents, dtype=torch.int64, device=self.device)  # tokens since it fired
         self.threshold = torch.zeros((), device=self.device)  # batchtopk
         self._pre: Tensor | None = None
-        written = ("W_enc", "W_dec") if self.config.rule in ("topk", "batchtopk") else ()
+        written = ("W_enc", "W_dec") if isinstance(self.rule, rules.Selection) else ()
         self._grads = {name: torch.empty_like(weights[name]) for name in written}
         self.per_unit = float(variance.sqrt()) / self.config.d_in**0.5  # the activations' spread per dimension
         self._build_optimizer(self.per_unit)
 
-    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
         given_mean, given_variance = self._given
-        exact = wide(x)
+        exact = widen(x)
         count = self.world.size * len(x)
         first = self.world.sum_(exact.sum(0)) / count
         mean = first if given_mean is None else torch.as_tensor(given_mean, dtype=torch.float64)
@@ -124,7 +91,8 @@ class Trainer:
 
     def _build_optimizer(self, per_unit: float) -> None:
         config, lr = self.config, self.config.learning_rate
-        free = [name for name in ("W_enc", "W_dec") if name == "W_enc" or self.hull is None]
+        decoder_moves = self.hull is None and config.frozen != "decoder"
+        free = ["W_enc", "W_dec"] if decoder_moves else ["W_enc"]
         groups = [
             {"params": [self.weights[n] for n in free], "rate": lr, "weight_decay": config.weight_decay},
             {"params": [self.weights["b_enc"], self.weights["b_dec"]], "rate": lr * per_unit, "weight_decay": 0.0},
@@ -157,17 +125,21 @@ class Trainer:
         fired = self.world.any(found.fired)
         if found.threshold is not None:
             self._follow(self.world.gather(found.threshold.view(1)).min())
-        self._apply(found.grads, lr_factor)
-        if self.config.rule in ("topk", "batchtopk") and self.config.revive:
-            columns, silent = auxk.columns_of(self.silent, self.config, self.counts_silent)
-            if len(columns):
-                auxk.revive(self.weights, columns, silent, self.config.revive)
+        if self.config.frozen != "all":
+            self._apply(found.grads, lr_factor)
+            self._revive()
         self.silent.add_(tokens).masked_fill_(fired, 0)
         self.steps += 1
         return {**found.metrics, "silent": (self.silent >= self.config.dead_after).sum()}
 
+    def _revive(self) -> None:
+        if isinstance(self.rule, rules.Selection) and self.config.revive:
+            columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
+            if len(columns):
+                auxk.revive(self.weights, columns, silent, self.config.revive)
+
     def _gradients(self, x: Tensor, tokens: int) -> objectives.Gradients:
-        if self.config.rule in ("relu", "jumprelu"):
+        if isinstance(self.rule, rules.Gate):
             return self._by_autograd(x, tokens)
         weights = self.weights
         centred = x - weights["b_dec"]
@@ -179,7 +151,7 @@ class Trainer:
         found, error = objectives.sparse_gradients(
             weights, centred, pre, self.config, self.variance, tokens, self._grads, self.world
         )
-        columns, silent = auxk.columns_of(self.silent, self.config, self.counts_silent)
+        columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
         if len(columns) and self.config.auxk_weight:
             given = (weights, centred, pre, error, columns, silent, self.config, self.world)
             grads, loss = auxk.gradients(*given)
@@ -203,7 +175,7 @@ class Trainer:
             self._resample(x, error, grads)
         return objectives.Gradients(grads, fired, metrics)
 
-    def _resample(self, x: Tensor, error: Tensor, grads: dict[str, Tensor]) -> None:
+    def _resample(self, x: Tensor, error: Tensor, grads: Weights) -> None:
         silent = self.silent >= self.config.dead_after
         adam = {n: [self.optimizer.state[t][m] for m in ("exp_avg", "exp_avg_sq")] for n, t in self.weights.items()}
         resample(self.weights, adam, silent, x, error, self.config.seed * 1_000_003 + self.steps, self.world)
@@ -217,7 +189,9 @@ class Trainer:
         smallest = torch.where(smallest.isinf(), self.threshold, smallest)  # a batch that keeps nothing says nothing
         self.threshold.mul_(memory).add_(smallest, alpha=1 - memory)
 
-    def _apply(self, grads: dict[str, Tensor], lr_factor: float) -> None:
+    def _apply(self, grads: Weights, lr_factor: float) -> None:
+        if self.config.frozen == "decoder":
+            grads = {name: gradient for name, gradient in grads.items() if name != "W_dec"}
         if self.config.clip:
             norm = torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
             shrink = (self.config.clip / norm.clamp(min=1e-30)).clamp(max=1.0)
@@ -225,25 +199,32 @@ class Trainer:
                 gradient.mul_(shrink)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * lr_factor
-        for name, tensor in self.weights.items():
-            tensor.grad = grads[name]
+        for name, gradient in grads.items():
+            self.weights[name].grad = gradient
         if self.hull is not None:
             self.hull.backward(grads["W_dec"])
         self.optimizer.step()
+        if self.config.frozen != "decoder":
+            self._project()
+
+    def _project(self) -> None:
+        """Bring the decoder's rows back to where they may be: length 1, in archetypal's hull, near a soft start."""
         W_dec = self.weights["W_dec"]
         if self.hull is not None:
             self.hull.project()
             W_dec.copy_(self.hull.rows())
         W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True).clamp(min=1e-12))
+        if self.held is not None:
+            pull_back(W_dec, self.held, SOFT_COSINE)
 
     @property
     def sae(self) -> SAE:
         """The SAE as it stands (the same tensors, not copies)."""
         config = self.config
         threshold = self.weights.get("threshold")
-        if config.rule == "batchtopk" and self.steps:
+        if self.rule.threshold == "followed" and self.steps:
             threshold = self.threshold.expand(config.latents)
-        meta = Meta(config.rule, 0 if config.rule == "relu" else config.k, prefixes=config.prefix_sizes)
+        meta = Meta(config.rule, config.k if self.rule.has_k else 0, prefixes=config.prefix_sizes)
         named = {name: self.weights[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
         return SAE(**named, meta=meta, threshold=threshold)
 
@@ -253,6 +234,7 @@ class Trainer:
         state |= {f"hull.{name}": tensor for name, tensor in (self.hull.tensors() if self.hull else {}).items()}
         for i, parameter in enumerate(self._parameters()):
             state |= {f"adam.{i}.{name}": value for name, value in self.optimizer.state[parameter].items()}
+        state |= {} if self.held is None else {"held": self.held}
         state |= {"silent": self.silent, "threshold": self.threshold, "variance": self.variance}
         return {**state, "steps": torch.tensor(self.steps)}
 
@@ -262,7 +244,9 @@ class Trainer:
         hull = _under("hull.", state, self.device)
         delta = self.config.delta * state["variance"].sqrt().to(self.device)
         variance = state["variance"].to(self.device)
-        self._lay_out(_under("weights.", state, self.device), Hull(**hull, delta=delta) if hull else None, variance)
+        held = state["held"].to(self.device) if "held" in state else None
+        weights = _under("weights.", state, self.device)
+        self._lay_out(weights, Hull(**hull, delta=delta) if hull else None, variance, held)
         self.silent.copy_(state["silent"])
         self.threshold.copy_(state["threshold"])
         for i, parameter in enumerate(self._parameters()):

@@ -1,15 +1,26 @@
 """Asking about units one by one: rows on disk as answers come, failed ones asked again, a budget kept."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from saelab.errors import UserError
 from saelab.label.ledger import Ledger
 from saelab.label.selection import Budget, Item
 from saelab.label.vlm.chat import Chat, Reply, Request
-from saelab.label.vlm.proposer import keep_pictures
+from saelab.label.vlm.completion import count
+from saelab.label.vlm.proposer import buyer, keep_pictures
+
+
+class Row(Protocol):
+    """A line of a ledger: a Detection, a Choice."""
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def record(self) -> dict[str, Any]: ...
 
 
 def ask(
@@ -36,7 +47,7 @@ def ask(
     def requests(allowed: Iterable[Item]) -> Iterator[Request]:
         for item in allowed:
             try:
-                drawn = request(item)
+                drawn = replace(request(item), buyer=buyer(ledger.file.parent))
             except UserError as error:
                 unreadable.append((item, Reply(None, str(error))))
                 continue
@@ -47,6 +58,8 @@ def ask(
     with tqdm(total=len(items), initial=len(items) - len(todo), desc=ledger.file.stem, disable=not progress) as bar:
 
         def keep(item: Item, reply: Reply) -> None:
+            attempts, uncertain = ledger.tries(item.unit)
+            reply = replace(reply, attempts=reply.attempts + attempts, uncertain=reply.uncertain + uncertain)
             found[item.unit] = reply
             ledger.add(row(item, reply))
             bar.update()
@@ -68,20 +81,21 @@ def ask(
     return rows
 
 
-def spent(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Requests, tokens and money of the answers with these records, each request once; cost: None where one lacks."""
-    paid = {record["request"]: record for record in records if record["error"] is None}.values()
-    costs = [record["cost"] for record in paid]
+def spent(rows: Sequence[Row]) -> dict[str, Any]:
+    """Requests, tokens and money of these rows' answers, each request once; cost: None where one lacks."""
+    bought = {row.record["request"]: row.record for row in rows if row.status != "failed"}.values()
+    costs = [record["cost"] for record in bought]
     return {
-        "requests": len(paid),
-        "prompt_tokens": sum(record["prompt_tokens"] or 0 for record in paid),
-        "completion_tokens": sum(record["completion_tokens"] or 0 for record in paid),
+        "requests": len(bought),
+        "prompt_tokens": sum(record["prompt_tokens"] or 0 for record in bought),
+        "completion_tokens": sum(record["completion_tokens"] or 0 for record in bought),
         "cost": None if None in costs else float(sum(costs)),
-        "attempts": sum(record["attempts"] for record in records),
-        "uncertain": sum(record["uncertain"] for record in records),
+        "attempts": sum(row.record["attempts"] for row in rows),
+        "uncertain": sum(row.record["uncertain"] for row in rows),
     }
 
 
 def paid(records: Sequence[dict[str, Any]]) -> list[Reply]:
     """What answers took, from the records of their rows, as a budget counts it."""
-    return [Reply(None, **record) for record in records]
+    counts = [{name: count(record[name]) for name in ("prompt_tokens", "completion_tokens")} for record in records]
+    return [Reply(None, **record | own) for record, own in zip(records, counts, strict=True)]

@@ -93,13 +93,13 @@ def detection_sets(
         remedy = "lower per_side, or give more pictures"
         raise UserError("per_side", per_side, f"needs {2 * per_side} images, the split has {len(ids)}", remedy)
     own = dense(pick(acts, torch.tensor(units, dtype=torch.long))).float()
-    top, strength = mine.top_images(own, per_side)
+    top, _ = mine.positive_images(own, per_side)
     near = torch.as_tensor(groups) if groups is not None else None
     contrast, _ = mine.contrast_images(own, image_emb, top, reuse=False, groups=near)
     below = own < own.double().mean(0)
     sets = []
     for column, unit in enumerate(units):
-        positives = top[column][strength[column] > 0].tolist()
+        positives = top[column][top[column] >= 0].tolist()
         wanted = contrast[column][: (len(positives) + 1) // 2]
         contrasts = [image for image in wanted.tolist() if image >= 0 and image not in positives]
         free = set(below[:, column].nonzero().flatten().tolist()) - {*positives, *contrasts}
@@ -171,7 +171,7 @@ def detection_summary(rows: Sequence[Detection]) -> dict[str, Any]:
         for name in ("balanced_accuracy", "f1")
     }
     status = dict(sorted(Counter(row.status for row in rows).items()))
-    return {"units": len(rows), "status": status, **mean, **spent([row.record for row in rows])}
+    return {"units": len(rows), "status": status, **mean, **spent(rows)}
 
 
 def _request(own: DetectionSet, photos: Sequence[str | Picture], template: str, max_tokens: int) -> Request:
@@ -185,15 +185,20 @@ def _outline(own: DetectionSet, look: Look, template: str, max_tokens: int) -> R
 
 
 def _detection(own: DetectionSet, order: tuple[int, ...], reply: Reply) -> Detection:
-    name, fires = f"detect/{own.unit}", tuple(image in own.positives for image in order)
+    fires = tuple(image in own.positives for image in order)
+
+    def row(
+        status: str, said: tuple[int, ...] | None, found: tuple[float | None, float | None], **more: Any
+    ) -> Detection:
+        asked = f"detect/{own.unit}", own.unit, own.label
+        return Detection(*asked, status, order, fires, said, *found, reply.text, reply.record | more)
+
     if reply.text is None:
-        return Detection(name, own.unit, own.label, "failed", order, fires, None, None, None, None, reply.record)
+        return row("failed", None, (None, None))
     numbers = parse.numbers(reply.text, "fits", len(order))
     if numbers is None:
-        return Detection(name, own.unit, own.label, "unparsed", order, fires, None, 0.0, 0.0, reply.text, reply.record)
-    balanced, f1 = scores([place + 1 in numbers for place in range(len(order))], fires)
-    said = tuple(numbers)
-    return Detection(name, own.unit, own.label, "answered", order, fires, said, balanced, f1, reply.text, reply.record)
+        return row("unparsed", None, (0.0, 0.0), error=reply.unfinished)
+    return row("answered", tuple(numbers), scores([place + 1 in numbers for place in range(len(order))], fires))
 
 
 def scores(said: Sequence[bool], fires: Sequence[bool]) -> tuple[float, float]:

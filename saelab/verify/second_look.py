@@ -106,7 +106,7 @@ def choice_estimate(
 def choice_summary(rows: Sequence[Choice]) -> dict[str, Any]:
     """Counts per status, and what was spent."""
     status = dict(sorted(Counter(row.status for row in rows).items()))
-    return {"units": len(rows), "status": status, **spent([row.record for row in rows])}
+    return {"units": len(rows), "status": status, **spent(rows)}
 
 
 def _shuffled(candidates: Sequence[str], unit: int, seed: int) -> tuple[str, ...]:
@@ -137,15 +137,15 @@ def _outline(case: Case, order: Sequence[str], template: str, look: Look, max_to
 
 
 def _choice(case: Case, order: tuple[str, ...], reply: Reply) -> Choice:
-    def row(status: str, label: str | None = None) -> Choice:
-        shown = case.positives, case.contrasts
-        return Choice(f"choose/{case.unit}", case.unit, status, label, order, *shown, reply.text, reply.record)
+    def row(status: str, label: str | None = None, **more: Any) -> Choice:
+        shown, record = (case.positives, case.contrasts), reply.record | more
+        return Choice(f"choose/{case.unit}", case.unit, status, label, order, *shown, reply.text, record)
 
     if reply.text is None:
         return row("failed")
     numbers = parse.numbers(reply.text, "choice", len(order))
     if numbers is None or len(numbers) > 1:
-        return row("unparsed")
+        return row("unparsed", error=reply.unfinished)
     return row("answered", order[numbers[0] - 1]) if numbers else row("none")
 
 

@@ -1,17 +1,23 @@
 """Mining: a unit's most activating images, a contrast for each of them, and what kind of unit it is."""
 
 from saelab.label.mine.contrast import RULES, ContrastRule, Interval, candidate_interval, contrast_images
-from saelab.label.mine.status import column_means, fires_on, statuses
-from saelab.label.mine.top import top_images
+from saelab.label.mine.pairs import Pairs, mine_pairs
+from saelab.label.mine.status import column_means, finite_units, fires_on, firing_threshold, statuses
+from saelab.label.mine.top import positive_images, top_images
 
 __all__ = [
     "RULES",
     "ContrastRule",
     "Interval",
+    "Pairs",
     "candidate_interval",
     "column_means",
     "contrast_images",
+    "finite_units",
     "fires_on",
+    "firing_threshold",
+    "mine_pairs",
+    "positive_images",
     "statuses",
     "top_images",
 ]

@@ -1,8 +1,7 @@
 """A contrast for each positive: the image most like it that does not drive the unit."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saelab.acts import Acts, Columns, blocks, columns, shape
+from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.mine.rows import finite_rows, largest
 from saelab.label.mine.status import column_means
@@ -24,16 +24,12 @@ MASK_ELEMENTS = 1 << 30  # a bool for each image and unit: units beyond this man
 class ContrastRule:
     """How contrasts are chosen: the settings of `contrast_images`, to be kept beside what they gave."""
 
-    rule: str = "below_mean"  # below_mean, below_quantile, zero, random or host
-    reuse: bool = True  # may an image serve several positives of a unit
-    quantile: float = 0.5  # for below_quantile
-    host_similarity: float = 0.3  # for host: least cosine in the host's space
+    rule: str = "below_mean"  # which images may be contrasts: below_mean, below_quantile, zero, random or host
+    reuse: bool = True  # one image may be the contrast of several positives of a unit
+    quantile: float = 0.5  # for below_quantile: candidates are at or below this quantile of the unit's activations
+    host_similarity: float = 0.3  # for host: least cosine of a pair in the host's space
     host_limit: int = 10  # for host: pairs kept per unit
     seed: int = 0  # for random
-
-    def as_arguments(self) -> dict[str, Any]:
-        """The settings as arguments of `contrast_images`."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ class Interval:
     high: Float[Tensor, "units"]
 
 
+@takes_arrays
 def contrast_images(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],
@@ -74,22 +71,44 @@ def contrast_images(
     `acts`, `image_emb` (rows of unit length) and `groups` must hold the same images, those that may be mined: leave
     other splits out before. Positive ids of -1 get no contrast. Returns ids [units, k], -1 where there is no
     candidate, and similarity [units, k] = <positive, contrast> in `image_emb`, NaN where there is none.
+    Eleven parameters: the tensors, and the settings of a ContrastRule by name, so that arrays are all a caller needs.
     Raises UserError for an unknown rule, sizes that do not fit and embeddings that are not finite.
     """
+    settings = ContrastRule(rule, reuse, quantile, host_similarity, host_limit, seed)
+    return choose_contrasts(acts, image_emb, positive_ids, settings, groups, host_emb)
+
+
+def choose_contrasts(
+    acts: Acts,
+    image_emb: Float[Tensor, "images d_text"],
+    positive_ids: Int[Tensor, "units k"],
+    rule: ContrastRule,
+    groups: Int[Tensor, "images"] | None = None,
+    host_emb: Float[Tensor, "images d_in"] | None = None,
+    apart: bool = False,
+) -> tuple[Int[Tensor, "units k"], Float[Tensor, "units k"]]:
+    """`contrast_images` by a ContrastRule. With `apart`, none of a unit's positives is ever its contrast.
+
+    (A unit that fires very unevenly has positives below its own mean, which are candidates otherwise.)
+    """
     acts = columns(acts)
-    _check(acts, image_emb, positive_ids, rule, groups, host_emb)
-    space = normalize(host_emb.float(), dim=1) if rule == "host" and host_emb is not None else image_emb.float()
-    interval = candidate_interval(acts, rule, quantile)
-    scores = _Scores(space, groups, torch.Generator(image_emb.device).manual_seed(seed) if rule == "random" else None)
+    _check(acts, image_emb, positive_ids, rule.rule, groups, host_emb)
+    by_host = rule.rule == "host" and host_emb is not None
+    space = normalize(host_emb.float(), dim=1) if by_host else image_emb.float()
+    interval = candidate_interval(acts, rule.rule, rule.quantile)
+    generator = torch.Generator(image_emb.device).manual_seed(rule.seed) if rule.rule == "random" else None
+    scores = _Scores(space, groups, generator)
+    search = _search_shared if rule.reuse and rule.rule != "random" else _search_each
     ids = torch.full_like(positive_ids, -1)
-    step = max(1, MASK_ELEMENTS // max(acts.images if isinstance(acts, Columns) else acts.shape[0], 1))
+    step = max(1, MASK_ELEMENTS // max(shape(acts)[0], 1))
     for first in range(0, len(ids), step):
         part = slice(first, first + step)
         mask = candidate_mask(acts, interval, part)
-        search = _search_shared if reuse and rule != "random" else _search_each
-        ids[part] = search(scores, mask, positive_ids[part], reuse)
-    if rule == "host":
-        ids = _closest(space, positive_ids, ids, host_similarity, host_limit)
+        if apart:
+            _leave_out(mask, positive_ids[part])
+        ids[part] = search(scores, mask, positive_ids[part], rule.reuse)
+    if rule.rule == "host":
+        ids = _closest(space, positive_ids, ids, rule.host_similarity, rule.host_limit)
     return ids, pair_similarity(image_emb, positive_ids, ids)
 
 
@@ -127,6 +146,12 @@ def candidate_mask(acts: Acts, interval: Interval, units: slice) -> Bool[Tensor,
     for images, _ in _chunks(len(chosen), max(256, (1 << 18) // max(chosen.shape[1], 1))):
         mask[:, images] = ((chosen[images] >= low) & (chosen[images] <= high)).T
     return mask
+
+
+def _leave_out(mask: Bool[Tensor, "some images"], ids: Int[Tensor, "some k"]) -> None:
+    """Strike these images (-1: none) from the candidates of their unit."""
+    unit, place = (ids >= 0).nonzero(as_tuple=True)
+    mask[unit, ids[unit, place]] = False
 
 
 def pair_similarity(

@@ -7,13 +7,14 @@ from torch import Tensor
 from saelab.acts import Acts, Columns, blocks, columns, shape
 from saelab.errors import UserError
 from saelab.label.mine.rows import finite_rows, in_order, largest
+from saelab.label.mine.status import firing_threshold
 
 
 def top_images(acts: Acts, k: int) -> tuple[Int[Tensor, "units k"], Float[Tensor, "units k"]]:
     """The k most activating images of each unit, strongest first; ties go to the lower image id.
 
     Zeros that a CSR does not store take part: they outrank negative activations. So a unit that fires on fewer than
-    k images has zeros at the end of its row (`fires_on` counts how many are real). A unit with a NaN or infinite
+    k images has silent images at the end of its row; `positive_images` leaves them out. A unit with a NaN or infinite
     activation gets ids -1 and values NaN.
 
     Returns ids [units, k] int64 and values [units, k] float32 (float64 for float64 activations).
@@ -31,6 +32,18 @@ def top_images(acts: Acts, k: int) -> tuple[Int[Tensor, "units k"], Float[Tensor
     for block, part in blocks(acts, 1 << 22):
         ids[block], values[block] = _top_rows((part.to(dtype) + 0.0).T.contiguous(), k)  # -0.0 and 0.0 are a tie
     return ids, values
+
+
+def positive_images(acts: Acts, k: int) -> tuple[Int[Tensor, "units k"], Float[Tensor, "units k"]]:
+    """The k most activating of the images that fire each unit (`firing_threshold`); ties go to the lower image id.
+
+    A unit that fires on fewer than k images has ids -1 and values 0 at the end of its row; a unit with a NaN or
+    infinite activation ids -1 and values NaN. Otherwise as `top_images`.
+    """
+    acts = columns(acts)
+    ids, values = top_images(acts, k)
+    silent = values <= firing_threshold(acts).to(values.dtype)[:, None]
+    return ids.masked_fill(silent, -1), values.masked_fill(silent, 0.0)
 
 
 def _dtype(values: Tensor) -> torch.dtype:

@@ -1,13 +1,17 @@
 """Answers that were paid for, kept by the digest of their request: nothing is bought twice, whatever run asks."""
 
+import json
+import logging
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from saelab import artifacts
+from saelab.label.vlm.completion import Completion, kept
+
+log = logging.getLogger("saelab")
 
 
 class AnswerCache:
@@ -23,12 +27,20 @@ class AnswerCache:
         with self._locks[digest]:
             yield
 
-    def get(self, digest: str) -> dict[str, Any] | None:
-        """What was put under this digest, or None."""
+    def get(self, digest: str) -> Completion | None:
+        """What was put under this digest, checked anew; None if there is nothing that can be read."""
         path = self._path(digest)
-        return artifacts.read_json(path) if path and path.is_file() else None
+        if path is None or not path.is_file():
+            return None
+        try:
+            found = kept(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, RecursionError):
+            found = None
+        if found is None:
+            log.warning("%s holds no answer (damaged): the model is asked again", path)
+        return found
 
-    def put(self, digest: str, answer: dict[str, Any]) -> None:
+    def put(self, digest: str, answer: Completion) -> None:
         """Keep an answer: on disk, whole or not at all, before this returns."""
         if path := self._path(digest):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,7 @@ class Request:
     parts: tuple[str | Picture, ...]  # in reading order
     schema: dict[str, Any] | None = None  # JSON schema of the answer, for backends that can hold a model to it
     max_tokens: int = 300  # of the answer
+    buyer: str = ""  # the run that asks: with the name it says whose an answer in the cache is; not in the digest
 
     @property
     def text(self) -> str:
@@ -65,10 +66,11 @@ class Reply:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cost: float | None = None  # US dollars
-    cached: bool = False  # bought before
+    cached: bool = False  # bought before, by another unit or another run
     attempts: int = 0  # times that it was sent
     uncertain: int = 0  # attempts without an answer that may have been charged
     seconds: float | None = None
+    unfinished: str | None = None  # why the model stopped before the answer's end, if it did
 
     @property
     def record(self) -> dict[str, Any]:

@@ -5,27 +5,33 @@ client's own retries are off, because every attempt is counted: one that ends wi
 """
 
 import base64
+import json
 import logging
-import os
+import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from saelab.artifacts import digest
+from saelab.artifacts import digest, plain
 from saelab.errors import UserError
 from saelab.label.proposal import Estimate
 from saelab.label.vlm import tokens
 from saelab.label.vlm.attempts import Attempts, Refused
 from saelab.label.vlm.cache import AnswerCache
 from saelab.label.vlm.chat import Picture, Reply, Request
+from saelab.label.vlm.completion import Completion, unfinished
+from saelab.label.vlm.secret import Secret
 from saelab.label.vlm.tokens import Prices
 
 log = logging.getLogger("saelab")
+OURS = ("model", "messages", "stream", "n", "max_tokens", "temperature", "seed")  # never in extra_body
+KEY_NAMES = re.compile(r'"[^"]*(api[-_]?key|authorization|password|secret|credential)[^"]*"\s*:', re.IGNORECASE)
 
 
 class OpenAIChat:
@@ -35,7 +41,9 @@ class OpenAIChat:
     key, if the server wants one; the key is written nowhere. timeout: seconds for one answer. retries: further
     attempts after 408, 409, 429, 5xx, time-outs, cut lines and broken answers, `backoff` seconds apart at first and
     twice as long each time (at most 60, or what the server asks for). prices: dollars per million tokens.
-    picture_tokens: a rule of `tokens.picture_tokens`, for estimates only. cache: folder of bought answers.
+    picture_tokens: a rule of `tokens.picture_tokens`, for estimates only. cache: folder of bought answers. extra_body:
+    further fields of the request, for switches of the server's own, such as
+    {"chat_template_kwargs": {"enable_thinking": False}}. Redirects are not followed.
     """
 
     name = "openai"
@@ -54,6 +62,7 @@ class OpenAIChat:
         prices: Prices | None = None,
         picture_tokens: str | int = "internvl",
         cache: Path | str | None = None,
+        extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         address = urlsplit(base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
@@ -69,8 +78,11 @@ class OpenAIChat:
         self.model, self.base_url, self.key_env = model, base_url, key_env
         self.concurrency, self.prices, self.picture_tokens = concurrency, prices or Prices(), picture_tokens
         self.cache = AnswerCache(cache)
-        self.attempts = Attempts(self._client(timeout), retries, backoff, self._secret(), model, base_url, key_env)
-        self.options = {"temperature": temperature, "seed": seed}
+        self.secret = Secret(key_env)
+        self.attempts = Attempts(self._client(timeout), retries, backoff, self.secret, model, base_url, key_env)
+        self.options: dict[str, Any] = {"temperature": temperature, "seed": seed}
+        if extra_body:
+            self.options["extra_body"] = self._checked(extra_body)
         self.recipe = {"name": self.name, "model": model, "base_url": base_url, **self.options}
         self._sight = threading.Lock()
         self._sighted = False
@@ -85,6 +97,10 @@ class OpenAIChat:
         Raises UserError where no server answers, the key is refused, the model is unknown or takes no pictures, or
         too many requests in a row fail; replies under way by then are still yielded.
         """
+        with self.secret.out_of_logs():
+            yield from self._ask(requests)
+
+    def _ask(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Reply]]:
         source = iter(requests)
         first = next(source, None)
         if first is None:
@@ -119,30 +135,45 @@ class OpenAIChat:
             raise fatal
 
     def _answer(self, request: Request) -> Reply:
-        """The reply from the cache, or bought now and put there before anything else is done with it."""
+        """The reply from the cache, or bought now and put there before anything else is done with it.
+
+        An answer that the same run bought for the same unit is this run's, although it comes from the cache: the run
+        was killed before it could write the unit's row.
+        """
         key = digest([self.base_url, self.model, request.digest, self.options])
         with self.cache.turn(key):
-            kept = self.cache.get(key)
-            if kept is not None:
-                return replace(self._reply(key, kept), cached=True)
+            if (kept := self.cache.get(key)) is not None:
+                own = bool(request.buyer) and (kept.name, kept.buyer) == (request.name, request.buyer)
+                kept = kept if own else replace(kept, attempts=0, uncertain=0)
+                return replace(self._reply(key, request, kept), cached=not own)
             started = time.monotonic()
             try:
-                body, tries, uncertain = self.attempts.send(self._body(request))
+                answer = self.attempts.send(self._body(request))
             except Refused as refused:
-                seconds = time.monotonic() - started
+                seconds = round(time.monotonic() - started, 3)
                 tries, uncertain = refused.attempts, refused.uncertain
                 return Reply(None, str(refused), key, attempts=tries, uncertain=uncertain, seconds=seconds)
-            answer = _read(body)
             self._check_sight(request, answer)
-            answer |= {"name": request.name, "seconds": round(time.monotonic() - started, 3)}
+            answer = replace(answer, name=request.name, buyer=request.buyer)
             self.cache.put(key, answer)
-            return replace(self._reply(key, answer), attempts=tries, uncertain=uncertain)
+            return self._reply(key, request, answer)
 
-    def _reply(self, key: str, answer: dict[str, Any]) -> Reply:
-        prompt, completion = answer["prompt_tokens"], answer["completion_tokens"]
-        cost = self.prices.cost(prompt, completion)
-        text, model, seconds = answer["text"], answer["model"], answer["seconds"]
-        return Reply(text, None, key, model, prompt, completion, cost, seconds=seconds)
+    def _reply(self, key: str, request: Request, answer: Completion) -> Reply:
+        prompt, completion = answer.prompt_tokens, answer.completion_tokens
+        model, cost = self.secret.blot(answer.model or self.model), self.prices.cost(prompt, completion)
+        return Reply(
+            self.secret.blot(answer.text),
+            None,
+            key,
+            model,
+            prompt,
+            completion,
+            cost,
+            attempts=answer.attempts,
+            uncertain=answer.uncertain,
+            seconds=answer.seconds,
+            unfinished=unfinished(answer.finish_reason, request.max_tokens),
+        )
 
     def _body(self, request: Request, pictures: bool = True) -> dict[str, Any]:
         """The request as the client's keyword arguments."""
@@ -154,38 +185,53 @@ class OpenAIChat:
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         return body
 
-    def _check_sight(self, request: Request, answer: dict[str, Any]) -> None:
+    def _check_sight(self, request: Request, answer: Completion) -> None:
         """Some servers drop the pictures of a text model without a word: ask once again without them and compare.
 
         If the text alone takes as many prompt tokens, the pictures were not seen, and the answer is worth nothing.
         """
         with self._sight:
-            if self._sighted or not request.pictures or answer["prompt_tokens"] is None:
+            if self._sighted or not request.pictures or not answer.prompt_tokens:
                 return
             try:
-                blind = _read(self.attempts.send(self._body(request, pictures=False) | {"max_tokens": 1})[0])
+                blind = self.attempts.send(self._body(request, pictures=False) | {"max_tokens": 1}).prompt_tokens
             except Refused as refused:
                 log.warning("could not check that %s sees pictures: %s", self.model, refused)
             else:
-                if blind["prompt_tokens"] == answer["prompt_tokens"]:
-                    found = f"takes no pictures ({blind['prompt_tokens']} prompt tokens with and without them)"
+                if blind == answer.prompt_tokens:
+                    found = f"takes no pictures ({blind} prompt tokens with and without them)"
                     raise UserError("proposer.model", self.model, found, "serve a vision-language model")
-                log.info("%s sees pictures (checked with one request of %s tokens)", self.model, blind["prompt_tokens"])
+                log.info("%s sees pictures (checked with one request of %s tokens)", self.model, blind)
             self._sighted = True
 
     def _too_many(self, count: int, reply: Reply) -> UserError:
         found = f"{count} requests in a row failed, the last with: {reply.error}"
         return UserError("proposer.base_url", self.base_url, found, "run again to go on: what was answered is kept")
 
-    def _secret(self) -> str:
-        return os.environ.get(self.key_env, "")
+    def _checked(self, extra_body: Any) -> dict[str, Any]:
+        """`extra_body` as plain values. Raises UserError for what is no JSON object, holds a key or a field of ours."""
+        try:
+            found = plain(dict(extra_body))
+            text = json.dumps(found, allow_nan=False)
+        except (TypeError, ValueError):
+            kind = type(extra_body).__name__  # not its text, which may hold a key
+            raise UserError("proposer.extra_body", kind, "must be a JSON object, or null") from None
+        if self.secret.blot(text) != text or KEY_NAMES.search(text):
+            raise UserError("proposer.extra_body", "...", "must hold no key", "put it into proposer.key_env")
+        for name in OURS:
+            if name in found:
+                raise UserError("proposer.extra_body", name, "is set by saelab", "leave it out of extra_body")
+        return found
 
     def _client(self, timeout: float) -> Any:
         try:
             import openai
         except ImportError:
             raise UserError("proposer", "openai", "needs the openai package", "pip install 'saelab[vlm]'") from None
-        return openai.OpenAI(api_key=self._secret() or "none", base_url=self.base_url, timeout=timeout, max_retries=0)
+        http = openai.DefaultHttpxClient(follow_redirects=False, timeout=timeout)
+        weakref.finalize(self, http.close)
+        key = self.secret.key or "none"
+        return openai.OpenAI(api_key=key, base_url=self.base_url, timeout=timeout, max_retries=0, http_client=http)
 
 
 def _part(part: str | Picture) -> dict[str, Any]:
@@ -193,16 +239,3 @@ def _part(part: str | Picture) -> dict[str, Any]:
         return {"type": "text", "text": part}
     url = "data:image/jpeg;base64," + base64.b64encode(part.jpeg).decode()
     return {"type": "image_url", "image_url": {"url": url}}
-
-
-def _read(body: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a completion. An empty answer (all tokens spent on thinking) is the empty text."""
-    message = body["choices"][0]["message"]
-    usage = body.get("usage") or {}
-    return {
-        "text": message.get("content") or message.get("refusal") or "",
-        "model": body.get("model"),
-        "prompt_tokens": usage.get("prompt_tokens"),
-        "completion_tokens": usage.get("completion_tokens"),
-        "seconds": None,
-    }

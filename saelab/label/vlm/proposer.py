@@ -1,8 +1,9 @@
 """The proposer that asks a vision-language model what a unit's positives share and its contrasts lack."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class VLMProposer:
             for case in cases:
                 self.look.check(case)
                 try:
-                    request = self.request(case)
+                    request = replace(self.request(case), buyer=buyer(folder))
                 except UserError as error:
                     unreadable.append(self._proposal(case, None, Reply(None, str(error))))
                     continue
@@ -105,7 +106,7 @@ class VLMProposer:
             confidence=answer.confidence,
             prompt=request.text if request else None,
             sheets=tuple(f"sheets/{picture.name}.jpg" for picture in request.pictures) if request else (),
-            **reply.record,
+            **reply.record | ({"error": reply.unfinished} if answer.status == "unparsed" else {}),
         )
 
 
@@ -115,3 +116,8 @@ def keep_pictures(request: Request, folder: Path) -> None:
     for picture in request.pictures:
         with artifacts.atomic(folder / "sheets" / f"{picture.name}.jpg") as temporary:
             temporary.write_bytes(picture.jpeg)
+
+
+def buyer(folder: Path) -> str:
+    """What stands for the run that writes its rows into this folder, in the answers that it buys."""
+    return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]

@@ -15,6 +15,8 @@ from saelab.errors import UserError
 from saelab.label.proposal import Estimate
 from saelab.label.vlm import tokens
 from saelab.label.vlm.chat import Picture, Reply, Request
+from saelab.label.vlm.completion import unfinished
+from saelab.label.vlm.text import one_line, readable
 from saelab.label.vlm.tokens import Prices
 
 log = logging.getLogger("saelab")
@@ -98,10 +100,13 @@ class TransformersChat:
         written = output[:, inputs["input_ids"].shape[1] :].cpu()
         texts = processor.batch_decode(written, skip_special_tokens=True)
         counts = [_written(row, model.generation_config) for row in written.tolist()]
-        seconds = (time.monotonic() - started) / len(batch)
+        cut = [unfinished("length", longest) if own is None else None for own in counts]
+        taken = {"attempts": 1, "seconds": (time.monotonic() - started) / len(batch)}
         return [
-            Reply(text, None, request.digest, self.model_name, length, count, None, attempts=1, seconds=seconds)
-            for request, text, length, count in zip(batch, texts, lengths, counts, strict=True)
+            Reply(
+                readable(text), None, request.digest, self.model_name, length, own or longest, unfinished=why, **taken
+            )
+            for request, text, length, own, why in zip(batch, texts, lengths, counts, cut, strict=True)
         ]
 
     def _without_long_ones(self, batch: Sequence[Request], lengths: list[int], context: int) -> list[Reply]:
@@ -152,11 +157,11 @@ def _part(part: str | Picture) -> dict[str, str]:
     return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
 
 
-def _written(row: list[int], generation: Any) -> int:
-    """Tokens that the model wrote in a row of the output, its end token included, padding left out."""
+def _written(row: list[int], generation: Any) -> int | None:
+    """Tokens that the model wrote in a row of the output, its end token included; None where it found no end."""
     ends = generation.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
-    return next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
+    return next((place + 1 for place, token in enumerate(row) if token in ends), None)
 
 
 def _context(model: Any) -> int | None:
@@ -184,4 +189,4 @@ def _best_device() -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+    return one_line(str(error).strip().partition("\n")[0], 200) or type(error).__name__

@@ -8,17 +8,17 @@ import numpy as np
 
 from saelab.report.live.rating import Answer, Study
 
-FITS = 4  # a rating from which a label is called fitting
-FAILED = 0.5  # a rater who calls more than this share of the attention checks fitting is left out
+FITS = 4  # from this rating on, a label counts as fitting
+FAILED = 0.5  # a rater who fails more than this share of the attention checks counts in no number
 RESAMPLES = 10_000
 
 
 def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
-    """`{"study", "raters", "bases", "pairs", "alpha"}`: numbers that can't be had are None.
+    """`{"study", "raters", "bases", "pairs", "alpha"}`: undefined numbers are None.
 
     `raters`: `{"rater", "answered", "cant_say", "checks", "failed", "kept"}`. `bases`: `{"basis", "units", "ratings",
-    "cant_say", "mean", "low", "high"}`: the mean over units of a unit's mean rating, 1 to 5, by the raters that are
-    kept, and its 95 % bootstrap interval over units (expanded percentile; not over raters: they are few). `pairs`:
+    "cant_say", "mean", "low", "high"}`: the mean over units of a unit's mean rating, 1 to 5, by the raters kept, and
+    its 95 % bootstrap interval over units (expanded percentile; not over raters: they are few). `pairs`:
     difference of means `a` - `b` with its interval. `alpha`: Krippendorff's alpha, ordinal, of the raters kept, over
     all items but the checks (Krippendorff, Content Analysis, 2004, chapter 11): 1 is agreement, 0 is chance.
     """
@@ -29,14 +29,14 @@ def analyse(study: Study, answers: Sequence[Answer]) -> dict[str, Any]:
     bases = list(dict.fromkeys(item.basis for item in study.items))
     means = {basis: _means([a for a in real if items[a.code].basis == basis]) for basis in bases}
     rng = np.random.default_rng(study.settings.seed)
-    told = []
+    rows = []
     for basis in bases:
         own = [a for a in real if items[a.code].basis == basis]
         row = {"basis": basis, "units": len(means[basis]), "ratings": sum(a.rating is not None for a in own)}
         row |= {"cant_say": sum(a.rating is None for a in own)}
-        told.append(row | _interval("mean", [means[basis]], rng))
+        rows.append(row | _interval("mean", [means[basis]], rng))
     pairs = [{"a": a, "b": b} | _interval("difference", [means[a], means[b]], rng) for a, b in combinations(bases, 2)]
-    return {"study": study.name, "raters": raters, "bases": told, "pairs": pairs, "alpha": _alpha(real, kept)}
+    return {"study": study.name, "raters": raters, "bases": rows, "pairs": pairs, "alpha": _alpha(real, kept)}
 
 
 def _names(answers: Sequence[Answer]) -> list[str]:
@@ -51,7 +51,7 @@ def _rater(name: str, own: list[Answer], items: dict[str, Any]) -> dict[str, Any
 
 
 def _means(answers: list[Answer]) -> np.ndarray:
-    """The mean rating of each unit that somebody could rate."""
+    """The mean rating of each unit that any rater could judge."""
     by_code: dict[str, list[int]] = {}
     for answer in answers:
         if answer.rating is not None:
@@ -88,13 +88,13 @@ def _expanded(n: int, level: float = 0.95) -> float:
 
 
 def _difference(*samples: np.ndarray, axis: int = -1) -> Any:
-    """The mean of the first, less that of the second if there is one."""
+    """The mean of the first, minus that of the second if given."""
     first, *second = (sample.mean(axis) for sample in samples)
     return first - second[0] if second else first
 
 
 def _alpha(answers: list[Answer], raters: list[str]) -> float | None:
-    """None where fewer than two raters share an item, or all gave one and the same rating."""
+    """None if fewer than two raters share an item, or all ratings are equal."""
     import krippendorff
 
     codes = sorted({answer.code for answer in answers})
@@ -108,7 +108,7 @@ def _alpha(answers: list[Answer], raters: list[str]) -> float | None:
     return float(krippendorff.alpha(table, level_of_measurement="ordinal"))
 
 
-def told(found: dict[str, Any]) -> str:
+def table(found: dict[str, Any]) -> str:
     """The analysis as a table for a terminal."""
     lines = [f"{'basis':<28}{'units':>7}{'ratings':>9}{'can’t say':>11}{'mean':>7}   95 % interval over units"]
     for row in found["bases"]:

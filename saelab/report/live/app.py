@@ -115,7 +115,7 @@ class Viewer:
         try:
             picture = load()
         except Unreadable as error:
-            raise HTTPException(415, f"not a picture that can be read: {error}") from None
+            raise HTTPException(415, f"not a readable picture: {error}") from None
         found = self.search.by_picture(picture, TOP)
         return JSONResponse({"found": found, "picture": _preview(picture)})
 

@@ -1,4 +1,4 @@
-"""Who may ask the live viewer, and for what: this machine's own pages, in bounded amounts.
+"""Who may use the live viewer, and for what: this machine's own pages, in bounded amounts.
 
 Any web page that is open in a browser can send requests to loopback, and a name that an attacker owns can be made to
 point there (DNS rebinding). So only requests that name this machine are answered, changes only from our own pages.

@@ -1,7 +1,7 @@
 """Blind rating: which units of all bases are shown, in which order, under which names that give nothing away.
 
 Some items are attention checks: a unit's pictures under the label of another unit that is silent on them, a label that
-shares no word with anything that scorers or people said of the pictures. Who calls such a label fitting did not look.
+shares no word with any scorer's or person's description of the pictures. A rater who calls it fitting did not look.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ import numpy as np
 from saelab import artifacts
 from saelab.errors import UserError
 from saelab.report.reading import Basis, Run
-from saelab.report.records import FIRES
 from saelab.text import folded, is_unspaced, words
 
 
@@ -55,7 +54,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rater said."""
+    """A rater's answer to one item."""
 
     rater: str
     code: str  # of the item
@@ -63,7 +62,7 @@ class Answer:
 
 
 def draw(run: Run, settings: StudySettings) -> Study:
-    """Draw the study of a run: the same for the same run and settings. Raises UserError where no unit can be shown."""
+    """Draw the study of a run: the same for the same run and settings. Raises UserError if no unit can be shown."""
     rng = np.random.default_rng(settings.seed)
     may = {basis.name: _showable(basis, settings.shown) for basis in run.bases}
     items, left = [], []
@@ -86,7 +85,7 @@ def draw(run: Run, settings: StudySettings) -> Study:
 
 def _showable(basis: Basis, shown: int) -> list[int]:
     """Units with a label that fire on `shown` mined images at least."""
-    enough = (basis.exemplars["activations"] > FIRES).sum(1) >= shown
+    enough = ((basis.exemplars["positives"] >= 0) & (basis.exemplars["activations"] > 0)).sum(1) >= shown
     return [unit for unit, row in enumerate(basis.labels) if row["label"] is not None and enough[unit]]
 
 
@@ -101,11 +100,11 @@ def _item(basis: Basis, unit: int, settings: StudySettings, label: str | None = 
 def _check(run: Run, basis: Basis, unit: int, may: list[int], settings: StudySettings) -> list[Item]:
     """The unit under the label of one that fires least on its pictures; nothing where every label shares a word."""
     item = _item(basis, unit, settings)
-    said = _words(*_labels_of(basis.labels[unit]))
+    described = _words(*_labels_of(basis.labels[unit]))
     for i in item.images:
-        said |= _words(run.images.captions[i] or "", *run.images.classes[i])
+        described |= _words(run.images.captions[i] or "", *run.images.classes[i])
     sure = [u for u in may if not basis.labels[u]["abstained"]]
-    donors = [u for u in sure if not said & _words(basis.labels[u]["label"])]
+    donors = [u for u in sure if not described & _words(basis.labels[u]["label"])]
     if not donors:
         return []
     columns = basis.acts[:, donors]

@@ -45,7 +45,7 @@ class Search:
         """Per basis `{"basis", "hits": [{"unit", "score"}]}`, best first; scores are `models.scorer`'s."""
         with self._turn, torch.inference_mode():
             vector = self.models.encoder().embed_sentences([text])
-            return [{"basis": basis.name, "hits": self._told(basis, vector, top)} for basis in self.run.bases]
+            return [{"basis": basis.name, "hits": self._ranked(basis, vector, top)} for basis in self.run.bases]
 
     def by_picture(self, picture: Image.Image, top: int) -> list[dict[str, Any]]:
         """Per basis `{"basis", "grid", "box", "hits": [{"unit", "score", "activation", "share", "cells"}]}`.
@@ -65,7 +65,7 @@ class Search:
                 found.append({"basis": basis.name, "grid": grid, "box": box, "hits": hits})
             return found
 
-    def _told(self, basis: Basis, vector: Tensor, top: int) -> list[dict[str, Any]]:
+    def _ranked(self, basis: Basis, vector: Tensor, top: int) -> list[dict[str, Any]]:
         tensors = {name: torch.from_numpy(array) for name, array in basis.exemplars.items()}
         exemplars = Exemplars(**tensors, status=tuple(row["status"] for row in basis.labels))
         acts, images = self._acts(basis.units), self.models.embeddings()

@@ -52,15 +52,15 @@ def read_key(path: Path) -> Study:
 
 
 def read(paths: Sequence[Path], study: Study) -> list[Answer]:
-    """Answers of returned CSVs, a rater each, named by their file. Raises UserError for whatever can't be an answer."""
+    """Answers of returned CSVs, a rater each, named by their file. Raises UserError for an invalid answer."""
     codes = {item.code for item in study.items}
     if len({path.stem for path in paths}) < len(paths):
-        raise UserError("sheets", ", ".join(map(str, paths)), "two have one name", "name each after its rater")
+        raise UserError("sheets", ", ".join(map(str, paths)), "share a name", "name each after its rater")
     return [answer for path in paths for answer in _read(path, codes)]
 
 
 def _empty(path: Path, items: list[Item]) -> None:
-    """A CSV to fill in; one that is there may be filled in already, and stays."""
+    """A CSV to fill in; an existing one stays, since it may hold answers."""
     if not path.exists():
         write_csv(path, [{"item": item.code, "rating": ""} for item in items])
 
@@ -69,7 +69,7 @@ def _read(path: Path, codes: set[str]) -> list[Answer]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("sheet", path, f"can't be read ({error})", "give a returned CSV") from None
+        raise UserError("sheet", path, f"unreadable ({error})", "give a returned CSV") from None
     dialect = csv.excel if ";" not in text.partition("\n")[0] else _Semicolons
     rows = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
     try:

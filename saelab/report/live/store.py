@@ -1,4 +1,4 @@
-"""What people say of a run, kept beside it in JSONL files that are only ever added to.
+"""People's answers about a run, kept beside it in append-only JSONL files.
 
 `labels_edited.jsonl`: `{"units", "basis", "unit", "old", "new", "who", "when"}` a line; the last line of a unit counts.
 `units` is the folder of the unit activations: an edit is of those units, and not of others that later bear the name.
@@ -44,7 +44,7 @@ def append(path: Path, row: dict[str, Any] | Callable[[], dict[str, Any]]) -> di
 
 
 class Edits:
-    """Labels that people put in the place of a run's own; `labels.jsonl` stays as it is."""
+    """Labels that people put in place of a run's own; `labels.jsonl` stays unchanged."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self.run, self.path = run, folder / "labels_edited.jsonl"

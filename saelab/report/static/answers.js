@@ -27,7 +27,7 @@ function headlines(run, c, role = "main") {
     const text = {
       none: faithful ? `No difference shown in how well labels hold on ${lower(x)} and ${lower(y)}` : `No difference shown in how alike the images of ${lower(x)} and ${lower(y)} are`,
       mixed: `${faithful ? "Label faithfulness" : "Coherence"} is mixed: some metrics favour ${lower(x)}, some ${lower(y)}`,
-      refused: `${faithful ? "Label faithfulness" : "Coherence"} of ${lower(x)} and ${lower(y)} can’t be compared: too few units have a number${faithful ? " (it takes pictures with captions or classes)" : ""}`,
+      refused: `${faithful ? "Label faithfulness" : "Coherence"} of ${lower(x)} and ${lower(y)} cannot be compared: too few units have a number${faithful ? " (pictures need captions or classes)" : ""}`,
     }[a.verdict] ?? (faithful ? `Labels hold better on ${lower(x)} than on ${lower(y)}` : `Images of ${lower(x)} belong together more than those of ${lower(y)}`)
     return { ...a, side, text }
   })

@@ -24,7 +24,7 @@ function figure(says, draw, caption) {
 
 const plotStyle = { background: "transparent", fontFamily: "var(--sans)", fontSize: "12px", color: "var(--soft)", overflow: "visible" }
 
-/* Counts of images per activation, low to high; the images on which the unit is silent are told apart in words. */
+/* Counts of images per activation, low to high; the text counts the images on which the unit is silent. */
 function activationHistogram(record, css) {
   const [low, high] = record.range
   const step = (high - low) / record.histogram.length

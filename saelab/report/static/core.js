@@ -12,7 +12,7 @@ const saelab = (() => {
       arrived.set(key, new Promise((resolve, reject) => settle.set(key, [resolve, reject])))
       const script = document.createElement("script")
       script.src = `data/${key}.js`
-      script.onerror = () => settle.get(key)[1](new Error(`data/${key}.js is missing: the report's folder is not whole`))
+      script.onerror = () => settle.get(key)[1](new Error(`data/${key}.js is missing: the report's folder is incomplete`))
       document.head.append(script)
     }
     return arrived.get(key)
@@ -152,7 +152,7 @@ function theme() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("themechange")))
 }
 
-/* Load the run and hand it to the page's own function; what goes wrong is said on the page. */
+/* Load the run and hand it to the page's own function; errors appear on the page. */
 async function page(draw) {
   theme()
   explainTerms()

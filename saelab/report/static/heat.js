@@ -11,7 +11,7 @@ function levels(record, i) {
   return { height, width, cells: record.maps.bytes.subarray(i * height * width, (i + 1) * height * width), box: record.maps.boxes[i] }
 }
 
-/* A canvas that lies over a square picture and colours what the host saw of it. */
+/* A canvas over a square picture that colours what the host saw of it. */
 function overlay(map) {
   const canvas = h("canvas", { width: map.width, height: map.height, "aria-hidden": "true", style: `left:${50 - 50 * map.box[0]}%;top:${50 - 50 * map.box[1]}%;width:${100 * map.box[0]}%;height:${100 * map.box[1]}%` })
   const context = canvas.getContext("2d")

@@ -26,10 +26,10 @@ function withRunNames(run, c) {
 }
 
 /* The glossary's key of a metric as it is compared: correlations are above chance here, and as they are on a unit's page. */
-const said = (c, key) => (c.metrics[key]?.above_chance ? `above:${key}` : key)
+const termOf = (c, key) => (c.metrics[key]?.above_chance ? `above:${key}` : key)
 
 async function drawComparison(run, main, c) {
-  for (const [key, m] of Object.entries(c.metrics)) terms[said(c, key)] ??= { title: m.title, text: m.explanation, source: m.source }
+  for (const [key, m] of Object.entries(c.metrics)) terms[termOf(c, key)] ??= { title: m.title, text: m.explanation, source: m.source }
   const state = { matching: "all", counting: "all" }
   const tables = h("div")
   const switches = h("div")
@@ -74,7 +74,7 @@ function glance(run, c) {
     rows.get(key).by[answer.matching] = answer
   }
   const used = Object.keys(matchings).filter(m => c.answers.some(a => a.matching === m))
-  return section("At a glance", "Does one side come out ahead? “No difference shown” is not “equal”: it says that this many units can't tell.",
+  return section("At a glance", "Does one side come out ahead? “No difference shown” is not “equal”: it means that so few units cannot tell.",
     h("div.scroll", null, h("table.glance", null,
       h("thead", null, h("tr", null, h("th", null, "Compared"), h("th", null, "Question"), used.map(m => h("th", null, matchings[m])))),
       h("tbody", null, [...rows.values()].map(row => h("tr", null,
@@ -86,7 +86,7 @@ function glance(run, c) {
 function verdictChip(run, c, answer) {
   const side = better(answer, answer.verdict)
   const text = side ? `${groupWords(c, side)} ahead` : { none: "no difference shown", mixed: "mixed", refused: "too few numbers" }[answer.verdict]
-  const titles = keys => keys.map(k => terms[said(c, k)]?.title ?? k).join(", ")
+  const titles = keys => keys.map(k => terms[termOf(c, k)]?.title ?? k).join(", ")
   const detail = [["better_a", groupWords(c, answer.a)], ["better_b", groupWords(c, answer.b)]].filter(([key]) => answer[key]?.length).map(([key, who]) => `${who}: ${titles(answer[key])}`)
   return h("span.chip", { style: side ? `--c:${groupHue(run, c, side)}` : null, title: detail.join("; ") || null }, text,
     side ? h("small.quiet", null, ` ${answer[answer.verdict === "a" ? "better_a" : "better_b"].length} of ${answer.better_a.length + answer.better_b.length + answer.none.length}`) : null)
@@ -97,7 +97,7 @@ function inWordsOf(c) {
   const prose = c.conclusion.split(" What this can't show:")[0].split(/ (?=Compared on layer|Label faithfulness|Unit coherence|Controls: )/)
   return h("div.two", { style: "margin-bottom:3rem" },
     h("div", null, h("h3", null, "In words"), prose.map((part, i) => h(i ? "p.quiet" : "p", null, part))),
-    c.cautions.length ? h("div.cautions", null, h("h3", null, "What this can’t show"), h("ul", null, c.cautions.map(t => h("li", null, t)))) : null)
+    c.cautions.length ? h("div.cautions", null, h("h3", null, "What this cannot show"), h("ul", null, c.cautions.map(t => h("li", null, t)))) : null)
 }
 
 /* ---- a pair of groups ---- */
@@ -128,7 +128,7 @@ function resultRow(run, c, pair, r, reach) {
   const lower = c.metrics[r.metric].higher_is_better === false ? h("small.quiet", null, " (lower is better)") : null
   const shuffled = typeof r.null_difference === "number" ? `; with shuffled labels ${format.number(r.null_difference, 3)}` : ""
   return h("tr", null,
-    h("th", { scope: "row" }, term(said(c, r.metric)), lower),
+    h("th", { scope: "row" }, term(termOf(c, r.metric)), lower),
     h("td.num", null, format.number(r.mean_a, 3)), h("td.num", null, format.number(r.mean_b, 3)),
     h("td.axis", null, interval(r, reach, side ? groupHue(run, c, side) : "var(--soft)", shuffled)),
     h("td.num", null, r.difference === null ? "–" : [signed(r.difference), r.low === null ? "" : h("small.quiet", null, ` ${signed(r.low)} to ${signed(r.high)}`)]),
@@ -140,7 +140,7 @@ function resultRow(run, c, pair, r, reach) {
 const signed = (x, digits = 3) => (x >= 0.5 * 10 ** -digits ? "+" : "") + format.number(x, digits)
 
 function interval(r, reach, css, shuffled) {
-  if (r.difference === null) return h("span.quiet", null, "not to be had")
+  if (r.difference === null) return h("span.quiet", null, "undefined")
   const at = x => 50 + (50 * x) / reach
   const text = `difference ${signed(r.difference)}${r.low === null ? "" : `, interval ${signed(r.low)} to ${signed(r.high)}`}${shuffled}`
   return h("span.whisker", { role: "img", "aria-label": text, title: text, style: `--c:${css}` },
@@ -157,10 +157,10 @@ function distributions(run, c) {
   if (!keys.length) return null
   const state = { metric: keys[0] }
   const place = h("div")
-  const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[said(c, k)]?.title ?? k)))
-  const draw = () => place.replaceChildren(ridges(run, terms[said(c, state.metric)]?.title ?? state.metric, c.distributions[state.metric]))
+  const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[termOf(c, k)]?.title ?? k)))
+  const draw = () => place.replaceChildren(ridges(run, terms[termOf(c, state.metric)]?.title ?? state.metric, c.distributions[state.metric]))
   draw()
-  return section("How units are spread", "The whole distribution, since means hide it: filled, the labels given; outlined, the same labels dealt out anew among the units (shuffled). Labels that carry nothing make the two alike.",
+  return section("How units are spread", "The whole distribution, since means hide it: filled, the labels given; outlined, the same labels dealt out anew among the units (shuffled). If labels carry no information, the two look alike.",
     h("p", null, select), place)
 }
 
@@ -201,7 +201,7 @@ function againstRate(run, c) {
   }
   new IntersectionObserver(([entry], observer) => { if (entry.isIntersecting) { observer.disconnect(); draw() } }, { rootMargin: "300px" }).observe(place)
   const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k].title)))
-  return section("Quality against firing rate", "Bases fire at different rates, and quality goes with the rate: this is why the comparison is repeated on units of equal rates.", h("p", null, select, "  ", legend(run, bases)), place)
+  return section("Quality against firing rate", "Bases fire at different rates, and quality depends on the rate. So the comparison is repeated on units of equal rates.", h("p", null, select, "  ", legend(run, bases)), place)
 }
 
 /* ---- what was compared ---- */
@@ -216,7 +216,7 @@ function selection(run, c) {
 }
 
 function reuse(run, c) {
-  return section("Coverage and redundancy", "How many different things a basis can say. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", h("div.scroll", null, h("table", null,
+  return section("Coverage and redundancy", "How many different things the basis names. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", h("div.scroll", null, h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Distinct labels"), h("th.num", null, "Units per label"), h("th.num", null, "Evenness"), h("th", null, "Used most"))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), h("td.num", null, format.count(b.labels.distinct)), h("td.num", null, format.number(b.labels.reuse, 1)), h("td.num", null, format.number(b.labels.evenness)),
       h("td.quiet", null, b.labels.most_used.slice(0, 4).map(([label, n]) => `${label} (${n})`).join(", ")))))))) 
@@ -225,7 +225,7 @@ function reuse(run, c) {
 function nullTable(run, c) {
   const names = [...new Set(c.bases.flatMap(b => Object.keys(b.null_percentile ?? {})))]
   if (!names.length) return null
-  return section("Better than chance?", [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit. A basis of nothing would have 5 %."], h("div.scroll", null, h("table", null,
+  return section("Better than chance?", [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit. A meaningless basis would reach 5 %."], h("div.scroll", null, h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), names.map(s => h("th.num", null, term(`scorer:${s}`, terms[`scorer:${s}`]?.title ?? s))))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), names.map(s => h("td.num", null, b.null_percentile[s] ? bar(format.share(b.null_percentile[s].share_above_95), b.null_percentile[s].share_above_95, hue(run, b.name)) : "–"))))))))
 }
@@ -235,10 +235,10 @@ function nullTable(run, c) {
 function checks(run, c) {
   if (!c.validity?.length) return null
   const keys = Object.keys(c.metrics).filter(k => c.metrics[k].above_chance && c.bases.some(b => typeof b.shuffled?.[k] === "number"))
-  return section("Does the comparison itself hold?", "A basis against itself must show no difference, and labels dealt out anew among a basis's units must be worth nothing. Each check fails by luck in at most about one run of twenty.",
+  return section("Does the comparison itself hold?", "A basis against itself must show no difference, and labels dealt out anew among a basis's units must score 0. Each check fails by luck in at most about one run of twenty.",
     h("ul", { class: "checks" }, c.validity.map(v => h("li", null, h("strong", null, { true: "holds", false: "fails" }[v.passed] ?? "not tested"), ` · ${v.check}: ${v.detail}`))),
     keys.length ? h("div.scroll", null, h("table", null,
-      h("thead", null, h("tr", null, h("th", null, "Shuffled labels of"), keys.map(k => h("th.num", null, term(said(c, k)))))),
+      h("thead", null, h("tr", null, h("th", null, "Shuffled labels of"), keys.map(k => h("th.num", null, term(termOf(c, k)))))),
       h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), keys.map(k => h("td.num", null, typeof b.shuffled[k] === "number" ? signed(b.shuffled[k]) : "–"))))))) : null)
 }
 
@@ -264,7 +264,7 @@ function scorers(run, c) {
       h("tbody", null, rows.map(m => h("tr", null, h("th", { scope: "row" }, groupDot(run, c, m.group), groupWords(c, m.group)), h("td", null, `${words(m.a)} − ${words(m.b)}`), h("td.num", null, m.difference === null ? "–" : `${signed(m.difference)} (${signed(m.low)} to ${signed(m.high)})`), h("td.num", null, m.p_holm === null ? "–" : m.p_holm < 0.001 ? "<0.001" : m.p_holm.toFixed(3)), h("td", null, better(m, m.verdict) ? words(better(m, m.verdict)) : h("span.quiet", null, "none shown"))))))))
   }
   draw()
-  return section("Which scorer names best?", "All scorers label the same units, so they are compared pair by pair.", h("p", null, h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, metrics.map(k => h("option", { value: k }, terms[said(c, k)]?.title ?? k)))), place)
+  return section("Which scorer names best?", "All scorers label the same units, so they are compared pair by pair.", h("p", null, h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, metrics.map(k => h("option", { value: k }, terms[termOf(c, k)]?.title ?? k)))), place)
 }
 
 /* ---- units side by side ---- */

@@ -21,14 +21,14 @@ page(async (run, main) => {
 
 /* The answer for one layer, and the way to how it was reached. */
 function answered(run, c) {
-  const link = h("a.button", { href: `compare.html#${encodeURIComponent(c.setup.layer)}` }, "See the comparison, and what it can’t show →")
+  const link = h("a.button", { href: `compare.html#${encodeURIComponent(c.setup.layer)}` }, "See the comparison, and its limits →")
   const layer = run.compared.length > 1 ? h("h3", null, c.setup.layer) : ""
   return [layer, headlineCards(run, c) ?? "", controlsLine(run, c) ?? "", h("p", { style: "margin-bottom:3rem" }, link)]
 }
 
 function title(run) {
   const names = new Set(run.bases.map(b => b.kind))
-  return names.has("neuron") && names.has("sae") ? "Neurons or SAE features: which can be named?" : "What each unit responds to"
+  return names.has("neuron") && names.has("sae") ? "Neurons or SAE features: which are easier to name?" : "What each unit responds to"
 }
 
 function standfirst(run, total) {
@@ -46,9 +46,9 @@ function basesTable(run) {
     h("td.num", null, format.count(b.several)),
     h("td.num", null, format.share(b.quartiles.null_percentile?.[1])),
     h("td", { style: "min-width:9rem" }, statusBar(b)))
-  return section("The bases", "A basis is a set of units of the same layer. Hover or focus a dotted word to see what it means.",
+  return section("The bases", "A basis is a set of units of the same layer. Hover over a dotted word, or focus it, for its meaning.",
     h("div.scroll", null, h("table", null,
-      h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Units"), h("th.num", null, term("label", "With a label")), h("th.num", null, term("null_percentile", "That beats chance")),
+      h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Units"), h("th.num", null, term("label", "With a label")), h("th.num", null, term("null_percentile", "Better than chance")),
         h("th.num", null, "Distinct labels"), h("th.num", null, term("meanings")), h("th.num", null, term("null_percentile", "Median null")), h("th", null, "Alive, rare, dense, dead"))),
       h("tbody", null, run.bases.map(row)))))
 }
@@ -65,7 +65,7 @@ function spread(run) {
 }
 
 function gallery(run) {
-  return section("A few of each", "Evenly spaced by unit number, not picked by hand or by score. The pictures excite the unit most.",
+  return section("A few of each", "Evenly spaced by unit number, not picked by hand or by score. Each with the pictures that excite it most.",
     run.bases.map(b => h("div.gallery", null,
       h("h3", null, dot(run, b.name), inWords(run, b.name), h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, `all ${format.count(b.units)}`)),
       h("div.cards", null, b.sample.map(u => h("a.card", { href: unitLink(b.name, u.unit) },
@@ -75,7 +75,7 @@ function gallery(run) {
 
 function caveats(run) {
   const notes = [...(run.notes ?? [])]
-  if (run.images.skipped.length) notes.push(`${format.plural(run.images.skipped.length, "file")} could not be used; Methods lists what was skipped.`)
-  if (run.unreadable.length) notes.push(`${format.plural(run.unreadable.length, "picture")} can't be shown: the file is gone or unreadable.`)
+  if (run.images.skipped.length) notes.push(`${format.plural(run.images.skipped.length, "file")} could not be used; Methods lists them.`)
+  if (run.unreadable.length) notes.push(`${format.plural(run.unreadable.length, "picture")} cannot be shown: the file is missing or unreadable.`)
   return notes.length ? section("Read with care", null, h("ul", null, notes.map(n => h("li", null, n)))) : null
 }

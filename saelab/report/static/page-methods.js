@@ -8,21 +8,21 @@ page((run, main) => {
   const fact = (name, value) => (value ? h("tr", null, h("th", { scope: "row", style: "width:11rem" }, name), h("td", null, value)) : null)
   main.replaceChildren(...[
     h("h1", null, "Methods"),
-    h("p.lead", null, "Everything that a reader needs to judge or repeat this run."),
+    h("p.lead", null, "Everything you need to judge or repeat this run."),
     section("The run", null, h("table", null, h("tbody", null,
       fact("Run", run.name), fact("saelab", run.version), fact("Report made with", Object.entries(run.made_with).map(([name, v]) => `${name} ${v}`).join(", ")), fact("Made", run.created), fact("Host model", run.host), fact("Layers", [...new Set(run.bases.map(b => b.layer))].join(", ")),
       fact("Encoder", run.encoder), fact("Images", `${run.images.name}, ${format.count(run.images.count)} (${Object.entries(run.images.splits).map(([s, n]) => `${format.count(n)} ${s}`).join(", ")})`),
       fact("Fingerprint", h("code", null, run.images.fingerprint.slice(0, 16))), fact("Credit", run.images.credit)))),
-    section("Take away", "Files that lie in this report’s folder.", h("ul", null, run.takeaway.map(([file, what]) => h("li", null, h("a", { href: file, download: true }, file.split("/").at(-1)), ` – ${what}`))), h("p.note", null, "Blind rating sheets for a human study: ", h("code", null, `python scripts/view.py run=runs/${run.name}.json do=sheets raters=5`))),
+    section("Take away", "Files in this report’s folder.", h("ul", null, run.takeaway.map(([file, what]) => h("li", null, h("a", { href: file, download: true }, file.split("/").at(-1)), ` – ${what}`))), h("p.note", null, "Blind rating sheets for a human study: ", h("code", null, `saelab view run=runs/${run.name}.json do=sheets raters=5`))),
     cost(run),
     seconds.length ? section("Time", `${format.seconds(total)} in all.`, h("table", null, h("tbody", null,
       seconds.map(([stage, s]) => h("tr", null, h("th", { scope: "row", style: "width:11rem" }, stage), h("td", null, bar(format.seconds(s), s / longest))))))) : null,
-    section("Units by status", "None is dropped in silence.", h("div.scroll", null, h("table", null,
+    section("Units by status", "Every unit is counted.", h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Basis"), statusOrder.map(s => h("th.num", null, term(s))))),
       h("tbody", null, run.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), statusOrder.map(s => h("td.num", null, b.statuses[s] ? format.count(b.statuses[s]) : "·")))))))),
     problems(run),
     run.config ? section("Settings", "Every setting of the run, as given.", h("details", null, h("summary", null, "Show all"), h("pre", null, JSON.stringify(run.config, null, 1)))) : null,
-    section("Recipes", "What each artifact was made from; the folder's name carries the digest of exactly this.",
+    section("Recipes", "Everything each artifact was made from; the folder's name carries its digest.",
       run.bases.flatMap(b => Object.entries(b.recipes).map(([stage, recipe]) => h("details", null, h("summary", null, `${inWords(run, b.name)}: ${stage}`), h("pre", null, JSON.stringify(recipe, null, 1)))))),
     glossary(run),
   ].filter(Boolean))
@@ -32,19 +32,19 @@ page((run, main) => {
 function cost(run) {
   const rows = run.bases.filter(b => run.cost[b.name]).map(b => [b, run.cost[b.name]])
   if (!rows.length) return null
-  return section("Asked of models", "Tokens and dollars of the answers that were paid for; answers from the cache had been bought before.", h("div.scroll", null, h("table", null,
+  return section("Questions to models", "Tokens and dollars of the answers paid for in this run; cached answers were paid for earlier.", h("div.scroll", null, h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), ["Answers", "From the cache", "Tokens in", "Tokens out", "Cost"].map(t => h("th.num", null, t)))),
     h("tbody", null, rows.map(([b, c]) => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), [c.answers, c.cached, c.prompt_tokens, c.completion_tokens].map(n => h("td.num", null, format.count(n))), h("td.num", null, c.cost === null ? "unknown" : `$${c.cost.toFixed(4)}`)))))))
 }
 
 function problems(run) {
   const skipped = run.images.skipped.map(([file, reason]) => `${file}: ${reason}`)
-  const all = [["Skipped", skipped], ["Not to be shown", run.unreadable], ["Reused", run.reused ?? []], ["Notes", run.notes ?? []]].filter(([, list]) => list.length)
+  const all = [["Skipped", skipped], ["Not shown", run.unreadable], ["Reused", run.reused ?? []], ["Notes", run.notes ?? []]].filter(([, list]) => list.length)
   if (!all.length) return null
   return section("Skipped, reused, noted", null, all.map(([title, list]) => h("details", { open: list.length <= 3 }, h("summary", null, `${title} (${format.count(list.length)})`), h("ul", null, list.slice(0, 500).map(t => h("li", null, t))))))
 }
 
 function glossary(run) {
   const entries = Object.entries(run.terms).filter(([, t]) => t.text)
-  return section("What the words mean", null, h("dl", null, entries.map(([, t]) => [h("dt", null, h("strong", null, t.title)), h("dd", { style: "margin:0 0 .8rem" }, t.text, t.source ? h("span.quiet", null, ` (${t.source})`) : null)])))
+  return section("Glossary", null, h("dl", null, entries.map(([, t]) => [h("dt", null, h("strong", null, t.title)), h("dd", { style: "margin:0 0 .8rem" }, t.text, t.source ? h("span.quiet", null, ` (${t.source})`) : null)])))
 }

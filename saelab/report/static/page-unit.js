@@ -55,7 +55,7 @@ function crumbs(run, basis, record) {
       h("button", { type: "button", onclick: () => copy(JSON.stringify({ basis: basis.name, layer: basis.layer, ...record }, null, 1), "JSON") }, "copy as JSON")))
 }
 
-/* What can be said of the label in one or two sentences. */
+/* The label's standing in one or two sentences. */
 function verdict(run, record) {
   const m = record.measured
   if (record.status === "dead") return "This unit fires on no image of the set, so there is nothing to name."
@@ -142,7 +142,7 @@ function candidates(run, basis, record) {
   const sources = Object.keys(record.sources).length > 0
   const weight = row => scorers.reduce((sum, s) => sum + (row[s] ? 1 / row[s][0] : 0), 0)
   const rows = [...labels].sort((a, b) => (b[0] === record.label) - (a[0] === record.label) || weight(b[1]) - weight(a[1])).slice(0, 12)
-  return section("Candidate labels", "Each scorer's best labels. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell is a label outside a scorer's best.",
+  return section("Candidate labels", "Each scorer's best labels. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer's best.",
     h("div.scroll", null, h("table.candidates", null,
       h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th", null, "From") : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
       h("tbody", null, rows.map(([label, row]) => h("tr", null,
@@ -158,9 +158,9 @@ function candidates(run, basis, record) {
 
 function activity(run, basis, record) {
   const bands = record.bands.map((ids, i) => [i < 10 ? `${100 - 10 * i}–${90 - 10 * i} %` : "silent", ids]).filter(([, ids]) => ids.length)
-  return section("How often, how strongly", null, h("div.two", null,
+  return section("How often and how strongly it fires", null, h("div.two", null,
     h("div", null, h("h3", null, "Activations over all images"), activationHistogram(record, hue(run, basis.name)),
-      h("p.note", null, `Silent on ${format.count(record.silent)} of ${format.count(record.images)} images (not drawn). The height is on a square-root scale, so that single images show.`),
+      h("p.note", null, `Silent on ${format.count(record.silent)} of ${format.count(record.images)} images (not drawn). The height is on a square-root scale, to make single images visible.`),
       enriched(record)),
     h("div", null, h("h3", null, term("band", "From its maximum down to silence")), h("div.bands", null, bands.map(([text, ids]) => h("div", null, h("span", null, text), strip(ids, record.names)))))))
 }
@@ -178,12 +178,12 @@ function judged(run, basis, record) {
   const range = two => (two ? `${format.number(two[0])} to ${format.number(two[1])}` : "–")
   const numbers = keys => {
     const have = keys.filter(k => record.measured[k] !== null && record.measured[k] !== undefined)
-    if (!have.length) return h("p.quiet", null, "Could not be measured on this unit.")
+    if (!have.length) return h("p.quiet", null, "Undefined for this unit.")
     const bounded = have.some(k => record.interval[k])
     return h("table", null, h("thead", null, h("tr", null, h("th", null, "Measure"), h("th.num", null, "Value"), bounded ? h("th.num", null, term("interval")) : null, h("th", null, term("percentile", "Among its basis")))),
       h("tbody", null, have.map(k => h("tr", null, h("td", null, term(k)), h("td.num", null, shown(k, record.measured[k])), bounded ? h("td.num.quiet", null, range(record.interval[k])) : null, h("td", null, standing(record.percentile[k]))))))
   }
-  return section("How well the label holds", "Faithfulness asks whether the label predicts the unit on images kept apart from mining and labelling. Coherence asks whether the strongest images belong together, whatever the label.",
+  return section("How well the label holds", "Faithfulness asks whether the label predicts the unit on images held out from mining and labelling. Coherence asks whether the strongest images belong together, whatever the label.",
     h("div.two", null,
       h("div", null, h("h3", null, "Faithfulness of the label"), numbers(["truth_r", "caption_r", "auprc", "f1", "iou", "auroc", "scs"]), byScorer(run, record)),
       h("div", null, h("h3", null, "Coherence of the unit"), numbers(["clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy"]))))
@@ -209,7 +209,7 @@ function neighbourhood(run, basis, record) {
     [term("decoder", "Nearest direction"), near.decoder, "cosine"],
   ].filter(([, list]) => list?.length)
   if (!groups.length) return null
-  return section("Neighbours", "Units of this and the other bases that say the same, or fire on the same images.",
+  return section("Neighbours", "Units of any basis with the same label, or that fire on the same images.",
     h("div.two", null, groups.map(([title, list, word]) => {
       const place = h("ul.near")
       Promise.all(list.map(entry => neighbour(run, entry, word))).then(items => place.replaceChildren(...items))

@@ -42,7 +42,7 @@ page(async (run, main) => {
   )
   addEventListener("hashchange", () => { Object.assign(state, defaults, { basis: run.bases[0].name }, fromAddress()); draw().then(drawChart) })
   addEventListener("keydown", event => keys(event, state, rows, change))
-  if (untouched(state)) { // the first page is there before the whole basis has been read
+  if (untouched(state)) { // draw the first page before reading the whole basis
     const first = await saelab.need(`summary-${number(run, state.basis)}-first`)
     show(unpack(state.basis, first), run.bases[number(run, state.basis)].units)
     await painted()

@@ -15,7 +15,7 @@ function dot(run, name) { return h("i.dot", { style: `background:${hue(run, name
 
 function status(name) { return h(`span.status.${name}`, null, term(name)) }
 
-/* A number with a short bar behind it, for tables: how far along 0..1 it lies. */
+/* A number with a short bar behind it, for tables: its place between 0 and 1. */
 function bar(text, share, css) {
   const width = Math.round(100 * Math.max(0, Math.min(1, share ?? 0)))
   return h("span.bar", { style: `--w:${width}%;--bar:${css ?? "var(--accent)"}` }, text)

@@ -1,4 +1,4 @@
-/* What models said of a unit: proposals with the pictures that were sent, and verification. */
+/* A model's answers about a unit: proposals with the pictures that were sent, and verification. */
 "use strict"
 
 /* Tokens, money and time of an answer in words; null where nothing was counted. */
@@ -11,52 +11,52 @@ function spent(p) {
 
 function proposals(run, record) {
   if (!record.proposals.length) return null
-  return section("What proposers said", "Candidates for the vocabulary, from something that looked at the unit’s images; the scorers judge them like any other label.", record.proposals.map(p => proposal(run, p)))
+  return section("Proposals", "Candidate labels from a proposer that saw the unit’s images. The scorers judge them like any other label.", record.proposals.map(p => proposal(run, p)))
 }
 
 function proposal(run, p) {
-  const outcome = { none: "nothing in common", unparsed: "an answer that holds no label", failed: "no answer", no_positives: "no image to show" }[p.status]
+  const outcome = { none: "nothing in common", unparsed: "an answer without a label", failed: "no answer", no_positives: "no image to show" }[p.status]
   const more = (title, ...content) => h("details", null, h("summary", null, title), content)
-  return h("div.said", null,
+  return h("div.answer", null,
     h("h3", null, (p.labels ?? []).join(", ") || outcome, h("span.tag", null, p.proposer)),
     spent(p) ? h("p.note", null, spent(p)) : null,
-    p.evidence ? h("p", null, h("q", null, p.evidence), p.confidence === undefined ? null : h("span.quiet", null, ` (sure by ${format.share(p.confidence)}, as it says itself)`)) : null,
+    p.evidence ? h("p", null, h("q", null, p.evidence), p.confidence === undefined ? null : h("span.quiet", null, ` (its own confidence: ${format.share(p.confidence)})`)) : null,
     p.error ? h("p.fault", null, p.error) : null,
     p.sheets ? h("div.sheets", null, p.sheets.map(place => h("a", { href: place, "aria-label": `${shownAs(place)}, larger` }, h("img", { src: place, alt: shownAs(place), loading: "lazy", decoding: "async" }), h("small", null, shownAs(place))))) : null,
-    p.raw ? more("The answer, word for word", h("pre", null, p.raw)) : null,
-    p.prompt !== undefined ? more("What was asked", h("pre", null, run.prompts[p.prompt])) : null)
+    p.raw ? more("The full answer", h("pre", null, p.raw)) : null,
+    p.prompt !== undefined ? more("The prompt", h("pre", null, run.prompts[p.prompt])) : null)
 }
 
 /* A sheet in words, by its file's name. */
-const shownAs = place => (place.includes("contrast") ? "what does not excite it, as sent" : "what excites it, as sent")
+const shownAs = place => (place.includes("contrast") ? "contrasts, as sent" : "positives, as sent")
 
 /* ---- verification ---- */
 
 function verified(record) {
   if (!record.verified.length) return null
-  return section("A model looked again", null, record.verified.map(v => (v.test === "detect" ? detection(record, v) : choiceMade(v))))
+  return section("A model’s second look", null, record.verified.map(v => (v.test === "detect" ? detection(record, v) : choiceMade(v))))
 }
 
 function detection(record, v) {
-  const said = new Set(v.said)
-  const right = v.fires.filter((on, i) => on === said.has(i + 1)).length
-  const verdict = v.status === "answered" ? `${right} of ${v.images.length} photos told right` : { unparsed: "the answer can’t be read: counted as all wrong", failed: "no answer" }[v.status]
-  const word = (on, i) => `${on ? "fires" : "silent"}, ${said.has(i + 1) ? "called" : "not called"}`
-  return h("div.said", null,
+  const seen = new Set(v.said)
+  const right = v.fires.filter((on, i) => on === seen.has(i + 1)).length
+  const verdict = v.status === "answered" ? `${right} of ${v.images.length} photos judged correctly` : { unparsed: "the answer is unreadable and counts as all wrong", failed: "no answer" }[v.status]
+  const word = (on, i) => `${on ? "fires" : "silent"}, ${seen.has(i + 1) ? "label seen" : "label not seen"}`
+  return h("div.answer", null,
     h("h3", null, `Which photos show “${v.label}”?`),
-    h("p.note", null, "Photos that were used neither to find the label nor to propose it."),
+    h("p.note", null, "Photos that neither the label nor its proposal was made from."),
     h("p", null, `${verdict}. `, v.balanced_accuracy === undefined ? null : [term("detection", "Balanced accuracy"), ` ${format.number(v.balanced_accuracy)}, F1 ${format.number(v.f1)}.`]),
-    v.status === "answered" ? h("div.looked", null, v.images.map((id, i) => h("figure", { class: v.fires[i] === said.has(i + 1) ? "right" : "wrong" }, picture(id, `${record.names[id]}: ${word(v.fires[i], i)}`), h("figcaption", null, word(v.fires[i], i))))) : null,
+    v.status === "answered" ? h("div.looked", null, v.images.map((id, i) => h("figure", { class: v.fires[i] === seen.has(i + 1) ? "right" : "wrong" }, picture(id, `${record.names[id]}: ${word(v.fires[i], i)}`), h("figcaption", null, word(v.fires[i], i))))) : null,
     spent(v) ? h("p.note", null, spent(v)) : null,
-    v.raw ? h("details", null, h("summary", null, "The answer, word for word"), h("pre", null, v.raw)) : null)
+    v.raw ? h("details", null, h("summary", null, "The full answer"), h("pre", null, v.raw)) : null)
 }
 
 function choiceMade(v) {
-  const outcome = { answered: null, none: "none of them fits", unparsed: "the answer can’t be read", failed: "no answer" }[v.status]
-  return h("div.said", null,
+  const outcome = { answered: null, none: "none of them fits", unparsed: "the answer is unreadable", failed: "no answer" }[v.status]
+  return h("div.answer", null,
     h("h3", null, "Which of the scorer’s best labels fits?"),
     h("p.note", null, "The model saw the unit’s images and these labels, in this order."),
-    h("p", null, v.candidates.map((c, i) => [i ? ", " : "", c === v.label ? h("strong", null, c) : h("span.quiet", null, c)]), ". ", outcome ? `It says: ${outcome}.` : ["It chose ", h("strong", null, v.label), "."]),
+    h("p", null, v.candidates.map((c, i) => [i ? ", " : "", c === v.label ? h("strong", null, c) : h("span.quiet", null, c)]), ". ", outcome ? `Its answer: ${outcome}.` : ["It chose ", h("strong", null, v.label), "."]),
     spent(v) ? h("p.note", null, spent(v)) : null,
-    v.raw ? h("details", null, h("summary", null, "The answer, word for word"), h("pre", null, v.raw)) : null)
+    v.raw ? h("details", null, h("summary", null, "The full answer"), h("pre", null, v.raw)) : null)
 }

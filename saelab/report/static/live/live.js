@@ -54,7 +54,7 @@ const live = (() => {
 
 additions.unit = (run, basis, record) => {
   const edit = record.edited
-  const said = edit ? h("p.edited", null, `Changed by ${edit.who} on ${edit.when.slice(0, 10)}. The run’s own label is `, edit.was === null ? "none" : h("b", null, edit.was), ": the numbers below are of that one.") : null
+  const note = edit ? h("p.edited", null, `Changed by ${edit.who} on ${edit.when.slice(0, 10)}. The run’s own label is `, edit.was === null ? "none" : h("b", null, edit.was), ", and the numbers below belong to it.") : null
   const fault = h("p.fault", { role: "alert", hidden: true })
   const label = h("input", { name: "label", value: record.label ?? "", maxlength: 200, size: 32, autocomplete: "off" })
   const who = h("input", { name: "who", value: live.name.value, maxlength: 60, size: 16, required: true, autocomplete: "name" })
@@ -73,7 +73,7 @@ additions.unit = (run, basis, record) => {
   const form = h("form.controls", { onsubmit: event => { event.preventDefault(); save(label.value) } },
     h("label", null, "Label", label), h("label", null, "Your name", who), h("button", null, "Save"), other("No label fits", null),
     edit ? other("Back to the run’s label", edit.was) : null)
-  return h("div", null, said, h("details.edit", null, h("summary", null, "Change the label"), form, fault))
+  return h("div", null, note, h("details.edit", null, h("summary", null, "Change the label"), form, fault))
 }
 
 /* A picture of a unit opens the search for what else it fires. */

@@ -7,7 +7,7 @@ page(async (run, main) => {
   let item = null
   const begin = () => {
     const who = h("input", { name: "who", value: live.name.value, maxlength: 60, required: true, autocomplete: "name" })
-    main.replaceChildren(h("h1", null, "How well do labels describe what units respond to?"),
+    main.replaceChildren(h("h1", null, "How well do these labels describe the pictures?"),
       h("p.lead", null, "You will see sets of pictures, each with a label. Say how well the label describes what the pictures have in common. Where they come from is hidden. Some labels are wrong on purpose. Answers are kept as you give them: you can stop and come back under the same name."),
       h("form.controls", { onsubmit: event => { event.preventDefault(); live.name.value = who.value; next() } }, h("label", null, "Your name, or any word that only you use here", who), h("button", null, "Begin")))
     who.focus()

@@ -30,7 +30,7 @@ page(async (run, main) => {
 
   main.replaceChildren(
     h("h1", null, "Search"),
-    h("p.lead", null, "Words find the units that they describe, in the vocabulary or not. A picture finds the units that it fires unusually strongly, and where."),
+    h("p.lead", null, "Words find the units they describe, whether or not the vocabulary has them. A picture finds the units that it fires unusually strongly, and shows where."),
     h("form.controls", { onsubmit: event => { event.preventDefault(); if (words.value.trim()) location.hash = new URLSearchParams({ text: words.value.trim() }) } },
       h("label", null, "Words", words), h("button", null, "Search"), h("label", null, "Or a picture of yours (it stays on this machine)", file)),
     h("p.note", null, "Or one of the run’s:"), samples, results)
@@ -46,7 +46,7 @@ page(async (run, main) => {
 async function drawn(run, answer, what) {
   const parts = await Promise.all(answer.found.map(async found => {
     const summary = await saelab.need(`summary-${number(run, found.basis)}`)
-    const row = hit => (answer.picture ? fired(run, found, hit, summary, answer.picture) : told(run, found, hit, summary))
+    const row = hit => (answer.picture ? fired(run, found, hit, summary, answer.picture) : listed(run, found, hit, summary))
     return h("section.found", { style: `--c:${hue(run, found.basis)}` }, h("h3", null, dot(run, found.basis), inWords(run, found.basis)),
       found.hits.length ? h(answer.picture ? "div.pairs" : "ul.near", null, found.hits.map(row)) : h("p.quiet", null, "No unit."))
   }))
@@ -57,7 +57,7 @@ async function drawn(run, answer, what) {
 
 const labelOf = (summary, unit) => (summary.label[unit] < 0 ? "no label" : summary.labels[summary.label[unit]])
 
-function told(run, found, hit, summary) {
+function listed(run, found, hit, summary) {
   return h("li", null, strip(summary.thumbs[hit.unit].slice(0, 3)),
     h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, labelOf(summary, hit.unit)), h("small", null, `${alone[run.bases[number(run, found.basis)].kind] ?? "unit"} ${hit.unit}`)),
     h("span.tabular.quiet", null, format.number(hit.score, 3)))

@@ -1,0 +1,1 @@
+"""The command line: Hydra's edge, one module a command. Nobody imports it."""

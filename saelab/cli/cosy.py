@@ -1,0 +1,102 @@
+"""Measure whether units fire on pictures of their labels (CoSy): held-out photos, a folder, or generated pictures."""
+
+from omegaconf import DictConfig
+
+from saelab import settings, units
+from saelab.artifacts import Artifact, read_json
+from saelab.cli.edge import command, plain, stages
+from saelab.errors import UserError
+from saelab.evaluate import cosy
+from saelab.evaluate.diffusion import Diffusion, generate
+from saelab.images import ImageSet
+from saelab.run.basis import Basis
+from saelab.run.making import Stages
+from saelab.run.stages.cosy import CosySettings, Shown, labels_of, measure_labels, open_like
+
+
+@command(
+    "cosy",
+    settings=(
+        "cosy.source",
+        "cosy.scorer",
+        "cosy.folder",
+        "cosy.controls",
+        "cosy.generate.model",
+        "cosy.generate.count",
+        "cosy.generate.steps",
+        "truth",
+        "bases",
+        "layers",
+        "images",
+        "root",
+    ),
+    examples=(
+        "cosy",
+        "cosy cosy.source=folder cosy.folder=PICTURES",
+        "cosy cosy.source=diffusers cosy.generate.count=20 cosy.controls=COCO_VAL",
+    ),
+)
+def main(cfg: DictConfig) -> None:
+    """Measure the labels of every basis and print the means."""
+    given = plain(cfg.cosy)
+    given["generate"] = settings.make(Diffusion, given["generate"], "cosy.generate.")
+    own = settings.make(CosySettings, given, "cosy.")
+    made = stages(cfg, "cosy")
+    bases = made.labelled
+    labels = {(b.layer, b.name): labels_of(b, own.scorer) for b in bases}
+    pictures = _pictures(made, own, sorted({x for some in labels.values() for x in some if x is not None}))
+    controls = None if own.controls is None else _open(made, own.controls, "use cosy.controls=null")
+    shown, quiet = _fire(made, bases, pictures), _fire(made, bases, controls)
+    root, rule = made.root, made.config.truth
+    found = [
+        measure_labels(b, labels[b.layer, b.name], made.images, own, rule, root, some, other)
+        for b, some, other in zip(bases, shown, quiet, strict=True)
+    ]
+    print(table(bases, found))
+
+
+def _pictures(made: Stages, own: CosySettings, labels: list[str]) -> ImageSet | None:
+    """The pictures of labels, where they are not the test split's own."""
+    if own.source == "heldout":
+        return None
+    folder = own.folder
+    if own.source == "diffusers":
+        folder = str(generate(labels, made.root / "generated", own.generate, made.device))
+    assert folder is not None
+    return _open(made, folder, "use cosy.source=heldout")
+
+
+def _open(made: Stages, folder: str, remedy: str) -> ImageSet:
+    kept = made.config.tokens_per_image
+    if kept is not None:  # new pictures would be pooled over other tokens than the cached ones
+        what = "new pictures keep all their tokens, the cache does not"
+        raise UserError("tokens_per_image", kept, what, f"{remedy}, or tokens_per_image=null")
+    return open_like(made.images, folder)
+
+
+def _fire(made: Stages, bases: list[Basis], pictures: ImageSet | None) -> list[Shown | None]:
+    """Each basis' activations on new pictures."""
+    if pictures is None:
+        return [None] * len(bases)
+    projections = [(b.layer, units.Projection.load(b.units.path, b.sae_path)) for b in bases]
+    c = made.config
+    acts = cosy.activations(made.host, pictures, projections, c.policy, c.pool, c.dtype, c.batch_size, c.workers)
+    return [Shown(pictures, own) for own in acts]
+
+
+def table(bases: list[Basis], made: list[Artifact]) -> str:
+    """Basis x mean, with how many units were measured and why the others were not."""
+    heads = ("units", "unlabelled", "no images", "measured", "preferred", *cosy.NUMBERS[:-1])
+    lines = [f"{'basis':<28}" + "".join(f"{h:>12}" for h in heads)]
+    for basis, artifact in zip(bases, made, strict=True):
+        found = read_json(artifact.path / "cosy.json")
+        counts = [found[name] for name in ("units", "unlabelled", "without_images", "measured")]
+        numbers = [found["preferred"], *found["mean"].values()]
+        cells = "".join(f"{n:>12}" for n in counts)
+        cells += "".join(f"{'-' if n is None else format(n, '.3f'):>12}" for n in numbers)
+        lines.append(f"{basis.layer + ' ' + basis.name:<28}{cells}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

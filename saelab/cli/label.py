@@ -1,0 +1,53 @@
+"""Mine exemplars, collect candidate labels and assign the best one to every unit, by every scorer named.
+
+Prints the counts per status and a table basis x scorer x metric on held-out images.
+"""
+
+from omegaconf import DictConfig
+
+from saelab.cli.edge import command, dry_run, stages
+from saelab.cli.tables import label_table, pixel_table
+from saelab.label import pipeline
+
+
+@command(
+    "label",
+    settings=(
+        "scorer",
+        "label.final",
+        "label.vocabulary",
+        "label.nulls",
+        "label.abstain_below",
+        "label.mining.k",
+        "label.mining.rule",
+        "proposer",
+        "proposer.units",
+        "encoder",
+        "bases",
+        "layers",
+        "images",
+        "root",
+    ),
+    examples=(
+        "label scorer=[csp,semanticlens,soft_wpmi,cos_cubed]",
+        "label proposer=internvl_vllm proposer.dry_run=true",
+        "label label.vocabulary='[file:TERMS.txt]' proposer=none",
+    ),
+)
+def main(cfg: DictConfig) -> None:
+    """Print counts per status and the table of scorers."""
+    made = stages(cfg)
+    if dry_run(made):
+        return
+    for basis in made.evaluated:
+        assert basis.labels is not None
+        counted = pipeline.counts(pipeline.read(basis.labels.path))
+        print(f"{basis.layer}  {basis.name}: {', '.join(f'{n} {status}' for status, n in sorted(counted.items()))}")
+        for name, reason in pipeline.left_out(basis.labels.path).items():
+            print(f"  without {name}: {reason}")
+    print(label_table(made.evaluated))
+    print(pixel_table(made.evaluated), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Build the pages of a finished run, and the files to take away. They open from disk, without a server or a network."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from saelab.cli.edge import command, run_file
+from saelab.report import build
+
+
+@command(
+    "report",
+    settings=("run", "out", "shown"),
+    examples=("report", "report run=runs/comparison.json", "report run=runs/quickstart.json out=pages shown=50"),
+)
+def main(cfg: DictConfig) -> None:
+    """Build the report of a run, or find it built."""
+    run = run_file(cfg.run)
+    out = Path(cfg.out) if cfg.out else run.parent / "report" / run.stem
+    index = build(run, out, shown=cfg.shown)
+    print(f"report  {index.resolve()}\n        open it in a browser; it needs no server and no network")
+
+
+if __name__ == "__main__":
+    main()

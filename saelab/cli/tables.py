@@ -1,0 +1,99 @@
+"""What commands print for a person: the table of scorers and the last screen of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saelab.artifacts import read_json
+from saelab.images import ImageSet
+from saelab.run.basis import Basis
+from saelab.run.record import Outcome
+
+HEADLINE = ("caption_r", "truth_r", "auprc", "monosemanticity")
+OWN = ("scs", "monosemanticity")  # for pictures that nobody described: the labeller's own judgement is all there is
+COLUMNS = ("scs", "caption_r", "truth_r", "auprc", "f1")
+
+
+def label_table(bases: Sequence[Basis]) -> str:
+    """Basis x scorer x metric over all units (an unlabelled unit counts 0), and how many distinct labels were given."""
+    lines = [f"{'basis':<28}{'scorer':<24}" + "".join(f"{c:>10}" for c in COLUMNS) + f"{'distinct':>10}"]
+    for basis in bases:
+        assert basis.evaluation is not None
+        summary = read_json(basis.evaluation.path / "evaluation.json")
+        for scorer, entry in summary["by_scorer"].items():
+            means = (entry["metrics"][c]["mean_all"] for c in COLUMNS)
+            cells = "".join(f"{'-' if m is None else format(m, '.3f'):>10}" for m in means)
+            lines.append(f"{basis.layer + ' ' + basis.name:<28}{scorer:<24}{cells}{entry['distinct']:>10}")
+    return "\n".join(lines)
+
+
+def pixel_table(bases: Sequence[Basis]) -> str:
+    """NetDissect's IoU with marked pixels on the test pictures, for bases that have it; empty where none has."""
+    lines = []
+    for basis in bases:
+        assert basis.evaluation is not None
+        found = read_json(basis.evaluation.path / "evaluation.json").get("pixel_iou")
+        if found is not None and found["mean"] is not None:
+            name, bar = f"{basis.layer} {basis.name}", f"{found['above_bar']:.2f} of {found['units']} units above .04"
+            lines.append(
+                f"{name:<28}netdissect, pixel IoU on test: mean {found['mean']:.3f}, best {found['best']:.3f}, {bar}"
+            )
+    return "\n".join([*lines, ""]) if lines else ""
+
+
+def last_screen(images: ImageSet, outcome: Outcome, index: Path, seconds: float) -> str:
+    """What was compared, the headline numbers and the answer in a sentence, and where the report is."""
+    skipped = f" ({len(images.skipped)} skipped)" if images.skipped else ""
+    lines = ["", f"{len(images)} photos{skipped}, {outcome.host}, labels by {outcome.encoder}"]
+    for layer, made in outcome.comparisons.items():
+        result = read_json(made.path / "comparison.json")
+        lines += ["", *_headline(layer, result), result["headline"]]
+    reused = all(artifact.reused for artifact in (*outcome.comparisons.values(), *outcome.artifacts))
+    lines += [
+        "",
+        f"{seconds:.0f} s" + (", everything was there already" if reused else ""),
+        f"Report: {index.resolve().as_uri()}",
+    ]
+    return "\n".join(lines)
+
+
+def _headline(layer: str, result: dict[str, Any]) -> list[str]:
+    """A table of the groups' mean faithfulness over all selected units, and the first pair's difference."""
+    groups = [group["name"] for group in result["groups"]]
+    units = {b["group"]: 0 for b in result["bases"]}
+    for basis in result["bases"]:
+        units[basis["group"]] += basis["after"]
+    pairs = [p for p in result["pairs"] if p["matching"] == "all" and p["refused"] is None]
+    main = next((p for p in pairs if p["role"] == "main"), None)
+    described = any(_row(pair, metric) for pair in pairs for metric in HEADLINE[:3])
+    shown = [metric for metric in (HEADLINE if described else OWN) if any(_row(pair, metric) for pair in pairs)]
+    titles = {metric: result["metrics"][metric]["title"] for metric in shown}
+    width = max([26, *(len(title) + 2 for title in titles.values())])
+    against = f"{main['a']} - {main['b']} [95 % interval]" if main else ""
+    lines = [f"{layer:<{width}}" + "".join(f"{g:>20}" for g in groups) + f"   {against}"]
+    lines.append(f"{'units compared':<{width}}" + "".join(f"{units[g]:>20,}" for g in groups))
+    for metric, title in titles.items():
+        means: dict[str, float | None] = {}
+        for pair in pairs:
+            row = _row(pair, metric)
+            means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]} if row else {}
+        cells = "".join(f"{_number(means.get(g)):>20}" for g in groups)
+        lines.append(f"{title:<{width}}{cells}   {_interval(main, metric)}")
+    return lines
+
+
+def _row(pair: dict[str, Any], metric: str) -> dict[str, Any] | None:
+    """A metric's line over all units; None where no unit of a side has the number."""
+    found = (r for r in pair["results"] if r["metric"] == metric and r["counting"] == "all")
+    return next(found, None)
+
+
+def _interval(pair: dict[str, Any] | None, metric: str) -> str:
+    row = _row(pair, metric) if pair else None
+    if row is None or row["difference"] is None:
+        return "-" if pair else ""
+    return f"{row['difference']:+.3f} [{_number(row['low'], '+.3f')}, {_number(row['high'], '+.3f')}]"
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)

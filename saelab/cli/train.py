@@ -1,0 +1,117 @@
+"""Train sparse autoencoders on a layer's cached activations, one for each seed, in one pass.
+
+Writes what is missing of the activations, then <root>/sae/; after a kill the same command resumes.
+`wandb.project=NAME` logs to W&B as well. Several processes: `torchrun --nproc-per-node 2 scripts/train.py ...`.
+"""
+
+import json
+import os
+from typing import Any
+
+from omegaconf import DictConfig
+
+from saelab.artifacts import Artifact, digest, read_json
+from saelab.cli.edge import command, plain, stages
+from saelab.errors import UserError
+from saelab.run.config import as_tuple
+from saelab.run.distributed import join
+
+
+@command(
+    "train",
+    settings=(
+        "sae",
+        "sae.rule",
+        "sae.k",
+        "sae.expansion",
+        "sae.latents",
+        "sae.lr",
+        "sae.train.batch_size",
+        "sae.train.epochs",
+        "layers",
+        "seeds",
+        "images",
+        "host",
+        "wandb.project",
+        "root",
+    ),
+    examples=(
+        "train sae=gao_topk layers=[_blocks.15] seeds=[0,1]",
+        "train sae=matryoshka arrays.activations=tokens.npy images=folder images.root=PATH",
+        "train --multirun sae.k=8,16,32",
+    ),
+)
+def main(cfg: DictConfig) -> None:
+    """Train every layer's SAEs and print what each came to."""
+    with join() as first:
+        made = stages(cfg, "wandb")
+        for layer, store in made.caches.items():
+            logger = WandbRuns(cfg, layer, store.digest) if first and cfg.wandb.project is not None else None
+            saes = made.train(layer, logger)
+            for sae in saes if first else []:
+                found = read_json(sae.path / "quality.json")
+                shown = {name: round(found[name], 4) for name in ("fvu", "l0", "dead", "rare", "dense")}
+                print(f"{sae.path}: {json.dumps(shown)}")
+            if logger is not None:
+                logger.finish(saes)
+
+
+class WandbRuns:
+    """One W&B run for each seed, under an id that is the same after a resume; called as saelab.sae.fit's logger.
+
+    Offline where nobody is logged in; the files lie under `root`/wandb. A kill loses what W&B holds in memory, so after
+    a resume all lines are logged again; a server ignores what it has.
+    """
+
+    def __init__(self, cfg: DictConfig, layer: str, cache: str) -> None:
+        self.cfg, self.layer, self.cache = cfg, layer, cache
+        self.seeds = as_tuple(plain(cfg.seeds))
+        self.mode: Any = cfg.wandb.mode or os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+        self.runs: dict[int, Any] = {}
+
+    def __call__(self, which: int, step: int, numbers: dict[str, float]) -> None:
+        if which not in self.runs:
+            self.runs[which] = self._open(which)
+        if step >= self.runs[which].step:
+            self.runs[which].log(numbers, step=step)
+
+    def _open(self, which: int) -> Any:
+        import wandb
+
+        seed = self.seeds[which]
+        settings = {**plain(self.cfg.sae), "layer": self.layer, "seed": seed, "host": plain(self.cfg.host)}
+        settings["cache"] = self.cache
+        try:
+            return wandb.init(
+                project=self.cfg.wandb.project,
+                id=digest(settings)[:16],
+                resume="allow",
+                mode=self.mode,
+                name=f"{self.layer}-seed{seed}",
+                config=settings,
+                dir=str(self.cfg.root),
+                reinit="create_new",
+            )
+        except wandb.Error as error:
+            what = f"W&B is out of reach ({str(error).splitlines()[0]})"
+            remedy = "wandb.mode=offline writes the run to files; `wandb sync` uploads them later"
+            raise UserError("wandb.mode", self.mode, what, remedy) from None
+
+    def finish(self, saes: list[Artifact]) -> None:
+        """Add the final pass' numbers to each run, and close it."""
+        for which, opened in self.runs.items():
+            found = read_json(saes[which].path / "quality.json")
+            opened.summary.update({f"final/{name}": value for name, value in found.items() if name != "density"})
+            opened.finish()
+
+
+def logged_in() -> bool:
+    """Whether there is a key for W&B's server: in the environment, or in the file that `wandb login` writes."""
+    from requests.utils import get_netrc_auth
+
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return bool(os.environ.get("WANDB_API_KEY")) or get_netrc_auth(server) is not None
+
+
+if __name__ == "__main__":
+    main()

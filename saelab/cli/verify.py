@@ -1,0 +1,93 @@
+"""Have a vision-language model look again at the labels of a finished run.
+
+`detect`: which of some photos of the show split show the label? `second_look`: which of a scorer's best labels fits the
+unit's images? Rows go to <root>/verification/<basis>-<hash>/, a line a unit; after a kill the same command resumes.
+"""
+
+from omegaconf import DictConfig, open_dict
+
+from saelab import settings
+from saelab.cli.edge import command, plain, run_file
+from saelab.errors import UserError
+from saelab.label import propose
+from saelab.label.vlm.proposer import VLMProposer
+from saelab.report import reading
+from saelab.run.config import ProposerSettings, as_tuple, read_proposer
+from saelab.run.stages.verification import Verification, VerifySettings, table
+
+ASKED = ("openai", "transformers", "recorded")
+
+
+@command(
+    "verify",
+    settings=(
+        "run",
+        "tests",
+        "proposer",
+        "proposer.model",
+        "proposer.base_url",
+        "proposer.units",
+        "proposer.dry_run",
+        "bases",
+        "labels_of",
+        "per_side",
+        "candidates_of",
+        "candidates",
+    ),
+    examples=(
+        "verify proposer=openai proposer.model=X proposer.dry_run=true",
+        "verify proposer=internvl_vllm proposer.units='top:100'",
+        "verify tests=[detect] bases=[neuron]",
+    ),
+)
+def main(cfg: DictConfig) -> None:
+    """Ask, and print a line for each basis and test; with proposer.dry_run, what asking would take."""
+    run = reading.read(run_file(cfg.run))
+    with open_dict(cfg):
+        cfg.root = str(run.path.parent)  # where proposer.cache is
+    given = plain(cfg)
+    own = {name: given[name] for name in ("labels_of", "per_side", "candidates_of", "candidates")}
+    checks = settings.make(VerifySettings, own | {"tests": as_tuple(given["tests"])})
+    asked = read_proposer(given["proposer"])
+    proposer = load(asked)
+    jobs = [Verification(checks, asked, run, basis, proposer) for basis in choose(given["bases"], asked, run)]
+    if asked.dry_run:
+        for job in jobs:
+            for test, taken in job.estimates().items():
+                print(f"{job.basis.name}  {test}: {taken}")
+        return
+    budget, lines = jobs[0].budget, []
+    for job in jobs:
+        own_lines, budget = job.run(budget)  # one budget for all bases
+        lines += own_lines
+    print(table(lines))
+    for job in jobs:
+        print(f"{job.basis.name}: {job.folder}")
+
+
+def load(asked: ProposerSettings) -> VLMProposer:
+    """The model that is asked, and how pictures are put before it."""
+    if asked.name not in ASKED:
+        raise UserError("proposer", asked.name, "answers no questions about labels", f"use one of {', '.join(ASKED)}")
+    found = propose.load_proposer(name=asked.name, **asked.options)
+    assert isinstance(found, VLMProposer)
+    return found
+
+
+def choose(wanted: list[str] | str | None, asked: ProposerSettings, run: reading.Run) -> list[reading.Basis]:
+    """The bases that are named, all by default. Raises UserError for one that the run lacks."""
+    known = {basis.name: basis for basis in run.bases}
+    names = list(known) if wanted is None else list(as_tuple(wanted))
+    if not names:
+        raise UserError("bases", "[]", "at least one is needed", f"the run has {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            near = settings.nearest(name, list(known))
+            raise UserError("bases", name, f"not in {run.path}", f"{near}it has {', '.join(known)}")
+    if asked.name == "recorded" and len(names) > 1:
+        raise UserError("bases", ", ".join(names), "recorded answers are those of one basis", f"bases=['{names[0]}']")
+    return [known[name] for name in names]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""saelab's own scorer: what a unit does over all images and what sets its positives apart, in one currency.
+
+Both kinds of evidence are counted in standard deviations under chance (the unit's activations dealt out to the images
+at random), so that they can be added: many images make the whole set speak louder, few leave the word to the pairs.
+docs/scorers.md derives the parts, says what was chosen on what data, and shows where other scorers are better.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saelab.acts import Acts, part, shape
+from saelab.arrays import takes_arrays
+from saelab.errors import UserError
+from saelab.label.mine import column_means
+from saelab.label.scorers import memberships
+from saelab.label.scorers.checks import similarities
+from saelab.label.scorers.evidence import Evidence
+from saelab.label.scorers.frame import Block, Draw, Frame, once
+from saelab.label.scorers.permuted import Best, where_ranked
+from saelab.label.scorers.scorer import Rows, Scorer
+
+
+@takes_arrays
+def contrast_evidence(
+    acts: Acts,
+    image_emb: Float[Tensor, "images d_text"],
+    label_emb: Float[Tensor, "labels d_text"],
+    positive_ids: Int[Tensor, "units k"],
+    contrast_ids: Int[Tensor, "units k"],
+    valid: Bool[Tensor, "units k"] | None = None,
+) -> Float[Tensor, "units labels"]:
+    """Evidence that a unit responds to what a label names: whole-set correlation plus paired contrast.
+
+    With z the similarities <image, label> standardised per label over the images, a label's membership is read on two
+    graded scales, z and z^3, which let a broad label stand beside the narrow ones that it covers, and in competition,
+    softmax_labels(z), in which a label has to explain an image better than the others do. With
+    E(x, m) = sqrt(images) (r(x, m) - se / 2), Pearson's correlation over all images in standard deviations,
+
+        score = d * (E(a, z) / 4 + 3 E(f, z^3) / 4  +  E(f, softmax z)  +  sum_k (z[p_k] - z[n_k]) / sqrt(2 k))
+
+    a is the activation and f = relu(a - mean - sd) by how much the unit fires clearly (`baseline`);
+    se^2 = sum x^2 y^2 - r^2 / images (x, y: the centred columns of unit length) is r's sampling variance whatever the
+    distributions, large where few images carry the correlation; p_k and n_k are the k positives and their contrasts.
+    Under chance each kind of evidence has a variance of about 1, and of less where contrasts are much like their
+    positives. d = sqrt(min(1, spread / upper quartile of the labels' spreads)), the spread being the standard
+    deviation of a label's similarities, discounts labels that no image seems to show; evidence against a label
+    (below 0) is left as it is. Of one label only, or of equal ones, competition says what chance does, -1/2.
+
+    positive_ids, contrast_ids: from `mine.top_images` and `mine.contrast_images`, -1 where there is none. valid:
+    False leaves a pair out; a unit without a pair is scored by the whole set alone. NaN for units that are constant
+    or not finite, and for labels equally like every image. A label's score depends on the vocabulary (competition,
+    discount) but not on the other units; neither a unit's scale nor an offset matters.
+    Raises UserError where sizes do not fit.
+    """
+    acts, sims = similarities(acts, image_emb, label_emb)
+    return contrast_evidence_rows(acts, sims, positive_ids, contrast_ids, valid)(slice(None))
+
+
+def contrast_evidence_rows(
+    acts: Acts,
+    sims: Float[Tensor, "images labels"],
+    positive_ids: Int[Tensor, "units k"],
+    contrast_ids: Int[Tensor, "units k"],
+    valid: Bool[Tensor, "units k"] | None = None,
+) -> Callable[[slice], Float[Tensor, "some labels"]]:
+    """`contrast_evidence` for a slice of units at a time, given the similarities."""
+    _check(acts, positive_ids, contrast_ids, valid)
+    there = (positive_ids >= 0) & (contrast_ids >= 0)
+    there = there if valid is None else there & valid
+    z, constant, spread = memberships.standard(sims)
+    readings, worth = memberships.memberships(z), memberships.discount(spread)
+    bases = memberships.baselines(acts)
+
+    def rows(units: slice) -> Float[Tensor, "some labels"]:
+        some = part(acts, units)
+        total = memberships.paired(z, positive_ids[units], contrast_ids[units], there[units])
+        for reading in readings:
+            total.add_(memberships.whole(some, bases[reading.clear][units], reading), alpha=reading.weight)
+        return memberships.discounted(total, worth).masked_fill_(constant, torch.nan)
+
+    return rows
+
+
+def _check(acts: Acts, positive_ids: Tensor, contrast_ids: Tensor, valid: Tensor | None) -> None:
+    units = shape(acts)[1]
+    if positive_ids.ndim != 2 or len(positive_ids) != units:
+        raise UserError("positive_ids", tuple(positive_ids.shape), f"expected [units, k] for {units} units")
+    for name, tensor in (("contrast_ids", contrast_ids), ("valid", valid)):
+        if tensor is not None and tensor.shape != positive_ids.shape:
+            raise UserError(name, tuple(tensor.shape), f"expected [units, k] = {tuple(positive_ids.shape)}")
+
+
+@where_ranked
+def permuted_evidence(scorer: Scorer, frame: Frame) -> Best:
+    """Best evidence under permutation, from ranks, for all units at once.
+
+    Ranks beyond those at which a unit is above its lowest all hold the same entry, so only the ranks before them meet
+    the labels.
+    """
+    e = frame.evidence
+    z, constant, spread = memberships.standard(e.sims)
+    readings, worth = memberships.memberships(z), memberships.discount(spread)
+    means, bases = column_means(e.acts), memberships.baselines(e.acts)
+    _, column = frame.ranges
+    entries: dict[int, dict[bool, tuple[Tensor, ...]]] = {}
+
+    @once
+    def pairs(draw: Draw) -> tuple[Tensor, ...]:
+        """Positives, each one's contrasts by runs of ranks, and z of both, each image once."""
+        positives = draw.order[: frame.k]
+        found = draw.contrasts(positives)
+        distinct, place = torch.cat([positives[:, None], found], dim=1).unique(return_inverse=True)
+        return place[:, :1], place[:, 1:], found >= 0, z.index_select(0, distinct.clamp(min=0))
+
+    @once
+    def permuted(draw: Draw) -> list[tuple[Tensor, Tensor]]:
+        return [(m.values.index_select(0, draw.order), m.squares.index_select(0, draw.order)) for m in readings]
+
+    def paired(draw: Draw, block: Block, firing: Tensor) -> Tensor:
+        """`memberships.paired` as one product: the units share their positives and most of their contrasts."""
+        positive, contrast, there, seen = pairs(draw)
+        runs = column[block.units]
+        valid = (firing & there[:, runs].T).to(z.dtype)
+        weight = valid / (2 * valid.sum(dim=1, keepdim=True).clamp(min=1)).sqrt()
+        places = torch.cat([positive.T.expand(len(runs), -1), contrast[:, runs].T], dim=1)
+        return z.new_zeros(len(runs), len(seen)).scatter_add_(1, places, torch.cat([weight, -weight], dim=1)) @ seen
+
+    def best(draw: Draw, block: Block) -> Tensor:
+        if id(block) not in entries:
+            entries[id(block)] = {clear: _entries(block, base[block.units], frame) for clear, base in bases.items()}
+        total = paired(draw, block, _firing(block, means[block.units], frame))
+        for reading, (values, squares) in zip(readings, permuted(draw)):
+            high, squared, common = entries[id(block)][reading.clear]
+            ranks = high.shape[1]
+            r = high @ values[:ranks]
+            within = torch.addmm(common[:, None], squared, squares[:ranks])
+            total.add_(memberships.cautious(r, within, frame.images), alpha=reading.weight)
+        total = memberships.discounted(total, worth)
+        total = total.masked_fill_(constant, -torch.inf).nan_to_num_(nan=-torch.inf).amax(dim=1)
+        return total.masked_fill(total == -torch.inf, torch.nan)
+
+    return best
+
+
+def _entries(block: Block, base: Tensor, frame: Frame) -> tuple[Tensor, ...]:
+    """By rank: entries of r and of its spread beyond what every image has, and that common part."""
+    beyond = frame.images - block.sorted.shape[1]
+    fires = (block.sorted - base[:, None]).clamp(min=0)
+    rest = (block.lowest - base).clamp(min=0)[:, None]
+    centre = (fires.sum(dim=1, keepdim=True) + beyond * rest) / frame.images
+    norm2 = (fires - centre).square().sum(dim=1, keepdim=True) + beyond * (rest - centre).square()
+    norm2 = norm2.masked_fill(norm2 == 0, torch.nan)
+    common = (rest - centre).square() / norm2
+    squared = (fires - centre).square() / norm2 - common
+    dtype = frame.evidence.sims.dtype
+    return ((fires - rest) / norm2.sqrt()).to(dtype), squared.to(dtype), common[:, 0].to(dtype)
+
+
+def _firing(block: Block, means: Tensor, frame: Frame) -> Tensor:
+    """Which of a unit's first k images are positives above its mean: [some, k]."""
+    firing = torch.zeros(len(block.units), frame.k, dtype=torch.bool, device=block.sorted.device)
+    width = min(frame.k, block.sorted.shape[1])
+    firing[:, :width] = block.sorted[:, :width] > means[:, None]
+    return firing & (torch.arange(frame.k, device=firing.device) < frame.fires[block.units, None])
+
+
+def _start(e: Evidence) -> Rows:
+    firing = e.positive_values > column_means(e.acts)[:, None]  # a positive below the mean is no evidence of firing
+    return contrast_evidence_rows(e.acts, e.sims, e.positive_ids, e.contrast_ids, e.valid & firing)
+
+
+SCORERS = (
+    Scorer(
+        "contrast_evidence",
+        "pairs",
+        "Contrast evidence",
+        "saelab's own: correlation with the label over all images, graded and in competition with other labels, plus "
+        "what the strong images have over their look-alike contrasts.",
+        _start,
+        permuted_evidence,
+        source="docs/scorers.md",
+    ),
+)

@@ -1,0 +1,185 @@
+"""Scorers that correlate a unit's activations with each label's similarity over the whole image set."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.acts import Acts, Columns, blocks, part
+from saelab.arrays import takes_arrays
+from saelab.label.mine.status import column_means, extremes
+from saelab.label.scorers.checks import similarities
+from saelab.label.scorers.dissect import OIKARINEN
+from saelab.label.scorers.evidence import Evidence
+from saelab.label.scorers.frame import Block, Draw, Frame, once
+from saelab.label.scorers.permuted import Best, best_of
+from saelab.label.scorers.scorer import Rows, Scorer
+
+FLOOR = 1e-3  # CLIP-Dissect's least norm of a column
+
+
+@takes_arrays
+def cosine(
+    acts: Acts, image_emb: Float[Tensor, "images d_text"], label_emb: Float[Tensor, "labels d_text"]
+) -> Float[Tensor, "units labels"]:
+    """CLIP-Dissect's `cos_similarity`: cosine of the raw columns of activations and similarities, not centred.
+
+    Source: Oikarinen and Weng, ICLR 2023 (their norms are floored at 1e-3). NaN for units that are not finite.
+    """
+    return cosine_rows(*similarities(acts, image_emb, label_emb))(slice(None))
+
+
+@takes_arrays
+def pearson(
+    acts: Acts, image_emb: Float[Tensor, "images d_text"], label_emb: Float[Tensor, "labels d_text"]
+) -> Float[Tensor, "units labels"]:
+    """Pearson correlation over images of a unit's activations with its similarity to each label; NaN if constant."""
+    return pearson_rows(*similarities(acts, image_emb, label_emb))(slice(None))
+
+
+@takes_arrays
+def cos_cubed(
+    acts: Acts, image_emb: Float[Tensor, "images d_text"], label_emb: Float[Tensor, "labels d_text"]
+) -> Float[Tensor, "units labels"]:
+    """CLIP-Dissect's `cos_similarity_cubed`: cosine of the cubes of the centred columns.
+
+    Source: Oikarinen and Weng, ICLR 2023. Columns are divided by at least 1e-3, as theirs are, so that scores of
+    labels of very low spread are damped (`floored_labels` counts them). NaN for units that are constant or not finite.
+    """
+    return cos_cubed_rows(*similarities(acts, image_emb, label_emb))(slice(None))
+
+
+def floored_labels(sims: Float[Tensor, "images labels"]) -> int:
+    """How many labels have so little spread over the images that cos-cubed's floor of 1e-3 damps their scores."""
+    return int((((sims - sims.mean(dim=0)) ** 3).norm(dim=0) < FLOOR).sum())
+
+
+def cosine_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
+    """`cosine` for a slice of units at a time, given the similarities."""
+    right = sims / sims.norm(dim=0).clamp(min=FLOOR)
+    return _rows(acts, right, None, power=1)
+
+
+def pearson_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
+    """`pearson` for a slice of units at a time, given the similarities."""
+    return _rows(acts, standardised(sims), column_means(acts), power=1, floor=0.0)
+
+
+def cos_cubed_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
+    """`cos_cubed` for a slice of units at a time, given the similarities."""
+    return _rows(acts, cubed(sims), column_means(acts), power=3)
+
+
+def standardised(sims: Float[Tensor, "images labels"]) -> Float[Tensor, "images labels"]:
+    """Columns centred and scaled to unit length; NaN for a label that is equally like every image."""
+    centred = sims - sims.mean(dim=0)
+    norms = centred.norm(dim=0)
+    return centred / norms.masked_fill(norms <= 1e-6 * sims.norm(dim=0), torch.nan)
+
+
+def cubed(sims: Float[Tensor, "images labels"]) -> Float[Tensor, "images labels"]:
+    """Cubes of the centred columns over their norm, floored at 1e-3."""
+    cubes = (sims - sims.mean(dim=0)).pow_(3)
+    return cubes.div_(cubes.norm(dim=0).clamp(min=FLOOR))
+
+
+def _rows(
+    acts: Acts,
+    right: Float[Tensor, "images labels"],
+    centres: Float[Tensor, "units"] | None,
+    power: int,
+    floor: float = FLOOR,
+) -> Callable[[slice], Tensor]:
+    """Cosines of ((a - centre) ** power) with the columns of `right`, scaled already; centred constants get NaN."""
+    sums = right.sum(dim=0, dtype=torch.float64).to(right.dtype)
+
+    def rows(units: slice) -> Float[Tensor, "some labels"]:
+        some = part(acts, units)
+        low, high = extremes(some)
+        middle = torch.zeros_like(low, dtype=torch.float64) if centres is None else centres[units]
+        if isinstance(some, Columns):
+            scores = _against_sparse(some, right, sums, middle, power, floor)
+        else:
+            parts = [_against_dense(block, right, middle[at], power, floor) for at, block in blocks(some)]
+            scores = torch.cat(parts)
+        return scores if centres is None else scores.masked_fill_((low == high)[:, None], torch.nan)
+
+    return rows
+
+
+def _against_dense(
+    acts: Float[Tensor, "images some"], right: Tensor, centres: Tensor, power: int, floor: float
+) -> Float[Tensor, "some labels"]:
+    entries = (acts - centres).to(right.dtype).pow_(power)
+    return entries.div_(entries.norm(dim=0).clamp(min=floor)).T @ right
+
+
+def _against_sparse(
+    acts: Columns, right: Tensor, sums: Tensor, centres: Tensor, power: int, floor: float
+) -> Float[Tensor, "some labels"]:
+    """The same from stored entries.
+
+    Every unstored image has the same entry z = (-centre) ** power, so the product is the sum over stored images of
+    (entry - z) x right plus z times the column sums of `right`, which cubing leaves far from zero.
+    """
+    owner = acts.unit_of_entry
+    entries = (acts.values - centres[owner]) ** power
+    beyond = acts.images - acts.counts
+    unstored = torch.where(beyond > 0, (-centres) ** power, 0.0)
+    norms = (acts.total(entries**2) + beyond * unstored**2).sqrt().clamp(min=floor)
+    scores = acts.product((entries - unstored[owner]) / norms[owner], right)
+    return scores + (unstored / norms).to(right.dtype)[:, None] * sums
+
+
+def correlated(frame: Frame, right: Tensor, power: int, floor: float) -> Best:
+    """Pearson and its cube under permutation: one product a draw, over the ranks above units' lowest."""
+    means = column_means(frame.evidence.acts)
+    sums = right.sum(dim=0, dtype=torch.float64).to(right.dtype)
+    state: dict[int, tuple[Tensor, Tensor]] = {}
+    permuted = once(lambda draw: right.index_select(0, draw.order))
+
+    def entries(block: Block) -> tuple[Tensor, Tensor]:
+        centres = means[block.units, None]
+        high, low = (block.sorted - centres) ** power, (block.lowest[:, None] - centres) ** power
+        beyond = frame.images - block.sorted.shape[1]
+        norm = ((high**2).sum(dim=1, keepdim=True) + beyond * low**2).sqrt().clamp(min=floor)
+        constant = block.sorted[:, 0] == block.lowest
+        low = low.masked_fill(constant[:, None], torch.nan)
+        return ((high - low) / norm).to(right.dtype), (low / norm).to(right.dtype)
+
+    def best(draw: Draw, block: Block) -> Tensor:
+        if id(block) not in state:
+            state[id(block)] = entries(block)
+        high, low = state[id(block)]
+        return best_of(torch.addmm(low * sums, high, permuted(draw)[: high.shape[1]]))
+
+    return best
+
+
+def _of(rows_of: Callable[[Acts, Tensor], Rows]) -> Callable[[Evidence], Rows]:
+    return lambda e: rows_of(e.acts, e.sims)
+
+
+SCORERS = (
+    Scorer(
+        "pearson",
+        "images",
+        "Pearson",
+        "Correlation of activation and image-label similarity over all images.",
+        _of(pearson_rows),
+        lambda scorer, frame: correlated(frame, standardised(frame.evidence.sims), 1, 0.0),
+        source="docs/scorers.md",
+        alone=True,
+    ),
+    Scorer(
+        "cos_cubed",
+        "images",
+        "cos-cubed",
+        "Cosine of cubed activations and cubed similarities over all images.",
+        _of(cos_cubed_rows),
+        lambda scorer, frame: correlated(frame, cubed(frame.evidence.sims), 3, FLOOR),
+        OIKARINEN,
+        alone=True,
+    ),
+)

@@ -1,0 +1,201 @@
+"""Every setting of a run, as frozen dataclasses of plain values: what configs fill, recipes hold and records keep.
+
+The groups that one of several makers takes (a source of images, a proposer) keep that maker's own options as they are;
+the maker checks them by name. `RunConfig.of` reads the nested mapping that a YAML file or a record holds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from saelab import settings, truth
+from saelab.cache.layout import STORED
+from saelab.compare import Settings as CompareSettings
+from saelab.errors import UserError
+from saelab.label import pipeline
+from saelab.label.exemplars import MiningSettings
+from saelab.label.settings import final_scorer
+from saelab.run.basis import KINDS
+from saelab.run.presets import preset
+from saelab.run.stages.sae import check_sae, vary_sae
+from saelab.units import POOLS, SIGNED
+
+LISTS = ("layers", "bases", "seeds", "rotation_seeds", "scorer", "also")  # one value stands for a list of one
+MODES = {"mode": "contrast", "units": "all", "seed": 0, "dry_run": False}  # of the stage; the rest is the proposer's
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """The model that is looked into."""
+
+    name: str = "efficientnet_lite0"  # timm:NAME, torchvision:NAME, transformers:NAME, open_clip:NAME, module:..., ...
+    weights: str = "pretrained"  # pretrained, random, or a file
+    seed: int = 0  # of random weights
+    dtype: str | None = None  # float32, bfloat16 or float16; None: as loaded
+    transform: dict[str, Any] = field(default_factory=dict)  # fields of saelab.hosts.Transform to override
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """The image-text encoder that labels."""
+
+    name: str = "conse"  # conse, open_clip:MODEL/WEIGHTS or transformers:NAME
+    templates: tuple[str, ...] | None = None  # None: the encoder's own
+
+
+@dataclass(frozen=True)
+class ProposerSettings:
+    """Who proposes labels, about which units."""
+
+    name: str = "tagger"  # none, tagger, openai, transformers or recorded
+    mode: str = "contrast"  # what it sees: positives, contrast, or shuffled_contrast (the ablation)
+    units: str = "all"  # which units: all, status:ok, top:100, usd:2.50, ...
+    seed: int = 0  # of the order of photos, and of random units
+    dry_run: bool = False  # only say what asking would take
+    options: dict[str, Any] = field(default_factory=dict)  # the proposer's own settings, by name
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How labels are mined, assigned and trusted."""
+
+    final: str = "auto"  # the scorer whose label a unit carries; auto: the best for so many images
+    templates: tuple[str, ...] | None = None  # None: the encoder's
+    renormalize: bool = True  # unit length after the mean over templates
+    nulls: int = 200  # permutations behind each null percentile
+    abstain_below: float = 0.95  # labels below this null percentile are marked `abstained`
+    seed: int = 0  # of the permutations
+    runners_up: int = 5  # next best labels kept per scorer
+    meanings: bool = True  # split the positives of units that fall apart
+    keep_underscores: bool = False  # embed labels with their underscores
+    vocabulary: tuple[str, ...] = ("imagenet1k", "classes")  # sources, pooled in this order
+    mining: MiningSettings = field(default_factory=MiningSettings)
+
+
+@dataclass(frozen=True)
+class ArraySettings:
+    """Activations from a file instead of a host."""
+
+    activations: str | None = None  # .npy, .h5 or .safetensors
+    key: str | None = None  # which dataset or tensor of the file
+    offsets: str | None = None  # for [tokens, d_in]: a .npy with images + 1 row numbers
+    name: str = "arrays"  # stands for the layer in names
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run. The defaults are those of `saelab quickstart`."""
+
+    name: str = "quickstart"  # of the run's record and report
+    root: str = "runs"  # the folder of all artifacts
+    device: str = "auto"  # auto, cpu, cuda or mps
+    workers: int = 2  # processes that decode pictures
+    batch_size: int = 32  # pictures at once through host and encoder
+    images: dict[str, Any] = field(default_factory=lambda: {"source": "packaged"})  # saelab.images.load's arguments
+    host: HostSettings = field(default_factory=HostSettings)
+    layers: tuple[str, ...] = ("_blocks.15",)  # dotted names; compared side by side
+    policy: str = "all"  # which tokens: all, patches, cls, ...
+    dtype: str = "float16"  # of the cached tokens
+    tokens_per_image: int | None = None  # keep so many tokens of an image
+    arrays: ArraySettings = field(default_factory=ArraySettings)
+    sae: dict[str, Any] = field(default_factory=lambda: preset("sae", "quickstart"))  # SAEConfig, expansion, train
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    proposer: ProposerSettings = field(default_factory=ProposerSettings)
+    scorer: tuple[str, ...] = ("contrast_evidence", "csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed")
+    label: LabelConfig = field(default_factory=LabelConfig)
+    bases: tuple[str, ...] = ("neuron", "sae", "random_rotation")
+    pool: str = "max"  # tokens -> one number an image
+    signed: str = "positive"  # positive, or split: two units of each direction
+    seeds: tuple[int, ...] = (0, 1, 2)  # one SAE each
+    rotation_seeds: tuple[int, ...] = (0,)  # one random rotation each
+    truth: str = "mention"  # when a label counts as true of a picture
+    compare: CompareSettings = field(default_factory=CompareSettings)
+    also: tuple[str, ...] = ()  # SAEs of other settings to compare with: "sae.k=8", "sae=matryoshka"
+    random_host: bool = False  # compare with SAEs on the host with random weights
+
+    @classmethod
+    def of(cls, mapping: Mapping[str, Any]) -> "RunConfig":
+        """From a nested mapping with the names of conf/pipeline.yaml. Raises UserError for a setting that is wrong."""
+        given = dict(mapping)
+        for name in LISTS:
+            if name in given:
+                given[name] = as_tuple(given[name])
+        host = dict(given.get("host") or {})
+        host.pop("layers", None)
+        given["host"] = settings.make(HostSettings, host, "host.")
+        given["encoder"] = settings.make(EncoderSettings, given.get("encoder") or {}, "encoder.")
+        given["proposer"] = read_proposer(given.get("proposer") or {})
+        given["label"] = _label(given.get("label") or {})
+        given["compare"] = settings.make(CompareSettings, given.get("compare") or {}, "compare.")
+        given["arrays"] = settings.make(ArraySettings, given.get("arrays") or {}, "arrays.")
+        return settings.make(cls, given, "").checked()
+
+    def checked(self) -> "RunConfig":
+        """Itself. Raises UserError for values that no run could use, as far as they show without any file."""
+        if not self.name or Path(self.name).name != self.name:
+            raise UserError(
+                "name", self.name, "has to be the name of a file", "leave out slashes; root=PATH is the folder"
+            )
+        known = {"pool": (self.pool, POOLS), "signed": (self.signed, SIGNED), "truth": (self.truth, truth.RULES)}
+        known["dtype"] = (self.dtype, tuple(STORED))
+        for setting, (value, choices) in known.items():
+            if value not in choices:
+                near = settings.nearest(value, list(choices))
+                raise UserError(setting, value, "unknown", f"{near}known: {', '.join(choices)}")
+        for setting, least in (("batch_size", 1), ("workers", 0), ("tokens_per_image", 1)):
+            value = getattr(self, setting)
+            if value is not None and value < least:
+                raise UserError(setting, value, f"expected a whole number of at least {least}")
+        if not self.bases:
+            raise UserError("bases", "[]", "expected at least one", f"known: {', '.join(KINDS)}")
+        for kind in self.bases:
+            if kind not in KINDS:
+                near = settings.nearest(kind, list(KINDS))
+                raise UserError("bases", kind, "unknown", f"{near}known: {', '.join(KINDS)}")
+        check_sae(self.sae)
+        for text in self.also:
+            vary_sae(text, self.sae)
+        for setting in ("layers", "seeds", "rotation_seeds"):
+            if not getattr(self, setting):
+                raise UserError(setting, "[]", "expected at least one")
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """The nested mapping of plain values that `of` reads: what run.json keeps."""
+        own = asdict(self)
+        own["proposer"] = {k: v for k, v in own["proposer"].items() if k != "options"} | self.proposer.options
+        return own
+
+    def label_settings(self, mine: int) -> pipeline.LabelSettings:
+        """How labels are assigned, for so many mining images; `final` is named where it is `auto`."""
+        own = self.label
+        names = ("renormalize", "nulls", "abstain_below", "seed", "runners_up", "meanings")
+        return pipeline.LabelSettings(
+            self.scorer,
+            final_scorer(own.final, self.scorer, mine),
+            own.templates or self.encoder.templates,
+            **{name: getattr(own, name) for name in names},
+        )
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """A setting that may be one value or a list, as a tuple without repetitions."""
+    return tuple(dict.fromkeys(value if isinstance(value, list | tuple) else [value]))
+
+
+def read_proposer(given: Mapping[str, Any]) -> ProposerSettings:
+    """The settings of the stage, and under `options` those of the proposer itself."""
+    own = {field.name for field in fields(ProposerSettings)} - {"options"}
+    known = {name: value for name, value in given.items() if name in own}
+    return settings.make(
+        ProposerSettings, known | {"options": {k: v for k, v in given.items() if k not in own}}, "proposer."
+    )
+
+
+def _label(given: Mapping[str, Any]) -> LabelConfig:
+    own = dict(given)
+    if "vocabulary" in own:
+        own["vocabulary"] = as_tuple(own["vocabulary"])
+    own["mining"] = settings.make(MiningSettings, own.get("mining") or {}, "label.mining.")
+    return settings.make(LabelConfig, own, "label.")

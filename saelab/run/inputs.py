@@ -1,0 +1,122 @@
+"""What a run looks at: pictures, hosts, their cached activations, an encoder and its embeddings."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from saelab import cache, encoders, hosts
+from saelab import images as image_sources
+from saelab.cache import ActivationCache
+from saelab.images import ImageSet
+from saelab.run.config import RunConfig
+from saelab.run.device import choose_device
+from saelab.run.given import Given
+from saelab.run.stages.sae import sae_configs, vary_sae
+from saelab.run.timings import Timings
+
+
+class Inputs:
+    """Everything that exists before there are units. `saelab.run.making.Stages` goes on from it."""
+
+    def __init__(self, config: RunConfig, given: Given | None = None) -> None:
+        self.config, self.given = config, given or Given()
+        self.root, self.device = Path(config.root), choose_device(config.device)
+        self.timings, self.notes = Timings(), list[str]()
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """The pictures."""
+        with self.timings.of("images"):
+            return self.given.images or image_sources.load(**self.config.images)
+
+    @cached_property
+    def host(self) -> hosts.Host:
+        """The model that is looked into."""
+        return self.given.host or self._load_host(self.config.host.weights)
+
+    @cached_property
+    def random_host(self) -> hosts.Host:
+        """The same network with random weights."""
+        return self._load_host("random")
+
+    @cached_property
+    def caches(self) -> dict[str, ActivationCache]:
+        """The activations of each layer."""
+        config, arrays = self.config, self.config.arrays
+        if self.given.activations:
+            return {
+                name: cache.adopt(array, self.root, self.images, name=name, dtype=config.dtype)
+                for name, array in self.given.activations.items()
+            }
+        if arrays.activations is not None:
+            where = (self.root, self.images, arrays.key, arrays.offsets, arrays.name, config.dtype)
+            return {arrays.name: cache.adopt(arrays.activations, *where)}
+        self.check_host()
+        return self._write_caches(self.host)
+
+    @cached_property
+    def random_caches(self) -> dict[str, ActivationCache]:
+        """The activations of each layer of the host with random weights."""
+        return self._write_caches(self.random_host)
+
+    @cached_property
+    def encoder(self) -> encoders.Encoder:
+        """The image-text encoder that labels."""
+        return self.given.encoder or encoders.load(self.config.encoder.name, device=self.device)
+
+    @cached_property
+    def embeddings(self) -> encoders.ImageEmbeddings:
+        """The pictures in the encoder's space."""
+        config, images = self.config, self.images
+        if self.given.embeddings is not None:
+            from saelab.encoders.arrays import adopt_embeddings
+
+            return adopt_embeddings(self.given.embeddings, images, self.root)
+        encoder = self.encoder
+        with self.timings.of("embeddings"):
+            return encoders.image_embeddings(images, encoder, self.root, config.batch_size, config.workers)
+
+    @property
+    def weights(self) -> str:
+        """Digest of the host's weights; of arrays there are none."""
+        arrays = bool(self.given.activations) or self.config.arrays.activations is not None
+        return "arrays" if arrays else self.host.digest
+
+    @property
+    def host_name(self) -> str:
+        """The host as a person would cite it."""
+        return "arrays" if self.weights == "arrays" else self.host.name
+
+    @cached_property
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """The SAE settings of each entry of `also`."""
+        return {text: vary_sae(text, self.config.sae) for text in self.config.also}
+
+    def check_host(self) -> None:
+        """Raise UserError for layers that the host lacks, tokens it can't give and SAEs that don't fit them."""
+        for layer in self.host.resolve(self.config.layers):
+            self.host.choice(layer, self.config.policy)
+            if "sae" in self.config.bases and not self.given.saes:
+                for given in (self.config.sae, *self.variants.values()):
+                    sae_configs(given, self.host.d_in(layer), self.config.seeds)
+
+    # ---- parts -------------------------------------------------------------------------------------------------
+
+    def _load_host(self, weights: str) -> hosts.Host:
+        own = self.config.host
+        return hosts.load(own.name, weights, self.device, own.dtype, own.seed, own.transform)
+
+    def _write_caches(self, host: hosts.Host) -> dict[str, ActivationCache]:
+        images, own = self.images, self.config
+        with self.timings.of("activations"):
+            return cache.write(
+                images,
+                host,
+                list(own.layers),
+                self.root,
+                own.policy,
+                own.dtype,
+                own.batch_size,
+                own.workers,
+                own.tokens_per_image,
+            )

@@ -1,0 +1,214 @@
+"""The artifacts of one config, each made when it is asked for and reused when it is there.
+
+The order is the way of the data: images -> caches -> SAEs -> bases -> exemplars -> proposals -> vocabulary -> labels ->
+evaluations -> comparisons.
+"""
+
+import logging
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from saelab import compare, encoders, evaluate
+from saelab.artifacts import Artifact, digest
+from saelab.errors import UserError
+from saelab.label import pipeline, propose
+from saelab.label.assign import SCORERS
+from saelab.label.exemplars import check as check_mining
+from saelab.label.exemplars import exemplars
+from saelab.label.proposal import Estimate
+from saelab.label.vocabulary import Vocabulary
+from saelab.label.vocabulary import build as build_vocabulary
+from saelab.run import record
+from saelab.run.bases import Bases
+from saelab.run.basis import Basis
+from saelab.run.stages.comparison import compare_bases, group_images, pooling_of
+from saelab.run.stages.evaluation import evaluate_basis, make_judges
+from saelab.run.stages.images import record_images
+from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
+
+log = logging.getLogger("saelab")
+
+
+class Stages(Bases):
+    """The stages of one config. People use `saelab.Pipeline`, which is made of this; so are the commands."""
+
+    # ---- labels ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def mined(self) -> list[Basis]:
+        """Bases with their exemplars."""
+        self.check()
+        bases, embeddings, mining = self.bases, self.embeddings, self.config.label.mining
+        with self.timings.of("mining"):
+            return [
+                replace(b, exemplars=exemplars(b.units, self.images, embeddings, self.root, mining, self._vectors(b)))
+                for b in bases
+            ]
+
+    @cached_property
+    def proposer(self) -> propose.Proposer | None:
+        """Who proposes, if anybody does."""
+        return load_proposer(self.config.proposer, self.images, self.embeddings, self.root)
+
+    def estimates(self) -> list[tuple[Basis, int, Estimate]]:
+        """Per basis: how many units would be asked about and what it takes. Nothing is sent."""
+        if self.proposer is None:
+            return []
+        return [(b, *estimate(b, self.proposer, self.config.proposer, self.images)) for b in self.mined]
+
+    @cached_property
+    def proposed(self) -> list[Basis]:
+        """Bases with the candidates that the proposer named, if there is one."""
+        mined, proposer = self.mined, self.proposer
+        if proposer is None:
+            return mined
+        if self.config.proposer.dry_run:
+            raise UserError("proposer.dry_run", True, "asks nothing, so nothing follows from it", "set it to false")
+        made, spent = [], list[propose.Proposal]()
+        with self.timings.of("proposals"):
+            for basis in mined:
+                asked = self.config.proposer
+                place, rows, text = propose_labels(
+                    basis, proposer, asked, self.images, self.store(basis), self.root, spent
+                )
+                spent += rows
+                self.notes.append(text)
+                if proposer.name != "tagger":
+                    log.info("%s", text)
+                made.append(replace(basis, proposals=place))
+        return made
+
+    @cached_property
+    def named(self) -> Vocabulary:
+        """The labels of the vocabulary's sources, before anything is proposed."""
+        own = self.config.label
+        return self.given.vocabulary or build_vocabulary(own.vocabulary, self.images, own.keep_underscores)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """One vocabulary for all bases: the sources' labels, and every candidate of every basis."""
+        pooled = self.named
+        for basis in self.proposed:
+            rows = propose.read(basis.proposals) if basis.proposals is not None else []
+            if rows:
+                labels = (label for row in rows for label in row.labels)
+                pooled = pooled.plus(labels, rows[0].proposer, self.config.label.keep_underscores)
+        return pooled
+
+    @cached_property
+    def label_settings(self) -> pipeline.LabelSettings:
+        """How labels are assigned."""
+        return self.config.label_settings(len(self.images.ids("mine")))
+
+    @cached_property
+    def labelled(self) -> list[Basis]:
+        """Bases with their labels."""
+        proposed, words, embeddings = self.proposed, self.vocabulary, self.embeddings
+        with self.timings.of("labels"):
+            return [self._label(basis, words, embeddings) for basis in proposed]
+
+    # ---- how good they are -------------------------------------------------------------------------------------
+
+    @cached_property
+    def judges(self) -> evaluate.Judges:
+        """What labels are measured against."""
+        labels, own = self.vocabulary.labels, self.label_settings
+        return make_judges(
+            labels, self.images, self.embeddings.images, self.encoder, own, self.config.truth, self.root, self.device
+        )
+
+    @cached_property
+    def evaluated(self) -> list[Basis]:
+        """Bases with the numbers of their labels on the test split."""
+        evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).checked()  # before the long work
+        labelled = self.labelled
+        if not any(self.images.captions):
+            self.notes.append("The pictures have no captions, so caption_r and caption_clarity are missing.")
+        with self.timings.of("evaluation"):
+            return [replace(basis, evaluation=self._evaluate(basis)) for basis in labelled]
+
+    @cached_property
+    def comparisons(self) -> dict[str, Artifact]:
+        """One comparison for each layer, corrected together."""
+        if self.count_per_layer() < 2:  # known before the long work
+            remedy = "for example bases=[neuron,sae]"
+            raise UserError("bases", list(self.config.bases), "a comparison needs at least two", remedy)
+        evaluated = self.evaluated
+        with self.timings.of("comparison"):
+            setups = {layer: self._setup(layer) for layer in self.caches}
+            test = self.images.ids("test")
+            tested = compare.TestImages(self.judges, test, group_images(self.images, test))
+            return compare_bases(evaluated, setups, self.config.compare, self.root, tested)
+
+    def outcome(self, comparisons: bool = True) -> record.Outcome:
+        """Everything that was made, for the run's record."""
+        made = self.comparisons if comparisons else {}
+        own = self.config.record()
+        own["label"] = own["label"] | {"final": self.label_settings.final}  # which one `auto` stands for
+        images = record_images(self.images, self.root)
+        return record.Outcome(
+            own, images, self.host_name, self.encoder.name, self.evaluated, made, self.timings, self.notes
+        )
+
+    # ---- what can be known to be wrong before the long work ----------------------------------------------------
+
+    def check(self) -> None:
+        """Raise UserError for what no run could use: layers, SAEs, scorers, vocabulary, mining, variants."""
+        if self.weights != "arrays":
+            self.check_host()
+        if self.config.proposer.name == "tagger" and not self._tags:
+            remedy = "use encoder=conse, or proposer=none, openai or transformers"
+            raise UserError("proposer", "tagger", "reads the class probabilities that only ConSE gives", remedy)
+        pipeline.check(self.label_settings)
+        _ = self.named
+        check_mining(self.images, self.config.label.mining)
+
+    # ---- parts -------------------------------------------------------------------------------------------------
+
+    @property
+    def _tags(self) -> bool:
+        """Does the encoder give the class probabilities that the tagger reads?"""
+        return self.given.encoder is None and self.config.encoder.name.partition(":")[0] == "conse"
+
+    def _vectors(self, basis: Basis) -> torch.Tensor | None:
+        """The layer's mean tokens, in which the mining rule `host` looks for contrasts."""
+        wanted = self.config.label.mining.rule == "host"
+        return torch.from_numpy(self.store(basis).pooled("mean")) if wanted else None
+
+    def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
+        assert basis.exemplars is not None
+        own = self.label_settings
+        tokens = self.tokens(basis) if any(SCORERS[name].needs in ("maps", "decoder") for name in own.scorers) else None
+        mined = pipeline.MinedBasis(basis.units, basis.exemplars, basis.proposals, tokens, self._vectors(basis))
+        made = pipeline.labels(mined, self.images, pipeline.Space(self.encoder, embeddings), words, own, self.root)
+        return replace(basis, labels=made)
+
+    def _evaluate(self, basis: Basis) -> Artifact:
+        own = self.config
+        return evaluate_basis(
+            basis,
+            self.judges,
+            self.encoder,
+            self.images,
+            self.tokens(basis),
+            own.truth,
+            own.label.mining.k,
+            self.root,
+        )
+
+    def _setup(self, layer: str) -> compare.Setup:
+        own = self.config
+        return compare.Setup(
+            host=self.host_name,
+            layer=layer,
+            images=self.images.fingerprint,
+            splits=digest(self.images.splits.tolist())[:16],
+            pooling=pooling_of(next(b for b in self.bases if b.layer == layer)),
+            signed=own.signed,
+            k=own.label.mining.k,
+            encoder=self.encoder.name,
+            judge=self.encoder.name,
+            labels=digest(list(self.vocabulary.labels))[:16],
+        )

@@ -1,0 +1,194 @@
+"""`saelab.Pipeline`: from photos and a model to labelled, measured, compared units, in a script or a notebook."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from saelab import hosts, report
+from saelab.artifacts import read_json
+from saelab.encoders import Encoder
+from saelab.errors import UserError
+from saelab.images import ImageSet
+from saelab.images.rows import rows
+from saelab.run import given as brought
+from saelab.run import record
+from saelab.run.config import RunConfig
+from saelab.run.making import Stages
+from saelab.run.presets import preset
+from saelab.run.views import ByBasis, Comparison, Evaluation, Labels, only
+from saelab.sae import SAE
+from saelab.units import UnitActivations
+
+PLAIN = (str, Path, Mapping)  # what stands for settings; anything else is an object of the caller's
+
+
+class Pipeline(Stages):
+    """Every stage of a run, made when it is asked for and reused when it is there.
+
+        p = Pipeline(images="photos/", host="timm:resnet50", layers=["layer4"], sae={"k": 32})
+        p.labels["sae"].table()
+
+    All other settings are those of `RunConfig`, by name: `pool="mean"`, `scorer=["csp"]`, `label={"nulls": 50}`.
+    """
+
+    def __init__(
+        self,
+        images: str | Path | Mapping[str, Any] | ImageSet | None = None,
+        host: str | Mapping[str, Any] | hosts.Host | nn.Module | None = None,
+        layers: Sequence[str] | str | None = None,
+        sae: str | Path | Mapping[str, Any] | SAE | Sequence[SAE] | None = None,
+        encoder: str | Mapping[str, Any] | Encoder | None = None,
+        vocabulary: str | Sequence[str] | None = None,
+        *,
+        transform: Any = None,
+        activations: Any = None,
+        embeddings: Any = None,
+        captions: Sequence[str | None] | None = None,
+        classes: Sequence[Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        """Each argument is a setting (text or a dict) or an object of your own; so there are eleven.
+
+        `images`: a folder, the settings of an image source, or an ImageSet; the packaged photos by default.
+        `host`: a name such as `timm:resnet50`, settings, a Host, or a torch.nn.Module with its `transform` (a callable,
+        or fields of saelab.hosts.Transform). `layers`: dotted names.
+        `sae`: settings over those of the quickstart ({"k": 32}), the name of a preset (`matryoshka`), or SAEs trained
+        elsewhere (an SAE, its file, or a list of them).
+        `encoder`: a name such as `conse` or `open_clip:ViT-B-32/...`, or a saelab.encoders.Encoder.
+        `vocabulary`: your words as a list, or a source such as `imagenet1k` or `file:PATH` as text.
+        `activations`: an array or a file instead of a host ({layer: array} for several). `embeddings`: the images'
+        vectors in the encoder's space, or {"images": ..., "labels": ...} with a row for each word of `vocabulary`.
+        `captions`, `classes`: what is known of each row, where there are arrays but no pictures.
+        Raises UserError for a setting that does not exist or can't be used, naming the nearest.
+        """
+        words = None if vocabulary is None or isinstance(vocabulary, str) else list(vocabulary)
+        if isinstance(vocabulary, str):
+            settings["label"] = dict(settings.get("label", {})) | {"vocabulary": [vocabulary]}
+        vectors, own_encoder = brought.as_embeddings(embeddings, words) if embeddings is not None else (None, None)
+        arrays = {} if activations is None else brought.as_activations(activations, _names(layers))
+        objects = brought.Given(
+            images=_images(images, arrays, captions, classes, settings),
+            host=_host(host, transform),
+            encoder=own_encoder if encoder is None or isinstance(encoder, PLAIN) else encoder,
+            activations=arrays,
+            embeddings=vectors,
+            vocabulary=None if words is None else brought.as_vocabulary(words),
+            saes=_saes(sae),
+        )
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+        for name, value in {"images": images, "host": host, "encoder": encoder}.items():
+            if isinstance(value, PLAIN):
+                plain[name] = _group(name, value)
+        if layers is not None:
+            plain["layers"] = _names(layers)
+        elif host is not None and not arrays:
+            raise UserError("layers", None, "a host needs them", "`saelab layers host=NAME` lists those of a model")
+        plain["sae"] = _sae_settings(sae)
+        named = plain.get("encoder", {}).get("name", "conse")
+        if "proposer" not in plain and (objects.encoder is not None or not named.startswith("conse")):
+            plain["proposer"] = {"name": "none"}  # the tagger reads ConSE's class probabilities
+        super().__init__(RunConfig.of(plain), objects)
+
+    @classmethod
+    def read(cls, run: str | Path) -> "Pipeline":
+        """The pipeline of a finished run, from its record (runs/quickstart.json)."""
+        return cls(**record.read_config(Path(run)).record())
+
+    @property
+    def saes(self) -> ByBasis[SAE]:
+        """The SAEs by the name of their basis, trained when asked for."""
+        own = [basis for basis in self.bases if basis.sae is not None]
+        return ByBasis(own, lambda some: only(some, lambda b: SAE.load(b.sae.path / "sae.safetensors")))  # type: ignore[union-attr]
+
+    @property
+    def units(self) -> ByBasis[UnitActivations]:
+        """[images, units] of each basis, one number an image."""
+        return ByBasis(self.bases, lambda some: only(some, lambda b: UnitActivations.load(b.units.path)))
+
+    @property
+    def labels(self) -> ByBasis[Labels]:
+        """The labels of each basis, or of all bases of a kind, with their held-out numbers."""
+        return ByBasis(self.evaluated, lambda some: Labels(some, self.images))
+
+    @property
+    def evaluations(self) -> ByBasis[Evaluation]:
+        """Means of the held-out numbers, by basis and scorer."""
+        return ByBasis(self.evaluated, Evaluation)
+
+    @property
+    def comparison(self) -> Comparison:
+        """Are SAE features better than neurons here, and how sure is it?"""
+        return Comparison({layer: read_json(a.path / "comparison.json") for layer, a in self.comparisons.items()})
+
+    def save(self) -> Path:
+        """Write the run's record, <root>/<name>.json, and return its path."""
+        return record.write(self.outcome(), self.root, self.config.name)
+
+    def report(self, out: str | Path | None = None, shown: int = 30) -> Path:
+        """Build the report, or find it built, and return the path of its first page.
+
+        Raises UserError where the run has no pictures to show.
+        """
+        if not self.images.sizes:
+            raise UserError(
+                "images", self.images.name, "has no pictures to show", "give images=FOLDER beside the arrays"
+            )
+        own = Path(out) if out is not None else self.root / "report" / self.config.name
+        return report.build(self.save(), own, shown=shown)
+
+
+def _names(layers: Sequence[str] | str | None) -> list[str] | None:
+    return [layers] if isinstance(layers, str) else None if layers is None else list(layers)
+
+
+def _images(
+    images: Any, arrays: Mapping[str, Any], captions: Any, classes: Any, settings: Mapping[str, Any]
+) -> ImageSet | None:
+    if isinstance(images, ImageSet):
+        return images
+    if images is None and arrays:
+        return rows(len(next(iter(arrays.values()))), captions, classes, name=str(settings.get("name", "arrays")))
+    if captions is not None or classes is not None:
+        raise UserError(
+            "captions, classes", "given", "belong to arrays without pictures", "use images={...} with a table"
+        )
+    if images is not None and not isinstance(images, PLAIN):
+        raise UserError("images", type(images).__name__, "expected a folder, settings or an ImageSet")
+    return None
+
+
+def _host(host: Any, transform: Any) -> hosts.Host | None:
+    if isinstance(host, hosts.Host):
+        return host
+    if isinstance(host, nn.Module):
+        return brought.as_host(host, transform)
+    if host is not None and not isinstance(host, PLAIN):
+        raise UserError("host", type(host).__name__, "expected a name, settings, a Host or a torch.nn.Module")
+    return None
+
+
+def _group(name: str, value: Any) -> dict[str, Any]:
+    """Text that stands for a group of settings, as settings."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {"source": "folder", "root": str(value)} if name == "images" else {"name": str(value)}
+
+
+def _saes(sae: Any) -> tuple[Any, ...]:
+    if isinstance(sae, SAE | Path) or (isinstance(sae, str) and ("/" in sae or sae.endswith(".safetensors"))):
+        return (sae,)
+    return tuple(sae) if isinstance(sae, list | tuple) else ()
+
+
+def _sae_settings(sae: Any) -> dict[str, Any]:
+    if isinstance(sae, str) and not _saes(sae):
+        return preset("sae", sae)
+    base = preset("sae", "quickstart")
+    if not isinstance(sae, Mapping):
+        return base
+    own = dict(sae)
+    if "train" in own:
+        own["train"] = base["train"] | dict(own["train"])
+    return base | own

@@ -1,0 +1,86 @@
+"""The comparison stage: evaluated bases of each layer against each other."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from saelab import compare
+from saelab.acts import Acts, columns
+from saelab.artifacts import Artifact, digest, ensure, read_jsonl
+from saelab.images import ImageSet
+from saelab.label.vocabulary import key
+from saelab.run.basis import Basis
+from saelab.units import UnitActivations
+
+CODE = 7  # version of this stage; part of every recipe
+
+
+def compare_bases(
+    bases: Sequence[Basis],
+    setups: Mapping[str, compare.Setup],
+    settings: compare.Settings,
+    root: Path,
+    tested: compare.TestImages,
+) -> dict[str, Artifact]:
+    """One `comparison` artifact for each layer; p-values are corrected over all layers together.
+
+    `setups`: by layer, what all its bases share. `tested`: the test images, their groups and what judges labels.
+    """
+    layers = list(dict.fromkeys(basis.layer for basis in bases))
+    evaluations = [basis.evaluation.digest for basis in bases if basis.evaluation is not None]
+    results: list[dict[str, Any]] = []
+
+    def result_of(layer: str) -> dict[str, Any]:
+        if not results:
+            found = [
+                compare.compare([_side(b, setups[name], tested) for b in bases if b.layer == name], settings, tested)
+                for name in layers
+            ]
+            results.extend(compare.finish(found))
+        return results[layers.index(layer)]
+
+    made = {}
+    for layer in layers:
+        recipe = {"stage": "comparison", "code": CODE, "layer": layer, "evaluations": evaluations, "settings": settings}
+        recipe |= {"groups": digest([str(group) for group in (() if tested.groups is None else tested.groups)])}
+        recipe |= {"names": [[b.name, b.group] for b in bases if b.layer == layer]}
+
+        def build(folder: Path, layer: str = layer) -> None:
+            compare.write(folder, result_of(layer))
+
+        made[layer] = ensure(root, "comparison", layer, recipe, build)
+    return made
+
+
+def group_images(images: ImageSet, ids: Int[np.ndarray, "test"]) -> Int[np.ndarray, "test"]:
+    """Which test images belong together, for chance draws them as one: near-duplicates, and images of one caption."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    captions = [key(images.captions[image] or "") for image in ids.tolist()]
+    named = [("group", int(images.groups[image])) for image in ids.tolist()]
+    node = {name: len(ids) + i for i, name in enumerate(dict.fromkeys([*named, *captions]))}
+    links = [(i, node[name]) for i, name in enumerate(named)] + [(i, node[c]) for i, c in enumerate(captions) if c]
+    rows, ends = np.array(links).T
+    size = len(ids) + len(node)
+    graph = coo_array((np.ones(len(links)), (rows, ends)), shape=(size, size))
+    return np.asarray(connected_components(graph, directed=False)[1][: len(ids)])
+
+
+def _side(basis: Basis, setup: compare.Setup, tested: compare.TestImages) -> compare.Basis:
+    assert basis.evaluation is not None
+    rows = read_jsonl(basis.evaluation.path / "evaluation.jsonl")
+
+    def acts() -> Acts:
+        return columns(UnitActivations.load(basis.units.path).rows(tested.ids))
+
+    own = (basis.name, basis.group, basis.kind, basis.seed, basis.weights, basis.control)
+    return compare.Basis(*own, setup, rows, acts=acts)
+
+
+def pooling_of(basis: Basis) -> str:
+    """How a basis' tokens became one number an image."""
+    return str(UnitActivations.load(basis.units.path).info["pool"])

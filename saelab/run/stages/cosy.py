@@ -1,0 +1,108 @@
+"""The cosy stage: do a basis' units fire on pictures of their labels? (CoSy, Kopf et al., NeurIPS 2024)"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab import images as image_sources
+from saelab import truth, units
+from saelab.acts import columns
+from saelab.artifacts import Artifact, ensure
+from saelab.errors import UserError
+from saelab.evaluate import cosy
+from saelab.evaluate.diffusion import Diffusion
+from saelab.images import ImageSet
+from saelab.label import pipeline
+from saelab.label.mine import top_images
+from saelab.run.basis import Basis
+
+CODE = 2  # version of this stage; part of every recipe
+SOURCES = ("heldout", "folder", "diffusers")
+
+
+@dataclass(frozen=True)
+class CosySettings:
+    """Where pictures of labels come from, and whose labels are measured."""
+
+    source: str = "heldout"  # heldout: described test pictures; folder: one sub-folder a label; diffusers: generated
+    scorer: str = "final"  # whose labels: final, or a scorer's name
+    folder: str | None = None  # of `folder`
+    controls: str | None = None  # folder of other pictures to hold labels against; None: the test split's
+    generate: Diffusion = field(default_factory=Diffusion)  # of `diffusers`
+
+    def __post_init__(self) -> None:
+        """Raise UserError for an unknown source, and for `folder` without one."""
+        if self.source not in SOURCES:
+            raise UserError("cosy.source", self.source, "unknown", f"known: {', '.join(SOURCES)}")
+        if self.source == "folder" and self.folder is None:
+            raise UserError("cosy.folder", None, "source folder needs one", "give a folder with one sub-folder a label")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """New pictures, and what one basis' units do on them."""
+
+    pictures: ImageSet
+    acts: Float[Tensor, "pictures units"]
+
+
+def labels_of(basis: Basis, scorer: str) -> list[str | None]:
+    """Each unit's label by the scorer; final labels that abstain count as none."""
+    assert basis.labels is not None
+    rows = pipeline.read(basis.labels.path)
+    if scorer == "final":
+        return [None if row["abstained"] else row["label"] for row in rows]
+    known = {name for row in rows for name in row["scores"]}
+    if scorer not in known:
+        raise UserError("cosy.scorer", scorer, "gave no labels", f"known: final, {', '.join(sorted(known))}")
+    return [row["scores"].get(scorer, {}).get("label") for row in rows]
+
+
+def open_like(images: ImageSet, folder: Path | str) -> ImageSet:
+    """The pictures of a folder, padded to squares if the run's own are: the host has to see them alike."""
+    return replace(image_sources.load("folder", root=str(folder)), square=images.square)
+
+
+def measure_labels(
+    basis: Basis,
+    labels: list[str | None],
+    images: ImageSet,
+    settings: CosySettings,
+    rule: str,
+    root: Path,
+    shown: Shown | None = None,
+    control: Shown | None = None,
+) -> Artifact:
+    """The `cosy` artifact of one basis' labels. Eight parameters: two picture sets besides what the recipe names.
+
+    `rule`: when a label counts as true of a picture. `shown`: pictures of the labels, by sub-folder; None: the test
+    pictures that people described so. `control`: pictures to hold them against; None: all test pictures.
+    """
+    assert basis.labels is not None
+    recipe: dict[str, Any] = {"stage": "cosy", "code": CODE, "labels": basis.labels.digest, "truth": rule}
+    recipe |= {"images": images.fingerprint, "pictures": None if shown is None else shown.pictures.fingerprint}
+    recipe |= {"scorer": settings.scorer}
+    recipe |= {} if control is None else {"controls": control.pictures.fingerprint}
+
+    def build(folder: Path) -> None:
+        acts, test = units.UnitActivations.load(basis.units.path), images.ids("test")
+        distinct = sorted({label for label in labels if label is not None})
+        stated = truth.from_descriptions(distinct, images.captions, images.classes, rule)
+        if shown is None:  # an image that nobody described is no control
+            test = test[stated.known[torch.as_tensor(test)].numpy()]
+        true_of, own = cosy.described(distinct, stated, test), acts.rows(test)
+        shown_of = true_of if shown is None else cosy.in_folders(distinct, shown.pictures)
+        quiet = own
+        if control is not None:
+            pictures = control.pictures
+            described = truth.from_descriptions(distinct, pictures.captions, pictures.classes, rule)
+            true_of, quiet = cosy.described(distinct, described, pictures.ids()), control.acts
+        strongest = top_images(columns(acts.rows(images.ids("mine"))), 1)[1][:, 0].nan_to_num()
+        rows = cosy.cosy(labels, own if shown is None else shown.acts, shown_of, quiet, true_of, strongest)
+        cosy.write(folder, rows, cosy.summarise(rows) | {"source": settings.source})
+
+    return ensure(root, "cosy", basis.name, recipe, build)

@@ -1,0 +1,86 @@
+"""The proposals stage: who proposes, about which units, with what pictures."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from saelab.artifacts import folder, locked
+from saelab.cache import ActivationCache
+from saelab.encoders import ImageEmbeddings
+from saelab.errors import UserError
+from saelab.images import ImageSet
+from saelab.label import propose, selection
+from saelab.label.exemplars import Exemplars
+from saelab.label.proposal import Estimate
+from saelab.names import imagenet_names
+from saelab.run.basis import Basis
+from saelab.run.config import ProposerSettings
+from saelab.units import Projection, heat_maps
+
+CODE = 2  # version of this stage; part of every recipe
+log = logging.getLogger("saelab")
+
+
+def load_proposer(
+    settings: ProposerSettings, images: ImageSet, embeddings: ImageEmbeddings, root: Path
+) -> propose.Proposer | None:
+    """The proposer that the settings name, or None. Raises UserError where it needs what the encoder does not give."""
+    own = {"name": settings.name} | settings.options
+    if settings.name == "tagger":
+        probabilities = embeddings.extra.get("probabilities")
+        if probabilities is None:
+            remedy = "use encoder=conse, or proposer=none, openai or transformers"
+            raise UserError("proposer", "tagger", "the encoder gives no class probabilities", remedy)
+        own |= {"probabilities": probabilities, "names": imagenet_names(), "base": images.ids("mine")}
+    if settings.name == "openai":
+        own.setdefault("cache", str(root / "answers"))
+    return propose.load_proposer(**own)
+
+
+def estimate(
+    basis: Basis, proposer: propose.Proposer, settings: ProposerSettings, images: ImageSet
+) -> tuple[int, Estimate]:
+    """How many units would be asked about, and what asking takes; nothing is sent and nothing is written."""
+    shown, chosen, _ = _chosen(basis, settings)
+    return len(chosen), propose.estimate(proposer, shown, images, chosen, mode=settings.mode, seed=settings.seed)
+
+
+def propose_labels(
+    basis: Basis,
+    proposer: propose.Proposer,
+    settings: ProposerSettings,
+    images: ImageSet,
+    store: ActivationCache,
+    root: Path,
+    spent: Sequence[propose.Proposal] = (),
+) -> tuple[Path, list[propose.Proposal], str]:
+    """The folder with a basis' proposals.jsonl, its rows, and a sentence that sums them up.
+
+    Units that have a row are not asked again; failed ones are, whenever the stage runs. `spent`: rows of earlier
+    bases, which have used up their part of a budget.
+    """
+    assert basis.exemplars is not None
+    shown, chosen, budget = _chosen(basis, settings)
+    recipe = {"stage": "proposals", "code": CODE, "exemplars": basis.exemplars.digest, "proposer": proposer.recipe}
+    recipe |= {"mode": settings.mode, "units": settings.units, "seed": settings.seed}
+    where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)
+    project = Projection.load(basis.units.path, basis.sae_path)
+    heat = heat_maps(store, project, shown.activations[:, 0])
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
+        left = budget and budget.less(list(spent))
+        rows = propose.run(
+            proposer, shown, images, chosen, where, mode=settings.mode, seed=settings.seed, heat=heat, budget=left
+        )
+    text = f"{basis.layer} {basis.name}, {proposer.name}: {propose.summary(rows, chosen)['text']}"
+    return where, rows, text
+
+
+def _chosen(basis: Basis, settings: ProposerSettings) -> tuple[propose.Exemplars, list[int], selection.Budget | None]:
+    assert basis.exemplars is not None
+    found = Exemplars.load(basis.exemplars.path)
+    strength = found.activations.mean(1).tolist()
+    chosen, budget = selection.choose(
+        settings.units, len(found.status), status=found.status, strength=strength, seed=settings.seed
+    )
+    return propose.Exemplars(found.positives, found.contrasts, found.activations), chosen, budget

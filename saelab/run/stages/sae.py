@@ -1,0 +1,113 @@
+"""The sae stage: dictionaries on a layer's cached tokens, one for each seed, trained in one pass."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saelab import settings
+from saelab.artifacts import Artifact, ensure, file_digest
+from saelab.cache import ActivationCache, Batches
+from saelab.errors import UserError
+from saelab.run.distributed import ensure_together
+from saelab.run.presets import preset
+from saelab.sae import SAE, SAEConfig, TrainConfig, fit_many
+from saelab.sae.config import settle
+
+CODE = 5  # version of this stage; part of every recipe
+Logger = Callable[..., None]  # as saelab.sae.fit_many takes it
+
+
+def sae_configs(given: Mapping[str, Any], d_in: int, seeds: Sequence[int]) -> tuple[list[SAEConfig], TrainConfig]:
+    """One SAEConfig for each seed, and how they are trained. `latents`, or `expansion` times d_in of them.
+
+    Raises UserError for a setting that does not exist, one of another type, and values that can't be trained.
+    """
+    own = dict(given)
+    train = settings.make(TrainConfig, own.pop("train", {}), "sae.train.")
+    expansion, latents = own.pop("expansion", None), own.pop("latents", None)
+    if latents is None:
+        if not isinstance(expansion, int | float):
+            raise UserError("sae.expansion", expansion, "has to be a number where sae.latents is null")
+        latents = round(expansion * d_in)
+    sized = own | {"d_in": d_in, "latents": latents}
+    return [settings.make(SAEConfig, sized | {"seed": seed}, "sae.") for seed in seeds], train
+
+
+def check_sae(given: Mapping[str, Any]) -> None:
+    """Raise UserError for names and types; whether it fits a layer is checked with the layer's width."""
+    sae_configs(given, 1 << 20, [0])
+
+
+def vary_sae(text: str, base: dict[str, Any]) -> dict[str, Any]:
+    """SAE settings such as `sae.k=8`, `sae.k=32 sae.expansion=4` or `sae=matryoshka sae.k=8` over those of the run."""
+    import yaml
+
+    parts = str(text).split()
+    if not parts or any("=" not in part or not part.startswith(("sae.", "sae=")) for part in parts):
+        remedy = 'give some like "sae.k=8", "sae=matryoshka" or "sae.k=8 sae.expansion=4"'
+        raise UserError("also", text, "is no setting of an SAE", remedy)
+    given = dict(base)
+    for part in parts:
+        name, _, value = part.partition("=")
+        if name == "sae":
+            given = preset("sae", value)
+            continue
+        path, read = name.removeprefix("sae.").split("."), yaml.safe_load(value)
+        if path[0] == "train" and len(path) == 2:
+            given["train"] = dict(given.get("train", {})) | {path[1]: read}
+        else:
+            given[".".join(path)] = read
+    check_sae(given)
+    return given
+
+
+def train_saes(
+    store: ActivationCache,
+    given: Mapping[str, Any],
+    seeds: Sequence[int],
+    root: Path,
+    device: str,
+    logger: Logger | None = None,
+) -> list[Artifact]:
+    """One `sae` artifact for each seed, trained on the mine tokens. `logger(place in seeds, step, numbers)`."""
+    configs, train = sae_configs(given, store.d_in, seeds)
+    configs = [settle(config, device) for config in configs]
+    recipes = [{"stage": "sae", "code": CODE, "cache": store.digest, "sae": c, "train": train} for c in configs]
+    kept = "" if configs[0].rule == "relu" else f"-k{configs[0].k}"
+    wanted = [(f"{store.layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]
+
+    def build(folders: dict[int, Path]) -> None:
+        batches = Batches(store.tokens, train.batch_size, train.seed, rows=store.rows("mine"))
+        places = list(folders)
+        fit_many(
+            batches,
+            [configs[i] for i in places],
+            train,
+            list(folders.values()),
+            mean=store.mean,
+            variance=store.variance,
+            device=device,
+            logger=None if logger is None else lambda which, *numbers: logger(places[which], *numbers),
+        )
+
+    return ensure_together(root, "sae", wanted, build)
+
+
+def adopt_sae(sae: SAE | Path | str, d_in: int, root: Path) -> Artifact:
+    """The `sae` artifact of an SAE that somebody trained elsewhere: an SAE, its file, or a folder with it.
+
+    Raises UserError where its d_in is not the layer's.
+    """
+    if not isinstance(sae, SAE):
+        path = Path(sae)
+        sae = SAE.load(path / "sae.safetensors" if path.is_dir() else path)
+    if sae.d_in != d_in:
+        raise UserError("sae", sae.d_in, f"the layer's tokens have {d_in} dimensions", "give an SAE of this layer")
+    staged = root / "sae" / ".adopted.safetensors"
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    sae.save(staged)
+    recipe = {"stage": "sae", "code": CODE, "given": file_digest(staged)}
+    try:
+        return ensure(root, "sae", f"given-{sae.latents}", recipe, lambda folder: sae.save(folder / "sae.safetensors"))
+    finally:
+        staged.unlink(missing_ok=True)

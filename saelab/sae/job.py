@@ -1,0 +1,159 @@
+"""One SAE of a pass: its trainer, its folder, its lines of metrics; where it stands when a call begins."""
+
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelab import artifacts
+from saelab.cache.batches import Batches
+from saelab.errors import UserError
+from saelab.sae import checkpoints, record, summary
+from saelab.sae.config import SAEConfig, TrainConfig
+from saelab.sae.model import SAE
+from saelab.sae.quality import compare_held_out, fingerprint, quality
+from saelab.sae.train import Trainer
+
+log = logging.getLogger("saelab")
+DIVERGED = 10.0  # times the FVU of the first line (or of the mean): then training is given up
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training leaves."""
+
+    sae: SAE
+    quality: dict[str, Any]  # of a final pass over the training rows, and over held-out ones under "held_out"
+    folder: Path | None  # sae.safetensors, training.json, quality.json, metrics.jsonl, summary.png
+
+
+class Job:
+    """One SAE of the pass: its trainer, its folder, its lines of metrics."""
+
+    def __init__(
+        self,
+        config: SAEConfig,
+        folder: Path | None,
+        batches: Batches,
+        train: TrainConfig,
+        device: torch.device,
+        mean: Any,
+        variance: float,
+        start: SAE | None = None,
+    ) -> None:
+        self.folder, self.train = folder, train
+        self.total = train.total(batches.steps_per_epoch)
+        self.trainer = Trainer(config, device, torch.as_tensor(mean), variance, start)
+        self.recipe = self._recipe(config, batches, mean, variance)
+        if start is not None:
+            self.recipe["start"] = checkpoints.checksum(start.tensors())
+        self.digest = artifacts.digest(self.recipe)
+        self.lines: list[dict[str, Any]] = []
+        self.finished: Fit | None = None  # by an earlier call
+        self._resume()
+
+    def _recipe(self, config: SAEConfig, batches: Batches, mean: Any, variance: float) -> record.Recipe:
+        """Everything that the SAE, its metrics and its quality depend on."""
+        silent = ("keep", "checkpoint_every", "steps")
+        return {
+            "sae": {**artifacts.plain(config), "screen": self.trainer.screened},
+            "train": {name: value for name, value in dataclasses.asdict(self.train).items() if name not in silent},
+            "steps": self.total,
+            "data": {
+                "tokens": batches.n_tokens,
+                "batch_size": batches.batch_size,
+                "seed": batches.seed,
+                "processes": self.trainer.world.size,
+                "rows": fingerprint(batches),
+                "variance": float(variance),
+                "mean": [float(m) for m in mean],
+            },
+        }
+
+    def _resume(self) -> None:
+        """Go on from what lies in the folder. Raises UserError where that is another recipe's."""
+        folder = self.folder
+        if folder is None:
+            return
+        if record.holds(folder, self.recipe):
+            sae = SAE.load(folder, self.trainer.device)
+            self.finished = Fit(sae, artifacts.read_json(folder / "quality.json"), folder)
+            self.lines = _lines(folder, self.total)
+            log.info("%s is finished: nothing to train", folder)
+            return
+        if not self.trainer.world.rank:
+            folder.mkdir(parents=True, exist_ok=True)
+        found = checkpoints.latest(folder / "checkpoints", self.digest)
+        if found is None:
+            return
+        step, state = found
+        self.trainer.restore(state)
+        self.lines = _lines(folder, step)
+        log.info("resuming %s at step %d of %d", folder, step, self.total)
+
+    @property
+    def steps(self) -> int:
+        """Steps that are behind it."""
+        return self.trainer.steps if self.finished is None else self.total
+
+    def step(self, x: Tensor) -> dict[str, Tensor]:
+        now = self.trainer.steps
+        return self.trainer.step(x, self.train.lr_factor(now, self.total))
+
+    def numbers(self, step: int, metrics: dict[str, Tensor]) -> dict[str, float]:
+        """A step's metrics as floats (this waits for the device). Raises UserError where training has diverged."""
+        found = {name: float(value) for name, value in metrics.items()}
+        limit = DIVERGED * max(1.0, self.lines[0]["fvu"] if self.lines else found["fvu"])
+        if not (math.isfinite(found["loss"]) and found["fvu"] <= limit):
+            lr = self.trainer.config.learning_rate
+            expected = f"training diverged: loss {found['loss']:.3g}, FVU {found['fvu']:.3g} at step {step}"
+            kept = "; the last good checkpoint is kept" if self.folder else ""
+            raise UserError("lr", f"{lr:.1e}", expected, f"try lr={lr / 3:.1e} or clip=1.0{kept}")
+        return found
+
+    def save(self, step: int) -> None:
+        """Write the metrics so far, then the checkpoint that follows from them."""
+        if self.folder is None or self.trainer.world.rank:
+            return
+        artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
+        checkpoints.write(self.folder / "checkpoints", step, self.trainer.state(), self.digest, self.train.keep)
+
+    def finish(self, batches: Batches, held_out: Batches | None) -> Fit:
+        """Measure, and write the SAE; last of all its weights, for a folder that has these is finished."""
+        if self.finished is not None:
+            return self._finish_again(self.finished, held_out)
+        sae = self.trainer.sae
+        found = quality(sae, batches)
+        if held_out is not None:
+            found["held_out"] = compare_held_out(sae, found, held_out)
+        if self.folder is not None and not self.trainer.world.rank:
+            artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
+            artifacts.write_json(self.folder / "quality.json", found)
+            summary.draw(self.lines, found, self.folder / "summary.png")
+            record.write(self.folder, self.recipe)
+            sae.save(self.folder)
+        return Fit(sae, found, self.folder)
+
+    def _finish_again(self, fit: Fit, held_out: Batches | None) -> Fit:
+        """An SAE that was finished before; held-out rows that quality.json doesn't cover are measured, not written."""
+        there = fit.quality.get("held_out", {}).get("rows")
+        if held_out is None or there == fingerprint(held_out):
+            return fit
+        measured = compare_held_out(fit.sae, fit.quality, held_out)
+        return dataclasses.replace(fit, quality={**fit.quality, "held_out": measured})
+
+    def clear(self) -> None:
+        """Delete the checkpoints, which the finished SAE replaces."""
+        if self.folder is not None and not self.trainer.world.rank:
+            checkpoints.clear(self.folder / "checkpoints")
+
+
+def _lines(folder: Path, before: int) -> list[dict[str, Any]]:
+    """What metrics.jsonl holds of the steps before this one."""
+    metrics = folder / "metrics.jsonl"
+    return [row for row in artifacts.read_jsonl(metrics) if row["step"] < before] if metrics.exists() else []

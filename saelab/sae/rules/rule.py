@@ -1,0 +1,128 @@
+"""What a rule is, and its two families: selections rank the pre-activations, gates judge each latent by itself.
+
+A rule is one object without state: its fields say what it is called, what it stores and which settings it honours;
+its methods say what it does to pre-activations when an SAE is applied and while it learns.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.sae import sparse
+from saelab.sae.distributed import World
+from saelab.sae.select import top_k
+
+if TYPE_CHECKING:
+    from saelab.sae.config import SAEConfig
+
+Weights = dict[str, Tensor]  # W_enc, b_enc, W_dec, b_dec, and threshold where the rule learns one
+
+
+class Rule:
+    """One SAE rule. Subclass `Selection` or `Gate`, not this."""
+
+    name: ClassVar[str]  # as SAEConfig.rule and files name it
+    title: ClassVar[str]  # as the literature spells it
+    citation: ClassVar[str] = ""  # BibTeX entry
+    names: ClassVar[Mapping[str, str]] = {}  # what other packages call it, by package
+    has_k: ClassVar[bool] = True  # whether `k` means anything to it
+    threshold: ClassVar[str] = "none"  # none; learned: one a latent, a weight; followed: a running mean over batches
+    supports: ClassVar[frozenset[str]] = frozenset()  # fields of SAEConfig that not every rule honours, but this one
+
+    def fixed_l0(self, threshold: Float[Tensor, "latents"] | None) -> bool:
+        """Whether encoding keeps k latents of each token; else it keeps those above 0 or the threshold."""
+        return False
+
+    def pick(
+        self, pre: Float[Tensor, "batch latents"], k: int
+    ) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
+        """Where L0 is fixed: the values (>= 0) that stay of each token, and their latents."""
+        values, indices = top_k(pre, k)
+        return values.relu_(), indices
+
+    def gate(
+        self, pre: Float[Tensor, "batch latents"], threshold: Float[Tensor, "latents"] | None
+    ) -> Float[Tensor, "batch latents"]:
+        """Where L0 varies: the codes. May overwrite `pre`."""
+        if threshold is None:
+            return pre.relu_()
+        return pre.masked_fill_(pre <= threshold.clamp(min=0), 0)
+
+    def rebuild_first(
+        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
+    ) -> Float[Tensor, "batch d_in"] | None:
+        """The first batch's reconstruction, less the mean, by encoder rows equal to the decoder's.
+
+        Where it is longer than the input, training starts from shorter encoder rows. None: they start at length 1.
+        """
+        raise NotImplementedError
+
+    def first_threshold(
+        self, centred: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "latents d_in"], k: int, spread: Tensor
+    ) -> float:
+        """Where `threshold` is learned: its first value, of all latents. `spread`: of the activations."""
+        raise NotImplementedError
+
+
+class Selection(Rule):
+    """A rule that keeps the largest pre-activations: trained by sparse products over the (token, latent) pairs."""
+
+    supports: ClassVar[frozenset[str]] = frozenset({"prefixes", "kernels", "revive", "auxk_weight"})
+
+    def rebuild_first(
+        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
+    ) -> Float[Tensor, "batch d_in"] | None:
+        values, indices = self.pick((centred @ W_dec.T).relu_(), k)
+        return sparse.decode_rows(values, indices, W_dec)
+
+    def pairs(
+        self,
+        pre: Float[Tensor, "batch latents"] | None,
+        config: "SAEConfig",
+        world: World,
+        weights: Weights,
+        centred: Float[Tensor, "batch d_in"],
+    ) -> tuple[sparse.Pairs, Tensor | None]:
+        """The pairs kept of a training batch, one bag a token; and the smallest value, where a threshold follows it.
+
+        `pre` None: only where the rule supports `screen`; the pre-activations follow from `weights` and `centred`.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What a gate makes of a training batch."""
+
+    codes: Float[Tensor, "batch latents"]
+    l0: Tensor  # mean latents above 0 a token: this process' share of it
+    penalty: Tensor  # the part of the loss that has a gradient
+    value: Tensor  # the penalty as it is logged: this process' share of it
+
+
+class Gate(Rule):
+    """A rule by which each latent stays or not by itself: trained densely, by autograd, with a penalty on the codes."""
+
+    def open(
+        self,
+        pre: Float[Tensor, "batch latents"],
+        weights: Weights,
+        config: "SAEConfig",
+        spread: Tensor,
+        tokens: int,
+        total: Callable[[Tensor], Tensor],
+    ) -> Gated:
+        """Codes and penalty from relu(pre), for autograd.
+
+        `spread`: of the activations. `tokens`: the batch size over all processes; `total` sums over these.
+        """
+        raise NotImplementedError
+
+    def rebuild_first(
+        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
+    ) -> Float[Tensor, "batch d_in"] | None:
+        return torch.relu_(centred @ W_dec.T) @ W_dec

@@ -1,0 +1,96 @@
+"""Where training starts: weights drawn from the seed, or those of an SAE that exists."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelab.errors import UserError
+from saelab.sae import rules
+from saelab.sae.archetypal import Hull
+from saelab.sae.config import SAEConfig
+from saelab.sae.distributed import World
+from saelab.sae.model import SAE
+from saelab.sae.rules.rule import Weights
+from saelab.sae.select import widen
+
+
+def draw(
+    config: SAEConfig, x: Float[Tensor, "batch d_in"], mean: Float[Tensor, "d_in"], variance: Tensor, world: World
+) -> tuple[Weights, Hull | None]:
+    """Random decoder rows of length 1 (archetypal: among the tokens x), encoder rows along them, b_dec = mean.
+
+    The encoder rows have length 1, or less where reconstructions of x would be longer than x.
+    """
+    rule = rules.find(config.rule)
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = torch.randn(config.latents, config.d_in, generator=generator).to(mean.device)
+    hull = None
+    if config.decoder == "archetypal":
+        hull = Hull.start(config, world.gather(x) - mean, variance.sqrt(), generator)
+        rows = hull.rows()
+    W_dec = torch.nn.functional.normalize(rows, dim=1)
+    weights = {
+        "W_enc": W_dec * _balance(rule.rebuild_first(x - mean, W_dec, config.k), x - mean, world),
+        "b_enc": torch.zeros(config.latents, device=mean.device),
+        "W_dec": W_dec,
+        "b_dec": mean.clone(),
+    }
+    if rule.threshold == "learned":
+        found = rule.first_threshold(world.gather(x - mean), W_dec, config.k, variance.sqrt())
+        weights["threshold"] = torch.full_like(weights["b_enc"], found)
+    return weights, hull
+
+
+def _balance(rebuilt: Float[Tensor, "batch d_in"] | None, centred: Float[Tensor, "batch d_in"], world: World) -> float:
+    """The factor, at most 1, by which reconstructions become as long as the input; 1 where there are none.
+
+    (Gao et al. 2025, appendix A.1, match the lengths, up and down.)
+    """
+    if rebuilt is None:
+        return 1.0
+    wanted, found = (float(world.sum_(widen(part).square().sum())) for part in (centred, rebuilt))
+    return min(1.0, (wanted / found) ** 0.5) if found else 1.0
+
+
+def take_over(
+    sae: SAE, config: SAEConfig, x: Float[Tensor, "batch d_in"], spread: Tensor, world: World
+) -> tuple[Weights, None]:
+    """Copies of an SAE's weights, scaled so that decoder rows have length 1 and each latent adds what it added.
+
+    Where decoder rows had other lengths, TopK ranks the latents by what they add from then on. A rule that learns a
+    threshold takes the SAE's, or begins as usual where it has none.
+    """
+    rule = rules.find(config.rule)
+    tensors = {name: tensor.to(x.device, torch.float32).clone() for name, tensor in sae.tensors().items()}
+    length = torch.linalg.vector_norm(tensors["W_dec"], dim=1).clamp(min=1e-12)
+    for name, tensor in tensors.items():
+        if name != "b_dec":
+            factor = 1 / length if name == "W_dec" else length
+            tensor.mul_(factor.unsqueeze(1) if tensor.ndim == 2 else factor)
+    threshold = tensors.pop("threshold", None)
+    if rule.threshold == "learned":
+        if threshold is None:
+            centred = world.gather(x - tensors["b_dec"])
+            found = rule.first_threshold(centred, tensors["W_enc"], config.k, spread)
+            threshold = torch.full_like(tensors["b_enc"], found)
+        tensors["threshold"] = threshold
+    return tensors, None
+
+
+def check_fits(sae: SAE, config: SAEConfig) -> None:
+    """Raise UserError where training of this config can't start from the SAE."""
+    if (sae.latents, sae.d_in) != (config.latents, config.d_in):
+        expected = f"latents={config.latents}, d_in={config.d_in} as the config says"
+        raise UserError("start", f"[{sae.latents}, {sae.d_in}]", expected, "set latents and d_in to the SAE's")
+    if sae.meta.input_norm != "none":
+        expected = "training takes activations as they are, this SAE normalises each token"
+        raise UserError("start", f"input_norm={sae.meta.input_norm}", expected, "start from another SAE")
+    if config.decoder != "free":
+        raise UserError("start", f"decoder={config.decoder}", "an existing SAE has no hull", "use decoder=free")
+
+
+def pull_back(rows: Float[Tensor, "latents d_in"], start: Float[Tensor, "latents d_in"], least: float) -> None:
+    """Turn unit rows whose cosine with their start is below `least` back to it, by the shortest way: in place."""
+    cosine = (rows * start).sum(1, keepdim=True)
+    aside = torch.nn.functional.normalize(rows - cosine * start, dim=1)
+    rows.copy_(torch.where(cosine < least, least * start + (1 - least**2) ** 0.5 * aside, rows))

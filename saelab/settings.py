@@ -1,0 +1,82 @@
+"""One checker of settings: names, types and ranges by their dataclass, and the nearest name to one that is unknown."""
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from saelab.errors import UserError
+
+Kind = TypeVar("Kind")
+Range = tuple[float, float]  # least and greatest value
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    bool: "true or false",
+    tuple: "a list",
+    dict: "settings",
+}
+
+
+def nearest(word: Any, known: Sequence[str]) -> str:
+    """`did you mean A or B? `, or nothing where no known name is like `word`."""
+    close = get_close_matches(str(word), list(known), 3, 0.6)
+    return f"did you mean {' or '.join(close)}? " if close else ""
+
+
+def make(kind: type[Kind], mapping: Mapping[str, Any], prefix: str = "") -> Kind:
+    """The dataclass `kind` from a mapping: lists become tuples where the field is one.
+
+    `prefix` stands before a field's name in messages, such as `sae.train.`. Raises UserError for a name that `kind`
+    lacks, with the nearest ones it has, and for a value of another type.
+    """
+    hints = get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    made = {}
+    for name, value in mapping.items():
+        if name not in known:
+            near = nearest(name, known)
+            raise UserError(prefix + name, value, "there is no such setting", f"{near}known: {', '.join(known)}")
+        made[name] = _checked(prefix + name, value, hints[name])
+    return kind(**made)
+
+
+def check(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> None:
+    """Raise UserError for a field of a dataclass whose value is of another type, or outside its range."""
+    hints = get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, bounds = getattr(settings, field.name), ranges.get(field.name)
+        _checked(f"{prefix}{field.name}", value, hints[field.name], _bounded(bounds))
+        if bounds is not None and value is not None and not bounds[0] <= value <= bounds[1]:
+            kind = "a whole number" if isinstance(value, int) else "a number"
+            raise UserError(f"{prefix}{field.name}", value, f"expected {kind}{_bounded(bounds)}")
+
+
+def _bounded(bounds: Range | None) -> str:
+    if bounds is None:
+        return ""
+    low, high = bounds
+    return f" of at least {low:g}" if high == float("inf") else f" from {low:g} to {high:g}"
+
+
+def _checked(setting: str, value: Any, hint: Any, bounds: str = "") -> Any:
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [get_origin(option) or option for option in options]
+    if value is None and type(None) in kinds:
+        return None
+    if tuple in kinds and isinstance(value, list):
+        value = tuple(value)
+    if not any(_is(value, kind) for kind in kinds):
+        wanted = [NAMES.get(kind, "null") for kind in kinds]
+        raise UserError(setting, value, f"expected {' or '.join(dict.fromkeys(wanted))}{bounds}")
+    return value
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is Any or not isinstance(kind, type):
+        return True  # such as Literal: its own dataclass checks it
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind in (bool, object)
+    return isinstance(value, int | float if kind is float else kind)

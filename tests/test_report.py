@@ -288,6 +288,56 @@ def test_neuronpedia_features_link_to_pictures_and_have_parallel_histograms(repo
             assert activation["maxValue"] <= feature["maxActApprox"] + 1e-6
 
 
+def test_every_column_to_take_away_holds_the_number_of_its_name(report, run):
+    """Read as text and worked out anew from labels, evaluation and activations: no column shifted, none inverted."""
+    import csv
+
+    with (report / "takeaway" / "units.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    number = {"": None}
+    told = 0
+    for row, (basis, u) in zip(rows, ((b, u) for b in run.bases for u in range(len(b.labels))), strict=True):
+        label, measured, acts = basis.labels[u], basis.evaluation[u], basis.acts[:, [u]].toarray().ravel()
+        assert (row["basis"], row["kind"], row["layer"]) == (basis.name, basis.kind, basis.layer)
+        assert (row["status"], row["label"]) == (label["status"], label["label"] or "")
+        assert row["abstained"] == str(label["abstained"]) and int(row["fires_on"]) == label["fires_on"]
+        assert float(row["max_activation"]) == pytest.approx(max(acts.max(), 0))
+        files, values = json.loads(row["images"]), json.loads(row["activations"])
+        assert [acts[run.images.files.index(f)] for f in files] == pytest.approx(values)
+        assert values == sorted(values, reverse=True)
+        contrasts = [i for i in label["contrasts"][: len(files)] if i >= 0]
+        assert [f for f in json.loads(row["contrasts"]) if f] == [run.images.files[i] for i in contrasts]
+        for key in ("firing_rate", "clarity", "redundancy", "polysemanticity", "monosemanticity"):
+            assert number.get(row[key], row[key]) == (None if measured[key] is None else str(measured[key])), key
+        for scorer, found in label["scores"].items():
+            assert (row[f"label_{scorer}"], row[f"score_{scorer}"]) == (found["label"], str(found["score"]))
+            for key in ("scs", "auprc", "f1", "iou", "auroc", "truth_r", "caption_r"):
+                value = measured["by_scorer"].get(scorer, {}).get(key)
+                if scorer == row["scorer"] and value is not None:
+                    told += 1
+                    assert row[key] == str(value), key
+                    low, high = measured["interval"].get(key) or (None, None)
+                    if low is not None:
+                        assert (row[f"{key}_low"], row[f"{key}_high"]) == (str(low), str(high)) and low <= high
+    assert told > 50
+
+
+def test_neuronpedias_numbers_are_those_of_the_unit_and_its_pictures(report, run):
+    features = read_jsonl(report / "takeaway" / "neuronpedia.jsonl")
+    for feature, (basis, u) in zip(features, ((b, u) for b in run.bases for u in range(len(b.labels))), strict=True):
+        acts = basis.acts[:, [u]].toarray().ravel()
+        fires = acts[acts > 1e-6]
+        assert feature["index"] == str(u) and feature["frac_nonzero"] == pytest.approx(len(fires) / len(acts))
+        for shown in feature["activations"]:
+            assert acts[run.images.files.index(shown["imageName"])] == pytest.approx(shown["maxValue"])
+        heights, middles = feature["freq_hist_data_bar_heights"], feature["freq_hist_data_bar_values"]
+        if heights:
+            assert sum(heights) == len(fires)
+            half = (middles[1] - middles[0]) / 2
+            counted = [((fires >= m - half) & (fires < m + half)).sum() for m in middles[:-1]]
+            assert abs(np.array(counted) - heights[:-1]).sum() <= 2  # an edge rounds either way
+
+
 def test_methods_name_every_setting_and_cite_only_what_was_used(report, run):
     text = (report / "takeaway" / "methods.txt").read_text()
     for basis in run.bases:

@@ -24,11 +24,11 @@ SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 MAX_SIDE = 2048  # no model looks at more; bounds what a 100-megapixel picture takes once it is decoded
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 MAX_BYTES = 1 << 30  # of a file
-AT_ONCE = 512 << 20  # bytes that all threads of a process together decode at a time; a larger picture is decoded alone
+AT_ONCE = 256 << 20  # bytes that all threads of a process together decode at a time; a larger picture is decoded alone
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag; its values that swap width and height
 _UPRIGHT = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2)))  # its values -> Pillow's Image.Transpose
-_BAND = 1 << 22  # pixels that are converted at once
+_BAND = 1 << 20  # pixels that are converted at once
 # Bytes a pixel while decoding: what Pillow keeps in a mode, and what a decoder needs beside it.
 _KEPT = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "CMYK": 4}
 _BESIDE = {"WEBP": 4, "AVIF": 8, "JPEG2000": 12}

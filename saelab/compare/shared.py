@@ -212,9 +212,8 @@ def _jackknife(moved: Float[np.ndarray, "parts"], parts: Parts | None) -> tuple[
 
 
 def _refusal(sides: dict[str, Measured], parts: Parts | None) -> str | None:
-    for name, side in sides.items():
-        if side.unscaled:
-            return "all units of both sides have one label, so nothing can be above chance"
+    if any(side.unscaled for side in sides.values()):
+        return "all units of both sides have one label, so nothing can be above chance"
     for name, side in sides.items():
         found = len(np.unique(side.cluster))
         if found < FEWEST_CLUSTERS:

@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import CompareMeans
 
-from saelab.compare import statistics
+from saelab.compare import Side, statistics
+from saelab.compare.evidence import pooled
+from saelab.compare.left_out import Measured, Parts, measure
 from saelab.compare.matching import match
+from saelab.compare.shared import combine
 
 
 def draw(seed: int, *sizes: int, shift: float = 0.0) -> list[np.ndarray]:
@@ -15,50 +19,9 @@ def draw(seed: int, *sizes: int, shift: float = 0.0) -> list[np.ndarray]:
     return [rng.normal(shift, 1, n) for n in sizes]
 
 
-def test_three_seeds_a_side_is_welch_on_seed_means():
-    a, b = draw(0, 50, 60, 70, shift=0.3), draw(1, 40, 45, 50, 55)
-    found = statistics.between_bases(a, b, 0.05, 100, 0)
-    means = [x.mean() for x in a], [x.mean() for x in b]
-    welch = stats.ttest_ind(*means, equal_var=False)
-    low, high = CompareMeans.from_data(*means).tconfint_diff(usevar="unequal")
-    assert found.p == pytest.approx(welch.pvalue) and (found.low, found.high) == pytest.approx((low, high))
-    assert found.difference == pytest.approx(np.mean(means[0]) - np.mean(means[1]))
-
-
-def test_seeds_against_one_basis_takes_the_error_of_its_units():
-    a, (b,) = draw(0, 50, 60, 70, shift=0.3), draw(1, 40)
-    found = statistics.between_bases(a, [b], 0.05, 100, 0)
-    means = np.array([x.mean() for x in a])
-    # Welch from summary statistics: three "observations" against forty
-    welch = stats.ttest_ind_from_stats(means.mean(), means.std(ddof=1), 3, b.mean(), b.std(ddof=1), 40, equal_var=False)
-    assert found.p == pytest.approx(welch.pvalue)
-    assert (found.low + found.high) / 2 == pytest.approx(means.mean() - b.mean())
-
-
-def test_one_seed_a_side_is_the_bootstrap_over_units_of_scipy():
-    (a,), (b,) = draw(0, 80, shift=0.5), draw(1, 60)
-    found = statistics.between_bases([a], [b], 0.05, 8000, 0)
-    twin = stats.bootstrap(
-        (a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis), n_resamples=8000, method="percentile", rng=1
-    ).confidence_interval
-    assert (found.low, found.high) == pytest.approx((twin.low, twin.high), abs=0.02)
-    assert statistics.interval_kind(1, 2) == "bootstrap over units"
-    assert statistics.interval_kind(3, 1) == "t on seed means and units"
-    assert statistics.interval_kind(3, 4) == "t on seed means"
-
-
 def test_cliffs_delta_is_the_share_of_pairs_above_less_the_share_below():
     a, b = np.round(draw(0, 37)[0], 1), np.round(draw(1, 23, shift=0.4)[0], 1)  # with ties
-    found = statistics.between_bases([a], [b], 0.05, 10, 0)
-    assert found.cliffs_delta == pytest.approx(np.sign(a[:, None] - b[None]).mean())
-    assert found.p_mannwhitney == pytest.approx(stats.mannwhitneyu(a, b, method="asymptotic").pvalue)
-
-
-def test_constant_sides_are_no_difference_only_when_equal():
-    same = statistics.between_bases([np.ones(30)] * 3, [np.ones(30)], 0.05, 50, 0)
-    other = statistics.between_bases([np.ones(30)] * 3, [np.zeros(30)], 0.05, 50, 0)
-    assert same.p == 1 and same.p_mannwhitney == 1 and same.cliffs_delta == 0
-    assert other.p == 0 and other.cliffs_delta == 1
+    assert pooled(a, b) == pytest.approx(np.sign(a[:, None] - b[None]).mean())
 
 
 def test_methods_on_the_same_units_match_scipy_column_by_column():
@@ -86,12 +49,52 @@ def test_holm_is_that_of_statsmodels(p):
     assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
 
 
+def side_of(values: list[np.ndarray]) -> Measured:
+    """Units of labels of their own, an array a seed."""
+    numbers, seed = np.concatenate(values), np.repeat(np.arange(len(values)), [len(x) for x in values])
+    units = np.concatenate([np.arange(len(x)) for x in values])
+    return Measured(numbers, numbers, np.zeros((0, len(numbers))), np.arange(len(numbers)), seed, units, len(values), 0)
+
+
+def test_without_seeds_and_images_it_is_welch():
+    (a,), (b,) = draw(0, 80, shift=0.5), draw(1, 60)
+    found = combine(side_of([a]), side_of([b]), None)
+    assert found.p == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    assert (found.low, found.high) == pytest.approx(CompareMeans.from_data(a, b).tconfint_diff(usevar="unequal"))
+
+
+def test_the_mean_of_two_bases_has_half_the_variance_of_one():
+    """A mutant that doesn't divide the error of several bases by their number fails here."""
+    (a, other), (b,) = draw(0, 40, 40), draw(1, 60)
+    one, two = (combine(side_of(x), side_of([b]), None).variance for x in ([a], [a, other]))
+    assert one["units_a"] == pytest.approx(a.var(ddof=1) / 40)
+    spread = np.concatenate([a, other]).var(ddof=1) / 80
+    assert two["units_a"] == pytest.approx(spread) and two["units_b"] == one["units_b"]
+    within = (a.var(ddof=1) + other.var(ddof=1)) / 40 / 4
+    assert two["seeds"] == pytest.approx(max(0, (a.mean() - other.mean()) ** 2 / 4 - within))
+
+
+def test_chance_is_taken_off_and_p_is_two_sided():
+    """Arithmetic of one number above chance: (r - chance) / (1 - own share); and p doubles one tail."""
+    acts, target = torch.tensor([[1.0], [2], [4], [3]]), torch.tensor([[0.0], [1], [3], [1]])
+    reference = torch.tensor([0.1, -0.2, 0.3, 0.0])
+    parts = Parts.deal(np.arange(4), 10, 0)
+    found = measure(Side([acts], [target], [["x"]]), parts, "pearson", reference)
+    z, t = (((x - x.mean()) / (x - x.mean()).norm()).double()[:, 0] for x in (acts, target))
+    c = reference.double() - reference.double().mean()
+    assert found.raw[0] == pytest.approx(float(z @ t))
+    assert found.values[0] == pytest.approx((float(z @ t) - float(z @ c)) / (1 - float(t @ c)))
+    same, far = draw(0, 30), [x - 100 for x in draw(0, 30)]
+    p = [combine(side_of(x), side_of(y), None).p for x, y in ((same, far), (far, same))]
+    assert p[0] == pytest.approx(p[1]) and p[0] < 1e-12
+
+
 def rejections(tau: float, seeds: int, runs: int = 300) -> float:
     """Share of p < 0.05 where groups of bases differ by nothing but the luck of their seeds (spread `tau`)."""
     rng, count = np.random.default_rng(1), 0
-    for run in range(runs):
+    for _ in range(runs):
         a = [rng.normal(tau * rng.normal(), 1, 60) for _ in range(seeds)]
-        count += statistics.between_bases(a, [rng.normal(0, 1, 40)], 0.05, 200, run).p < 0.05
+        count += combine(side_of(a), side_of([rng.normal(0, 1, 40)]), None).p < 0.05
     return count / runs
 
 

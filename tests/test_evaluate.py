@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from saelab import evaluate as ev
 from saelab.errors import UserError
 from saelab.evaluate.faithfulness import FAITHFULNESS, OF_TRUTH, Judges, Splits, faithfulness
-from saelab.truth import Similarity, Truth
+from saelab.truth import Similarity, Truth, from_descriptions
 from saelab.units import UnitActivations
 
 IMAGES, LABELS = 60, 4
@@ -185,6 +185,58 @@ def test_a_label_without_an_image_to_fit_on_has_no_f1_but_has_auprc():
     entry = rows[0]["final"]
     assert entry["f1"] is None and entry["iou"] is None and entry["auprc"] is not None
     assert ev.over_all([row["final"] for row in rows], "f1")[0] is None
+
+
+def test_a_label_that_complete_truth_does_not_know_is_wrong_and_counts_0():
+    """Every scorer counts on the same units: an unconfirmed label is no gap where all that is true is listed."""
+    acts, evidence = world()
+    known = evidence.truth
+    listed = Truth(known.member, known.column, known.names, torch.ones(IMAGES, dtype=torch.bool), "classes", True)
+    judges = Judges(evidence.judge, None, listed)
+    units = UnitActivations(acts, "neuron", {})
+    rows, summary = ev.evaluate(units, label_rows(GIVEN, {6}), judges, Splits(MINE, TEST))
+    assert [rows[3]["named"][name] for name in ("truth_images", "truth_r", "auprc", "f1", "iou")] == [0.0] * 5
+    csp = summary["by_scorer"]["csp"]
+    assert csp["confirmed"] == 5 and csp["without_truth"] == 0 and csp["metrics"]["auprc"]["units_all"] == 7
+    values = [row["named"]["auprc"] for row in rows]
+    assert csp["metrics"]["auprc"]["mean_all"] == pytest.approx(sum(v or 0 for v in values) / 7)
+    assert summary["truth_complete"] and ev.judging_metric(judges) == "truth_r"
+    assert ev.judging_metric(evidence) == "caption_r" and ev.judging_metric(Judges(evidence.judge, None, None)) is None
+
+
+def test_truth_of_classes_alone_is_complete_and_of_captions_is_not():
+    classes, captions = [("cat",), ("dog",)], [None, None]
+    assert from_descriptions(["cat", "sofa"], captions, classes).complete
+    assert not from_descriptions(["cat"], captions, [("cat",), ()]).complete
+    assert not from_descriptions(["cat"], ["a cat on a sofa", None], classes).complete
+
+
+@pytest.mark.parametrize(
+    ("chance", "interval", "word"),
+    [
+        (0.0, [0.1, 0.4], "holds"),
+        (0.05, [0.1, 0.4], "weak"),
+        (0.1, [0.1, 0.4], "may be luck"),
+        (0.0, [-0.1, 0.9], "may be luck"),
+        (-0.05, [0.06, 0.2], "holds"),
+        (0.0, None, "may be luck"),
+    ],
+)
+def test_a_badge_is_what_the_whole_interval_says_above_chance(chance, interval, word):
+    entry = {"label": "cat", "caption_r": 0.3, "caption_r_chance": chance}
+    bounds = {} if interval is None else {"caption_r": interval}
+    assert ev.badge(entry, bounds, "caption_r") == word
+    assert ev.badge(entry, bounds, None) is None and ev.badge({"label": None}, bounds, "caption_r") is None
+
+
+def test_every_row_has_its_badge_and_the_numbers_of_its_label_abstained_or_not(evaluated):
+    rows, summary = evaluated
+    assert rows[6]["final"]["label"] is None and rows[6]["named"] == {
+        name: value for name, value in rows[6]["by_scorer"]["csp"].items() if name != "null_percentile"
+    }
+    assert rows[5]["badge"] is None and rows[6]["badge"] in ev.BADGES
+    counted = {word: sum(row["badge"] == word for row in rows) for word in ev.BADGES}
+    assert summary["badges"] == counted | {"metric": "caption_r"} and sum(counted.values()) == 6
 
 
 def test_shuffled_labels_are_the_same_labels_on_other_units():

@@ -477,3 +477,12 @@ def test_labels_lines_fit_the_plan(run_json):
     run = read_json(run_json)
     row = read_jsonl(run_json.parent / run["bases"][0]["labels"] / "labels.jsonl")[0]
     assert {"unit", "basis", "status", "label", "abstained", "source", "scores", "positives", "contrasts"} <= set(row)
+
+
+def test_a_percentile_says_better_in_the_number_s_own_direction():
+    """Lower redundancy and polysemanticity are better: the unit that has the least is better than the others."""
+    numbers = dict.fromkeys((*records.FAITHFULNESS, *records.COHERENCE, "score"))
+    given = [numbers | {"clarity": x, "redundancy": x, "polysemanticity": x} for x in (0.1, 0.5, 0.9)]
+    found = records._percentiles(given)
+    assert found["clarity"] == [16.7, 50.0, 83.3]
+    assert found["redundancy"] == found["polysemanticity"] == [83.3, 50.0, 16.7]

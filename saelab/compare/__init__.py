@@ -6,6 +6,7 @@ from saelab.compare.inputs import Basis, Settings, Setup
 from saelab.compare.shared import Difference, difference
 from saelab.compare.sides import Side, join_groups
 from saelab.compare.tables import write
+from saelab.compare.twins import cut_to_rate, paired_difference
 
 __all__ = [
     "Basis",
@@ -15,8 +16,10 @@ __all__ = [
     "Side",
     "TestImages",
     "compare",
+    "cut_to_rate",
     "difference",
     "finish",
     "join_groups",
+    "paired_difference",
     "write",
 ]

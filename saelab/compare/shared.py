@@ -121,13 +121,28 @@ def combine(a: Measured, b: Measured, parts: Parts | None, alpha: float = 0.05) 
 
 def against_zero(side: Measured, parts: Parts | None, alpha: float = 0.05) -> float | None:
     """Two-sided p that a side's mean is 0, of the same variance; None with too few labels or groups of images."""
-    if min(side.kept, default=0) == 0 or _refusal({"": side}, parts) is not None:
-        return None
+    return of_one(side, parts, alpha).p
+
+
+def of_one(side: Measured, parts: Parts | None, alpha: float = 0.05) -> Difference:
+    """The mean of one measured side (for paired units: of their differences) against 0, in the fields of `a`."""
+    lost = {"a": side.dropped}
+    if min(side.kept, default=0) == 0:
+        why = "no unit with a number in a seed"
+        return Difference(None, None, None, None, None, None, None, {}, left_out=lost, refused=why)
     weights = _weights(side)
-    units = _units(side, weights, parts)
+    mean, units = float(weights @ side.values), _units(side, weights, parts)
     moved = np.zeros(0) if parts is None else side.left_out @ weights
     pieces = [(units.variance, units.df), _seeds(side), _jackknife(moved, parts)]
-    return student(float(weights @ side.values), pieces, alpha)[2]
+    variance = dict(zip(("units_a", "seeds", "images"), (v for v, _ in pieces))) | {"units_b": 0.0}
+    counts = {"a": units.effective} | ({} if parts is None else {"images": float(parts.groups)})
+    raw = float(weights @ side.raw)
+    given = Difference(mean, 0.0, mean, None, None, None, None, variance, raw, 0.0, counts, lost)
+    why_not = _refusal({"a": side}, parts)
+    if why_not is not None:
+        return replace(given, refused=why_not)
+    low, high, p, df = student(mean, pieces, alpha)
+    return replace(given, low=low, high=high, p=p, df=df)
 
 
 def student(gap: float, pieces: list[tuple[float, float]], alpha: float = 0.05) -> tuple[float, float, float, float]:
@@ -212,9 +227,8 @@ def _jackknife(moved: Float[np.ndarray, "parts"], parts: Parts | None) -> tuple[
 
 
 def _refusal(sides: dict[str, Measured], parts: Parts | None) -> str | None:
-    for name, side in sides.items():
-        if side.unscaled:
-            return "all units of both sides have one label, so nothing can be above chance"
+    if any(side.unscaled for side in sides.values()):
+        return "all units of both sides have one label, so nothing can be above chance"
     for name, side in sides.items():
         found = len(np.unique(side.cluster))
         if found < FEWEST_CLUSTERS:

@@ -2,8 +2,10 @@
 
 from saelab.evaluate.evaluate import (
     BADGES,
+    COHERENCE,
     add_pixels,
     badge,
+    coherence,
     evaluate,
     judging_metric,
     mean_of,
@@ -17,11 +19,13 @@ from saelab.evaluate.faithfulness import CHANCE, FAITHFULNESS, Judges, Splits, f
 __all__ = [
     "BADGES",
     "CHANCE",
+    "COHERENCE",
     "FAITHFULNESS",
     "Judges",
     "Splits",
     "add_pixels",
     "badge",
+    "coherence",
     "evaluate",
     "faithfulness",
     "judging_metric",

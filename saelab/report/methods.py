@@ -158,10 +158,10 @@ def _present(rows: list[dict[str, Any]], names: Any) -> list[str]:
 def _compared(comparison: dict[str, Any]) -> str:
     kinds = sorted({pair["interval"] for pair in comparison["pairs"]})
     return (
-        f"{comparison['selection']} Correlations count above chance: less the mean that the labels of the basis, dealt "
-        "out anew among its units, reach on the unit, over one less the share of deals that bring a unit its own label "
-        f"back{_cite('cohen1960kappa')}. Bases were compared by {' and by '.join(kinds)}, scorers on the same units by "
-        f"paired bootstrap and Wilcoxon's test; p-values are corrected over metrics and layers{_cite('holm1979')}."
+        f"{comparison['selection']} Correlations count above chance: above what a typical label of the compared bases "
+        f"reaches on the unit, over one less what it reaches on the unit's label{_cite('cohen1960kappa')}. Bases were "
+        f"compared by {' and by '.join(kinds)}, scorers on the same units by paired bootstrap and Wilcoxon's test; "
+        f"p-values are corrected over pairs and layers{_cite('holm1979')}."
     )
 
 

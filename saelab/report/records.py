@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from saelab.acts import firing_threshold
+from saelab.compare.glossary import LOWER_IS_BETTER
 from saelab.images import ImageSet
 from saelab.report import vlm_answers
 from saelab.report.reading import Basis, Run
@@ -155,7 +156,7 @@ def _measured(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _percentiles(measured: list[dict[str, Any]]) -> dict[str, list[float | None]]:
-    """Per number: the share of the basis's units that have less (ties half), in percent."""
+    """Per number: the share of the basis's units that do worse (ties half), in percent, by the number's direction."""
     from scipy.stats import rankdata
 
     found = {}
@@ -163,7 +164,8 @@ def _percentiles(measured: list[dict[str, Any]]) -> dict[str, list[float | None]
         column = np.array([np.nan if m[key] is None else m[key] for m in measured], float)
         have = np.isfinite(column)
         share = np.full(len(column), np.nan)
-        share[have] = 100 * (rankdata(column[have]) - 0.5) / max(1, have.sum())
+        sign = -1.0 if key in LOWER_IS_BETTER else 1.0
+        share[have] = 100 * (rankdata(sign * column[have]) - 0.5) / max(1, have.sum())
         found[key] = [None if np.isnan(s) else round(float(s), 1) for s in share]
     return found
 

@@ -28,6 +28,7 @@ class Entry:
     classes: tuple[str, ...] = ()  # concepts true of it
     mask: str | None = None  # label image, relative to the root
     credit: str | None = None  # author and licence, where the picture has its own
+    group: str | None = None  # of a series (a patient, a burst), where the source knows
     at: Spot | None = None  # where its bytes lie, if it is no file of its own
     seen: Scan | None = None  # what a look told, where the source has looked already
 
@@ -75,7 +76,7 @@ def build(
         raise UserError("images.root", listing.root, f"no usable picture there{first}", "give a folder with pictures")
     digests = [s.digest for s in scans]
     classes = tuple(_classes(e, s, listing.mask_names) for e, s in zip(entries, scans, strict=True))
-    groups = duplicates.group(digests, [s.look for s in scans])
+    groups = duplicates.join(duplicates.group(digests, [s.look for s in scans]), [e.group for e in entries])
     split = splits.assign(groups, [c[0] if c else "" for c in classes], digests, seed, fractions)
     has_masks = any(e.mask for e in entries)
     return ImageSet(
@@ -128,5 +129,6 @@ def _fingerprint(
     total = hashlib.sha256(json.dumps([listing.square, list(listing.mask_names)]).encode())
     for entry, seen, own, part in zip(entries, scans, classes, split.tolist(), strict=True):
         row = [entry.file, seen.digest, entry.caption, list(own), seen.mask_digest, part]
+        row += [] if entry.group is None else [entry.group]
         total.update(json.dumps(row, ensure_ascii=True).encode() + b"\n")
     return total.hexdigest()

@@ -81,3 +81,26 @@ def _join_alike(groups: Int[np.ndarray, "images"], looks: list[Look], max_bits: 
                 if len(close):
                     joined = np.isin(groups, np.append(close, groups[i]))
                     groups[joined] = groups[joined].min()
+
+
+def join(groups: Int[np.ndarray, "images"], series: Sequence[str | None]) -> Int[np.ndarray, "images"]:
+    """Near-duplicate groups, joined where images belong to one series as well. Without series: as they are.
+
+    Raises UserError where some images have a series and others none.
+    """
+    missing = [i for i, name in enumerate(series) if name is None]
+    if len(missing) == len(series):
+        return groups
+    if missing:
+        what = f"{len(missing)} of {len(series)} pictures have no value"
+        raise UserError(
+            "images.group", what, "every picture needs one", "give those that stand alone a value of their own"
+        )
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    _, own = np.unique(groups, return_inverse=True)
+    _, other = np.unique(np.asarray(series), return_inverse=True)
+    size = int(own.max()) + int(other.max()) + 2
+    graph = coo_array((np.ones(len(own)), (own, other + int(own.max()) + 1)), shape=(size, size))
+    return np.asarray(connected_components(graph, directed=False)[1][own], dtype=np.int64)

@@ -52,6 +52,7 @@ def table(
     concepts: Sequence[str] = (),
     separator: str = ",",
     between: str = r"[;|]",
+    group: str | None = None,
     masks: str | None = None,
     mask_names: Sequence[str] = (),
     name: str | None = None,
@@ -63,17 +64,18 @@ def table(
     concepts: columns that each tell a concept; where a column holds only truth values (1, true, yes, present and their
     opposites) a true one gives the column's name, elsewhere each value gives "column: value". between: regular
     expression between several values in one cell (JSONL: lists as well). separator: of a CSV; more than one character
-    is a regular expression.
+    is a regular expression. group: a column that names the series a picture belongs to (a patient, a burst): pictures of
+    one series share a split and are drawn together wherever chance is asked.
     """
     path = Path(table)
     rows = list(_rows(path, separator))
     base = _folder(root if root is not None else path.parent)
-    wanted = [file, *concepts]
+    wanted = [file, *concepts, *([group] if group is not None else [])]
     there = list(dict.fromkeys(c for row in rows for c in row))
     missing = [c for c in wanted if c not in there]
     if missing:
         raise UserError(
-            "images.file" if file in missing else "images.concepts",
+            "images.file" if file in missing else "images.group" if group in missing else "images.concepts",
             missing[0],
             f"no such column in {path}",
             f"it has {', '.join(there)}",
@@ -96,7 +98,8 @@ def table(
         own = [*_cell(row.get(classes), between)]
         for concept in concepts:
             own += _told(concept, row.get(concept), between, concept in boolean)
-        entries.append(Entry(where, text(row.get(caption)), tuple(dict.fromkeys(own)), found(where)))
+        series = text(row.get(group)) if group is not None else None
+        entries.append(Entry(where, text(row.get(caption)), tuple(dict.fromkeys(own)), found(where), group=series))
     return Listing(name or path.stem, base, entries, skipped, mask_names=tuple(mask_names))
 
 

@@ -23,8 +23,8 @@ from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run import record
 from saelab.run.bases import Bases
 from saelab.run.basis import Basis
-from saelab.run.stages.comparison import compare_bases, group_images, pooling_of
-from saelab.run.stages.evaluation import evaluate_basis, make_judges
+from saelab.run.stages.comparison import compare_bases, pooling_of
+from saelab.run.stages.evaluation import evaluate_basis, group_images, make_judges
 from saelab.run.stages.images import record_images
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
 
@@ -139,7 +139,7 @@ class Stages(Bases):
         with self.timings.of("comparison"):
             setups = {layer: self._setup(layer) for layer in self.caches}
             test = self.images.ids("test")
-            tested = compare.TestImages(self.judges, test, group_images(self.images, test))
+            tested = compare.TestImages(self.judges, test, group_images(self.images)[test])
             return compare_bases(evaluated, setups, self.config.compare, self.root, tested)
 
     def outcome(self, comparisons: bool = True) -> record.Outcome:

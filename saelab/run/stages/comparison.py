@@ -4,14 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
-
 from saelab import compare
 from saelab.acts import Acts, columns
 from saelab.artifacts import Artifact, digest, ensure, read_jsonl
-from saelab.images import ImageSet
-from saelab.label.vocabulary import key
 from saelab.run.basis import Basis
 from saelab.units import UnitActivations
 
@@ -53,21 +48,6 @@ def compare_bases(
 
         made[layer] = ensure(root, "comparison", layer, recipe, build)
     return made
-
-
-def group_images(images: ImageSet, ids: Int[np.ndarray, "test"]) -> Int[np.ndarray, "test"]:
-    """Which test images belong together, for chance draws them as one: near-duplicates, and images of one caption."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    captions = [key(images.captions[image] or "") for image in ids.tolist()]
-    named = [("group", int(images.groups[image])) for image in ids.tolist()]
-    node = {name: len(ids) + i for i, name in enumerate(dict.fromkeys([*named, *captions]))}
-    links = [(i, node[name]) for i, name in enumerate(named)] + [(i, node[c]) for i, c in enumerate(captions) if c]
-    rows, ends = np.array(links).T
-    size = len(ids) + len(node)
-    graph = coo_array((np.ones(len(links)), (rows, ends)), shape=(size, size))
-    return np.asarray(connected_components(graph, directed=False)[1][: len(ids)])
 
 
 def _side(basis: Basis, setup: compare.Setup, tested: compare.TestImages) -> compare.Basis:

@@ -2,15 +2,34 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Int
 
 from saelab import encoders, evaluate, truth, units
 from saelab.artifacts import Artifact, ensure
 from saelab.images import ImageSet
 from saelab.label import concepts, pipeline
+from saelab.label.vocabulary import key
 from saelab.run.basis import Basis
 
-CODE = 5  # version of this stage; part of every recipe
+CODE = 7  # version of this stage; part of every recipe
+
+
+def group_images(images: ImageSet) -> Int[np.ndarray, "images"]:
+    """Which images belong together, for chance draws them as one: near-duplicates and series, images of one caption."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(images)
+    captions = [key(caption or "") for caption in images.captions]
+    series = [("group", group) for group in images.groups.tolist()]
+    node = {name: count + i for i, name in enumerate(dict.fromkeys([*series, *captions]))}
+    links = [(i, node[name]) for i, name in enumerate(series)] + [(i, node[c]) for i, c in enumerate(captions) if c]
+    rows, ends = np.array(links).T
+    size = count + len(node)
+    graph = coo_array((np.ones(len(links)), (rows, ends)), shape=(size, size))
+    return np.asarray(connected_components(graph, directed=False)[1][:count])
 
 
 def make_judges(
@@ -57,7 +76,7 @@ def evaluate_basis(
 
     def build(folder: Path) -> None:
         acts, rows = units.UnitActivations.load(basis.units.path), pipeline.read(labelled.path)
-        found, summary = evaluate.evaluate(acts, rows, judges, splits, k)
+        found, summary = evaluate.evaluate(acts, rows, judges, splits, k, groups=group_images(images))
         if any("netdissect" in row["scores"] for row in rows):
             chosen = [row["scores"].get("netdissect", {}).get("label") for row in rows]
             iou = concepts.held_out_iou(chosen, tokens, images, splits.mine, splits.test)

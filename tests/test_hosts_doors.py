@@ -1,4 +1,4 @@
-"""What comes with a host from outside: tokens by the model's own facts, weights under wrappers' names, own factories."""
+"""What comes with a host from outside: tokens by the model's own facts, weights in wrappers, own factories."""
 
 import logging
 from pathlib import Path

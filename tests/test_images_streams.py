@@ -24,7 +24,7 @@ from servers import FileServer
 
 from saelab import cache as caches
 from saelab.errors import UserError
-from saelab.images import ImageSet, load, remote, scan, tars
+from saelab.images import ImageSet, load, remote, scan, spots, tars
 from saelab.images import parquet as pq
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -413,7 +413,7 @@ def test_parquet_files_over_http_are_read_in_parts(cache, tmp_path):
     write_table(table, tmp_path / "noise.parquet", row_group_size=2)
     with FileServer(tmp_path) as server:
         cell = remote.Cell(f"{server.url}/noise.parquet", 6, 1, "image", hashlib.sha256(noise[13]).hexdigest())
-        assert next(remote.read([cell])) == noise[13]
+        assert next(spots.read([cell])) == noise[13]
         assert sum(size for _, _, size in server.parts) < 60_000 * 2 + (1 << 17)  # a group and the file's own table
 
 

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int
@@ -27,7 +26,7 @@ MAX_BYTES = 1 << 30  # of a file
 AT_ONCE = 256 << 20  # bytes that all threads of a process together decode at a time; a larger picture is decoded alone
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF tag; its values that swap width and height
-_UPRIGHT = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2)))  # its values -> Pillow's Image.Transpose
+_UPRIGHT = {i: Image.Transpose(v) for i, v in zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2))}
 _BAND = 1 << 20  # pixels that are converted at once
 # Bytes a pixel while decoding: what Pillow keeps in a mode, and what a decoder needs beside it.
 _KEPT = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "CMYK": 4}
@@ -76,7 +75,7 @@ class _Shared:
 _shared = _Shared()
 
 
-def regular(path: Path) -> BinaryIO:
+def regular(path: Path) -> io.BufferedReader:
     """Open a regular file. Raises Unreadable for pipes, devices and the like (which may never end), OSError else."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without waiting for a pipe's other end
     state = os.fstat(handle)

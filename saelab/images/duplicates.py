@@ -6,12 +6,15 @@ the picture as it is or mirrored, *and* their small colour copies agree. The has
 layout; the small copy alone would need all pairs of pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from scipy import fft
+
+from saelab.errors import UserError
 
 MAX_BITS = 14  # of 63; thresholds measured, see docs/images.md
 MAX_DIFFERENCE = 12.0  # root mean square over the small copy, grey levels of 255

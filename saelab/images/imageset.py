@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.images import decode, loader, remote
+from saelab.images import decode, loader, remote, spots
 from saelab.images.splits import SPLITS
 
 
@@ -66,7 +66,7 @@ class ImageSet:
         """Pictures one after the other; of a streamed set, those that lie together are fetched together."""
         sources: Iterator[Path | bytes] = (self.path(i) for i in ids)
         if self.spots:
-            sources = remote.read([self.spots[i] for i in ids])
+            sources = spots.read([self.spots[i] for i in ids])
         for i in ids:
             try:
                 yield decode.decode(next(sources), self.square)

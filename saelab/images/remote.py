@@ -3,7 +3,6 @@
 A stretch of bytes with its hash stands for one picture within a large file. Nothing that is read is kept on disk.
 """
 
-import hashlib
 import http.client
 import io
 import itertools
@@ -12,7 +11,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -25,8 +24,6 @@ T = TypeVar("T")
 TRIES = 5  # of a request that fails for a moment: 5xx, 408, 429, time-outs, cut lines
 PAUSE = 0.5  # seconds before the second try, twice as long each time
 TIMEOUT = 60.0  # seconds without a byte
-GAP = 1 << 16  # neighbouring stretches with at most so many bytes between them are read at once
-AT_ONCE = 64 << 20  # bytes read in one piece at most
 
 
 @dataclass(frozen=True)
@@ -85,35 +82,6 @@ def size(file: str) -> int:
         return _tried(file, lambda: _total(file))
     except (OSError, ValueError) as error:
         raise UserError("images.shards", file, f"can't be read ({why(error)})", "check the address") from None
-
-
-def read(spots: Sequence[Spot]) -> Iterator[bytes]:
-    """The bytes of each picture, in order; neighbours in one file are fetched together.
-
-    Raises Changed where the bytes can't be had or are others than they were.
-    """
-    for group in _neighbours(spots):
-        try:
-            found = _cells(group) if isinstance(group[0], Cell) else _stretches(group)
-        except OSError as error:
-            raise Changed(why(error)) from None
-        for own, data in zip(group, found, strict=True):
-            if hashlib.sha256(data).hexdigest() != own.sha256:
-                raise Changed("its bytes have changed since the set was opened")
-            yield data
-
-
-def _stretches(group: Sequence[Any]) -> list[bytes]:
-    start = group[0].offset
-    data = part(group[0].file, start, group[-1].offset + group[-1].size)
-    return [data[own.offset - start : own.offset - start + own.size] for own in group]
-
-
-def _cells(group: Sequence[Any]) -> list[bytes]:
-    from saelab.images import parquet
-
-    column = parquet.cells(group[0].file, group[0].group, group[0].column)
-    return [column[own.row] if own.row < len(column) else b"" for own in group]
 
 
 def part(file: str, start: int, stop: int) -> bytes:
@@ -204,27 +172,6 @@ def expanded(pattern: str) -> list[str]:
     first, last = found[1], found[2]
     numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
     return [f"{pattern[: found.start()]}{n}{rest}" for n in numbers for rest in expanded(pattern[found.end() :])]
-
-
-def _neighbours(spots: Sequence[Spot]) -> Iterator[list[Spot]]:
-    group: list[Spot] = []
-    for own in spots:
-        if group and not _together(group, own):
-            yield group
-            group = []
-        group.append(own)
-    if group:
-        yield group
-
-
-def _together(group: Sequence[Spot], own: Spot) -> bool:
-    """Whether a picture is read with those before it: in one row group, or with little between them."""
-    first, last = group[0], group[-1]
-    if isinstance(own, Cell) or isinstance(first, Cell) or isinstance(last, Cell):
-        same = isinstance(own, Cell) and isinstance(first, Cell)
-        return same and (own.file, own.group) == (first.file, first.group)  # type: ignore[union-attr]
-    gap = own.offset - (last.offset + last.size)
-    return own.file == first.file and 0 <= gap <= GAP and own.offset + own.size - first.offset <= AT_ONCE
 
 
 def _tried(file: str, action: Callable[[], T]) -> T:

@@ -23,7 +23,8 @@ from saelab.images import decode, duplicates
 from saelab.images.user_cache import user_cache
 
 log = logging.getLogger("saelab")
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 VERSION = 1  # raise it when `decode` or `duplicates.look` give something else for the same bytes
 WORTH = 500  # pictures from which on a memory is kept

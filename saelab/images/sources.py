@@ -64,8 +64,8 @@ def table(
     concepts: columns that each tell a concept; where a column holds only truth values (1, true, yes, present and their
     opposites) a true one gives the column's name, elsewhere each value gives "column: value". between: regular
     expression between several values in one cell (JSONL: lists as well). separator: of a CSV; more than one character
-    is a regular expression. group: a column that names the series a picture belongs to (a patient, a burst): pictures of
-    one series share a split and are drawn together wherever chance is asked.
+    is a regular expression. group: a column that names the series a picture belongs to (a patient, a burst): pictures
+    of one series share a split and are drawn together wherever chance is asked.
     """
     path = Path(table)
     rows = list(_rows(path, separator))

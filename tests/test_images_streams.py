@@ -25,7 +25,7 @@ from servers import FileServer
 from saelab import cache as caches
 from saelab.errors import UserError
 from saelab.images import ImageSet, load, remote, scan, spots, tars
-from saelab.images import parquet as pq
+from saelab.images import parquet_cells as cells
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT, PER_SHARD = 24, 8
@@ -398,7 +398,7 @@ def test_parquet_files_are_streamed_row_group_by_row_group(cache, parquet, tmp_p
     opened_parts: list[str] = []
     part = remote.part
     monkeypatch.setattr(remote, "part", lambda *asked: opened_parts.append(asked[0]) or part(*asked))
-    pq._column.cache_clear()
+    cells._column.cache_clear()
     list(images.pictures(range(COUNT)))
     groups = {(s.file, s.group) for s in images.spots}
     assert len(groups) == 5 and len(opened_parts) <= 4 * len(groups)  # a group's column, and the file's own table
@@ -473,6 +473,6 @@ def test_what_is_no_parquet_set(cache, parquet, tmp_path):
     images = load("huggingface", dataset=str(parquet), **options)
     file = next(parquet.glob("*00000*.parquet"))
     file.write_bytes(file.read_bytes()[:300])
-    pq._column.cache_clear()
+    cells._column.cache_clear()
     with pytest.raises(UserError, match="not a whole Parquet file"):
         images.load(0)

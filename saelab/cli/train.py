@@ -45,6 +45,7 @@ def main(cfg: DictConfig) -> None:
     """Train every layer's SAEs and print what each came to."""
     with join() as first:
         made = stages(cfg, "wandb")
+        made.check_saes()
         for layer, store in made.caches.items():
             logger = WandbRuns(cfg, layer, store.digest) if first and cfg.wandb.project is not None else None
             saes = made.train(layer, logger)

@@ -51,7 +51,7 @@ class Inputs:
         if arrays.activations is not None:
             where = (self.root, self.images, arrays.key, arrays.offsets, arrays.name, config.dtype)
             return {arrays.name: cache.adopt(arrays.activations, *where)}
-        self.check_host()
+        self.check_layers()
         return self._write_caches(self.host)
 
     @cached_property
@@ -92,13 +92,17 @@ class Inputs:
         """The SAE settings of each entry of `also`."""
         return {text: vary_sae(text, self.config.sae) for text in self.config.also}
 
-    def check_host(self) -> None:
-        """Raise UserError for layers that the host lacks, tokens it can't give and SAEs that don't fit them."""
-        for layer in self.host.resolve(self.config.layers):
+    def check_layers(self) -> None:
+        """Raise UserError for layers that the host lacks and tokens that it can't give; of arrays there is no host."""
+        for layer in self.host.resolve(self.config.layers) if self.weights != "arrays" else ():
             self.host.choice(layer, self.config.policy)
-            if "sae" in self.config.bases and not self.given.saes:
-                for given in (self.config.sae, *self.variants.values()):
-                    sae_configs(given, self.host.d_in(layer), self.config.seeds)
+
+    def check_saes(self) -> None:
+        """Raise UserError for SAEs that don't fit their layer."""
+        self.check_layers()
+        for layer in self.host.resolve(self.config.layers) if self.weights != "arrays" else ():
+            for given in (self.config.sae, *self.variants.values()) if not self.given.saes else ():
+                sae_configs(given, self.host.d_in(layer), self.config.seeds)
 
     # ---- parts -------------------------------------------------------------------------------------------------
 

@@ -156,8 +156,9 @@ class Stages(Bases):
 
     def check(self) -> None:
         """Raise UserError for what no run could use: layers, SAEs, scorers, vocabulary, mining, variants."""
-        if self.weights != "arrays":
-            self.check_host()
+        if "sae" in self.config.bases:
+            self.check_saes()
+        self.check_layers()
         if self.config.proposer.name == "tagger" and not self._tags:
             remedy = "use encoder=conse, or proposer=none, openai or transformers"
             raise UserError("proposer", "tagger", "reads the class probabilities that only ConSE gives", remedy)

@@ -22,9 +22,8 @@ def main() -> None:
     for path in sys.argv[1:]:
         store = cache.open(path)
         tokens, fold_of = mine_tokens(store)
-        print(
-            f"\n{store.layer}: {len(tokens)} mine tokens x {store.d_in}\n{'x':>5}{'k':>5}{'lr':>8}{'epochs':>8}{'train':>8}{'held out':>10}{'dead':>7}"
-        )
+        print(f"\n{store.layer}: {len(tokens)} mine tokens x {store.d_in}")
+        print(f"{'x':>5}{'k':>5}{'lr':>8}{'epochs':>8}{'train':>8}{'held out':>10}{'dead':>7}")
         for expansion, k, rate, epochs in itertools.product(EXPANSIONS, KS, RATES, EPOCHS):
             rows = [measure(tokens, fold_of, fold, expansion, k, rate, epochs) for fold in range(FOLDS)]
             train, held, dead = np.mean(rows, axis=0)

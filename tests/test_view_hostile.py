@@ -9,15 +9,31 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from report_fixture import World, crops, write_run
-from test_view import STUDY, clear, models_of
+from report_fixture import MINING, write_run
+from test_view import STUDY, clear
 
-from saelab.report import build, reading
-from saelab.report.live import Search, application, pages, rating, sheets, store
+from saelab.errors import UserError
+from saelab.report import reading
+from saelab.report.live import Models, Search, application, pages, rating, sheets, store
+from saelab.report.live.app import FOLDERS
 
 CALM = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SECRET = "what nobody may read"
+OTHERS = (
+    "secret.txt",
+    "private/a.txt",
+    "private/b.txt",
+    ".hidden/c.txt",
+    "labels_edited.jsonl",
+)  # in a report's folder
 MARKUP = '<img src=x onerror="alert(1)">'
+
+
+def no_model():
+    raise UserError("host", "none", "there is none here")
+
+
+NO_MODELS = Models(no_model, no_model, no_model, MINING, "pearson", "all", "max")
 
 
 class Viewer:
@@ -25,7 +41,7 @@ class Viewer:
 
     def __init__(self, run: reading.Run, report, folder) -> None:
         self.run, self.folder, self.study = run, folder, rating.draw(run, STUDY)
-        self.app = application(report, Search(run, models_of(World.of(crops()), [])), self.study, folder)
+        self.app = application(report, Search(run, NO_MODELS), self.study, folder)
 
     def ask(self, path: str, method: str = "GET", body: bytes = b"", query: bytes = b"", **headers: bytes):
         """(status, body) of one request; headers as given beside our own page's."""
@@ -53,7 +69,13 @@ class Viewer:
 def viewer(tmp_path_factory) -> Viewer:
     folder = tmp_path_factory.mktemp("hostile")
     file = write_run(folder)
-    report = build(file, folder / "runs" / "report" / "fixture").parent
+    report = folder / "runs" / "report" / "fixture"  # as a built one, with a file in each folder that is served
+    for name in FOLDERS:
+        (report / name).mkdir(parents=True)
+        (report / name / "a.js").write_text("saelab")
+    for place in OTHERS:
+        (report / place).parent.mkdir(exist_ok=True)
+        (report / place).write_text(SECRET)
     return Viewer(clear(reading.read(file)), report, folder / "said")
 
 
@@ -142,17 +164,12 @@ def test_lines_that_somebody_wrote_into_the_files_are_passed_over(viewer, tmp_pa
 
 
 def test_only_the_folders_that_are_meant_are_served(viewer):
-    report = viewer.run.path.parent / "report" / "fixture"
-    for place in ("secret.txt", "private/a.txt", "data/../private/b.txt", ".hidden/c.txt", "labels_edited.jsonl"):
-        (report / place).parent.mkdir(parents=True, exist_ok=True)
-        (report / place).write_text(SECRET)
     asked = ["/secret.txt", "/private/a.txt", "/private/b.txt", "/.hidden/c.txt", "/labels_edited.jsonl"]
     asked += ["/data/../private/a.txt", "/data/..%2fprivate/a.txt", "/thumbs/../secret.txt", "//private/a.txt"]
-    fresh = Viewer(viewer.run, report, viewer.folder)  # the folders are looked for when the viewer starts
     for path in asked:
-        status, body = fresh.ask(path)
+        status, body = viewer.ask(path)
         assert status in (404, 405) and SECRET.encode() not in body, path
-    assert fresh.ask("/data/run.js")[0] == 200
+    assert all(viewer.ask(f"/{name}/a.js") == (200, b"saelab") for name in FOLDERS)
 
 
 def test_markup_in_labels_credits_and_names_is_text_on_sheets_and_pages(viewer, tmp_path):

@@ -30,7 +30,8 @@ JSON = st.recursive(
     max_leaves=6,
 )
 KNOWN = """k architecture activation activation_fn_str activation_fn_kwargs normalize_activations d_in d_sae signed
-    transcode apply_b_dec_to_input rescale_acts_by_decoder_norm matryoshka_widths is_transcoder num_latents dict_class"""
+    transcode apply_b_dec_to_input rescale_acts_by_decoder_norm matryoshka_widths is_transcoder num_latents
+    dict_class"""
 
 # format -> (tensors, settings) of a whole file
 WHOLE = {

@@ -39,6 +39,7 @@ FORMS = {  # the same numbers as others hold them
     "scipy CSC": sp.csc_matrix,
     "scipy COO": sp.coo_array,
 }
+DTYPES = ["i2", "i8", "f2", "f4", "f8", ">f4", "bf16", "grad", "csr"]
 LOCKED = [(11, "unable to lock file"), (524, "no locks here"), (None, "unable to lock file, errno = 37")]
 NOT_NUMBERS = [X.astype(str), X.astype(object), X.astype(complex), torch.tensor(X).cfloat(), [[1.0], [2.0, 3.0]]]
 
@@ -128,11 +129,7 @@ def test_a_dtype_holds_the_numbers_or_refuses(exponent: float, stored: str, wide
 
 
 @QUICK
-@given(
-    dtypes=st.lists(
-        st.sampled_from(["i2", "i8", "f2", "f4", "f8", ">f4", "bf16", "grad", "csr"]), min_size=1, max_size=6
-    )
-)
+@given(dtypes=st.lists(st.sampled_from(DTYPES), min_size=1, max_size=6))
 def test_chunks_of_any_dtypes_keep_every_ones_numbers(dtypes: list[str]) -> None:
     generator = np.random.default_rng(len(dtypes))
     chunks, expected = [], []

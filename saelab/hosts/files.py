@@ -35,7 +35,11 @@ def load_state(model: nn.Module, path: str) -> None:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError("weights", path, "no such file", "give pretrained, random or a .safetensors / .pth file")
-    state = _unwrapped(tensor_files.read(file, "weights", path)[0], model, path)
+    try:
+        found, _ = tensor_files.read(file, "weights", path)
+    except UserError as error:
+        raise UserError("weights", path, f"unreadable: {error.expected}", error.remedy) from None
+    state = _unwrapped(found, model, path)
     _fit_head(model, state, path)
     try:
         model.load_state_dict(state)
@@ -95,7 +99,7 @@ def fetched(name: str, get: Callable[[], Any]) -> Any:
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(
-            "host", name, f"not available: {why}", "set weights=random or to a local file or folder"
+            "host", name, f"can't be had: {why}", "set weights=random or to a local file or folder"
         ) from error
 
 

@@ -266,3 +266,17 @@ def test_sizes_that_do_not_fit_are_told(small):
         contrast_evidence(acts, image_emb, label_emb, positives, contrasts, contrasts[:3] >= 0)
     with pytest.raises(UserError, match="label_emb"):
         contrast_evidence(acts, image_emb, label_emb[:, :5], positives, contrasts)
+
+
+@pytest.mark.parametrize("pairs", [1, 4, 30])
+def test_pairs_weigh_one_over_the_root_of_twice_their_number(pairs):
+    """Written out, and of variance 1 under chance however many pairs there are."""
+    g = torch.Generator().manual_seed(pairs)
+    z, _, _ = memberships.standard(torch.randn(500, 40, generator=g))
+    left, right = (torch.stack([torch.randperm(500, generator=g)[:30] for _ in range(300)]) for _ in range(2))
+    there = torch.zeros(300, 30, dtype=torch.bool)
+    there[:, 30 - pairs :] = True
+    found = memberships.paired(z, left, right, there)
+    expected = (z[left] - z[right])[:, 30 - pairs :].sum(1) / math.sqrt(2 * pairs)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert float(found.square().mean()) == pytest.approx(1.0, abs=0.06)

@@ -68,3 +68,24 @@ def test_what_cannot_be_drawn_from_is_refused():
         Batches(x, 20, name="a.h5").batch(0)
     with pytest.raises(UserError, match="divisible by the 3 processes"):
         Batches(np.ones((20, 3)), 10).batch(0, 0, 3)
+
+
+def test_batches_are_shuffled_anew_each_epoch_and_by_seed():
+    """The batches themselves, not only the permutation: each of 10 holds a fair share of each tenth of the rows."""
+    x = np.arange(2000, dtype=np.float32)[:, None]
+    batches, other = Batches(x, 200, seed=4), Batches(x, 200, seed=5)
+    for step in range(20):
+        rows = batches.batch(step).flatten()
+        shares = torch.histc(rows, bins=10, min=0, max=2000)
+        assert int(shares.min()) >= 5 and int(shares.max()) <= 40, "in order, one tenth would hold all 200"
+        for later in (batches.batch(step + 10), batches.batch(step + 20), other.batch(step)):
+            assert int(torch.isin(rows, later).sum()) < 50, "20 of 200 by chance"
+
+
+def test_the_rows_that_do_not_fill_a_batch_are_others_in_each_epoch():
+    batches = Batches(np.arange(109, dtype=np.float32)[:, None], 10, seed=1)
+    left = [
+        set(range(109)) - set(torch.cat([batches.batch(epoch * 10 + i) for i in range(10)]).flatten().int().tolist())
+        for epoch in range(4)
+    ]
+    assert all(len(rows) == 9 for rows in left) and len(set.union(*left)) > 18

@@ -3,11 +3,13 @@
 import ast
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -108,3 +110,25 @@ def public(init: Path) -> list[str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return list(ast.literal_eval(node.value))
     return []
+
+
+def examples(page: Path) -> list[list[str]]:
+    """Command lines of `saelab` and of scripts/ in a page's shell blocks, as words."""
+    found = []
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+        for line in block.replace("\\\n", "").splitlines() if language in ("", "bash") else []:
+            if match := re.search(r"(?:^|\s)(?:saelab |python scripts/(?=\w+\.py))(\w+)(?:\.py)?(\s.*)?$", line):
+                found.append([match[1], *shlex.split(match[2] or "", comments=True)])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_that_a_page_shows_have_these_settings(page):
+    """Each is composed as Hydra would: a command, group, preset or setting that does not exist is an error."""
+    for command, *words in examples(page):
+        assert (ROOT / "conf" / f"{command}.yaml").is_file(), command
+        overrides = [re.sub(r"=\.\.\.$", "=null", word) for word in words if not word.startswith("-")]
+        if "-m" in words or "--multirun" in words:
+            overrides = [word.split(",")[0] if "[" not in word else word for word in overrides]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            compose(command, overrides)

@@ -209,8 +209,9 @@ class Opinion:
 
 def test_pickles_and_unknown_things_are_refused(tmp_path, parts):
     torch.save({"model": Opinion()}, tmp_path / "ae.pt")
-    with pytest.raises(UserError, match=r"could run code.*weights_only=False"):
+    with pytest.raises(UserError, match=r"Opinion\), which could run code") as error:
         convert.load(tmp_path / "ae.pt")
+    assert "weights_only" not in str(error.value)
     torch.save({"something": torch.ones(3)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="known format"):
         convert.load(tmp_path / "other.pt")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from saelab import artifacts
 from saelab.cache import layout

@@ -20,6 +20,7 @@ COMMANDS = {
     "layers": "list the layers of a model",
     "verify": "have a vision-language model look again at labels",
     "cosy": "measure whether units fire on pictures of their labels",
+    "quality": "measure the SAEs: held-out reconstruction, loss recovered, stability over seeds",
     "verify-run": "check every byte of a run or an artifact",
     "bench": "measure speed, one JSON line a case",
 }

@@ -73,7 +73,7 @@ def embed_templates(
 
 def in_batches(function: Callable[[Sequence[str]], Tensor], texts: Sequence[str], size: int, title: str) -> Tensor:
     """`function` over `texts` in batches, with a progress bar once there is enough to wait for."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     starts = range(0, len(texts), size)
     bar = tqdm(starts, desc=title, unit="batch", disable=len(starts) < 8, leave=False)

@@ -11,14 +11,15 @@ from torch.nn.functional import normalize
 
 from saelab.encoders.base import CSP_PAPER_TEMPLATES, in_batches
 from saelab.errors import UserError
-from saelab.hosts import weights_digest
+from saelab.hosts import open_clip_names, weights_digest
 
 
 class OpenClip:
-    """A model of open_clip: `ViT-B-32/<tag or checkpoint>`, `ViT-B-32/random`, `hf-hub:<repo>`, `local-dir:<folder>`.
+    """A model of open_clip: `ViT-B-32/` and a tag, file, `<tag>@<file>` or `random`; `hf-hub:<repo>`, `local-dir:<folder>`.
 
-    The last two carry their own weights. Raises UserError for an unknown model and for weights that can't be had:
-    random ones are never a stand-in.
+    The last two carry their own weights. A file's pictures are preprocessed as the tag's were, or as those of all the
+    architecture's tags, where these agree. Raises UserError for an unknown model, for weights that are not available
+    (random ones are never a stand-in), and where the preprocessing or the GELU is not the weights' own.
     """
 
     templates: tuple[str, ...] = CSP_PAPER_TEMPLATES
@@ -27,29 +28,27 @@ class OpenClip:
         import open_clip
 
         whole = name.startswith(("hf-hub:", "local-dir:"))
-        architecture, _, weights = (name, "", "") if whole else name.partition("/")
-        known = open_clip.list_models()
-        if architecture not in known and not whole:
-            from difflib import get_close_matches
-
-            near = ", ".join(get_close_matches(architecture, known, 3, 0.3)) or "ViT-B-32"
-            raise UserError("encoder", f"open_clip:{name}", "open_clip has no such model", f"nearest: {near}")
+        choice = open_clip_names.parse(name, "encoder")
+        architecture, weights = choice.architecture, choice.weights
         if not weights and not whole:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)[:4])
             remedy = f"write it like open_clip:{architecture}/TAG{f' (known tags: {tags} ...)' if tags else ''}"
             raise UserError("encoder", f"open_clip:{name}", "names no weights", f"{remedy}, or /FILE, or /random")
+        settings = {f"image_{key}": value for key, value in (choice.preprocess or {}).items()}
         try:
             if weights == "random":
                 torch.manual_seed(seed)
-                model, _, transform = open_clip.create_model_and_transforms(architecture, device=device)
+                model, _, transform = open_clip.create_model_and_transforms(architecture, device=device, **settings)
             else:
-                model, transform = open_clip.create_model_from_pretrained(architecture, weights or None, device=device)
+                model, transform = open_clip.create_model_from_pretrained(
+                    architecture, weights or None, device=device, **settings
+                )
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
                 "encoder",
                 f"open_clip:{name}",
                 f"its weights could not be loaded ({str(error).splitlines()[0][:200]})",
-                "where no hub is reached, give a local checkpoint (open_clip:ViT-B-32/FILE) or use encoder=conse",
+                "without access to a hub, give a local checkpoint (open_clip:ViT-B-32/FILE) or use encoder=conse",
             ) from None
         self.model, self._transform, self.device = model.eval(), transform, device
         self.tokenizer = open_clip.get_tokenizer(architecture)

@@ -47,7 +47,7 @@ def image_embeddings(
 def _embed_images(images: ImageSet, encoder: Encoder, folder: Path, batch_size: int, workers: int) -> None:
     """Parts of 8 batches each are written as they are done; a resumed run skips the parts that are there."""
     from safetensors.torch import save_file
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)

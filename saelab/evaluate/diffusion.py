@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from saelab.artifacts import atomic, digest
 from saelab.errors import UserError

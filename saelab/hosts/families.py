@@ -1,22 +1,28 @@
 """Hosts from timm, torchvision and open_clip, and from your own code or file. Each: (name, weights) -> Built."""
 
 import importlib
+import logging
+import traceback
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from saelab.errors import UserError
+from saelab.hosts import open_clip_names
 from saelab.hosts.files import Built, fetched, load_state, nearest
-from saelab.hosts.tokens import Prefix
+from saelab.hosts.tokens import Prefix, prefix_of
 from saelab.hosts.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
+
+log = logging.getLogger("saelab")
 
 
 def timm(name: str, weights: str) -> Built:
-    """`timm:<model>`, with timm's own weights, transform and count of prefix tokens."""
+    """`timm:<model>`, `timm:hf-hub:<repo>` or `timm:local-dir:<folder>`, with timm's transform and prefix tokens."""
     import timm
     from timm.data import resolve_model_data_config
 
-    if not timm.is_model(name):
+    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         near = nearest(name, timm.list_models())
         raise UserError("host", f"timm:{name}", "timm has no such model", near)
     model = fetched(f"timm:{name}", lambda: timm.create_model(name, pretrained=weights == "pretrained"))
@@ -29,8 +35,7 @@ def timm(name: str, weights: str) -> Built:
     else:
         resize = int(min(height, width) / config["crop_pct"])
     transform = Transform(resize, (height, width), config["interpolation"], config["mean"], config["std"])
-    total = int(getattr(model, "num_prefix_tokens", 0) or 0)
-    return Built(model, transform, Prefix(min(total, 1), max(total - 1, 0)))
+    return Built(model, transform, prefix_of(model))
 
 
 def torchvision(name: str, weights: str) -> Built:
@@ -53,29 +58,41 @@ def torchvision(name: str, weights: str) -> Built:
         tuple(preset.mean),
         tuple(preset.std),
     )
-    return Built(model, transform, Prefix(cls=1 if hasattr(model, "class_token") else 0))
+    return Built(model, transform, prefix_of(model))
 
 
 def open_clip(name: str, weights: str) -> Built:
-    """`open_clip:<architecture>/<tag>`, `hf-hub:<repo>` or `local-dir:<folder>` after the colon: the vision tower.
+    """The vision tower of `ARCHITECTURE/TAG`, `ARCHITECTURE/FILE`, `hf-hub:<repo>` or `local-dir:<folder>`.
 
     Its answer is the image embedding. The last two carry their own weights.
     """
     import open_clip
 
-    if name.startswith(("hf-hub:", "local-dir:")):
-        model_name, tag = name, ""
-        if weights not in ("pretrained", "random"):
-            remedy = "set host.weights=pretrained, or name the architecture"
-            raise UserError("weights", weights, f"open_clip:{name} carries its own weights", remedy)
+    file = weights not in ("pretrained", "random")
+    if name.startswith(("hf-hub:", "local-dir:")) and file:
+        remedy = "set host.weights=pretrained, or name the architecture"
+        raise UserError("weights", weights, f"open_clip:{name} carries its own weights", remedy)
+    architecture, _, tag = name.partition("/")
+    if file and "/" not in name:
+        choice = open_clip_names.parse(f"{architecture}/{weights}", "host")
+    elif file:
+        choice = open_clip_names.parse(f"{architecture}/{tag}@{weights}", "host")
     else:
-        model_name, _, tag = name.partition("/")
-        _known_to_open_clip(model_name, tag, weights)
-    source = {"pretrained": tag or None, "random": None}.get(weights, weights)
+        choice = open_clip_names.parse(name, "host")
     own = weights != "random"
+    if own and not choice.weights and not name.startswith(("hf-hub:", "local-dir:")):
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        remedy = f"add one: {'/'.join([architecture, tags[0]]) if tags else ''}"
+        raise UserError("host", f"open_clip:{name}", "names no weights", remedy)
     model = fetched(
         f"open_clip:{name}",
-        lambda: open_clip.create_model(model_name, source, load_weights=own, require_pretrained=own),
+        lambda: open_clip.create_model(
+            choice.architecture,
+            choice.weights or None if own else None,
+            load_weights=own,
+            require_pretrained=own,
+            force_preprocess_cfg=choice.preprocess,
+        ),
     )
     settings = open_clip.get_model_preprocess_cfg(model)
     size = settings["size"]
@@ -95,21 +112,7 @@ def open_clip(name: str, weights: str) -> Built:
         tuple(settings["std"]),
     )
     visual = model.visual
-    trunk = getattr(visual, "trunk", visual)
-    total = int(getattr(trunk, "num_prefix_tokens", 1 if hasattr(trunk, "class_embedding") else 0) or 0)
-    return Built(visual, transform, Prefix(min(total, 1), max(total - 1, 0)))
-
-
-def _known_to_open_clip(model: str, tag: str, weights: str) -> None:
-    import open_clip
-
-    known = open_clip.list_models()
-    if model not in known:
-        raise UserError("host", f"open_clip:{model}", "open_clip has no such model", nearest(model, known))
-    if weights == "pretrained" and not tag:
-        tags = open_clip.list_pretrained_tags_by_model(model)
-        remedy = f"add one: {'/'.join([model, tags[0]]) if tags else ''}"
-        raise UserError("host", f"open_clip:{model}", "names no weights", remedy)
+    return Built(visual, transform, prefix_of(getattr(visual, "trunk", visual)))
 
 
 def module(name: str, weights: str) -> Built:
@@ -117,23 +120,46 @@ def module(name: str, weights: str) -> Built:
     path, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(path), attribute or "model")
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            "host", f"module:{name}", f"can't be imported ({error})", "write module:<package.module>:<factory>"
-        ) from None
-    made = factory()
+    except Exception as error:  # a module runs when it is imported, and may raise anything
+        why = " ".join(str(error).split())[:160]
+        what = f"can't be imported ({type(error).__name__}: {why}{_where(error)})"
+        raise UserError("host", f"module:{name}", what, "write module:<package.module>:<factory>") from None
+    title = f"module:{name}"
+    try:
+        made = factory()
+    except UserError:
+        raise
+    except Exception as error:
+        place = _where(error)
+        why = f"the factory raised {type(error).__name__}: {' '.join(str(error).split())[:160]}{place}"
+        raise UserError("host", title, why, "mend it, or call it in Python to see the traceback") from error
     parts = made if isinstance(made, tuple) else (made,)
-    if not isinstance(parts[0], nn.Module):
-        raise UserError(
-            "host", f"module:{name}", f"the factory gave a {type(parts[0]).__name__}", "it must give a torch.nn.Module"
-        )
+    wanted = (nn.Module, Transform, Prefix)
+    if not parts or not isinstance(parts[0], nn.Module):
+        found = type(parts[0] if parts else made).__name__
+        raise UserError("host", title, f"the factory gave a {found}", "it must give a torch.nn.Module")
+    if len(parts) > 3 or not all(isinstance(part, kind) for part, kind in zip(parts, wanted)):
+        found = ", ".join(type(part).__name__ for part in parts)
+        what = f"the factory gave ({found}), expected (Module, saelab.hosts.Transform, saelab.hosts.Prefix)"
+        raise UserError("host", title, what, "write the transform as a Transform; the last two may be left out")
     if weights not in ("pretrained", "random"):
         load_state(parts[0], weights)
-    return Built(parts[0], *(parts[1:] or (_usual_transform(),)))
+    if len(parts) == 1:
+        log.warning(
+            "host=%s: the factory gives no Transform; ImageNet's usual one is taken (set host.transform)", title
+        )
+    prefix = parts[2] if len(parts) == 3 else prefix_of(parts[0])
+    return Built(parts[0], parts[1] if len(parts) > 1 else _usual_transform(), prefix)
+
+
+def _where(error: BaseException) -> str:
+    """The line that raised, in brackets."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def torchscript(name: str, weights: str) -> Built:
-    """A TorchScript file. Its inside runs without Python, so only the layer `output` can be had."""
+    """A TorchScript file. It executes outside Python, so only the layer `output` is available."""
     try:
         model = torch.jit.load(name, map_location="cpu")
     except (RuntimeError, ValueError, OSError) as error:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saelab.errors import UserError
 from saelab.hosts import layers as places
 from saelab.hosts.layers import Layer, Probe
-from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, from_tokens, pick, to_tokens
+from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, from_tokens, pick, prefix_of, to_tokens
 from saelab.hosts.transform import Transform
 from saelab.hosts.usual import usual
 
@@ -41,9 +41,12 @@ class Host:
         prefix: Prefix | None = None,
         call: Callable[[nn.Module, Tensor], Any] | None = None,
     ) -> None:
-        """`prefix`: tokens before the patches. `call(model, batch)`: the forward pass, if not `model(batch)`."""
+        """`prefix`: tokens before the patches; None: from the model's own facts. `call(model, batch)`: the forward
+        pass, if not `model(batch)`. A compiled or data-parallel model is looked into as what it wraps.
+        """
+        model = unwrapped(model)
         self.model, self.transform, self.name = model.eval(), transform, name
-        self.prefix = prefix or Prefix()
+        self.prefix = prefix_of(model) if prefix is None else prefix
         self._call = call or (lambda model, batch: model(batch))
         self.digest = weights_digest(model)
 
@@ -194,7 +197,8 @@ class Host:
         return dict(self.model.named_modules(remove_duplicate=False))
 
     def _forward(self, batch: Tensor) -> Any:
-        return self._call(self.model, batch.to(self.device, self.dtype))
+        with torch.compiler.set_stance("force_eager"):  # what is compiled calls no hooks
+            return self._call(self.model, batch.to(self.device, self.dtype))
 
     def _as_now(self, name: str, output: Tensor) -> Any:
         """The layer's layout with this pass's sizes. UserError if the number of axes or d_in is another one."""
@@ -225,6 +229,16 @@ def answer(output: Any) -> Tensor:
     if tensor is None:
         raise UserError("host", type(output).__name__, "the model's output holds no tensor")
     return tensor
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside torch.compile's and data parallel wrappers."""
+    for attribute in ("_orig_mod", "module"):
+        wrapper = "OptimizedModule" if attribute == "_orig_mod" else "Parallel"
+        inner = getattr(model, attribute, None)
+        if isinstance(inner, nn.Module) and wrapper in type(model).__name__:
+            return unwrapped(inner)
+    return model
 
 
 def weights_digest(model: nn.Module) -> str:

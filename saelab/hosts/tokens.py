@@ -1,5 +1,6 @@
 """From a layer's output to tokens [images, tokens, d_in] and back; which tokens a policy keeps."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from saelab.errors import UserError
 
@@ -101,9 +102,33 @@ class Prefix:
 
     cls: int = 0
     registers: int = 0
+    known: bool = True  # False: the model has such tokens, and doesn't say how many come before the patches
 
     def __len__(self) -> int:
         return self.cls + self.registers
+
+
+_EXTRA = re.compile(r"(cls|class|dist|distillation|reg|register|storage)_?(tokens?|embedding)[_\d]*")
+
+
+def prefix_of(model: nn.Module) -> Prefix:
+    """The tokens before the patches, from the model's own facts: what it states, else the tokens that it learns.
+
+    A model that learns several sets of them (one a stage, one a branch) leaves the number open: `known` is False.
+    """
+    total = getattr(model, "num_prefix_tokens", None)
+    learnt = {n: p for n, p in model.named_parameters() if _EXTRA.fullmatch(n.rpartition(".")[2])}
+    if isinstance(total, int) and not isinstance(total, bool):
+        has_cls = getattr(model, "has_class_token", None)
+        if not isinstance(has_cls, bool):
+            has_cls = any(n.rpartition(".")[2].startswith(("cls", "class")) for n in learnt)
+        return Prefix(min(int(has_cls), total), total - min(int(has_cls), total))
+    counts = {n.rpartition(".")[2]: p.shape[-2] if p.ndim > 1 else 1 for n, p in learnt.items()}
+    widths = {p.shape[-1] for p in learnt.values()}
+    if len(counts) < len(learnt) or len(widths) > 1 or any(name[-1].isdigit() for name in counts):
+        return Prefix(known=False)
+    cls = int(any(name.startswith(("cls", "class")) for name in counts))
+    return Prefix(cls, sum(counts.values()) - cls)
 
 
 @dataclass(frozen=True)
@@ -136,6 +161,8 @@ def choose(policy: str, layer: str, form: Form, prefix: Prefix, patches: tuple[i
         raise UserError("policy", policy, "unknown", f"known: {', '.join(POLICIES)}, token:<number>")
     if policy == "all" or (form.kind == "map" and policy in ("patches", "no_registers")):
         return Choice(None, total, grid, before)
+    if form.kind == "sequence" and not prefix.known:
+        raise refuse("has extra tokens among its patches, and the model doesn't say where", "set policy=all or token:N")
     if form.kind != "sequence":
         raise refuse(f"gives a {form.kind} of shape {form.shape}, without cls, registers or patches")
     if grid is None and len(prefix):
@@ -143,7 +170,7 @@ def choose(policy: str, layer: str, form: Form, prefix: Prefix, patches: tuple[i
     if policy == "patches" or (policy == "no_registers" and not before):
         kept = tuple(range(before, total))
         return Choice(kept if before else None, len(kept), grid, 0)
-    if not before or not prefix.cls:
+    if policy == "cls" and (not before or not prefix.cls):
         raise refuse("has no cls token", "set policy=patches")
     if policy == "cls":
         return Choice((0,), 1, None, 0)

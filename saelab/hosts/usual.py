@@ -15,13 +15,15 @@ _NUMBERED = re.compile(r"^(.*?)[._]?(\d+)$")
 
 def usual(modules: dict[str, nn.Module], found: Probe) -> dict[str, str]:
     """Layer name -> why it is a usual choice, for a model that has been probed."""
-    blocks = _blocks(modules)
+    blocks, stages = _blocks(modules)
     stream = max((_form(found, path).d_in for path in blocks if _kind(found, path) == "sequence"), default=0)
     reasons: dict[str, str] = {}
     for (path, takes_input, call), form in found.forms.items():
         if form is None or path not in modules:
             continue
         reason = _reason(modules[path], path, takes_input, form, path in blocks, stream)
+        if not reason and not takes_input and path in stages and form.kind != "vector":
+            reason = "stage output"
         if reason:
             reasons[found.name(path, takes_input, call)] = reason
     return _without_echoes(reasons, found)
@@ -50,19 +52,28 @@ def _is_activation(module: nn.Module) -> bool:
     return leaf and not any(True for _ in module.parameters()) and bool(_ACTIVATION.search(type(module).__name__))
 
 
-def _blocks(modules: dict[str, nn.Module]) -> set[str]:
+def _blocks(modules: dict[str, nn.Module]) -> tuple[set[str], set[str]]:
     """Paths of numbered modules with an inside, of which two siblings at least share a class: a model's blocks.
 
-    Of nested ones (stages of blocks) the innermost count.
+    Of nested ones the innermost are the blocks; those around them, and numbered `Sequential`s of blocks (`layer3`), are
+    the stages.
     """
     groups: dict[tuple[str, type], list[str]] = {}
+    rows: dict[str, list[str]] = {}  # of Sequentials
     for path, module in modules.items():
         parent, _, last = path.rpartition(".")
         numbered = _NUMBERED.match(last)
-        if numbered and next(module.children(), None) is not None and not isinstance(module, nn.Sequential):
-            groups.setdefault((f"{parent}.{numbered[1]}", type(module)), []).append(path)
+        if numbered and next(module.children(), None) is not None:
+            if isinstance(module, nn.Sequential):
+                rows.setdefault(f"{parent}.{numbered[1]}", []).append(path)
+            else:
+                groups.setdefault((f"{parent}.{numbered[1]}", type(module)), []).append(path)
     paths = {path for group in groups.values() if len(group) > 1 for path in group}
-    return {path for path in paths if not any(other.startswith(path + ".") for other in paths)}
+    blocks = {path for path in paths if not any(other.startswith(path + ".") for other in paths)}
+    around = paths - blocks | {path for row in rows.values() if len(row) > 1 for path in row}
+    inner = {path: path.count(".") for path in blocks}
+    stages = {p for p in around if any(b.startswith(p + ".") and inner[b] - p.count(".") <= 2 for b in blocks)}
+    return blocks, stages
 
 
 def _form(found: Probe, path: str) -> Form:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from saelab import artifacts
 from saelab.errors import UserError

@@ -65,7 +65,7 @@ def _best(name: str, evidence: Evidence) -> Float[Tensor, "units"]:
 
 
 def _draws(frame: Frame, n: int, seed: int, progress: bool):
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(n), "permutations", disable=not progress):

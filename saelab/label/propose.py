@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from saelab import artifacts
 from saelab.errors import UserError

@@ -46,7 +46,7 @@ def of_basis(run: Run, basis: Basis, records: list[dict[str, Any]]) -> list[dict
 
 
 def _fill(found: np.ndarray, store: Any, project: Projection, where: dict[int, Any]) -> None:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     with torch.inference_mode():
         for image in tqdm(sorted(where), desc="heat maps", unit="img", leave=False):

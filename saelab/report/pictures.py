@@ -26,7 +26,7 @@ def place(image_id: int) -> str:
 
 def write(ids: list[int], images: ImageSet, out: Path, side: int) -> dict[int, str]:
     """Write the small pictures that do not exist yet. Returns the ids that could not be read, with the reason."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     for folder in {(out / place(i)).parent for i in ids}:
         folder.mkdir(parents=True, exist_ok=True)

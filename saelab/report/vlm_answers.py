@@ -88,7 +88,7 @@ def spent(proposed: Rows, verified: Rows) -> dict[str, float | int | None] | Non
 
 def copy_sheets(wanted: list[tuple[int, Path, str]], out: Path) -> dict[str, str]:
     """Small copies of the sheets (number of the basis, folder, file): `basis/file` -> place in the report's folder."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     side = next((side for side, size in SIDES.items() if len(wanted) * size <= BUDGET), min(SIDES))
     made = {}

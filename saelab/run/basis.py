@@ -13,6 +13,7 @@ class Kind:
     group: str  # what they are called together, in sentences
     control: bool = False  # are they there only to be beaten?
     seeds: str | None = None  # the setting that lists their seeds; None: one basis
+    frozen: str | None = None  # of SAEs that learn less than they could: what keeps its random start
 
 
 KINDS = {
@@ -20,6 +21,10 @@ KINDS = {
     "sae": Kind("SAE features", seeds="seeds"),
     "pca": Kind("principal components", control=True),
     "random_rotation": Kind("random directions", control=True, seeds="rotation_seeds"),
+    # SAEs that learned nothing, or only their encoder (Sanity checks for SAEs, arXiv 2602.14111), of the first seed.
+    "untrained": Kind("untrained SAE features", control=True, frozen="all"),
+    "frozen_decoder": Kind("SAE features, frozen decoder", control=True, frozen="decoder"),
+    "soft_frozen": Kind("SAE features, soft-frozen decoder", control=True, frozen="soft_decoder"),
 }
 
 

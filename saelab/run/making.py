@@ -5,18 +5,15 @@ evaluations -> comparisons.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from saelab import compare, encoders, evaluate
 from saelab.artifacts import Artifact, digest
-from saelab.cache import ActivationCache
 from saelab.errors import UserError
-from saelab.label import concepts, pipeline, propose
+from saelab.label import pipeline, propose
 from saelab.label.assign import SCORERS
 from saelab.label.exemplars import check as check_mining
 from saelab.label.exemplars import exemplars
@@ -24,59 +21,18 @@ from saelab.label.proposal import Estimate
 from saelab.label.vocabulary import Vocabulary
 from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run import record
-from saelab.run.basis import KINDS, Basis
-from saelab.run.config import RunConfig
-from saelab.run.given import Given
-from saelab.run.inputs import Inputs
+from saelab.run.bases import Bases
+from saelab.run.basis import Basis
 from saelab.run.stages.comparison import compare_bases, group_images, pooling_of
 from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.images import record_images
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
-from saelab.run.stages.sae import Logger, adopt_sae, train_saes
-from saelab.run.stages.units import sae_bases, simple_bases
-from saelab.units import Projection
 
 log = logging.getLogger("saelab")
 
 
-class Stages(Inputs):
+class Stages(Bases):
     """The stages of one config. People use `saelab.Pipeline`, which is made of this; so are the commands."""
-
-    def __init__(self, config: RunConfig, given: Given | None = None) -> None:
-        super().__init__(config, given)
-        self._saes: dict[tuple[str, str, str], list[Artifact]] = {}  # by host's weights, layer and settings
-
-    # ---- bases -------------------------------------------------------------------------------------------------
-
-    def train(self, layer: str, logger: Logger | None = None) -> list[Artifact]:
-        """The SAEs of a layer, one for each seed. `logger(place in seeds, step, numbers)`."""
-        if self.given.saes:
-            return [adopt_sae(sae, self.caches[layer].d_in, self.root) for sae in self.given.saes]
-        return self._train(self.caches[layer], self.weights, self.config.sae, logger)
-
-    @cached_property
-    def bases(self) -> list[Basis]:
-        """Units of every basis of every layer, the config's own and those that join the comparison."""
-        found: list[Basis] = []
-        for store in self.caches.values():
-            for kind in self.config.bases:
-                found += self._bases_of(kind, store)
-        for text, given in self.variants.items():
-            own = text.replace("sae.", "").replace("sae=", "")
-            for store in self.caches.values():
-                features = self._features(store, given)
-                found += [replace(b, name=f"sae {own} seed {b.seed}", group=f"SAE features, {own}") for b in features]
-        if self.config.random_host:
-            for store in self.random_caches.values():
-                found += [
-                    replace(b, name=f"SAE on random host, seed {b.seed}", group="SAE on a random host", control=True)
-                    for b in self._features(store, self.config.sae, self.random_host.digest)
-                ]
-        return found
-
-    def store(self, basis: Basis) -> ActivationCache:
-        """The cache that a basis was pooled from."""
-        return (self.caches if basis.weights == self.weights else self.random_caches)[basis.layer]
 
     # ---- labels ------------------------------------------------------------------------------------------------
 
@@ -176,7 +132,7 @@ class Stages(Inputs):
     @cached_property
     def comparisons(self) -> dict[str, Artifact]:
         """One comparison for each layer, corrected together."""
-        if self._per_layer() < 2:  # known before the long work
+        if self.count_per_layer() < 2:  # known before the long work
             remedy = "for example bases=[neuron,sae]"
             raise UserError("bases", list(self.config.bases), "a comparison needs at least two", remedy)
         evaluated = self.evaluated
@@ -216,42 +172,10 @@ class Stages(Inputs):
         """Does the encoder give the class probabilities that the tagger reads?"""
         return self.given.encoder is None and self.config.encoder.name.partition(":")[0] == "conse"
 
-    def _train(
-        self, store: ActivationCache, weights: str, given: dict[str, Any], logger: Logger | None = None
-    ) -> list[Artifact]:
-        key = (weights, store.layer, digest(given))
-        if key not in self._saes:
-            with self.timings.of("sae"):
-                self._saes[key] = train_saes(store, given, self.config.seeds, self.root, self.device, logger)
-        return self._saes[key]
-
-    def _bases_of(self, kind: str, store: ActivationCache) -> list[Basis]:
-        own = self.config
-        if kind == "sae":
-            return self._features(store, own.sae)
-        with self.timings.of("units"):
-            return simple_bases(kind, store, self.weights, self.root, own.pool, own.signed, own.rotation_seeds)
-
-    def _features(self, store: ActivationCache, given: dict[str, Any], weights: str | None = None) -> list[Basis]:
-        own, weights = self.config, weights or self.weights
-        seeds: Sequence[int | None] = own.seeds
-        if self.given.saes and given is own.sae and weights == self.weights:
-            saes = self.train(store.layer)
-            seeds = [None] if len(saes) == 1 else list(range(len(saes)))
-        else:
-            saes = self._train(store, weights, given)
-        with self.timings.of("units"):
-            return sae_bases(saes, seeds, store, weights, self.root, own.pool, self.device)
-
     def _vectors(self, basis: Basis) -> torch.Tensor | None:
         """The layer's mean tokens, in which the mining rule `host` looks for contrasts."""
         wanted = self.config.label.mining.rule == "host"
         return torch.from_numpy(self.store(basis).pooled("mean")) if wanted else None
-
-    def tokens(self, basis: Basis) -> concepts.Tokens:
-        """Where a basis' activations at single tokens come from."""
-        project = Projection.load(basis.units.path, basis.sae_path)
-        return concepts.Tokens(self.store(basis), project)
 
     def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
         assert basis.exemplars is not None
@@ -288,10 +212,3 @@ class Stages(Inputs):
             judge=self.encoder.name,
             labels=digest(list(self.vocabulary.labels))[:16],
         )
-
-    def _per_layer(self) -> int:
-        """How many bases a layer is to have."""
-        own = self.config
-        seeds = {"seeds": len(self.given.saes) or len(own.seeds), "rotation_seeds": len(own.rotation_seeds)}
-        named = sum(seeds.get(KINDS[kind].seeds or "", 1) for kind in own.bases)
-        return named + (len(own.also) + own.random_host) * len(own.seeds)

@@ -15,7 +15,7 @@ POOL = 8  # on devices that are not waited for, AuxK works on up to an eighth of
 SHARE = 8  # AuxK holds an eighth of the batch's pre-activations at once, on as many tokens as that makes
 
 
-def columns_of(
+def find_silent(
     silent_for: Int[Tensor, "latents"], config: SAEConfig, counts: bool
 ) -> tuple[Int[Tensor, "silent"], Bool[Tensor, "silent"] | None]:
     """Latents that are to be brought back; and which of them are silent (None: all).

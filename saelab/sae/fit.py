@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from saelab.cache.batches import Batches, spooled
 from saelab.errors import UserError
@@ -143,8 +143,8 @@ def _agree(jobs: list[Job]) -> None:
     for job in jobs:
         found = world.gather(torch.tensor([job.steps], device=device)).tolist()
         if len(set(found)) > 1:
-            told = f"the processes find {' and '.join(map(str, sorted(set(found))))} steps done"
-            raise UserError("folder", job.folder, told, "it has to be one that all of them see")
+            problem = f"the processes find {' and '.join(map(str, sorted(set(found))))} steps done"
+            raise UserError("folder", job.folder, problem, "it has to be one that all of them see")
 
 
 def _loop(jobs: list[Job], batches: Batches, train: TrainConfig, logger: Logger | None, progress: bool) -> None:

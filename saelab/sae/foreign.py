@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saelab.errors import UserError
+from saelab.sae import training_settings as training
 from saelab.sae.model import SAE
 from saelab.sae.source import Source, Weights, build
 
@@ -31,167 +32,10 @@ _NORMS = {
     "constant_norm_rescale": "unit",
     "expected_average_only_in": "mean",
 }
-_SAELENS_TRAINING = [
-    "device",
-    "dtype",
-    "metadata",
-    "model_name",
-    "model_class_name",
-    "hook_name",
-    "hook_point",
-    "hook_layer",
-    "hook_point_layer",
-    "hook_head_index",
-    "hook_point_head_index",
-    "hook_name_out",
-    "hook_layer_out",
-    "hook_head_index_out",
-    "prepend_bos",
-    "context_size",
-    "dataset_path",
-    "dataset_trust_remote_code",
-    "sae_lens_version",
-    "sae_lens_training_version",
-    "neuronpedia_id",
-    "seqpos_slice",
-    "model_from_pretrained_kwargs",
-    "exclude_special_tokens",
-    "l1_coefficient",
-    "l1_warm_up_steps",
-    "lp_norm",
-    "l0_coefficient",
-    "l0_warm_up_steps",
-    "l0_lambda",
-    "aux_loss_coefficient",
-    "use_sparse_activations",
-    "topk_threshold_lr",
-    "use_matryoshka_aux_loss",
-    "jumprelu_init_threshold",
-    "jumprelu_bandwidth",
-    "jumprelu_sparsity_loss_mode",
-    "jumprelu_tanh_scale",
-    "pre_act_loss_coefficient",
-    "decoder_init_norm",
-    "decoder_heuristic_init",
-    "decoder_heuristic_init_norm",
-    "decoder_orthogonal_init",
-    "init_encoder_as_decoder_transpose",
-    "normalize_sae_decoder",
-    "noise_scale",
-    "use_ghost_grads",
-    "mse_loss_normalization",
-    "scale_sparsity_penalty_by_decoder_norm",
-    "expansion_factor",
-    "b_dec_init_method",
-    "from_pretrained_path",
-    "is_training",
-]
-_PRISMA_TRAINING = [
-    "device",
-    "dtype",
-    "d_out",
-    "out_hook_point_layer",
-    "layer_out_subtype",
-    "model_class_name",
-    "model_name",
-    "vit_model_cfg",
-    "model_path",
-    "hook_point",
-    "hook_point_layer",
-    "layer_subtype",
-    "hook_point_head_index",
-    "context_size",
-    "use_cached_activations",
-    "use_patches_only",
-    "cached_activations_path",
-    "cls_token_only",
-    "max_grad_norm",
-    "initialization_method",
-    "n_batches_in_buffer",
-    "store_batch_size",
-    "num_workers",
-    "num_epochs",
-    "total_training_images",
-    "total_training_tokens",
-    "total_training_steps",
-    "image_size",
-    "seed",
-    "verbose",
-    "b_dec_init_method",
-    "expansion_factor",
-    "from_pretrained_path",
-    "l1_coefficient",
-    "lp_norm",
-    "lr",
-    "lr_scheduler_name",
-    "lr_warm_up_steps",
-    "train_batch_size",
-    "dataset_name",
-    "dataset_path",
-    "dataset_train_path",
-    "dataset_val_path",
-    "use_ghost_grads",
-    "feature_sampling_window",
-    "dead_feature_window",
-    "dead_feature_threshold",
-    "log_to_wandb",
-    "wandb_project",
-    "wandb_entity",
-    "wandb_log_frequency",
-    "n_validation_runs",
-    "n_checkpoints",
-    "checkpoint_path",
-    "tokens_per_buffer",
-    "min_l0",
-    "min_explained_variance",
-    "return_out_only",
-    "is_training",
-    "run_name",
-    "unique_hash",
-]
-_DICTIONARY_TRAINING = [
-    "trainer_class",
-    "lr",
-    "l1_penalty",
-    "l1_warmup_steps",
-    "warmup_steps",
-    "sparsity_warmup_steps",
-    "decay_start",
-    "steps",
-    "layer",
-    "lm_name",
-    "wandb_name",
-    "submodule_name",
-    "device",
-    "seed",
-    "resample_steps",
-    "auxk_alpha",
-    "threshold_beta",
-    "threshold_start_step",
-    "top_k_aux",
-    "k_anneal_steps",
-    "bandwidth",
-    "sparsity_penalty",
-    "target_l0",
-    "initial_sparsity_penalty",
-    "group_fractions",
-    "group_weights",
-    "group_sizes",
-    "n_sparsity_updates",
-    "p_start",
-    "p_end",
-    "anneal_start",
-    "anneal_end",
-    "sparsity_function",
-    "sparsity_queue_length",
-    "sparsity_loss_type",
-    "norm_factor",
-    "dead_feature_threshold",
-]
 
 
 def saelens(source: Source, scaler: Config | None = None) -> SAE:
-    """cfg.json and sae_weights.safetensors, of training or for inference; `scaler`: activation_scaler.json beside them."""
+    """cfg.json and sae_weights.safetensors, of training or for inference; `scaler`: its activation_scaler.json."""
     kinds = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "batchtopk": "jumprelu"}
     kinds |= {"matryoshka_batchtopk": "jumprelu", "transcoder": "relu", "skip_transcoder": "relu"}
     kinds |= {"jumprelu_transcoder": "jumprelu", "jumprelu_skip_transcoder": "jumprelu"}
@@ -222,7 +66,7 @@ def saelens(source: Source, scaler: Config | None = None) -> SAE:
     weights.prefixes = tuple(dict.fromkeys([*widths, len(W_dec)])) if widths else ()
     norm = source.config.get("normalize_activations") or "none"
     weights.input_norm, weights.scale = _saelens_norm(source, scaler or {}, W_enc.shape[1])
-    source.pass_over(_SAELENS_TRAINING)
+    source.pass_over(training.SAELENS)
     return build(source, weights, rule, k, architecture=architecture, normalize_activations=norm)
 
 
@@ -338,7 +182,7 @@ def dictionary_learning(source: Source) -> SAE:
         weights.prefixes = tuple(source.take("group_sizes").cumsum(0).tolist())
     source.is_size("activation_dim", weights.W_enc.shape[1])
     source.is_size("dict_size", len(weights.W_enc))
-    source.pass_over(_DICTIONARY_TRAINING)
+    source.pass_over(training.DICTIONARY)
     return build(source, weights, rule, k if rule != "relu" else 0, dict_class=name)
 
 
@@ -407,7 +251,7 @@ def prisma(source: Source) -> SAE:
         source.pass_over(["d_out"])
     if source.switch("transcoder_with_skip_connection") and transcoder:
         source.take("W_skip")
-    source.pass_over(_PRISMA_TRAINING)
+    source.pass_over(training.PRISMA)
     return build(source, weights, rule, k, normalize_activations=norm)
 
 
@@ -439,13 +283,7 @@ def saev(source: Source) -> SAE:
     weights = _four(source)
     source.is_size("d_vit", weights.W_enc.shape[1])
     source.is_size("d_model", weights.W_enc.shape[1])
-    source.pass_over(
-        ["exp_factor", "n_reinit_samples", "remove_parallel_grads", "normalize_w_dec", "seed", "reinit_blend"]
-    )
-    source.pass_over(
-        ["reinit_enc_dec_tranpose", "reinit_enc_dec_transpose", "sparsity_coeff", "l1_coeff", "ghost_grads"]
-    )
-    source.pass_over(["use_ghost_grads", "objective", "n_prefixes"])
+    source.pass_over(training.SAEV)
     if "activation.threshold" in source.tensors:
         weights.threshold, weights.centred = source.take("activation.threshold"), False
         return build(source, weights, "batchtopk", k, activation=kind)

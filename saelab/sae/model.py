@@ -100,7 +100,7 @@ class SAE:
 
     def pre_activations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
         """The encoder's output before the rule. Raises UserError where x has another width."""
-        x, _ = self.normed(as_matrix(x, self.d_in))
+        x, _ = self.normalize(as_matrix(x, self.d_in))
         return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.T)
 
     @property
@@ -117,7 +117,7 @@ class SAE:
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Raw activations, any float dtype, to sparse codes (float32)."""
         if not self.fixed_l0:
-            return _packed(self.encode_dense(x))
+            return _pack(self.encode_dense(x))
         values, indices = self.rule.pick(self.pre_activations(x), self.meta.k)
         return Codes(values, indices, self.latents)
 
@@ -145,13 +145,15 @@ class SAE:
     @torch.no_grad()
     def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """The reconstruction of raw activations, in their own units; memory doesn't grow with the batch x latents."""
-        return torch.cat([self._rebuilt(part) for part in as_matrix(x, self.d_in).split(self.tokens_at_once)])
+        return torch.cat([self._reconstruct(part) for part in as_matrix(x, self.d_in).split(self.tokens_at_once)])
 
-    def _rebuilt(self, x: Tensor) -> Tensor:
-        _, undo = self.normed(x)
+    def _reconstruct(self, x: Tensor) -> Tensor:
+        _, undo = self.normalize(x)
         return undo(self.decode(self.encode(x) if self.fixed_l0 else self.encode_dense(x)))
 
-    def normed(self, x: Float[Tensor, "batch d_in"]) -> tuple[Float[Tensor, "batch d_in"], Callable[[Tensor], Tensor]]:
+    def normalize(
+        self, x: Float[Tensor, "batch d_in"]
+    ) -> tuple[Float[Tensor, "batch d_in"], Callable[[Tensor], Tensor]]:
         """The input as the weights expect it, float32 on their device, and the way back for reconstructions."""
         x = x.to(self.W_dec.device, torch.float32)
         if self.meta.input_norm == "layer":
@@ -186,10 +188,10 @@ class SAE:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise UserError("sae", file, f"not a whole safetensors file ({error})", "copy or train it again") from None
-        return cls(meta=_meta(raw, file), **_known(tensors, file))
+        return cls(meta=_meta(raw, file), **_check_tensors(tensors, file))
 
 
-def _packed(dense: Float[Tensor, "batch latents"]) -> Codes:
+def _pack(dense: Float[Tensor, "batch latents"]) -> Codes:
     """The nonzeros of each row side by side, in the order of the latents; padded with 0 of latent 0."""
     rows, latents = dense.nonzero(as_tuple=True)
     counts = torch.bincount(rows, minlength=len(dense))
@@ -222,7 +224,7 @@ def _meta(raw: dict[str, str], file: Path) -> Meta:
     return Meta(**{**values, "prefixes": tuple(values.get("prefixes", ()))})
 
 
-def _known(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+def _check_tensors(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     needed, allowed = {"W_enc", "b_enc", "W_dec", "b_dec"}, {"threshold"}
     if not needed <= set(tensors) or set(tensors) - needed - allowed:
         raise UserError("sae", file, f"tensors {sorted(needed)}, found {sorted(tensors)}", "convert or train it again")

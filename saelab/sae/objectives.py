@@ -49,7 +49,7 @@ def sparse_gradients(
     batch = len(centred)
     pairs, level_weights, smallest = keep(pre, config, world or World(), weights, centred)
     levels, by = len(level_weights), sparse.products(config.kernels, centred.device)
-    grouped = sparse.by_latent(pairs, config.latents)
+    grouped = sparse.sort_by_latent(pairs, config.latents)
 
     added = sparse.decode_pairs(pairs, W_dec, centred.new_empty(levels * batch, centred.shape[1]), by)
     errors = added.view(levels, batch, -1)  # level p: what the levels up to p add, less the target

@@ -78,7 +78,7 @@ class _Sums:
     def add(self, x: Float[Tensor, "chunk d_in"]) -> None:
         x = x.to(self.sae.device, torch.float32)
         codes = self.sae.encode(x) if self.sae.fixed_l0 else self.sae.encode_dense(x)
-        _, undo = self.sae.normed(x)
+        _, undo = self.sae.normalize(x)
         rebuilt, exact = widen(undo(self.sae.decode(codes))), widen(x)
         if self.shift is None:
             self.shift = exact.mean(0)
@@ -90,7 +90,7 @@ class _Sums:
         self.residual += float((exact - rebuilt).square().sum())
         centre = widen(self.sae.b_dec)
         self.cosine += float(torch.cosine_similarity(exact - centre, rebuilt - centre, dim=1).sum())
-        fired = _fired(codes, self.sae.latents)
+        fired = _count_fired(codes, self.sae.latents)
         self.nonzero += int(fired.sum())
         self.fired += fired
         self.tokens += len(x)
@@ -116,7 +116,7 @@ class _Sums:
         }
 
 
-def _fired(codes: Codes | Float[Tensor, "chunk latents"], latents: int) -> Int[Tensor, "latents"]:
+def _count_fired(codes: Codes | Float[Tensor, "chunk latents"], latents: int) -> Int[Tensor, "latents"]:
     """On how many tokens each latent fires."""
     if isinstance(codes, Codes):
         return torch.bincount(codes.indices[codes.values > 0], minlength=latents)

@@ -29,13 +29,13 @@ def holds(folder: Path, recipe: Recipe) -> bool:
         return False
     remedy = "SAE.load reads it; give another folder, or delete this one to train it anew"
     if not (folder / FILE).exists():
-        told = f"holds an SAE, and no {FILE} that says what it was trained on"
-        raise UserError("folder", folder, told, remedy)
+        problem = f"holds an SAE, and no {FILE} that says what it was trained on"
+        raise UserError("folder", folder, problem, remedy)
     other = _differences(artifacts.read_json(folder / FILE), artifacts.plain(recipe))
     if other:
         more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
-        told = f"holds a finished SAE of another recipe: {', '.join(other[:SHOWN])}{more}"
-        raise UserError("folder", folder, told, remedy)
+        problem = f"holds a finished SAE of another recipe: {', '.join(other[:SHOWN])}{more}"
+        raise UserError("folder", folder, problem, remedy)
     return True
 
 

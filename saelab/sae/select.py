@@ -38,12 +38,12 @@ def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> tuple[Float[Tensor, 
     rows, n = x.shape
     flat = x.reshape(-1)
     if n % GROUP or rows * n // GROUP < 4 * count:
-        places = _largest(flat, count)
+        places = _find_largest(flat, count)
         return flat[places], places
     maxima = _maxima(x, GROUP).view(-1)
-    lines = _largest(maxima, count)
+    lines = _find_largest(maxima, count)
     near = flat.view(-1, GROUP).index_select(0, lines).view(-1)
-    inner = _largest(near, count, floor=maxima[lines].min())
+    inner = _find_largest(near, count, floor=maxima[lines].min())
     which, within = _split(inner, GROUP)
     return near[inner], lines[which] * GROUP + within
 
@@ -104,7 +104,7 @@ def _rank(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
     return x.gather(1, places), places
 
 
-def _largest(flat: Float[Tensor, "n"], count: int, floor: Tensor | None = None) -> Int[Tensor, "count"]:
+def _find_largest(flat: Float[Tensor, "n"], count: int, floor: Tensor | None = None) -> Int[Tensor, "count"]:
     """Where the `count` largest lie, in the order of their places; of equals at the edge the first.
 
     `floor`: a number that at least `count` reach, where one is known: the others then need no ranking.

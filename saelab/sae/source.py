@@ -107,8 +107,8 @@ class Source:
         return tensor.item()
 
     def pass_over(self, names: Iterable[str]) -> None:
-        """Drop settings that only training used."""
-        for name in names:
+        """Drop settings that only training used: names, or a text of names."""
+        for name in names.split() if isinstance(names, str) else names:
             self.config.pop(name, None)
 
     def is_size(self, name: str, found: int) -> None:

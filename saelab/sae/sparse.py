@@ -54,7 +54,7 @@ def pairs_in_bags(
     return Pairs(values[order], latents[order], starts(bags, n_bags))
 
 
-def by_latent(pairs: Pairs, latents: int) -> ByLatent:
+def sort_by_latent(pairs: Pairs, latents: int) -> ByLatent:
     """Sort the pairs by latent, once, for both weight gradients. Within a latent the order of the bags stays."""
     n, bags = len(pairs.latents), len(pairs.offsets) - 1
     if pairs.latents.device.type == "cpu":  # a counting sort, an order faster than a general one

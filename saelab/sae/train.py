@@ -134,7 +134,7 @@ class Trainer:
 
     def _revive(self) -> None:
         if isinstance(self.rule, rules.Selection) and self.config.revive:
-            columns, silent = auxk.columns_of(self.silent, self.config, self.counts_silent)
+            columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
             if len(columns):
                 auxk.revive(self.weights, columns, silent, self.config.revive)
 
@@ -151,7 +151,7 @@ class Trainer:
         found, error = objectives.sparse_gradients(
             weights, centred, pre, self.config, self.variance, tokens, self._grads, self.world
         )
-        columns, silent = auxk.columns_of(self.silent, self.config, self.counts_silent)
+        columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
         if len(columns) and self.config.auxk_weight:
             given = (weights, centred, pre, error, columns, silent, self.config, self.world)
             grads, loss = auxk.gradients(*given)

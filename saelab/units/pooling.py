@@ -22,7 +22,7 @@ def pooled(cache: ActivationCache, project: Projection, pool: str, at_once: int 
     (at least one token).
     """
     from scipy.sparse import csr_array, vstack
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     offsets = np.asarray(cache.offsets)
     at_once = at_once if project.sae is None else min(at_once, project.sae.tokens_at_once)

@@ -1,0 +1,131 @@
+"""The bases of a run: SAEs, their features, neurons and controls, as units of every layer."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from saelab.artifacts import Artifact, digest
+from saelab.cache import ActivationCache
+from saelab.label import concepts
+from saelab.run.basis import KINDS, Basis
+from saelab.run.config import RunConfig
+from saelab.run.given import Given
+from saelab.run.inputs import Inputs
+from saelab.run.stages.quality import InHost, measure_sae
+from saelab.run.stages.sae import Logger, adopt_sae, train_saes
+from saelab.run.stages.units import sae_bases, simple_bases
+from saelab.units import Projection
+
+
+class Bases(Inputs):
+    """Everything that exists before there are labels. `saelab.run.making.Stages` goes on from it."""
+
+    def __init__(self, config: RunConfig, given: Given | None = None) -> None:
+        super().__init__(config, given)
+        self._saes: dict[tuple[str, str, str], list[Artifact]] = {}  # by host's weights, layer and settings
+
+    def train(self, layer: str, logger: Logger | None = None) -> list[Artifact]:
+        """The SAEs of a layer, one for each seed. `logger(place in seeds, step, numbers)`."""
+        if self.given.saes:
+            return [adopt_sae(sae, self.caches[layer].d_in, self.root) for sae in self.given.saes]
+        return self._train(self.caches[layer], self.weights, self.config.sae, self.config.seeds, logger)
+
+    @cached_property
+    def bases(self) -> list[Basis]:
+        """Units of every basis of every layer, the config's own and those that join the comparison."""
+        found: list[Basis] = []
+        for store in self.caches.values():
+            for kind in self.config.bases:
+                found += self._bases_of(kind, store)
+        for text, given in self.variants.items():
+            own = text.replace("sae.", "").replace("sae=", "")
+            for store in self.caches.values():
+                features = self._features(store, given)
+                found += [replace(b, name=f"sae {own} seed {b.seed}", group=f"SAE features, {own}") for b in features]
+        if self.config.random_host:
+            for store in self.random_caches.values():
+                found += [
+                    replace(b, name=f"SAE on random host, seed {b.seed}", group="SAE on a random host", control=True)
+                    for b in self._features(store, self.config.sae, self.random_host.digest)
+                ]
+        return found
+
+    def measure_saes(self, loss: bool = False) -> list[tuple[Basis, Artifact]]:
+        """The `quality` artifact of every SAE. `loss`: also what the host still recognises with the SAE in it."""
+        own, found = self.config, [basis for basis in self.bases if basis.sae is not None]
+        made = []
+        with self.timings.of("quality"):
+            for basis in found:
+                same = [b.sae for b in found if (b.group, b.layer) == (basis.group, basis.layer) and b.sae is not None]
+                others = [sae for sae in same if sae != basis.sae]
+                inside = None
+                if loss and self.weights != "arrays":
+                    host = self.host if basis.weights == self.weights else self.random_host
+                    inside = InHost(host, own.policy, own.batch_size, own.workers)
+                assert basis.sae is not None
+                units = basis.units if loss else None
+                store = self.store(basis)
+                made.append((basis, measure_sae(basis.sae, others, store, self.images, self.root, inside, units)))
+        return made
+
+    def store(self, basis: Basis) -> ActivationCache:
+        """The cache that a basis was pooled from."""
+        return (self.caches if basis.weights == self.weights else self.random_caches)[basis.layer]
+
+    def tokens(self, basis: Basis) -> concepts.Tokens:
+        """Where a basis' activations at single tokens come from."""
+        project = Projection.load(basis.units.path, basis.sae_path)
+        return concepts.Tokens(self.store(basis), project)
+
+    # ---- parts -------------------------------------------------------------------------------------------------
+
+    def _train(
+        self,
+        store: ActivationCache,
+        weights: str,
+        given: dict[str, Any],
+        seeds: Sequence[int],
+        logger: Logger | None = None,
+    ) -> list[Artifact]:
+        key = (weights, store.layer, digest([given, list(seeds)]))
+        if key not in self._saes:
+            with self.timings.of("sae"):
+                self._saes[key] = train_saes(store, given, seeds, self.root, self.device, logger)
+        return self._saes[key]
+
+    def _bases_of(self, kind: str, store: ActivationCache) -> list[Basis]:
+        own = self.config
+        if kind == "sae":
+            return self._features(store, own.sae)
+        frozen, group = KINDS[kind].frozen, KINDS[kind].group
+        if frozen is not None:
+            (basis,) = self._features(store, own.sae | {"frozen": frozen}, drawn=own.seeds[:1])
+            return [replace(basis, name=kind.replace("_", " "), group=group, kind=kind, control=True)]
+        with self.timings.of("units"):
+            return simple_bases(kind, store, self.weights, self.root, own.pool, own.signed, own.rotation_seeds)
+
+    def _features(
+        self,
+        store: ActivationCache,
+        given: dict[str, Any],
+        weights: str | None = None,
+        drawn: Sequence[int] | None = None,
+    ) -> list[Basis]:
+        """The features of SAEs of these settings, one basis for each seed (`drawn`; the config's by default)."""
+        own, weights, drawn = self.config, weights or self.weights, drawn or self.config.seeds
+        seeds: Sequence[int | None] = drawn
+        if self.given.saes and given is own.sae and weights == self.weights:
+            saes = self.train(store.layer)
+            seeds = [None] if len(saes) == 1 else list(range(len(saes)))
+        else:
+            saes = self._train(store, weights, given, drawn)
+        with self.timings.of("units"):
+            return sae_bases(saes, seeds, store, weights, self.root, own.pool, self.device)
+
+    def count_per_layer(self) -> int:
+        """How many bases a layer is to have."""
+        own = self.config
+        seeds = {"seeds": len(self.given.saes) or len(own.seeds), "rotation_seeds": len(own.rotation_seeds)}
+        named = sum(seeds.get(KINDS[kind].seeds or "", 1) for kind in own.bases)
+        return named + (len(own.also) + own.random_host) * len(own.seeds)

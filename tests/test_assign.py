@@ -585,7 +585,7 @@ def test_weights_are_shares():
 
 
 def test_a_wider_beam_finds_what_the_best_first_step_hides():
-    """The unit answers to (b and c). Concept a alone says more of it than b or c alone: it leads a beam of one astray."""
+    """The unit answers to (b and c). Concept a says more of it than b or c alone, and leads a beam of one astray."""
     g = torch.Generator().manual_seed(0)
     b, c = (torch.rand(400, generator=g) < 0.5 for _ in range(2))
     target = b & c

@@ -49,7 +49,7 @@ def contrast_evidence(
     deviation of a label's similarities, discounts labels that no image seems to show; evidence against a label
     (below 0) is left as it is. Of one label only, or of equal ones, competition says what chance does, -1/2.
 
-    positive_ids, contrast_ids: from `mine.top_images` and `mine.contrast_images`, -1 where there is none. valid:
+    positive_ids, contrast_ids: from `mine.mine_pairs`, -1 where there is none. valid:
     False leaves a pair out; a unit without a pair is scored by the whole set alone. NaN for units that are constant
     or not finite, and for labels equally like every image. A label's score depends on the vocabulary (competition,
     discount) but not on the other units; neither a unit's scale nor an offset matters.

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from saelab import planted
 from saelab.errors import UserError
 from saelab.label import assign, mine
-from saelab.label.scorers import contrastive, elastic, linear
+from saelab.label.scorers import contrastive, elastic, linear, means
 from saelab.label.scorers.registry import SCORERS
 
 CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
@@ -571,3 +571,30 @@ def test_mistakes_are_told_in_one_line(call, told):
     with pytest.raises(UserError) as error:
         call(*world())
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_are_shares():
+    vectors = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]])
+    valid = torch.tensor([[True, True, False]])
+    found = means.weighted_sum(vectors, torch.tensor([[1.0, 3.0, 9.0]]), valid)
+    torch.testing.assert_close(found, torch.tensor([[0.25, 0.75]]))
+    # A mean that is held against the mean of all images has to be one, whatever the number of positives.
+    mean, txt = torch.tensor([0.4, 0.2]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    scores = assign.centred_mean(vectors, mean, txt, valid)
+    torch.testing.assert_close(scores[0], normalize(torch.tensor([0.1, 0.3]), dim=0))
+
+
+def test_a_wider_beam_finds_what_the_best_first_step_hides():
+    """The unit answers to (b and c). Concept a says more of it than b or c alone, and leads a beam of one astray."""
+    g = torch.Generator().manual_seed(0)
+    b, c = (torch.rand(400, generator=g) < 0.5 for _ in range(2))
+    target = b & c
+    a = target ^ (torch.rand(400, generator=g) < 0.1)
+    concepts = torch.stack([a, b, c], dim=1)
+    acts = (target.float() + 0.01 * torch.rand(400, generator=g))[:, None]
+    auc = assign.invert_auc(acts, concepts)[0]
+    assert auc[0] > auc[1] and auc[0] > auc[2]
+    (wide,), (one,) = (assign.invert_formulas(acts, concepts, beam=beam) for beam in (5, 1))
+    assert set(wide.labels) == {1, 2} and wide.operators == ("and",) and wide.auc > 0.99
+    assert one.labels[0] == 0 and one.auc < 0.99
+    assert assign.invert_formulas(acts, concepts) == [wide]  # five is what its authors use

@@ -7,7 +7,7 @@ import torch
 
 from saelab import planted
 from saelab.label.clusters import Chance, meanings
-from saelab.label.scorers.memberships import standard
+from saelab.label.scorers.memberships import Memberships
 from saelab.metrics.two_means import two_means
 
 
@@ -52,7 +52,7 @@ def test_two_things_are_two_meanings_and_one_is_one(world, chance):
 
 
 def test_evidence_is_the_weaker_sides_best_label_in_loops(world, chance):
-    z, _, _ = standard(world.image_emb @ world.label_emb.T)
+    z = Memberships(world.image_emb @ world.label_emb.T).z()
     g = torch.Generator().manual_seed(2)
     ids = torch.stack([torch.randperm(6000, generator=g)[:9] for _ in range(5)])
     pos, valid = world.image_emb[ids], torch.ones(5, 9, dtype=torch.bool)

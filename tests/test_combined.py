@@ -124,8 +124,9 @@ def test_labels_without_competitors_are_read_by_the_rest(small, labels):
     """Of one label, or of equal ones, competition says nothing: what is left is half a standard error of chance."""
     acts, image_emb, label_emb, positives, contrasts = small
     acts, alike = torch.where(acts > 0.1, acts, 0.0), label_emb[4:5].expand(labels, -1)
-    z, _, _ = memberships.standard(image_emb @ alike.T)
-    graded = memberships.memberships(z)[:2]
+    seen = memberships.Memberships(image_emb @ alike.T)
+    z = seen.z()
+    graded = list(seen.readings(z))[:2]
     bases = memberships.baselines(acts)
     expected = memberships.paired(z, positives, contrasts, contrasts >= 0) - 0.5
     for reading in graded:
@@ -207,9 +208,9 @@ def test_chance_has_the_stated_variance():
     g = torch.Generator().manual_seed(3)
     _, image_emb, label_emb, _, _ = world(images=800)
     acts = torch.relu(torch.randn(800, 400, generator=g))
-    z, _, _ = memberships.standard(image_emb @ label_emb.T)
-    bases = memberships.baselines(acts)
-    for reading in memberships.memberships(z):
+    seen, bases = memberships.Memberships(image_emb @ label_emb.T), memberships.baselines(acts)
+    z = seen.z()
+    for reading in seen.readings(z):
         evidence = memberships.whole(acts, bases[reading.clear], reading)
         assert abs(float(evidence.mean()) + 0.5) < 0.05
         assert 0.8 < float(evidence.std()) < 1.1
@@ -256,6 +257,38 @@ def test_null_by_ranks_is_the_scorer_on_permuted_evidence():
             torch.testing.assert_close(fast(draw, block), exact(draw, block), rtol=0, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("layout", [lambda a: a, lambda a: a.to_sparse_csr()])
+def test_some_labels_at_a_time_give_the_same_numbers(monkeypatch, layout):
+    """Scores, and best scores under permutation, with 2 labels at a time, some of which no image tells apart."""
+    acts, image_emb, label_emb, _, _ = world(images=200, units=8, parents=3)
+    label_emb = torch.cat([label_emb, torch.zeros(2, label_emb.shape[1])])
+    evidence = assign.Evidence.mined(layout(acts), image_emb, label_emb)
+    scorer = assign.SCORERS["contrast_evidence"]
+
+    def numbers():
+        frame = Frame(evidence, block=3)
+        draw, best = Draw(frame, torch.arange(199, -1, -1)), scorer.under(frame)
+        return scorer.start(evidence)(slice(1, 7)), torch.cat([best(draw, block) for block in frame.blocks])
+
+    whole_scores, whole_best = numbers()
+    init = memberships.Memberships.__init__
+    monkeypatch.setattr(memberships.Memberships, "__init__", lambda self, sims: init(self, sims, 200 * 2))
+    assert len(memberships.Memberships(evidence.sims).parts(200)) > 5
+    scores, best = numbers()
+    torch.testing.assert_close(scores, whole_scores, rtol=1e-5, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(best, whole_best, rtol=1e-5, atol=1e-4)
+
+
+def test_competition_is_softmax_over_all_labels():
+    sims = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    seen = memberships.Memberships(sims, at_once=30 * 3)
+    z = (sims - sims.mean(0)) / sims.std(0, correction=0)
+    expected = z.softmax(1) - z.softmax(1).mean(0)
+    found = torch.cat([list(seen.readings(seen.z(part), part))[2].values for part in seen.parts(30)], dim=1)
+    assert len(seen.parts(30)) == 14
+    torch.testing.assert_close(found, expected / expected.norm(dim=0), rtol=1e-4, atol=1e-5)
+
+
 def test_sizes_that_do_not_fit_are_told(small):
     acts, image_emb, label_emb, positives, contrasts = small
     with pytest.raises(UserError, match="positive_ids"):
@@ -266,3 +299,17 @@ def test_sizes_that_do_not_fit_are_told(small):
         contrast_evidence(acts, image_emb, label_emb, positives, contrasts, contrasts[:3] >= 0)
     with pytest.raises(UserError, match="label_emb"):
         contrast_evidence(acts, image_emb, label_emb[:, :5], positives, contrasts)
+
+
+@pytest.mark.parametrize("pairs", [1, 4, 30])
+def test_pairs_weigh_one_over_the_root_of_twice_their_number(pairs):
+    """Written out, and of variance 1 under chance however many pairs there are."""
+    g = torch.Generator().manual_seed(pairs)
+    z = memberships.Memberships(torch.randn(500, 40, generator=g)).z()
+    left, right = (torch.stack([torch.randperm(500, generator=g)[:30] for _ in range(300)]) for _ in range(2))
+    there = torch.zeros(300, 30, dtype=torch.bool)
+    there[:, 30 - pairs :] = True
+    found = memberships.paired(z, left, right, there)
+    expected = (z[left] - z[right])[:, 30 - pairs :].sum(1) / math.sqrt(2 * pairs)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert float(found.square().mean()) == pytest.approx(1.0, abs=0.06)

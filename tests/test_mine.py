@@ -432,3 +432,9 @@ def test_mistakes_are_told_in_one_line(call, told):
     with pytest.raises(UserError) as error:
         call(*world())
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pairs_are_mined_from_arrays_as_from_tensors():
+    acts, emb = world()
+    a, b = mine.mine_pairs(acts, emb, 5), mine.mine_pairs(acts.numpy(), emb.numpy(), 5)
+    assert all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(a, b, strict=True))

@@ -20,6 +20,7 @@ def world(images=150, units=24, labels=30, d=16, seed=0):
     """Units of all kinds: sparse, dense, signed, rare, constant, with groups of near-duplicates."""
     g = torch.Generator().manual_seed(seed)
     emb = normalize(torch.randn(images, d, generator=g), dim=1)
+    emb[1::2] = normalize(emb[::2] + 0.02 * torch.randn(images // 2, d, generator=g), dim=1)  # near-duplicates
     acts = torch.rand(images, units, generator=g) * (torch.rand(images, units, generator=g) < 0.15)
     acts[:, 1] = torch.randn(images, generator=g)
     acts[:, 2] = torch.rand(images, generator=g) + 1
@@ -156,6 +157,37 @@ def test_noise_is_uniform(name):
     # The 200 draws are common to all units: the share above 0.95 has a standard deviation near 0.009 over 6 seeds.
     assert float((share > 0.95).float().mean()) == pytest.approx(0.05, abs=0.027)
     assert float((share > 0.5).float().mean()) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_permutation_as_good_as_the_unit_is_not_lower():
+    """Written out for a unit that fires on one image of five, two of which are equally like the only label."""
+    emb, txt = normalize(torch.tensor([[1.0, 9], [3, 4], [3, 4], [9, 4], [9, 1]]), dim=1), torch.tensor([[1.0, 0.0]])
+    acts = torch.zeros(5, 1)
+    acts[1, 0] = 1.0
+    evidence = assign.Evidence.mined(acts, emb, txt, 1)
+    g = torch.Generator().manual_seed(7)
+    first = [int(torch.randperm(5, generator=g)[0]) for _ in range(60)]  # the image that each permutation fires
+    assert {0, 1, 2} <= set(first)
+    assert float(null_percentile("semanticlens", evidence, n=60, seed=7)) == pytest.approx(first.count(0) / 60)
+    # Of one label only, all images are equally good by WPMI: no permutation is lower.
+    assert float(null_percentile("soft_wpmi", evidence, n=60, seed=7)) == 0
+
+
+def test_near_duplicates_are_no_contrasts_under_permutation_either():
+    acts, emb, txt, groups, _ = world()
+    evidence = assign.Evidence.mined(acts, emb, txt, 8, groups=groups)
+    frame = Frame(evidence)
+    draw = Draw(frame, torch.randperm(150, generator=torch.Generator().manual_seed(2)))
+    ids = torch.arange(150)
+    found = draw.contrasts(ids)
+    assert bool((found >= 0).any())
+    assert not bool(((groups[ids, None] == groups[found.clamp(min=0)]) & (found >= 0)).any())
+    mined = draw.evidence
+    pairs = mined.valid
+    assert bool(pairs.any()) and not bool((groups[mined.positive_ids] == groups[mined.contrast_ids])[pairs].any())
+    alone = Draw(Frame(assign.Evidence.mined(acts, emb, txt, 8)), draw.order).contrasts(ids)
+    twin = ids ^ 1
+    assert float((alone == twin[:, None]).float().mean()) > 0.2  # without groups the twin is the nearest of all
 
 
 def test_planted_units_stand_out_and_seeds_repeat():

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.acts import Acts, columns
+from saelab.arrays import takes_arrays
 from saelab.label.mine.contrast import ContrastRule, choose_contrasts
 from saelab.label.mine.top import positive_images
 
@@ -19,6 +20,7 @@ class Pairs(NamedTuple):
     similarity: Float[Tensor, "units k"]  # cosine of the two; NaN where either is missing
 
 
+@takes_arrays
 def mine_pairs(
     acts: Acts,
     image_emb: Float[Tensor, "images d_text"],

@@ -19,7 +19,7 @@ from saelab.label.scorers import memberships
 from saelab.label.scorers.checks import similarities
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
-from saelab.label.scorers.permuted import Best, where_ranked
+from saelab.label.scorers.permuted import Best, best_of, where_ranked
 from saelab.label.scorers.scorer import Rows, Scorer
 
 
@@ -49,7 +49,7 @@ def contrast_evidence(
     deviation of a label's similarities, discounts labels that no image seems to show; evidence against a label
     (below 0) is left as it is. Of one label only, or of equal ones, competition says what chance does, -1/2.
 
-    positive_ids, contrast_ids: from `mine.top_images` and `mine.contrast_images`, -1 where there is none. valid:
+    positive_ids, contrast_ids: from `mine.mine_pairs`, -1 where there is none. valid:
     False leaves a pair out; a unit without a pair is scored by the whole set alone. NaN for units that are constant
     or not finite, and for labels equally like every image. A label's score depends on the vocabulary (competition,
     discount) but not on the other units; neither a unit's scale nor an offset matters.
@@ -70,18 +70,26 @@ def contrast_evidence_rows(
     _check(acts, positive_ids, contrast_ids, valid)
     there = (positive_ids >= 0) & (contrast_ids >= 0)
     there = there if valid is None else there & valid
-    z, constant, spread = memberships.standard(sims)
-    readings, worth = memberships.memberships(z), memberships.discount(spread)
-    bases = memberships.baselines(acts)
+    seen, bases = memberships.Memberships(sims), memberships.baselines(acts)
+    worth, parts = memberships.discount(seen.spread), seen.parts(len(sims))
+    whole = _read(seen) if len(parts) == 1 else None  # kept from one slice of units to the next
 
     def rows(units: slice) -> Float[Tensor, "some labels"]:
-        some = part(acts, units)
-        total = memberships.paired(z, positive_ids[units], contrast_ids[units], there[units])
-        for reading in readings:
-            total.add_(memberships.whole(some, bases[reading.clear][units], reading), alpha=reading.weight)
-        return memberships.discounted(total, worth).masked_fill_(constant, torch.nan)
+        some, found = part(acts, units), []
+        for labels in parts:
+            z = whole[0] if whole else seen.z(labels)
+            total = memberships.paired(z, positive_ids[units], contrast_ids[units], there[units])
+            for reading in whole[1] if whole else seen.readings(z, labels):
+                total.add_(memberships.whole(some, bases[reading.clear][units], reading), alpha=reading.weight)
+            found.append(memberships.discounted(total, worth[labels]).masked_fill_(seen.constant[labels], torch.nan))
+        return torch.cat(found, dim=1)
 
     return rows
+
+
+def _read(seen: memberships.Memberships) -> tuple[Tensor, list[memberships.Reading]]:
+    z = seen.z()
+    return z, list(seen.readings(z))
 
 
 def _check(acts: Acts, positive_ids: Tensor, contrast_ids: Tensor, valid: Tensor | None) -> None:
@@ -101,46 +109,51 @@ def permuted_evidence(scorer: Scorer, frame: Frame) -> Best:
     the labels.
     """
     e = frame.evidence
-    z, constant, spread = memberships.standard(e.sims)
-    readings, worth = memberships.memberships(z), memberships.discount(spread)
-    means, bases = column_means(e.acts), memberships.baselines(e.acts)
-    _, column = frame.ranges
+    seen, means, bases = memberships.Memberships(e.sims), column_means(e.acts), memberships.baselines(e.acts)
+    worth, longest = memberships.discount(seen.spread), max((b.sorted.shape[1] for b in frame.blocks), default=0)
+    parts, (_, column) = seen.parts(longest), frame.ranges
     entries: dict[int, dict[bool, tuple[Tensor, ...]]] = {}
 
     @once
     def pairs(draw: Draw) -> tuple[Tensor, ...]:
-        """Positives, each one's contrasts by runs of ranks, and z of both, each image once."""
+        """Positives, each one's contrasts by runs of ranks, as places among the distinct images of both."""
         positives = draw.order[: frame.k]
         found = draw.contrasts(positives)
         distinct, place = torch.cat([positives[:, None], found], dim=1).unique(return_inverse=True)
-        return place[:, :1], place[:, 1:], found >= 0, z.index_select(0, distinct.clamp(min=0))
+        return place[:, :1], place[:, 1:], found >= 0, distinct.clamp(min=0)
 
-    @once
-    def permuted(draw: Draw) -> list[tuple[Tensor, Tensor]]:
-        return [(m.values.index_select(0, draw.order), m.squares.index_select(0, draw.order)) for m in readings]
+    def permuted(draw: Draw, labels: slice = slice(None)) -> tuple[Tensor, list[memberships.Reading]]:
+        """z of the pairs' images, and the readings of the images that a unit may be above its lowest on."""
+        first = draw.order[:longest]
+        return seen.z(labels, pairs(draw)[3]), list(seen.readings(seen.z(labels, first), labels, first))
 
-    def paired(draw: Draw, block: Block, firing: Tensor) -> Tensor:
+    whole = once(permuted)
+
+    def paired(draw: Draw, block: Block, firing: Tensor, z: Tensor) -> Tensor:
         """`memberships.paired` as one product: the units share their positives and most of their contrasts."""
-        positive, contrast, there, seen = pairs(draw)
+        positive, contrast, there, _ = pairs(draw)
         runs = column[block.units]
         valid = (firing & there[:, runs].T).to(z.dtype)
         weight = valid / (2 * valid.sum(dim=1, keepdim=True).clamp(min=1)).sqrt()
         places = torch.cat([positive.T.expand(len(runs), -1), contrast[:, runs].T], dim=1)
-        return z.new_zeros(len(runs), len(seen)).scatter_add_(1, places, torch.cat([weight, -weight], dim=1)) @ seen
+        return z.new_zeros(len(runs), len(z)).scatter_add_(1, places, torch.cat([weight, -weight], dim=1)) @ z
 
     def best(draw: Draw, block: Block) -> Tensor:
         if id(block) not in entries:
             entries[id(block)] = {clear: _entries(block, base[block.units], frame) for clear, base in bases.items()}
-        total = paired(draw, block, _firing(block, means[block.units], frame))
-        for reading, (values, squares) in zip(readings, permuted(draw)):
-            high, squared, common = entries[id(block)][reading.clear]
-            ranks = high.shape[1]
-            r = high @ values[:ranks]
-            within = torch.addmm(common[:, None], squared, squares[:ranks])
-            total.add_(memberships.cautious(r, within, frame.images), alpha=reading.weight)
-        total = memberships.discounted(total, worth)
-        total = total.masked_fill_(constant, -torch.inf).nan_to_num_(nan=-torch.inf).amax(dim=1)
-        return total.masked_fill(total == -torch.inf, torch.nan)
+        firing, found = _firing(block, means[block.units], frame), []
+        for labels in parts:
+            z, readings = whole(draw) if len(parts) == 1 else permuted(draw, labels)
+            total = paired(draw, block, firing, z)
+            for reading in readings:
+                high, squared, common = entries[id(block)][reading.clear]
+                ranks = high.shape[1]
+                r = high @ reading.values[:ranks]
+                within = torch.addmm(common[:, None], squared, reading.squares[:ranks])
+                total.add_(memberships.cautious(r, within, frame.images), alpha=reading.weight)
+            total = memberships.discounted(total, worth[labels])
+            found.append(total.masked_fill_(seen.constant[labels], torch.nan))
+        return best_of(torch.cat(found, dim=1))
 
     return best
 

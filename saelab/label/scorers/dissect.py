@@ -43,6 +43,7 @@ def soft_wpmi(
     probability p_r = p_start - (p_start - p_end) r / top_k: ll = sum_r log(1 + p_r (q - 1) + 1e-7), score =
     ll - prior (logsumexp over units of ll - log units). The prior runs over the units scored together, so scores of
     one unit depend on the others. With fewer than top_k images, all are used. NaN units get NaN, outside the prior.
+    Eight parameters: its authors' five constants, by their names.
     """
     acts, sims = similarities(acts, image_emb, label_emb)
     ids, _ = top_images(acts, min(top_k, len(sims)))

@@ -1,6 +1,7 @@
 """How much a label's membership and a unit's firing have in common, in standard deviations under chance."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from saelab.label.mine.status import column_means, extremes
 
 BROAD = 0.25  # share of the linear reading in graded evidence; the rest listens to images far out
 CAUTION = 0.5  # standard errors that a correlation is lowered by
+AT_ONCE = 1 << 25  # numbers of a matrix of images x labels that are looked at together
 USUAL = 0.75  # quantile of the labels' spreads from which a label counts in full
 
 
@@ -26,23 +28,83 @@ class Reading:
     clear: bool  # is it held against clear firing, or against the activation as it is
 
 
-def standard(
-    sims: Float[Tensor, "images labels"],
-) -> tuple[Float[Tensor, "images labels"], Bool[Tensor, "labels"], Float[Tensor, "labels"]]:
-    """Similarities less their label's mean over its standard deviation, labels that have none (z is 0), and these."""
-    centred = sims - sims.mean(dim=0)
-    spread = centred.pow(2).mean(dim=0).sqrt()
-    constant = spread <= 1e-6 * sims.pow(2).mean(dim=0).sqrt()
-    return centred.div_(spread.masked_fill(constant, torch.inf)), constant, spread
+@dataclass(frozen=True)
+class Scale:
+    """How one reading is centred and scaled, label by label."""
+
+    mean: Float[Tensor, "labels"]
+    length: Float[Tensor, "labels"]  # of the centred column; infinite for one that is alike everywhere
+    alike: Bool[Tensor, "labels"]  # columns that say nothing: r 0, with the error of chance
 
 
-def memberships(z: Float[Tensor, "images labels"]) -> tuple[Reading, ...]:
-    """The readings of the labels' memberships: graded on two scales, and in competition."""
-    return (
-        _reading(z.clone(), BROAD, clear=False),
-        _reading(z.pow(3), 1 - BROAD, clear=True),
-        _reading(z.softmax(dim=1), 1.0, clear=True),
-    )
+READINGS: tuple[tuple[float, bool, Callable[[Tensor, Tensor, Tensor], Tensor]], ...] = (
+    (BROAD, False, lambda z, highest, total: z.clone()),
+    (1 - BROAD, True, lambda z, highest, total: z.pow(3)),
+    (1.0, True, lambda z, highest, total: (z - highest[:, None]).exp_().div_(total[:, None])),  # softmax over labels
+)
+
+
+class Memberships:
+    """Labels' memberships in images, read from their similarities some labels, or some images, at a time.
+
+    What a reading needs to know of all images (or of all labels, where these compete) is kept label by label (or image
+    by image): beside the similarities no matrix of images x labels has to be held.
+    """
+
+    def __init__(self, sims: Float[Tensor, "images labels"], at_once: int = AT_ONCE) -> None:
+        self._sims, self._at_once = sims, at_once
+        self._centre, parts = sims.mean(dim=0), self.parts(len(sims))
+        spread = [(sims[:, part] - self._centre[part]).pow_(2).mean(dim=0).sqrt() for part in parts]
+        size = [sims[:, part].pow(2).mean(dim=0).sqrt() for part in parts]
+        self.spread = torch.cat(spread)  # standard deviation of each label's similarities
+        self.constant = self.spread <= 1e-6 * torch.cat(size)  # labels equally like every image: their z is 0
+        self._unit = self.spread.masked_fill(self.constant, torch.inf)
+        self._highest, self._total = self._crowd(parts)
+        self._scales = [self._scale(read, parts) for _, _, read in READINGS]
+
+    def parts(self, images: int) -> list[slice]:
+        """Runs of labels that are looked at together, where so many images are."""
+        labels = self._sims.shape[1]
+        width = labels if images * labels <= 2 * self._at_once else max(1, self._at_once // images)
+        return [slice(first, min(first + width, labels)) for first in range(0, labels, width)]
+
+    def z(
+        self, labels: slice = slice(None), images: Int[Tensor, "some"] | None = None
+    ) -> Float[Tensor, "images labels"]:
+        """Similarities less their label's mean over its standard deviation; 0 for a label that has none."""
+        sims = self._sims[:, labels] if images is None else self._sims[images, labels]
+        return (sims - self._centre[labels]).div_(self._unit[labels])
+
+    def readings(
+        self, z: Float[Tensor, "images labels"], labels: slice = slice(None), images: Int[Tensor, "some"] | None = None
+    ) -> Iterator[Reading]:
+        """The readings of `z(labels, images)`, one after the other: graded on two scales, and in competition."""
+        highest, total = (t if images is None else t[images] for t in (self._highest, self._total))
+        for (weight, clear, read), scale in zip(READINGS, self._scales, strict=True):
+            values = read(z, highest, total).sub_(scale.mean[labels]).div_(scale.length[labels])
+            squares = values.square().masked_fill_(scale.alike[labels], 1 / len(self._sims))
+            yield Reading(values, squares, weight, clear)
+
+    def _crowd(self, parts: list[slice]) -> tuple[Float[Tensor, "images"], Float[Tensor, "images"]]:
+        """Each image's largest z, and the sum of exp(z - largest) over all labels."""
+        highest = self._sims.new_full((len(self._sims),), -torch.inf)
+        total = torch.zeros_like(highest)
+        for part in parts:
+            z = self.z(part)
+            higher = torch.maximum(highest, z.amax(dim=1))
+            total = total * (highest - higher).exp() + z.sub_(higher[:, None]).exp_().sum(dim=1)
+            highest = higher
+        return highest, total
+
+    def _scale(self, read: Callable[[Tensor, Tensor, Tensor], Tensor], parts: list[slice]) -> Scale:
+        found = []
+        for part in parts:
+            columns = read(self.z(part), self._highest, self._total)
+            length, mean = columns.norm(dim=0), columns.mean(dim=0)
+            rest = columns.sub_(mean).norm(dim=0)
+            alike = rest <= 1e-6 * length
+            found.append((mean, rest.masked_fill(alike, torch.inf), alike))
+        return Scale(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
 def discount(spread: Float[Tensor, "labels"]) -> Float[Tensor, "labels"]:
@@ -100,16 +162,6 @@ def baseline(acts: Acts) -> Float[Tensor, "units"]:
 def baselines(acts: Acts) -> dict[bool, Float[Tensor, "units"]]:
     """What is subtracted for readings of clear firing (True) and of the whole activation (False): the lowest one."""
     return {True: baseline(acts), False: extremes(acts)[0].double()}
-
-
-def _reading(columns: Float[Tensor, "images labels"], weight: float, clear: bool) -> Reading:
-    """Columns to mean 0 and length 1; one that is alike everywhere says nothing: r 0 with the error of chance."""
-    length = columns.norm(dim=0)
-    columns -= columns.mean(dim=0)
-    rest = columns.norm(dim=0)
-    alike = rest <= 1e-6 * length
-    columns /= rest.masked_fill(alike, torch.inf)
-    return Reading(columns, columns.square().masked_fill_(alike, 1 / len(columns)), weight, clear)
 
 
 def cautious(

@@ -19,7 +19,6 @@ from saelab.artifacts import (
     Artifact,
     digest,
     ensure,
-    file_digest,
     opened,
     read_json,
     read_jsonl,
@@ -31,6 +30,7 @@ from saelab.images import ImageSet
 from saelab.label import assign, clusters, concepts, nulls
 from saelab.label.evidence import Templates, complete, evidence
 from saelab.label.exemplars import Exemplars, MiningSettings
+from saelab.label.proposal import answers_digest
 from saelab.label.settings import LabelSettings, by_luck, check
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
@@ -77,7 +77,7 @@ def labels(
     recipe: dict[str, Any] = {"stage": "labels", "code": CODE, "exemplars": basis.exemplars.digest}
     recipe |= {"settings": settings, "vocabulary": digest([vocabulary.labels, vocabulary.sources])}
     recipe |= {"encoder": space.embeddings.artifact.digest}
-    recipe |= {"proposals": None if basis.proposals is None else file_digest(basis.proposals / "proposals.jsonl")}
+    recipe |= {"proposals": None if basis.proposals is None else answers_digest(basis.proposals)}
 
     def build(folder: Path) -> None:
         texts = (settings.templates, settings.renormalize)

@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 
 from saelab.artifacts import digest, file_digest, read_json, read_jsonl
+from saelab.label.proposal import answers_digest
 
 TESTS = {"detect": "detection.jsonl", "second_look": "second_look.jsonl"}
 OF_PROPOSAL = ("labels", "status", "proposer", "mode", "raw", "evidence", "confidence", "error")
@@ -29,7 +30,7 @@ def sheets(root: Path, labels: dict[str, Any]) -> Path | None:
     """The folder with the pictures that were sent, found by the recipe of the labels; None if it has been deleted."""
     wanted = labels.get("proposals")
     for file in sorted((root / "proposals").glob("*/proposals.jsonl")) if wanted else []:
-        if (file.parent / "sheets").is_dir() and file_digest(file) == wanted:
+        if (file.parent / "sheets").is_dir() and wanted in (answers_digest(file.parent), file_digest(file)):
             return file.parent
     return None
 

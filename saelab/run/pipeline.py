@@ -77,7 +77,7 @@ class Pipeline(Stages):
             vocabulary=None if words is None else brought.as_vocabulary(words),
             saes=_saes(sae),
         )
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+        plain: dict[str, Any] = {k: str(value) if isinstance(value, Path) else value for k, value in settings.items()}
         for name, value in {"images": images, "host": host, "encoder": encoder}.items():
             if isinstance(value, PLAIN):
                 plain[name] = _group(name, value)

@@ -45,7 +45,7 @@ def parse(name: str, setting: str) -> Choice:
         return Choice(architecture, weights, _agreed(tags))
     if not Path(weights).expanduser().is_file():
         some = ", ".join(list(tags)[:6])
-        remedy = f"known tags: {some}" if tags else "give a file"
+        remedy = f"known tags: {some}; or give a local checkpoint" if tags else "give a local checkpoint"
         raise UserError(setting, f"open_clip:{name}", "names neither a file nor a tag of open_clip", remedy)
     found = _agreed(tags)
     if found is None and tags:

@@ -4,6 +4,7 @@ import errno
 import functools
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -97,7 +98,13 @@ def plain(config: Any) -> Any:
     try:
         return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     except Exception as error:  # OmegaConf's own errors: a missing value, an interpolation to nothing
-        raise UserError("config", "", str(error).splitlines()[0], "give the value on the command line") from None
+        text = str(error).splitlines()[0]
+        missing = re.search(r"Missing mandatory value: ([\w.]+)", text)
+        if missing is None:
+            raise UserError("config", "", text, "give the value on the command line") from None
+        name = {"host.layers": "layers"}.get(missing[1], missing[1])
+        hint = "; `saelab layers host=NAME` lists a model's" if name == "layers" else ""
+        raise UserError(name, "???", "has no default", f"give {name}=VALUE on the command line{hint}") from None
 
 
 def run_file(value: Any) -> Path:

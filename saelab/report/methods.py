@@ -8,6 +8,7 @@ from typing import Any
 
 from saelab.report import references
 from saelab.report.reading import Basis, Run
+from saelab.sae.rules import RULES
 
 CITED = re.compile(r" ?\[@([^\]]+)\]")  # Pandoc's mark of a citation: [@key; @key]
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "-", "→": "to"}
@@ -82,8 +83,9 @@ def _of_group(group: list[Basis], host: str) -> str:
     how = ""
     if trained:
         rule = "matryoshka" if trained.get("prefixes") else trained["rule"]
-        sparse = f", k = {trained['k']}" if "topk" in trained["rule"] else ""
-        how = f", the latents of an SAE of rule {rule}{sparse}{_cite(references.RULES.get(rule))}"
+        sparse = f", k = {trained['k']}" if RULES[trained["rule"]].has_k else ""
+        cited = "".join(_cite(key) for key in references.of_sae(trained))
+        how = f", the latents of an SAE of rule {rule}{sparse}{cited}"
     host += " with random weights" if trained and first.control else ""
     names = ", ".join(basis.short for basis in group)
     states = "; ".join(_states(basis) for basis in group)

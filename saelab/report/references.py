@@ -1,34 +1,12 @@
-"""BibTeX entries of what a run can have used, by citation key. Scorers bring their own (`saelab.label.scorers`)."""
+"""BibTeX entries of what a run can have used, by citation key. Scorers and SAE rules bring their own."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from saelab.label.assign import SCORERS
+from saelab.sae.rules import RULES, cite, literature
 
 ENTRIES = {
-    "gao2025scaling": """@inproceedings{gao2025scaling,
-  title = {Scaling and evaluating sparse autoencoders},
-  author = {Gao, Leo and Dupr{\\'e} la Tour, Tom and Tillman, Henk and Goh, Gabriel and Troll, Rajan
-            and Radford, Alec and Sutskever, Ilya and Leike, Jan and Wu, Jeffrey},
-  booktitle = {International Conference on Learning Representations},
-  year = {2025}
-}""",
-    "bussmann2024batchtopk": """@article{bussmann2024batchtopk,
-  title = {{BatchTopK} Sparse Autoencoders},
-  author = {Bussmann, Bart and Leask, Patrick and Nanda, Neel},
-  journal = {arXiv preprint arXiv:2412.06410},
-  year = {2024}
-}""",
-    "bussmann2025matryoshka": """@inproceedings{bussmann2025matryoshka,
-  title = {Learning Multi-Level Features with Matryoshka Sparse Autoencoders},
-  author = {Bussmann, Bart and Nabeshima, Noa and Karvonen, Adam and Nanda, Neel},
-  booktitle = {International Conference on Machine Learning},
-  year = {2025}
-}""",
-    "rajamanoharan2024jumprelu": """@article{rajamanoharan2024jumprelu,
-  title = {Jumping Ahead: Improving Reconstruction Fidelity with {JumpReLU} Sparse Autoencoders},
-  author = {Rajamanoharan, Senthooran and Lieberum, Tom and Sonnerat, Nicolas and Conmy, Arthur and Varma, Vikrant
-            and Kram{\\'a}r, J{\\'a}nos and Nanda, Neel},
-  journal = {arXiv preprint arXiv:2407.14435},
-  year = {2024}
-}""",
     "norouzi2014conse": """@inproceedings{norouzi2014conse,
   title = {Zero-Shot Learning by Convex Combination of Semantic Embeddings},
   author = {Norouzi, Mohammad and Mikolov, Tomas and Bengio, Samy and Singer, Yoram and Shlens, Jonathon
@@ -76,13 +54,6 @@ ENTRIES = {
 }""",
 }
 
-# an SAE's rule -> what to cite for it
-RULES = {
-    "topk": "gao2025scaling",
-    "batchtopk": "bussmann2024batchtopk",
-    "matryoshka": "bussmann2025matryoshka",
-    "jumprelu": "rajamanoharan2024jumprelu",
-}
 METRICS = {
     "auprc": "oikarinen2025neuroneval",
     "scs": "bouanani2026csp",
@@ -92,9 +63,21 @@ METRICS = {
 
 
 def entries() -> dict[str, str]:
-    """Every entry by its key, those of the scorers included."""
+    """Every entry by its key, those of the scorers and of the SAE rules included."""
     cited = [scorer.citation for scorer in SCORERS.values() if scorer.citation is not None]
-    return ENTRIES | {citation.key: citation.bibtex for citation in cited}
+    trained = [rule.citation for rule in RULES.values()]
+    trained += [literature.MATRYOSHKA, literature.ARCHETYPAL, literature.SANITY_CHECKS]
+    own = {citation.key: citation.bibtex for citation in cited}
+    return ENTRIES | own | {_key(entry): entry for entry in trained if entry}
+
+
+def of_sae(settings: Mapping[str, Any]) -> list[str]:
+    """The citation keys of what an SAE of these settings (a recipe's) rests on."""
+    return [_key(entry) for entry in cite(settings)]
+
+
+def _key(entry: str) -> str:
+    return entry.partition("{")[2].partition(",")[0]
 
 
 def of_scorer(name: str) -> str | None:

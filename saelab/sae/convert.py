@@ -150,13 +150,14 @@ def save_saelens(sae: SAE, folder: Path | str, quality: dict[str, Any] | None = 
     SAELens reads it with `SAE.load_from_disk(folder)`. Raises UserError for what SAELens has no word for.
     """
     folder = Path(folder)
-    names = {"topk": "topk", "relu": "standard", "jumprelu": "jumprelu", "batchtopk": "jumprelu"}
     norms = {"none": "none", "layer": "layer_norm"}
     if sae.meta.source.get("transcoder"):
         raise UserError("sae", folder, "a transcoder's encoder has no decoder to write", "save saelab's own")
     if sae.meta.input_norm not in norms:
         raise UserError("input_norm", sae.meta.input_norm, "SAELens has no such input convention", "save saelab's own")
-    architecture = "topk" if sae.threshold is None and sae.meta.rule == "batchtopk" else names[sae.meta.rule]
+    architecture = "topk" if sae.fixed_l0 else sae.rule.names.get("SAELens")
+    if architecture is None:
+        raise UserError("rule", sae.meta.rule, "SAELens has no such rule", "save saelab's own")
     config: Config = {"architecture": architecture, "d_in": sae.d_in, "d_sae": sae.latents, "dtype": "float32"}
     config |= {"device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": norms[sae.meta.input_norm]}
     config |= {"metadata": {"made_by": "saelab", **sae.meta.source}}

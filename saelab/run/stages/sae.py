@@ -10,7 +10,7 @@ from saelab.cache import ActivationCache, Batches
 from saelab.errors import UserError
 from saelab.run.distributed import ensure_together
 from saelab.run.presets import preset
-from saelab.sae import SAE, SAEConfig, TrainConfig, fit_many
+from saelab.sae import RULES, SAE, SAEConfig, TrainConfig, fit_many
 from saelab.sae.config import settle
 
 CODE = 5  # version of this stage; part of every recipe
@@ -73,7 +73,7 @@ def train_saes(
     configs, train = sae_configs(given, store.d_in, seeds)
     configs = [settle(config, device) for config in configs]
     recipes = [{"stage": "sae", "code": CODE, "cache": store.digest, "sae": c, "train": train} for c in configs]
-    kept = "" if configs[0].rule == "relu" else f"-k{configs[0].k}"
+    kept = f"-k{configs[0].k}" if RULES[configs[0].rule].has_k else ""
     wanted = [(f"{store.layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]
 
     def build(folders: dict[int, Path]) -> None:

@@ -25,7 +25,7 @@ OTHERS = (
     "private/b.txt",
     ".hidden/c.txt",
     "labels_edited.jsonl",
-)  # in a report's folder
+)
 MARKUP = '<img src=x onerror="alert(1)">'
 
 
@@ -50,8 +50,12 @@ class Viewer:
         scope |= {"query_string": query, "root_path": "", "scheme": "http", "server": ("127.0.0.1", 1)}
         scope |= {"headers": [(k.encode(), v) for k, v in own.items()], "http_version": "1.1", "extensions": {}}
         sent: list[dict] = []
+        received: list[bool] = []
 
         async def receive():
+            if received:
+                await asyncio.Event().wait()  # nobody hangs up: cancelled once the answer is sent
+            received.append(True)
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message):

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from saelab.errors import UserError
 from saelab.run.config import RunConfig
 from saelab.run.making import Stages
+from saelab.run.memory import keep_pages
 from saelab.run.presets import folder
 
 # A root without permission, on a read-only disk, or where a file has the name of a folder.
@@ -138,6 +139,7 @@ def _spell(given: str) -> list[str]:
 def _prepare() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("saelab").setLevel(logging.INFO)
+    keep_pages()
     warnings.filterwarnings("ignore", message=".*Sparse (CSR tensor support|invariant checks).*")
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         print(f"# {' '.join(HydraConfig.get().overrides.task) or 'as configured'}", flush=True)

@@ -58,7 +58,7 @@ def standard(scores: Tensor) -> Tensor:
 def leads(evidence: assign.Evidence, known: dict[str, Tensor]) -> dict[str, Tensor]:
     """The leads a to d of the reference world section 3: what our scorer was developed from."""
     acts = torch.zeros(evidence.n_images, evidence.n_units)
-    acts.scatter_(0, evidence.positive_ids.T, evidence.positive_values.T)
+    acts.scatter_add_(0, evidence.positive_ids.clamp(min=0).T, evidence.positive_values.nan_to_num().T)
     sims = evidence.sims
     labels = (sims - sims.mean(0)) / sims.std(0)
 

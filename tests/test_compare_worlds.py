@@ -51,5 +51,5 @@ def test_narrow_topics_are_neither_rewarded_nor_punished():
 def test_a_line_of_the_table_says_what_it_checks():
     line = validity.Line("copies", 0.04, 0.95, 0.2, 0.03, 0.002, 1.0)
     assert line.passed and validity.show(line) == "| copies | 0.04 | 0.95 | 0.20 | 0.030 | +0.002 | 1.00 |"
-    for broken in ({"false": 0.1}, {"covered": 0.85}, {"bias": -0.02}):
+    for broken in ({"false": 0.1}, {"covered": 0.85}, {"bias": -0.02}, {"error": 1.5}):
         assert not dataclasses.replace(line, **broken).passed

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -333,6 +334,26 @@ def test_methods_are_compared_on_the_same_units_and_against_shuffled_labels():
     assert good["difference"] == pytest.approx(0.2, abs=0.05) and good["low"] < good["difference"] < good["high"]
     assert found["neurons", "final", "shuffled", "caption_r"]["verdict"] == "a"
     assert found["neurons", "good", "poor", "f1"]["mean_b"] == pytest.approx(0, abs=0.05)
+
+
+def test_scorers_are_compared_on_the_same_units_every_one_counting():
+    """A scorer that names half of the units, those well, isn't compared on these alone."""
+    some = basis("neurons", 0.4)
+    for row in some.rows[:30]:
+        row["by_scorer"] = row["by_scorer"] | {"poor": entry(None, None)}
+    for row in some.rows[30:]:
+        row["by_scorer"] = row["by_scorer"] | {"poor": row["final"]}
+    found = {(m["a"], m["b"], m["metric"]): m for m in compare([some, sae(0)])["methods"] if m["group"] == "neurons"}
+    row = found["good", "poor", "auprc"]
+    assert row["n"] == 60 and (row["confirmed_a"], row["confirmed_b"]) == (60, 30)
+    assert row["mean_b"] == pytest.approx(np.sum([r["final"]["auprc"] for r in some.rows[30:]]) / 60)
+    assert row["verdict"] == "a"
+
+
+def test_activations_of_other_images_are_refused():
+    made = [dataclasses.replace(b, acts=lambda: torch.zeros(7, 40)) for b in bases(0, 0.2, False)]
+    with pytest.raises(UserError, match=r"acts=\(7, \d+\) of .*: its units on the test images"):
+        compare(made, SETTINGS, images_of(planted(0)))
 
 
 def test_null_percentiles_and_the_null_s_share_of_a_difference_are_reported():

@@ -16,7 +16,8 @@ from saelab.compare.worlds import KINDS, Kind, compared
 
 GAIN = 0.1
 FALSE_ALARMS = 0.09  # at most: the bound of an exact 5 % test for 100 worlds
-COVERED = (0.90, 0.98)  # of intervals of a nominal 95 %
+COVERED = 0.90  # at least, of intervals of a nominal 95 %
+CAREFUL = 1.3  # standard errors over the actual spread, at most: wider intervals would cover for nothing
 BIAS = 0.01  # at most, where nothing differs
 LARGE, REPEATS = 1500, 16  # images and worlds from which the true difference is known
 
@@ -35,8 +36,9 @@ class Line:
 
     @property
     def passed(self) -> bool:
-        """Whether false alarms, coverage and bias keep their bounds, given the luck of 100 worlds in the last two."""
-        return self.false <= FALSE_ALARMS and self.covered >= COVERED[0] and abs(self.bias) <= BIAS
+        """Whether false alarms, coverage, bias and width keep their bounds."""
+        honest = self.false <= FALSE_ALARMS and self.covered >= COVERED and abs(self.bias) <= BIAS
+        return honest and self.error <= CAREFUL
 
 
 def check_kind(kind: Kind, worlds: int) -> Line:

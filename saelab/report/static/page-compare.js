@@ -2,7 +2,7 @@
 "use strict"
 
 const matchings = { all: "all units", rate: "matched on firing rate", strength: "matched on strength" }
-const countings = { all: "every unit counts", labelled: "only units with a number" }
+const countings = { named: "every unit named", all: "units that abstain count 0", labelled: "without units that abstain" }
 
 page(async (run, main) => {
   const chosen = async () => {
@@ -30,7 +30,7 @@ const termOf = (c, key) => (c.metrics[key]?.above_chance ? `above:${key}` : key)
 
 async function drawComparison(run, main, c) {
   for (const [key, m] of Object.entries(c.metrics)) terms[termOf(c, key)] ??= { title: m.title, text: m.explanation, source: m.source }
-  const state = { matching: "all", counting: "all" }
+  const state = { matching: "all", counting: "named" }
   const tables = h("div")
   const switches = h("div")
   const draw = () => {

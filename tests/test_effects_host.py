@@ -139,7 +139,7 @@ def test_many_edits_in_one_pass_equal_single_ones(make, layer, cuts, policy):
     single = torch.stack([host.logits_with(BATCH, layer, edit, policy) for edit in edits], dim=1)
     torch.testing.assert_close(together, single, rtol=1e-5, atol=1e-5)
     assert host.cuts(layer) is cuts
-    assert (single[:, 0] - single[:, 2]).abs().max() > 1e-3
+    assert (single[:, 0] - single[:, 2]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(("make", "layer", "cuts"), PLACES)

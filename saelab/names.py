@@ -41,6 +41,13 @@ def imagenet_definitions() -> tuple[str, ...]:
 
 
 @cache
+def imagenet_lemmas() -> tuple[tuple[str, ...], ...]:
+    """WordNet's synonyms for each of the 1000 classes."""
+    lemmas = dict(line.split("\t", 1) for line in _info("imagenet_synset_to_lemma.txt"))
+    return tuple(tuple(word.strip() for word in lemmas[synset].split(",")) for synset in imagenet_synsets())
+
+
+@cache
 def imagenet21k_names() -> tuple[str, ...]:
     """The first lemma of each of ImageNet-21k's 21,841 synsets, in the order of the list."""
     lemmas = dict(line.split("\t", 1) for line in _info("imagenet_synset_to_lemma.txt"))

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train sparse autoencoders on cached activations",
     "label": "mine, propose and assign labels to every unit",
     "evaluate": "measure every label on held-out images",
+    "effects": "measure what units do: is the class that a label names the one that the unit raises?",
     "compare": "compare bases: which units are easier to name, and how sure is it?",
     "report": "build the pages of a finished run",
     "view": "serve a finished run on this machine: search, label editing, blind rating",

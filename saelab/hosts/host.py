@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from saelab.errors import UserError
 from saelab.hosts import layers as places
+from saelab.hosts import splice as edits
 from saelab.hosts.layers import Layer, Probe
-from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, from_tokens, pick, prefix_of, to_tokens
+from saelab.hosts.splice import Replace
+from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, pick, prefix_of, to_tokens
 from saelab.hosts.transform import Transform
 from saelab.hosts.usual import usual
 
@@ -48,6 +50,7 @@ class Host:
         self.model, self.transform, self.name = model.eval(), transform, name
         self.prefix = prefix_of(model) if prefix is None else prefix
         self._call = call or (lambda model, batch: model(batch))
+        self._cuts: dict[str, bool] = {}  # by layer, as far as tried
         self.digest = weights_digest(model)
 
     @property
@@ -139,34 +142,63 @@ class Host:
         """The model's last answer: class logits where it classifies, else its pooled embedding."""
         return answer(self._forward(batch))
 
-    @torch.inference_mode()
     def logits_with(
         self,
         batch: Float[Tensor, "images 3 height width"],
         layer: str,
-        replace: Callable[[Float[Tensor, "images tokens d_in"]], Float[Tensor, "images tokens d_in"]],
+        replace: Replace,
         policy: str = "all",
     ) -> Float[Tensor, "images outputs"]:
         """`logits` with the layer's tokens replaced by `replace(tokens)` on their way through the model.
 
         Only the tokens that `policy` keeps are replaced. For an `in:` layer, only that module sees the change.
         """
-        places.check(layer, self.model, self._probe)
-        patches = self._patches(*batch.shape[-2:])
+        return self.run(batch, layer, replace, policy)
 
-        def splice(name: str, output: Tensor) -> Tensor:
-            form = self._as_now(name, output)
-            tokens = to_tokens(output, form).clone()
-            choice = choose(policy, name, form, self.prefix, patches)
-            new = replace(pick(tokens, choice))
-            if new.shape != pick(tokens, choice).shape:
-                raise ValueError(f"replace() gave {tuple(new.shape)} for tokens {tuple(pick(tokens, choice).shape)}")
-            index = slice(None) if choice.index is None else torch.tensor(choice.index, device=tokens.device)
-            tokens[:, index] = new.to(tokens)
-            return from_tokens(tokens, output, form)
+    def run(
+        self,
+        batch: Float[Tensor, "images 3 height width"],
+        layer: str,
+        replace: Replace,
+        policy: str = "all",
+        grad: bool = False,
+    ) -> Float[Tensor, "images outputs"]:
+        """`logits_with`, with gradients if asked for.
 
-        with places.tapped(self.model, [layer], splice):
-            return answer(self._forward(batch))
+        With `grad`, `replace` is given the graph's own tokens, so `torch.autograd.grad(logits[:, c].sum(), tokens)` is
+        the gradient of an output with respect to them. Parameters get none and keep their `requires_grad`.
+        """
+
+        def same(tokens: Tensor) -> Tensor:
+            new = replace(tokens)
+            if new.shape != tokens.shape:
+                raise ValueError(f"replace() gave {tuple(new.shape)} for tokens {tuple(tokens.shape)}")
+            return new
+
+        return edits.splice(self, batch, layer, same, policy, grad)
+
+    def fan_out(
+        self,
+        batch: Float[Tensor, "images 3 height width"],
+        layer: str,
+        replaces: Sequence[Replace],
+        policy: str = "all",
+    ) -> Float[Tensor, "images edits outputs"]:
+        """`logits_with` for many edits of the same pictures, which run up to the layer once where it cuts the graph."""
+        return edits.fan_out(self, batch, layer, replaces, policy)
+
+    def cuts(self, layer: str) -> bool:
+        """Does whatever follows the layer depend on the pictures through its tokens alone? Tried once."""
+        return edits.cuts(self, layer)
+
+    def resume(
+        self, tokens: Float[Tensor, "images tokens d_in"], layer: str, grad: bool = False
+    ) -> Float[Tensor, "images outputs"]:
+        """The logits of all the layer's tokens, as `tokens(batch, [layer])` gives them, without their pictures.
+
+        Raises UserError for a layer that does not cut the graph.
+        """
+        return edits.resume(self, tokens, layer, grad)
 
     def load_images(self, images: Sequence[Image.Image]) -> Float[Tensor, "images 3 height width"]:
         """Pictures through the transform, as one batch."""
@@ -199,6 +231,9 @@ class Host:
     def _forward(self, batch: Tensor) -> Any:
         with torch.compiler.set_stance("force_eager"):  # what is compiled calls no hooks
             return self._call(self.model, batch.to(self.device, self.dtype))
+
+    def _answer(self, batch: Tensor) -> Tensor:
+        return answer(self._forward(batch))
 
     def _as_now(self, name: str, output: Tensor) -> Any:
         """The layer's layout with this pass's sizes. UserError if the number of axes or d_in is another one."""

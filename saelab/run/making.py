@@ -1,12 +1,13 @@
 """The artifacts of one config, each made when it is asked for and reused when it is there.
 
 The order is the way of the data: images -> caches -> SAEs -> bases -> exemplars -> proposals -> vocabulary -> labels ->
-evaluations -> comparisons.
+evaluations -> comparisons; effects from labels.
 """
 
 import logging
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -24,6 +25,7 @@ from saelab.run import record
 from saelab.run.bases import Bases
 from saelab.run.basis import Basis
 from saelab.run.stages.comparison import compare_bases, pooling_of
+from saelab.run.stages.effects import EffectsSettings, Seen, measure_basis
 from saelab.run.stages.evaluation import evaluate_basis, group_images, make_judges
 from saelab.run.stages.images import record_images
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
@@ -142,6 +144,19 @@ class Stages(Bases):
             tested = compare.TestImages(self.judges, test, group_images(self.images)[test])
             return compare_bases(evaluated, setups, self.config.compare, self.root, tested)
 
+    def measure_effects(self, basis: Basis, own: EffectsSettings) -> Path:
+        """What the units of a labelled basis do to the host's outputs: the folder of effects.jsonl and effects.json.
+
+        Raises UserError where there is no host to run, and for settings that the run can't use.
+        """
+        if self.weights == "arrays":
+            what = "there is no host whose outputs could change"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        host = self.host if basis.weights == self.weights else self.random_host
+        with self.timings.of("effects"):
+            seen = Seen(host, self.store(basis), self.images, self._label_vectors, self.device)
+            return measure_basis(basis, seen, own, self.root)
+
     def outcome(self, comparisons: bool = True) -> record.Outcome:
         """Everything that was made, for the run's record."""
         made = self.comparisons if comparisons else {}
@@ -177,6 +192,12 @@ class Stages(Bases):
         """The layer's mean tokens, in which the mining rule `host` looks for contrasts."""
         wanted = self.config.label.mining.rule == "host"
         return torch.from_numpy(self.store(basis).pooled("mean")) if wanted else None
+
+    def _label_vectors(self) -> tuple[tuple[str, ...], torch.Tensor]:
+        """The vocabulary in the encoder's space."""
+        own, labels = self.label_settings, self.vocabulary.labels
+        vectors = encoders.label_embeddings(labels, self.encoder, self.root, own.templates, own.renormalize)
+        return labels, vectors
 
     def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
         assert basis.exemplars is not None

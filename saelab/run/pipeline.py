@@ -17,7 +17,8 @@ from saelab.run import record
 from saelab.run.config import RunConfig
 from saelab.run.making import Stages
 from saelab.run.presets import preset
-from saelab.run.views import ByBasis, Comparison, Evaluation, Labels, only
+from saelab.run.stages.effects import EffectsSettings
+from saelab.run.views import ByBasis, Comparison, Effects, Evaluation, Labels, only
 from saelab.sae import SAE
 from saelab.units import UnitActivations
 
@@ -116,6 +117,11 @@ class Pipeline(Stages):
     def evaluations(self) -> ByBasis[Evaluation]:
         """Means of the held-out numbers, by basis and scorer."""
         return ByBasis(self.evaluated, Evaluation)
+
+    @property
+    def effects(self) -> ByBasis[Effects]:
+        """What units do to the host's outputs, of each basis; `.measure(units="all")` for more than 100 units."""
+        return ByBasis(self.labelled, lambda some: Effects(some, self.measure_effects, EffectsSettings()))
 
     @property
     def comparison(self) -> Comparison:

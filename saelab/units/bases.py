@@ -39,6 +39,37 @@ class Projection:
             values = values @ self.directions - self.shift
         return torch.cat([values, -values], dim=1).relu_() if self.signed == "split" else values.relu()
 
+    def writes(self, d_in: int) -> Float[Tensor, "units d_in"]:
+        """What each unit adds to a token for every 1 of activation, float32, on the CPU; an SAE's before `scale`.
+
+        `d_in`: the layer's width. Raises UserError for a transcoder's encoder, which writes to another layer.
+        """
+        if self.sae is not None:
+            if self.sae.meta.source.get("transcoder"):
+                raise UserError("sae", "a transcoder's encoder", "writes to another layer than it reads", "use an SAE")
+            return self.sae.W_dec.detach().float().cpu()
+        own = torch.eye(d_in) if self.directions is None else self.directions.T.float().contiguous()
+        return torch.cat([own, -own]) if self.signed == "split" else own
+
+    def scale(self, tokens: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens 1"]:
+        """How much longer each token is than what the SAE's weights see; 1 unless it normalises its input."""
+        norm = "none" if self.sae is None else self.sae.meta.input_norm
+        tokens = tokens.float().cpu()
+        if norm == "layer":
+            return tokens.std(1, keepdim=True)
+        if norm == "unit":
+            return tokens.norm(dim=1, keepdim=True).clamp(min=1e-8)
+        return tokens.new_ones(len(tokens), 1)
+
+    def part(self, tokens: Float[Tensor, "tokens d_in"], unit: int) -> Float[Tensor, "tokens d_in"]:
+        """What the unit contributes to each token: activation x what it writes, float32, on the CPU.
+
+        A token is the sum of its units' parts and of what no unit holds: negative sides of coordinates, an SAE's bias
+        and error.
+        """
+        amount = self(tokens)[:, unit, None] * self.scale(tokens)
+        return amount * self.writes(tokens.shape[1])[unit]
+
     def save(self, folder: Path) -> None:
         """Write what a linear basis has learnt into a units artifact; neurons and SAEs need nothing."""
         from safetensors.torch import save_file

@@ -1,0 +1,103 @@
+"""Measure what units do: take each out, and see whether the outputs that its label means are those that it raised.
+
+Rows go to <root>/effects/<basis>-<hash>/, a line a unit; after a kill, or for more units, the same command goes on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from saelab import settings
+from saelab.artifacts import read_json
+from saelab.cli.edge import command, plain, run_file
+from saelab.errors import UserError
+from saelab.run.basis import Basis
+from saelab.run.config import as_tuple
+from saelab.run.making import Stages
+from saelab.run.record import read_config
+from saelab.run.stages.effects import SUMMARY, read_effects, table_line
+
+COLUMNS = {
+    "measured": "units",
+    "causal_pct": "own class",
+    "causal_chance": "dealt",
+    "causal_control": "others",
+    "causal_net": "net",
+    "net_se": "se",
+    "permuted": "permuted",
+    "top1": "top-1",
+    "top10": "top-10",
+    "uses": "p<.05",
+    "steer": "steered",
+    "push": "push",
+    "screen_r": "screen r",
+}
+
+
+@command(
+    "effects",
+    settings=("run", "bases", "units", "labels_of", "head", "targets", "count", "pictures", "value", "seconds"),
+    examples=(
+        "effects",
+        "effects units=all seconds=600",
+        "effects bases=[neuron] labels_of=pearson value=mean",
+        "effects head=probe units='status:ok top:50'",
+    ),
+)
+def main(cfg: DictConfig) -> None:
+    """Measure, and print a line for each basis."""
+    given = plain(cfg)
+    run = run_file(given.pop("run"))
+    wanted = given.pop("bases")
+    own = read_effects(given)
+    made = Stages(read_config(run))
+    bases = choose(wanted, made.labelled)
+    folders = [made.measure_effects(basis, own) for basis in bases]
+    found = [read_json(folder / SUMMARY) for folder in folders]
+    print(table(found))
+    print(notes(found))
+    for basis, folder in zip(bases, folders):
+        print(f"{basis.name}: {folder}")
+
+
+def choose(wanted: Any, bases: Sequence[Basis]) -> list[Basis]:
+    """The bases that are named, all by default. Raises UserError for one that the run lacks."""
+    if wanted is None:
+        return list(bases)
+    known = {name for basis in bases for name in (basis.name, basis.kind)}
+    for name in as_tuple(wanted):
+        if name not in known:
+            near = settings.nearest(name, sorted(known))
+            raise UserError("bases", name, "is not in this run", f"{near}it has {', '.join(sorted(known))}")
+    return [basis for basis in bases if {basis.name, basis.kind} & set(as_tuple(wanted))]
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Basis x numbers, aligned."""
+    lines = [f"{'basis':<30}" + "".join(f"{title:>10}" for title in COLUMNS.values())]
+    for one in found:
+        line = table_line(one)
+        cells = [line[name] for name in COLUMNS]
+        texts = ["-" if x is None else str(x) if isinstance(x, int) else f"{x:.3f}" for x in cells]
+        lines.append(f"{one['layer'] + ' ' + one['basis']:<30}" + "".join(f"{text:>10}" for text in texts))
+    return "\n".join(lines)
+
+
+def notes(found: Sequence[dict[str, Any]]) -> str:
+    """What the table leaves out: units without numbers, the four-field table, controls that the run lacks."""
+    lines = []
+    for one in found:
+        left = {name.replace("_", " "): n for name, n in one["why"].items() if n}
+        left |= {"for lack of time": one["left"]} if one["left"] else {}
+        cells = ", ".join(f"{name} {share:.2f}" for name, share in one["four_field"].items())
+        without = ", ".join(f"{name} {n}" for name, n in left.items())
+        lines.append(f"{one['basis']}: {cells}" + (f"; not measured: {without}" if without else ""))
+    lacking = [kind for kind in ("pca", "random_rotation") if kind not in {one["kind"] for one in found}]
+    if lacking:
+        lines.append(f"Not among these bases: {', '.join(lacking)}. A control that is not measured proves nothing.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

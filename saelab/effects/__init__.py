@@ -1,0 +1,34 @@
+"""Effects: what units do to a host's outputs, and whether it is what their labels say."""
+
+from saelab.effects.ablate import Active, centred, effects, moved, percentiles
+from saelab.effects.answers import Answers, HostAnswers
+from saelab.effects.causal import Ground, MeasureSettings, measure
+from saelab.effects.heads import Head, fit_probe, host_head, text_head
+from saelab.effects.summary import Difference, Mean, causal_columns, difference, summarise
+from saelab.effects.targets import Outputs, Targets, find_targets, imagenet_outputs
+
+__all__ = [
+    "Active",
+    "Answers",
+    "Difference",
+    "Ground",
+    "Head",
+    "HostAnswers",
+    "Mean",
+    "MeasureSettings",
+    "Outputs",
+    "Targets",
+    "causal_columns",
+    "centred",
+    "difference",
+    "effects",
+    "find_targets",
+    "fit_probe",
+    "host_head",
+    "imagenet_outputs",
+    "measure",
+    "moved",
+    "percentiles",
+    "summarise",
+    "text_head",
+]

@@ -1,0 +1,116 @@
+"""Attribution: which units make an output what it is on a picture. Plain functions; values in units of the output.
+
+`weights` [outputs] says what is explained: one output, or one less the mean of all (`of_output`), which is what
+softmax sees. All take an `Active`: the pictures' tokens with what each unit holds of them. An SAE's bias and error stay
+as they are: only units are explained, x = rest + sum of parts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.effects.ablate import Active
+from saelab.effects.answers import Answers
+
+STEPS = 32  # of the path that integrated gradients follow
+INCOMPLETE = 0.02  # residual, as a share of what is explained, above which an attribution is not to be trusted
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What each unit contributes on each picture, and how much no unit accounts for."""
+
+    values: Float[Tensor, "images units"]  # float64; > 0: the unit raises the output
+    whole: Float[Tensor, "images"]  # the output as it is, less the output without any unit
+    residual: Float[Tensor, "images"]  # whole - sum of values; 0 for a complete attribution
+
+    @property
+    def complete(self) -> bool:
+        """Is the residual small on the pictures as a whole?"""
+        return bool(self.residual.abs().mean() <= INCOMPLETE * self.whole.abs().mean().clamp(min=1e-12))
+
+
+def of_output(output: int, outputs: int) -> Float[Tensor, "outputs"]:
+    """Weights of one output less the mean of all."""
+    weights = torch.full((outputs,), -1 / outputs, dtype=torch.float64)
+    weights[output] += 1
+    return weights
+
+
+def gradient_x_part(
+    answers: Answers, ids: Int[np.ndarray, "images"], active: Active, writes: Tensor, weights: Tensor
+) -> Attribution:
+    """Each unit's part times the gradient at the tokens: the first-order effect of taking it out. One backward pass."""
+    gradient = answers.gradient(ids, active.tokens, weights)
+    return _attribution(answers, ids, active, writes, weights, gradient)
+
+
+def integrated_gradients(
+    answers: Answers,
+    ids: Int[np.ndarray, "images"],
+    active: Active,
+    writes: Float[Tensor, "units d_in"],
+    weights: Float[Tensor, "outputs"],
+    steps: int = STEPS,
+) -> Attribution:
+    """Each unit's part times the mean gradient while all units grow from 0 to what they are (midpoint rule).
+
+    Values of all units sum to `whole` as steps grow: completeness (Sundararajan et al., ICML 2017). `steps` backward
+    passes for all units at once.
+    """
+    together = _parts(active, writes)
+    gradient = torch.zeros_like(active.tokens)
+    for step in range(steps):
+        share = (step + 0.5) / steps
+        gradient += answers.gradient(ids, active.tokens - (1 - share) * together, weights) / steps
+    return _attribution(answers, ids, active, writes, weights, gradient)
+
+
+def exact(
+    answers: Answers,
+    ids: Int[np.ndarray, "images"],
+    active: Active,
+    writes: Float[Tensor, "units d_in"],
+    weights: Float[Tensor, "outputs"],
+    units: Sequence[int],
+) -> Float[Tensor, "images units"]:
+    """The output less the output without the unit, one unit at a time: what the other two approximate; float64."""
+    before = answers.logits(ids, active.tokens[None])[0].double() @ weights.double()
+    found = torch.zeros(len(ids), len(units), dtype=torch.float64)
+    for place, unit in enumerate(units):
+        fires = (active.acts[..., unit] != 0).any(1)
+        if fires.any():
+            edited = active.without(unit, writes[unit])[fires]
+            after = answers.logits(ids[fires.numpy()], edited[None])[0].double() @ weights.double()
+            found[fires, place] = before[fires] - after
+    return found
+
+
+def direct(
+    writes: Float[Tensor, "units d_in"], read_out: Float[Tensor, "outputs d_in"]
+) -> Float[Tensor, "units outputs"]:
+    """What each unit adds to each centred output for every 1 of activation, where a linear read-out follows.
+
+    The vision twin of the logit lens: a table of output words for every unit, without a picture.
+    """
+    return writes.double() @ (read_out.double() - read_out.double().mean(0)).T
+
+
+def _parts(active: Active, writes: Float[Tensor, "units d_in"]) -> Float[Tensor, "images tokens d_in"]:
+    """All units' parts together."""
+    return (active.acts * active.scale) @ writes
+
+
+def _attribution(
+    answers: Answers, ids: np.ndarray, active: Active, writes: Tensor, weights: Tensor, gradient: Tensor
+) -> Attribution:
+    """Parts times a gradient at the tokens, summed over tokens."""
+    amounts = (active.acts * active.scale).double()
+    values = (amounts * (gradient.double() @ writes.double().T)).sum(1)
+    copies = torch.stack([active.tokens, active.tokens - _parts(active, writes)])
+    whole, rest = answers.logits(ids, copies).double() @ weights.double()
+    return Attribution(values, whole - rest, whole - rest - values.sum(1))

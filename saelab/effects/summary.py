@@ -1,0 +1,153 @@
+"""A basis' effects: means over its units, the four-field table, and differences between bases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+NUMBERS = (
+    *("causal_pct", "causal_chance", "causal", "causal_control", "causal_net", "permuted_pct", "top1", "top10"),
+    *("drop", "drop_log_p", "necessity", "moved", "push", "size", "dose"),
+)
+ABOVE_CHANCE = ("causal", "causal_net")  # of which a unit without a number counts as 0 among all units
+USES = 0.05  # causal_p below which the network is taken to use a unit for its label
+WHY = ("too_few", "unlabelled", "no_target")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over units; units of one label are one cluster of its error."""
+
+    mean: float
+    se: float | None  # None: fewer than two clusters
+    units: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two bases in one number: mean a - mean b with its interval (Welch, clusters as units) and p."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    df: float
+
+
+def column(rows: Sequence[dict[str, Any]], name: str, units: int | None = None) -> Float[np.ndarray, "units"]:
+    """A number of every row, NaN where there is none; with `units`, in the place of each unit's own number."""
+    values = np.array([np.nan if row.get(name) is None else float(row[name]) for row in rows], dtype=np.float64)
+    if units is None:
+        return values
+    whole = np.full(units, np.nan)
+    whole[[row["unit"] for row in rows]] = values
+    return whole
+
+
+def causal_columns(rows: Sequence[dict[str, Any]], units: int) -> dict[str, Float[np.ndarray, "units"]]:
+    """For a comparison: `causal`, `causal_net` and `causal_p` of every unit of a basis, NaN where not measured."""
+    return {name: column(rows, name, units) for name in ("causal", "causal_net", "causal_p")}
+
+
+def mean_of(values: Float[np.ndarray, "units"], labels: Sequence[str | None]) -> Mean | None:
+    """Mean and error over the units that have a number; None where none has."""
+    kept = np.flatnonzero(np.isfinite(values))
+    if not len(kept):
+        return None
+    mean = float(values[kept].mean())
+    variance, _ = _clustered(values[kept], _clusters(labels, kept))
+    return Mean(mean, None if np.isnan(variance) else float(np.sqrt(variance)), len(kept))
+
+
+def difference(
+    a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], name: str = "causal_net", alpha: float = 0.05
+) -> Difference | None:
+    """How much higher a number is in rows `a` than in rows `b`; None where a side has fewer than two labels."""
+    sides = []
+    for rows in (a, b):
+        values = column(rows, name)
+        kept = np.flatnonzero(np.isfinite(values))
+        variance, clusters = _clustered(values[kept], _clusters([row["label"] for row in rows], kept))
+        if np.isnan(variance):
+            return None
+        sides.append((float(values[kept].mean()), variance, clusters))
+    (mean_a, var_a, n_a), (mean_b, var_b, n_b) = sides
+    total, gap = var_a + var_b, mean_a - mean_b
+    df = total**2 / (var_a**2 / (n_a - 1) + var_b**2 / (n_b - 1)) if total else float(n_a + n_b - 2)
+    error = float(np.sqrt(total))
+    reach = float(stats.t.ppf(1 - alpha / 2, df)) * error
+    p = float(2 * stats.t.sf(abs(gap) / error, df)) if error else float(gap == 0)
+    return Difference(gap, gap - reach, gap + reach, p, float(df))
+
+
+def summarise(rows: Sequence[dict[str, Any]], detects: Sequence[bool | None], units: int) -> dict[str, Any]:
+    """Everything that is shown of a basis: plain values.
+
+    `detects`: for each row, does its label beat its null (it does not abstain); None without a label. `units`: of the
+    whole basis. Means are over units that have the number; `all` counts the others as 0, `labelled` leaves out units
+    whose label abstains.
+    """
+    labels = [row["label"] for row in rows]
+    found: dict[str, Any] = {"units": units, "chosen": len(rows), "measured": sum(row["why"] is None for row in rows)}
+    found["why"] = {why: sum(row["why"] == why for row in rows) for why in WHY}
+    found["how"] = {
+        how: labels_found
+        for how in ("exact", "hypernym", "text", "none")
+        if (labels_found := sum(row["how"] == how for row in rows))
+    }
+    found["without_companions"] = sum(row["why"] is None and row["causal_control"] is None for row in rows)
+    found["mean"] = {name: _plain(mean_of(column(rows, name), labels)) for name in NUMBERS}
+    for name in ("steer_pct", "kl"):
+        doses = dict.fromkeys(dose for row in rows for dose in row.get(name) or {})
+        inner = {dose: [(row.get(name) or {}).get(dose) for row in rows] for dose in doses}
+        found[name] = {d: _plain(mean_of(np.array(v, dtype=np.float64), labels)) for d, v in inner.items()}
+    zeros = {name: np.nan_to_num(column(rows, name)) for name in ABOVE_CHANCE}
+    found["all"] = {name: _plain(mean_of(values, labels)) for name, values in zeros.items()}
+    kept = [place for place, beats in enumerate(detects) if beats]
+    given = {name: column([rows[i] for i in kept], name) for name in ABOVE_CHANCE}
+    found["labelled"] = {name: _plain(mean_of(v, [labels[i] for i in kept])) for name, v in given.items()}
+    found["inverted"] = sum(bool(row.get("inverted")) for row in rows)
+    p = column(rows, "causal_p")
+    found["uses"] = float((p < USES).sum() / max(1, np.isfinite(p).sum()))
+    found["four_field"] = four_field(p, detects)
+    return found | screen(rows)
+
+
+def four_field(p: Float[np.ndarray, "units"], detects: Sequence[bool | None]) -> dict[str, float]:
+    """Shares of all units: does the label say when it fires (`detects`), does the network use it so (`uses`)?"""
+    uses, count = p < USES, max(1, len(p))  # NaN: not shown to be used
+    beats = np.array([bool(value) for value in detects], dtype=bool)
+    cells = {"both": beats & uses, "detects": beats & ~uses, "uses": ~beats & uses, "neither": ~beats & ~uses}
+    return {name: float(cell.sum() / count) for name, cell in cells.items()}
+
+
+def screen(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Gradient x part against exact ablation over all (unit, picture) pairs: Pearson r and slope (exact on screen)."""
+    exact = np.array([value for row in rows if row.get("screen") for value in row["own"]])
+    quick = np.array([value for row in rows if row.get("screen") for value in row["screen"]])
+    if len(exact) < 3 or not exact.std() or not quick.std():
+        return {"screen_r": None, "screen_slope": None}
+    r = float(np.corrcoef(quick, exact)[0, 1])
+    return {"screen_r": r, "screen_slope": float(r * exact.std() / quick.std())}
+
+
+def _clusters(labels: Sequence[str | None], kept: Int[np.ndarray, "some"]) -> Int[np.ndarray, "some"]:
+    """A number for each kept unit's label; a unit without one is alone."""
+    place: dict[object, int] = {}
+    return np.array([place.setdefault(labels[i] if labels[i] is not None else (i,), len(place)) for i in kept], int)
+
+
+def _clustered(values: np.ndarray, clusters: np.ndarray) -> tuple[float, int]:
+    """Variance of the mean, units of a cluster moving together, and the number of clusters; NaN for fewer than two."""
+    count = int(clusters.max()) + 1 if len(clusters) else 0
+    if count < 2:
+        return float("nan"), count
+    sums = np.bincount(clusters, values - values.mean(), minlength=count)
+    return float((sums**2).sum() / len(values) ** 2 * count / (count - 1)), count
+
+
+def _plain(mean: Mean | None) -> dict[str, Any] | None:
+    return None if mean is None else {"mean": mean.mean, "se": mean.se, "units": mean.units}

@@ -1,0 +1,158 @@
+"""Edits at a layer: tokens replaced on their way through the model, one copy of the batch or many, with gradients.
+
+Most of a pass lies before the layer and is the same for every edit, so many edits of a batch run through the rest of
+the model as one larger batch. That is right only where the layer *cuts* the graph: where whatever follows depends on
+the pictures through the layer's tokens alone. `cuts` finds that out by trying.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saelab.errors import UserError
+from saelab.hosts import layers as places
+from saelab.hosts.tokens import Choice, Form, choose, from_tokens, pick, to_tokens
+
+if TYPE_CHECKING:
+    from saelab.hosts.host import Host
+
+Replace = Callable[[Float[Tensor, "images tokens d_in"]], Float[Tensor, "images tokens d_in"]]
+SAME = 1e-4  # relative difference up to which two ways of computing logits agree
+
+
+def splice(
+    host: "Host", batch: Tensor, layer: str, replace: Replace, policy: str = "all", grad: bool = False
+) -> Float[Tensor, "copies outputs"]:
+    """The model's answer with the layer's kept tokens replaced by `replace(tokens)`.
+
+    `replace` may return a multiple of the batch, picture after picture: the rest of the model then runs on all copies.
+    `grad`: the answer carries a graph back to the tokens that `replace` was given, and parameters are left out of it.
+    Raises ValueError where `replace` returns tokens of another shape.
+    """
+    places.check(layer, host.model, host._probe)
+    patches = host._patches(*batch.shape[-2:])
+
+    def see(name: str, output: Tensor) -> Tensor:
+        form = host._as_now(name, output)
+        choice = choose(policy, name, form, host.prefix, patches)
+        return _edit(output, form, choice, replace, grad)
+
+    with places.tapped(host.model, [layer], see), _mode(host.model, grad):
+        return host._answer(batch.clone() if grad and batch.is_inference() else batch)
+
+
+def cuts(host: "Host", layer: str) -> bool:
+    """Does everything after the layer depend on the pictures through its tokens alone?
+
+    Tried once a layer: the tokens of two pictures, put in the place of another picture's, have to give the answers of
+    the two. A layer inside a residual branch, whose skip goes round it, fails (or the sum of two batch sizes does).
+    """
+    if layer not in host._cuts:
+        generator = torch.Generator().manual_seed(1)
+        pictures = torch.randn(3, 3, *host.transform.size, generator=generator)
+        with torch.inference_mode():
+            own, kept = host._answer(pictures[:2]), host.tokens(pictures[:2], [layer])[layer]
+            try:
+                found = splice(host, pictures[2:], layer, lambda _: kept)
+            except (RuntimeError, ValueError, IndexError, AssertionError):  # sizes of two batches that don't fit
+                return host._cuts.setdefault(layer, False)
+        host._cuts[layer] = found.shape == own.shape and _agree(found, own)
+    return host._cuts[layer]
+
+
+def resume(
+    host: "Host", tokens: Float[Tensor, "images tokens d_in"], layer: str, grad: bool = False
+) -> Float[Tensor, "images outputs"]:
+    """The model's answer to tokens that stand in the layer's place; only one blank picture runs up to the layer.
+
+    Raises UserError for a layer that does not cut the graph.
+    """
+    if not cuts(host, layer):
+        remedy = "choose the output of a whole block, or edit real passes with run() or fan_out()"
+        raise UserError("layer", layer, "lies inside a branch: what follows needs more than its tokens", remedy)
+    blank = torch.zeros(1, 3, *host.transform.size)
+    return splice(host, blank, layer, lambda _: tokens, grad=grad)
+
+
+def fan_out(
+    host: "Host", batch: Tensor, layer: str, edits: Sequence[Replace], policy: str = "all"
+) -> Float[Tensor, "images edits outputs"]:
+    """The model's answers to every edit of every picture; each picture runs up to the layer once, if it can."""
+    count, images = len(edits), len(batch)
+
+    def copies(tokens: Tensor) -> Tensor:
+        new = [_same_shape(edit(tokens.clone()), tokens) for edit in edits]
+        return torch.stack(new, dim=1).flatten(0, 1)
+
+    with torch.inference_mode():
+        if cuts(host, layer):
+            answers = splice(host, batch, layer, copies, policy)
+        else:  # the pictures are repeated instead
+            repeated = batch.repeat_interleave(count, dim=0)
+            answers = splice(host, repeated, layer, lambda tokens: copies(tokens[::count]), policy)
+    return answers.unflatten(0, (images, count))
+
+
+def _edit(output: Tensor, form: Form, choice: Choice, replace: Replace, grad: bool) -> Tensor:
+    tokens = to_tokens(output, form).clone()  # what follows may work in place
+    kept = pick(tokens, choice)
+    if grad:
+        kept = kept.clone() if kept.requires_grad else kept.detach().clone().requires_grad_()
+    new = replace(kept)
+    if new.shape[1:] != kept.shape[1:]:
+        raise ValueError(f"replace() gave {tuple(new.shape)} for tokens {tuple(kept.shape)}")
+    if choice.index is not None and len(new) % len(tokens):
+        raise ValueError(f"replace() gave {len(new)} images for {len(tokens)}")
+    if len(new) != len(tokens):
+        tokens = _repeated(tokens, len(new), choice)
+    index = slice(None) if choice.index is None else torch.tensor(choice.index, device=tokens.device)
+    tokens[:, index] = new.to(tokens)
+    like = output if len(new) == output.shape[form.batch] else _like(output, form, len(new))
+    return from_tokens(tokens, like, form)
+
+
+def _repeated(tokens: Tensor, images: int, choice: Choice) -> Tensor:
+    """Room for `images` copies; the tokens that a policy drops are those of each copy's own picture."""
+    if choice.index is None:
+        return tokens.new_empty(images, *tokens.shape[1:])
+    return tokens.repeat_interleave(images // len(tokens), dim=0)
+
+
+def _like(output: Tensor, form: Form, images: int) -> Tensor:
+    """Stands for an output of another batch size: its dtype, device and layout."""
+    sizes = [images if axis == form.batch else size for axis, size in enumerate(output.shape)]
+    return output.new_empty(()).expand(sizes)
+
+
+def _same_shape(new: Tensor, tokens: Tensor) -> Tensor:
+    if new.shape != tokens.shape:
+        raise ValueError(f"an edit gave {tuple(new.shape)} for tokens {tuple(tokens.shape)}")
+    return new
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    """Up to rounding: SAME of the largest number in float32, more in half precision."""
+    a, b, eps = a.float(), b.float(), torch.finfo(b.dtype).eps
+    return bool((a - b).abs().max() <= max(SAME, 8 * eps) * b.abs().max().clamp(min=1e-12))
+
+
+@contextmanager
+def _mode(model: nn.Module, grad: bool) -> Iterator[None]:
+    """Inference, or gradients without those of parameters."""
+    if not grad:
+        with torch.inference_mode():
+            yield
+        return
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -28,6 +28,7 @@ from saelab.images import ImageSet
 from saelab.label import clusters, exemplars, pipeline, propose
 from saelab.label.vlm.show import Look
 from saelab.label.vocabulary import Vocabulary
+from saelab.run.stages.quality import measure_sae
 from saelab.sae import SAEConfig, TrainConfig, fit_many
 from saelab.truth import Similarity, from_descriptions
 
@@ -148,8 +149,10 @@ def _write_run(folder: Path, pictures: Sequence[Picture]) -> Path:
     bases, evaluated = [], []
     for name, kind, seed, unit, sae in _bases(store, root):
         places, rows = _basis(root, name, unit, images, world, asked=name == ASKED)
+        measured = None if sae is None else _quality(sae, store, images, root)
         bases.append(
             {"name": name, "basis": kind, "layer": "fire", "seed": seed, "sae": sae and str(sae.relative_to(root))}
+            | {"quality": measured and str(measured.relative_to(root)), "control": kind == "random_rotation"}
             | {stage: str(path.relative_to(root)) for stage, path in places.items()}
         )
         evaluated.append(compare.Basis(name, kind, kind, seed, "0", kind == "random_rotation", SETUP, rows))
@@ -172,6 +175,12 @@ def _write_run(folder: Path, pictures: Sequence[Picture]) -> Path:
     }
     artifacts.write_json(root / "fixture.json", run)
     return root / "fixture.json"
+
+
+def _quality(sae: Path, store: cache.ActivationCache, images: ImageSet, root: Path) -> Path:
+    """The quality stage on one SAE, its seeds matched to each other."""
+    others = [artifacts.opened(path) for path in sorted(sae.parent.glob("fire-seed*")) if path.is_dir() and path != sae]
+    return measure_sae(artifacts.opened(sae), others, store, images, root).path
 
 
 def _comparison(result: dict[str, Any], at: Path) -> None:
@@ -227,7 +236,7 @@ def _basis(
         rows = pipeline.assign_all(evidence, found, vocabulary, LABELS, units.basis)
     evidence = evaluate.Judges(
         judge=Similarity.of("pixels", world.e, world.words, world.t),
-        captions=None,
+        captions=_told(world),
         truth=from_descriptions(world.words, images.captions, images.classes),
     )
     splits = evaluate.Splits(images.ids("mine"), images.ids("test"))
@@ -251,6 +260,13 @@ def _basis(
         _verification(root, places["labels"], units, rows, found, images, world)
     places["evaluation"] = write("evaluation", lambda at: evaluate.write(at, measured, summary))
     return places, measured
+
+
+def _told(world: World) -> Similarity:
+    """What people wrote, in degrees: of each word, one over the root of how many words a picture has."""
+    told = torch.tensor([[float(word in p.classes) for word in world.words] for p in world.pictures])
+    images = torch.nn.functional.normalize(told, dim=1)
+    return Similarity.of("words", images, world.words, torch.eye(len(world.words)))
 
 
 def _shown(found: Any) -> propose.Exemplars:

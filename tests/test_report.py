@@ -486,3 +486,109 @@ def test_a_percentile_says_better_in_the_number_s_own_direction():
     found = records._percentiles(given)
     assert found["clarity"] == [16.7, 50.0, 83.3]
     assert found["redundancy"] == found["polysemanticity"] == [83.3, 50.0, 16.7]
+
+
+def test_hits_misses_and_false_alarms_are_those_of_the_test_photos(report, run):
+    """Twin: words as plain text, thresholds tried one by one, every test photo in one of four places."""
+    test, mine = run.images.ids("test").tolist(), run.images.ids("mine").tolist()
+    split = 0
+    for basis in run.bases:
+        for u, row in enumerate(basis.labels):
+            found, column = unit(report, run, basis.name, u)["held_out"], basis.acts[:, [u]].toarray().ravel()
+            true = {i for i in range(len(column)) if row["label"] in [*run.images.classes[i], *_words(run, i)]}
+            if not true & set(test):
+                fires = [i for i in test if column[i] > 1e-6]
+                assert [i for i, _ in found["strongest"]] == sorted(fires, key=lambda i: -column[i])[:12]
+                continue
+            threshold = found["threshold"]
+            if threshold is not None:
+                best = max(_f1(column, true, mine, t) for t in {column[i] for i in mine})
+                assert _f1(column, true, mine, threshold * (1 - 1e-3)) == pytest.approx(best, abs=0.02)
+            fires = {
+                i for i in test if (column[i] > 1e-6 if threshold is None else column[i] >= threshold * (1 - 1e-3))
+            }
+            places = [true & fires, (true - fires) & set(test), fires - true]
+            assert found["counts"][:3] == [len(p) for p in places] and sum(found["counts"]) == len(test)
+            for name, ids in zip(("hits", "misses", "alarms"), places, strict=True):
+                assert {i for i, _ in found[name]} <= ids and len(found[name]) == min(len(ids), 6)
+                np.testing.assert_allclose([v for _, v in found[name]], [column[i] for i, _ in found[name]], rtol=1e-3)
+            split += 1
+    assert split > 40
+
+
+def _words(run: reading.Run, i: int) -> list[str]:
+    return (run.images.captions[i] or "").split()
+
+
+def _f1(column: np.ndarray, true: set, images: list[int], threshold: float) -> float:
+    called = {i for i in images if column[i] >= threshold}
+    return 2 * len(called & true) / max(1, len(called) + len(true & set(images)))
+
+
+def test_badges_stand_wherever_a_label_does(report, run):
+    facts = data(report, "run")["bases"]
+    for number, (basis, fact) in enumerate(zip(run.bases, facts, strict=True)):
+        summary = data(report, f"summary-{number}")
+        words = [found["badge"] for found in basis.evaluation]
+        assert [summary["badges"][b] if b >= 0 else None for b in summary["badge"]] == words
+        assert [unit(report, run, basis.name, u)["badge"] for u in range(len(words))] == words
+        assert fact["badges"] == {word: words.count(word) for word in ("holds", "weak", "may be luck")}
+        low = [basis.evaluation[card["unit"]]["interval"][fact["judge"]][0] for card in fact["best"]]
+        assert all(words[card["unit"]] == card["badge"] == "holds" for card in fact["best"])
+        assert low == sorted(low, reverse=True) and len({card["label"] for card in fact["best"]}) == len(low)
+        assert all(card["badge"] == words[card["unit"]] for card in fact["sample"])
+    assert sum(len(fact["best"]) for fact in facts) > 3
+    lines = read_jsonl(report / "takeaway" / "units.jsonl")
+    assert [x["badge"] for x in lines] == [found["badge"] for b in run.bases for found in b.evaluation]
+
+
+@pytest.mark.parametrize("key", ["polysemanticity", "redundancy", "clarity", "truth_r"])
+def test_better_than_knows_which_direction_is_better(report, run, key):
+    basis = run.bases[1]
+    rows = [unit(report, run, basis.name, u) for u in range(len(basis.labels))]
+    have = [(row["measured"][key], row["percentile"][key]) for row in rows if row["measured"][key] is not None]
+    values, percent = map(np.array, zip(*have, strict=True))
+    best = values.argmin() if key in ("polysemanticity", "redundancy") else values.argmax()
+    assert percent[best] == percent.max() > 90
+
+
+def test_the_quality_of_each_sae_stands_on_the_pages_and_in_the_methods(report, run, run_json):
+    entries = read_json(run_json)["bases"]
+    for basis, entry, fact in zip(run.bases, entries, data(report, "run")["bases"], strict=True):
+        if entry["quality"] is None:
+            assert fact["quality"] is None and basis.sae is None
+            continue
+        found, shown = read_json(run_json.parent / entry["quality"] / "quality.json"), fact["quality"]
+        assert shown["fvu"] == write.rounded(found["mine"]["fvu"])
+        assert shown["fvu_test"] == write.rounded(found["held_out"]["fvu"])
+        assert shown["shared"] == write.rounded(found["stability"][0]["shared"])
+        assert sum(shown["density"]["counts"]) == sum(found["held_out"]["density"]["counts"]) > 30
+    text = (report / "takeaway" / "methods.txt").read_text()
+    assert "The 2 SAEs leave" in text and "found again by another seed" in text
+
+
+def test_a_record_without_quality_is_read_all_the_same(run_json, tmp_path):
+    shutil.copytree(run_json.parent, tmp_path / "runs")
+    facts = read_json(run_json)
+    for entry in facts["bases"]:
+        del entry["quality"]
+    write_json(tmp_path / "runs" / run_json.name, facts)
+    run = reading.read(tmp_path / "runs" / run_json.name)
+    assert all(basis.quality is None for basis in run.bases)
+
+
+def test_a_photo_that_is_there_twice_byte_for_byte_is_shown_once(run, tmp_path):
+    from dataclasses import replace
+
+    for name in "abcd":
+        (tmp_path / f"{name}.jpg").write_bytes(b"same" if name in "ac" else name.encode())
+    files = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    images = replace(run.images, root=tmp_path, files=files, groups=np.array([0, 0, 0, 3]))
+    assert pictures.copies(images) == {0: 0, 1: 1, 2: 0}
+    basis = run.bases[1]
+    u = next(u for u in range(48) if (basis.exemplars["activations"][u] > 0).sum() >= 4)
+    first, second = basis.exemplars["positives"][u][:2].tolist()
+    plain = records._exemplars(basis, basis.labels[u], u, 8, {})
+    once = records._exemplars(basis, basis.labels[u], u, 8, {first: first, second: first})
+    assert once["positives"] == [i for i in plain["positives"] if i != second]
+    assert once["activations"] == [v for v, i in zip(plain["activations"], plain["positives"]) if i != second]

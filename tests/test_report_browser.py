@@ -226,6 +226,124 @@ def test_the_first_page_of_units_does_not_wait_for_the_whole_basis(browser, fixt
     reader.context.close()
 
 
+def test_the_overview_opens_with_what_was_compared_and_how_it_came_out(reader):
+    page = reader.open("index.html")
+    run = page.evaluate("saelab.need('run')")
+    kicker = page.inner_text(".kicker")
+    assert run["host"] in kicker and run["bases"][0]["layer"] in kicker and "held out" in kicker
+    fold = page.locator(".fold").first
+    named = fold.locator(".plot").get_attribute("aria-label")
+    groups = page.evaluate("saelab.need('comparison-0').then(c => c.groups.map(g => groupWords(c, g.name)))")
+    assert all(name in named for name in groups), "every basis, controls included, stands in the forest plot"
+    lines = fold.locator(".headline").all_inner_texts()
+    assert 2 <= len(lines) <= 3 and "All units" in lines[0] and "other ways" in lines[1]
+    words = page.inner_text("main")
+    assert "beats chance" not in words and "Median null" not in words
+    assert page.locator(".cautions li").count() >= 1
+    headings = page.locator("h2").all_inner_texts()
+    if "Best on held-out images" in headings:
+        assert headings.index("Best on held-out images") < headings.index("Evenly spaced")
+
+
+def test_the_forest_plot_puts_every_group_on_the_axis_of_the_first(browser, fixture):
+    """Means are the neurons' plus the difference from them, whichever side of its pair a group is."""
+    reader = Reader(browser, fixture)
+    reader.open("index.html")
+    says = reader.page.evaluate("""async () => {
+      const run = await saelab.need("run"), c = structuredClone(await saelab.need("comparison-0"))
+      const row = (d, low, high) => [{ metric: c.primary, counting: "named", mean_a: 0.3, mean_b: 0.2, difference: d, low, high, p_holm: 0.01 }]
+      const pair = (a, b, role, ...numbers) => ({ a, b, role, matching: "all", refused: null, results: row(...numbers) })
+      c.pairs = [pair("sae", "neuron", "main", 0.1, 0.05, 0.15), pair("neuron", "random_rotation", "control", 0.04, -0.02, 0.1)]
+      return meansOfAll(run, c).querySelector(".plot").getAttribute("aria-label")
+    }""")
+    assert "SAE features 0.300, interval 0.250 to 0.350" in says  # neurons 0.2, and 0.1 more
+    assert "Neurons 0.200;" in says and "Random directions 0.160, interval 0.100 to 0.220" in says
+    assert reader.faults == []
+    reader.context.close()
+
+
+def test_marks_of_a_label_are_words_everywhere(browser, fixture):
+    reader = Reader(browser, fixture)
+    page = reader.open("units.html#basis=*")
+    known = {"holds", "weak", "may be luck", "abstains"}
+    assert set(page.locator(".units .badge").all_inner_texts()) <= known
+    page.select_option("select[name=chance]", "holds")
+    page.wait_for_url(re.compile("chance=holds"))
+    rows = page.locator(".units tbody tr")
+    assert rows.count() == page.locator(".units .badge.holds").count() > 0
+    page.click(".units tbody tr:first-child td.name a")
+    page.wait_for_selector(".lede .badge.holds")
+    assert "the label holds" in page.inner_text(".lede .standfirst")
+    page.wait_for_selector(".near .badge")
+    assert set(page.locator(".near .badge").all_inner_texts()) <= known
+    page = reader.open("index.html")
+    assert set(page.locator(".card .badge").all_inner_texts()) <= known and page.locator(".card .badge").count() > 4
+    assert reader.faults == []
+    reader.context.close()
+
+
+def test_unseen_photos_come_before_the_ones_that_the_label_was_made_from(browser, fixture):
+    reader = Reader(browser, fixture)
+    page = reader.open("unit.html#neuron/2")
+    found = page.evaluate("saelab.need('units/0/0').then(rows => rows[2])")
+    order = page.locator("main h2").all_inner_texts()
+    assert (
+        "held" not in order[0]
+        and "photos it was not" in order[0]
+        and order[1].startswith(("What excites", "Two meanings"))
+    )
+    hits, misses, alarms, _ = found["held_out"]["counts"]
+    heads = page.locator(".confusion h3").all_inner_texts()
+    assert [int(head.split()[0]) for head in heads] == [hits, misses, alarms]
+    assert page.locator(".confusion img").count() == sum(
+        len(found["held_out"][k]) for k in ("hits", "misses", "alarms")
+    )
+    contrasts = [i for i in found["contrasts"] if i >= 0]
+    assert page.locator(".pair .contrast").count() == len(set(contrasts))
+    assert page.locator("text=contrast: as of photo").count() == len(contrasts) - len(set(contrasts))
+    assert reader.faults == []
+    reader.context.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("unit.html#neuron/24", "no unit 24"),
+        ("unit.html#neuron/-1", "no unit -1"),
+        ("unit.html#neuron/x", "no unit x"),
+        ("unit.html#nope/3", "no basis nope"),
+        ("units.html#basis=nope", "no basis nope"),
+        ("compare.html#nope", "no comparison of a layer nope"),
+    ],
+)
+def test_an_address_of_something_that_is_not_there_says_so(browser, fixture, address, says):
+    reader = Reader(browser, fixture)
+    page = reader.open(address)
+    assert says in page.inner_text("[role=alert]") and page.locator("main a").count() == 4
+    assert reader.faults == []
+    reader.context.close()
+
+
+def test_the_rows_that_match_can_be_downloaded_and_heads_stay_in_sight(browser, fixture, tmp_path):
+    import pandas
+
+    reader = Reader(browser, fixture)
+    page = reader.open("units.html#basis=*&sort=clarity&down=1&q=temple")
+    with page.expect_download() as waited:
+        page.click("text=Download these units")
+    waited.value.save_as(tmp_path / "units.csv")
+    table = pandas.read_csv(tmp_path / "units.csv")
+    assert f"{len(table)} units match" in page.inner_text("[role=status]") and set(table["label"]) == {"temple"}
+    assert table["clarity"].dropna().is_monotonic_decreasing and {"badge", "abstained", "caption_r"} <= set(table)
+    page = reader.open("units.html#basis=*")
+    page.evaluate("scrollTo(0, 1500)")
+    page.wait_for_timeout(100)
+    box = page.locator(".units thead th").first.bounding_box()
+    assert 0 < box["y"] < 120
+    assert reader.faults == []
+    reader.context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("address", ["index.html", "units.html", "unit.html", "compare.html", "methods.html"])
 def test_pages_fit_a_phone_name_their_pictures_and_can_be_read(browser, report, address, scheme):
@@ -252,14 +370,10 @@ def test_a_broken_folder_says_so_on_the_page(browser, report, tmp_path):
     reader.context.close()
 
 
-# Of the features of the first SAE whose label beats chance: the one whose label agrees best with what people wrote.
+# Of the features of the first SAE whose label holds on held-out images: the one that the overview puts first.
 CHOSEN = """async () => {
-  const run = await saelab.need("run")
-  const b = run.bases.findIndex(b => b.kind === "sae"), s = await saelab.need(`summary-${b}`)
-  const sure = s.units.map((_, i) => i).filter(i => s.label[i] >= 0 && !s.abstained.includes(i))
-  const numbers = s.measured[sure.some(i => s.measured.truth_r[i] !== null) ? "truth_r" : "caption_r"]
-  const best = d3.greatest(sure, i => numbers[i] ?? -1)
-  return [run.bases[b].name, s.units[best]]
+  const { bases } = await saelab.need("run"), sae = bases.find(b => b.kind === "sae")
+  return [sae.name, (sae.best[0] ?? sae.sample[0]).unit]
 }"""
 VISIBLE = """bottom => [...document.querySelectorAll("img.photo")].filter(i => i.getBoundingClientRect().top < bottom)
   .map(i => [i.src.match(/(\\d+)\\.webp$/)[1], i.alt.replace(/^contrast: /, "")])"""
@@ -290,8 +404,8 @@ def test_pictures_for_the_readme(browser, report):
     rows = [f"| {words} | {credit[0].get(i) or credit[1]} |" for i, words in sorted(shown.items(), key=lambda x: x[1])]
     head = [
         "# Credits of the photos in these pictures\n",
-        f"`report.png` is the page of {basis}, feature {unit}, in the quickstart's report: of the features whose label",
-        "beats chance, the one whose label agrees best with what people wrote of the photos (truth correlation).",
+        f"`report.png` is the page of {basis}, feature {unit}, in the quickstart's report: the one whose label holds best",
+        "on held-out photos (lower end of the interval of its correlation with what people wrote of them).",
         "`comparison.png` is the top of its page on the comparison.\n\n| photo | credit |\n| --- | --- |",
     ]
     (out / "CREDITS.md").write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")

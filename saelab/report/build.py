@@ -16,8 +16,20 @@ import numpy as np
 import saelab
 from saelab.artifacts import file_digest, locked, plain, read_json
 from saelab.errors import UserError
+from saelab.evaluate import BADGES
 from saelab.images import ImageSet
-from saelab.report import exports, glossary, maps, matched_pairs, pictures, reading, records, vlm_answers, write
+from saelab.report import (
+    exports,
+    glossary,
+    maps,
+    matched_pairs,
+    pictures,
+    reading,
+    records,
+    sae_quality,
+    vlm_answers,
+    write,
+)
 
 log = logging.getLogger("saelab")
 
@@ -30,6 +42,7 @@ PAGES = {
     "methods": "Methods",
 }
 VENDOR = ("d3.min.js", "plot.umd.min.js")
+CARDS = 4  # units of a basis on the overview, of the best and of the evenly spaced
 SCRIPTS = ("core.js", "charts.js", "pieces.js", "answers.js", "heat.js", "vlm_answers.js")
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
@@ -73,7 +86,10 @@ def _build(run_json: Path, out: Path, shown: int) -> Path:
 def _source(run: reading.Run, shown: int) -> str:
     """A digest of the report's inputs: the run, its artifacts' recipes, this code."""
     parts = [json.dumps(plain(run.facts), sort_keys=True), str(shown), saelab.__version__]
-    for folder in [run.facts["images"], *(b[s] for b in run.facts["bases"] for s in ("units", "labels", "evaluation"))]:
+    stages = ("units", "labels", "evaluation", "quality")
+    folders = [run.facts["images"], *(basis[s] for basis in run.facts["bases"] for s in stages if basis.get(s))]
+    folders += list((run.facts.get("comparisons") or {}).values())
+    for folder in folders:
         parts.append((run.path.parent / folder / "complete.json").read_text(encoding="utf-8"))
     for basis in run.bases:
         parts.append(str(basis.sheets and basis.sheets.name))
@@ -93,7 +109,8 @@ def _written_from(partial: Path) -> str:
 def _write(run: reading.Run, out: Path, shown: int) -> None:
     known = records.truth(run.images)
     near = records.neighbours(run)
-    made = [records.of_basis(run, b, known, shown, near[b.name]) for b in run.bases]
+    first = pictures.copies(run.images)
+    made = [records.of_basis(run, b, known, shown, near[b.name], first) for b in run.bases]
     for b, rows in zip(run.bases, made, strict=True):
         for record, where in zip(rows, maps.of_basis(run, b, rows), strict=True):
             record["maps"] = where
@@ -157,6 +174,7 @@ def _images(images: ImageSet) -> dict[str, Any]:
 
 
 def _basis(basis: reading.Basis, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    judged = (basis.badges or {}).get("metric")
     statuses = [r["status"] for r in rows]
     labels = [r["label"] for r in rows if r["label"] is not None]
     columns = {k: [r["measured"][k] for r in rows if r["measured"][k] is not None] for k in rows[0]["measured"]}
@@ -175,9 +193,22 @@ def _basis(basis: reading.Basis, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "several": sum(len(r["meanings"]) > 1 for r in rows),
         "statuses": {s: statuses.count(s) for s in sorted(set(statuses))},
         "quartiles": quartiles,
-        "sample": [_card(r) for r in _evenly([r for r in rows if r["label"] and len(r["positives"]) >= 3], 4)],
+        "badges": {word: sum(r["badge"] == word for r in rows) for word in BADGES} if judged else None,
+        "judge": judged,
+        "quality": sae_quality.of_basis(basis),
+        "best": [_card(r) for r in _best([r for r in rows if len(r["positives"]) >= 3], judged, CARDS)],
+        "sample": [_card(r) for r in _evenly([r for r in rows if r["label"] and len(r["positives"]) >= 3], CARDS)],
         "recipes": basis.recipes,
     }
+
+
+def _best(rows: list[dict[str, Any]], metric: str | None, count: int) -> list[dict[str, Any]]:
+    """The `count` labels that hold best on held-out images: highest lower end of the interval, each label once."""
+    low = {r["unit"]: r["interval"][metric][0] for r in rows if r["badge"] == "holds" and metric in r["interval"]}
+    found: dict[str, dict[str, Any]] = {}
+    for record in sorted((r for r in rows if r["unit"] in low), key=lambda r: -low[r["unit"]]):
+        found.setdefault(record["label"], record)
+    return list(found.values())[:count]
 
 
 def _evenly(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -187,7 +218,8 @@ def _evenly(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 def _card(record: dict[str, Any]) -> dict[str, Any]:
     rate = record["measured"]["firing_rate"]
-    return {"unit": record["unit"], "label": record["label"], "thumbs": record["positives"][:3], "rate": rate}
+    keep = ("unit", "label", "abstained", "badge")
+    return {key: record[key] for key in keep} | {"thumbs": record["positives"][:3], "rate": rate}
 
 
 def _assets(out: Path) -> None:

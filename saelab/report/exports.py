@@ -84,7 +84,8 @@ def table(run: Run, made: Records) -> list[dict[str, Any]]:
     for basis, records in zip(run.bases, made, strict=True):
         for record in records:
             keep = {
-                key: record[key] for key in ("unit", "status", "label", "abstained", "source", "scorer", "fires_on")
+                key: record[key]
+                for key in ("unit", "status", "label", "abstained", "badge", "source", "scorer", "fires_on")
             }
             rows.append(
                 {"basis": basis.name, "kind": basis.kind, "layer": basis.layer, "seed": basis.seed}

@@ -23,6 +23,21 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "A random orthogonal basis of the same layer: the control for whether the neurons' own axes are special.",
         "",
     ),
+    "untrained": (
+        "Untrained SAE features",
+        "Latents of an SAE with random weights: what the architecture gives before it learns anything.",
+        "Sanity checks for SAEs, arXiv 2602.14111",
+    ),
+    "frozen_decoder": (
+        "SAE features, frozen decoder",
+        "Latents of an SAE whose directions stayed random: only its encoder learned.",
+        "Sanity checks for SAEs, arXiv 2602.14111",
+    ),
+    "soft_frozen": (
+        "SAE features, soft-frozen decoder",
+        "Latents of an SAE whose directions stayed near their random start.",
+        "Sanity checks for SAEs, arXiv 2602.14111",
+    ),
     "label": ("Label", "The name that this run's scorer ranks first for the unit.", ""),
     "score": (
         "Score",
@@ -31,10 +46,43 @@ TERMS: dict[str, tuple[str, str, str]] = {
     ),
     "margin": ("Margin", "Score of the label less that of the runner-up. Near zero: the choice was close.", ""),
     "null_percentile": (
-        "Beats chance",
-        "The share of at least 200 shuffles of the unit's activations over the images whose best label scores lower. "
-        "Up to 95 % the label may be luck.",
+        "Beats shuffles",
+        "The share of shuffles of the unit's activations over the images whose best label scores lower. Above 95 % the "
+        "unit reacts to something nameable; whether this label is right, held-out images say.",
         "permutation test",
+    ),
+    "badge": (
+        "On held-out images",
+        "What photos that neither labelling nor the SAE saw say of the label. holds: the whole 95 % interval of its "
+        "correlation with what people wrote lies 0.1 or more above what labels dealt out at random reach on the unit. "
+        "weak: above, by less. may be luck: it reaches down to chance, or too few images fire the unit to tell.",
+        "0.1: a small effect, Cohen 1988",
+    ),
+    "abstains": (
+        "Abstains",
+        "The scorer is not confident: shuffles of the unit's activations give labels that score as high. The label is "
+        "shown all the same.",
+        "permutation test",
+    ),
+    "fvu": (
+        "Variance unexplained",
+        "FVU: the share of the tokens' variance that the SAE's reconstruction misses; 0 is perfect. Much more on "
+        "held-out tokens than on those that trained it: the SAE overfits.",
+        "",
+    ),
+    "l0": ("L0", "Mean number of features that are active at a time, on held-out tokens.", ""),
+    "stability": (
+        "Found again",
+        "Share of the features that an SAE of another seed has too (decoder rows matched one to one, cosine 0.7 or "
+        "more); beside it what random dictionaries of the data's covariance reach.",
+        "Paulo & Belrose, 2025",
+    ),
+    "hits": (
+        "Held-out photos",
+        "Photos of the test split, which neither mining nor labelling nor SAE training saw. The label is true of a "
+        "photo where its caption or class says so; people mention less than a photo shows, so some false alarms are "
+        "none. The unit fires where it reaches the activation that separates best on the mined photos.",
+        "",
     ),
     "firing_rate": ("Fires on", "The share of images on which the unit's activation is above zero.", ""),
     "clarity": (

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from saelab.report import references
+from saelab.report import references, sae_quality
 from saelab.report.reading import Basis, Run
 from saelab.sae.rules import RULES
 
@@ -90,7 +90,9 @@ def _of_group(group: list[Basis], host: str) -> str:
     names = ", ".join(basis.short for basis in group)
     states = "; ".join(_states(basis) for basis in group)
     who, each = (f"Basis {names} has", "") if len(group) == 1 else (f"Bases {names} have", " each")
-    return f"{who} {len(first.labels)} units{each} of layer {first.layer}{host}{how} ({states})."
+    text = f"{who} {len(first.labels)} units{each} of layer {first.layer}{host}{how} ({states})."
+    quality = sae_quality.sentence(group)
+    return f"{text} {quality}" if quality else text
 
 
 def _states(basis: Basis) -> str:
@@ -160,11 +162,18 @@ def _present(rows: list[dict[str, Any]], names: Any) -> list[str]:
 def _compared(comparison: dict[str, Any]) -> str:
     kinds = sorted({pair["interval"] for pair in comparison["pairs"]})
     return (
-        f"{comparison['selection']} Correlations count above chance: above what a typical label of the compared bases "
-        f"reaches on the unit, over one less what it reaches on the unit's label{_cite('cohen1960kappa')}. Bases were "
-        f"compared by {' and by '.join(kinds)}, scorers on the same units by paired bootstrap and Wilcoxon's test; "
-        f"p-values are corrected over pairs and layers{_cite('holm1979')}."
+        f"{comparison['selection']} Every named unit counts, with or without confidence. Correlations count above "
+        "chance: above what a typical label of the two bases reaches on the unit. "
+        f"{_decided(comparison)}Intervals are by {' and by '.join(kinds)}; scorers are compared on the same units by "
+        "paired bootstrap and Wilcoxon's test; p-values are corrected over all main pairs and layers"
+        f"{_cite('holm1979')}."
     )
+
+
+def _decided(comparison: dict[str, Any]) -> str:
+    primary = comparison.get("primary")
+    title = comparison["metrics"][primary]["title"] if primary else None
+    return f"One metric decides, {title[0].lower()}{title[1:]}; the others are secondary. " if title else ""
 
 
 def _cite(key: str | None) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from saelab.artifacts import file_digest
 from saelab.errors import UserError
 from saelab.images import ImageSet
 
@@ -17,6 +18,19 @@ QUALITY = 78
 def side_for(count: int, budget: int = BUDGET) -> int:
     """The largest side at which `count` pictures fit the budget; the smallest side where none does."""
     return next((side for side, size in SIDES.items() if count * size <= budget), min(SIDES))
+
+
+def copies(images: ImageSet) -> dict[int, int]:
+    """The first image of the same bytes, for images that have a near-duplicate (only their files are read)."""
+    groups: dict[int, list[int]] = {}
+    for i, group in enumerate(images.groups.tolist()):
+        groups.setdefault(group, []).append(i)
+    found = {}
+    for members in groups.values():
+        files = [i for i in members if len(members) > 1 and images.path(i).is_file()]
+        first: dict[str, int] = {}
+        found |= {i: first.setdefault(file_digest(images.path(i)), i) for i in files}
+    return found
 
 
 def place(image_id: int) -> str:

@@ -36,6 +36,8 @@ class Basis:
     verified: vlm_answers.Rows  # unit -> what models found when they looked again
     units: Path  # the folder of its activations
     sae: Path | None  # the SAE's folder
+    quality: dict[str, Any] | None  # of the SAE (quality.json of the quality stage); None where it was not measured
+    badges: dict[str, Any] | None  # units by badge, and the metric that decides (evaluation.json)
     recipes: dict[str, Any]  # stage -> recipe
     control: bool  # there only to be beaten
     sources: dict[str, str]  # label -> where it comes from, joined by +; empty where no vocabulary was kept
@@ -148,10 +150,19 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Ba
         vlm_answers.verification(run.parent, recipes["labels"]),
         at["units"],
         sae,
+        _quality(run, entry),
+        read_json(at["evaluation"] / "evaluation.json").get("badges"),
         recipes,
         bool(entry.get("control")),
         _sources(at["labels"] / "vocabulary.json"),
     )
+
+
+def _quality(run: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
+    if not entry.get("quality"):
+        return None
+    found: dict[str, Any] = read_json(_artifact(run, entry["quality"], f"quality of {entry['name']}") / "quality.json")
+    return found
 
 
 def _counts(exemplars: dict[str, np.ndarray]) -> list[tuple[str, int]]:

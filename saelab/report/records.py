@@ -8,7 +8,7 @@ import numpy as np
 from saelab.acts import firing_threshold
 from saelab.compare.glossary import LOWER_IS_BETTER
 from saelab.images import ImageSet
-from saelab.report import vlm_answers
+from saelab.report import held_out, vlm_answers
 from saelab.report.reading import Basis, Run
 
 BINS = 30  # of the histogram
@@ -46,16 +46,21 @@ def main_scorer(row: dict[str, Any]) -> str | None:
     return next(iter(chose or row["scores"]), None)
 
 
-def of_basis(run: Run, basis: Basis, known: Truth, shown: int, near: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record per unit of `basis`; `shown` exemplars each; `near` from `neighbours`."""
-    rng = np.random.default_rng(0)
+def of_basis(
+    run: Run, basis: Basis, known: Truth, shown: int, near: list[dict[str, Any]], first: dict[int, int]
+) -> list[dict[str, Any]]:
+    """One record per unit of `basis`; `shown` exemplars each; `near` from `neighbours`, `first` from `pictures.copies`.
+
+    Six parameters: what all bases share is made once, by the caller.
+    """
+    rng, unseen = np.random.default_rng(0), held_out.of_basis(run, basis)
     measured = [_measured(row, found) for row, found in zip(basis.labels, basis.evaluation, strict=True)]
     percentiles = _percentiles(measured)
     records = []
     for u, row in enumerate(basis.labels):
         column = basis.acts[:, [u]]
         values, ids = column.data, column.indices
-        record = _label(row) | _exemplars(basis, row, u, shown) | _distribution(values, len(run.images))
+        record = _label(row) | _exemplars(basis, row, u, shown, first) | _distribution(values, len(run.images))
         record |= {
             "bands": _bands(ids, values, len(run.images), rng),
             "enriched": _enriched(record["positives"], known, len(run.images)),
@@ -63,6 +68,8 @@ def of_basis(run: Run, basis: Basis, known: Truth, shown: int, near: list[dict[s
             "percentile": {name: column[u] for name, column in percentiles.items()},
             "evaluation": basis.evaluation[u].get("by_scorer") or {},
             "interval": basis.evaluation[u].get("interval") or {},
+            "badge": basis.evaluation[u].get("badge"),
+            "held_out": unseen[u],
             "near": near[u],
             "meanings": row.get("meanings") or [],
             "sources": _sources(row, basis.sources),
@@ -71,9 +78,15 @@ def of_basis(run: Run, basis: Basis, known: Truth, shown: int, near: list[dict[s
         named = {i for key in ("positives", "contrasts") for i in record[key]} | {i for b in record["bands"] for i in b}
         named |= {i for meaning in record["meanings"] for i in meaning["positives"]}
         named |= {i for found in record["verified"] for i in found.get("images", [])}
+        named |= {i for photos in (unseen[u] or {}).values() if isinstance(photos, list) for i in _photos(photos)}
         record["names"] = {i: name(run.images, i) for i in sorted(named) if i >= 0}
         records.append(record)
     return records
+
+
+def _photos(shown: list[Any]) -> list[int]:
+    """Image ids of [image, activation] pairs; of anything else none."""
+    return [pair[0] for pair in shown if isinstance(pair, list)]
 
 
 def name(images: ImageSet, i: int) -> str:
@@ -92,9 +105,13 @@ def _sources(row: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
     return {label: known[label] for labels in found for label in labels if label in known}
 
 
-def _exemplars(basis: Basis, row: dict[str, Any], u: int, shown: int) -> dict[str, Any]:
-    fired = (basis.exemplars["positives"][u] >= 0) & (basis.exemplars["activations"][u] > 0)
-    keep = np.flatnonzero(fired)[:shown]
+def _exemplars(basis: Basis, row: dict[str, Any], u: int, shown: int, first: dict[int, int]) -> dict[str, Any]:
+    """The strongest images with their contrasts, a photo that is there twice (byte for byte) once."""
+    ids = basis.exemplars["positives"][u]
+    fired = (ids >= 0) & (basis.exemplars["activations"][u] > 0)
+    places = np.flatnonzero(fired)
+    _, new = np.unique([first.get(i, i) for i in ids[places].tolist()], return_index=True)
+    keep = places[np.sort(new)][:shown]
     part = {
         key: basis.exemplars[key][u][keep].tolist() for key in ("positives", "activations", "contrasts", "similarity")
     }
@@ -162,10 +179,10 @@ def _percentiles(measured: list[dict[str, Any]]) -> dict[str, list[float | None]
     found = {}
     for key in (*FAITHFULNESS, *COHERENCE, "score"):
         column = np.array([np.nan if m[key] is None else m[key] for m in measured], float)
+        column = -column if key in LOWER_IS_BETTER else column
         have = np.isfinite(column)
         share = np.full(len(column), np.nan)
-        sign = -1.0 if key in LOWER_IS_BETTER else 1.0
-        share[have] = 100 * (rankdata(sign * column[have]) - 0.5) / max(1, have.sum())
+        share[have] = 100 * (rankdata(column[have]) - 0.5) / max(1, have.sum())
         found[key] = [None if np.isnan(s) else round(float(s), 1) for s in share]
     return found
 

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from saelab.evaluate import BADGES
+
 CHUNK = 40  # units in one data file
 DIGITS = 4  # significant digits kept on pages; exports keep all
 
@@ -44,6 +46,8 @@ def summary(records: list[dict[str, Any]], thumbs: int = 5) -> dict[str, Any]:
         "label": [-1 if r["label"] is None else place[r["label"]] for r in records],
         "abstained": [i for i, r in enumerate(records) if r["abstained"]],
         "several": [i for i, r in enumerate(records) if len(r["meanings"]) > 1],
+        "badges": list(BADGES),
+        "badge": [BADGES.index(r["badge"]) if r["badge"] in BADGES else -1 for r in records],
         "statuses": statuses,
         "status": [statuses.index(r["status"]) for r in records],
         "thumbs": [r["positives"][:thumbs] for r in records],

@@ -15,7 +15,7 @@ from saelab.run.inputs import Inputs
 from saelab.run.stages.quality import InHost, measure_sae
 from saelab.run.stages.sae import Logger, adopt_sae, train_saes
 from saelab.run.stages.units import sae_bases, simple_bases
-from saelab.units import Projection
+from saelab.units import Projection, UnitActivations
 
 
 class Bases(Inputs):
@@ -51,14 +51,18 @@ class Bases(Inputs):
                 ]
         return found
 
-    def measure_saes(self, loss: bool = False) -> list[tuple[Basis, Artifact]]:
-        """The `quality` artifact of every SAE. `loss`: also what the host still recognises with the SAE in it."""
+    def measure_saes(self, loss: bool = False, widest: int | None = None) -> list[tuple[Basis, Artifact]]:
+        """The `quality` artifact of every SAE. `loss`: also what the host still recognises with the SAE in it.
+
+        `widest`: latents above which seeds are not matched to each other, since that takes time by their cube.
+        """
         own, found = self.config, [basis for basis in self.bases if basis.sae is not None]
         made = []
         with self.timings.of("quality"):
             for basis in found:
                 same = [b.sae for b in found if (b.group, b.layer) == (basis.group, basis.layer) and b.sae is not None]
-                others = [sae for sae in same if sae != basis.sae]
+                narrow = widest is None or UnitActivations.load(basis.units.path).units <= widest
+                others = [sae for sae in same if sae != basis.sae and narrow]
                 inside = None
                 if loss and self.weights != "arrays":
                     host = self.host if basis.weights == self.weights else self.random_host

@@ -45,6 +45,7 @@ class Basis:
     proposals: Path | None = None
     labels: Artifact | None = None
     evaluation: Artifact | None = None
+    quality: Artifact | None = None  # of its SAE
 
     @property
     def sae_path(self) -> Path | None:
@@ -54,5 +55,5 @@ class Basis:
     @property
     def artifacts(self) -> list[Artifact]:
         """Its artifacts so far."""
-        found = (self.units, self.sae, self.exemplars, self.labels, self.evaluation)
+        found = (self.units, self.sae, self.exemplars, self.labels, self.evaluation, self.quality)
         return [artifact for artifact in found if artifact is not None]

@@ -70,6 +70,7 @@ def _record(outcome: Outcome, root: Path, name: str) -> dict[str, Any]:
             "labels": place(b.labels),
             "evaluation": place(b.evaluation),
             "sae": place(b.sae),
+            "quality": place(b.quality),
         }
         for b in outcome.bases
     ]

@@ -33,18 +33,58 @@ function headlines(run, c, role = "main") {
   })
 }
 
+const upper = text => text[0].toUpperCase() + text.slice(1)
 const lower = text => (text.startsWith("SAE") || text.startsWith("PCA") ? text : text[0].toLowerCase() + text.slice(1))
 
-/* Headlines as cards, each with what became of it among units matched on firing rate. */
-function headlineCards(run, c) {
-  const cards = headlines(run, c).map(a => {
-    const matched = c.answers.find(m => m.matching === "rate" && m.a === a.a && m.b === a.b && m.family === a.family)
-    const same = matched && { [a.verdict]: "the same", refused: "too few units to say", none: "no difference shown", mixed: "mixed", a: `${groupWords(c, a.a)} ahead`, b: `${groupWords(c, a.b)} ahead` }[matched.verdict]
-    const all = a.better_a.length + a.better_b.length + a.none.length
-    const won = a.side ? `On ${a.verdict === "a" ? a.better_a.length : a.better_b.length} of ${all} metrics. ` : ""
-    return h("div.headline", { style: a.side ? `--c:${groupHue(run, c, a.side)}` : null }, h("p.question", null, families[a.family]), h("p.serif", null, a.text, "."), h("p.note", null, won, matched ? `Among units that fire equally often: ${same}.` : ""))
+/* ---- the answer of a layer: one plot of the metric that decides, and the verdict in up to three lines ---- */
+
+/* Pairs of all selected units in the metric that decides, every named unit counted: {pair, row}. */
+const decisive = c => c.pairs.filter(p => p.matching === "all").map(pair => ({ pair, row: pair.results.find(r => r.metric === c.primary && r.counting === "named") })).filter(x => x.row && x.row.difference !== null)
+
+function fold(run, c) {
+  const means = meansOfAll(run, c)
+  return h("div.fold", null, means ? h("div", null, means) : null, verdictOf(run, c))
+}
+
+/* The forest plot: every group's mean as the neurons' (or the first group's) plus its difference from them. */
+function meansOfAll(run, c) {
+  const pairs = decisive(c)
+  if (!pairs.length) return null
+  const anchor = (c.groups.find(g => g.kind === "neuron" && !g.control) ?? c.groups.find(g => !g.control)).name
+  const of = pairs.filter(({ pair }) => [pair.a, pair.b].includes(anchor))
+  if (!of.length) return null
+  const main = of.find(({ pair }) => pair.role === "main") ?? of[0]
+  const at = main.pair.a === anchor ? main.row.mean_a : main.row.mean_b
+  const reference = { name: lower(groupWords(c, anchor)), css: groupHue(run, c, anchor) }
+  const rows = of.map(({ pair, row }) => {
+    const [name, sign] = pair.a === anchor ? [pair.b, -1] : [pair.a, 1]
+    const ends = row.low === null ? [null, null] : [at + sign * row.low, at + sign * row.high].sort((x, y) => x - y)
+    return { name: groupWords(c, name), note: row.low === null ? "no interval" : "", css: groupHue(run, c, name), mean: at + sign * row.difference, low: ends[0], high: ends[1], control: groupOf(c, name).control }
   })
-  return cards.length ? h("div.headlines", null, cards) : null
+  const own = { name: groupWords(c, anchor), note: "", css: reference.css, mean: at, low: null, high: null, control: false }
+  return forest([...rows.filter(r => !r.control), own, ...rows.filter(r => r.control)], { title: c.metrics[c.primary].title, reference, at })
+}
+
+/* All units; where other ways to look at them say something else; coherence. */
+function verdictOf(run, c) {
+  const pairs = new Map(decisive(c).map(x => [`${x.pair.a}\t${x.pair.b}`, x.row]))
+  const line = (question, css, ...text) => h("div.headline", { style: css ? `--c:${css}` : null }, h("p.question", null, question), ...text)
+  const hold = headlines(run, c).filter(a => a.family === "faithfulness").map(a => {
+    const row = pairs.get(`${a.a}\t${a.b}`)
+    const numbers = row && row.low !== null ? `Difference ${format.number(row.difference, 3)}, 95 % interval ${format.number(row.low, 3)} to ${format.number(row.high, 3)}, corrected ${format.p(row.p_holm)}.` : row?.refused ?? a.why ? `${upper(row?.refused ?? a.why)}.` : ""
+    return line("Do labels hold? All units", a.side ? groupHue(run, c, a.side) : null, h("p.serif", null, a.text, "."), numbers ? h("p.note", null, numbers) : null)
+  })
+  const coherent = headlines(run, c).filter(a => a.family === "coherence").map(a => line(families.coherence, a.side ? groupHue(run, c, a.side) : null, h("p.plainly", null, a.text, ".")))
+  return h("div.verdict", null, hold, hold.length ? line("Looked at in other ways", null, otherWays(c)) : null, coherent, controlsLine(run, c))
+}
+
+/* Where another counting, matching, layer or pooling says something else, in its words. */
+function otherWays(c) {
+  const says = d => ({ a: `${lower(groupWords(c, d.a))} are ahead`, b: `${lower(groupWords(c, d.b))} are ahead`, none: "no difference is shown", mixed: "metrics disagree", refused: "too few units are left" })[d.verdict]
+  const found = new Map()
+  for (const d of c.disagreements ?? []) found.set(says(d), [...(found.get(says(d)) ?? []), d.way])
+  if (!found.size) return h("p.plainly", null, "The other countings, matchings, layers and poolings that were run don’t contradict this.")
+  return h("p.plainly", null, "It depends on the choice: ", [...found].map(([what, ways]) => `${what} ${ways.join(", ")}`).join("; "), ".")
 }
 
 /* Whether the real bases beat the controls, in a sentence; a basis that does not has no claim to be special. */

@@ -88,3 +88,39 @@ function ranges(rows, title) {
       ],
     }))
 }
+
+/* Means of all groups on one axis: rows {name, note, css, mean, low, high, control}; `at`: the reference's mean. */
+function forest(rows, { title, reference, at }) {
+  const says = `${title}: ` + rows.map(r => `${r.name} ${format.number(r.mean, 3)}${r.low === null ? "" : `, interval ${format.number(r.low, 3)} to ${format.number(r.high, 3)}`}`).join("; ")
+  const ends = [0, ...rows.flatMap(r => [r.mean, r.low, r.high])].filter(x => x !== null)
+  const span = Math.max(...ends) - Math.min(...ends) || 1
+  return figure(says, width => Plot.plot({
+    width, height: 42 * rows.length + 44, marginLeft: 10, marginRight: 12, marginTop: 14, marginBottom: 38, style: plotStyle,
+    x: { label: `${title} →`, ticks: width < 420 ? 4 : 6, grid: true, domain: [Math.min(...ends) - 0.04 * span, Math.max(...ends) + 0.06 * span] },
+    y: { axis: null, domain: rows.map(r => r.name), padding: 0.5 },
+    marks: [
+      Plot.ruleX([0], { stroke: "currentColor", strokeOpacity: 0.7 }),
+      at === null ? null : Plot.ruleX([at], { stroke: colour(reference.css), strokeDasharray: "4 3" }),
+      Plot.ruleY(rows.filter(r => r.low !== null), { x1: "low", x2: "high", y: "name", stroke: r => colour(r.css), strokeWidth: 5, strokeOpacity: 0.4, strokeLinecap: "round" }),
+      Plot.dot(rows, { x: "mean", y: "name", fill: r => (r.control ? "var(--paper)" : colour(r.css)), stroke: r => colour(r.css), strokeWidth: 2, r: 5 }),
+      Plot.text(rows, { y: "name", text: r => `${r.name}   ${format.number(r.mean, 3)}${r.note ? `   ${r.note}` : ""}`, dy: -14, frameAnchor: "left", textAnchor: "start", fill: "currentColor", fontVariant: "tabular-nums", stroke: "var(--paper)", strokeWidth: 4 }),
+    ],
+  }), [h("span", null, reference
+    ? `Dot: mean over all named units, above what a typical label reaches (0). Bar: 95 % interval of the difference from ${reference.name} (dashed line); a bar that crosses the line shows no difference. Hollow: controls.`
+    : "Dot: mean over all named units.")])
+}
+
+/* How often latents fire: counts of latents by log10 of the share of tokens that fire them. */
+function densityHistogram(density, css) {
+  const bins = density.counts.map((n, i) => ({ x1: density.edges[i], x2: density.edges[i + 1], n }))
+  const filled = bins.filter(b => b.n)
+  const low = filled.length ? Math.min(-3, filled[0].x1) : -6
+  return figure(`Histogram of ${d3Sum(density.counts)} latents by the share of held-out tokens that fire them`, width => Plot.plot({
+    width, height: 170, marginLeft: 40, marginBottom: 40, marginTop: 20, style: plotStyle,
+    x: { label: "share of held-out tokens that fire it (log) →", domain: [low, 0], ticks: 4, tickFormat: x => `${+(100 * 10 ** x).toPrecision(1)} %` },
+    y: { label: "↑ latents", ticks: 4, grid: true },
+    marks: [Plot.rectY(bins.filter(b => b.x1 >= low), { x1: "x1", x2: "x2", y: "n", fill: colour(css), insetLeft: 0.5, insetRight: 0.5, title: b => `${format.plural(b.n, "latent")}` }), Plot.ruleY([0], { stroke: "currentColor" })],
+  }))
+}
+
+const d3Sum = counts => counts.reduce((sum, n) => sum + n, 0)

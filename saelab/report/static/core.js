@@ -53,6 +53,7 @@ const format = {
   },
   p: p => (p < 0.001 ? "p < 0.001" : `p = ${p.toFixed(3)}`),
   seconds: s => (s < 60 ? `${s.toFixed(1)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`),
+  list: words => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`),
   plural: (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`,
 }
 
@@ -116,7 +117,7 @@ function hue(run, name) {
 const strange = basis => basis.kind === "sae" && basis.control
 const colour = css => (css.startsWith("var(") ? getComputedStyle(document.documentElement).getPropertyValue(css.slice(4, -1)).trim() : css)
 const number = (run, name) => run.bases.findIndex(b => b.name === name)
-const alone = { neuron: "neuron", sae: "SAE feature", pca: "component", random_rotation: "random direction" }
+const alone = { untrained: "untrained feature", frozen_decoder: "feature", soft_frozen: "feature",  neuron: "neuron", sae: "SAE feature", pca: "component", random_rotation: "random direction" }
 
 /* A basis in words: "neurons", "SAE features, seed 1"; with its layer where the run has several. */
 function inWords(run, name) {
@@ -172,6 +173,7 @@ async function page(draw) {
 function foot(run) {
   const made = run.created ? ` on ${run.created.slice(0, 10)}` : ""
   return [
+    h("p", null, "“–” stands for a number that does not exist here: too few images, nothing that people wrote, or not measured."),
     h("p", null, `Made by saelab ${run.version ?? ""}${made}. `, run.images.credit ? `Pictures: ${run.images.credit}` : ""),
   ]
 }

@@ -2,11 +2,13 @@
 "use strict"
 
 const matchings = { all: "all units", rate: "matched on firing rate", strength: "matched on strength" }
-const countings = { named: "every unit named", all: "units that abstain count 0", labelled: "without units that abstain" }
+const countings = { named: "every named unit", all: "units that abstain count as 0", labelled: "without units that abstain" }
 
 page(async (run, main) => {
   const chosen = async () => {
-    const layer = Math.max(0, run.compared.indexOf(decodeURIComponent(location.hash.slice(1))))
+    const wanted = decodeURIComponent(location.hash.slice(1))
+    const layer = wanted ? run.compared.indexOf(wanted) : 0
+    if (layer < 0) return nothing(run, main, `This report has no comparison of a layer ${wanted}; it has ${format.list(run.compared)}.`)
     await drawComparison(run, main, withRunNames(run, await saelab.need(`comparison-${layer}`)))
   }
   addEventListener("hashchange", chosen)
@@ -42,8 +44,7 @@ async function drawComparison(run, main, c) {
     h("p.kicker", null, [c.setup.host, c.setup.layer, `${format.count(c.setup.images?.count ?? run.images.count)} images`].filter(Boolean).join(" · ")),
     h("h1", null, "The comparison"),
     layers(run, c),
-    headlineCards(run, c),
-    controlsLine(run, c),
+    fold(run, c),
     glance(run, c),
     inWordsOf(c),
     section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval; the dotted tick is the difference that shuffled labels show. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero."], switches, tables),
@@ -208,10 +209,10 @@ function againstRate(run, c) {
 
 function selection(run, c) {
   return section("What was compared", c.selection, h("div.scroll", null, h("table", null,
-    h("thead", null, h("tr", null, ["Basis", "Units", "Selected", "Share", "Labelled", "Abstained", "With truth"].map((t, i) => h(i ? "th.num" : "th", null, t)), h("th", null, "Left out"))),
+    h("thead", null, h("tr", null, ["Basis", "Units", "Selected", "Share", "Named", "With confidence", "With truth"].map((t, i) => h(i ? "th.num" : "th", null, t)), h("th", null, "Left out"))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)),
       [b.before, b.after].map(n => h("td.num", null, format.count(n))), h("td.num", null, format.share(b.coverage)),
-      [b.labelled, b.abstained, b.with_truth].map(n => h("td.num", null, typeof n === "number" ? format.count(n) : "–")),
+      [b.named, b.labelled, b.with_truth].map(n => h("td.num", null, typeof n === "number" ? format.count(n) : "–")),
       h("td.quiet", null, Object.entries(b.dropped ?? {}).filter(([, n]) => n).map(([s, n]) => `${format.count(n)} ${terms[s]?.title ?? s}`).join(", ") || "none")))))))
 }
 
@@ -225,7 +226,7 @@ function reuse(run, c) {
 function nullTable(run, c) {
   const names = [...new Set(c.bases.flatMap(b => Object.keys(b.null_percentile ?? {})))]
   if (!names.length) return null
-  return section("Better than chance?", [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit. A meaningless basis would reach 5 %."], h("div.scroll", null, h("table", null,
+  return section("Do units react to anything that has a name?", [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit; 5 % of units unrelated to any label would. It says that a unit reacts to something, not that this label is right: random directions pass too."], h("div.scroll", null, h("table.even", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), names.map(s => h("th.num", null, term(`scorer:${s}`, terms[`scorer:${s}`]?.title ?? s))))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), names.map(s => h("td.num", null, b.null_percentile[s] ? bar(format.share(b.null_percentile[s].share_above_95), b.null_percentile[s].share_above_95, hue(run, b.name)) : "–"))))))))
 }
@@ -253,18 +254,20 @@ function scorers(run, c) {
   const draw = () => {
     const rows = c.methods.filter(m => m.metric === state.metric)
     const mean = new Map(rows.flatMap(m => [[`${m.group}\t${m.a}`, m.mean_a], [`${m.group}\t${m.b}`, m.mean_b]]))
+    const confirmed = new Map(rows.flatMap(m => [[`${m.group}\t${m.a}`, m.confirmed_a], [`${m.group}\t${m.b}`, m.confirmed_b]]))
+    const cell = (g, s) => { const key = `${g}\t${s}`; return mean.has(key) ? [bar(format.number(mean.get(key), 3), mean.get(key) / top, groupHue(run, c, g)), typeof confirmed.get(key) === "number" ? h("small.quiet", null, `${format.count(confirmed.get(key))} confirmed`) : null] : "–" }
     const names = [...new Set(rows.flatMap(m => [m.a, m.b]))]
     const groups = [...new Set(rows.map(m => m.group))]
     const top = Math.max(...[...mean.values()].filter(v => v !== null), 1e-9)
-    place.replaceChildren(h("table", null,
+    place.replaceChildren(h("table.even", null,
       h("thead", null, h("tr", null, h("th", null, "Scorer"), groups.map(g => h("th.num", null, groupDot(run, c, g), groupWords(c, g))))),
-      h("tbody", null, names.map(s => h("tr", null, h("th", { scope: "row" }, term(`scorer:${s}`, words(s))), groups.map(g => h("td.num", null, mean.has(`${g}\t${s}`) ? bar(format.number(mean.get(`${g}\t${s}`), 3), mean.get(`${g}\t${s}`) / top, groupHue(run, c, g)) : "–")))))),
+      h("tbody", null, names.map(s => h("tr", null, h("th", { scope: "row" }, term(`scorer:${s}`, words(s))), groups.map(g => h("td.num", null, cell(g, s))))))),
     h("details", null, h("summary", null, "Differences on the same units"), h("table", null,
       h("thead", null, h("tr", null, ["Basis", "Scorers", "Difference (95 %)", "p, corrected", "Better"].map((t, i) => h(i > 1 && i < 4 ? "th.num" : "th", null, t)))),
       h("tbody", null, rows.map(m => h("tr", null, h("th", { scope: "row" }, groupDot(run, c, m.group), groupWords(c, m.group)), h("td", null, `${words(m.a)} − ${words(m.b)}`), h("td.num", null, m.difference === null ? "–" : `${signed(m.difference)} (${signed(m.low)} to ${signed(m.high)})`), h("td.num", null, m.p_holm === null ? "–" : m.p_holm < 0.001 ? "<0.001" : m.p_holm.toFixed(3)), h("td", null, better(m, m.verdict) ? words(better(m, m.verdict)) : h("span.quiet", null, "none shown"))))))))
   }
   draw()
-  return section("Which scorer names best?", "All scorers label the same units, so they are compared pair by pair.", h("p", null, h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, metrics.map(k => h("option", { value: k }, terms[termOf(c, k)]?.title ?? k)))), place)
+  return section("Which scorer names best?", "All scorers label the same units, so they are compared pair by pair; a unit that a scorer leaves without a label counts 0. All bars share one scale. Confirmed: labels that people’s words make true of some test image.", h("p", null, h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, metrics.map(k => h("option", { value: k }, terms[termOf(c, k)]?.title ?? k)))), place)
 }
 
 /* ---- units side by side ---- */

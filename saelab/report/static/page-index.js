@@ -4,26 +4,33 @@
 const overviewNumbers = ["truth_r", "caption_r", "auprc", "scs", "clarity", "monosemanticity", "firing_rate"]
 
 page(async (run, main) => {
-  const layers = [...new Set(run.bases.map(b => b.layer))]
-  const total = run.bases.reduce((sum, b) => sum + b.units, 0)
   const comparisons = await Promise.all(run.compared.map((_, i) => saelab.need(`comparison-${i}`)))
-  main.replaceChildren(
-    h("p.kicker", null, `${run.images.name} · ${format.count(run.images.count)} images · ${layers.join(", ")}`),
+  main.replaceChildren(...[
+    h("p.kicker", null, kicker(run, comparisons)),
     h("h1", null, title(run)),
-    h("p.standfirst", null, standfirst(run, total)),
-    ...comparisons.flatMap(c => answered(run, c)),
+    h("p.standfirst", null, standfirst(run)),
+    ...comparisons.map(c => answered(run, c)),
+    caveats(run, comparisons),
+    gallery(run, "best", "Best on held-out images", "The labels that hold best on photos that nobody looked at when they were given (lower end of the interval), each label once."),
     basesTable(run),
-    spread(run) ?? "",
-    gallery(run),
-    caveats(run) ?? "",
-  )
+    saes(run),
+    gallery(run, "sample", "Evenly spaced", "Evenly spaced by unit number, not picked by hand or by score. Each with the pictures that excite it most."),
+    spread(run),
+  ].filter(Boolean))
 })
+
+/* Host, layers, pooling and images: what the answers are about. */
+function kicker(run, comparisons) {
+  const layers = [...new Set(run.bases.map(b => b.layer))]
+  const pooling = comparisons[0]?.setup.pooling ?? run.config?.pool
+  const test = run.images.splits.test ? `, ${format.count(run.images.splits.test)} of them held out for testing` : ""
+  return [run.host, `${layers.length === 1 ? "layer" : "layers"} ${format.list(layers)}`, pooling ? `pooled by ${pooling}` : null, `${run.images.name}: ${format.plural(run.images.count, "image")}${test}`].filter(Boolean).join(" · ")
+}
 
 /* The answer for one layer, and the way to how it was reached. */
 function answered(run, c) {
   const link = h("a.button", { href: `compare.html#${encodeURIComponent(c.setup.layer)}` }, "See the comparison, and its limits →")
-  const layer = run.compared.length > 1 ? h("h3", null, c.setup.layer) : ""
-  return [layer, headlineCards(run, c) ?? "", controlsLine(run, c) ?? "", h("p", { style: "margin-bottom:3rem" }, link)]
+  return h("section.answered", null, run.compared.length > 1 ? h("h2", null, `Layer ${c.setup.layer}`) : null, fold(run, c), h("p", null, link))
 }
 
 function title(run) {
@@ -31,26 +38,42 @@ function title(run) {
   return names.has("neuron") && names.has("sae") ? "Neurons or SAE features: which are easier to name?" : "What each unit responds to"
 }
 
-function standfirst(run, total) {
-  const sure = run.bases.reduce((sum, b) => sum + b.sure, 0)
-  return `${format.count(total)} units of ${format.plural(run.bases.length, "basis").replace("basiss", "bases")} went through one pipeline: ` +
-    `the same images, contrasts, vocabulary and scorers. ${format.count(sure)} of them carry a label that beats chance; the others abstain. `
+function standfirst(run) {
+  const sum = key => run.bases.reduce((total, b) => total + (key(b) ?? 0), 0)
+  const judged = run.bases.some(b => b.badges)
+  return `${format.plural(sum(b => b.units), "unit")} of ${run.bases.length === 1 ? "1 basis" : `${run.bases.length} bases`} went through one pipeline: the same images, contrasts, vocabulary and scorers. ` +
+    `${format.count(sum(b => b.labelled))} were given a label` +
+    (judged ? `; on held-out images ${format.count(sum(b => b.badges?.holds))} of these labels hold, ${format.count(sum(b => b.badges?.weak))} are weak, and ${format.count(sum(b => b.badges?.["may be luck"]))} may be luck.` : ".")
 }
 
 function basesTable(run) {
-  const row = (b, i) => h("tr", null,
-    h("th", { scope: "row" }, h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, dot(run, b.name), inWords(run, b.name))),
-    h("td.num", null, format.count(b.units)),
-    h("td.num", null, format.count(b.labelled)), h("td.num", null, bar(format.count(b.sure), b.sure / b.units, hue(run, b.name))),
-    h("td.num", null, format.count(b.distinct)),
-    h("td.num", null, format.count(b.several)),
-    h("td.num", null, format.share(b.quartiles.null_percentile?.[1])),
-    h("td", { style: "min-width:9rem" }, statusBar(b)))
+  const judged = run.bases.some(b => b.badges)
+  const row = b => h("tr", null,
+    h("th", { scope: "row" }, h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, dot(run, b.name), inWords(run, b.name)), b.control ? h("span.tag", null, "control") : null),
+    h("td.num", null, format.count(b.units)), h("td.num", null, format.count(b.labelled)),
+    judged ? [h("td.num", null, b.badges ? bar(`${format.count(b.badges.holds)} (${format.share(b.labelled ? b.badges.holds / b.labelled : 0)})`, b.labelled ? b.badges.holds / b.labelled : 0, hue(run, b.name)) : "–"), h("td", { style: "min-width:7rem" }, badgeBar(b) ?? "–")] : null,
+    h("td.num", null, format.count(b.distinct)), h("td.num", null, format.count(b.several)),
+    h("td", { style: "min-width:7rem" }, statusBar(b)))
   return section("The bases", "A basis is a set of units of the same layer. Hover over a dotted word, or focus it, for its meaning.",
-    h("div.scroll", null, h("table", null,
-      h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Units"), h("th.num", null, term("label", "With a label")), h("th.num", null, term("null_percentile", "Better than chance")),
-        h("th.num", null, "Distinct labels"), h("th.num", null, term("meanings")), h("th.num", null, term("null_percentile", "Median null")), h("th", null, "Alive, rare, dense, dead"))),
+    h("div.scroll", { tabindex: 0, role: "region", "aria-label": "The bases" }, h("table", null,
+      h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Units"), h("th.num", null, term("label", "With a label")),
+        judged ? [h("th.num", null, term("badge", "Labels that hold")), h("th", null, term("badge", "Holds, weak, luck"))] : null,
+        h("th.num", null, "Distinct labels"), h("th.num", null, term("meanings")), h("th", null, "Alive, rare, dense, dead"))),
       h("tbody", null, run.bases.map(row)))))
+}
+
+/* How good the SAEs are, a line each: reconstruction on tokens seen and unseen, sparsity, and what other seeds find too. */
+function saes(run) {
+  const rows = run.bases.filter(b => b.quality)
+  if (!rows.length) return null
+  const overfit = q => (q.overfit ? h("small.badge.weak", null, "overfits") : null)
+  return section("How good the SAEs are", "Numbers on held-out tokens, unless they say otherwise: those of the test images, which no SAE was trained on.",
+    h("div.scroll", { tabindex: 0, role: "region", "aria-label": "Quality of the SAEs" }, h("table", null,
+      h("thead", null, h("tr", null, h("th", null, "SAE"), h("th.num", null, term("fvu", "Unexplained, training tokens")), h("th.num", null, term("fvu", "Unexplained, held out")), h("th", null, ""), h("th.num", null, term("l0")), h("th.num", null, "Dead latents"), h("th.num", null, term("stability")), h("th.num", null, "By chance"))),
+      h("tbody", null, rows.map(({ name, quality: q }) => h("tr", null,
+        h("th", { scope: "row" }, h("a", { href: `units.html#basis=${encodeURIComponent(name)}` }, dot(run, name), inWords(run, name))),
+        h("td.num", null, bar(format.number(q.fvu, 3), q.fvu, hue(run, name))), h("td.num", null, bar(format.number(q.fvu_test, 3), q.fvu_test, hue(run, name))), h("td", null, overfit(q)),
+        h("td.num", null, format.number(q.l0, 1)), h("td.num", null, format.share(q.dead)), h("td.num", null, format.share(q.shared)), h("td.num", null, format.share(q.by_chance))))))))
 }
 
 function spread(run) {
@@ -64,18 +87,27 @@ function spread(run) {
     })))
 }
 
-function gallery(run) {
-  return section("A few of each", "Evenly spaced by unit number, not picked by hand or by score. Each with the pictures that excite it most.",
-    run.bases.map(b => h("div.gallery", null,
+function gallery(run, key, heading, lead) {
+  const bases = run.bases.filter(b => b[key].length)
+  if (!bases.length) return null
+  return section(heading, lead,
+    bases.map(b => h("div.gallery", null,
       h("h3", null, dot(run, b.name), inWords(run, b.name), h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, `all ${format.count(b.units)}`)),
-      h("div.cards", null, b.sample.map(u => h("a.card", { href: unitLink(b.name, u.unit) },
+      h("div.cards", null, b[key].map(u => h("a.card", { href: unitLink(b.name, u.unit) },
         h("span.mosaic", null, u.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${u.unit}`))),
-        h("div.name", null, u.label), h("div.meta", null, `unit ${u.unit} · fires on ${format.share(u.rate)}`)))))))
+        h("div.name", null, u.label ?? "no label"), h("div.meta", null, marks(u), `unit ${u.unit} · fires on ${format.share(u.rate)}`)))))))
 }
 
-function caveats(run) {
-  const notes = [...(run.notes ?? [])]
-  if (run.images.skipped.length) notes.push(`${format.plural(run.images.skipped.length, "file")} could not be used; Methods lists them.`)
-  if (run.unreadable.length) notes.push(`${format.plural(run.unreadable.length, "picture")} cannot be shown: the file is missing or unreadable.`)
-  return notes.length ? section("Read with care", null, h("ul", null, notes.map(n => h("li", null, n)))) : null
+/* What the numbers themselves warn of, and the run's notes; the first few in sight. */
+function caveats(run, comparisons) {
+  const notes = new Set(comparisons.flatMap(c => c.cautions ?? []))
+  const overfitted = run.bases.filter(b => b.quality?.overfit)
+  if (overfitted.length) notes.add(`${overfitted[0].quality.overfit}${overfitted.length > 1 ? ` So do ${overfitted.length - 1} more.` : ""} Features may describe the training photos rather than the layer.`)
+  for (const note of run.notes ?? []) notes.add(note)
+  if (run.images.skipped.length) notes.add(`${format.plural(run.images.skipped.length, "file")} could not be used; Methods lists them.`)
+  if (run.unreadable.length) notes.add(`${format.plural(run.unreadable.length, "picture")} cannot be shown: the file is missing or unreadable.`)
+  const all = [...notes]
+  if (!all.length) return null
+  const list = some => h("ul", null, some.map(n => h("li", null, n)))
+  return h("section.cautions", null, h("h3", null, "Read with care"), list(all.slice(0, 4)), all.length > 4 ? h("details", null, h("summary", null, `${all.length - 4} more`), list(all.slice(4))) : null)
 }

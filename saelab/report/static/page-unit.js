@@ -1,4 +1,5 @@
-/* One unit: its label and how sure it is, what excites it and what does not, how it was judged, who is like it. */
+/* One unit: its label and what unseen photos say of it, what excites it and what does not, how it was judged, who is
+   like it. */
 "use strict"
 
 const shownAtOnce = 12
@@ -6,9 +7,11 @@ const shownAtOnce = 12
 page(async (run, main) => {
   const draw = async () => {
     const [name, unit] = location.hash.slice(1).split("/").map(decodeURIComponent)
-    const b = Math.max(0, number(run, name))
+    const b = location.hash.length < 2 ? 0 : number(run, name)
     const basis = run.bases[b]
-    const u = Math.min(Math.max(0, Number(unit) || 0), basis.units - 1)
+    const u = unit === undefined || unit === "" ? 0 : Number(unit)
+    if (!basis) return nothing(run, main, `This report has no basis ${name}.`)
+    if (!Number.isInteger(u) || u < 0 || u >= basis.units) return nothing(run, main, `${inWords(run, basis.name)} have no unit ${unit}.`)
     const chunk = await saelab.need(`units/${b}/${Math.floor(u / run.chunk)}`)
     const record = chunk[u % run.chunk]
     document.title = `${record.label ?? "no label"} · ${alone[basis.kind] ?? basis.name} ${u} · ${run.name}`
@@ -28,10 +31,8 @@ page(async (run, main) => {
 function unitPage(run, basis, record) {
   return [
     crumbs(run, basis, record),
-    h("h1", { class: record.abstained ? "abstained" : null }, record.label ?? "No label"),
-    additions.unit(run, basis, record),
-    h("p.standfirst", null, verdict(run, record)),
-    facts(record),
+    lede(run, basis, record),
+    heldOut(run, basis, record),
     meanings(record),
     record.positives.length ? exemplars(run, basis, record) : null,
     candidates(run, basis, record),
@@ -39,8 +40,28 @@ function unitPage(run, basis, record) {
     judged(run, basis, record),
     verified(record),
     neighbourhood(run, basis, record),
+    saeQuality(run, basis),
     proposals(run, record),
   ].filter(Boolean)
+}
+
+/* The label with its marks and what they rest on; beside it the numbers. */
+function lede(run, basis, record) {
+  return h("div.lede", null,
+    h("div", null,
+      h("h1", { class: record.abstained ? "abstained" : null }, record.label ?? "No label"),
+      h("p.marks", null, marks(record, true)),
+      additions.unit(run, basis, record),
+      h("p.standfirst", null, verdict(run, basis, record)),
+      alternatives(record)),
+    facts(run, basis, record))
+}
+
+/* The next best labels of the scorer that gave the label. */
+function alternatives(record) {
+  const found = record.scores[record.scorer]
+  const others = [found?.label, ...(found?.runners_up ?? []).map(([label]) => label)].filter(label => label && label !== record.label).slice(0, 4)
+  return others.length && record.label ? h("p.quiet", null, "Next best: ", others.join(", "), ".") : null
 }
 
 function crumbs(run, basis, record) {
@@ -55,27 +76,53 @@ function crumbs(run, basis, record) {
       h("button", { type: "button", onclick: () => copy(JSON.stringify({ basis: basis.name, layer: basis.layer, ...record }, null, 1), "JSON") }, "copy as JSON")))
 }
 
-/* The label's standing in one or two sentences. */
-function verdict(run, record) {
-  const m = record.measured
+/* What unseen photos say of the label, in one or two sentences; then what the permutation test says. */
+function verdict(run, basis, record) {
   if (record.status === "dead") return "This unit fires on no image of the set, so there is nothing to name."
   if (!record.label) return "No scorer found a label for it."
-  const sure = m.null_percentile === null ? "" : m.null_percentile > 0.95
-    ? ` The label scores higher than the best one in ${format.share(m.null_percentile)} of shuffles.`
-    : ` In ${format.share(1 - m.null_percentile)} of shuffles some label scores as high: this one may be luck.`
-  const rate = m.firing_rate === null ? `${format.count(record.fires_on)} images` : `${format.share(m.firing_rate)} of the images`
-  return `Fires on ${rate}.${sure}`
+  const unsure = record.abstained ? " The scorer abstains: shuffles of the unit’s activations give labels that score as high." : ""
+  const key = basis.judge
+  if (!record.badge || !key) return `Nothing that people wrote judges this label.${unsure}`
+  const [r, two] = [record.measured[key], record.interval[key]]
+  const with_ = key === "truth_r" ? "whether the label is true of them" : "what people wrote of them"
+  const how = r === null || r === undefined
+    ? "On held-out photos no correlation can be computed"
+    : `On held-out photos its activation has a correlation of ${format.number(r)} with ${with_}` + (two ? ` (95 % interval ${format.number(two[0])} to ${format.number(two[1])})` : "")
+  const so = { holds: ": the label holds", weak: ": above chance, but by little", "may be luck": two ? ": no more than chance may give" : ", on too few photos to tell it from chance" }[record.badge]
+  return `${how}${so}.${unsure}`
 }
 
-function facts(record) {
+function facts(run, basis, record) {
   const m = record.measured
   const fact = (key, value, note) => h("div", null, h("dt", null, term(key)), h("dd", null, value, note ? h("small", null, ` ${note}`) : null))
   return h("dl.facts", null,
+    fact("firing_rate", format.share(m.firing_rate ?? (record.images - record.silent) / record.images), `${format.plural(record.fires_on ?? 0, "image")}`),
     record.label ? fact("score", format.number(m.score, 3), `by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`) : null,
     m.margin !== null ? fact("margin", format.number(m.margin, 3)) : null,
     m.null_percentile !== null ? fact("null_percentile", format.share(m.null_percentile)) : null,
-    fact("firing_rate", format.share(m.firing_rate ?? (record.images - record.silent) / record.images)),
     record.label && record.source ? h("div", null, h("dt", null, "Named by"), h("dd", null, record.source)) : null)
+}
+
+/* ---- photos that nobody looked at when the label was given ---- */
+
+function heldOut(run, basis, record) {
+  const found = record.held_out
+  if (!found) return null
+  const photo = ([id, value]) => h("figure", null, picture(id, record.names[id]), h("figcaption", { title: record.names[id] }, h("span.tabular", null, `fires ${format.number(value)}`), ` · ${record.names[id]}`))
+  if (found.strongest) {
+    if (!found.strongest.length) return null
+    const why = record.label ? "Nobody’s words confirm the label on any of them, which shows neither that it is right nor that it is wrong: judge by eye." : ""
+    return section("On photos it was not named from", [term("hits", "Held-out photos"), ` that fire it most, with what people wrote of them. ${why}`], h("div.photos.wide", null, found.strongest.map(photo)))
+  }
+  const [hits, misses, alarms, rest] = found.counts
+  const column = (title, count, what, list) => h("div", null, h("h3", null, `${format.count(count)} ${title} `, h("small", null, what)), list.length ? h("div.photos", null, list.map(photo)) : h("p.quiet", null, "None."))
+  const fires = found.threshold === null ? "above zero" : `at ${format.number(found.threshold)} or more`
+  return section("Does the label hold on photos it was not given from?",
+    [`Of ${format.count(hits + misses + alarms + rest)} `, term("hits", "held-out photos"), `, people’s words make the label true of ${format.count(hits + misses)}; the unit fires (${fires}) on ${format.count(hits + alarms)}. On the other ${format.count(rest)} neither is so.`],
+    h("div.confusion", null,
+      column("hits", hits, "label true, unit fires", found.hits),
+      column(misses === 1 ? "miss" : "misses", misses, "label true, unit silent", found.misses),
+      column(alarms === 1 ? "false alarm" : "false alarms", alarms, "unit fires, label not mentioned", found.alarms)))
 }
 
 /* ---- several meanings ---- */
@@ -108,7 +155,7 @@ function exemplars(run, basis, record) {
   fill()
   const fewer = record.fires_on <= record.positives.length ? ` It fires on ${format.plural(record.positives.length, "image")} only.` : ""
   return section("What excites it, and what does not",
-    [`Large: the strongest images, with the activation as a share of the largest. Small: the `, term("contrast", "contrast"), ` of each, the image most like it that leaves the unit below its mean.${fewer}`],
+    [`Large: the strongest images, with the activation as a share of the largest. Small: the `, term("contrast", "contrast"), ` of each, the image most like it that leaves the unit below its mean; one that serves several is shown once.${fewer}`],
     switches, grid, more ? h("p", { style: "margin-top:1rem" }, more) : null)
 }
 
@@ -119,8 +166,10 @@ function pair(record, i, mode) {
   return h("figure.pair", null,
     heated(record, i, words, mode),
     h("div.level", null, h("i", { style: `width:${100 * share}%` })),
-    h("small", null, `${format.number(record.activations[i])} · ${format.share(share)} of max`),
-    other >= 0
+    h("small", null, `${i + 1} · ${format.number(record.activations[i])} · ${format.share(share)} of max`),
+    other >= 0 && record.contrasts.indexOf(other) < i
+      ? h("small", null, `contrast: as of photo ${record.contrasts.indexOf(other) + 1}, cosine ${format.number(record.similarity[i])}`)
+      : other >= 0
       ? h("div.with", null, h("div.contrast", null, h("div.frame", null, picture(other, `contrast: ${record.names[other]}`))),
         h("small", null, `cosine ${format.number(record.similarity[i])}`, h("br"), `fires ${format.number(record.contrast_activations[i])}`))
       : h("small", null, "no contrast"))
@@ -150,7 +199,7 @@ function candidates(run, basis, record) {
         sources ? h("td.quiet", null, record.sources[label] ?? "") : null,
         scorers.map(s => h(`td.num${row[s]?.[0] === 1 ? ".best" : ""}`, null, row[s] ? [format.number(row[s][1], 3), h("small.quiet", null, `  ${row[s][0]}`)] : ""))))),
       h("tfoot", null,
-        h("tr", null, h("th", { scope: "row", colspan: sources ? 2 : null }, term("null_percentile", "Best label beats chance")), scorers.map(s => h("td.num", null, format.share(record.scores[s].null_percentile)))),
+        h("tr", null, h("th", { scope: "row", colspan: sources ? 2 : null }, term("null_percentile", "Best label beats shuffles")), scorers.map(s => h("td.num", null, format.share(record.scores[s].null_percentile)))),
         record.label ? h("tr", null, h("th", { scope: "row", colspan: sources ? 2 : null }, "Rank of the chosen label"), scorers.map(s => h("td.num", null, format.count(record.scores[s].rank ?? NaN)))) : null))))
 }
 
@@ -198,6 +247,22 @@ function byScorer(run, record) {
     h("tbody", null, scorers.map(s => h("tr", null, h("td", null, term(`scorer:${s}`)), h("td", null, record.evaluation[s].label ?? "–"), h("td.num", null, format.number(record.evaluation[s][key])))))))
 }
 
+/* ---- the SAE that it belongs to ---- */
+
+function saeQuality(run, basis) {
+  const q = basis.quality
+  if (!q) return null
+  const row = (key, title, value) => h("tr", null, h("th", { scope: "row" }, key ? term(key, title) : title), h("td.num", null, value))
+  return section("Its SAE", [`All ${format.count(basis.units)} features share it, whatever this one is worth. `, q.overfit ?? ""],
+    h("div.two", null,
+      h("table", null, h("tbody", null,
+        row("fvu", "Unexplained, tokens that trained it", format.number(q.fvu, 3)), row("fvu", "Unexplained, held-out tokens", format.number(q.fvu_test, 3)),
+        row("l0", null, format.number(q.l0, 1)), row(null, "Dead on held-out tokens", format.share(q.dead)), row(null, "Dense: fires on 80 % or more", format.share(q.dense)),
+        q.shared === null ? null : row("stability", "Found again by other seeds", `${format.share(q.shared)} (chance ${format.share(q.by_chance)})`),
+        q.recovered === null || q.recovered === undefined ? null : row(null, "Host’s loss recovered", format.share(q.recovered)))),
+      h("div", null, h("h3", null, "How often its features fire"), densityHistogram(q.density, hue(run, basis.name)))))
+}
+
 /* ---- neighbours ---- */
 
 function neighbourhood(run, basis, record) {
@@ -220,6 +285,6 @@ function neighbourhood(run, basis, record) {
 async function neighbour(run, [name, u, value], word) {
   const s = await saelab.need(`summary-${number(run, name)}`)
   const label = s.label[u] < 0 ? "no label" : s.labels[s.label[u]]
-  return h("li", null, strip(s.thumbs[u].slice(0, 3)), h("a", { href: unitLink(name, s.units[u]) }, h("span.serif", null, label), h("small", null, dot(run, name), `${inWords(run, name)} · ${s.units[u]}`)),
+  return h("li", null, strip(s.thumbs[u].slice(0, 3)), h("a", { href: unitLink(name, s.units[u]) }, h("span.serif", null, label), h("small", null, marks({ label: s.label[u] < 0 ? null : label, abstained: s.abstained.includes(u), badge: s.badges[s.badge[u]] }), dot(run, name), `${inWords(run, name)} · ${s.units[u]}`)),
     h("span.tabular.quiet", null, word ? `${word} ${format.number(value)}` : ""))
 }

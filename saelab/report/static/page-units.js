@@ -9,9 +9,11 @@ const defaults = { basis: "", status: "", q: "", sort: "unit", down: "", least: 
 
 page(async (run, main) => {
   const state = { ...defaults, basis: run.bases[0].name, ...fromAddress() }
+  if (state.basis !== "*" && number(run, state.basis) < 0) return nothing(run, main, `This report has no basis ${state.basis}.`)
   const table = h("div")
   const chart = h("div")
   const tally = h("p.lead", { role: "status" })
+  const download = h("button", { type: "button", onclick: () => save(`${run.name}-units.csv`, asCsv(run, rows)) }, "Download these units (CSV)")
   const controls = h("form.controls", { onsubmit: event => event.preventDefault() })
   let rows = []
 
@@ -37,10 +39,10 @@ page(async (run, main) => {
   const drawControls = controlsOf(controls, run, state, async changes => { await change(changes); drawChart() }, y)
 
   main.replaceChildren(
-    h("h1", null, "Units"), tally, controls, h("div.scroll.wide", null, table),
+    h("h1", null, "Units"), h("div.tally", null, tally, download), controls, h("div.scroll.wide", null, table),
     section("Rate against quality", "Each dot is a unit that matches the filters; click it to open its page. Units that fire on few images and units that fire on many are different things, so compare like with like.", chart),
   )
-  addEventListener("hashchange", () => { Object.assign(state, defaults, { basis: run.bases[0].name }, fromAddress()); draw().then(drawChart) })
+  addEventListener("hashchange", () => { Object.assign(state, defaults, { basis: run.bases[0].name }, fromAddress()); if (state.basis !== "*" && number(run, state.basis) < 0) return location.reload(); draw().then(drawChart) })
   addEventListener("keydown", event => keys(event, state, rows, change))
   if (untouched(state)) { // draw the first page before reading the whole basis
     const first = await saelab.need(`summary-${number(run, state.basis)}-first`)
@@ -71,10 +73,16 @@ async function load(run, which) {
 function unpack(basis, s) {
   const [doubtful, several] = [new Set(s.abstained), new Set(s.several)]
   return s.units.map((unit, i) => {
-    const row = { basis, unit, label: s.label[i] < 0 ? null : s.labels[s.label[i]], status: s.statuses[s.status[i]], thumbs: s.thumbs[i], abstained: doubtful.has(i), several: several.has(i) }
+    const row = { basis, unit, label: s.label[i] < 0 ? null : s.labels[s.label[i]], status: s.statuses[s.status[i]], thumbs: s.thumbs[i], abstained: doubtful.has(i), badge: s.badges[s.badge[i]] ?? null, several: several.has(i) }
     for (const key in s.measured) row[key] = s.measured[key][i]
     return row
   })
+}
+
+/* What the choice "Label" keeps. */
+const keeps = {
+  holds: r => r.badge === "holds", weak: r => r.badge === "weak", luck: r => r.badge === "may be luck",
+  1: r => r.label !== null && !r.abstained, abstains: r => r.label !== null && r.abstained, 2: r => r.several,
 }
 
 function filtered(rows, state) {
@@ -83,8 +91,7 @@ function filtered(rows, state) {
   return rows.filter(r =>
     (!state.status || r.status === state.status) &&
     (!state.floor || r.score >= Number(state.floor)) &&
-    (state.chance !== "1" || r.null_percentile > 0.95) &&
-    (state.chance !== "2" || r.several) &&
+    (!state.chance || keeps[state.chance]?.(r)) &&
     (!state.least || (r.firing_rate > low && r.firing_rate <= high)) &&
     words.every(w => (r.label ?? "").toLowerCase().includes(w) || String(r.unit) === w))
 }
@@ -124,7 +131,8 @@ function controlsOf(form, run, state, change, y) {
       h("label", null, "Fires on", h("select", { name: "least", onchange: e => change({ least: e.target.value }) },
         option("", "any share", state.least), option("rare", "up to 1 %", state.least), option("some", "1–10 %", state.least), option("often", "10–80 %", state.least), option("dense", "over 80 %", state.least))),
       h("label", null, "Label", h("select", { name: "chance", onchange: e => change({ chance: e.target.value }) },
-        option("", "any", state.chance), option("1", "beats chance", state.chance), option("2", "two meanings", state.chance))),
+        option("", "any", state.chance), run.bases.some(b => b.badges) ? [option("holds", "holds", state.chance), option("weak", "weak", state.chance), option("luck", "may be luck", state.chance)] : null,
+        option("1", "given with confidence", state.chance), option("abstains", "abstains", state.chance), option("2", "two meanings", state.chance))),
       h("label", null, "Score at least", h("input", { type: "number", name: "floor", step: "any", value: state.floor, style: "width:5.5rem", oninput: later(e => change({ floor: e.target.value })) })),
       h("label.narrow", null, "Sort by", h("select", { name: "sort", onchange: e => change({ sort: e.target.value, down: rising.has(e.target.value) ? "" : "1" }) },
         ["unit", "label", ...present(run, state.basis), "status"].map(k => option(k, terms[k]?.title ?? k, state.sort)))),
@@ -156,7 +164,7 @@ function tableOf(run, rows, columns, state, change) {
   const body = rows.slice(start, start + perPage).map(r => h("tr", { onclick: event => { if (!event.target.closest("a, [data-term]")) location.href = unitLink(r.basis, r.unit) } },
     h("td.id", null, dot(run, r.basis), state.basis === "*" ? `${r.basis} ${r.unit}` : r.unit),
     h("td.pics", null, strip(r.thumbs)),
-    h("td.name", null, h("a", { href: unitLink(r.basis, r.unit), class: r.abstained ? "abstained" : null }, r.label ?? "no label"), r.several ? h("span.tag", { "data-term": "meanings", tabindex: 0 }, "two meanings") : null),
+    h("td.name", null, h("a", { href: unitLink(r.basis, r.unit), class: r.abstained ? "abstained" : null }, r.label ?? "no label"), r.several ? h("span.tag", { "data-term": "meanings", tabindex: 0 }, "two meanings") : null, h("div.marks", null, marks(r))),
     columns.map(key => h("td.num", { "data-title": terms[key].title }, shown(key, r[key]))),
     h("td.state", null, status(r.status))))
   return h("table.units", null,
@@ -180,6 +188,23 @@ function keys(event, state, rows, change) {
   if (event.key === "/") { event.preventDefault(); document.querySelector("input[type=search]").focus() }
   if (event.key === "ArrowRight" && Number(state.page) < pages) change({ page: String(Number(state.page) + 1) }, true)
   if (event.key === "ArrowLeft" && Number(state.page) > 1) change({ page: String(Number(state.page) - 1) }, true)
+}
+
+/* ---- to take away: the units that match, in the order shown ---- */
+
+function asCsv(run, rows) {
+  const numbers = Object.keys(run.bases[0].quartiles ?? {}).length ? [...new Set(run.bases.flatMap(b => Object.keys(b.quartiles)))] : []
+  const head = ["basis", "unit", "label", "abstained", "badge", "status", "several", ...numbers]
+  const cell = x => (x === null || x === undefined ? "" : /[",\n\r]/.test(String(x)) ? `"${String(x).replaceAll('"', '""')}"` : String(x))
+  return [head, ...rows.map(r => head.map(key => r[key]))].map(line => line.map(cell).join(",")).join("\r\n") + "\r\n"
+}
+
+function save(name, text) {
+  const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name })
+  document.body.append(link)
+  link.click()
+  link.remove()
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000)
 }
 
 /* ---- the address ---- */

@@ -15,6 +15,24 @@ function dot(run, name) { return h("i.dot", { style: `background:${hue(run, name
 
 function status(name) { return h(`span.status.${name}`, null, term(name)) }
 
+/* A mark in words. Inside links and rows it is plain text with a title; by itself (`explained`) it can be focused. */
+function mark(word, key, explained) {
+  const css = word.replaceAll(" ", "-")
+  return h(`span.badge.${css}`, explained ? { "data-term": key, tabindex: 0 } : { title: terms[key]?.text }, word)
+}
+
+/* What is known of a label in words: that the unit abstains, and what held-out images say of it. */
+const marks = (row, explained = false) => (row.label === null || row.label === undefined ? [] : [row.abstained ? mark("abstains", "abstains", explained) : null, row.badge ? mark(row.badge, "badge", explained) : null])
+
+/* holds / weak / may be luck of a basis as one stacked bar; null where nothing was judged. */
+function badgeBar(basis) {
+  if (!basis.badges) return null
+  const parts = Object.entries(basis.badges).filter(([, n]) => n)
+  const words = parts.map(([word, n]) => `${format.count(n)} ${word}`)
+  return h("span.stack", { role: "img", "aria-label": words.join(", ") || "no label" },
+    parts.map(([word, n]) => h(`i.${word.replaceAll(" ", "-")}`, { style: `flex:${n}`, title: `${format.count(n)} ${word}` })))
+}
+
 /* A number with a short bar behind it, for tables: its place between 0 and 1. */
 function bar(text, share, css) {
   const width = Math.round(100 * Math.max(0, Math.min(1, share ?? 0)))
@@ -23,7 +41,7 @@ function bar(text, share, css) {
 
 /* Where a unit stands among its basis: a dot on a line from 0 to 100. */
 function standing(percentile) {
-  if (percentile === null || percentile === undefined) return h("span.quiet", null, "–")
+  if (percentile === null || percentile === undefined) return h("span.quiet", { title: "no number" }, "–")
   const text = `better than ${Math.round(percentile)} % of its basis`
   return h("span.standing", { role: "img", "aria-label": text, title: text }, h("i", { style: `left:${percentile}%` }))
 }
@@ -67,4 +85,10 @@ async function copy(text, what) {
 /* A section with a heading that says what is seen. */
 function section(title, lead, ...children) {
   return h("section", null, h("h2", null, title), lead ? h("p.lead", null, lead) : null, ...children)
+}
+
+/* In place of a page for something that the report doesn't have: says so, and leads to what there is. */
+function nothing(run, main, what) {
+  main.replaceChildren(h("h1", null, "Not in this report"), h("p.standfirst", { role: "alert" }, what), h("p", null, "It has:"),
+    h("ul", null, run.bases.map(b => h("li", null, dot(run, b.name), h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, inWords(run, b.name)), h("span.quiet", null, ` ${b.name}, units 0 to ${b.units - 1}`)))))
 }

@@ -36,11 +36,11 @@ const live = (() => {
     if (!what) return
     const found = (await edits)[(await need("run")).bases[b].name] ?? {}
     if (what === "units") for (const record of value) relabel(record, found[record.unit])
-    else value.units.forEach((unit, i) => { if (found[unit]) value.label[i] = found[unit].label === null ? -1 : value.labels.push(found[unit].label) - 1 })
+    else value.units.forEach((unit, i) => { if (found[unit]) value.badge[i] = -1, value.label[i] = found[unit].label === null ? -1 : value.labels.push(found[unit].label) - 1 })
   }
 
   function relabel(record, edit) {
-    if (edit) Object.assign(record, { label: edit.label, edited: edit, abstained: false })
+    if (edit) Object.assign(record, { label: edit.label, edited: edit, abstained: false, badge: null })
   }
 
   saelab.need = async key => {

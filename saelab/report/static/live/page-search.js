@@ -57,9 +57,11 @@ async function drawn(run, answer, what) {
 
 const labelOf = (summary, unit) => (summary.label[unit] < 0 ? "no label" : summary.labels[summary.label[unit]])
 
+const marksOf = (summary, unit) => marks({ label: labelOf(summary, unit), abstained: summary.label[unit] >= 0 && summary.abstained.includes(unit), badge: summary.badges[summary.badge[unit]] })
+
 function listed(run, found, hit, summary) {
   return h("li", null, strip(summary.thumbs[hit.unit].slice(0, 3)),
-    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, labelOf(summary, hit.unit)), h("small", null, `${alone[run.bases[number(run, found.basis)].kind] ?? "unit"} ${hit.unit}`)),
+    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, labelOf(summary, hit.unit)), h("small", null, marksOf(summary, hit.unit), `${alone[run.bases[number(run, found.basis)].kind] ?? "unit"} ${hit.unit}`)),
     h("span.tabular.quiet", null, format.number(hit.score, 3)))
 }
 
@@ -72,6 +74,7 @@ function fired(run, found, hit, summary, src) {
   return h("figure.pair", null, frame,
     h("div.level", null, h("i", { style: `width:${Math.min(100, 100 * hit.share)}%` })),
     h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, labelOf(summary, hit.unit))),
+    h("small", null, marksOf(summary, hit.unit)),
     h("small", null, `unit ${hit.unit} · ${format.share(hit.share)} of its highest`),
     h("small", null, `more than ${format.share(hit.score)} of images`), strip(summary.thumbs[hit.unit].slice(0, 3)))
 }

@@ -1,0 +1,84 @@
+"""What a label is worth on photos that nobody looked at when it was given: hits, misses and false alarms of a unit."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from saelab import metrics, truth
+from saelab.acts import firing_threshold
+from saelab.report.reading import Basis, Run
+
+SHOWN = 6  # photos of each sort
+STRONGEST = 12  # photos of a unit whose label nobody's words confirm
+BLOCK = 512  # units held as dense columns at once
+
+
+def of_basis(run: Run, basis: Basis) -> list[dict[str, Any] | None]:
+    """Per unit the test photos that fire it beside those of which its label is true; None without a test split.
+
+    Where people's words confirm the label on some test photo: `counts` [hits, misses, false alarms, neither] over the
+    described test photos, and up to 6 of `hits` and `alarms`, strongest first, and of `misses`, most silent first, as
+    [image, activation]. A unit fires where it reaches the `threshold` that is best for F1 on the mined photos (None:
+    where it is above zero). Otherwise the 12 `strongest` test photos alone.
+    """
+    test = run.images.ids("test")
+    if not len(test):
+        return [None] * len(basis.labels)
+    rule = basis.recipes["evaluation"].get("truth", "mention")
+    labels = [row["label"] for row in basis.labels]
+    stated = truth.from_descriptions(
+        [label for label in labels if label is not None], run.images.captions, run.images.classes, rule
+    )
+    thresholds = _thresholds(basis, labels, stated, run.images.ids("mine"))
+    known = stated.known[torch.as_tensor(test)].numpy()
+    acts = basis.acts[test]
+    found: list[dict[str, Any] | None] = []
+    for u, label in enumerate(labels):
+        values = acts[:, [u]].toarray().ravel()
+        true = None
+        if label is not None and label in stated.column:
+            true = stated.member[torch.as_tensor(test), stated.column[label]].numpy() & known
+        if true is None or not true.any():
+            found.append({"strongest": _strongest(test, values, values > firing_threshold(values.max()), STRONGEST)})
+        else:
+            found.append(_split(test, values, true, known, float(thresholds[u])))
+    return found
+
+
+def _split(
+    test: np.ndarray, values: np.ndarray, true: np.ndarray, known: np.ndarray, threshold: float
+) -> dict[str, Any]:
+    """Hits, misses and false alarms of one unit."""
+    usable = threshold > 0  # NaN is not
+    fires = known & ((values >= threshold) if usable else (values > firing_threshold(values.max())))
+    hits, misses, alarms = true & fires, true & ~fires, known & fires & ~true
+    counts = [int(hits.sum()), int(misses.sum()), int(alarms.sum())]
+    return {
+        "counts": [*counts, int(known.sum()) - sum(counts)],
+        "threshold": threshold if usable else None,
+        "hits": _strongest(test, values, hits, SHOWN),
+        "misses": _strongest(test, -values, misses, SHOWN, sign=-1),
+        "alarms": _strongest(test, values, alarms, SHOWN),
+    }
+
+
+def _strongest(test: np.ndarray, values: np.ndarray, among: np.ndarray, count: int, sign: int = 1) -> list[list[Any]]:
+    """[image, activation] of the largest values among some images, ties to the lowest id."""
+    places = np.flatnonzero(among)
+    places = places[np.argsort(-values[places], kind="stable")][:count]
+    return [[int(test[i]), float(sign * values[i])] for i in places]
+
+
+def _thresholds(basis: Basis, labels: list[str | None], stated: truth.Truth, mine: np.ndarray) -> np.ndarray:
+    """Per unit the activation from which calling its label gives the best F1 on mined photos; NaN without truth."""
+    known = stated.known[torch.as_tensor(mine)].numpy()
+    member, acts = stated.member[torch.as_tensor(mine[known])], basis.acts[mine[known]]
+    found = np.full(len(labels), np.nan)
+    units = [u for u, label in enumerate(labels) if label is not None and label in stated.column]
+    for start in range(0, len(units), BLOCK):
+        some = units[start : start + BLOCK]
+        columns = torch.tensor([stated.column[labels[u]] for u in some])
+        dense = torch.from_numpy(acts[:, some].toarray())
+        found[some] = metrics.best_f1_threshold(dense, member[:, columns]).numpy()
+    return found

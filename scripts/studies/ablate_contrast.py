@@ -1,4 +1,4 @@
-"""Does contrast help the proposer? `python scripts/ablate_contrast.py proposer=tagger` (or openai, transformers).
+"""Does contrast help the proposer? `python scripts/studies/ablate_contrast.py proposer=tagger` (or openai, transformers).
 
 Proposals of every unit without contrasts, with its own, and with another unit's; each unit's first candidate is judged
 on the test split as labels are (saelab.evaluate). Only units that got a candidate in all three modes count.
@@ -7,16 +7,16 @@ Differences are paired by unit, with bootstrap intervals over units and Wilcoxon
 
 import numpy as np
 import torch
-from command import command
-from omegaconf import DictConfig, OmegaConf
-from stages import Run
+from omegaconf import DictConfig
 
 from saelab import evaluate, units
 from saelab.acts import columns, pick
+from saelab.cli.edge import command, plain, stages
 from saelab.compare.statistics import on_same_units
 from saelab.label import propose
 from saelab.label.proposal import MODES
 from saelab.label.vocabulary import key
+from saelab.run.making import Stages
 
 METRICS = ("scs", "caption_r", "truth_r", "auprc", "f1")
 ALPHA, RESAMPLES = 0.05, 2000
@@ -25,7 +25,7 @@ ALPHA, RESAMPLES = 0.05, 2000
 @command("label")
 def main(cfg: DictConfig) -> None:
     """Print, per basis, the means of the three modes and the paired differences."""
-    runs = {mode: Run(OmegaConf.merge(cfg, {"proposer": {"mode": mode}})) for mode in MODES}
+    runs = {mode: stages(cfg, proposer=plain(cfg.proposer) | {"mode": mode}) for mode in MODES}
     for place, basis in enumerate(runs[MODES[0]].proposed):
         first = {mode: _first(run, place) for mode, run in runs.items()}
         shared = sorted(set.intersection(*(set(labels) for labels in first.values())))
@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
         print(_table(numbers, {mode: len({first[mode][unit] for unit in shared}) for mode in MODES}))
 
 
-def _first(run: Run, place: int) -> dict[int, str]:
+def _first(run: Stages, place: int) -> dict[int, str]:
     """Each unit's first candidate, in the spelling of the vocabulary."""
     folder = run.proposed[place].proposals
     assert folder is not None
@@ -42,13 +42,13 @@ def _first(run: Run, place: int) -> dict[int, str]:
     return {p.unit: spelling[key(p.labels[0])] for p in propose.read(folder) if p.labels}
 
 
-def _judged(run: Run, place: int, shared: list[int], labels: dict[int, str]) -> np.ndarray:
+def _judged(run: Stages, place: int, shared: list[int], labels: dict[int, str]) -> np.ndarray:
     """[units, metrics] of the shared units' labels on the test split; NaN where a number can't be had."""
     splits = evaluate.Splits(run.images.ids("mine"), run.images.ids("test"))
     acts = units.UnitActivations.load(run.proposed[place].units.path)
     chosen = torch.tensor(shared)
     mine, test = (pick(columns(acts.rows(ids)), chosen) for ids in (splits.mine, splits.test))
-    found = evaluate.faithfulness(mine, test, [labels[unit] for unit in shared], run.evidence, splits)
+    found = evaluate.faithfulness(mine, test, [labels[unit] for unit in shared], run.judges, splits)
     return torch.stack([found[metric].double() for metric in METRICS], dim=1).numpy()
 
 

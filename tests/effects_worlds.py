@@ -29,14 +29,14 @@ class Planted:
         return torch.autograd.grad((leaf.relu().mean(1) @ self.head @ weights.to(leaf)).sum(), leaf)[0]
 
 
-def world(seed: int, kinds: list[str], strength: float = 6.0) -> Ground:
+def world(seed: int, kinds: list[str], strength: float = 8.0) -> Ground:
     """A basis of neurons, each firing on the pictures of one class, which is its label.
 
     `writes`: a unit's row of the head raises that class. `reads`: it is noise. `elsewhere`: it raises another class.
     """
     rng = np.random.default_rng(seed)
     units = len(kinds)
-    classes = rng.integers(0, OUTPUTS, units)
+    classes = rng.permutation(OUTPUTS)[:units]
     shown = rng.choice(classes, IMAGES)
     often = rng.random((IMAGES, TOKENS, units)) < 0.3
     tokens = np.abs(rng.normal(0, 0.3, (IMAGES, TOKENS, units))) * often

@@ -20,12 +20,12 @@ from saelab.units.bases import Projection
 
 QUICK = MeasureSettings(count=8)
 WORLDS = 100
-EACH = 6  # units of a kind
+EACH = 5  # units of a kind
 
 
 @pytest.fixture(scope="module")
 def worlds():
-    """The rows of 100 worlds, six units of each kind in one basis."""
+    """The rows of 100 worlds, five units of each kind in one basis."""
     kinds = [kind for kind in KINDS for _ in range(EACH)]
     found = []
     for seed in range(WORLDS):
@@ -37,9 +37,9 @@ def worlds():
 
 def test_units_that_write_read_or_write_elsewhere_are_told_apart(worlds):
     def tell(rows):
-        if np.nanmean(column(rows, "causal")) > 0.25:
+        if np.nanmean(column(rows, "causal")) > 0.37:
             return "writes"
-        return "elsewhere" if np.nanmean(column(rows, "moved")) < 0.45 * OUTPUTS else "reads"
+        return "elsewhere" if np.nanmean(column(rows, "moved")) < 0.5 * OUTPUTS else "reads"
 
     right = sum(all(tell(found[kind]) == kind for kind in KINDS) for found in worlds)
     assert right >= 95

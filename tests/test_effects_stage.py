@@ -1,0 +1,189 @@
+"""The effects stage of a run: from a caller's own model to rows, a table and the command; stopped and gone on with."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from small_images import coloured
+from torch import nn
+
+import saelab
+from saelab import effects
+from saelab.cli.effects import COLUMNS, choose, notes, table
+from saelab.effects.amounts import usual_amounts
+from saelab.run.stages import effects as stage
+from saelab.run.stages.effects import EffectsSettings, read_effects
+from saelab.units.bases import Projection
+
+QUICK = {"label": {"nulls": 20, "mining": {"k": 4}}, "seeds": [0], "workers": 0, "device": "cpu"}
+SMALL_SAE = {"latents": 24, "expansion": None, "k": 4, "train": {"batch_size": 32, "epochs": 2}}
+WORDS = ["red", "green", "blue", "grey"]
+
+
+class Net(nn.Module):
+    """Colours: three channels, each of which `head` calls by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Conv2d(3, 3, 2, stride=4), nn.Conv2d(3, 9, 2, 2), nn.Linear(9, 3)
+        self.config = type("Config", (), {"id2label": {0: "red", 1: "green", 2: "blue"}})()
+        with torch.no_grad():
+            self.first.weight.zero_().add_(0.25 * torch.eye(3)[..., None, None])
+            self.second.weight.normal_(0, 0.1)
+            self.second.weight[:3] += 0.25 * torch.eye(3)[..., None, None]
+            self.head.weight.copy_(torch.eye(3, 9) * 3)
+            for layer in (self.first, self.second, self.head):
+                layer.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x)).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("effects")
+    pictures = coloured(folder / "pictures", 90)
+    rng = np.random.default_rng(0)
+    words = rng.normal(size=(4, 16))
+    colour = [WORDS.index(pictures.classes[i][-1]) for i in range(len(pictures))]
+    vectors = {"images": words[colour] + 0.1 * rng.normal(size=(len(pictures), 16)), "labels": words}
+    return saelab.Pipeline(
+        images=pictures,
+        host=Net(),
+        transform={"resize": [32, 32]},
+        layers=["second"],
+        sae=SMALL_SAE,
+        embeddings=vectors,
+        vocabulary=WORDS,
+        scorer=["pearson"],
+        root=str(folder / "runs"),
+        **QUICK,
+    )
+
+
+def test_units_of_a_model_of_ones_own(made):
+    found = made.effects["neuron"].measure(units="all", count=5, targets=["exact"])
+    rows = {row["unit"]: row for row in found.rows()}
+    assert len(rows) == 9 and [rows[u]["label"] for u in range(3)] == ["red", "green", "blue"]
+    for unit in range(3):
+        assert rows[unit]["causal_pct"] == pytest.approx(5 / 6) and rows[unit]["raised"][0][0] == rows[unit]["label"]
+    assert all(abs(rows[u]["drop"]) < 1e-5 for u in range(3, 9) if rows[u]["why"] is None), "the head ignores them"
+    line = found.table().iloc[0]
+    assert line["basis"] == "neuron" and line["chosen"] == 9 and line["screen_r"] > 0.99
+    assert set(made.effects) == {"neuron", "sae seed 0", "random rotation"}
+    assert len(made.effects["sae"].measure(count=5).table()) == 1
+
+
+def test_more_units_are_added_to_those_there(made, monkeypatch):
+    some = made.effects["random rotation"].measure(units="2-4", count=6)
+    assert [row["unit"] for row in some.rows()] == [2, 3, 4]
+    calls, real = [], effects.measure
+
+    def counted(unit, ground, settings):
+        calls.append(unit)
+        return real(unit, ground, settings)
+
+    monkeypatch.setattr(effects, "measure", counted)
+    assert len(some.measure(units="all").rows()) == 9 and sorted(calls) == [0, 1, 5, 6, 7, 8]
+    alone = made.effects["random rotation"].measure(units="7", count=6, seed=0)
+    assert next(r for r in alone.rows() if r["unit"] == 7) and len(calls) == 6
+    assert [s["chosen"] for s in alone.summaries()] == [1]
+
+
+def test_a_budget_of_seconds_stops_and_the_next_call_goes_on(made, monkeypatch):
+    clock = iter(range(0, 10_000, 2))
+    monkeypatch.setattr(stage.time, "monotonic", lambda: next(clock))
+    short = made.effects["neuron"].measure(units="all", count=7, seconds=5.0)
+    assert short.summaries()[0]["left"] > 0
+    first = len(short.rows())
+    assert len(short.rows()) > first or first == 9
+    assert short.measure(seconds=None).summaries()[0]["left"] == 0 and len(short.rows()) == 9
+
+
+def test_a_probe_gives_outputs_to_hosts_without_names(made):
+    found = made.effects["neuron"].measure(units="all", head="probe", count=5)
+    assert found.summaries()[0]["mean"]["causal_pct"]["mean"] > 0.5
+    assert {name for row in found.rows() for name, _ in row.get("raised", [])} == {"red", "green", "blue"}
+
+
+def test_passes_from_pictures_give_what_passes_from_the_cache_give(made):
+    """A layer that doesn't cut the graph starts every pass from its picture."""
+    basis = made.labelled[0]
+    head = effects.host_head(made.host.model, 3)
+    answers = effects.HostAnswers(made.host, made.store(basis), made.images, head)
+    ids = made.images.ids("test")[:4]
+    tokens = answers.tokens(ids)
+    edited = torch.stack([tokens, tokens * 2, tokens.flip(2)])
+    assert answers.resumed
+    quick = answers.logits(ids, edited)
+    gradient = answers.gradient(ids, tokens, torch.tensor([1.0, -1.0, 0.0]))
+    made.host._cuts["second"] = False
+    try:
+        assert not answers.resumed
+        torch.testing.assert_close(answers.logits(ids, edited), quick, rtol=1e-5, atol=1e-6)
+        slow = answers.gradient(ids, tokens, torch.tensor([1.0, -1.0, 0.0]))
+        torch.testing.assert_close(slow, gradient, rtol=1e-5, atol=1e-6)
+    finally:
+        made.host._cuts["second"] = True
+    plain = made.host.logits(made.host.load_images([made.images.load(int(i)) for i in ids]))
+    torch.testing.assert_close(quick[0], plain, rtol=1e-2, atol=1e-2)  # the cache holds float16
+
+
+def test_usual_amounts_are_of_mining_tokens(made):
+    store = made.store(made.labelled[0])
+    means, usual = usual_amounts(store, Projection(), [1, 4], 9)
+    tokens = np.asarray(store.tokens[store.rows("mine")], np.float32)[:, [1, 4]].clip(0)
+    np.testing.assert_allclose(means[[1, 4]], tokens.mean(0), rtol=1e-4)
+    assert usual[1] == pytest.approx(np.quantile(tokens[:, 0][tokens[:, 0] > 0], 0.95), rel=1e-4)
+    assert means[[0, 2, 3]].isnan().all() and usual[[0, 2, 3]].isnan().all()
+
+
+WRONG = {
+    "units": ("usd:3", "pay for answers"),
+    "labels_of": ("csp", "gave no labels"),
+    "head": ("text", "the host answers with 3 numbers, the encoder's labels have 16"),
+}
+
+
+@pytest.mark.parametrize("setting", WRONG)
+def test_what_a_run_can_not_give_is_one_line(made, setting):
+    value, message = WRONG[setting]
+    with pytest.raises(saelab.UserError, match=message):
+        made.effects["neuron"].measure(**{setting: value}).rows()
+
+
+@pytest.mark.parametrize(("slip", "value"), [("unit", "all"), ("head", "hots"), ("targets", ["exakt"]), ("seconds", 0)])
+def test_slips_are_refused_by_name(slip, value):
+    with pytest.raises(saelab.UserError, match=slip):
+        read_effects({slip: value})
+
+
+def test_activations_alone_have_no_effects(tmp_path):
+    acts = np.random.default_rng(0).random((60, 5)).astype(np.float32)
+    vectors = {"images": np.random.default_rng(1).normal(size=(60, 8)), "labels": np.eye(4, 8)}
+    settings = {"vocabulary": WORDS, "scorer": ["pearson"], "bases": ["neuron"], **QUICK}
+    run = saelab.Pipeline(activations=acts, embeddings=vectors, root=str(tmp_path), **settings)
+    with pytest.raises(saelab.UserError, match="no host whose outputs could change"):
+        run.effects["neuron"].rows()
+
+
+def test_the_command_prints_a_line_a_basis_and_what_it_leaves_out(made):
+    found = [s for name in made.effects for s in made.effects[name].measure(count=5).summaries()]
+    printed = table(found).splitlines()
+    assert len(printed) == 4 and all(title in printed[0] for title in COLUMNS.values())
+    text = notes(found)
+    assert "both" in text and "pca" in text and "random_rotation" not in text.splitlines()[-1]
+    assert [basis.kind for basis in choose("sae", made.labelled)] == ["sae"]
+    with pytest.raises(saelab.UserError, match="did you mean neuron"):
+        choose(["neurn"], made.labelled)
+    assert dataclasses.asdict(EffectsSettings())["measure"]["count"] == 20
+
+
+def test_the_command_without_a_run_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "saelab.cli.main", "effects", "run=nowhere.json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "is not there" in done.stderr

@@ -251,9 +251,11 @@ def test_the_forest_plot_puts_every_group_on_the_axis_of_the_first(browser, fixt
     reader.open("index.html")
     says = reader.page.evaluate("""async () => {
       const run = await saelab.need("run"), c = structuredClone(await saelab.need("comparison-0"))
-      const row = (d, low, high) => [{ metric: c.primary, counting: "named", mean_a: 0.3, mean_b: 0.2, difference: d, low, high, p_holm: 0.01 }]
+      const row = (difference, low, high) =>
+        [{ metric: c.primary, counting: "named", mean_a: 0.3, mean_b: 0.2, difference, low, high, p_holm: 0.01 }]
       const pair = (a, b, role, ...numbers) => ({ a, b, role, matching: "all", refused: null, results: row(...numbers) })
-      c.pairs = [pair("sae", "neuron", "main", 0.1, 0.05, 0.15), pair("neuron", "random_rotation", "control", 0.04, -0.02, 0.1)]
+      c.pairs = [pair("sae", "neuron", "main", 0.1, 0.05, 0.15)]
+      c.pairs.push(pair("neuron", "random_rotation", "control", 0.04, -0.02, 0.1))
       return meansOfAll(run, c).querySelector(".plot").getAttribute("aria-label")
     }""")
     assert "SAE features 0.300, interval 0.250 to 0.350" in says  # neurons 0.2, and 0.1 more
@@ -302,6 +304,25 @@ def test_unseen_photos_come_before_the_ones_that_the_label_was_made_from(browser
     assert page.locator(".pair .contrast").count() == len(set(contrasts))
     assert page.locator("text=contrast: as of photo").count() == len(contrasts) - len(set(contrasts))
     assert reader.faults == []
+    reader.context.close()
+
+
+def test_focus_stays_where_it_was_after_sorting_and_switching(browser, fixture):
+    reader = Reader(browser, fixture)
+    page = reader.open("units.html#basis=*")
+    page.focus(".units th button:has-text('Fires on')")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("sort=firing_rate"))
+    page.wait_for_function("document.activeElement.dataset.key === 'firing_rate'")
+    page.focus(".pager button:has-text('Next')")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("page=2"))
+    page.wait_for_function("document.activeElement.dataset.key === 'next'")
+    page = reader.open("unit.html#neuron/2")
+    page.focus(".modes >> text=heat map")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.textContent") == "heat map"
+    assert page.locator(".pairs canvas").count() > 0 and reader.faults == []
     reader.context.close()
 
 
@@ -404,8 +425,8 @@ def test_pictures_for_the_readme(browser, report):
     rows = [f"| {words} | {credit[0].get(i) or credit[1]} |" for i, words in sorted(shown.items(), key=lambda x: x[1])]
     head = [
         "# Credits of the photos in these pictures\n",
-        f"`report.png` is the page of {basis}, feature {unit}, in the quickstart's report: the one whose label holds best",
-        "on held-out photos (lower end of the interval of its correlation with what people wrote of them).",
+        f"`report.png` is the page of {basis}, feature {unit}, in the quickstart's report: the one whose label holds",
+        "best on held-out photos (lower end of the interval of its correlation with what people wrote of them).",
         "`comparison.png` is the top of its page on the comparison.\n\n| photo | credit |\n| --- | --- |",
     ]
     (out / "CREDITS.md").write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")

@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
     outcome = made.outcome()
     run_json = record.write(outcome, made.root, made.config.name)
     index = report.build(run_json, made.root / "report" / made.config.name)
-    print(last_screen(made.images, outcome, index, time.perf_counter() - start))
+    print(last_screen(made.images, outcome, run_json, index, time.perf_counter() - start))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """What commands print for a person: the table of scorers and the last screen of a run."""
 
+import shlex
+import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,20 +44,38 @@ def pixel_table(bases: Sequence[Basis]) -> str:
     return "\n".join([*lines, ""]) if lines else ""
 
 
-def last_screen(images: ImageSet, outcome: Outcome, index: Path, seconds: float) -> str:
-    """What was compared, the headline numbers and the answer in a sentence, and where the report is."""
+def last_screen(images: ImageSet, outcome: Outcome, run: Path, index: Path, seconds: float) -> str:
+    """What was compared, the headline numbers, the answer, what overfits, and where to look: report and viewer.
+
+    `run`: the run's record; `index`: the report's first page.
+    """
     skipped = f" ({len(images.skipped)} skipped)" if images.skipped else ""
     lines = ["", f"{len(images)} photos{skipped}, {outcome.host}, labels by {outcome.encoder}"]
     for layer, made in outcome.comparisons.items():
         result = read_json(made.path / "comparison.json")
-        lines += ["", *_headline(layer, result), result["headline"]]
+        lines += ["", *_headline(layer, result), "", _wrapped(result["headline"])]
+        lines += [_wrapped(text) for text in _overfits(outcome.bases, layer)]
     reused = all(artifact.reused for artifact in (*outcome.comparisons.values(), *outcome.artifacts))
     lines += [
         "",
         f"{seconds:.0f} s" + (", everything was there already" if reused else ""),
         f"Report: {index.resolve().as_uri()}",
+        f"Search it, change labels, rate: saelab view run={shlex.quote(str(run))}",
     ]
     return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    """Text in lines that a terminal of 80 columns or more doesn't break; no word is cut."""
+    width = max(80, min(110, shutil.get_terminal_size().columns))
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _overfits(bases: Sequence[Basis], layer: str) -> list[str]:
+    """One sentence where SAEs of the layer do much worse on held-out tokens: the first's."""
+    measured = [b for b in bases if b.layer == layer and b.quality is not None and not b.control]
+    found = [read_json(b.quality.path / "quality.json")["held_out"]["overfit"] for b in measured if b.quality]
+    return [text for text in found if text][:1]
 
 
 def _headline(layer: str, result: dict[str, Any]) -> list[str]:
@@ -68,23 +89,24 @@ def _headline(layer: str, result: dict[str, Any]) -> list[str]:
     described = any(_row(pair, metric) for pair in pairs for metric in HEADLINE[:3])
     shown = [metric for metric in (HEADLINE if described else OWN) if any(_row(pair, metric) for pair in pairs)]
     titles = {metric: result["metrics"][metric]["title"] for metric in shown}
-    width = max([26, *(len(title) + 2 for title in titles.values())])
+    width = max([26, len(layer) + 2, *(len(title) + 2 for title in titles.values())])
+    column = max([10, *(len(name) + 2 for name in groups)])
     against = f"{main['a']} - {main['b']} [95 % interval]" if main else ""
-    lines = [f"{layer:<{width}}" + "".join(f"{g:>20}" for g in groups) + f"   {against}"]
-    lines.append(f"{'units compared':<{width}}" + "".join(f"{units[g]:>20,}" for g in groups))
+    lines = [f"{layer:<{width}}" + "".join(f"{g:>{column}}" for g in groups) + f"   {against}"]
+    lines.append(f"{'units compared':<{width}}" + "".join(f"{units[g]:>{column},}" for g in groups))
     for metric, title in titles.items():
         means: dict[str, float | None] = {}
-        for pair in pairs:
+        for pair in sorted(pairs, key=lambda p: p is main):  # above the main pair's reference, where a mean has several
             row = _row(pair, metric)
             means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]} if row else {}
-        cells = "".join(f"{_number(means.get(g)):>20}" for g in groups)
+        cells = "".join(f"{_number(means.get(g)):>{column}}" for g in groups)
         lines.append(f"{title:<{width}}{cells}   {_interval(main, metric)}")
     return lines
 
 
 def _row(pair: dict[str, Any], metric: str) -> dict[str, Any] | None:
-    """A metric's line over all units; None where no unit of a side has the number."""
-    found = (r for r in pair["results"] if r["metric"] == metric and r["counting"] == "all")
+    """A metric's line over all named units; None where no unit of a side has the number."""
+    found = (r for r in pair["results"] if r["metric"] == metric and r["counting"] == "named")
     return next(found, None)
 
 

@@ -153,6 +153,22 @@ function theme() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("themechange")))
 }
 
+/* Tables that are wider than the window can be scrolled by keyboard: they can be focused, and have a name. */
+function reachable(main) {
+  const mend = () => {
+    for (const box of main.querySelectorAll(".scroll")) {
+      const wide = box.scrollWidth > box.clientWidth + 1
+      const name = box.closest("section")?.querySelector("h2")?.textContent ?? "Table"
+      for (const [key, value] of Object.entries({ tabindex: "0", role: "region", "aria-label": name })) wide ? box.setAttribute(key, value) : box.removeAttribute(key)
+    }
+  }
+  let waiting = 0
+  const soon = () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(mend) }
+  new MutationObserver(soon).observe(main, { childList: true, subtree: true })
+  addEventListener("resize", soon)
+  soon()
+}
+
 /* Load the run and hand it to the page's own function; errors appear on the page. */
 async function page(draw) {
   theme()
@@ -167,6 +183,7 @@ async function page(draw) {
     main.replaceChildren(h("p.fault", { role: "alert" }, `This page could not be drawn: ${error.message}`))
     console.error(error)
   }
+  reachable(main)
   main.removeAttribute("aria-busy")
 }
 

@@ -55,7 +55,7 @@ function basesTable(run) {
     h("td.num", null, format.count(b.distinct)), h("td.num", null, format.count(b.several)),
     h("td", { style: "min-width:7rem" }, statusBar(b)))
   return section("The bases", "A basis is a set of units of the same layer. Hover over a dotted word, or focus it, for its meaning.",
-    h("div.scroll", { tabindex: 0, role: "region", "aria-label": "The bases" }, h("table", null,
+    h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Units"), h("th.num", null, term("label", "With a label")),
         judged ? [h("th.num", null, term("badge", "Labels that hold")), h("th", null, term("badge", "Holds, weak, luck"))] : null,
         h("th.num", null, "Distinct labels"), h("th.num", null, term("meanings")), h("th", null, "Alive, rare, dense, dead"))),
@@ -68,7 +68,7 @@ function saes(run) {
   if (!rows.length) return null
   const overfit = q => (q.overfit ? h("small.badge.weak", null, "overfits") : null)
   return section("How good the SAEs are", "Numbers on held-out tokens, unless they say otherwise: those of the test images, which no SAE was trained on.",
-    h("div.scroll", { tabindex: 0, role: "region", "aria-label": "Quality of the SAEs" }, h("table", null,
+    h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "SAE"), h("th.num", null, term("fvu", "Unexplained, training tokens")), h("th.num", null, term("fvu", "Unexplained, held out")), h("th", null, ""), h("th.num", null, term("l0")), h("th.num", null, "Dead latents"), h("th.num", null, term("stability")), h("th.num", null, "By chance"))),
       h("tbody", null, rows.map(({ name, quality: q }) => h("tr", null,
         h("th", { scope: "row" }, h("a", { href: `units.html#basis=${encodeURIComponent(name)}` }, dot(run, name), inWords(run, name))),

@@ -28,7 +28,9 @@ page(async (run, main) => {
   }
   function show(some, count) {
     tally.textContent = `${format.plural(count, "unit")} ${count === 1 ? "matches" : "match"}.`
+    const focused = table.contains(document.activeElement) ? document.activeElement.dataset.key : null
     table.replaceChildren(tableOf(run, some, present(run, state.basis), state, change), pager(count, state, change))
+    if (focused) (table.querySelector(`[data-key="${focused}"]:not(:disabled)`) ?? table.querySelector("nav button:not(:disabled)"))?.focus({ preventScroll: true })
     drawControls()
   }
   const y = () => state.y || faithful.find(key => present(run, state.basis).includes(key)) || "score"
@@ -159,7 +161,7 @@ function tableOf(run, rows, columns, state, change) {
     const now = state.sort === key
     const next = { sort: key, down: now ? (state.down ? "" : "1") : rising.has(key) ? "" : "1" }
     return h(`th${css ? `.${css}` : ""}`, { scope: "col", "aria-sort": now ? (state.down ? "descending" : "ascending") : null },
-      h("button", { type: "button", "data-term": terms[key] ? key : null, onclick: () => change(next) }, text ?? terms[key].title, now ? (state.down ? " ↓" : " ↑") : ""))
+      h("button", { type: "button", "data-key": key, "data-term": terms[key] ? key : null, onclick: () => change(next) }, text ?? terms[key].title, now ? (state.down ? " ↓" : " ↑") : ""))
   }
   const body = rows.slice(start, start + perPage).map(r => h("tr", { onclick: event => { if (!event.target.closest("a, [data-term]")) location.href = unitLink(r.basis, r.unit) } },
     h("td.id", null, dot(run, r.basis), state.basis === "*" ? `${r.basis} ${r.unit}` : r.unit),
@@ -177,9 +179,9 @@ function pager(count, state, change) {
   const now = Math.min(Number(state.page), pages)
   const go = to => change({ page: String(to) }, true)
   return h("nav.pager", { "aria-label": "Pages of the table" },
-    h("button", { type: "button", disabled: now <= 1, onclick: () => go(now - 1) }, "← Back"),
+    h("button", { type: "button", "data-key": "back", disabled: now <= 1, onclick: () => go(now - 1) }, "← Back"),
     `${now} of ${format.count(pages)}`,
-    h("button", { type: "button", disabled: now >= pages, onclick: () => go(now + 1) }, "Next →"))
+    h("button", { type: "button", "data-key": "next", disabled: now >= pages, onclick: () => go(now + 1) }, "Next →"))
 }
 
 function keys(event, state, rows, change) {

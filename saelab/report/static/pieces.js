@@ -59,7 +59,7 @@ const legend = (run, bases = run.bases) => h("span.legend", null, bases.map(b =>
 /* A row of buttons of which one is pressed; `state[key]` keeps which. */
 function choice(title, options, state, key, draw) {
   return h("div.modes", { role: "group", "aria-label": title }, h("span.quiet", null, `${title}:`),
-    Object.entries(options).map(([value, text]) => h("button", { type: "button", "aria-pressed": String(state[key] === value), onclick: () => { state[key] = value; draw() } }, text)))
+    Object.entries(options).map(([value, text]) => h("button", { type: "button", "aria-pressed": String(state[key] === value), "data-choice": `${key} ${value}`, onclick: () => { state[key] = value; draw(); document.querySelector(`[data-choice="${key} ${value}"]`)?.focus() } }, text)))
 }
 
 function toast(text) {

@@ -126,8 +126,8 @@ class Ground:
                 seeds.append(seed)
                 units.append(place_)
         numbers = np.array(values, dtype=float)
-        whole = (np.array(x, dtype=np.int64) for x in (cluster, seeds, units))
-        return Measured(numbers, numbers, np.zeros((0, len(numbers))), *whole, len(group), dropped)
+        own, drawn, where = (np.array(x, dtype=np.int64) for x in (cluster, seeds, units))
+        return Measured(numbers, numbers, np.zeros((0, len(numbers))), own, drawn, where, len(group), dropped)
 
     def _side(self, group: Sequence[Basis], metric: str, scorer: str | None) -> Side:
         assert self.images is not None

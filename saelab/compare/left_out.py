@@ -64,10 +64,9 @@ class Measured:
 
     def only(self, keep: Bool[np.ndarray, "units"]) -> "Measured":
         """Some of the units."""
-        parts = [getattr(self, name)[keep] for name in ("values", "raw", "cluster", "seed", "unit")]
-        cluster = np.unique(parts[2], return_inverse=True)[1]
-        left_out = self.left_out[:, keep]
-        return Measured(*parts[:2], left_out, cluster, *parts[3:], self.seeds, self.dropped, self.unscaled)
+        kept = {name: getattr(self, name)[keep] for name in ("values", "raw", "seed", "unit")}
+        cluster = np.unique(self.cluster[keep], return_inverse=True)[1]
+        return replace(self, **kept, left_out=self.left_out[:, keep], cluster=cluster)
 
     def zero(self, where: Bool[np.ndarray, "units"]) -> "Measured":
         """Itself with 0 for some units."""

@@ -112,9 +112,9 @@ def combine(a: Measured, b: Measured, parts: Parts | None, alpha: float = 0.05) 
     counts = {name: units[name].effective for name in sides}
     counts |= {} if parts is None else {"images": float(parts.groups)}
     given = Difference(means["a"], means["b"], gap, None, None, None, None, variance, raw["a"], raw["b"], counts, lost)
-    why = _refusal(sides, parts)
-    if why is not None:
-        return replace(given, refused=why)
+    refused = _refusal(sides, parts)
+    if refused is not None:
+        return replace(given, refused=refused)
     low, high, p, df = student(gap, pieces, alpha)
     return replace(given, low=low, high=high, p=p, df=df)
 

@@ -123,9 +123,9 @@ def _fit(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     def closure() -> Tensor:
         solver.zero_grad()
         loss = -(y * torch.log_softmax(x @ weight.T + bias, 1)).sum(1).mean() + DECAY / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     with torch.inference_mode(False), torch.enable_grad():
-        solver.step(closure)  # type: ignore[no-untyped-call]
+        solver.step(closure)
     return weight.detach(), bias.detach()

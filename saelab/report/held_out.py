@@ -78,7 +78,7 @@ def _thresholds(basis: Basis, labels: list[str | None], stated: truth.Truth, min
     units = [u for u, label in enumerate(labels) if label is not None and label in stated.column]
     for start in range(0, len(units), BLOCK):
         some = units[start : start + BLOCK]
-        columns = torch.tensor([stated.column[labels[u]] for u in some])
+        columns = torch.tensor([stated.column[labels[u] or ""] for u in some])
         dense = torch.from_numpy(acts[:, some].toarray())
         found[some] = metrics.best_f1_threshold(dense, member[:, columns]).numpy()
     return found

@@ -25,7 +25,7 @@ def copies(images: ImageSet) -> dict[int, int]:
     groups: dict[int, list[int]] = {}
     for i, group in enumerate(images.groups.tolist()):
         groups.setdefault(group, []).append(i)
-    found = {}
+    found: dict[int, int] = {}
     for members in groups.values():
         files = [i for i in members if len(members) > 1 and images.path(i).is_file()]
         first: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Does contrast help the proposer? `python scripts/studies/ablate_contrast.py proposer=tagger` (or openai, transformers).
+"""Does contrast help the proposer? `python scripts/studies/ablate_contrast.py proposer=tagger` (or openai, ...).
 
 Proposals of every unit without contrasts, with its own, and with another unit's; each unit's first candidate is judged
 on the test split as labels are (saelab.evaluate). Only units that got a candidate in all three modes count.

@@ -56,7 +56,7 @@ def _counted(
     if parts is None:  # what units that abstain count as is in the rows
         each = [(c, ground.of_rows(a, metric, c), ground.of_rows(b, metric, c)) for c in COUNTINGS]
         return [(counting, x, y, None) for counting, x, y in each]
-    made = []
+    made: list[tuple[Counting, Measured, Measured, Parts | None]] = []
     for counting in COUNTINGS:
         both = [counted(side, group, ground.kept, counting, scorer) for side, group in ((side_a, a), (side_b, b))]
         made.append((counting, both[0], both[1], parts))

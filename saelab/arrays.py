@@ -17,7 +17,8 @@ from torch import Tensor
 
 from saelab.errors import UserError
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 LOST = 0.01  # share of the sum of |numbers| that a dtype may lose; rounding alone loses less than 0.004 (bfloat16)
 _LOCKED = (errno.EAGAIN, errno.EACCES, 35, 37, 524)  # 35: EAGAIN of macOS; 37, 524: file systems without locks

@@ -82,7 +82,7 @@ def from_descriptions(
             "truth", f"{len(captions)} captions", f"there are {len(classes)} lists of classes", "give one each"
         )
     wanted = {label: _wanted(label, rule) for label in dict.fromkeys(labels)}
-    known = set().union(*wanted.values())
+    known = {phrase for phrases in wanted.values() for phrase in phrases}
     images_of: dict[str, list[int]] = {}
     for image, (caption, own) in enumerate(zip(captions, classes)):
         for phrase in _phrases(caption, own, rule) & known:
@@ -92,7 +92,7 @@ def from_descriptions(
     place = {hits: i for i, hits in enumerate(concepts)}
     member = torch.zeros(len(captions), len(concepts), dtype=torch.bool)
     for hits, i in place.items():
-        member[sorted(set().union(*(images_of[part] for part in hits))), i] = True
+        member[sorted({image for part in hits for image in images_of[part]}), i] = True
     described = torch.tensor([bool(c) or bool(own) for c, own in zip(captions, classes)], dtype=torch.bool)
     column = {label: place[tuple(hits)] for label, hits in found.items()}
     names = tuple(" / ".join(map(_joined, hits)) for hits in concepts)

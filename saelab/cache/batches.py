@@ -106,7 +106,7 @@ def spooled(chunks: Iterable[Any], most: int | None = None) -> Float[np.ndarray,
     a wider chunk widens what was written before. Reading stops at `most` tokens, so that it may be without an end.
     Raises UserError where nothing comes, and for a chunk that isn't [n, d_in] of one width.
     """
-    file = tempfile.TemporaryFile()  # noqa: SIM115
+    file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
     seen, width, dtype = 0, 0, np.dtype(np.float16)
     for chunk in chunks:
         chunk = sliceable(chunk)

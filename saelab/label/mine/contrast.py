@@ -93,8 +93,9 @@ def choose_contrasts(
     """
     acts = columns(acts)
     _check(acts, image_emb, positive_ids, rule.rule, groups, host_emb)
-    by_host = rule.rule == "host" and host_emb is not None
-    space = normalize(host_emb.float(), dim=1) if by_host else image_emb.float()
+    space = image_emb.float()
+    if rule.rule == "host" and host_emb is not None:
+        space = normalize(host_emb.float(), dim=1)
     interval = candidate_interval(acts, rule.rule, rule.quantile)
     generator = torch.Generator(image_emb.device).manual_seed(rule.seed) if rule.rule == "random" else None
     scores = _Scores(space, groups, generator)

@@ -34,7 +34,8 @@ class Secret:
             text = text.replace(form, BLOT)
         if not any(piece in text for piece in self._pieces):
             return text
-        kept, end = [], 0  # what stands between pieces; the end of the last piece
+        kept: list[str] = []  # what stands between pieces
+        end = 0  # of the last piece
         for at in range(len(text) - self._piece + 1):
             if text[at : at + self._piece] in self._pieces:
                 kept += [text[end:at], BLOT] if at > end or not kept else []

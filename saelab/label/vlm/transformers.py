@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,12 @@ class TransformersChat:
         texts = processor.batch_decode(written, skip_special_tokens=True)
         counts = [_written(row, model.generation_config) for row in written.tolist()]
         cut = [unfinished("length", longest) if own is None else None for own in counts]
-        taken = {"attempts": 1, "seconds": (time.monotonic() - started) / len(batch)}
-        return [
-            Reply(
-                readable(text), None, request.digest, self.model_name, length, own or longest, unfinished=why, **taken
-            )
+        seconds = (time.monotonic() - started) / len(batch)
+        replies = [
+            Reply(readable(text), None, request.digest, self.model_name, length, own or longest, unfinished=why)
             for request, text, length, own, why in zip(batch, texts, lengths, counts, cut, strict=True)
         ]
+        return [replace(reply, attempts=1, seconds=seconds) for reply in replies]
 
     def _without_long_ones(self, batch: Sequence[Request], lengths: list[int], context: int) -> list[Reply]:
         replies: list[Reply] = []

@@ -76,7 +76,8 @@ class Measured:
 
 def measure(side: Side, parts: Parts, metric: str, reference: Float[Tensor, "images"] | None) -> Measured:
     """Values of one side: `pearson` or `auprc`, above the reference (None: raw)."""
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    nothing = torch.zeros(0, dtype=torch.float64)  # of a seed whose units are all left out
+    found: list[tuple[Tensor, Tensor, Tensor]] = [(nothing, nothing, nothing.new_zeros(len(parts.sizes), 0))]
     kept: list[Bool[np.ndarray, units]] = []
     for acts, target in zip(side.acts, side.target):
         there_of = []
@@ -86,7 +87,7 @@ def measure(side: Side, parts: Parts, metric: str, reference: Float[Tensor, "ima
                 found.append(_correlations(a[:, there], t[:, there], parts, reference))
             else:
                 found.append(_precisions(a[:, there], t[:, there], parts, reference is not None))
-        kept.append(torch.cat(there_of).numpy())
+        kept.append(torch.cat(there_of).numpy() if there_of else np.zeros(0, dtype=bool))
     values, raw, left_out = (torch.cat(columns, dim=-1) for columns in zip(*found))
     lost = ~torch.isfinite(values)
     cluster, seed = clusters_of(side, kept)

@@ -95,7 +95,7 @@ function gallery(run, key, heading, lead) {
       h("h3", null, dot(run, b.name), inWords(run, b.name), h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, `all ${format.count(b.units)}`)),
       h("div.cards", null, b[key].map(u => h("a.card", { href: unitLink(b.name, u.unit) },
         h("span.mosaic", null, u.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${u.unit}`))),
-        h("div.name", null, u.label ?? "no label"), h("div.meta", null, marks(u), `unit ${u.unit} · fires on ${format.share(u.rate)}`)))))))
+        h("div.name", null, u.label ?? "no label"), h("div.meta", null, `unit ${u.unit} · fires on ${format.share(u.rate)}`), h("div", null, marks(u))))))))
 }
 
 /* What the numbers themselves warn of, and the run's notes; the first few in sight. */

@@ -96,7 +96,7 @@ function facts(run, basis, record) {
   const m = record.measured
   const fact = (key, value, note) => h("div", null, h("dt", null, term(key)), h("dd", null, value, note ? h("small", null, ` ${note}`) : null))
   return h("dl.facts", null,
-    fact("firing_rate", format.share(m.firing_rate ?? (record.images - record.silent) / record.images), `${format.plural(record.fires_on ?? 0, "image")}`),
+    fact("firing_rate", format.share(m.firing_rate ?? (record.images - record.silent) / record.images), `${format.plural(record.fires_on ?? 0, "mined image")}`),
     record.label ? fact("score", format.number(m.score, 3), `by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`) : null,
     m.margin !== null ? fact("margin", format.number(m.margin, 3)) : null,
     m.null_percentile !== null ? fact("null_percentile", format.share(m.null_percentile)) : null,
@@ -112,12 +112,12 @@ function heldOut(run, basis, record) {
   if (found.strongest) {
     if (!found.strongest.length) return null
     const why = record.label ? "Nobody’s words confirm the label on any of them, which shows neither that it is right nor that it is wrong: judge by eye." : ""
-    return section("On photos it was not named from", [term("hits", "Held-out photos"), ` that fire it most, with what people wrote of them. ${why}`], h("div.photos.wide", null, found.strongest.map(photo)))
+    return section("On photos it was not made from", [term("hits", "Held-out photos"), ` that fire it most, with what people wrote of them. ${why}`], h("div.photos.wide", null, found.strongest.map(photo)))
   }
   const [hits, misses, alarms, rest] = found.counts
   const column = (title, count, what, list) => h("div", null, h("h3", null, `${format.count(count)} ${title} `, h("small", null, what)), list.length ? h("div.photos", null, list.map(photo)) : h("p.quiet", null, "None."))
   const fires = found.threshold === null ? "above zero" : `at ${format.number(found.threshold)} or more`
-  return section("Does the label hold on photos it was not given from?",
+  return section("Does the label hold on photos it was not made from?",
     [`Of ${format.count(hits + misses + alarms + rest)} `, term("hits", "held-out photos"), `, people’s words make the label true of ${format.count(hits + misses)}; the unit fires (${fires}) on ${format.count(hits + alarms)}. On the other ${format.count(rest)} neither is so.`],
     h("div.confusion", null,
       column("hits", hits, "label true, unit fires", found.hits),

@@ -30,7 +30,7 @@ const live = (() => {
     if (amended.has(value)) return
     amended.add(value)
     if (key === "run") {
-      for (const basis of value.bases) for (const card of basis.sample) relabel(card, (await edits)[basis.name]?.[card.unit])
+      for (const basis of value.bases) for (const card of [...basis.best, ...basis.sample]) relabel(card, (await edits)[basis.name]?.[card.unit])
     }
     const [, what, b] = key.match(/^(units|summary)\W(\d+)/) ?? []
     if (!what) return

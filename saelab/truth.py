@@ -87,7 +87,7 @@ def from_descriptions(
     for image, (caption, own) in enumerate(zip(captions, classes)):
         for phrase in _phrases(caption, own, rule) & known:
             images_of.setdefault(phrase, []).append(image)
-    found = {label: hits for label, keys in wanted.items() if (hits := [k for k in keys if k in images_of])}
+    found = {label: there for label, keys in wanted.items() if (there := [k for k in keys if k in images_of])}
     concepts = sorted({tuple(hits) for hits in found.values()}, key=" / ".join)
     place = {hits: i for i, hits in enumerate(concepts)}
     member = torch.zeros(len(captions), len(concepts), dtype=torch.bool)

@@ -32,7 +32,8 @@ class FaultServer:
 
     A question is the pictures and the text of a request. faults(n) lists what the n-th new question meets first: a
     status ("429", "500", "401", ...), "half" (of a JSON), "nothing", "late" (sleeps `late` seconds, then hangs up),
-    "cut" (hangs up within the answer), "hang" (never answers while the server lives). `paid` counts whole answers per
+    "cut" (hangs up within the answer), "hang" (never answers while the server lives), "drip" and "drip head" (a byte of
+    the body or of the headers every 20 ms, forever), "flood" (a body without an end). `paid` counts whole answers per
     question, `asked` requests per question, without the probe for sight (a text without pictures). reshape: makes
     another shape of the completion with pictures that it would send. headers: sent along with every answer.
     """
@@ -124,6 +125,8 @@ class FaultServer:
             self.closing.wait(self.late if fault == "late" else None)
             handler.close_connection = True
             return None
+        if fault in ("drip", "drip head", "flood"):
+            return self.send_forever(handler, fault)
         usage = {"prompt_tokens": 20 + PICTURE_TOKENS * pictures * self.sees, "completion_tokens": 7}
         reply = {
             "id": "x",
@@ -158,6 +161,14 @@ class FaultServer:
             with self.lock:
                 self.paid[question] += 1
         return self.send(handler, 200, text)
+
+    def send_forever(self, handler: BaseHTTPRequestHandler, fault: str) -> None:
+        """A byte after the other, or many at once, for as long as somebody listens."""
+        handler.close_connection = True
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + (b"X-Slow: " if fault == "drip head" else b"\r\n"))
+        with contextlib.suppress(OSError):
+            while not self.closing.wait(0 if fault == "flood" else 0.02):
+                handler.wfile.write(b" " * (1 << 16 if fault == "flood" else 1))
 
     def refuse_key(self, handler: BaseHTTPRequestHandler) -> None:
         """As hosted servers do: the refused key stands in the message."""

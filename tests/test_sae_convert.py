@@ -219,7 +219,7 @@ def test_pickles_and_unknown_things_are_refused(tmp_path, parts):
         {n: parts[n].contiguous() for n in ("W_enc", "b_enc", "W_dec", "b_dec")}, tmp_path / "sae_weights.safetensors"
     )
     (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "gated"}))
-    with pytest.raises(UserError, match="gated: can't be expressed"):
+    with pytest.raises(UserError, match="architecture='gated' can't be expressed"):
         convert.load(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         convert.load("./nowhere")
@@ -233,7 +233,7 @@ def test_pickles_and_unknown_things_are_refused(tmp_path, parts):
     with pytest.raises(UserError, match="has a threshold"):
         convert.load(tmp_path / "bare")
     torch.save({"encoder.weight": parts["W_enc"].T, "encoder.bias": parts["b_enc"]}, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other\.pt: .* lacks 'decoder\.weight'"):
+    with pytest.raises(UserError, match=r"other\.pt: .* needs the tensor decoder\.weight"):
         convert.load(tmp_path / "other.pt")
 
 

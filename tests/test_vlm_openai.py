@@ -48,6 +48,20 @@ def test_through_every_fault_no_unit_is_lost_and_none_is_paid_twice(tmp_path):
     assert (total["attempts"], total["uncertain"]) == (28, 10)
 
 
+@pytest.mark.parametrize(
+    "fault, timeout, why",
+    [("drip", 1, "no answer within 1 s"), ("drip head", 1, "no answer within 1 s"), ("flood", 60, "more than 16 MB")],
+)
+def test_an_answer_without_an_end_is_cut_off_and_can_be_asked_for_again(tmp_path, fault, timeout, why):
+    """Each byte comes long before a read times out."""
+    with FaultServer(faults=lambda n: [fault]) as server:
+        with pytest.raises(UserError, match=f"{why}, after 1 attempts"):
+            ask(server, tmp_path, units=[0], n=1, retries=0, timeout=timeout)
+        rows, _ = ask(server, tmp_path, units=[0], n=1, retries=0, timeout=60)
+    assert (rows[0].status, rows[0].attempts, rows[0].uncertain) == ("answered", 2, 1)  # both runs' attempts
+    assert list(server.paid.values()) == [1]
+
+
 def test_a_unit_whose_attempts_are_used_up_fails_alone_and_is_asked_again(tmp_path):
     with FaultServer(faults=lambda n: ["500"] * 4 if n == 2 else []) as server:
         rows, total = ask(server, tmp_path, retries=2, concurrency=1)
@@ -83,8 +97,8 @@ def test_two_units_with_the_same_pictures_are_one_request_paid_once(tmp_path):
 
 
 def test_no_more_requests_are_under_way_than_allowed(tmp_path):
-    with FaultServer(faults=lambda n: ["late"], late=0.05) as server:
-        ask(server, tmp_path, concurrency=3, units=range(12), n=12)
+    with FaultServer(faults=lambda n: ["late"], late=0.4) as server:
+        ask(server, tmp_path, concurrency=3)
     assert 2 <= server.most_at_once <= 3
 
 

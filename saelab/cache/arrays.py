@@ -224,7 +224,7 @@ def _dataset(path: Path, key: str | None) -> Any:
 def _key(path: Path, key: str | None, names: list[str]) -> str:
     if key is None and len(names) == 1:
         return names[0]
-    if key not in names:
+    if key is None or key not in names:
         held = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "no dataset"
         raise UserError("key", key, f"{path} holds {held}", "name one of them" if names else "give another file")
     return key

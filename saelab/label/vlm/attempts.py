@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from saelab.errors import UserError
+from saelab.label.vlm.bounded import CutOff
 from saelab.label.vlm.completion import Broken, Completion, read
 from saelab.label.vlm.secret import Secret
 from saelab.label.vlm.text import one_line, readable
@@ -77,7 +78,7 @@ class Attempts:
             self.client.with_options(timeout=10.0).models.with_raw_response.list()
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise self._key_refused(error) from None
-        except openai.APIConnectionError as error:
+        except (CutOff, openai.APIConnectionError) as error:
             if not _reached(error):
                 raise self._no_server(error) from None
         except openai.OpenAIError:
@@ -104,8 +105,8 @@ class Attempts:
                 why, uncertain = str(error), uncertain + 1
             except openai.APITimeoutError as error:
                 why, uncertain = f"no answer within {self.client.timeout:g} s", uncertain + _reached(error)
-            except openai.APIConnectionError as error:
-                why, uncertain = f"the line was cut ({self._cause(error)})", uncertain + _reached(error)
+            except (CutOff, openai.APIConnectionError) as error:
+                why, uncertain = self._cut(error), uncertain + _reached(error)
             except openai.APIStatusError as error:
                 why = self._words(error)
                 if self._adapt(sent, error.status_code, why):
@@ -199,6 +200,11 @@ class Attempts:
     def _no_server(self, error: Exception) -> UserError:
         how = f"start one, for example: vllm serve {self.model}, or: transformers serve (docs/proposals.md)"
         return UserError("proposer.base_url", self.base_url, f"no server answers there ({self._cause(error)})", how)
+
+    def _cut(self, error: Exception) -> str:
+        """Why a line was cut: by us (newer clients pass our error on, older ones wrap it) or by the server."""
+        own = error if isinstance(error, CutOff) else error.__cause__
+        return str(own) if isinstance(own, CutOff) else f"the line was cut ({self._cause(error)})"
 
     def _cause(self, error: Exception) -> str:
         cause = error.__cause__ or error

@@ -23,6 +23,7 @@ from saelab.errors import UserError
 from saelab.label.proposal import Estimate
 from saelab.label.vlm import tokens
 from saelab.label.vlm.attempts import Attempts, Refused
+from saelab.label.vlm.bounded import bounded_client
 from saelab.label.vlm.cache import AnswerCache
 from saelab.label.vlm.chat import Picture, Reply, Request
 from saelab.label.vlm.completion import Completion, unfinished
@@ -38,12 +39,12 @@ class OpenAIChat:
     """Asks a model behind an OpenAI-compatible address, `concurrency` requests at a time.
 
     model: as the server names it. base_url: ends in /v1 as a rule. key_env: the environment variable that holds the
-    key, if the server wants one; the key is written nowhere. timeout: seconds for one answer. retries: further
-    attempts after 408, 409, 429, 5xx, time-outs, cut lines and broken answers, `backoff` seconds apart at first and
-    twice as long each time (at most 60, or what the server asks for). prices: dollars per million tokens.
-    picture_tokens: a rule of `tokens.picture_tokens`, for estimates only. cache: folder of bought answers. extra_body:
-    further fields of the request, for switches of the server's own, such as
-    {"chat_template_kwargs": {"enable_thinking": False}}. Redirects are not followed.
+    key, if the server wants one; the key is written nowhere. timeout: seconds for one attempt, from the connection to
+    the answer's last byte; answers may have 16 MB. retries: further attempts after 408, 409, 429, 5xx, time-outs, cut
+    lines and broken answers, `backoff` seconds apart at first and twice as long each time (at most 60, or what the
+    server asks for). prices: dollars per million tokens. picture_tokens: a rule of `tokens.picture_tokens`, for
+    estimates only. cache: folder of bought answers. extra_body: further fields of the request, for switches of the
+    server's own, such as {"chat_template_kwargs": {"enable_thinking": False}}. Redirects are not followed.
     """
 
     name = "openai"
@@ -228,7 +229,7 @@ class OpenAIChat:
             import openai
         except ImportError:
             raise UserError("proposer", "openai", "needs the openai package", "pip install 'saelab[vlm]'") from None
-        http = openai.DefaultHttpxClient(follow_redirects=False, timeout=timeout)
+        http = bounded_client(openai.DefaultHttpxClient, timeout)
         weakref.finalize(self, http.close)
         key = self.secret.key or "none"
         return openai.OpenAI(api_key=key, base_url=self.base_url, timeout=timeout, max_retries=0, http_client=http)

@@ -14,7 +14,7 @@ from saelab import cache
 from saelab.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from saelab.errors import UserError
 from saelab.label.assign import SCORERS
-from saelab.report import build, glossary, maps, pictures, reading, records, vlm_answers, write
+from saelab.report import build, glossary, held_out, maps, pictures, reading, records, vlm_answers, write
 
 
 @pytest.fixture(scope="module")
@@ -493,9 +493,10 @@ def test_hits_misses_and_false_alarms_are_those_of_the_test_photos(report, run):
     test, mine = run.images.ids("test").tolist(), run.images.ids("mine").tolist()
     split = 0
     for basis in run.bases:
-        for u, row in enumerate(basis.labels):
-            found, column = unit(report, run, basis.name, u)["held_out"], basis.acts[:, [u]].toarray().ravel()
+        for u, (row, found) in enumerate(zip(basis.labels, held_out.of_basis(run, basis), strict=True)):
+            column = basis.acts[:, [u]].toarray().ravel()
             true = {i for i in range(len(column)) if row["label"] in [*run.images.classes[i], *_words(run, i)]}
+            assert unit(report, run, basis.name, u)["held_out"] == write.rounded(found)
             if not true & set(test):
                 fires = [i for i in test if column[i] > 1e-6]
                 assert [i for i, _ in found["strongest"]] == sorted(fires, key=lambda i: -column[i])[:12]
@@ -503,15 +504,13 @@ def test_hits_misses_and_false_alarms_are_those_of_the_test_photos(report, run):
             threshold = found["threshold"]
             if threshold is not None:
                 best = max(_f1(column, true, mine, t) for t in {column[i] for i in mine})
-                assert _f1(column, true, mine, threshold * (1 - 1e-3)) == pytest.approx(best, abs=0.02)
-            fires = {
-                i for i in test if (column[i] > 1e-6 if threshold is None else column[i] >= threshold * (1 - 1e-3))
-            }
+                assert _f1(column, true, mine, threshold) == pytest.approx(best)
+            fires = {i for i in test if (column[i] > 1e-6 if threshold is None else column[i] >= threshold)}
             places = [true & fires, (true - fires) & set(test), fires - true]
             assert found["counts"][:3] == [len(p) for p in places] and sum(found["counts"]) == len(test)
             for name, ids in zip(("hits", "misses", "alarms"), places, strict=True):
                 assert {i for i, _ in found[name]} <= ids and len(found[name]) == min(len(ids), 6)
-                np.testing.assert_allclose([v for _, v in found[name]], [column[i] for i, _ in found[name]], rtol=1e-3)
+                assert [v for _, v in found[name]] == [column[i] for i, _ in found[name]]
             split += 1
     assert split > 40
 

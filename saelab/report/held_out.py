@@ -75,10 +75,9 @@ def _thresholds(basis: Basis, labels: list[str | None], stated: truth.Truth, min
     known = stated.known[torch.as_tensor(mine)].numpy()
     member, acts = stated.member[torch.as_tensor(mine[known])], basis.acts[mine[known]]
     found = np.full(len(labels), np.nan)
-    units = [u for u, label in enumerate(labels) if label is not None and label in stated.column]
-    for start in range(0, len(units), BLOCK):
-        some = units[start : start + BLOCK]
-        columns = torch.tensor([stated.column[labels[u] or ""] for u in some])
+    places = [(u, stated.column[text]) for u, text in enumerate(labels) if text is not None and text in stated.column]
+    for start in range(0, len(places), BLOCK):
+        some, columns = map(list, zip(*places[start : start + BLOCK], strict=True))
         dense = torch.from_numpy(acts[:, some].toarray())
         found[some] = metrics.best_f1_threshold(dense, member[:, columns]).numpy()
     return found

@@ -69,13 +69,14 @@ function meansOfAll(run, c) {
 function verdictOf(run, c) {
   const pairs = new Map(decisive(c).map(x => [`${x.pair.a}\t${x.pair.b}`, x.row]))
   const line = (question, css, ...text) => h("div.headline", { style: css ? `--c:${css}` : null }, h("p.question", null, question), ...text)
-  const hold = headlines(run, c).filter(a => a.family === "faithfulness").map(a => {
+  const answered = headlines(run, c).filter(a => a.family === "faithfulness")
+  const hold = answered.map(a => {
     const row = pairs.get(`${a.a}\t${a.b}`)
     const numbers = row && row.low !== null ? `${groupWords(c, a.a)} less ${lower(groupWords(c, a.b))}: ${format.number(row.difference, 3)}, 95 % interval ${format.number(row.low, 3)} to ${format.number(row.high, 3)}, corrected ${format.p(row.p_holm)}.` : a.why ? `${upper(a.why)}.` : ""
     return line("Do labels hold? All units", a.side ? groupHue(run, c, a.side) : null, h("p.serif", null, a.text, "."), numbers ? h("p.note", null, numbers) : null)
   })
   const coherent = headlines(run, c).filter(a => a.family === "coherence").map(a => line(families.coherence, a.side ? groupHue(run, c, a.side) : null, h("p.plainly", null, a.text, ".")))
-  return h("div.verdict", null, hold, hold.length ? line("Looked at in other ways", null, otherWays(c)) : null, coherent, controlsLine(run, c))
+  return h("div.verdict", null, hold, answered.some(a => a.verdict !== "refused") ? line("Looked at in other ways", null, otherWays(c)) : null, coherent, controlsLine(run, c))
 }
 
 /* Where another counting, matching, layer or pooling says something else, in its words. */

@@ -102,7 +102,7 @@ def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return function(*map(entered, args), **{name: entered(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
+        return function(*map(entered, args), **{name: entered(value) for name, value in kwargs.items()})
 
     return call
 

@@ -117,11 +117,11 @@ def _blocks(bounds: np.ndarray, d_in: int) -> Iterator[tuple[int, int]]:
 def _rows(array: Any, bounds: np.ndarray, first: int, last: int) -> np.ndarray:
     """The tokens of some images [tokens, d_in], in the array's own dtype: narrowing is the store's business."""
     if array.ndim == 2:
-        return np.require(block(array, slice(int(bounds[first]), int(bounds[last]))), requirements="CW")
+        return np.require(block(array, slice(int(bounds[first]), int(bounds[last]))), requirements=("C", "W"))
     part = block(array, slice(first, last))
     if part.ndim == 4:
         part = part.reshape(*part.shape[:2], -1).transpose(0, 2, 1)
-    return np.require(part.reshape(-1, part.shape[-1]), requirements="CW")
+    return np.require(part.reshape(-1, part.shape[-1]), requirements=("C", "W"))
 
 
 def _require_finite(rows: torch.Tensor, bounds: np.ndarray, first: int) -> None:

@@ -89,7 +89,7 @@ def _fit_head(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
                 shape = (outputs, *getattr(layer, name).shape[1:])
                 setattr(layer, name, nn.Parameter(getattr(layer, name).new_zeros(shape)))
     if heads and isinstance(getattr(model, "num_classes", None), int):
-        model.num_classes = other[f"{sorted(heads)[0]}.weight"][0]
+        setattr(model, "num_classes", other[f"{sorted(heads)[0]}.weight"][0])  # noqa: B010  (an attribute of timm's)
 
 
 def fetched(name: str, get: Callable[[], Any]) -> Any:

@@ -88,7 +88,9 @@ def _saelens_norm(source: Source, scaler: Config, d_in: int) -> tuple[str, float
         raise source.refuse("expected_average_only_in", "needs the scale of the input in training", remedy)
     if factor is not None and given is not None and abs(factor - given) > 1e-6 * factor:
         raise UserError("scale", given, f"{source.file.parent} says {factor:g}", "leave scale out")
-    return "none", float(factor if given is None else given)
+    known = factor if given is None else given
+    assert known is not None
+    return "none", float(known)
 
 
 def _saelens_threshold(source: Source) -> Tensor:
@@ -293,6 +295,4 @@ def saev(source: Source) -> SAE:
 
 def _four(source: Source) -> Weights:
     """The weights by their usual names, W_enc stored as [d_in, latents]."""
-    names = ("b_enc", "W_dec", "b_dec")
-    W_enc = source.take("W_enc")
-    return Weights(W_enc.T, *(source.take(name) for name in names))
+    return Weights(source.take("W_enc").T, source.take("b_enc"), source.take("W_dec"), source.take("b_dec"))

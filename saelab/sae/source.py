@@ -17,7 +17,7 @@ from saelab.errors import UserError
 from saelab.sae.model import SAE, Meta
 
 REMEDY = "see docs/sae.md for what can be read"
-_OFF = (None, False, 0, 0.0, "", "none", "None", [], {}, ())
+_OFF: tuple[Any, ...] = (None, False, 0, 0.0, "", "none", "None", [], {}, ())
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def build(source: Source, weights: Weights, rule: str, k: int = 0, **facts: Any)
         meta_source["transcoder"] = True
     _fold(weights)
     meta = Meta(rule, k, weights.input_norm, weights.prefixes, meta_source)
-    parts = (weights.W_enc, weights.b_enc, weights.W_dec, weights.b_dec)
-    return SAE(*(part.contiguous() for part in parts), meta, weights.threshold)
+    W_enc, W_dec = weights.W_enc.contiguous(), weights.W_dec.contiguous()
+    return SAE(W_enc, weights.b_enc.contiguous(), W_dec, weights.b_dec.contiguous(), meta, weights.threshold)
 
 
 def _fold(weights: Weights) -> None:

@@ -182,7 +182,7 @@ def test_without_all_latents_the_bias_and_the_error_are_left(norm, rule):
     own = sae(norm, rule)
     project = Projection(sae=own)
     left = TOKENS - sum(project.part(TOKENS, unit) for unit in range(own.latents))
-    _, undo = own.normed(TOKENS)
+    _, undo = own.normalize(TOKENS)
     error = TOKENS - own(TOKENS)
     torch.testing.assert_close(left, undo(own.b_dec.expand(40, -1)) + error, rtol=1e-5, atol=1e-5)
 
@@ -217,3 +217,29 @@ def test_a_transcoder_writes_elsewhere():
     own = SAE(**own.tensors(), meta=Meta(rule="topk", k=3, source={"transcoder": True}))
     with pytest.raises(UserError, match="another layer"):
         Projection(sae=own).writes(6)
+
+
+class Counting(nn.Module):
+    """Reads the number of its pictures off the input, as EfficientNet-Lite does before its classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.block = nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 6, 3, 2)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        images = x.shape[0]
+        return self.head(self.block(self.stem(x).relu()).relu().mean((2, 3)).view(images, -1))
+
+
+def test_a_model_that_counts_its_input_goes_on_from_tokens_all_the_same():
+    own = Host(Counting(), Transform(resize=(16, 16)), "counting")
+    batch = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert own.cuts("block")
+    kept = own.tokens(batch, ["block"])["block"]
+    torch.testing.assert_close(own.resume(kept, "block"), own.logits(batch))
+    edits = [lambda t: t * 0.5, lambda t: t + 1, lambda t: t]
+    many = own.fan_out(batch, "block", edits)
+    for n, edit in enumerate(edits):
+        torch.testing.assert_close(many[:, n], own.logits_with(batch, "block", edit))

@@ -50,7 +50,7 @@ class Host:
         self.model, self.transform, self.name = model.eval(), transform, name
         self.prefix = prefix_of(model) if prefix is None else prefix
         self._call = call or (lambda model, batch: model(batch))
-        self._cuts: dict[str, bool] = {}  # by layer, as far as tried
+        self._cuts: dict[str, str | None] = {}  # by layer, as far as tried; see saelab.hosts.splice
         self.digest = weights_digest(model)
 
     @property

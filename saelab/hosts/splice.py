@@ -7,7 +7,7 @@ the pictures through the layer's tokens alone. `cuts` finds that out by trying.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -25,13 +25,14 @@ SAME = 1e-4  # relative difference up to which two ways of computing logits agre
 
 
 def splice(
-    host: "Host", batch: Tensor, layer: str, replace: Replace, policy: str = "all", grad: bool = False
+    host: "Host", batch: Tensor, layer: str, replace: Replace, policy: str = "all", grad: bool = False, thin: int = 1
 ) -> Float[Tensor, "copies outputs"]:
     """The model's answer with the layer's kept tokens replaced by `replace(tokens)`.
 
     `replace` may return a multiple of the batch, picture after picture: the rest of the model then runs on all copies.
     `grad`: the answer carries a graph back to the tokens that `replace` was given, and parameters are left out of it.
-    Raises ValueError where `replace` returns tokens of another shape.
+    `thin`: the batch holds each picture so many times in a row, for models that count their input; only one of each
+    goes up to the layer. Raises ValueError where `replace` returns tokens of another shape.
     """
     places.check(layer, host.model, host._probe)
     patches = host._patches(*batch.shape[-2:])
@@ -41,7 +42,7 @@ def splice(
         choice = choose(policy, name, form, host.prefix, patches)
         return _edit(output, form, choice, replace, grad)
 
-    with places.tapped(host.model, [layer], see), _mode(host.model, grad):
+    with places.tapped(host.model, [layer], see), _mode(host.model, grad), _thinned(host.model, len(batch), thin):
         return host._answer(batch.clone() if grad and batch.is_inference() else batch)
 
 
@@ -51,16 +52,25 @@ def cuts(host: "Host", layer: str) -> bool:
     Tried once a layer: the tokens of two pictures, put in the place of another picture's, have to give the answers of
     the two. A layer inside a residual branch, whose skip goes round it, fails (or the sum of two batch sizes does).
     """
+    return _how(host, layer) is not None
+
+
+def _how(host: "Host", layer: str) -> str | None:
+    """How more copies than pictures go on from a layer: `free`; `counted`, the model counts its input; None: not."""
     if layer not in host._cuts:
         generator = torch.Generator().manual_seed(1)
         pictures = torch.randn(3, 3, *host.transform.size, generator=generator)
         with torch.inference_mode():
             own, kept = host._answer(pictures[:2]), host.tokens(pictures[:2], [layer])[layer]
-            try:
-                found = splice(host, pictures[2:], layer, lambda _: kept)
-            except (RuntimeError, ValueError, IndexError, AssertionError):  # sizes of two batches that don't fit
-                return host._cuts.setdefault(layer, False)
-        host._cuts[layer] = found.shape == own.shape and _agree(found, own)
+            host._cuts[layer] = None
+            for how, batch in (("free", pictures[2:]), ("counted", pictures[2:].expand(2, -1, -1, -1))):
+                try:
+                    found = splice(host, batch, layer, lambda _: kept, thin=len(batch))
+                except (RuntimeError, ValueError, IndexError, AssertionError):  # sizes of two batches that don't fit
+                    continue
+                if found.shape == own.shape and _agree(found, own):
+                    host._cuts[layer] = how
+                    break
     return host._cuts[layer]
 
 
@@ -74,8 +84,9 @@ def resume(
     if not cuts(host, layer):
         remedy = "choose the output of a whole block, or edit real passes with run() or fan_out()"
         raise UserError("layer", layer, "lies inside a branch: what follows needs more than its tokens", remedy)
-    blank = torch.zeros(1, 3, *host.transform.size)
-    return splice(host, blank, layer, lambda _: tokens, grad=grad)
+    count = len(tokens) if _how(host, layer) == "counted" else 1
+    blank = torch.zeros(1, 3, *host.transform.size).expand(count, -1, -1, -1)
+    return splice(host, blank, layer, lambda _: tokens, grad=grad, thin=count)
 
 
 def fan_out(
@@ -90,11 +101,32 @@ def fan_out(
 
     with torch.inference_mode():
         if cuts(host, layer):
-            answers = splice(host, batch, layer, copies, policy)
+            thin = count if _how(host, layer) == "counted" else 1
+            answers = splice(host, batch.repeat_interleave(thin, dim=0), layer, copies, policy, thin=thin)
         else:  # the pictures are repeated instead
             repeated = batch.repeat_interleave(count, dim=0)
             answers = splice(host, repeated, layer, lambda tokens: copies(tokens[::count]), policy)
     return answers.unflatten(0, (images, count))
+
+
+@contextmanager
+def _thinned(model: nn.Module, images: int, thin: int) -> Iterator[None]:
+    """While inside, the first part of the model that sees the batch gets every `thin`-th picture of it."""
+    waiting = [thin > 1]
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        if not waiting[0] or not args or not isinstance(args[0], Tensor) or len(args[0]) != images:
+            return None
+        waiting[0] = False
+        return (args[0][::thin], *args[1:])
+
+    leaves = [module for module in model.modules() if not any(module.children())] if thin > 1 else []
+    handles = [leaf.register_forward_pre_hook(hook) for leaf in leaves]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _edit(output: Tensor, form: Form, choice: Choice, replace: Replace, grad: bool) -> Tensor:

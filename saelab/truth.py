@@ -96,7 +96,9 @@ def from_descriptions(
     described = torch.tensor([bool(c) or bool(own) for c, own in zip(captions, classes)], dtype=torch.bool)
     column = {label: place[tuple(hits)] for label, hits in found.items()}
     names = tuple(" / ".join(map(_joined, hits)) for hits in concepts)
-    complete = bool(classes) and all(classes) and not any(captions)  # each picture has its class; nothing else is said
+    complete = (
+        bool(classes) and all(classes) and not any(captions)
+    )  # each picture has its class and no other description
     return Truth(member, column, names, described, f"captions and classes, {rule}", complete)
 
 

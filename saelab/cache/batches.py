@@ -1,7 +1,7 @@
 """Shuffled batches of tokens, as a pure function of (seed, epoch, step): nothing to save, nothing to restore.
 
 The order within an epoch is a keyed permutation that is computed row by row (a Feistel network with cycle walking),
-so that it costs no memory however many rows there are, and any batch can be had without those before it.
+so that it costs no memory however many rows there are, and any batch can be read without those before it.
 """
 
 import tempfile

@@ -9,7 +9,7 @@ def load(name: str, device: str = "cpu", seed: int = 0) -> Encoder:
 
     `seed` only matters where weights are `random` (`open_clip:ViT-B-32/random`, a control).
 
-    Raises UserError for an unknown kind, an unknown model or weights that can't be had.
+    Raises UserError for an unknown kind, an unknown model or missing weights.
     """
     kind, _, rest = name.partition(":")
     if kind == "conse":

@@ -1,7 +1,7 @@
 """Which metric on which split for which labels: the numbers of one basis, a row per unit.
 
-Thresholds and firing rates come from the `mine` split, every number that is claimed from `test`. A number that can't be
-had is NaN (null on disk), never 0; what it then counts as is said where averages are taken (`summarise`, `compare`).
+Thresholds and firing rates come from the `mine` split, every number that is claimed from `test`. An undefined
+number is NaN (null on disk), never 0; what it then counts as stands where averages are taken (`summarise`, `compare`).
 """
 
 from collections.abc import Sequence
@@ -183,7 +183,7 @@ def add_pixels(rows: list[dict[str, Any]], summary: dict[str, Any], iou: Float[T
 
 
 def over_all(entries: Sequence[dict[str, Any]], metric: str) -> list[float | None]:
-    """Every unit's number as it counts over *all* units: 0 without a label, and 0 where no correlation can be had
+    """Every unit's number as it counts over *all* units: 0 without a label, and 0 where no correlation exists
     because the unit is silent on the test images.
 
     None, to be left out and counted, where truth has nothing to say: the label has none, it holds on no test image, or

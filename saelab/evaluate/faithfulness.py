@@ -1,6 +1,6 @@
 """How well labels agree with their units: every number of label faithfulness, and what dealt-out labels reach.
 
-Thresholds come from the `mine` split, every number from `test`. A number that can't be had is NaN.
+Thresholds come from the `mine` split, every number from `test`. An undefined number is NaN.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Judges:
 def faithfulness(
     mine: Acts, test: Acts, texts: Sequence[str | None], evidence: Judges, splits: Splits
 ) -> dict[str, Float[Tensor, "units"]]:
-    """`FAITHFULNESS` of one label a unit, and `truth_images`; NaN where it can't be had.
+    """`FAITHFULNESS` of one label a unit, and `truth_images`; NaN where it is undefined.
 
     * `scs`: Pearson r of the activation with the judge's similarity of image and label, on test images.
     * `caption_r`: the same with the similarity of the image's caption and the label (captioned test images only).

@@ -124,7 +124,7 @@ def correlations(
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
-    """Columns of mean 0 and length 1, so that what is left of a constant one is told from rounding."""
+    """Columns of mean 0 and length 1, so that a constant one stands out from rounding."""
     centred = values - values.mean(0)
     return centred / np.maximum(np.linalg.norm(centred, axis=0), 1e-30)
 

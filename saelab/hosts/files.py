@@ -99,7 +99,7 @@ def fetched(name: str, get: Callable[[], Any]) -> Any:
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(
-            "host", name, f"can't be had: {why}", "set weights=random or to a local file or folder"
+            "host", name, f"is out of reach: {why}", "set weights=random or to a local file or folder"
         ) from error
 
 

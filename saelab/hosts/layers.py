@@ -25,7 +25,7 @@ ROOT = "output"
 
 @dataclass(frozen=True)
 class Layer:
-    """A place in a model whose tokens can be had."""
+    """A place in a model whose tokens can be taken."""
 
     name: str
     kind: str  # map, sequence or vector

@@ -29,7 +29,7 @@ def load(
     `weights`: `pretrained` (the library's own), `random` (seeded with `seed`: a control; `settle` gives its batch norms
     statistics), or a file or folder.
     `transform`: fields of `Transform` to override. `dtype`: float32, bfloat16 or float16; None: as loaded.
-    Raises UserError for a name, weights, dtype or device that can't be had.
+    Raises UserError for an unknown name, missing weights, and a dtype or device that is unusable here.
     """
     kind, _, rest = name.partition(":")
     loader = _LOADERS.get(kind) if rest else packaged.HOSTS.get(name)

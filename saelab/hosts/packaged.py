@@ -1,4 +1,4 @@
-"""Hosts whose weights a package registry carries, so that they can be had where no model hub is reached."""
+"""Hosts whose weights a package registry carries, available without access to a model hub."""
 
 import importlib
 from collections.abc import Callable

@@ -15,7 +15,7 @@ AT_ONCE = 64 << 20  # bytes read in one piece at most
 def read(spots: Sequence[Spot]) -> Iterator[bytes]:
     """The bytes of each picture, in order; neighbours in one file are fetched together.
 
-    Raises Changed where the bytes can't be had or are others than they were.
+    Raises Changed where the bytes are out of reach or have changed.
     """
     for group in _neighbours(spots):
         try:

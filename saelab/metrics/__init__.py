@@ -1,7 +1,7 @@
 """Metrics: pure functions, column by column. [images, units] in, [units] out; dense or CSR; any device.
 
 Label faithfulness is to be measured on images that were neither mined nor shown to a proposer. NaN means that a
-number can't be had (a constant column, no positive image), never 0.
+number is undefined (a constant column, no positive image), never 0.
 """
 
 from saelab.metrics.coherence import clarity, monosemanticity, polysemanticity, redundancy

@@ -120,7 +120,7 @@ class Source:
             )
 
     def k(self, *said: float | None) -> int:
-        """The number of latents kept, from where it is said; 0 where it isn't. The caller's must not contradict."""
+        """The number of latents kept, from where it stands; 0 where it doesn't. The caller's must not contradict."""
         known = [number for number in said if number]
         given = self.options.k
         if given and known and round(known[0]) != given:

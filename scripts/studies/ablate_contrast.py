@@ -43,7 +43,7 @@ def _first(run: Stages, place: int) -> dict[int, str]:
 
 
 def _judged(run: Stages, place: int, shared: list[int], labels: dict[int, str]) -> np.ndarray:
-    """[units, metrics] of the shared units' labels on the test split; NaN where a number can't be had."""
+    """[units, metrics] of the shared units' labels on the test split; NaN where a number is undefined."""
     splits = evaluate.Splits(run.images.ids("mine"), run.images.ids("test"))
     acts = units.UnitActivations.load(run.proposed[place].units.path)
     chosen = torch.tensor(shared)

@@ -15,7 +15,7 @@ log = logging.getLogger("saelab")
 
 
 class FetchFailed(Exception):
-    """The packages can't be had here; the text says why in a few words."""
+    """The packages are out of reach here; the text says why in a few words."""
 
 
 @dataclass(frozen=True)

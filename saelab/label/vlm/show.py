@@ -35,7 +35,7 @@ class Look:
             raise UserError("proposer.sheet_px", self.sheet_px, f"must be at least {sheets.SMALLEST}")
 
     def check(self, case: Case) -> None:
-        """Raise UserError where tiles of this style can't be had for these units."""
+        """Raise UserError where these units have no tiles of this style."""
         if self.tiles != "raw" and case.heat is None:
             raise UserError("proposer.tiles", self.tiles, "needs heat maps, which these units lack", "use tiles=raw")
 

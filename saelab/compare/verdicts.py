@@ -15,7 +15,7 @@ def role_of(metric: str, primary: str | None) -> str:
 
 
 def correct_all(results: Sequence[dict[str, Any]]) -> None:
-    """Give every row of the results (layers, poolings, further bases: all that is answered together) its Holm-corrected p.
+    """Give every row of the results (layers, poolings, further bases: all answered together) its Holm-corrected p.
 
     Families: the primary metric over all main pairs of all results, every unit named; the same for the controls; the
     coherence metrics over all main pairs, and over the controls; within a pair its secondary metrics, and the primary

@@ -57,8 +57,12 @@ class Reader:
         self.page = page
         self.page.on("console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", self._failed)
         self.page.on("request", self._local)
+
+    def _failed(self, request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # what a page still loads when the reader leaves it is given up
+            self.faults.append(f"failed: {request.url}")
 
     def _local(self, request) -> None:
         if not request.url.startswith(("data:", "blob:", f"file://{self.report}/")):
@@ -187,7 +191,7 @@ def test_a_models_answer_and_pictures_are_shown(browser, fixture):
     assert page.is_visible("pre:has-text('fits')") or page.is_visible("pre:has-text('concepts')")
     assert page.locator(".sheets img").count() == 2
     page.locator(".sheets img >> nth=1").scroll_into_view_if_needed()
-    page.wait_for_function("[...document.querySelectorAll('.sheets img')].every(i => i.naturalWidth > 200)")
+    page.wait_for_function("() => [...document.querySelectorAll('.sheets img')].every(i => i.naturalWidth > 200)")
     looked = page.locator(".looked figure")
     right = page.locator(".looked figure.right").count()
     assert f"{right} of {looked.count()} photos judged correctly" in page.inner_text("main")
@@ -219,7 +223,7 @@ def test_the_first_page_of_units_does_not_wait_for_the_whole_basis(browser, fixt
     reader.page.goto(f"file://{fixture}/units.html", wait_until="commit")
     reader.page.wait_for_selector(".units tbody tr:nth-child(20) td.name a")
     assert "24 units match" in reader.page.inner_text("[role=status]")
-    reader.page.wait_for_function("document.scripts.length > 10")
+    reader.page.wait_for_function("() => document.scripts.length > 10")
     assert held and reader.faults == []
     held[0].continue_()
     reader.page.wait_for_selector("main:not([aria-busy]) .plot svg")
@@ -310,11 +314,11 @@ def test_focus_stays_where_it_was_after_sorting_and_switching(browser, fixture):
     page.focus(".units th button:has-text('Fires on')")
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile("sort=firing_rate"))
-    page.wait_for_function("document.activeElement.dataset.key === 'firing_rate'")
+    page.wait_for_function("() => document.activeElement.dataset.key === 'firing_rate'")
     page.focus(".pager button:has-text('Next')")
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile("page=2"))
-    page.wait_for_function("document.activeElement.dataset.key === 'next'")
+    page.wait_for_function("() => document.activeElement.dataset.key === 'next'")
     page = reader.open("unit.html#neuron/2")
     page.focus(".modes >> text=heat map")
     page.keyboard.press("Enter")

@@ -34,13 +34,20 @@ def run(tmp_path_factory) -> Path:
         save_file({"images": World.of(crops()).e}, str(folder / "embeddings.safetensors"))
 
     made = artifacts.ensure(path.parent, "embeddings", "crops-pixels", {"of": "fixture"}, build)
-    for folder in (path.parent / "labels").iterdir():
-        if folder.is_dir():
+    facts = path.read_text()
+    for folder in sorted((path.parent / "labels").iterdir()):
+        if folder.is_dir():  # made again under the name of a recipe that names the embeddings
             recipe = artifacts.read_json(folder / "recipe.json") | {"encoder": made.digest}
-            artifacts.write_json(folder / "recipe.json", recipe)
-            sizes = artifacts.read_json(folder / "complete.json")
-            sizes["recipe.json"] = (folder / "recipe.json").stat().st_size
-            artifacts.write_json(folder / "complete.json", sizes)
+            listed = set(artifacts.read_json(folder / "complete.json")) - {"recipe.json"}
+
+            def copy(to: Path, folder: Path = folder, listed: set[str] = listed) -> None:
+                for name in listed:
+                    (to / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(folder / name, to / name)
+
+            again = artifacts.ensure(path.parent, "labels", folder.name.rpartition("-")[0], recipe, copy)
+            facts = facts.replace(f"labels/{folder.name}", f"labels/{again.path.name}")
+    path.write_text(facts)
     return path
 
 

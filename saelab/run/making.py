@@ -180,7 +180,7 @@ class Stages(Bases):
         if "sae" in self.config.bases:
             self.check_saes()
         self.check_layers()
-        if self.config.proposer.name == "tagger" and not self._tags:
+        if self.config.proposer.name == "tagger" and self._tagless:
             remedy = "use encoder=conse, or proposer=none, openai or transformers"
             raise UserError("proposer", "tagger", "reads the class probabilities that only ConSE gives", remedy)
         pipeline.check(self.label_settings)
@@ -190,9 +190,10 @@ class Stages(Bases):
     # ---- parts -------------------------------------------------------------------------------------------------
 
     @property
-    def _tags(self) -> bool:
-        """Does the encoder give the class probabilities that the tagger reads?"""
-        return self.given.encoder is None and self.config.encoder.name.partition(":")[0] == "conse"
+    def _tagless(self) -> bool:
+        """Does the encoder give no class probabilities, which the tagger reads?"""
+        kind = self.config.encoder.name.partition(":")[0]
+        return self.given.encoder is not None or kind in ("open_clip", "transformers")
 
     def _vectors(self, basis: Basis) -> torch.Tensor | None:
         """The layer's mean tokens, in which the mining rule `host` looks for contrasts."""

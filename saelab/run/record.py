@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab import __version__
-from saelab.artifacts import Artifact, read_json, write_json
+from saelab.artifacts import Artifact, plain, read_json, write_json
 from saelab.errors import UserError
 from saelab.run.basis import Basis
 from saelab.run.config import RunConfig
@@ -35,7 +35,7 @@ class Outcome:
 def write(outcome: Outcome, root: Path, name: str) -> Path:
     """Write <root>/<name>.json, with paths relative to it. A run that only reused keeps the record of its maker."""
     path = root / f"{name}.json"
-    record = _record(outcome, root, name)
+    record = plain(_record(outcome, root, name))
     made = {artifact.path for artifact in outcome.artifacts}
     if not (path.is_file() and len(record["reused"]) == len(made) and _same(read_json(path), record)):
         write_json(path, record)

@@ -114,13 +114,18 @@ def _listed(path: Path) -> dict[str, Any]:
     if not (path / "complete.json").is_file():
         raise UserError("artifact", path, "not a finished artifact (no complete.json)", "run its stage again")
     found = read_json(path / "complete.json")
-    entries = (
-        {k: {"bytes": v} if isinstance(v, int) else v for k, v in found.items()} if isinstance(found, dict) else {}
-    )
-    sound = all(isinstance(v, dict) and isinstance(v.get("bytes"), int) for v in entries.values())
-    if "recipe.json" not in entries or not sound or any(".." in Path(name).parts for name in entries):
+    found = found if isinstance(found, dict) else {}
+    sound = all(isinstance(v, int) for v in found.values()) or all(_is_entry(v) for v in found.values())
+    if "recipe.json" not in found or not sound or any(".." in Path(name).parts for name in found):
         raise damaged(path, "complete.json is not what was written")
-    return entries
+    return {name: {"bytes": value} if isinstance(value, int) else value for name, value in found.items()}
+
+
+def _is_entry(value: Any) -> bool:
+    """Is it what `entry` gives? A name that is missing or misspelt would leave out a comparison."""
+    if not isinstance(value, dict) or not isinstance(value.get("bytes"), int):
+        return False
+    return set(value) == {"bytes", "sha256"} | ({"head"} if value["bytes"] > HEAD else set())
 
 
 def _check_size(path: Path, name: str, entry: dict[str, Any]) -> int:

@@ -26,15 +26,22 @@ def nearest(word: Any, known: Sequence[str]) -> str:
     return f"did you mean {' or '.join(close)}? " if close else ""
 
 
-def make(kind: type[Kind], mapping: Mapping[str, Any], prefix: str = "") -> Kind:
+def make(
+    kind: type[Kind],
+    mapping: Mapping[str, Any],
+    prefix: str = "",
+    fixed: Mapping[str, Any] | None = None,
+    beside: Sequence[str] = (),
+) -> Kind:
     """The dataclass `kind` from a mapping: lists become tuples where the field is one.
 
-    `prefix` stands before a field's name in messages, such as `sae.train.`. Raises UserError for a name that `kind`
-    lacks, with the nearest ones it has, and for a value of another type.
+    `prefix` stands before a field's name in messages, such as `sae.train.`. `fixed` holds fields that the caller
+    fills: they are no settings. `beside` names settings of the same group that the caller has read already. Raises
+    UserError for a name that is no setting, with the nearest ones that are, and for a value of another type.
     """
-    hints = get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    made = {}
+    hints, made = get_type_hints(kind), dict(fixed or {})
+    known = [field.name for field in dataclasses.fields(kind) if field.name not in made]  # type: ignore[arg-type]
+    known += beside
     for name, value in mapping.items():
         if name not in known:
             near = nearest(name, known)

@@ -56,7 +56,7 @@ def test_every_preset_is_a_config_that_trains(preset):
 
 SLIPS = {
     "k": ("abc", r"sae\.k=abc: expected a whole number"),
-    "foo": (1, r"sae\.foo=1: there is no such setting; .*known: d_in, latents, rule"),
+    "foo": (1, r"sae\.foo=1: there is no such setting; .*known: latents, rule"),
     "lr": ("fast", r"sae\.lr=fast: expected a number or null"),
     "multi_topk": (1, r"sae\.multi_topk=1: expected true or false"),
     "expansion": (None, r"sae\.expansion=None: has to be a number"),

@@ -39,14 +39,17 @@ def main(cfg: DictConfig) -> None:
     made = stages(cfg)
     if dry_run(made):
         return
-    for basis in made.evaluated:
+    bases = made.evaluated
+    for note in made.notes:  # what was asked of a proposer and what it took
+        print(note)
+    for basis in bases:
         assert basis.labels is not None
         counted = pipeline.counts(pipeline.read(basis.labels.path))
         print(f"{basis.layer}  {basis.name}: {', '.join(f'{n} {status}' for status, n in sorted(counted.items()))}")
         for name, reason in pipeline.left_out(basis.labels.path).items():
             print(f"  without {name}: {reason}")
-    print(label_table(made.evaluated))
-    print(pixel_table(made.evaluated), end="")
+    print(label_table(bases))
+    print(pixel_table(bases), end="")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,6 @@ def test_saes_of_other_settings_and_of_a_random_host_join_the_comparison(picture
 
 
 def test_what_is_no_setting_of_an_sae_is_told_in_one_line(pictures, tmp_path):  # noqa: F811
-    for given, says in (("k=8", "is no setting of an SAE"), ("sae.kk=8", "known: rule")):
+    for given, says in (("k=8", "is no setting of an SAE"), ("sae.kk=8", "known: latents, rule")):
         done = run("compare", tmp_path / "runs", pictures, f'also=["{given}"]', check=False)
         assert done.returncode == 2 and says in done.stderr and len(done.stderr.strip().splitlines()) == 1

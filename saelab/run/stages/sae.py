@@ -29,8 +29,9 @@ def sae_configs(given: Mapping[str, Any], d_in: int, seeds: Sequence[int]) -> tu
         if not isinstance(expansion, int | float):
             raise UserError("sae.expansion", expansion, "has to be a number where sae.latents is null")
         latents = round(expansion * d_in)
-    sized = own | {"d_in": d_in, "latents": latents}
-    return [settings.make(SAEConfig, sized | {"seed": seed}, "sae.") for seed in seeds], train
+    own["latents"] = latents
+    filled = [{"d_in": d_in, "seed": seed} for seed in seeds]
+    return [settings.make(SAEConfig, own, "sae.", fixed, beside=("expansion", "train")) for fixed in filled], train
 
 
 def check_sae(given: Mapping[str, Any]) -> None:

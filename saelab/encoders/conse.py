@@ -7,17 +7,20 @@ scenes. Its worth is that it needs no hub.
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from saelab import hosts
-from saelab.artifacts import digest, file_digest
+from saelab.artifacts import digest, ensure, file_digest
 from saelab.encoders.sentences import PACKAGED, SentenceEncoder, packaged_minilm
+from saelab.images.user_cache import user_cache
 from saelab.names import imagenet_definitions, imagenet_names
 
 
@@ -53,8 +56,20 @@ class ConSE:
 
     @cached_property
     def classes(self) -> Float[Tensor, "classes d_text"]:
-        """The sentence vector of "class name: definition" for each of the 1000 classes."""
-        return self.sentences.embed_sentences(_class_texts())
+        """The sentence vector of "class name: definition" for each of the 1000 classes.
+
+        They depend on packages alone, so they are kept for all runs of this user.
+        """
+        recipe = {key: self.recipe[key] for key in ("encoder", "sentences", "classes")}
+
+        def build(folder: Path) -> None:
+            save_file({"classes": self.sentences.embed_sentences(_class_texts())}, str(folder / "classes.safetensors"))
+
+        try:
+            kept = ensure(user_cache(), "vectors", "imagenet classes", recipe, build)
+        except OSError:  # nothing can be written there
+            return self.sentences.embed_sentences(_class_texts())
+        return load_file(str(kept.path / "classes.safetensors"))["classes"]
 
     def transform(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """The classifier's own transform."""

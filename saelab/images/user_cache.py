@@ -1,4 +1,4 @@
-"""Where saelab keeps what it fetched for this user: pictures, never results."""
+"""Where saelab keeps what it fetched for this user: pictures, and vectors that packages alone decide; never results."""
 
 import os
 from pathlib import Path

@@ -1,9 +1,9 @@
 """What a user reads after a slip on the command line: one line, with the nearest names that exist."""
 
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "quickstart.py"
@@ -21,7 +21,7 @@ SLIPS = {
 @pytest.mark.parametrize("slip", SLIPS)
 def test_a_slip_is_told_in_one_line(slip, tmp_path):
     command = [sys.executable, str(SCRIPT), "images=folder", "proposer=none", f"root={tmp_path / 'runs'}", slip]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = commands.run(command, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(SLIPS[slip]) and len(done.stderr.splitlines()) == 1, done.stderr
 
@@ -39,13 +39,8 @@ def test_a_root_that_is_a_file_is_told_in_one_line(tmp_path):
         "host.weights=random",
         "label.mining.k=1",
     ]
-    done = subprocess.run(
-        [*command, f"root={tmp_path / 'runs'}", "encoder.name=open_clip:ViT-B-32/random", "proposer=none", "workers=0"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    command += [f"root={tmp_path / 'runs'}", "encoder.name=open_clip:ViT-B-32/random", "proposer=none", "workers=0"]
+    done = commands.run(command, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "Not a directory" in done.stderr.splitlines()[-1] and "root=PATH" in done.stderr.splitlines()[-1]
 

@@ -1,9 +1,9 @@
 """The effects stage of a run: from a caller's own model to rows, a table and the command; stopped and gone on with."""
 
 import dataclasses
-import subprocess
 import sys
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -185,5 +185,5 @@ def test_the_command_prints_a_line_a_basis_and_what_it_leaves_out(made):
 
 def test_the_command_without_a_run_is_one_line(tmp_path):
     command = [sys.executable, "-m", "saelab.cli.main", "effects", "run=nowhere.json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = commands.run(command, cwd=tmp_path)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "is not there" in done.stderr

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from small_images import coloured
@@ -142,18 +143,12 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 def run(folder: Path, root: str, *settings: str, processes: int = 1, **more: str) -> subprocess.CompletedProcess:
     """The script to its end; in a real torchrun where there are several processes."""
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run(
-        [*start, *command(folder, root, *settings)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment(folder, **more),
-        timeout=PATIENCE,
-        check=False,
-    )
+    start, env = [sys.executable], environment(folder, **more)
+    if processes == 1:
+        return commands.run([*start, *command(folder, root, *settings)], cwd=folder, env=env)
+    start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start += command(folder, root, *settings)
+    return subprocess.run(start, capture_output=True, text=True, cwd=folder, env=env, timeout=PATIENCE, check=False)
 
 
 def with_cache(folder: Path, root: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from report_fixture import World, crops, write_run
@@ -61,7 +62,7 @@ def openai(server: FaultServer, *more: str) -> tuple[str, ...]:
 
 def verify(run: Path, *more: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "OPENAI_API_KEY": "sk-very-secret", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(run, *more), capture_output=True, text=True, env=env, check=False)
+    return commands.run(command(run, *more), env=env)
 
 
 def rows(run: Path, basis: str, test: str, proposer: str = "openai") -> list[dict]:

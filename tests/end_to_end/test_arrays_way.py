@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import commands
 import numpy as np
 import pytest
 from small_images import coloured
@@ -25,7 +26,7 @@ def run(place, name: str, *more: str) -> subprocess.CompletedProcess:
     start = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), f"arrays.activations={place / 'acts.npy'}"]
     start += ["images=folder", f"images.root={place / 'pictures'}", f"root={place / 'runs'}", *SMALL]
     start += ["encoder.name=open_clip:ViT-B-32/random", "proposer=none", "label.vocabulary=[classes]", *more]
-    return subprocess.run(start, capture_output=True, text=True, cwd=place, check=False)
+    return commands.run(start, cwd=place)
 
 
 def test_every_command_takes_them(place):

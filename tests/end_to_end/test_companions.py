@@ -1,9 +1,9 @@
 """`compare.py also=... random_host=true`: SAEs of other settings and of a random host, in one comparison."""
 
 import json
-import subprocess
 import sys
 
+import commands
 import pytest
 from test_scripts import ROOT, pictures, run  # noqa: F401  (a fixture)
 
@@ -38,7 +38,7 @@ def test_saes_of_other_settings_and_of_a_random_host_join_the_comparison(picture
     again = run("compare", root, pictures, *WITH)
     assert again.stdout == first.stdout and "building" not in again.stderr
     script = str(ROOT / "scripts" / "report.py")
-    done = subprocess.run([sys.executable, script, f"run={root / 'small.json'}"], capture_output=True, text=True)
+    done = commands.run([sys.executable, script, f"run={root / 'small.json'}"])
     assert done.returncode == 0, done.stderr
     assert (root / "report" / "small" / "index.html").is_file()
 

@@ -2,10 +2,10 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from saelab import images, truth
@@ -27,7 +27,7 @@ def measured(folder: Path, *more: str) -> tuple[list[dict], str]:
 def script(name: str, folder: Path, *more: str) -> str:
     """What a script prints, run to its end."""
     given = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), f"root={folder / 'runs'}", *SETTINGS, *more]
-    done = subprocess.run(given, capture_output=True, text=True, cwd=folder, check=False)
+    done = commands.run(given, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import tiny_clip
@@ -43,7 +44,7 @@ def label(root: Path, pictures: Path, model: str, *more: str) -> subprocess.Comp
     """label.py on one image-text model, which is the host and the encoder."""
     start = [sys.executable, str(ROOT / "scripts" / "label.py"), f"images.root={pictures}", f"root={root}"]
     given = [*start, *SETTINGS, *LABELLING, f"host.name={model}", f"encoder.name={model}", *more]
-    return subprocess.run(given, capture_output=True, text=True, check=False)
+    return commands.run(given)
 
 
 @pytest.fixture(scope="module", params=LAYERS)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ def command(script: str, folder: Path, pictures: Path, *more: str) -> list[str]:
 def run(script: str, folder: Path, pictures: Path, *more: str, check: bool = True) -> subprocess.CompletedProcess:
     """That command, run to its end."""
     given = command(script, folder, pictures, *more)
-    done = subprocess.run(given, capture_output=True, text=True, cwd=folder.parent, check=False)
+    done = commands.run(given, cwd=folder.parent)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

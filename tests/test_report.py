@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_fixture import ASKED, UNITS, write_run
 
-from saelab import cache
+from saelab import cache, integrity
 from saelab.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from saelab.errors import UserError
 from saelab.label.assign import SCORERS
@@ -194,7 +194,7 @@ def test_a_lost_picture_is_listed_and_the_rest_shown(run_json, tmp_path):
     shutil.copytree(read_json(images / "images.json")["root"], tmp_path / "photos")
     facts = read_json(images / "images.json") | {"root": str(tmp_path / "photos")}
     write_json(images / "images.json", facts)
-    sizes = read_json(images / "complete.json") | {"images.json": (images / "images.json").stat().st_size}
+    sizes = read_json(images / "complete.json") | {"images.json": integrity.entry(images / "images.json")}
     write_json(images / "complete.json", sizes)
     (tmp_path / "photos" / "00003.jpg").unlink()
     out = build(copy, tmp_path / "report").parent

@@ -17,7 +17,7 @@ from report_fixture import World, crops, write_run
 from safetensors.torch import save_file
 from servers import FaultServer
 
-from saelab import artifacts
+from saelab import artifacts, integrity
 from saelab.label.selection import choose
 from saelab.report import reading
 from saelab.units import UnitActivations
@@ -225,7 +225,7 @@ def test_a_unit_that_the_scorer_can_not_judge_is_left_out_of_the_second_look(run
     found[unit]["final"] = next(iter(found[unit]["scores"]))
     artifacts.write_jsonl(file, found)
     sizes = artifacts.read_json(file.with_name("complete.json"))
-    artifacts.write_json(file.with_name("complete.json"), sizes | {"labels.jsonl": file.stat().st_size})
+    artifacts.write_json(file.with_name("complete.json"), sizes | {"labels.jsonl": integrity.entry(file)})
     with FaultServer(answer=lambda question: ANSWER) as server:
         done = verify(copy, *openai(server, "bases=[neuron]", "tests=[second_look]"))
     assert done.returncode == 0, done.stderr

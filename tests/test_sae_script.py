@@ -227,7 +227,7 @@ def test_wandb_without_login_is_written_offline_and_goes_on_under_its_id_after_a
 
 @pytest.mark.slow
 def test_torchrun_gives_the_result_of_one_process_and_goes_on_after_one_of_two_is_killed(place):
-    settings = ("+sae.train.steps=300", "sae.train.checkpoint_every=20", "+sae.train.log_every=10")
+    settings = ("+sae.train.steps=120", "sae.train.checkpoint_every=20", "+sae.train.log_every=10")
     for root in ("alone", "two"):
         with_cache(place, root)
     assert run(place, "alone", *settings).returncode == 0

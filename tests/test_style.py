@@ -51,7 +51,7 @@ def test_the_library_knows_neither_hydra_nor_wandb_and_nothing_unpickles():
 
 
 FEW = 7
-NUMBERS = dict(enumerate("Eight Nine Ten Eleven Twelve Thirteen Fourteen Fifteen".split(), FEW + 1))
+NUMBERS = dict(enumerate(["Eight", "Nine", "Ten", "Eleven", "Twelve", "Thirteen", "Fourteen", "Fifteen"], FEW + 1))
 
 
 def unexplained(source: str) -> list[str]:

@@ -1,6 +1,6 @@
 """One look into every file of a set: its hash, size and appearance, or why it can't be used.
 
-What a look told is kept in the user's cache by content hash: opening a large set again costs reading and hashing its
+What a look finds is kept in the user's cache by content hash: opening a large set again costs reading and hashing its
 files, not decoding them.
 """
 

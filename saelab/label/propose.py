@@ -99,8 +99,8 @@ def _vlm(backend: str, **settings: Any) -> Proposer:
     from saelab.label.vlm.proposer import VLMProposer
     from saelab.label.vlm.show import Look
 
-    look = Look(**_taken(settings, [field.name for field in dataclasses.fields(Look)]))
-    question = _taken(settings, ["prompt", "guided", "shown", "max_tokens"])
+    look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
+    question = _take(settings, ["prompt", "guided", "shown", "max_tokens"])
     return VLMProposer(load_chat(backend, **settings), look, **question)
 
 
@@ -122,7 +122,7 @@ def load_chat(name: str, **settings: Any) -> "Chat":
     raise UserError("chat", name, "must be one of recorded, openai, transformers")
 
 
-def _taken(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _take(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: settings.pop(name) for name in names if name in settings}
 
 
@@ -198,6 +198,7 @@ def run(
     positives gets a row of status "no_positives". When `budget` is used up, the remaining units get no row. Raises
     UserError for a folder that holds proposals of another recipe, where all units that were asked failed, and for what
     stops the proposer itself (no server, a refused key); what had been answered until then is on disk.
+    Ten parameters: who is asked about what, where it is written, and five settings with defaults.
     """
     folder = Path(folder)
     ledger = Ledger(folder, "proposals", _recipe(proposer, exemplars, images, mode, seed))

@@ -60,6 +60,17 @@ def test_scripts_and_files_that_a_page_names_exist(page):
     assert missing == []
 
 
+def test_names_that_contributing_sends_to_a_file_stand_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)` of `([\w/]+\.py)`", text)
+    assert {"FAMILIES", "RULES", "_LOADERS", "CHATS", "Chat", "FAITHFULNESS", "METRICS", "PAGES"} <= {
+        n for n, _ in named
+    }
+    for name, file in [*named, ("Scorer", "saelab/label/scorers/scorer.py")]:
+        defined = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^(class {name}\b|def {name}\b|{name}\b.* = )", defined, re.M), f"{name} in {file}"
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if p.parent == ROOT], ids=lambda page: page.stem)
 def test_links_of_pages_outside_the_site_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))

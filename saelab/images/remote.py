@@ -1,6 +1,10 @@
 """Files that may lie elsewhere, read in parts: local paths, http(s), and whatever fsspec opens (s3://, gs://, hf://).
 
 A stretch of bytes with its hash stands for one picture within a large file. Nothing that is read is kept on disk.
+
+http(s) has a client of its own, for what fsspec's doesn't promise: a part never takes more memory than was asked for
+(fsspec reads the whole body of an answer that ignores Range); a server that ignores it is refused; failures that may
+pass are tried again, and others keep their status (fsspec's `size` calls every one a file that isn't found).
 """
 
 import http.client

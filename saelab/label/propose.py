@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from saelab.label.vlm.chat import Chat
 
 __all__ = [
+    "CHATS",
     "Exemplars",
     "Proposal",
     "Proposer",
@@ -64,18 +65,13 @@ __all__ = [
 
 
 def load_proposer(name: str, **settings: Any) -> Proposer | None:
-    """A proposer by name: none (returns None), tagger, recorded, openai, transformers.
+    """A proposer by name: none (returns None), tagger, or a backend of vision-language models in CHATS.
 
     `settings` are those listed in conf/proposer/<name>.yaml, save `name`, `mode` and `units`, which are the run's.
     Raises UserError for a name or a setting that does not exist, and for values that can't be.
     """
-    makers: dict[str, Callable[..., Proposer | None]] = {
-        "none": lambda: None,
-        "tagger": _tagger,
-        "recorded": partial(_vlm, "recorded"),
-        "openai": partial(_vlm, "openai"),
-        "transformers": partial(_vlm, "transformers"),
-    }
+    makers: dict[str, Callable[..., Proposer | None]] = {"none": lambda: None, "tagger": _tagger}
+    makers |= {backend: partial(_vlm, backend) for backend in CHATS}
     if name not in makers:
         raise UserError("proposer", name, f"must be one of {', '.join(makers)}")
     try:
@@ -105,21 +101,32 @@ def _vlm(backend: str, **settings: Any) -> Proposer:
 
 
 def load_chat(name: str, **settings: Any) -> "Chat":
-    """A backend of vision-language models by name (recorded, openai, transformers), to ask it other things."""
-    if name == "recorded":
-        from saelab.label.vlm.recorded import RecordedChat
+    """A backend of vision-language models by its name in CHATS, to ask it other things. Raises UserError."""
+    if name not in CHATS:
+        raise UserError("chat", name, f"must be one of {', '.join(CHATS)}")
+    return CHATS[name](**settings)
 
-        return RecordedChat(**settings)
-    if name == "transformers":
-        from saelab.label.vlm.transformers import TransformersChat
 
-        return TransformersChat(**settings)
-    if name == "openai":
-        from saelab.label.vlm.openai import OpenAIChat
-        from saelab.label.vlm.tokens import Prices
+def _recorded(**settings: Any) -> "Chat":
+    from saelab.label.vlm.recorded import RecordedChat
 
-        return OpenAIChat(prices=Prices(**(settings.pop("prices", None) or {})), **settings)
-    raise UserError("chat", name, "must be one of recorded, openai, transformers")
+    return RecordedChat(**settings)
+
+
+def _openai(prices: dict[str, Any] | None = None, **settings: Any) -> "Chat":
+    from saelab.label.vlm.openai import OpenAIChat
+    from saelab.label.vlm.tokens import Prices
+
+    return OpenAIChat(prices=Prices(**(prices or {})), **settings)
+
+
+def _transformers(**settings: Any) -> "Chat":
+    from saelab.label.vlm.transformers import TransformersChat
+
+    return TransformersChat(**settings)
+
+
+CHATS: dict[str, Callable[..., "Chat"]] = {"recorded": _recorded, "openai": _openai, "transformers": _transformers}
 
 
 def _take(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """All scorers on planted worlds and on real photos with class truth: the tables of docs/scorers.md.
 
-    python scripts/scorer_study.py [--cache FOLDER] [--permutations 40] [--only worlds|photos|sizes]
+    python scripts/studies/scorer_study.py [--cache FOLDER] [--permutations 40] [--only worlds|photos|sizes]
 
 Needs the shared data in the folder SAELAB_SHARED: planted.py and images/tiny-imagenet-val.
 Tokens, embeddings, SAEs and each finished part of the tables (study.json) are kept in the cache folder: a killed run

@@ -101,7 +101,7 @@ def part(file: str, start: int, stop: int) -> bytes:
     return _retry(file, lambda: _whole_part(file, start, stop))
 
 
-class Stream(io.RawIOBase):
+class Sequential(io.RawIOBase):
     """A file from `start` on, front to back, in pieces; a line that is cut is taken up where it was."""
 
     def __init__(self, file: str, start: int, total: int, piece: int = 8 << 20) -> None:
@@ -160,7 +160,7 @@ class Seekable(io.RawIOBase):
 
 def stream(file: str, start: int, total: int) -> BinaryIO:
     """A file of `total` bytes from `start` on, to be read once, front to back."""
-    return io.BufferedReader(Stream(file, start, total))
+    return io.BufferedReader(Sequential(file, start, total))
 
 
 def is_remote(file: str) -> bool:

@@ -136,7 +136,7 @@ def _row(shard: int, found: Found) -> dict[str, Any]:
 def _read_scan(row: dict[str, Any]) -> Scan:
     small = np.frombuffer(base64.b64decode(row["small"]), np.uint8).reshape(duplicates.SMALL, duplicates.SMALL, 3)
     width, height = row["size"]
-    return Scan(row["sha256"], (width, height), duplicates.Look(row["bits"], row["mirrored"], small))
+    return Scan(row["sha256"], (width, height), duplicates.Appearance(row["bits"], row["mirrored"], small))
 
 
 def _short(files: list[str]) -> list[str]:

@@ -70,7 +70,7 @@ def ask(
             ledger.add(question.row(item, reply))
             bar.update()
 
-        earlier = paid([kept["record"] for kept in ledger.kept.values()])
+        earlier = restore_replies([kept["record"] for kept in ledger.kept.values()])
         wanted: Iterable[Item] = todo
         if budget is not None:
             wanted = budget.admit(todo, lambda item: chat.estimate(question.outline(item)), found, earlier)
@@ -87,7 +87,7 @@ def ask(
     return rows
 
 
-def spent(rows: Sequence[Row]) -> dict[str, Any]:
+def sum_spending(rows: Sequence[Row]) -> dict[str, Any]:
     """Requests, tokens and money of these rows' answers, each request once; cost: None where one lacks."""
     bought = {row.record["request"]: row.record for row in rows if row.status != "failed"}.values()
     costs = [record["cost"] for record in bought]
@@ -101,7 +101,7 @@ def spent(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def paid(records: Sequence[dict[str, Any]]) -> list[Reply]:
+def restore_replies(records: Sequence[dict[str, Any]]) -> list[Reply]:
     """What answers took, from the records of their rows, as a budget counts it."""
     counts = [{name: count(record[name]) for name in ("prompt_tokens", "completion_tokens")} for record in records]
     return [Reply(None, **record | own) for record, own in zip(records, counts, strict=True)]

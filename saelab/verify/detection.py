@@ -22,7 +22,7 @@ from saelab.label.selection import Budget
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
-from saelab.verify.asking import Question, ask, spent
+from saelab.verify.asking import Question, ask, sum_spending
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -169,7 +169,7 @@ def detection_summary(rows: Sequence[Detection]) -> dict[str, Any]:
         for name in ("balanced_accuracy", "f1")
     }
     status = dict(sorted(Counter(row.status for row in rows).items()))
-    return {"units": len(rows), "status": status, **mean, **spent(rows)}
+    return {"units": len(rows), "status": status, **mean, **sum_spending(rows)}
 
 
 def _request(own: DetectionSet, photos: Sequence[str | Picture], template: str) -> Request:

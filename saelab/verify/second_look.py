@@ -15,7 +15,7 @@ from saelab.label.selection import Budget
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
-from saelab.verify.asking import Question, ask, spent
+from saelab.verify.asking import Question, ask, sum_spending
 
 PROMPT, MAX_TOKENS = "second_look", 50
 CHOICE_SCHEMA: dict[str, Any] = {
@@ -101,7 +101,7 @@ def choice_estimate(
 def choice_summary(rows: Sequence[Choice]) -> dict[str, Any]:
     """Counts per status, and what was spent."""
     status = dict(sorted(Counter(row.status for row in rows).items()))
-    return {"units": len(rows), "status": status, **spent(rows)}
+    return {"units": len(rows), "status": status, **sum_spending(rows)}
 
 
 def _shuffle(candidates: Sequence[str], unit: int, seed: int) -> tuple[str, ...]:

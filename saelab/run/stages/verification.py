@@ -16,7 +16,7 @@ from saelab.label.proposal import Case, Estimate, HeatMap
 from saelab.label.vlm.proposer import VLMProposer
 from saelab.report import reading
 from saelab.run.config import ProposerSettings
-from saelab.verify.asking import paid
+from saelab.verify.asking import restore_replies
 
 CODE = 1  # version of this stage; part of every recipe
 TESTS = ("detect", "second_look")
@@ -100,7 +100,7 @@ class Verification:
             artifacts.write_json(self.folder / "recipe.json", self.recipe)
             for test in self.tests:
                 line, records = self._detect(budget) if test == "detect" else self._second_look(budget)
-                budget = budget and budget.less(paid(records))
+                budget = budget and budget.less(restore_replies(records))
                 lines.append([self.basis.name, test, *line])
         return lines, budget
 

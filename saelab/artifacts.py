@@ -84,12 +84,12 @@ def ensure(root: Path | str, stage: str, name: str, recipe: Any, build: Callable
     recipe = plain(recipe)
     final = folder(root, stage, name, recipe)
     if final.exists():
-        return _reused(final, recipe)
+        return _reuse(final, recipe)
     partial = final.with_name(final.name + ".partial")
     final.parent.mkdir(parents=True, exist_ok=True)
     with locked(final.with_name(final.name + ".lock")):
         if final.exists():
-            return _reused(final, recipe)
+            return _reuse(final, recipe)
         log.info("%s %s", "resuming" if partial.exists() else "building", final)
         partial.mkdir(exist_ok=True)
         clear_temporary(partial)
@@ -145,7 +145,7 @@ def clear_temporary(folder: Path) -> None:
             path.unlink()
 
 
-def _reused(final: Path, recipe: Any) -> Artifact:
+def _reuse(final: Path, recipe: Any) -> Artifact:
     if digest(check_whole(final)) != digest(recipe):
         raise damaged(final, "recipe.json is another's")
     log.info("reused  %s", final)

@@ -1,4 +1,4 @@
-"""The one exception that users see: a mistake that they can mend, told in one line."""
+"""The one exception that users see: a mistake that they can mend, in one line."""
 
 
 class UserError(Exception):

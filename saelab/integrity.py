@@ -26,7 +26,7 @@ def check_whole(path: Path) -> Any:
     Compared are the folder's name with its recipe, the size of every file, and contents: SHA-256 of the first 256 MB
     (top files before those in folders, small before large), of the first megabyte of larger files. `verify` reads all.
     """
-    entries = _listed(path)
+    entries = _list_files(path)
     recipe = read_json(path / "recipe.json")
     if digest(recipe)[:10] != path.name.rpartition("-")[2]:
         raise damaged(path, "its recipe.json is not the one in its name")
@@ -42,7 +42,7 @@ def check_whole(path: Path) -> Any:
 def check_file(path: Path) -> None:
     """Compare one file with the `complete.json` beside it, if there is one. Raises UserError where it is damaged."""
     if (path.parent / "complete.json").is_file():
-        entry = _listed(path.parent).get(path.name)
+        entry = _list_files(path.parent).get(path.name)
         if entry is not None:
             _check_size(path.parent, path.name, entry)
             _check_contents(path.parent, path.name, entry)
@@ -70,7 +70,7 @@ def _problems(folder: Path) -> list[str]:
     if not (folder / "complete.json").is_file() and folder.parent.name in OPEN_ENDED and folder.is_dir():
         return []  # answers are added to it; nothing is written down to compare them with
     try:
-        entries = _listed(folder)
+        entries = _list_files(folder)
         check_whole(folder)
     except UserError as error:
         return [str(error)]
@@ -107,7 +107,7 @@ def entry(path: Path) -> dict[str, Any]:
     return {"bytes": size, "sha256": file_digest(path)} | head
 
 
-def _listed(path: Path) -> dict[str, Any]:
+def _list_files(path: Path) -> dict[str, Any]:
     """What complete.json says of each file: `{"bytes", "sha256", "head"}`, or the size alone (older artifacts)."""
     if not path.is_dir():
         raise UserError("artifact", path, "there is no such folder", "run the stage that makes it first")
@@ -168,11 +168,11 @@ def _known_hash(path: Path, limit: int | None) -> str:
     state = path.stat()
     if abs(time.time() - state.st_mtime) < FRESH:
         return _hash(path, limit)
-    return _remembered(path, limit, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return _remember_hash(path, limit, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _remembered(path: Path, limit: int | None, *state: int) -> str:
+def _remember_hash(path: Path, limit: int | None, *state: int) -> str:
     return _hash(path, limit)
 
 

@@ -46,7 +46,7 @@ def make(
         if name not in known:
             near = nearest(name, known)
             raise UserError(prefix + name, value, "there is no such setting", f"{near}known: {', '.join(known)}")
-        made[name] = _checked(prefix + name, value, hints[name])
+        made[name] = _check(prefix + name, value, hints[name])
     return kind(**made)
 
 
@@ -55,20 +55,20 @@ def check(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> None:
     hints = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, bounds = getattr(settings, field.name), ranges.get(field.name)
-        _checked(f"{prefix}{field.name}", value, hints[field.name], _bounded(bounds))
+        _check(f"{prefix}{field.name}", value, hints[field.name], _say_bounds(bounds))
         if bounds is not None and value is not None and not bounds[0] <= value <= bounds[1]:
             kind = "a whole number" if isinstance(value, int) else "a number"
-            raise UserError(f"{prefix}{field.name}", value, f"expected {kind}{_bounded(bounds)}")
+            raise UserError(f"{prefix}{field.name}", value, f"expected {kind}{_say_bounds(bounds)}")
 
 
-def _bounded(bounds: Range | None) -> str:
+def _say_bounds(bounds: Range | None) -> str:
     if bounds is None:
         return ""
     low, high = bounds
     return f" of at least {low:g}" if high == float("inf") else f" from {low:g} to {high:g}"
 
 
-def _checked(setting: str, value: Any, hint: Any, bounds: str = "") -> Any:
+def _check(setting: str, value: Any, hint: Any, bounds: str = "") -> Any:
     options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = [get_origin(option) or option for option in options]
     if value is None and type(None) in kinds:

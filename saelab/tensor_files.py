@@ -23,7 +23,7 @@ def read(file: Path | io.BytesIO, setting: str, name: str | Path) -> tuple[dict[
     if isinstance(file, Path) and file.suffix == ".safetensors":
         tensors, metadata = read_safetensors(file, setting)
         return tensors, metadata
-    found = _unpickled(file, setting, name)
+    found = _unpickle(file, setting, name)
     beside: dict[str, Any] = {}
     for key in WRAPPERS:
         if isinstance(found.get(key), dict):
@@ -64,7 +64,7 @@ def pointer(file: Path) -> str:
     return "a web page, saved in place of the file" if head.lstrip()[:5].lower() in (b"<!doc", b"<html") else ""
 
 
-def _unpickled(file: Path | io.BytesIO, setting: str, name: str | Path) -> dict[Any, Any]:
+def _unpickle(file: Path | io.BytesIO, setting: str, name: str | Path) -> dict[Any, Any]:
     """The dict in a PyTorch file, unpickled with PyTorch's list of harmless types."""
     again = "fetch or copy it again"
     try:

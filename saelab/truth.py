@@ -81,7 +81,7 @@ def from_descriptions(
         raise UserError(
             "truth", f"{len(captions)} captions", f"there are {len(classes)} lists of classes", "give one each"
         )
-    wanted = {label: _wanted(label, rule) for label in dict.fromkeys(labels)}
+    wanted = {label: _list_phrases(label, rule) for label in dict.fromkeys(labels)}
     known = {phrase for phrases in wanted.values() for phrase in phrases}
     images_of: dict[str, list[int]] = {}
     for image, (caption, own) in enumerate(zip(captions, classes)):
@@ -95,7 +95,7 @@ def from_descriptions(
         member[sorted({image for part in hits for image in images_of[part]}), i] = True
     described = torch.tensor([bool(c) or bool(own) for c, own in zip(captions, classes)], dtype=torch.bool)
     column = {label: place[tuple(hits)] for label, hits in found.items()}
-    names = tuple(" / ".join(map(_joined, hits)) for hits in concepts)
+    names = tuple(" / ".join(map(_join, hits)) for hits in concepts)
     complete = (
         bool(classes) and all(classes) and not any(captions)
     )  # each picture has its class and no other description
@@ -125,7 +125,7 @@ def _word_key(word: str) -> str:
     return key(word) or word
 
 
-def _joined(phrase: str) -> str:
+def _join(phrase: str) -> str:
     """A key as people write it: without spaces between the characters of a script that has none."""
     parts = phrase.split()
     gaps = ["" if is_unspaced(a) and is_unspaced(b) else " " for a, b in itertools.pairwise(parts)]
@@ -136,7 +136,7 @@ def _synonyms(name: str) -> list[str]:
     return list(dict.fromkeys(k for k in [_key(name), *map(_key, name.split(","))] if k))
 
 
-def _wanted(label: str, rule: str) -> list[str]:
+def _list_phrases(label: str, rule: str) -> list[str]:
     """The phrases of which any makes a label true."""
     whole = _key(label)
     parts = whole.split()

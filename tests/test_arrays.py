@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saelab import arrays, cache
-from saelab.cache.batches import Batches, spooled
+from saelab.cache.batches import Batches, spool
 from saelab.errors import UserError
 from saelab.label import assign, mine
 from saelab.sae import SAE, Meta, SAEConfig, TrainConfig, fit
@@ -146,7 +146,7 @@ def test_chunks_of_any_dtypes_keep_every_ones_numbers(dtypes: list[str]) -> None
         chunks.append(forms[kind](x) if kind in forms else x.astype(kind))
         expected.append(arrays.as_matrix(chunks[-1]).float())
     rows = torch.cat(expected)
-    assert torch.equal(Batches(spooled(iter(chunks)), 1).read(np.arange(len(rows))), rows)
+    assert torch.equal(Batches(spool(iter(chunks)), 1).read(np.arange(len(rows))), rows)
 
 
 def test_training_and_firing_follow_the_scale_of_the_numbers() -> None:

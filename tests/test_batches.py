@@ -6,22 +6,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saelab.cache.batches import Batches, permuted
+from saelab.cache.batches import Batches, permute
 from saelab.errors import UserError
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 50))
 def test_the_order_is_a_permutation(n, seed, epoch):
-    order = permuted(np.arange(n, dtype=np.uint64), n, seed, epoch)
+    order = permute(np.arange(n, dtype=np.uint64), n, seed, epoch)
     assert np.array_equal(np.sort(order), np.arange(n))
     place = n // 2
-    assert permuted(np.array([place], dtype=np.uint64), n, seed, epoch)[0] == order[place], "no place needs the others"
+    assert permute(np.array([place], dtype=np.uint64), n, seed, epoch)[0] == order[place], "no place needs the others"
 
 
 def test_the_order_is_well_mixed_and_changes_with_seed_and_epoch():
     n = 20_000
-    orders = [permuted(np.arange(n, dtype=np.uint64), n, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    orders = [permute(np.arange(n, dtype=np.uint64), n, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     for order in orders:
         assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 0.03
         assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.03
@@ -39,7 +39,7 @@ def test_each_epoch_takes_each_row_once_and_steps_are_pure():
         seen = torch.cat([batches.batch(epoch * 10 + i) for i in range(10)]).flatten().tolist()
         assert len(set(seen)) == 100
     assert torch.equal(batches.batch(17), Batches(x, 10, seed=4).batch(17))
-    ahead = list(batches.prefetched(5, 12))
+    ahead = list(batches.prefetch(5, 12))
     assert len(ahead) == 7 and all(torch.equal(b, batches.batch(5 + i)) for i, b in enumerate(ahead))
 
 

@@ -74,7 +74,7 @@ def test_moments_survive_an_offset_that_cancels() -> None:
     tokens = torch.randn(3000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e7
     merged = passes.Moments.none(2)
     for part in tokens.split(7):
-        merged = merged.merged(passes.Moments.of(part))
+        merged = merged.merge(passes.Moments.of(part))
     torch.testing.assert_close(merged.mean, tokens.mean(0), rtol=1e-14, atol=0)
     torch.testing.assert_close(merged.m2 / 3000, tokens.var(0, correction=0), rtol=1e-7, atol=0)
 

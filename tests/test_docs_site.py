@@ -36,8 +36,20 @@ def prose(page: Path) -> list[tuple[int, str]]:
 def test_page_is_wrapped_and_in_plain_words(page):
     for number, line in prose(page):
         assert len(line) <= 120, f"{page.name}:{number} has {len(line)} columns"
-    text = re.sub(r"\s+", " ", page.read_text(encoding="utf-8")).lower()
-    assert [phrase for phrase in STIFF if re.search(rf"(?<!\w){re.escape(phrase)}\b", text)] == []
+    assert stiff(page.read_text(encoding="utf-8")) == []
+
+
+def stiff(text: str) -> list[str]:
+    """Phrases of STIFF in a text, broken over lines or not."""
+    flat = re.sub(r"[\s#]+", " ", text).lower()
+    return [phrase for phrase in STIFF if re.search(rf"(?<!\w){re.escape(phrase)}\b", flat)]
+
+
+def test_docstrings_messages_and_configs_are_in_plain_words():
+    assert stiff("Labels that can\n    # be had here; it IS TOLD in one line.") == ["can be had", "is told"]
+    files = [*(ROOT / "saelab").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml"), *(ROOT / "scripts").rglob("*.py")]
+    found = {str(file.relative_to(ROOT)): stiff(file.read_text(encoding="utf-8")) for file in files}
+    assert {name: phrases for name, phrases in found.items() if phrases} == {}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -46,6 +58,17 @@ def test_scripts_and_files_that_a_page_names_exist(page):
     named = set(re.findall(r"(?<![\w/.])(?:scripts|tests|conf|docs|examples|saelab)/[\w./-]*[\w/]", text))
     missing = [name for name in sorted(named) if not (ROOT / name).exists() and not re.search("NAME|MODULE", name)]
     assert missing == []
+
+
+def test_names_that_contributing_sends_to_a_file_stand_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)` of `([\w/]+\.py)`", text)
+    assert {"FAMILIES", "RULES", "_LOADERS", "CHATS", "Chat", "FAITHFULNESS", "METRICS", "PAGES"} <= {
+        n for n, _ in named
+    }
+    for name, file in [*named, ("Scorer", "saelab/label/scorers/scorer.py")]:
+        defined = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^(class {name}\b|def {name}\b|{name}\b.* = )", defined, re.M), f"{name} in {file}"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.parent == ROOT], ids=lambda page: page.stem)

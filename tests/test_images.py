@@ -309,7 +309,7 @@ def test_grouping_equals_its_brute_force_twin():
     for i in range(60):
         small = np.clip(centres[i % 6] + rng.integers(-14, 15, (16, 16, 3)), 0, 255).astype(np.uint8)
         bits = [int(x) for x in rng.integers(0, 2**16, 2)]
-        looks.append(duplicates.Look(bits[0], bits[1], small))
+        looks.append(duplicates.Appearance(bits[0], bits[1], small))
         hashes.append(str(i % 59))
     near = np.eye(60, dtype=bool)
     for i in range(60):

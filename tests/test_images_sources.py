@@ -254,10 +254,10 @@ def test_a_copy_that_was_broken_off_goes_on_where_it_stopped(cache):
             yield hubs.Item(png(picture(i)), ".png", f"number {i}", ())
 
     with pytest.raises(KeyboardInterrupt):
-        hubs.copied("set", {"of": "this test"}, lambda start: items(start, 5), "", None)
+        hubs.copy_items("set", {"of": "this test"}, lambda start: items(start, 5), "", None)
     (table,) = (cache / "pictures").glob("set-*.partial/pictures.jsonl")
     table.write_text(table.read_text()[:-9])  # and the last line was cut off
-    listing = hubs.copied("set", {"of": "this test"}, items, "", None)
+    listing = hubs.copy_items("set", {"of": "this test"}, items, "", None)
     assert asked == [0, 4]
     assert [e.caption for e in listing.entries] == [f"number {i}" for i in range(9)]
     for i, entry in enumerate(listing.entries):

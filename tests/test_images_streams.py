@@ -305,10 +305,10 @@ def test_addresses_of_other_kinds_and_copies_over_http(cache, shards):
 
 
 def test_braces_and_names_of_shards():
-    assert remote.expanded("https://h/{0..1}/a-{008..010}.tar") == [
+    assert remote.expand_braces("https://h/{0..1}/a-{008..010}.tar") == [
         f"https://h/{d}/a-{n}.tar" for d in (0, 1) for n in ("008", "009", "010")
     ]
-    assert remote.expanded("plain.tar") == ["plain.tar"]
+    assert remote.expand_braces("plain.tar") == ["plain.tar"]
 
 
 def test_killed_and_run_again_from_the_command_line(cache, shards, tmp_path):

@@ -186,7 +186,7 @@ def _copied(root: Path, tmp: Path) -> None:
     os.environ["SAELAB_CACHE"] = str(root)
     items = [hubs.Item(bytes([i]) * 9, ".png", f"number {i}", name=str(i)) for i in range(5)]
     items[2] = hubs.Item(b"", "", name="two", problem="no picture")
-    listing = hubs.copied("set", {"of": "kills"}, lambda start: iter(items[start:]), "", None)
+    listing = hubs.copy_items("set", {"of": "kills"}, lambda start: iter(items[start:]), "", None)
     assert len(listing.entries) == 4 and listing.skipped == [("two", "no picture")]
 
 

@@ -1,6 +1,7 @@
 """The whole tree passes the linter, the formatter and the type checker."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,43 @@ def test_the_library_knows_neither_hydra_nor_wandb_and_nothing_unpickles():
             if isinstance(node, ast.Call):
                 given = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
                 assert given.get("weights_only", True) is True and not given.get("allow_pickle", False), where
+
+
+FEW = 7
+NUMBERS = dict(enumerate(["Eight", "Nine", "Ten", "Eleven", "Twelve", "Thirteen", "Fourteen", "Fifteen"], FEW + 1))
+
+
+def unexplained(source: str) -> list[str]:
+    """Public functions of more than seven parameters whose docstring gives no reason ("Nine parameters: ...")."""
+
+    def walk(body: list[ast.stmt], inside: str, about: str):
+        for node in body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield from walk(node.body, f"{inside}{node.name}.", ast.get_docstring(node) or "")
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                made = node.name in ("__init__", "__call__")
+                if made or not node.name.startswith("_"):
+                    yield f"{inside}{node.name}", node, about if made else ""
+
+    missing = []
+    for name, node, about in walk(ast.parse(source).body, "", ""):
+        given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = len([argument for argument in given if argument.arg not in ("self", "cls")])
+        doc = about + (ast.get_docstring(node) or "")
+        if count > FEW and not re.search(rf"\b{NUMBERS.get(count, count)} parameters: \w", doc):
+            missing.append(f"{name} ({count})")
+    return missing
+
+
+def test_public_functions_of_more_than_seven_parameters_say_why():
+    eight = "a, b, c, d, e, f, g, h"
+    assert unexplained(f"def f({eight}): ...\ndef _f({eight}): ...\ndef g(a, *b, c, d, e, f, g, **h): ...") == ["f (8)"]
+    assert unexplained(f"class A:\n    def __init__(self, {eight}): ...\n    def g(self, {eight}): ...") == [
+        "A.__init__ (8)",
+        "A.g (8)",
+    ]
+    assert unexplained(f"class A:\n    'Eight parameters: so.'\n    def __init__(self, {eight}): ...") == []
+    assert unexplained(f"def f({eight}):\n    'Nine parameters: so.'") == ["f (8)"]
+    files = sorted((ROOT / "saelab").rglob("*.py"))
+    found = {str(path.relative_to(ROOT)): unexplained(path.read_text(encoding="utf-8")) for path in files}
+    assert {path: names for path, names in found.items() if names} == {}

@@ -62,7 +62,7 @@ def test_any_member_of_a_completion_gets_its_type(content, reasoning, model, rea
 @given(JSON, st.dictionaries(st.sampled_from(list(Completion.__dataclass_fields__)), JSON))
 def test_any_file_of_the_cache_is_a_completion_or_nothing(row, fields):
     for own in (row, {"text": row} | fields):
-        found = completion.kept(own)
+        found = completion.restore(own)
         assert found is not None or not isinstance(own, dict) or "text" not in own
         if found is not None:
             well_formed(found)

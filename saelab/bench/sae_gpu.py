@@ -40,7 +40,7 @@ def measured(case: str, config: SAEConfig, batch: int, device: str, rounds: int)
     waits = _waits(lambda: trainer.step(x))
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
     left, right = x.bfloat16(), trainer.weights["W_enc"].bfloat16().T
-    product, own = alternate(_finished(lambda: left @ right), _finished(lambda: trainer.step(x)), rounds)
+    product, own = alternate(_wait_for(lambda: left @ right), _wait_for(lambda: trainer.step(x)), rounds)
     del left, right
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -49,7 +49,7 @@ def measured(case: str, config: SAEConfig, batch: int, device: str, rounds: int)
     return {**record(case, own, product, batch, peak / MB), "screened": trainer.screened, "waits": waits}
 
 
-def _finished(work: Callable[[], Any]) -> Callable[[], None]:
+def _wait_for(work: Callable[[], Any]) -> Callable[[], None]:
     def run() -> None:
         work()
         if torch.cuda.is_available():

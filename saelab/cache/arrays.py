@@ -41,7 +41,7 @@ def adopt(
     """
     if dtype not in layout.STORED:
         raise UserError("dtype", dtype, "unknown", f"known: {', '.join(layout.STORED)}")
-    array = _opened(activations, key)
+    array = _open(activations, key)
     bounds = _bounds(array, offsets)
     count, d_in = len(bounds) - 1, int(array.shape[1] if array.ndim in (2, 4) else array.shape[2])
     if images is not None and len(images) != count:
@@ -93,7 +93,7 @@ def _copy(folder: Path, array: Any, bounds: np.ndarray, mine: np.ndarray, dtype:
             }
             for name, (row, value) in values.items():
                 layout.write_at(file.fileno(), places[name].offset + row * places[name].row_bytes, value.numpy())
-            moments = moments.merged(Moments.of(stored[np.repeat(mine[first:last], lengths)]))
+            moments = moments.merge(Moments.of(stored[np.repeat(mine[first:last], lengths)]))
     narrow.finish()
     count = np.array([moments.tokens])
     values_at_end = {
@@ -151,7 +151,7 @@ def _bounds(array: Any, offsets: Any) -> np.ndarray:
     if offsets is None:
         tokens = {2: 1, 3: array.shape[1], 4: int(np.prod(array.shape[2:]))}[array.ndim]
         return np.arange(array.shape[0] + 1, dtype=np.int64) * tokens
-    bounds = native(np.asarray(_opened(offsets, None, "offsets"))).astype(np.int64)
+    bounds = native(np.asarray(_open(offsets, None, "offsets"))).astype(np.int64)
     whole = array.ndim == 2 and bounds.ndim == 1 and bounds.size > 1
     if not whole or bounds[0] != 0 or bounds[-1] != array.shape[0] or (np.diff(bounds) < 1).any():
         ends = tuple(bounds.ravel()[[0, -1]].tolist()) if bounds.size else ()
@@ -160,7 +160,7 @@ def _bounds(array: Any, offsets: Any) -> np.ndarray:
     return bounds
 
 
-def _opened(source: Any, key: str | None, setting: str = "activations") -> Any:
+def _open(source: Any, key: str | None, setting: str = "activations") -> Any:
     """An array-like with shape, ndim and slices; files are mapped or read as they are sliced."""
     if not isinstance(source, str | Path):
         return _on_cpu(sliceable(source, setting))

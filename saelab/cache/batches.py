@@ -62,7 +62,7 @@ class Batches:
         """
         epoch, inside = divmod(step, self.steps_per_epoch)
         places = np.arange(inside * self.batch_size, (inside + 1) * self.batch_size, dtype=np.uint64)
-        rows = permuted(places, self.n_tokens, self.seed, epoch)
+        rows = permute(places, self.n_tokens, self.seed, epoch)
         rows = np.sort(rows if self.rows is None else self.rows[rows])  # a batch has no order, and disks do
         if world > 1:
             if len(rows) % world:
@@ -80,7 +80,7 @@ class Batches:
             self._name_the_culprit(x, rows)
         return x
 
-    def prefetched(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[Float[Tensor, "batch d_in"]]:
+    def prefetch(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Batches first..last-1, each read by another thread while the one before is in use."""
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(self.batch, first, rank, world) if first < last else None
@@ -98,7 +98,7 @@ class Batches:
             raise UserError("activations", self.name, f"row {row} holds NaN or an infinity", remedy)
 
 
-def spooled(chunks: Iterable[Any], most: int | None = None) -> Float[np.ndarray, "tokens d_in"]:
+def spool(chunks: Iterable[Any], most: int | None = None) -> Float[np.ndarray, "tokens d_in"]:
     """Tokens that come in arrays or tensors [n, d_in], as a memory map over a temporary file without a name.
 
     An iterator goes by once; from the file its tokens can be shuffled, gone through again and found after a kill. The
@@ -115,7 +115,7 @@ def spooled(chunks: Iterable[Any], most: int | None = None) -> Float[np.ndarray,
         part = block(chunk, slice(0, None if most is None else most - seen))
         wide = np.promote_types(dtype, part.dtype if part.dtype.kind == "f" else np.float32)
         if wide != dtype and seen:
-            file = _widened(file, (seen, chunk.shape[1]), dtype, wide)
+            file = _widen(file, (seen, chunk.shape[1]), dtype, wide)
         width, dtype = chunk.shape[1], wide
         file.write(np.ascontiguousarray(part, dtype=dtype).tobytes())
         seen += len(part)
@@ -127,7 +127,7 @@ def spooled(chunks: Iterable[Any], most: int | None = None) -> Float[np.ndarray,
     return np.memmap(file, dtype=dtype, mode="r", shape=(seen, width))
 
 
-def _widened(file: IO[bytes], shape: tuple[int, int], dtype: np.dtype, wide: np.dtype) -> IO[bytes]:
+def _widen(file: IO[bytes], shape: tuple[int, int], dtype: np.dtype, wide: np.dtype) -> IO[bytes]:
     """The rows of a file in another dtype, in a file of their own that is open at its end."""
     file.flush()
     rows, copy = np.memmap(file, dtype=dtype, mode="r", shape=shape), tempfile.TemporaryFile()  # noqa: SIM115
@@ -136,7 +136,7 @@ def _widened(file: IO[bytes], shape: tuple[int, int], dtype: np.dtype, wide: np.
     return copy
 
 
-def permuted(places: np.ndarray, n: int, seed: int, epoch: int) -> Int[np.ndarray, "places"]:
+def permute(places: np.ndarray, n: int, seed: int, epoch: int) -> Int[np.ndarray, "places"]:
     """Where each of `places` (0..n-1) goes in the permutation of (seed, epoch): a bijection of 0..n-1, int64."""
     half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
@@ -152,11 +152,11 @@ def permuted(places: np.ndarray, n: int, seed: int, epoch: int) -> Int[np.ndarra
 def _feistel(value: np.ndarray, keys: np.ndarray, half: int, mask: np.uint64) -> np.ndarray:
     left, right = value >> np.uint64(half), value & mask
     for key in keys:
-        left, right = right, left ^ (_mixed(right + key) & mask)
+        left, right = right, left ^ (_mix(right + key) & mask)
     return (left << np.uint64(half)) | right
 
 
-def _mixed(value: np.ndarray) -> np.ndarray:
+def _mix(value: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64: every output bit depends on every input bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

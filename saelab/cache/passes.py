@@ -64,7 +64,7 @@ class Moments(NamedTuple):
             x = rows.to(torch.float64)
             mean = x.mean(0)
             if len(x):
-                whole = whole.merged(cls(len(x), mean.cpu(), (x - mean).square_().sum(0).cpu()))
+                whole = whole.merge(cls(len(x), mean.cpu(), (x - mean).square_().sum(0).cpu()))
         return whole
 
     @classmethod
@@ -72,7 +72,7 @@ class Moments(NamedTuple):
         """Of nothing."""
         return cls(0, torch.zeros(d_in, dtype=torch.float64), torch.zeros(d_in, dtype=torch.float64))
 
-    def merged(self, other: "Moments") -> "Moments":
+    def merge(self, other: "Moments") -> "Moments":
         """Of both together."""
         total = self.tokens + other.tokens
         if not other.tokens or not self.tokens:
@@ -114,7 +114,7 @@ class LayerWriter:
         for name, values in (("pooled_max", part.pooled_max), ("pooled_mean", part.pooled_mean)):
             layout.write_at(self.file, self.places[name].offset + first * self.places[name].row_bytes, values)
         self._checksum.update(part.tokens.data.cast("B"))
-        self._moments = self._moments.merged(part.moments)
+        self._moments = self._moments.merge(part.moments)
         shard, last = first // self.shard_images, int(part.images[-1])
         if last + 1 == min((shard + 1) * self.shard_images, self.n_images):
             os.fsync(self.file)
@@ -208,7 +208,7 @@ def sample(plan: Plan, image: int) -> np.ndarray:
     return np.sort(generator.choice(plan.total, plan.stored, replace=False))
 
 
-def merged_records(folder: Path, shards: int) -> tuple[Moments, list[str]]:
+def merge_records(folder: Path, shards: int) -> tuple[Moments, list[str]]:
     """The moments of all shards, merged in their order, and the shards' checksums."""
     from safetensors import safe_open
 
@@ -217,7 +217,7 @@ def merged_records(folder: Path, shards: int) -> tuple[Moments, list[str]]:
         with safe_open(str(record(folder, shard)), "pt") as file:
             own = Moments(int(file.get_tensor("count")[0]), file.get_tensor("mean"), file.get_tensor("m2"))
             checksums.append(file.metadata()["sha256"])
-        moments = own if moments is None else moments.merged(own)
+        moments = own if moments is None else moments.merge(own)
     assert moments is not None
     return moments, checksums
 

@@ -23,7 +23,7 @@ class Ranks:
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
-    def led(self, lead: Callable[[], None], follow: Callable[[Any], None]) -> None:
+    def run(self, lead: Callable[[], None], follow: Callable[[Any], None]) -> None:
         """Rank 0 runs `lead`; the others run `follow(work)` for everything it hands out with `hand_out`, until it ends.
 
         If `lead` raises, the others raise a UserError with its message.
@@ -43,7 +43,7 @@ class Ranks:
         try:
             lead()
         except BaseException as error:
-            self._receive(("error", _told(error)))
+            self._receive(("error", _describe(error)))
             raise
         self._receive(("end", None))
 
@@ -56,12 +56,12 @@ class Ranks:
         own: BaseException | None = None
         try:
             action()
-        except BaseException as error:  # told to the others first: they would wait for ever
+        except BaseException as error:  # the others hear of it first: they would wait for ever
             own = error
-        told = self._gather(None if own is None else _told(own))
+        failures = self._gather(None if own is None else _describe(own))
         if own is not None:
             raise own
-        for rank, failure in enumerate(told):
+        for rank, failure in enumerate(failures):
             if failure is not None:
                 setting, value, expected, remedy = failure
                 raise UserError(setting, value, f"{expected} (in process {rank})", remedy)
@@ -85,7 +85,7 @@ class Ranks:
         return values
 
 
-def _told(error: BaseException) -> tuple[str, str, str, str]:
+def _describe(error: BaseException) -> tuple[str, str, str, str]:
     if isinstance(error, UserError):
         return error.setting, str(error.value), error.expected, error.remedy
     return "process", type(error).__name__, " ".join(str(error).split())[:300] or "ended", "run again: it resumes"

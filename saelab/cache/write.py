@@ -16,7 +16,7 @@ import numpy as np
 
 from saelab import artifacts
 from saelab.cache import layout
-from saelab.cache.passes import LayerWriter, Plan, merged_records, pending, plan_of, record, run_pass
+from saelab.cache.passes import LayerWriter, Plan, merge_records, pending, plan_of, record, run_pass
 from saelab.cache.ranks import Ranks
 from saelab.cache.store import ActivationCache
 from saelab.errors import UserError
@@ -63,6 +63,7 @@ def write(
     `tokens_per_image`: keep so many, drawn without replacement by (seed, image id); pooled values still see all.
     Raises UserError for an unknown layer, a policy that it can't give, too little disk, values beyond the dtype; what
     was written by then stays, and the next call goes on from there.
+    Ten parameters: images, host, layers and root are enough; the others are settings of a notebook's one call.
     """
     _check(images, dtype, tokens_per_image, batch_size)
     names = host.resolve([layers] if isinstance(layers, str) else layers)
@@ -80,7 +81,7 @@ def write(
             root, "activations", wanted, lambda folders: _fill(job, {order[i]: f for i, f in folders.items()})
         )
 
-    job.ranks.led(make, lambda work: _write_shards(job, *work))
+    job.ranks.run(make, lambda work: _write_shards(job, *work))
     return {n: ActivationCache(artifacts.folder(root, "activations", f"{host.name}-{n}", recipes[n])) for n in names}
 
 
@@ -178,7 +179,7 @@ def _write_shards(job: _Pass, folders: dict[str, str], shards: list[int], shard_
 def _finish(folder: Path, count: int, shard_images: int, plan: Plan) -> None:
     """Statistics and checksums from the shards' records; then the records go."""
     shards = -(-count // shard_images)
-    moments, checksums = merged_records(folder, shards)
+    moments, checksums = merge_records(folder, shards)
     variance = (moments.m2 / moments.tokens).numpy()
     with layout.full_disk(folder, "finished shards are kept"):
         values = {"mean": moments.mean.numpy(), "variance": variance, "count": np.array([moments.tokens], dtype="<i8")}

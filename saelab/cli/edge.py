@@ -71,7 +71,7 @@ def command(
                 return print_help(name, sys.modules[main.__module__].__doc__ or "", Help(settings, examples))
             sys.argv[1:] = [own for given in sys.argv[1:] for own in _spell(given)]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would else print over several lines
-            return _started(start, name)
+            return _start(start, name)
 
         return wrapped
 
@@ -145,7 +145,7 @@ def _prepare() -> None:
         print(f"# {' '.join(HydraConfig.get().overrides.task) or 'as configured'}", flush=True)
 
 
-def _started(start: Callable[[], None], name: str) -> None:
+def _start(start: Callable[[], None], name: str) -> None:
     try:
         start()
     except HydraException as error:

@@ -15,8 +15,6 @@ from saelab.report import reading
 from saelab.run.config import ProposerSettings, as_tuple, read_proposer
 from saelab.run.stages.verification import Verification, VerifySettings, table
 
-ASKED = ("openai", "transformers", "recorded")
-
 
 @command(
     "verify",
@@ -67,8 +65,9 @@ def main(cfg: DictConfig) -> None:
 
 def load(asked: ProposerSettings) -> VLMProposer:
     """The model that is asked, and how pictures are put before it."""
-    if asked.name not in ASKED:
-        raise UserError("proposer", asked.name, "answers no questions about labels", f"use one of {', '.join(ASKED)}")
+    known = ", ".join(propose.CHATS)
+    if asked.name not in propose.CHATS:
+        raise UserError("proposer", asked.name, "answers no questions about labels", f"use one of {known}")
     found = propose.load_proposer(name=asked.name, **asked.options)
     assert isinstance(found, VLMProposer)
     return found

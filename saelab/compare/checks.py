@@ -55,7 +55,7 @@ def off_null(group: Sequence[Basis], ground: Ground, settings: Settings) -> list
 
 
 def shuffled_calls(a: Sequence[Basis], b: Sequence[Basis], ground: Ground, settings: Settings) -> list[str] | None:
-    """Correlations in which two groups are said to differ when the labels of both have been dealt out anew."""
+    """Correlations in which two groups are found to differ when the labels of both have been dealt out anew."""
     tested = []
     for metric in CORRELATIONS:
         side_a, side_b, parts = ground.sides(a, b, metric, "shuffled")

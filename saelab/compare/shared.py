@@ -71,6 +71,7 @@ def difference(
     Miller (2011); crossed random effects, Owen (2007); delete-a-group jackknife, Busing et al. (1999).
 
     Raises UserError for sides or groups that don't fit together, groups with missing values, and unknown names.
+    Eight parameters: two sides, their images' groups, and the choices of the method, each with its default.
     """
     if metric not in METRICS or chance not in ("reference", "none"):
         known = f"metric {' or '.join(METRICS)}; chance reference or none"

@@ -135,7 +135,10 @@ def evaluated(
     control: bool = False,
     scorers: Mapping[str, Scorer] = {"pearson": pearson},
 ) -> Basis:
-    """Units of a planted world labelled by the scorers (the first one's label is final) and evaluated."""
+    """Units of a planted world labelled by the scorers (the first one's label is final) and evaluated.
+
+    Eight parameters: a Basis' facts, its activations and world; the last three have defaults.
+    """
     evidence = judges(world)
     mine = acts[: IMAGES // 2]
     best = {n: scorer(mine, world.judge[: IMAGES // 2], world.labels).max(1) for n, scorer in scorers.items()}

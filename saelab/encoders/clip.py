@@ -131,7 +131,7 @@ class TransformersClip:
     @torch.inference_mode()
     def embed_batch(self, batch: Float[Tensor, "images 3 height width"]) -> dict[str, Tensor]:
         """`images` [images, d_text] of unit length, float32."""
-        features = _pooled(self.model.get_image_features(pixel_values=batch.to(self.device)))
+        features = _pool(self.model.get_image_features(pixel_values=batch.to(self.device)))
         return {"images": normalize(features.float(), dim=-1).cpu()}
 
     @torch.inference_mode()
@@ -139,7 +139,7 @@ class TransformersClip:
         tokens = self.processor.tokenizer(
             list(sentences), padding=self._padding, truncation=True, max_length=self._longest, return_tensors="pt"
         )
-        features = _pooled(self.model.get_text_features(**tokens.to(self.device)))
+        features = _pool(self.model.get_text_features(**tokens.to(self.device)))
         return normalize(features.float(), dim=-1)
 
     def embed_sentences(self, sentences: Sequence[str]) -> Float[Tensor, "sentences d_text"]:
@@ -147,7 +147,7 @@ class TransformersClip:
         return in_batches(self._embed, sentences, 256, "embed texts")
 
 
-def _pooled(features: Any) -> Tensor:
+def _pool(features: Any) -> Tensor:
     # transformers 5 returns an output object where 4 returned the tensor itself.
     result: Tensor = features if isinstance(features, Tensor) else features.pooler_output
     return result

@@ -59,6 +59,7 @@ def activations(
     """What new pictures do to the units of several bases, each given as (layer, projection), in one pass.
 
     Tokens are rounded to `dtype`, as those of the cache were, so that numbers compare with the cached ones.
+    Eight parameters: what a cache's recipe holds, for pictures that are in no cache.
     """
     layers = list(dict.fromkeys(layer for layer, _ in projections))
     parts: list[list[Tensor]] = [[] for _ in projections]

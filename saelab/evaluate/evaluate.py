@@ -48,6 +48,7 @@ def evaluate(
     (near-duplicates, a series); test images of a group are resampled together in the units' intervals.
 
     Raises UserError where labels and units don't belong together, splits overlap, or there are too few test images.
+    Eight parameters: units, labels, judges and splits are enough; the others have defaults and stand alone.
     """
     splits = splits.checked()
     if [row["unit"] for row in labels] != list(range(units.units)):

@@ -48,6 +48,7 @@ def intervals(
     `faithfulness.FAITHFULNESS`, given the same arguments, all but AUROC, whose interval is too narrow for few images.
     One that has no number or hangs on fewer than 5 groups (that fire the unit, have the label or lack it) is left out.
     In memory: a byte per resample and image, and blocks of bounded size.
+    Eight parameters: the five of `faithfulness.faithfulness`, and three of the bootstrap with defaults.
     """
     if not resamples:
         return [{} for _ in texts]

@@ -10,7 +10,7 @@ from torch import nn
 
 from saelab.errors import UserError
 from saelab.hosts import open_clip_names
-from saelab.hosts.files import Built, fetched, load_state, nearest
+from saelab.hosts.files import Built, fetch, load_state, nearest
 from saelab.hosts.tokens import Prefix, prefix_of
 from saelab.hosts.transform import IMAGENET_MEAN, IMAGENET_STD, Transform
 
@@ -25,7 +25,7 @@ def timm(name: str, weights: str) -> Built:
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         near = nearest(name, timm.list_models())
         raise UserError("host", f"timm:{name}", "timm has no such model", near)
-    model = fetched(f"timm:{name}", lambda: timm.create_model(name, pretrained=weights == "pretrained"))
+    model = fetch(f"timm:{name}", lambda: timm.create_model(name, pretrained=weights == "pretrained"))
     if weights not in ("pretrained", "random"):
         load_state(model, weights)
     config = resolve_model_data_config(model)
@@ -47,7 +47,7 @@ def torchvision(name: str, weights: str) -> Built:
         raise UserError("host", f"torchvision:{name}", "torchvision has no such classifier", near)
     known = models.get_model_weights(name)["DEFAULT"]
     asked = known if weights == "pretrained" else None
-    model = fetched(f"torchvision:{name}", lambda: models.get_model(name, weights=asked))
+    model = fetch(f"torchvision:{name}", lambda: models.get_model(name, weights=asked))
     if weights not in ("pretrained", "random"):
         load_state(model, weights)
     preset = known.transforms()
@@ -84,7 +84,7 @@ def open_clip(name: str, weights: str) -> Built:
         tags = open_clip.list_pretrained_tags_by_model(architecture)
         remedy = f"add one: {'/'.join([architecture, tags[0]]) if tags else ''}"
         raise UserError("host", f"open_clip:{name}", "names no weights", remedy)
-    model = fetched(
+    model = fetch(
         f"open_clip:{name}",
         lambda: open_clip.create_model(
             choice.architecture,

@@ -39,7 +39,7 @@ def load_state(model: nn.Module, path: str) -> None:
         found, _ = tensor_files.read(file, "weights", path)
     except UserError as error:
         raise UserError("weights", path, f"unreadable: {error.expected}", error.remedy) from None
-    state = _unwrapped(found, model, path)
+    state = _unwrap(found, model, path)
     _fit_head(model, state, path)
     try:
         model.load_state_dict(state)
@@ -50,7 +50,7 @@ def load_state(model: nn.Module, path: str) -> None:
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 
 
-def _unwrapped(state: dict[str, Tensor], model: nn.Module, path: str) -> dict[str, Tensor]:
+def _unwrap(state: dict[str, Tensor], model: nn.Module, path: str) -> dict[str, Tensor]:
     """The state dict under the model's own names: of all ways to take wrappers' prefixes off, the best fit."""
     own = set(model.state_dict())
     best, taken = state, ""
@@ -92,8 +92,8 @@ def _fit_head(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
         setattr(model, "num_classes", other[f"{sorted(heads)[0]}.weight"][0])  # noqa: B010  (an attribute of timm's)
 
 
-def fetched(name: str, get: Callable[[], Any]) -> Any:
-    """`get()`, with whatever a hub, a cache or a library raises told in one line."""
+def fetch(name: str, get: Callable[[], Any]) -> Any:
+    """Return `get()`; raise whatever a hub, a cache or a library raises as a UserError of one line."""
     try:
         return get()
     except Exception as error:

@@ -21,7 +21,7 @@ from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, pick, pref
 from saelab.hosts.transform import Transform
 from saelab.hosts.usual import usual
 
-_PROBED = 2  # pictures in the probing pass: more than one, so that the batch axis can be told
+_PROBED = 2  # pictures in the probing pass: more than one, so that the batch axis shows
 
 
 class _Enough(Exception):
@@ -46,7 +46,7 @@ class Host:
         """`prefix`: tokens before the patches; None: from the model's own facts. `call(model, batch)`: the forward
         pass, if not `model(batch)`. A compiled or data-parallel model is looked into as what it wraps.
         """
-        model = unwrapped(model)
+        model = unwrap(model)
         self.model, self.transform, self.name = model.eval(), transform, name
         self.prefix = prefix_of(model) if prefix is None else prefix
         self._call = call or (lambda model, batch: model(batch))
@@ -130,7 +130,7 @@ class Host:
             if len(taken) == len(forms):
                 raise _Enough
 
-        with places.tapped(self.model, list(forms), take), contextlib.suppress(_Enough):
+        with places.tap(self.model, list(forms), take), contextlib.suppress(_Enough):
             self._forward(batch)
         for name in forms:
             if name not in taken:
@@ -266,13 +266,13 @@ def answer(output: Any) -> Tensor:
     return tensor
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The module inside torch.compile's and data parallel wrappers."""
     for attribute in ("_orig_mod", "module"):
         wrapper = "OptimizedModule" if attribute == "_orig_mod" else "Parallel"
         inner = getattr(model, attribute, None)
         if isinstance(inner, nn.Module) and wrapper in type(model).__name__:
-            return unwrapped(inner)
+            return unwrap(inner)
     return model
 
 

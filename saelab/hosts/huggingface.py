@@ -3,7 +3,7 @@
 from typing import Any
 
 from saelab.errors import UserError
-from saelab.hosts.files import Built, fetched
+from saelab.hosts.files import Built, fetch
 from saelab.hosts.tokens import Prefix
 from saelab.hosts.transform import Transform
 
@@ -13,7 +13,7 @@ def transformers(name: str, weights: str) -> Built:
     from transformers import AutoConfig
 
     title = f"transformers:{name}"
-    config = fetched(title, lambda: AutoConfig.from_pretrained(name))
+    config = fetch(title, lambda: AutoConfig.from_pretrained(name))
     vision = getattr(config, "vision_config", None)
     factory = _tower_class(config) if vision is not None else _image_class(config)
     if vision is not None and config.model_type == "clip":
@@ -22,7 +22,7 @@ def transformers(name: str, weights: str) -> Built:
     if weights == "random":
         model = factory._from_config(vision or config)
     else:
-        model = fetched(title, lambda: factory.from_pretrained(source, config=vision or config))
+        model = fetch(title, lambda: factory.from_pretrained(source, config=vision or config))
     model.config.return_dict = True
     shown = vision or config
     registers = int(getattr(shown, "num_register_tokens", 0) or 0)
@@ -63,7 +63,7 @@ def _image_class(config: Any) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-_NOT_TOLD = ("do_pad", "do_reduce_labels", "do_flip_channel_order", "do_thumbnail", "do_align_long_axis")
+_UNUSED = ("do_pad", "do_reduce_labels", "do_flip_channel_order", "do_thumbnail", "do_align_long_axis")
 
 
 def _processor_transform(name: str, config: Any, may_guess: bool) -> Transform:
@@ -80,7 +80,7 @@ def _processor_transform(name: str, config: Any, may_guess: bool) -> Transform:
         raise UserError(
             "host", f"transformers:{name}", f"no image processor ({why})", "put its preprocessor_config.json there"
         ) from None
-    for key in _NOT_TOLD:
+    for key in _UNUSED:
         if settings.get(key):
             raise UserError(
                 "host", f"transformers:{name}", f"its image processor uses {key}", "use module: with a Transform"

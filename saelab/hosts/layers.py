@@ -129,7 +129,7 @@ def _width(module: nn.Module) -> int | None:
 
 
 @contextmanager
-def tapped(model: nn.Module, names: list[str], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+def tap(model: nn.Module, names: list[str], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
     """While inside, every named layer's tensor goes through `see`; what it returns (if not None) takes its place."""
     modules = dict(model.named_modules(remove_duplicate=False))
     wanted: dict[tuple[nn.Module, bool], dict[int, str]] = {}

@@ -42,12 +42,12 @@ def parse(name: str, setting: str) -> Choice:
         _require_same_gelu(architecture, tag, setting)
         return Choice(architecture, file or weights, tags[tag])
     if not weights or weights == "random":
-        return Choice(architecture, weights, _agreed(tags))
+        return Choice(architecture, weights, _agree(tags))
     if not Path(weights).expanduser().is_file():
         some = ", ".join(list(tags)[:6])
         remedy = f"known tags: {some}; or give a local checkpoint" if tags else "give a local checkpoint"
         raise UserError(setting, f"open_clip:{name}", "names neither a file nor a tag of open_clip", remedy)
-    found = _agreed(tags)
+    found = _agree(tags)
     if found is None and tags:
         remedy = f"name the tag too: open_clip:{architecture}/TAG@FILE, TAG one of {', '.join(list(tags)[:6])}"
         raise UserError(setting, f"open_clip:{name}", "its tags were trained with different preprocessing", remedy)
@@ -62,7 +62,7 @@ def _settings(architecture: str, tag: str) -> dict[str, Any]:
     return {key: found[key] for key in _FIELDS if key in found}
 
 
-def _agreed(tags: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+def _agree(tags: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     """The preprocessing of all tags, where there is one."""
     found = list(tags.values())
     return found[0] if found and all(one == found[0] for one in found) else None
@@ -93,5 +93,5 @@ def _require_same_gelu(architecture: str, tag: str, setting: str) -> None:
 def _warn_of_gelu(architecture: str, weights: str, tags: dict[str, dict[str, Any]]) -> None:
     other = [tag for tag in tags if _quick(architecture, tag) != _quick(architecture)]
     if other:
-        told = "open_clip:%s/%s: weights like %s need %s, whose GELU is another (QuickGELU mismatch)"
-        log.warning(told, architecture, weights, ", ".join(other[:3]), _twin(architecture))
+        message = "open_clip:%s/%s: weights like %s need %s, whose GELU is another (QuickGELU mismatch)"
+        log.warning(message, architecture, weights, ", ".join(other[:3]), _twin(architecture))

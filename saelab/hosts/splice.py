@@ -42,7 +42,7 @@ def splice(
         choice = choose(policy, name, form, host.prefix, patches)
         return _edit(output, form, choice, replace, grad)
 
-    with places.tapped(host.model, [layer], see), _mode(host.model, grad), _thinned(host.model, len(batch), thin):
+    with places.tap(host.model, [layer], see), _mode(host.model, grad), _thin(host.model, len(batch), thin):
         return host._answer(batch.clone() if grad and batch.is_inference() else batch)
 
 
@@ -110,7 +110,7 @@ def fan_out(
 
 
 @contextmanager
-def _thinned(model: nn.Module, images: int, thin: int) -> Iterator[None]:
+def _thin(model: nn.Module, images: int, thin: int) -> Iterator[None]:
     """While inside, the first part of the model that sees the batch gets every `thin`-th picture of it."""
     waiting = [thin > 1]
 
@@ -140,14 +140,14 @@ def _edit(output: Tensor, form: Form, choice: Choice, replace: Replace, grad: bo
     if choice.index is not None and len(new) % len(tokens):
         raise ValueError(f"replace() gave {len(new)} images for {len(tokens)}")
     if len(new) != len(tokens):
-        tokens = _repeated(tokens, len(new), choice)
+        tokens = _repeat(tokens, len(new), choice)
     index = slice(None) if choice.index is None else torch.tensor(choice.index, device=tokens.device)
     tokens[:, index] = new.to(tokens)
     like = output if len(new) == output.shape[form.batch] else _like(output, form, len(new))
     return from_tokens(tokens, like, form)
 
 
-def _repeated(tokens: Tensor, images: int, choice: Choice) -> Tensor:
+def _repeat(tokens: Tensor, images: int, choice: Choice) -> Tensor:
     """Room for `images` copies; the tokens that a policy drops are those of each copy's own picture."""
     if choice.index is None:
         return tokens.new_empty(images, *tokens.shape[1:])

@@ -30,7 +30,7 @@ class Entry:
     credit: str | None = None  # author and licence, where the picture has its own
     group: str | None = None  # of a series (a patient, a burst), where the source knows
     at: Spot | None = None  # where its bytes lie, if it is no file of its own
-    seen: Scan | None = None  # what a look told, where the source has looked already
+    seen: Scan | None = None  # what the source saw, where it has looked already
 
 
 @dataclass(frozen=True)

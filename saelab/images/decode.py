@@ -102,7 +102,7 @@ def glance(source: Path | bytes, max_side: int) -> tuple[Image.Image, tuple[int,
     Every byte is decoded, so that a cut-off file is found out; large JPEGs at 1/2, 1/4 or 1/8 of their size.
     """
     try:
-        with _opened(source) as image:
+        with _open(source) as image:
             size = image.size
             coefficients = size[0] * size[1] * _PROGRESSIVE if image.info.get("progressive") else 0
             drafted = image.format == "JPEG" and max(size) > max_side
@@ -173,7 +173,7 @@ def present_labels(path: Path) -> tuple[int, ...]:
 
 def _labels(path: Path) -> Int[np.ndarray, "height width"]:
     try:
-        with _opened(path) as image:
+        with _open(path) as image:
             if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
                 raise Unreadable(f"mode {image.mode}, but label images hold one class number a pixel (grey or palette)")
             with _shared.room.take(image.width * image.height * (8 + _bytes_per_pixel(image))):
@@ -185,7 +185,7 @@ def _labels(path: Path) -> Int[np.ndarray, "height width"]:
 
 
 @contextmanager
-def _opened(source: Path | bytes) -> Iterator[Image.Image]:
+def _open(source: Path | bytes) -> Iterator[Image.Image]:
     if isinstance(source, bytes) and not source:
         raise Unreadable("zero bytes")
     with io.BytesIO(source) if isinstance(source, bytes) else regular(source) as file:

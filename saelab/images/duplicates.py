@@ -26,7 +26,7 @@ _WEIGHTS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """What a picture looks like, in little."""
 
     bits: int  # 64-bit perceptual hash
@@ -34,17 +34,17 @@ class Look:
     small: UInt8[np.ndarray, "16 16 3"]  # small RGB copy
 
 
-def look(image: Image.Image) -> Look:
+def look(image: Image.Image) -> Appearance:
     """Perceptual hashes and small copy of an RGB picture."""
     grey = np.asarray(image.convert("L").resize((_GREY, _GREY), Image.Resampling.BOX, reducing_gap=None), np.float64)
     coefficients = fft.dctn(grey, norm="ortho")[:_BLOCK, :_BLOCK]
     mirror = coefficients * np.where(np.arange(_BLOCK) % 2, -1.0, 1.0)  # a mirror image negates odd frequencies
     small = np.asarray(image.resize((SMALL, SMALL), Image.Resampling.BOX), np.uint8)
-    return Look(_bits(coefficients), _bits(mirror), small)
+    return Appearance(_bits(coefficients), _bits(mirror), small)
 
 
 def group(
-    hashes: list[str], looks: list[Look], max_bits: int = MAX_BITS, max_difference: float = MAX_DIFFERENCE
+    hashes: list[str], looks: list[Appearance], max_bits: int = MAX_BITS, max_difference: float = MAX_DIFFERENCE
 ) -> Int[np.ndarray, "images"]:
     """Near-duplicate group of each image, int64; a group's number is the lowest row number in it.
 
@@ -64,7 +64,9 @@ def _bits(coefficients: Float[np.ndarray, "8 8"]) -> int:
     return int(_WEIGHTS[signs].sum())
 
 
-def _join_alike(groups: Int[np.ndarray, "images"], looks: list[Look], max_bits: int, max_difference: float) -> None:
+def _join_alike(
+    groups: Int[np.ndarray, "images"], looks: list[Appearance], max_bits: int, max_difference: float
+) -> None:
     """Join, in `groups`, images whose hashes and small copies agree, as they are or one of them mirrored.
 
     Only images of other groups are compared with each one, AT_ONCE at a time: a thousand blank pages are a thousand

@@ -73,7 +73,7 @@ def torchvision(
             yield Item(_png(image), ".png", None, own_class)
 
     recipe = {"torchvision": dataset, "arguments": dict(arguments or {}), "root": str(own.get("root", ""))}
-    return copied(dataset, recipe, items, f"torchvision {dataset}", len(data))
+    return copy_items(dataset, recipe, items, f"torchvision {dataset}", len(data))
 
 
 def huggingface(
@@ -92,6 +92,7 @@ def huggingface(
     image, caption, label: its columns. streaming: read it without downloading it whole; take: only its first pictures
     (give it with streaming). stored: copy the pictures that are read; false (with streaming, for sets that lie in
     Parquet files, as most do): keep an index of them instead. Needs the package `datasets`.
+    Nine parameters: they are the settings in conf/images/huggingface.yaml, by their names.
     """
     if not stored and not streaming:
         raise UserError("images.stored", stored, "is for streamed sets", "give images.streaming=true too")
@@ -130,7 +131,7 @@ def huggingface(
 
     if not stored:
         used = [column for column in (image, caption, label) if column]
-        return _streamed(dataset, config, split, used, item, take)
+        return _stream(dataset, config, split, used, item, take)
 
     def items(start: int) -> Iterator[Item]:
         yield from map(item, islice(data.skip(start), None if take is None else max(0, take - start)))
@@ -143,10 +144,10 @@ def huggingface(
         "take": take,
         "version": version,
     }
-    return copied(Path(dataset).name, recipe, items, f"Hugging Face dataset {dataset}", take)
+    return copy_items(Path(dataset).name, recipe, items, f"Hugging Face dataset {dataset}", take)
 
 
-def _streamed(
+def _stream(
     dataset: str,
     config: str | None,
     split: str,
@@ -175,7 +176,7 @@ def _streamed(
     return streams.listing(streams.Stream(name, own, recipe, read, spot, credit), take)
 
 
-def copied(
+def copy_items(
     name: str, recipe: dict[str, Any], items: Callable[[int], Iterator[Item]], credit: str, total: int | None
 ) -> Listing:
     """Copy the items into the user's cache unless they are there; the listing of the copies."""

@@ -41,7 +41,7 @@ def batches(
     context = ("fork" if sys.platform == "linux" else "spawn") if workers else None
     loading = DataLoader(data, batch_size, num_workers=workers, collate_fn=_stack, multiprocessing_context=context)
     start = 0
-    for batch in _guarded(iter(loading), workers):
+    for batch in _guard(iter(loading), workers):
         if isinstance(batch, tuple):
             raise UserError(*batch)
         yield order[start : start + len(batch)], batch
@@ -73,7 +73,7 @@ def _stack(items: list) -> Tensor | Mistake:
     return torch.stack(items)
 
 
-def _guarded(loading: Iterator, workers: int) -> Iterator:
+def _guard(loading: Iterator, workers: int) -> Iterator:
     while True:
         try:
             batch = next(loading)

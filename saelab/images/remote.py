@@ -1,6 +1,10 @@
 """Files that may lie elsewhere, read in parts: local paths, http(s), and whatever fsspec opens (s3://, gs://, hf://).
 
 A stretch of bytes with its hash stands for one picture within a large file. Nothing that is read is kept on disk.
+
+http(s) has a client of its own, for what fsspec's doesn't promise: a part never takes more memory than was asked for
+(fsspec reads the whole body of an answer that ignores Range); a server that ignores it is refused; failures that may
+pass are tried again, and others keep their status (fsspec's `size` calls every one a file that isn't found).
 """
 
 import http.client
@@ -58,7 +62,7 @@ def row(spot: Spot) -> dict[str, Any]:
 
 
 def spot(row: dict[str, Any]) -> Spot:
-    """The spot that `row` told of."""
+    """The spot in a line of images.jsonl."""
     if "cell" in row:
         return Cell(row["shard"], row["cell"][0], row["cell"][1], row["column"], row["sha256"])
     return Stretch(row["shard"], row["at"][0], row["at"][1], row["sha256"])
@@ -79,7 +83,7 @@ def size(file: str) -> int:
         if not _is_http(file):
             system, path_there = _fsspec(file)
             return int(system.size(path_there))
-        return _tried(file, lambda: _total(file))
+        return _retry(file, lambda: _total(file))
     except (OSError, ValueError) as error:
         raise UserError("images.shards", file, f"can't be read ({why(error)})", "check the address") from None
 
@@ -94,10 +98,10 @@ def part(file: str, start: int, stop: int) -> bytes:
         system, path = _fsspec(file)
         data: bytes = system.cat_file(path, start=start, end=stop)
         return data
-    return _tried(file, lambda: _whole_part(file, start, stop))
+    return _retry(file, lambda: _whole_part(file, start, stop))
 
 
-class Stream(io.RawIOBase):
+class Sequential(io.RawIOBase):
     """A file from `start` on, front to back, in pieces; a line that is cut is taken up where it was."""
 
     def __init__(self, file: str, start: int, total: int, piece: int = 8 << 20) -> None:
@@ -109,7 +113,7 @@ class Stream(io.RawIOBase):
         return True
 
     def readinto(self, target: Any) -> int:
-        """Fill `target` as far as the piece at hand goes; 0 at the end."""
+        """Fill `target` as far as the piece goes; 0 at the end."""
         if self._used == len(self._buffer):
             stop = min(self.position + self.piece, self.total)
             if self.position == stop:
@@ -156,7 +160,7 @@ class Seekable(io.RawIOBase):
 
 def stream(file: str, start: int, total: int) -> BinaryIO:
     """A file of `total` bytes from `start` on, to be read once, front to back."""
-    return io.BufferedReader(Stream(file, start, total))
+    return io.BufferedReader(Sequential(file, start, total))
 
 
 def is_remote(file: str) -> bool:
@@ -164,17 +168,17 @@ def is_remote(file: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]+://", file) is not None
 
 
-def expanded(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """`a-{000..012}.tar` as its thirteen names (several braces: all combinations); anything else as it is."""
     found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if found is None:
         return [pattern]
     first, last = found[1], found[2]
     numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
-    return [f"{pattern[: found.start()]}{n}{rest}" for n in numbers for rest in expanded(pattern[found.end() :])]
+    return [f"{pattern[: found.start()]}{n}{rest}" for n in numbers for rest in expand_braces(pattern[found.end() :])]
 
 
-def _tried(file: str, action: Callable[[], T]) -> T:
+def _retry(file: str, action: Callable[[], T]) -> T:
     """What `action` gives; tried again where the failure may pass. Raises OSError."""
     for attempt in itertools.count(1):
         try:
@@ -188,15 +192,15 @@ def _tried(file: str, action: Callable[[], T]) -> T:
 
 
 def _total(url: str) -> int:
-    with _requested(url, 0, 1) as answer:
-        told = answer.headers["Content-Range"] or ""
-    if not told.rpartition("/")[2].isdecimal():
-        raise ConnectionError(f"the server doesn't say how long it is (Content-Range: {told or 'none'})")
-    return int(told.rpartition("/")[2])
+    with _request(url, 0, 1) as answer:
+        sent = answer.headers["Content-Range"] or ""
+    if not sent.rpartition("/")[2].isdecimal():
+        raise ConnectionError(f"the server doesn't say how long it is (Content-Range: {sent or 'none'})")
+    return int(sent.rpartition("/")[2])
 
 
 def _whole_part(url: str, start: int, stop: int) -> bytes:
-    with _requested(url, start, stop) as answer:
+    with _request(url, start, stop) as answer:
         data: bytes = answer.read(stop - start + 1)  # whatever the server sends, no more is held
     if len(data) != stop - start:
         what = "more bytes than were asked for" if len(data) > stop - start else f"{len(data)} of {stop - start} bytes"
@@ -204,7 +208,7 @@ def _whole_part(url: str, start: int, stop: int) -> bytes:
     return data
 
 
-def _requested(url: str, start: int, stop: int) -> Any:
+def _request(url: str, start: int, stop: int) -> Any:
     """The answer to a request for a part. Raises UserError where the server sends the whole instead."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-{stop - 1}", "User-Agent": "saelab"})
     answer = urllib.request.urlopen(request, timeout=TIMEOUT)

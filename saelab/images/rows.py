@@ -21,7 +21,7 @@ def rows(
     fractions: Sequence[float] = splits.FRACTIONS,
     name: str = "arrays",
 ) -> ImageSet:
-    """`count` rows that stand for images nobody has at hand: labels and numbers work, pages need the pictures.
+    """`count` rows that stand for images that are not there: labels and numbers work, pages need the pictures.
 
     `classes`: one or several a row. `groups`: equal numbers mark rows of one picture, which share a split. Raises
     UserError where a list has another length.

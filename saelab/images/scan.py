@@ -1,6 +1,6 @@
 """One look into every file of a set: its hash, size and appearance, or why it can't be used.
 
-What a look told is kept in the user's cache by content hash: opening a large set again costs reading and hashing its
+What a look finds is kept in the user's cache by content hash: opening a large set again costs reading and hashing its
 files, not decoding them.
 """
 
@@ -41,7 +41,7 @@ class Scan:
 
     digest: str  # SHA-256 of the bytes
     size: tuple[int, int]  # width and height, upright
-    look: duplicates.Look
+    look: duplicates.Appearance
     mask_digest: str = ""  # SHA-256 of the label image's bytes
     present: tuple[int, ...] = ()  # class numbers in the label image
 
@@ -88,7 +88,7 @@ def look_at(data: bytes) -> Scan | str:
     return Scan(hashlib.sha256(data).hexdigest(), size, duplicates.look(image))
 
 
-_Memory = dict[str, tuple[tuple[int, int], duplicates.Look]]
+_Memory = dict[str, tuple[tuple[int, int], duplicates.Appearance]]
 
 
 def _look_at(root: Path, file: str, mask: str | None, memory: _Memory) -> Scan | str:
@@ -132,7 +132,7 @@ def _recall(root: Path) -> _Memory:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}  # none yet, or a damaged one: it is only a memory
     rows = zip(digests.tolist(), sizes.tolist(), bits.tolist(), small, strict=True)
-    return {d: ((w, h), duplicates.Look(a, b, s)) for d, (w, h), (a, b), s in rows}
+    return {d: ((w, h), duplicates.Appearance(a, b, s)) for d, (w, h), (a, b), s in rows}
 
 
 def _remember(root: Path, memory: _Memory) -> None:

@@ -66,6 +66,7 @@ def table(
     expression between several values in one cell (JSONL: lists as well). separator: of a CSV; more than one character
     is a regular expression. group: a column that names the series a picture belongs to (a patient, a burst): pictures
     of one series share a split and are drawn together wherever chance is asked.
+    Twelve parameters: they are the settings in conf/images/csv.yaml, by their names.
     """
     path = Path(table)
     rows = list(_rows(path, separator))
@@ -92,12 +93,12 @@ def table(
         if where is None or where in seen:
             missing_why = "not on disk" if find.inside(given) else "outside images.root: give a root above it"
             reason = "named twice in the table" if where else f"named in {path.name}, {missing_why}"
-            skipped.append((_shown(given), reason))
+            skipped.append((_show(given), reason))
             continue
         seen.add(where)
         own = [*_cell(row.get(classes), between)]
         for concept in concepts:
-            own += _told(concept, row.get(concept), between, concept in boolean)
+            own += _read_concept(concept, row.get(concept), between, concept in boolean)
         series = text(row.get(group)) if group is not None else None
         entries.append(Entry(where, text(row.get(caption)), tuple(dict.fromkeys(own)), found(where), group=series))
     return Listing(name or path.stem, base, entries, skipped, mask_names=tuple(mask_names))
@@ -110,7 +111,7 @@ def walk(base: Path) -> tuple[list[str], list[tuple[str, str]]]:
     visited: set[tuple[int, int]] = set()
 
     def failed(error: OSError) -> None:
-        skipped.append((_shown(os.path.relpath(error.filename, base)), error.strerror or str(error)))
+        skipped.append((_show(os.path.relpath(error.filename, base)), error.strerror or str(error)))
 
     for here, folders, names in os.walk(base, followlinks=True, onerror=failed):
         state = Path(here).stat()
@@ -124,8 +125,8 @@ def walk(base: Path) -> tuple[list[str], list[tuple[str, str]]]:
             if n.startswith(".") or Path(n).suffix.lower() not in SUFFIXES:
                 continue
             file = n if relative == "." else f"{relative}/{n}"
-            if _shown(file) != file:
-                skipped.append((_shown(file), "its name is not UTF-8; rename it"))
+            if _show(file) != file:
+                skipped.append((_show(file), "its name is not UTF-8; rename it"))
             else:
                 files.append(file)
     return sorted(files), skipped
@@ -196,7 +197,7 @@ def _folder(root: Path | str) -> Path:
     return base
 
 
-def _shown(name: str) -> str:
+def _show(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -263,7 +264,7 @@ def _word(value: Any) -> str:
     return "" if value is None else str(value).strip().lower()
 
 
-def _told(concept: str, value: Any, between: str, boolean: bool) -> list[str]:
+def _read_concept(concept: str, value: Any, between: str, boolean: bool) -> list[str]:
     """The classes that one cell of a concept column gives."""
     if boolean:
         return [concept] if _word(value) in _TRUE else []

@@ -78,7 +78,7 @@ def listing(stream: Stream, take: int | None) -> Listing:
             continue
         seen.add(file)
         at = stream.spot(stream.files[row["shard"]], (row["place"][0], row["place"][1]), row["sha256"])
-        entries.append(Entry(file, row["caption"], tuple(row["classes"]), at=at, seen=_seen(row)))
+        entries.append(Entry(file, row["caption"], tuple(row["classes"]), at=at, seen=_read_scan(row)))
     return Listing(stream.name, folder, entries, list(skipped), stream.credit)
 
 
@@ -133,10 +133,10 @@ def _row(shard: int, found: Found) -> dict[str, Any]:
     return row | {"bits": seen.look.bits, "mirrored": seen.look.mirrored, "small": small}
 
 
-def _seen(row: dict[str, Any]) -> Scan:
+def _read_scan(row: dict[str, Any]) -> Scan:
     small = np.frombuffer(base64.b64decode(row["small"]), np.uint8).reshape(duplicates.SMALL, duplicates.SMALL, 3)
     width, height = row["size"]
-    return Scan(row["sha256"], (width, height), duplicates.Look(row["bits"], row["mirrored"], small))
+    return Scan(row["sha256"], (width, height), duplicates.Appearance(row["bits"], row["mirrored"], small))
 
 
 def _short(files: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from saelab.errors import UserError
 from saelab.images import remote, sources, streams
 from saelab.images.build import Listing
 from saelab.images.decode import SUFFIXES
-from saelab.images.hubs import copied
+from saelab.images.hubs import copy_items
 from saelab.images.streams import Found, Item
 from saelab.text import visible
 
@@ -63,7 +63,7 @@ def webdataset(
         yield from islice(streams.first(found, take, lambda item: item.problem is None), start, None)
 
     recipe = {"webdataset": sizes, "take": take, "names": list(names), "code": CODE}
-    return copied(streams.stem(files[0]), recipe, items, title, take)
+    return copy_items(streams.stem(files[0]), recipe, items, title, take)
 
 
 def samples(file: str, size: int, names: Sequence[str], start: int = 0, mode: str = "r|") -> Iterator[Found]:
@@ -89,7 +89,7 @@ def samples(file: str, size: int, names: Sequence[str], start: int = 0, mode: st
             if further is None:
                 wanted = "not a whole tar file" if mode == "r|*" else "not a whole uncompressed tar file"
                 raise UserError("images.shards", file, f"{wanted} ({error})", "fetch it again")
-            yield _left_out(f"byte {bad}", f"damaged; {further - bad} bytes of the tar are passed over", further)
+            yield _leave_out(f"byte {bad}", f"damaged; {further - bad} bytes of the tar are passed over", further)
             reading = _Reading(file, size, names, further, further)
     except OSError as error:
         raise UserError("images.shards", file, f"can't be read ({remote.why(error)})", "run again to go on") from None
@@ -159,7 +159,7 @@ class _Sample:
         """What is left out (behind which a reading goes on with this sample, not to miss its picture), the picture."""
         held = next((k for k in self.parts if _is_picture(k)), None)
         for name, reason in self.lost:
-            yield _left_out(name, reason, self.begin)
+            yield _leave_out(name, reason, self.begin)
         if held is not None:
             member, offset, data = self.parts[held]
             caption, classes = _about({k: d for k, (_, _, d) in self.parts.items() if k in TEXTS}, names)
@@ -171,7 +171,7 @@ def _shares(kept: str) -> str:
     return f"shares its key (the name up to the first dot) with {visible(kept)}, which is kept"
 
 
-def _left_out(name: str, reason: str, after: int) -> Found:
+def _leave_out(name: str, reason: str, after: int) -> Found:
     return Found(Item(b"", "", name=visible(name), problem=reason), visible(name), (0, 0), after)
 
 
@@ -203,8 +203,8 @@ def _files(pattern: str) -> list[str]:
             plain = f"{address.scheme}://{address.hostname}"
             wanted = "must hold no password, token or signature"
             raise UserError("images.shards", plain, wanted, "serve the tars without one, or copy them")
-        return remote.expanded(pattern)
-    local = (f for p in remote.expanded(pattern) for f in glob.glob(str(Path(p).expanduser())))  # noqa: PTH207
+        return remote.expand_braces(pattern)
+    local = (f for p in remote.expand_braces(pattern) for f in glob.glob(str(Path(p).expanduser())))  # noqa: PTH207
     return [str(Path(f).absolute()) for f in local]
 
 

@@ -109,13 +109,13 @@ def decoder_rows(tokens: concepts.Tokens | None, image_emb: Tensor, ids: np.ndar
     cache = tokens.cache
     remedy = "cache the encoder's own image embedding as the layer (docs/scorers.md), or leave it out"
     if cache.d_in != image_emb.shape[1] or not (np.diff(cache.offsets)[ids] == 1).all():
-        told = f"{cache.layer} is not one vector of {image_emb.shape[1]} numbers an image, as the encoder's are"
-        raise UserError("scorer", "decoder_direction", told, remedy)
+        found = f"{cache.layer} is not one vector of {image_emb.shape[1]} numbers an image, as the encoder's are"
+        raise UserError("scorer", "decoder_direction", found, remedy)
     own = torch.stack([torch.as_tensor(cache.image_tokens(i))[0] for i in ids.tolist()])
     alike = float((normalize(own.float(), dim=1) * normalize(image_emb, dim=1)).sum(dim=1).mean())
     if not alike >= ALIGNED:
-        told = f"{cache.layer} does not hold the encoder's image vectors (mean cosine {alike:.2f})"
-        raise UserError("scorer", "decoder_direction", told, remedy)
+        found = f"{cache.layer} does not hold the encoder's image vectors (mean cosine {alike:.2f})"
+        raise UserError("scorer", "decoder_direction", found, remedy)
     return tokens.project.sae.W_dec.detach().float().cpu()
 
 

@@ -100,7 +100,7 @@ def _of_rows(path: Path, rows: list[list[str]], column: str | None) -> list[str]
     first = [folded(cell).replace("_", " ").strip() for cell in rows[0]]
     named = [place for heading in HEADINGS for place, cell in enumerate(first) if cell in (heading, _plural(heading))]
     if column is not None:
-        return _asked(path, rows, first, named, column)
+        return _find_column(path, rows, first, named, column)
     if width == 1:
         return [row[0] for row in rows[bool(named) :]]
     cells = [[row[i] for row in rows[1:] if i < len(row)] for i in range(width)]
@@ -117,7 +117,7 @@ def _of_rows(path: Path, rows: list[list[str]], column: str | None) -> list[str]
     raise UserError("vocabulary", f"file:{path}", f"which of its columns holds the labels? ({shown})", _REMEDY)
 
 
-def _asked(path: Path, rows: list[list[str]], first: list[str], named: list[int], column: str) -> list[str]:
+def _find_column(path: Path, rows: list[list[str]], first: list[str], named: list[int], column: str) -> list[str]:
     wanted = folded(column).replace("_", " ").strip()
     if wanted in first:
         return _column(rows[1:], first.index(wanted))

@@ -107,7 +107,7 @@ def assign_all(
     Units that fire nowhere, everywhere alike or with NaN get no label; `no_contrast` units get those of the scorers
     that need no contrast.
     """
-    per_scorer = _scored(evidence, vocabulary, settings)
+    per_scorer = _score(evidence, vocabulary, settings)
     meanings: list[Any] = [None] * len(found.status)
     if settings.meanings:
         meanings = _meanings(evidence, found, vocabulary, settings.seed)
@@ -118,14 +118,14 @@ def assign_all(
         known = {name: e for name, e in scored.items() if status not in UNLABELLED and e["label"] is not None}
         label = known[settings.final]["label"] if settings.final in known else None
         source = None if label is None else "+".join(vocabulary.sources[place[label]])
-        row = {"unit": unit, "basis": basis, "status": status} | _named(known.get(settings.final), source, settings)
+        row = {"unit": unit, "basis": basis, "status": status} | _name(known.get(settings.final), source, settings)
         row |= {"scores": known, "positives": found.positives[unit].tolist()}
         row |= {"contrasts": found.contrasts[unit].tolist(), "fires_on": int(found.fires_on[unit])}
         rows.append(row | {"meanings": meanings[unit] if label is not None else None})
     return rows
 
 
-def _scored(
+def _score(
     evidence: assign.Evidence, vocabulary: Vocabulary, settings: LabelSettings
 ) -> dict[str, list[dict[str, Any]]]:
     """Each scorer's entry of each unit."""
@@ -149,7 +149,7 @@ def _scored(
     }
 
 
-def _named(final: dict[str, Any] | None, source: str | None, settings: LabelSettings) -> dict[str, Any]:
+def _name(final: dict[str, Any] | None, source: str | None, settings: LabelSettings) -> dict[str, Any]:
     """What a row says of the unit's own label, from the final scorer's entry."""
     label = final["label"] if final else None
     percentile = final["null_percentile"] if final else None

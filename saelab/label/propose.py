@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from saelab.label.vlm.chat import Chat
 
 __all__ = [
+    "CHATS",
     "Exemplars",
     "Proposal",
     "Proposer",
@@ -64,18 +65,13 @@ __all__ = [
 
 
 def load_proposer(name: str, **settings: Any) -> Proposer | None:
-    """A proposer by name: none (returns None), tagger, recorded, openai, transformers.
+    """A proposer by name: none (returns None), tagger, or a backend of vision-language models in CHATS.
 
     `settings` are those listed in conf/proposer/<name>.yaml, save `name`, `mode` and `units`, which are the run's.
     Raises UserError for a name or a setting that does not exist, and for values that can't be.
     """
-    makers: dict[str, Callable[..., Proposer | None]] = {
-        "none": lambda: None,
-        "tagger": _tagger,
-        "recorded": partial(_vlm, "recorded"),
-        "openai": partial(_vlm, "openai"),
-        "transformers": partial(_vlm, "transformers"),
-    }
+    makers: dict[str, Callable[..., Proposer | None]] = {"none": lambda: None, "tagger": _tagger}
+    makers |= {backend: partial(_vlm, backend) for backend in CHATS}
     if name not in makers:
         raise UserError("proposer", name, f"must be one of {', '.join(makers)}")
     try:
@@ -99,30 +95,41 @@ def _vlm(backend: str, **settings: Any) -> Proposer:
     from saelab.label.vlm.proposer import VLMProposer
     from saelab.label.vlm.show import Look
 
-    look = Look(**_taken(settings, [field.name for field in dataclasses.fields(Look)]))
-    question = _taken(settings, ["prompt", "guided", "shown", "max_tokens"])
+    look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
+    question = _take(settings, ["prompt", "guided", "shown", "max_tokens"])
     return VLMProposer(load_chat(backend, **settings), look, **question)
 
 
 def load_chat(name: str, **settings: Any) -> "Chat":
-    """A backend of vision-language models by name (recorded, openai, transformers), to ask it other things."""
-    if name == "recorded":
-        from saelab.label.vlm.recorded import RecordedChat
-
-        return RecordedChat(**settings)
-    if name == "transformers":
-        from saelab.label.vlm.transformers import TransformersChat
-
-        return TransformersChat(**settings)
-    if name == "openai":
-        from saelab.label.vlm.openai import OpenAIChat
-        from saelab.label.vlm.tokens import Prices
-
-        return OpenAIChat(prices=Prices(**(settings.pop("prices", None) or {})), **settings)
-    raise UserError("chat", name, "must be one of recorded, openai, transformers")
+    """A backend of vision-language models by its name in CHATS, to ask it other things. Raises UserError."""
+    if name not in CHATS:
+        raise UserError("chat", name, f"must be one of {', '.join(CHATS)}")
+    return CHATS[name](**settings)
 
 
-def _taken(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _recorded(**settings: Any) -> "Chat":
+    from saelab.label.vlm.recorded import RecordedChat
+
+    return RecordedChat(**settings)
+
+
+def _openai(prices: dict[str, Any] | None = None, **settings: Any) -> "Chat":
+    from saelab.label.vlm.openai import OpenAIChat
+    from saelab.label.vlm.tokens import Prices
+
+    return OpenAIChat(prices=Prices(**(prices or {})), **settings)
+
+
+def _transformers(**settings: Any) -> "Chat":
+    from saelab.label.vlm.transformers import TransformersChat
+
+    return TransformersChat(**settings)
+
+
+CHATS: dict[str, Callable[..., "Chat"]] = {"recorded": _recorded, "openai": _openai, "transformers": _transformers}
+
+
+def _take(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: settings.pop(name) for name in names if name in settings}
 
 
@@ -198,6 +205,7 @@ def run(
     positives gets a row of status "no_positives". When `budget` is used up, the remaining units get no row. Raises
     UserError for a folder that holds proposals of another recipe, where all units that were asked failed, and for what
     stops the proposer itself (no server, a refused key); what had been answered until then is on disk.
+    Ten parameters: who is asked about what, where it is written, and five settings with defaults.
     """
     folder = Path(folder)
     ledger = Ledger(folder, "proposals", _recipe(proposer, exemplars, images, mode, seed))

@@ -76,7 +76,7 @@ class Budget:
             planned = sum(under_way.values(), estimate(case))
             if self.usd is not None and planned.cost is None:
                 raise UserError("units", f"usd:{self.usd}", "a price is missing", "set proposer.prices or use tokens:N")
-            tokens, usd = _spent((*earlier, *found.values()))
+            tokens, usd = _add_up((*earlier, *found.values()))
             if self.tokens is not None and tokens + planned.tokens > self.tokens:
                 return
             if self.usd is not None and usd + (planned.cost or 0.0) > self.usd:
@@ -86,7 +86,7 @@ class Budget:
 
     def less(self, answers: Iterable[Paid]) -> "Budget":
         """What is left of it after these answers; never below 0."""
-        tokens, usd = _spent(answers)
+        tokens, usd = _add_up(answers)
         left = None if self.tokens is None else max(0, self.tokens - tokens)
         return Budget(left, None if self.usd is None else max(0.0, self.usd - usd))
 
@@ -97,7 +97,7 @@ def _uncounted(answer: Paid) -> bool:
     return not answer.cached and None in counts and (answer.model is not None or answer.uncertain > 0)
 
 
-def _spent(answers: Iterable[Paid]) -> tuple[int, float]:
+def _add_up(answers: Iterable[Paid]) -> tuple[int, float]:
     """(tokens, dollars) of the answers that were bought, not found in a cache."""
     bought = [answer for answer in answers if not answer.cached]
     tokens = sum((answer.prompt_tokens or 0) + (answer.completion_tokens or 0) for answer in bought)

@@ -42,7 +42,7 @@ def tile(
 
 def overlay(image: Image.Image, heat: Float[np.ndarray, "height width"]) -> Image.Image:
     """The image with its heat laid over: the picture itself where the heat is 0, 60 % red to yellow where it is 1."""
-    smooth = _resized(heat, image.size)[..., None]
+    smooth = _resize(heat, image.size)[..., None]
     colour = np.concatenate([np.full_like(smooth, 255), 255 * smooth**2, np.zeros_like(smooth)], axis=2)
     opacity = 0.6 * smooth
     mixed = np.asarray(image, dtype=np.float32) * (1 - opacity) + colour * opacity
@@ -95,7 +95,7 @@ def jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _resized(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resize(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     map_image = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32))
     return np.clip(np.asarray(map_image.resize(size, Image.Resampling.BICUBIC)), 0, 1)
 

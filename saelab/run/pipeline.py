@@ -50,7 +50,7 @@ class Pipeline(Stages):
         classes: Sequence[Any] | None = None,
         **settings: Any,
     ) -> None:
-        """Each argument is a setting (text or a dict) or an object of your own; so there are eleven.
+        """Eleven parameters: each is a stage's setting (text or a dict) or an object of your own in its place.
 
         `images`: a folder, the settings of an image source, or an ImageSet; the packaged photos by default.
         `host`: a name such as `timm:resnet50`, settings, a Host, or a torch.nn.Module with its `transform` (a callable,

@@ -46,6 +46,7 @@ def gradients(
     `error` = x^ - x gets no gradient, and b_dec is not added. `pre` None: the silent latents' are worked out here.
     Dense products, on so many tokens at once that memory doesn't grow with the silent. Returns weighted gradients by
     the weights' names, for `columns` only but for b_dec, and the plain loss.
+    Eight parameters: a formula's tensors by name, which no other function takes together.
     """
     tokens = range(0, len(centred), config.auxk_stride)
     at_once = max(1, len(centred) * config.latents // (SHARE * len(columns)))

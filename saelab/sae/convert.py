@@ -104,13 +104,13 @@ def _weights_file(folder: Path) -> Path:
     if len(others) == 1:
         return others[0]
     if others:
-        raise UserError("sae", folder, "holds several files of weights", f"name one: {_listed(others)}")
+        raise UserError("sae", folder, "holds several files of weights", f"name one: {_list(others)}")
     inside = sorted(p for p in folder.iterdir() if p.is_dir())
-    remedy = f"name one of its folders: {_listed(inside)}" if inside else "see docs/sae.md for those that are"
+    remedy = f"name one of its folders: {_list(inside)}" if inside else "see docs/sae.md for those that are"
     raise UserError("sae", folder, "no format that is known", remedy)
 
 
-def _listed(paths: list[Path]) -> str:
+def _list(paths: list[Path]) -> str:
     return ", ".join(p.name for p in paths[:6]) + (", ..." if len(paths) > 6 else "")
 
 

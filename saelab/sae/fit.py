@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from saelab.cache.batches import Batches, spooled
+from saelab.cache.batches import Batches, spool
 from saelab.errors import UserError
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World
-from saelab.sae.job import Fit, Job
+from saelab.sae.job import Data, Fit, Job
 from saelab.sae.model import SAE
 
 Logger = Callable[[int, int, dict[str, float]], None]  # (which SAE, step, numbers)
@@ -36,7 +36,10 @@ def fit(
     logger: Logger | None = None,
     progress: bool = True,
 ) -> Fit:
-    """Train one SAE. See `fit_many`, of which this is the case of one."""
+    """Train one SAE. See `fit_many`, of which this is the case of one.
+
+    Eleven parameters: the data and one config are enough; the others have defaults and stand alone.
+    """
     return fit_many(
         data,
         [config],
@@ -85,6 +88,7 @@ def fit_many(
     Raises UserError for activations with NaN (file and row), a d_in that is not the data's, a folder with a checkpoint
     or an SAE of another recipe, a start of another shape, and a loss that is no longer finite (the last good checkpoint
     stays where it is).
+    Eleven parameters: the data and the configs are enough; the others have defaults and stand alone.
     """
     train = train or TrainConfig()
     batches = _batches(data, train)
@@ -103,7 +107,7 @@ def fit_many(
     configs = [dataclasses.replace(c, dead_after=min(c.dead_after, batches.n_tokens)) for c in configs]
     places = [None] * len(configs) if folders is None else [Path(folder) for folder in folders]
     jobs = [
-        Job(config, place, batches, train, torch.device(device), mean, variance, start)
+        Job(config, place, Data(batches, mean, variance), train, torch.device(device), start)
         for config, place, start in zip(configs, places, starts, strict=True)
     ]
     _agree(jobs)
@@ -118,7 +122,7 @@ def _batches(data: Any, train: TrainConfig) -> Batches:
     if isinstance(data, Batches):
         return data
     if not hasattr(data, "ndim"):
-        data = spooled(data, None if train.steps is None else train.steps * train.batch_size)
+        data = spool(data, None if train.steps is None else train.steps * train.batch_size)
     return Batches(data, train.batch_size, train.seed)
 
 
@@ -157,7 +161,7 @@ def _loop(jobs: list[Job], batches: Batches, train: TrainConfig, logger: Logger 
             for line in job.lines:
                 logger(i, line["step"], {name: value for name, value in line.items() if name != "step"})
     with tqdm(total=total * size, initial=first * size, unit="tok", unit_scale=True, disable=hidden) as bar:
-        for step, x in enumerate(batches.prefetched(first, total, world.rank, world.size), start=first):
+        for step, x in enumerate(batches.prefetch(first, total, world.rank, world.size), start=first):
             logs = step % train.log_every == 0 or step + 1 == total
             saves = (step + 1) % train.checkpoint_every == 0 and step + 1 < total
             for i, job in enumerate(jobs):

@@ -196,9 +196,9 @@ def _class_of(source: Source) -> str:
     if "W_enc" in state:
         return "MatryoshkaBatchTopKSAE" if "group_sizes" in state else "JumpReluAutoEncoder"
     if "threshold" in state:
-        told = "dictionary_learning's TopK and BatchTopK have the same tensors, and no config.json beside it says which"
+        why = "dictionary_learning's TopK and BatchTopK have the same tensors, and no config.json beside it says which"
         wanted = '{"trainer": {"dict_class": "AutoEncoderTopK"}} or "BatchTopKSAE"'
-        raise UserError("sae", source.file, told, f"put its config.json there, or write one: {wanted}")
+        raise UserError("sae", source.file, why, f"put its config.json there, or write one: {wanted}")
     for tensor, name in (("bias", "AutoEncoder"), ("decoder.bias", "AutoEncoderNew")):
         if tensor in state:
             return name
@@ -211,8 +211,8 @@ def overcomplete(source: Source) -> SAE:
     if "encoder.final_block.0.weight" not in state or any("mlp_blocks" in n for n in state):
         raise source.refuse("encoder", "is not overcomplete's linear one, which alone is supported")
     if k is None:
-        told = "overcomplete's files hold neither the activation nor k"
-        raise UserError("k", None, f"{source.file}: {told}", "load it with k=... for a TopKSAE, k=0 for a plain SAE")
+        why = "overcomplete's files hold neither the activation nor k"
+        raise UserError("k", None, f"{source.file}: {why}", "load it with k=... for a TopKSAE, k=0 for a plain SAE")
     weight, bias = source.take("encoder.final_block.0.weight"), source.take("encoder.final_block.0.bias")
     if "encoder.final_block.1.running_var" in state:  # its batch norm, as frozen for evaluation
         names = ("running_mean", "running_var", "weight", "bias")
@@ -231,9 +231,9 @@ def overcomplete(source: Source) -> SAE:
 def prisma(source: Source) -> SAE:
     """ViT-Prisma's weights, whose config.json says how they are applied; its transcoders too."""
     if not source.config:
-        told = "no config.json beside it says which activation these weights have"
+        why = "no config.json beside it says which activation these weights have"
         wanted = '{"activation_fn_str": "relu"}, or "topk" with "activation_fn_kwargs": {"k": 32}'
-        raise UserError("sae", source.file, told, f"put it there, or write one: {wanted}")
+        raise UserError("sae", source.file, why, f"put it there, or write one: {wanted}")
     if "threshold" in source.tensors:
         raise source.refuse("the file", "has a threshold, which ViT-Prisma's SAEs don't")
     rule = _activation(source, ("activation_fn_str",))

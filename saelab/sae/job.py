@@ -32,6 +32,15 @@ class Fit:
     folder: Path | None  # sae.safetensors, training.json, quality.json, metrics.jsonl, summary.png
 
 
+@dataclass(frozen=True)
+class Data:
+    """What a pass trains on, with the moments that centre and scale it."""
+
+    batches: Batches
+    mean: Any  # [d_in], of an array or a tensor
+    variance: float  # total, over all dimensions
+
+
 class Job:
     """One SAE of the pass: its trainer, its folder, its lines of metrics."""
 
@@ -39,17 +48,15 @@ class Job:
         self,
         config: SAEConfig,
         folder: Path | None,
-        batches: Batches,
+        data: Data,
         train: TrainConfig,
         device: torch.device,
-        mean: Any,
-        variance: float,
         start: SAE | None = None,
     ) -> None:
         self.folder, self.train = folder, train
-        self.total = train.total(batches.steps_per_epoch)
-        self.trainer = Trainer(config, device, torch.as_tensor(mean), variance, start)
-        self.recipe = self._recipe(config, batches, mean, variance)
+        self.total = train.total(data.batches.steps_per_epoch)
+        self.trainer = Trainer(config, device, torch.as_tensor(data.mean), data.variance, start)
+        self.recipe = self._recipe(config, data)
         if start is not None:
             self.recipe["start"] = checkpoints.checksum(start.tensors())
         self.digest = artifacts.digest(self.recipe)
@@ -57,8 +64,9 @@ class Job:
         self.finished: Fit | None = None  # by an earlier call
         self._resume()
 
-    def _recipe(self, config: SAEConfig, batches: Batches, mean: Any, variance: float) -> record.Recipe:
+    def _recipe(self, config: SAEConfig, data: Data) -> record.Recipe:
         """Everything that the SAE, its metrics and its quality depend on."""
+        batches = data.batches
         silent = ("keep", "checkpoint_every", "steps")
         return {
             "sae": {**artifacts.plain(config), "screen": self.trainer.screened},
@@ -70,8 +78,8 @@ class Job:
                 "seed": batches.seed,
                 "processes": self.trainer.world.size,
                 "rows": fingerprint(batches),
-                "variance": float(variance),
-                "mean": [float(m) for m in mean],
+                "variance": float(data.variance),
+                "mean": [float(m) for m in data.mean],
             },
         }
 

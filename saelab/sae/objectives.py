@@ -43,6 +43,7 @@ def sparse_gradients(
 
     `pre` None: topk's latents are chosen by the bfloat16 screen. The decoder's gradient has its radial part removed.
     `tokens` is the batch size over all processes. `out` may hold W_enc and W_dec to write those gradients into.
+    Eight parameters: a formula's tensors by name, which no other function takes together.
     """
     W_enc, W_dec = weights["W_enc"], weights["W_dec"]
     out = out or {name: torch.empty_like(W_dec) for name in ("W_enc", "W_dec")}

@@ -54,7 +54,7 @@ class Source:
     def take(self, name: str) -> Tensor:
         """A tensor that must be there, all of it finite."""
         if name not in self.tensors:
-            raise self.refuse(f"a {self.format} file", f"needs the tensor {name}; found {_listed(self.tensors)}")
+            raise self.refuse(f"a {self.format} file", f"needs the tensor {name}; found {_list(self.tensors)}")
         tensor = self.tensors.pop(name)
         if not bool(tensor.isfinite().all()):
             remedy = "its training diverged, or the file is damaged: take an earlier checkpoint"
@@ -131,7 +131,7 @@ class Source:
         """Refuse the file for every tensor and setting that nobody took and that is not off."""
         if self.tensors:
             why = f"are left over: a {self.format} SAE of this kind has none"
-            raise self.refuse(f"tensors {_listed(self.tensors)}", why)
+            raise self.refuse(f"tensors {_list(self.tensors)}", why)
         left = {n: v for n, v in self.config.items() if v not in _OFF}
         if left:
             shown = ", ".join(f"{n}={_short(v)}" for n, v in list(left.items())[:6])
@@ -240,7 +240,7 @@ def _keep_encoder(source: Source, weights: Weights) -> None:
     weights.centred = True
 
 
-def _listed(names: Iterable[str]) -> str:
+def _list(names: Iterable[str]) -> str:
     known = sorted(names)
     return ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
 

@@ -1,8 +1,8 @@
 """Asking about units one by one: rows on disk as answers come, failed ones asked again, a budget kept."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol
 
 from tqdm.auto import tqdm
 
@@ -23,20 +23,26 @@ class Row(Protocol):
     def record(self) -> dict[str, Any]: ...
 
 
+@dataclass(frozen=True)
+class Question(Generic[Item]):
+    """What a test asks about an item, and what it keeps of the answer."""
+
+    request: Callable[[Item], Request]  # draws what is sent
+    outline: Callable[[Item], Request]  # the same without content, for the budget
+    row: Callable[[Item, Reply], Row]  # the answer's line of the ledger
+
+
 def ask(
     chat: Chat,
     ledger: Ledger,
     items: Sequence[Item],
-    request: Callable[[Item], Request],
-    outline: Callable[[Item], Request],
-    row: Callable[[Item, Reply], Any],
+    question: Question[Item],
     budget: Budget | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Ask about each item that the ledger has no row of; the rows of all items that have one, in the order of units.
 
-    request: draws what is sent. outline: the same without content, for the budget. row: what is kept of an answer. An
-    item whose pictures can't be read any more fails alone. Raises UserError where every item that was asked failed,
+    An item whose pictures can't be read any more fails alone. Raises UserError where every item that was asked failed,
     and for what stops the backend itself; what had been answered until then is on disk.
     """
     todo = [item for item in items if item.unit not in ledger.kept]
@@ -47,7 +53,7 @@ def ask(
     def requests(allowed: Iterable[Item]) -> Iterator[Request]:
         for item in allowed:
             try:
-                drawn = replace(request(item), buyer=buyer(ledger.file.parent))
+                drawn = replace(question.request(item), buyer=buyer(ledger.file.parent))
             except UserError as error:
                 unreadable.append((item, Reply(None, str(error))))
                 continue
@@ -61,13 +67,13 @@ def ask(
             attempts, uncertain = ledger.tries(item.unit)
             reply = replace(reply, attempts=reply.attempts + attempts, uncertain=reply.uncertain + uncertain)
             found[item.unit] = reply
-            ledger.add(row(item, reply))
+            ledger.add(question.row(item, reply))
             bar.update()
 
-        earlier = paid([kept["record"] for kept in ledger.kept.values()])
+        earlier = restore_replies([kept["record"] for kept in ledger.kept.values()])
         wanted: Iterable[Item] = todo
         if budget is not None:
-            wanted = budget.admit(todo, lambda item: chat.estimate(outline(item)), found, earlier)
+            wanted = budget.admit(todo, lambda item: chat.estimate(question.outline(item)), found, earlier)
         for asked, reply in chat.ask(requests(wanted)):
             keep(waiting.pop(asked.name), reply)
         for item, reply in unreadable:
@@ -81,7 +87,7 @@ def ask(
     return rows
 
 
-def spent(rows: Sequence[Row]) -> dict[str, Any]:
+def sum_spending(rows: Sequence[Row]) -> dict[str, Any]:
     """Requests, tokens and money of these rows' answers, each request once; cost: None where one lacks."""
     bought = {row.record["request"]: row.record for row in rows if row.status != "failed"}.values()
     costs = [record["cost"] for record in bought]
@@ -95,7 +101,7 @@ def spent(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def paid(records: Sequence[dict[str, Any]]) -> list[Reply]:
+def restore_replies(records: Sequence[dict[str, Any]]) -> list[Reply]:
     """What answers took, from the records of their rows, as a budget counts it."""
     counts = [{name: count(record[name]) for name in ("prompt_tokens", "completion_tokens")} for record in records]
     return [Reply(None, **record | own) for record, own in zip(records, counts, strict=True)]

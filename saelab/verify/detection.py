@@ -22,11 +22,12 @@ from saelab.label.selection import Budget
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
-from saelab.verify.asking import ask, spent
+from saelab.verify.asking import Question, ask, sum_spending
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
 
+PROMPT, MAX_TOKENS = "detect", 100
 FITS_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"fits": {"type": "array", "items": {"type": "integer"}}},
@@ -63,7 +64,7 @@ class Detection:
     images: tuple[int, ...]  # in the order shown; photo 1 is the first
     fires: tuple[bool, ...]  # whether each is a positive
     said: tuple[int, ...] | None  # numbers of the photos that the model found the label on
-    balanced_accuracy: float | None  # mean of the shares of positives and of negatives told right, 0..1
+    balanced_accuracy: float | None  # mean of the shares of positives and of negatives that were judged right, 0..1
     f1: float | None  # 0..1
     raw: str | None  # the answer, verbatim
     record: dict[str, Any]  # request, model, tokens, cost, attempts, seconds, error
@@ -118,9 +119,7 @@ def detect(
     folder: Path | str,
     *,
     seed: int = 0,
-    prompt: str = "detect",
     part_px: int = 448,
-    max_tokens: int = 100,
     budget: Budget | None = None,
     progress: bool = True,
 ) -> list[Detection]:
@@ -128,11 +127,11 @@ def detect(
 
     Rows go to `<folder>/detection.jsonl` as they come; those that are there are not asked again, failed ones are. Units
     that the budget holds back have no row. Raises UserError for a folder with rows of another recipe, label or set, and
-    where every unit failed.
+    where every unit failed. Eight parameters: who is asked about what, where it is written, and four with defaults.
     """
-    folder, template, look = Path(folder), prompts.load(prompt), Look(layout="parts", part_px=part_px)
+    folder, template, look = Path(folder), prompts.load(PROMPT), Look(layout="parts", part_px=part_px)
     recipe = {"chat": chat.recipe, "seed": seed, "template": hashlib.sha256(template.encode()).hexdigest()}
-    recipe |= {"part_px": part_px, "max_tokens": max_tokens, "images": images.fingerprint}
+    recipe |= {"part_px": part_px, "max_tokens": MAX_TOKENS, "images": images.fingerprint}
     ledger = Ledger(folder, "detection", recipe)
     for own in sets:
         kept = ledger.kept.get(own.unit)
@@ -142,25 +141,24 @@ def detect(
 
     def request(own: DetectionSet) -> Request:
         photos = look.photos(images, own.shuffled(seed), f"unit-{own.unit:05d}-detection")
-        return _request(own, photos, template, max_tokens)
+        return _request(own, photos, template)
 
     def outline(own: DetectionSet) -> Request:
-        return _outline(own, look, template, max_tokens)
+        return _outline(own, look, template)
 
     def row(own: DetectionSet, reply: Reply) -> Detection:
         return _detection(own, own.shuffled(seed), reply)
 
-    rows = [_detection_from(kept) for kept in ask(chat, ledger, sets, request, outline, row, budget, progress)]
+    kept_rows = ask(chat, ledger, sets, Question(request, outline, row), budget, progress)
+    rows = [_detection_from(kept) for kept in kept_rows]
     ledger.close(detection_summary([_detection_from(kept) for kept in ledger.rows()]))
     return rows
 
 
-def detection_estimate(
-    chat: Chat, sets: Sequence[DetectionSet], *, prompt: str = "detect", part_px: int = 448, max_tokens: int = 100
-) -> Estimate:
+def detection_estimate(chat: Chat, sets: Sequence[DetectionSet], *, part_px: int = 448) -> Estimate:
     """What `detect` would take; nothing is drawn or sent."""
-    template, look = prompts.load(prompt), Look(layout="parts", part_px=part_px)
-    return sum((chat.estimate(_outline(own, look, template, max_tokens)) for own in sets), Estimate())
+    template, look = prompts.load(PROMPT), Look(layout="parts", part_px=part_px)
+    return sum((chat.estimate(_outline(own, look, template)) for own in sets), Estimate())
 
 
 def detection_summary(rows: Sequence[Detection]) -> dict[str, Any]:
@@ -171,17 +169,17 @@ def detection_summary(rows: Sequence[Detection]) -> dict[str, Any]:
         for name in ("balanced_accuracy", "f1")
     }
     status = dict(sorted(Counter(row.status for row in rows).items()))
-    return {"units": len(rows), "status": status, **mean, **spent(rows)}
+    return {"units": len(rows), "status": status, **mean, **sum_spending(rows)}
 
 
-def _request(own: DetectionSet, photos: Sequence[str | Picture], template: str, max_tokens: int) -> Request:
+def _request(own: DetectionSet, photos: Sequence[str | Picture], template: str) -> Request:
     count = len(own.positives) + len(own.contrasts) + len(own.others)
     parts = prompts.fill(template, {"photos": photos}, count=count, label=own.label)
-    return Request(f"detect/{own.unit}", parts, FITS_SCHEMA, max_tokens)
+    return Request(f"detect/{own.unit}", parts, FITS_SCHEMA, MAX_TOKENS)
 
 
-def _outline(own: DetectionSet, look: Look, template: str, max_tokens: int) -> Request:
-    return _request(own, look.outline(len(own.shuffled(0)), "photos"), template, max_tokens)
+def _outline(own: DetectionSet, look: Look, template: str) -> Request:
+    return _request(own, look.outline(len(own.shuffled(0)), "photos"), template)
 
 
 def _detection(own: DetectionSet, order: tuple[int, ...], reply: Reply) -> Detection:

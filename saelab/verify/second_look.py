@@ -15,8 +15,9 @@ from saelab.label.selection import Budget
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
-from saelab.verify.asking import ask, spent
+from saelab.verify.asking import Question, ask, sum_spending
 
+PROMPT, MAX_TOKENS = "second_look", 50
 CHOICE_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"choice": {"type": "integer"}},
@@ -47,9 +48,7 @@ def second_look(
     folder: Path | str,
     *,
     seed: int = 0,
-    prompt: str = "second_look",
     look: Look | None = None,
-    max_tokens: int = 50,
     budget: Budget | None = None,
     progress: bool = True,
 ) -> list[Choice]:
@@ -59,13 +58,14 @@ def second_look(
     `<folder>/second_look.jsonl` as they come; those that are there are not asked again, failed ones are. Units that the
     budget holds back have no row. Raises UserError for a folder with rows of another recipe or case, for tiles that
     need heat maps where there are none, and where every unit failed.
+    Eight parameters: who is asked about what, where it is written, and four with defaults.
     """
-    folder, template, look = Path(folder), prompts.load(prompt), look or Look()
+    folder, template, look = Path(folder), prompts.load(PROMPT), look or Look()
     recipe = {"chat": chat.recipe, "seed": seed, "template": hashlib.sha256(template.encode()).hexdigest()}
-    recipe |= {"look": asdict(look), "max_tokens": max_tokens}
+    recipe |= {"look": asdict(look), "max_tokens": MAX_TOKENS}
     recipe |= {"images": cases[0].images.fingerprint if cases else None}
     ledger = Ledger(folder, "second_look", recipe)
-    shown = {case.unit: _shuffled(candidates[case.unit], case.unit, seed) for case in cases}
+    shown = {case.unit: _shuffle(candidates[case.unit], case.unit, seed) for case in cases}
     for case in cases:
         look.check(case)
         kept = ledger.kept.get(case.unit)
@@ -75,41 +75,36 @@ def second_look(
             raise UserError("folder", folder, found, "give these a folder of their own")
 
     def request(case: Case) -> Request:
-        return _request(case, shown[case.unit], look.positives(case), look.contrasts(case), template, look, max_tokens)
+        return _request(case, shown[case.unit], look.positives(case), look.contrasts(case), template, look)
 
     def outline(case: Case) -> Request:
-        return _outline(case, shown[case.unit], template, look, max_tokens)
+        return _outline(case, shown[case.unit], template, look)
 
     def row(case: Case, reply: Reply) -> Choice:
         return _choice(case, shown[case.unit], reply)
 
-    rows = [_choice_from(kept) for kept in ask(chat, ledger, cases, request, outline, row, budget, progress)]
+    kept_rows = ask(chat, ledger, cases, Question(request, outline, row), budget, progress)
+    rows = [_choice_from(kept) for kept in kept_rows]
     ledger.close(choice_summary([_choice_from(kept) for kept in ledger.rows()]))
     return rows
 
 
 def choice_estimate(
-    chat: Chat,
-    cases: Sequence[Case],
-    candidates: Mapping[int, Sequence[str]],
-    *,
-    prompt: str = "second_look",
-    look: Look | None = None,
-    max_tokens: int = 50,
+    chat: Chat, cases: Sequence[Case], candidates: Mapping[int, Sequence[str]], *, look: Look | None = None
 ) -> Estimate:
     """What `second_look` would take; nothing is drawn or sent."""
-    template, own = prompts.load(prompt), look or Look()
-    outlines = (_outline(case, candidates[case.unit], template, own, max_tokens) for case in cases)
+    template, own = prompts.load(PROMPT), look or Look()
+    outlines = (_outline(case, candidates[case.unit], template, own) for case in cases)
     return sum((chat.estimate(outline) for outline in outlines), Estimate())
 
 
 def choice_summary(rows: Sequence[Choice]) -> dict[str, Any]:
     """Counts per status, and what was spent."""
     status = dict(sorted(Counter(row.status for row in rows).items()))
-    return {"units": len(rows), "status": status, **spent(rows)}
+    return {"units": len(rows), "status": status, **sum_spending(rows)}
 
 
-def _shuffled(candidates: Sequence[str], unit: int, seed: int) -> tuple[str, ...]:
+def _shuffle(candidates: Sequence[str], unit: int, seed: int) -> tuple[str, ...]:
     order = list(candidates)
     random.Random(f"{seed}/{unit}").shuffle(order)
     return tuple(order)
@@ -122,18 +117,17 @@ def _request(
     contrasts: Sequence[str | Picture],
     template: str,
     look: Look,
-    max_tokens: int,
 ) -> Request:
     listed = "\n".join(f"{number}. {name}" for number, name in enumerate(order, start=1))
     groups = {"positives": positives, "contrasts": contrasts}
     parts = prompts.fill(template, groups, candidates=listed, layout=look.layout, tiles=look.tiles)
-    return Request(f"choose/{case.unit}", parts, CHOICE_SCHEMA, max_tokens)
+    return Request(f"choose/{case.unit}", parts, CHOICE_SCHEMA, MAX_TOKENS)
 
 
-def _outline(case: Case, order: Sequence[str], template: str, look: Look, max_tokens: int) -> Request:
+def _outline(case: Case, order: Sequence[str], template: str, look: Look) -> Request:
     contrasts = sum(image >= 0 for image in case.contrasts)
     groups = look.outline(len(case.positives), "positives"), look.outline(contrasts, "contrasts")
-    return _request(case, order, *groups, template, look, max_tokens)
+    return _request(case, order, *groups, template, look)
 
 
 def _choice(case: Case, order: tuple[str, ...], reply: Reply) -> Choice:

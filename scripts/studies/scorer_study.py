@@ -2,7 +2,7 @@
 
     python scripts/studies/scorer_study.py [--cache FOLDER] [--permutations 40] [--only worlds|photos|sizes]
 
-Needs the shared data (SAELAB_SHARED, or ../shared beside the checkout): planted.py and images/tiny-imagenet-val.
+Needs the shared data in the folder SAELAB_SHARED: planted.py and images/tiny-imagenet-val.
 Tokens, embeddings, SAEs and each finished part of the tables (study.json) are kept in the cache folder: a killed run
 goes on where it was. Delete the folder to start afresh.
 """

@@ -45,7 +45,7 @@ def fetch(names: list[str], folder: Path) -> list[Path]:
         _run([*apt, "update"], empty)
     except FetchFailed as error:  # one broken source among several; whether the packages are known is seen below
         log.warning("apt-get update: %s", error)
-    packages = _described(_run([*apt, "download", "--print-uris", *names], empty), names)
+    packages = _describe(_run([*apt, "download", "--print-uris", *names], empty), names)
     missing = [p for p in packages if not _whole(folder / p.file, p)]
     if missing:
         need = sum(p.size for p in packages) * 3  # the packages, their contents, and what is chosen of them
@@ -66,7 +66,7 @@ def unpack(package: Path, folder: Path) -> None:
     _run(["dpkg-deb", "-x", str(package.resolve()), str(folder.resolve())], folder)
 
 
-def _described(text: str, names: list[str]) -> list[Package]:
+def _describe(text: str, names: list[str]) -> list[Package]:
     found = re.findall(r"^'[^']*' (\S+) (\d+) SHA256:([0-9a-f]{64})", text, flags=re.M)
     if len(found) != len(names):
         raise FetchFailed(f"apt knows {len(found)} of the packages {', '.join(names)}")

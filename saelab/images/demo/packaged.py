@@ -110,8 +110,8 @@ def stamps(root: Path) -> Iterator[tuple[Entry, bytes]]:
         file = path.relative_to(root)
         if set(file.parts[:-1]) & set(DRAWN) or "mirror" in file.stem or not is_photo(path):
             continue
-        told = path.with_suffix(".txt")  # the first line is English, translations follow
-        text = told.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0] if told.is_file() else ""
+        described = path.with_suffix(".txt")  # the first line is English, translations follow
+        text = described.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0] if described.is_file() else ""
         classes = tuple(PLAIN.get(part, part.replace("_", " ")) for part in file.parts[:-1])
         credit = "Tux Paint stamps, (C) 2002-2022 Bill Kendrick and contributors, GPL-2"
         yield Entry(f"tuxpaint/{file.as_posix()}", text.strip() or None, classes, credit=credit), path.read_bytes()

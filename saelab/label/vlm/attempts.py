@@ -95,10 +95,10 @@ class Attempts:
         started, uncertain, attempt = time.monotonic(), 0, 0
         while True:
             attempt += 1
-            wait, sent = None, self._adapted(body)
+            wait, sent = None, self._drop_refused(body)
             try:
                 raw = self.client.chat.completions.with_raw_response.create(**sent)
-                found = self._blotted(read(self.secret.blot(raw.text)))
+                found = self._blot(read(self.secret.blot(raw.text)))
                 seconds = round(time.monotonic() - started, 3)
                 return replace(found, seconds=seconds, attempts=attempt, uncertain=uncertain)
             except Broken as error:
@@ -120,7 +120,7 @@ class Attempts:
             if attempt > self.retries or self._pause(attempt, wait):
                 raise Refused(f"{why}, after {attempt} attempts", attempt, uncertain)
 
-    def _blotted(self, found: Completion) -> Completion:
+    def _blot(self, found: Completion) -> Completion:
         """The same once more, for a key that stood in the body in JSON's escapes."""
         text, model, reason = (self.secret.blot(own or "") for own in (found.text, found.model, found.finish_reason))
         return replace(found, text=text, model=model or None, finish_reason=reason or None)
@@ -129,7 +129,7 @@ class Attempts:
         """Whether a status is worth another attempt. Raises UserError for those that are final for all requests."""
         status = error.status_code
         if 300 <= status < 400:
-            raise self._redirected(error) from None
+            raise self._refuse_redirect(error) from None
         if status in (401, 403):
             raise self._key_refused(error) from None
         if status < 500 and NO_PICTURES.search(why):
@@ -147,13 +147,13 @@ class Attempts:
             words += " (too large for the model's context: lower proposer.sheet_px or proposer.shown)"
         return f"{error.status_code} {words}"
 
-    def _adapted(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _drop_refused(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body without the parameters that this server refused."""
         kept = {name: value for name, value in body.items() if name not in self._dropped}
         if "max_tokens" in self._dropped:
             kept["max_completion_tokens"] = body["max_tokens"]
         if "bounds" in self._dropped and "response_format" in kept:
-            kept["response_format"] = _unbounded(kept["response_format"])
+            kept["response_format"] = _drop_bounds(kept["response_format"])
         return kept
 
     def _adapt(self, sent: dict[str, Any], status: int, why: str) -> bool:
@@ -168,7 +168,7 @@ class Attempts:
         refused = None
         if "response_format" in sent and SCHEMA.search(why):
             schema = sent["response_format"]
-            bounded = any(bound in why for bound in BOUNDS) and _unbounded(schema) != schema
+            bounded = any(bound in why for bound in BOUNDS) and _drop_bounds(schema) != schema
             refused = "bounds" if bounded else "response_format"
         elif status in (400, 422) and not TOO_LARGE.search(why):
             refused = next((own for own, words in OPTIONAL.items() if own in sent and re.search(words, why)), None)
@@ -186,7 +186,7 @@ class Attempts:
         seconds = min(LONGEST_WAIT, wait) if wait is not None else random.uniform(longest / 2, longest)
         return self._stopped.wait(seconds)
 
-    def _redirected(self, error: Any) -> UserError:
+    def _refuse_redirect(self, error: Any) -> UserError:
         """A redirect is not followed: the pictures and the key would go to whoever it names."""
         to = urlsplit(error.response.headers.get("location", ""))
         target = f"to {self.secret.blot(f'{to.scheme}://{to.netloc}')}" if to.netloc else "elsewhere"
@@ -223,11 +223,11 @@ def _message(body: str) -> str:
         return body
 
 
-def _unbounded(schema: Any) -> Any:
+def _drop_bounds(schema: Any) -> Any:
     """The schema without BOUNDS."""
     if isinstance(schema, dict):
-        return {key: _unbounded(value) for key, value in schema.items() if key not in BOUNDS}
-    return [_unbounded(value) for value in schema] if isinstance(schema, list) else schema
+        return {key: _drop_bounds(value) for key, value in schema.items() if key not in BOUNDS}
+    return [_drop_bounds(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def _reached(error: Exception) -> bool:

@@ -63,7 +63,7 @@ def bounded_client(http_client: Any, timeout: float) -> Any:
             response = None
             try:
                 response = super().send(request, **{**options, "stream": True})
-                response.iter_bytes = _limited(response.iter_bytes)
+                response.iter_bytes = _limit(response.iter_bytes)
                 response.read()
             except Exception as error:
                 if response is not None:
@@ -80,7 +80,7 @@ def bounded_client(http_client: Any, timeout: float) -> Any:
     return Bounded(follow_redirects=False, timeout=timeout)
 
 
-def _limited(pieces: Any) -> Any:
+def _limit(pieces: Any) -> Any:
     """`iter_bytes` that raises CutOff after `LARGEST` bytes."""
 
     def limited(chunk_size: int | None = None) -> Any:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from saelab import artifacts
-from saelab.label.vlm.completion import Completion, kept
+from saelab.label.vlm.completion import Completion, restore
 
 log = logging.getLogger("saelab")
 
@@ -33,7 +33,7 @@ class AnswerCache:
         if path is None or not path.is_file():
             return None
         try:
-            found = kept(json.loads(path.read_text(encoding="utf-8")))
+            found = restore(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError):
             found = None
         if found is None:

@@ -52,7 +52,7 @@ def read(body: str) -> Completion:
         raise Broken(f"an answer that is no completion ({one_line(body[:500], 60)!r})")
     usage = found.get("usage") if isinstance(found.get("usage"), dict) else {}
     return Completion(
-        _said(choice),
+        _read_answer(choice),
         short_text(found.get("model")),
         count(usage.get("prompt_tokens")),
         count(usage.get("completion_tokens")),
@@ -60,7 +60,7 @@ def read(body: str) -> Completion:
     )
 
 
-def kept(row: Any) -> Completion | None:
+def restore(row: Any) -> Completion | None:
     """The completion that a file of the cache holds, whichever version wrote it; None if it holds none."""
     if not isinstance(row, dict) or "text" not in row:
         return None
@@ -134,7 +134,7 @@ def _parts(content: list[Any] | dict[str, Any]) -> list[str] | None:
     return texts
 
 
-def _said(choice: dict[str, Any]) -> str:
+def _read_answer(choice: dict[str, Any]) -> str:
     """The answer in a choice.
 
     Some servers put the whole answer where a reasoning model's thoughts belong and leave the content empty: if the

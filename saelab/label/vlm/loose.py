@@ -153,7 +153,7 @@ class _Reader:
         for mark in re.compile(rf"\\.|{re.escape(close)}", re.DOTALL).finditer(self.text, start):
             if mark[0] == close and _AFTER_A_STRING.match(self.text, mark.end()):
                 self.at = mark.end()
-                return readable(_ESCAPE.sub(_unescaped, self.text[start : mark.start()]))
+                return readable(_ESCAPE.sub(_unescape, self.text[start : mark.start()]))
         self.at, self.cut = len(self.text), True
         return ""
 
@@ -164,6 +164,6 @@ class _Reader:
         return self.text[self.at : self.at + 1]
 
 
-def _unescaped(match: re.Match[str]) -> str:
+def _unescape(match: re.Match[str]) -> str:
     kind = match[1]
     return chr(int(kind[1:], 16)) if len(kind) == 5 else ESCAPES.get(kind, kind)

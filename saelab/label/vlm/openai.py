@@ -45,6 +45,7 @@ class OpenAIChat:
     server asks for). prices: dollars per million tokens. picture_tokens: a rule of `tokens.picture_tokens`, for
     estimates only. cache: folder of bought answers. extra_body: further fields of the request, for switches of the
     server's own, such as {"chat_template_kwargs": {"enable_thinking": False}}. Redirects are not followed.
+    Thirteen parameters: they are the settings in conf/proposer/openai.yaml, by their names.
     """
 
     name = "openai"
@@ -83,7 +84,7 @@ class OpenAIChat:
         self.attempts = Attempts(self._client(timeout), retries, backoff, self.secret, model, base_url, key_env)
         self.options: dict[str, Any] = {"temperature": temperature, "seed": seed}
         if extra_body:
-            self.options["extra_body"] = self._checked(extra_body)
+            self.options["extra_body"] = self._check_extra(extra_body)
         self.recipe = {"name": self.name, "model": model, "base_url": base_url, **self.options}
         self._sight = threading.Lock()
         self._sighted = False
@@ -209,7 +210,7 @@ class OpenAIChat:
         found = f"{count} requests in a row failed, the last with: {reply.error}"
         return UserError("proposer.base_url", self.base_url, found, "run again to go on: what was answered is kept")
 
-    def _checked(self, extra_body: Any) -> dict[str, Any]:
+    def _check_extra(self, extra_body: Any) -> dict[str, Any]:
         """`extra_body` as plain values. Raises UserError for what is no JSON object, holds a key or a field of ours."""
         try:
             found = plain(dict(extra_body))

@@ -1,6 +1,6 @@
 """Answers of language models, read forgivingly: guided JSON, JSON within prose, half a JSON, and plain lists.
 
-Nothing is made up: where no concept can be told from prose, or where an answer contradicts itself, it is unparsed and
+Nothing is made up: where prose names no clear concept, or where an answer contradicts itself, it is unparsed and
 stays as it is. No text makes these functions raise.
 """
 
@@ -144,7 +144,7 @@ def _from_object(found: dict[str, Any], cut: bool, most: int, words: int) -> Ans
 def _names(value: Any) -> list[str] | None:
     """The names in what stands for a list of concepts: text, strings, objects with a name or a score; else None."""
     if isinstance(value, str):
-        return _separated(value)
+        return _separate(value)
     if isinstance(value, dict):
         if isinstance(named := _member(value, NAMES), str):
             return [named]
@@ -163,7 +163,7 @@ def _names(value: Any) -> list[str] | None:
     return items if items or not value else None
 
 
-def _separated(text: str) -> list[str]:
+def _separate(text: str) -> list[str]:
     """The items of a list on one line."""
     if NUMBERED.match(text) and len(NUMBERED.findall(text)) > 1:
         return [item for item in NUMBERED.split(text) if item.strip()]
@@ -177,8 +177,8 @@ def _plain_list(text: str, words: int) -> list[str]:
         lines = lines[1:]  # "Concepts:"
     if len(lines) == 1:
         own = re.sub(r"^\s*(concepts?|answer|labels?|概念|标签|答案)\s*[:：]\s*", "", lines[0], flags=re.IGNORECASE)
-        lines = _separated(own.rstrip(".。"))
-    items = [_trimmed(line) for line in lines]
+        lines = _separate(own.rstrip(".。"))
+    items = [_trim(line) for line in lines]
     prose = any(_words(item) > words or re.search(r"[.!?:;。！？：；]", item) or REFUSAL.search(item) for item in items)
     return [] if prose or not 0 < len(items) <= MOST_IN_A_LIST else items
 
@@ -186,7 +186,7 @@ def _plain_list(text: str, words: int) -> list[str]:
 def _answer(items: list[str] | None, most: int, words: int, empty_is_none: bool = True) -> Answer:
     if items is None:
         return Answer()
-    trimmed = [_trimmed(item) for item in items]
+    trimmed = [_trim(item) for item in items]
     if not any(trimmed):
         return Answer(status="none" if empty_is_none and not items else "unparsed")
     if all(NOTHING.match(item) for item in trimmed if item):
@@ -211,15 +211,15 @@ def _words(item: str) -> int:
     return len(rest.split()) + math.ceil(len(han) / 2 + len(kana) / 3)
 
 
-def _trimmed(item: str) -> str:
+def _trim(item: str) -> str:
     """Without bullets, numbering, quotes, emphasis, closing punctuation and half a pair of brackets; single spaces."""
     item = BULLET.sub("", re.sub("[\u200b\u2060\ufeff]", "", item))
-    while (shorter := _unwrapped(item.strip(EDGES))) != item:
+    while (shorter := _unwrap(item.strip(EDGES))) != item:
         item = shorter
     return " ".join(item.split())
 
 
-def _unwrapped(item: str) -> str:
+def _unwrap(item: str) -> str:
     for left, right in PAIRS.items():
         if item.startswith(left) and item.endswith(right) and left not in item[1:] and len(item) > 1:
             return item[1:-1]

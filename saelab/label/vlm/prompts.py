@@ -51,10 +51,10 @@ def fill(template: str, pictures: Mapping[str, Sequence[str | Picture]], **value
             parts.append(piece)
     if missing := {name for name, group in pictures.items() if group} - used:
         raise UserError("proposer.prompt", f"{{{{ {missing.pop()} }}}}", "is missing in the template")
-    return tuple(_joined(parts))
+    return tuple(_join(parts))
 
 
-def _joined(parts: Sequence[str | Picture]) -> list[str | Picture]:
+def _join(parts: Sequence[str | Picture]) -> list[str | Picture]:
     """Neighbouring texts as one: some servers refuse or reorder many small text parts."""
     joined: list[str | Picture] = []
     for part in parts:

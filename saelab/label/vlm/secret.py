@@ -49,13 +49,13 @@ class Secret:
             logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.split(".")[0] in CLIENTS
         ]
         for logger in loggers:
-            logger.addFilter(self._blotted)
+            logger.addFilter(self._blot)
         try:
             yield
         finally:
             for logger in loggers:
-                logger.removeFilter(self._blotted)
+                logger.removeFilter(self._blot)
 
-    def _blotted(self, record: logging.LogRecord) -> bool:
+    def _blot(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = self.blot(record.getMessage()), ()
         return True

@@ -58,7 +58,7 @@ class Look:
     def photos(self, images: "ImageSet", ids: Sequence[int], name: str) -> list[str | Picture]:
         """Numbered photos, raw, each a picture of its own."""
         tiles: list[Image.Image | None] = [sheets.tile(images.load(image), self.part_px) for image in ids]
-        return _numbered(tiles, name, "Photo", self.part_px)
+        return _number(tiles, name, "Photo", self.part_px)
 
     def outline(self, count: int, name: str) -> list[str | Picture]:
         """Pictures of the right number and size without content: enough for an estimate."""
@@ -74,12 +74,12 @@ class Look:
 
     def _group(self, tiles: Sequence[Image.Image | None], name: str, word: str) -> list[str | Picture]:
         if self.layout == "parts":
-            return _numbered(tiles, name, word, self.part_px)
+            return _number(tiles, name, word, self.part_px)
         side = self.sheet_px
         return [Picture(sheets.jpeg(sheets.sheet(tiles, side)), (side, side), name)]
 
 
-def _numbered(tiles: Sequence[Image.Image | None], name: str, word: str, side: int) -> list[str | Picture]:
+def _number(tiles: Sequence[Image.Image | None], name: str, word: str, side: int) -> list[str | Picture]:
     parts: list[str | Picture] = []
     for number, picture in enumerate(tiles, start=1):
         if picture is not None:

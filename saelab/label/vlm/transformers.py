@@ -100,7 +100,7 @@ class TransformersChat:
             output = model.generate(**{**inputs, **floats}, max_new_tokens=longest, do_sample=False)
         written = output[:, inputs["input_ids"].shape[1] :].cpu()
         texts = processor.batch_decode(written, skip_special_tokens=True)
-        counts = [_written(row, model.generation_config) for row in written.tolist()]
+        counts = [_count_written(row, model.generation_config) for row in written.tolist()]
         cut = [unfinished("length", longest) if own is None else None for own in counts]
         seconds = (time.monotonic() - started) / len(batch)
         replies = [
@@ -157,7 +157,7 @@ def _part(part: str | Picture) -> dict[str, str]:
     return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
 
 
-def _written(row: list[int], generation: Any) -> int | None:
+def _count_written(row: list[int], generation: Any) -> int | None:
     """Tokens that the model wrote in a row of the output, its end token included; None where it found no end."""
     ends = generation.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())

@@ -41,7 +41,7 @@ def estimate(
     basis: Basis, proposer: propose.Proposer, settings: ProposerSettings, images: ImageSet
 ) -> tuple[int, Estimate]:
     """How many units would be asked about, and what asking takes; nothing is sent and nothing is written."""
-    shown, chosen, _ = _chosen(basis, settings)
+    shown, chosen, _ = _choose(basis, settings)
     return len(chosen), propose.estimate(proposer, shown, images, chosen, mode=settings.mode, seed=settings.seed)
 
 
@@ -60,7 +60,7 @@ def propose_labels(
     bases, which have used up their part of a budget.
     """
     assert basis.exemplars is not None
-    shown, chosen, budget = _chosen(basis, settings)
+    shown, chosen, budget = _choose(basis, settings)
     recipe = {"stage": "proposals", "code": CODE, "exemplars": basis.exemplars.digest, "proposer": proposer.recipe}
     recipe |= {"mode": settings.mode, "units": settings.units, "seed": settings.seed}
     where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)
@@ -76,7 +76,7 @@ def propose_labels(
     return where, rows, text
 
 
-def _chosen(basis: Basis, settings: ProposerSettings) -> tuple[propose.Exemplars, list[int], selection.Budget | None]:
+def _choose(basis: Basis, settings: ProposerSettings) -> tuple[propose.Exemplars, list[int], selection.Budget | None]:
     assert basis.exemplars is not None
     found = Exemplars.load(basis.exemplars.path)
     strength = found.activations.mean(1).tolist()

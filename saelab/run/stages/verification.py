@@ -16,7 +16,7 @@ from saelab.label.proposal import Case, Estimate, HeatMap
 from saelab.label.vlm.proposer import VLMProposer
 from saelab.report import reading
 from saelab.run.config import ProposerSettings
-from saelab.verify.asking import paid
+from saelab.verify.asking import restore_replies
 
 CODE = 1  # version of this stage; part of every recipe
 TESTS = ("detect", "second_look")
@@ -45,7 +45,7 @@ class VerifySettings:
             if name not in (*SCORERS, "final"):
                 raise UserError(setting, name, "unknown", f"known: final, {', '.join(sorted(SCORERS))}")
         if self.candidates < 2:
-            raise UserError("candidates", self.candidates, "must be at least 2, for there has to be a choice")
+            raise UserError("candidates", self.candidates, "must be at least 2: one candidate is no choice")
 
 
 class Verification:
@@ -100,7 +100,7 @@ class Verification:
             artifacts.write_json(self.folder / "recipe.json", self.recipe)
             for test in self.tests:
                 line, records = self._detect(budget) if test == "detect" else self._second_look(budget)
-                budget = budget and budget.less(paid(records))
+                budget = budget and budget.less(restore_replies(records))
                 lines.append([self.basis.name, test, *line])
         return lines, budget
 
@@ -111,7 +111,7 @@ class Verification:
         )
         found = verify.detection_summary(rows)
         numbers = [_number(found["balanced_accuracy"]), _number(found["f1"]), "-"]
-        return _counts(found, len(sets)) + numbers + _taken(found), [row.record for row in rows]
+        return _counts(found, len(sets)) + numbers + _show_spending(found), [row.record for row in rows]
 
     def _second_look(self, budget: selection.Budget | None) -> tuple[list[str], list[dict[str, Any]]]:
         best = self.candidates()
@@ -123,7 +123,7 @@ class Verification:
         chosen = [row for row in rows if row.label is not None]
         agrees = sum(row.label == best[row.unit][0] for row in chosen) / len(chosen) if chosen else None
         numbers = ["-", "-", _number(agrees)]
-        return _counts(found, len(cases)) + numbers + _taken(found), [row.record for row in rows]
+        return _counts(found, len(cases)) + numbers + _show_spending(found), [row.record for row in rows]
 
     def sets(self) -> list[verify.DetectionSet]:
         """The photos of each chosen unit that has a label, in the order in which units are sent."""
@@ -164,18 +164,18 @@ class Verification:
         """The pictures in the space in which the labels were made."""
         from safetensors.torch import load_file
 
-        folder = self._made("embeddings", self.basis.recipes["labels"]["encoder"])
+        folder = self._find_made("embeddings", self.basis.recipes["labels"]["encoder"])
         return load_file(str(folder / "embeddings.safetensors"))["images"]
 
     def _heat(self) -> HeatMap | None:
         """Where the units fire, if that is to be shown."""
         if self.proposer.look.tiles == "raw":
             return None
-        store = cache.open(self._made("activations", self.basis.recipes["units"]["cache"]))
+        store = cache.open(self._find_made("activations", self.basis.recipes["units"]["cache"]))
         project = units.Projection.load(self.basis.units, self.basis.sae)
         return units.heat_maps(store, project, self.exemplars.activations[:, 0])
 
-    def _made(self, stage: str, digest: str) -> Path:
+    def _find_made(self, stage: str, digest: str) -> Path:
         """The folder of an artifact of the run by its recipe's digest."""
         found = next((self.root / stage).glob(f"*-{digest[:10]}"), None)
         if found is None:
@@ -196,7 +196,7 @@ def _counts(found: dict[str, Any], wanted: int) -> list[str]:
     return [str(wanted), *status, str(wanted - found["units"])]
 
 
-def _taken(found: dict[str, Any]) -> list[str]:
+def _show_spending(found: dict[str, Any]) -> list[str]:
     money = "unknown" if found["cost"] is None else f"${found['cost']:.4f}"
     return [f"{found['prompt_tokens']} + {found['completion_tokens']}", money]
 

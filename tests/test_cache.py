@@ -359,6 +359,23 @@ def test_values_beyond_the_dtype_are_refused(
         cache.write(pictured, made, ["conv"], tmp_path)
 
 
+def test_values_that_the_dtype_would_lose_are_refused(pictured: ImageSet, tmp_path: Path) -> None:
+    """Shard by shard, before its record is written: no later run takes the zeros for activations."""
+    made = host()
+    with torch.no_grad():
+        made.model.conv.weight.mul_(1e-9), made.model.conv.bias.mul_(1e-9)
+    lost = r"dtype=float16: values of conv of at most \S+e-(09|10) are too small for it: 100% is lost; set dtype=bf"
+    for _ in range(2):
+        with pytest.raises(UserError, match=lost):
+            cache.write(pictured, made, ["conv"], tmp_path)
+    assert not list(tmp_path.rglob("shards/*"))
+    kept = cache.write(pictured, made, ["conv"], tmp_path, dtype="bfloat16")["conv"]
+    assert 0 < np.abs(kept.tokens[:]).max() < 1e-7
+    with torch.no_grad():
+        made.model.conv.weight.zero_(), made.model.conv.bias.zero_()  # a dead layer has nothing to lose
+    assert not np.any(cache.write(pictured, made, ["conv"], tmp_path / "dead")["conv"].tokens)
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [

@@ -54,7 +54,7 @@ def test_rows_are_those_of_a_plain_pass(pictured: ImageSet, tmp_path: Path) -> N
         assert store.grid(3) == (7, 7)
         np.testing.assert_allclose(store.pooled("max"), expected.max(1), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(store.pooled("mean"), expected.mean(1), rtol=1e-4, atol=1e-6)
-        largest = np.sort(expected, axis=1)[:, -5:].mean(1)
+        largest = np.sort(expected, axis=1)[:, -4:].mean(1)  # a tenth of 49, rounded down
         np.testing.assert_allclose(store.pooled("top:0.1"), largest, rtol=1e-3, atol=1e-3)
         assert store.host == "net" and store.layer in LAYERS
 

@@ -21,6 +21,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 LOST = 0.01  # share of the sum of |numbers| that a dtype may lose; rounding alone loses less than 0.004 (bfloat16)
+_AT_ONCE = 1 << 22  # numbers that are widened to float64 at once
 _LOCKED = (errno.EAGAIN, errno.EACCES, 35, 37, 524)  # 35: EAGAIN of macOS; 37, 524: file systems without locks
 
 
@@ -108,10 +109,14 @@ def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class Narrowing:
-    """Watches numbers on their way into a smaller dtype: an overflow refuses at once, lost small numbers at the end."""
+    """Watches numbers on their way into a smaller dtype: an overflow refuses at once, lost small numbers at the end.
 
-    def __init__(self, dtype: str, setting: str = "dtype") -> None:
-        self.dtype, self.setting, self.whole, self.lost, self.largest = dtype, setting, 0.0, 0.0, 0.0
+    `layer`: the host's layer that they come from, for messages; None for a user's own arrays.
+    """
+
+    def __init__(self, dtype: str, setting: str = "dtype", layer: str | None = None) -> None:
+        self.dtype, self.setting, self.layer = dtype, setting, layer
+        self.whole, self.lost, self.largest = 0.0, 0.0, 0.0
 
     def __call__(self, values: Tensor) -> Tensor:
         """The numbers in the dtype. Raises UserError where a finite one becomes infinite."""
@@ -122,18 +127,27 @@ class Narrowing:
         top = float(values.abs().max())
         if bool((narrow.isinf() & values.isfinite()).any()):
             remedy = "set dtype=bfloat16 or float32" if top < 3e38 else "divide the numbers by a constant"
-            raise UserError(self.setting, self.dtype, f"can't hold {top:.3g}", remedy)
-        self.whole += float(values.abs().sum(dtype=torch.float64))
-        self.lost += float((values.double() - narrow.double()).abs_().sum())
+            what = f"can't hold {top:.3g}" + (f", a value of {self.layer}" if self.layer else "")
+            raise UserError(self.setting, self.dtype, what, remedy)
         self.largest = max(self.largest, top)
+        self._count(values, narrow)
         return narrow
+
+    def _count(self, values: Tensor, narrow: Tensor) -> None:
+        values, narrow = (x.cpu() if x.device.type == "mps" else x for x in (values, narrow))  # MPS has no float64
+        for wide, short in zip(values.flatten().split(_AT_ONCE), narrow.flatten().split(_AT_ONCE), strict=True):
+            self.whole += float(wide.abs().sum(dtype=torch.float64))
+            self.lost += float((wide.double() - short.double()).abs_().sum())
 
     def finish(self) -> None:
         """Raise UserError if more than rounding was lost: the numbers are too small for the dtype."""
         if self.lost > LOST * self.whole:
-            what = f"numbers of at most {self.largest:.3g} are too small for it: {self.lost / self.whole:.0%} is lost"
-            remedy = "multiply the numbers by a constant"
-            remedy += "" if self.largest < 1e-35 else ", or set dtype=bfloat16 or float32"
+            where = f"values of {self.layer}" if self.layer else "numbers"
+            what = f"{where} of at most {self.largest:.3g} are too small for it: {self.lost / self.whole:.0%} is lost"
+            remedy = "set dtype=bfloat16 or float32"
+            if not self.layer:
+                times = "multiply the numbers by a constant"
+                remedy = times + ("" if self.largest < 1e-35 else f", or {remedy}")
             raise UserError(self.setting, self.dtype, what, remedy)
 
 

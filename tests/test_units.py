@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from saelab import cache, units
+from saelab.cache.store import top_count
 from saelab.errors import UserError
 from saelab.sae import SAE, Meta
 
@@ -50,6 +51,19 @@ def test_neurons_are_pooled_as_said_however_the_images_are_cut(store, tokens, tm
     for at_once in (1, 7, 50):
         cut = units.pooled(store, units.Projection(), pool, at_once=at_once)
         np.testing.assert_allclose(cut.numpy(), brute, rtol=1e-6)
+
+
+def test_both_means_of_the_strongest_tenth_take_the_same_tokens(tmp_path):
+    """A cache's `top:0.1` and units' `top_mean`, of 1 to 60 tokens: an image of 19 has one strongest token, not two."""
+    offsets = np.arange(1, 61).cumsum() - 1
+    flat = np.random.default_rng(3).uniform(1, 2, (offsets[-1], WIDTH)).astype(np.float32)
+    store = cache.adopt(flat, tmp_path, offsets=offsets, dtype="float32")
+    parts = [np.sort(flat[a:b], axis=0) for a, b in itertools.pairwise(offsets)]
+    brute = np.stack([part[-max(1, len(part) // 10) :].mean(0) for part in parts])
+    np.testing.assert_allclose(store.pooled("top:0.1"), brute, rtol=1e-6)
+    np.testing.assert_allclose(units.pooled(store, units.Projection(), "top_mean").numpy(), brute, rtol=1e-6)
+    ends = [top_count(100, share) for share in (0.29, 0.57, 1.0, 0.001)]
+    assert ends == [29, 57, 100, 1]
 
 
 def test_images_with_different_numbers_of_tokens(tokens, tmp_path):

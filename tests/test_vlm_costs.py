@@ -1,5 +1,6 @@
 """What answers cost: nothing is bought twice or forgotten, budgets hold, a server that asks for time gets it."""
 
+from dataclasses import replace
 from email.utils import formatdate
 from time import time
 
@@ -9,8 +10,11 @@ from pictures import exemplars
 from seen import FINAL
 from servers import FaultServer
 
+from saelab.artifacts import digest
+from saelab.errors import UserError
 from saelab.label import propose, selection
 from saelab.label.propose import load_proposer
+from saelab.label.vlm.cache import AnswerCache
 
 pytest.importorskip("openai")
 
@@ -32,6 +36,63 @@ def test_what_a_killed_run_has_paid_appears_in_the_totals(tmp_path):
         file.write_text("".join(line + "\n" for line in file.read_text().splitlines()[:2]))
         kept = propose.run(proposer, exemplars(4, 1), IMAGES, range(4), tmp_path / "run", budget=small, progress=False)
         assert len(kept) == 2, "the two rows and the estimate of a third pass the budget"
+
+
+class Killed(BaseException):
+    """What ends a run between two instructions; nothing in the way of it may tidy up."""
+
+
+def test_requests_under_way_at_a_kill_are_counted_and_told(tmp_path, monkeypatch, caplog):
+    """The third answer is bought, after a 500, and lost: the kill comes before it is kept."""
+
+    def kill(self, digest, answer):
+        if answer.name.endswith("/2"):
+            raise Killed
+        put(self, digest, answer)
+
+    put, settings = AnswerCache.put, {"cache": tmp_path / "cache"}
+    with FaultServer(faults=lambda n: ["500"] if n == 2 else []) as server:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(AnswerCache, "put", kill)
+            ask(server, tmp_path / "run", range(4), **settings)
+        assert len(list(tmp_path.rglob("*.sent"))) == 1 and sum(server.paid.values()) == 3
+        other, _ = ask(server, tmp_path / "other", range(3), **settings)
+        assert other[2].uncertain == 0  # the lost request was another run's
+        next(tmp_path.glob(f"cache/*/{other[2].request}.json")).unlink()
+        rows, total = ask(server, tmp_path / "run", range(4), **settings)
+        again = ask(server, tmp_path / "run", range(4), **settings)
+    assert [(row.attempts, row.uncertain) for row in rows] == [(1, 0), (1, 0), (3, 1), (1, 0)]
+    assert (total["attempts"], total["uncertain"]) == (6, 1) and again == (rows, total)
+    told = [record.message for record in caplog.records if "under way" in record.message]
+    assert len(told) == 1 and "propose/2 " in told[0]
+    assert not list(tmp_path.rglob("*.sent"))
+
+
+@pytest.mark.parametrize("note", [b"", b"[]", b'{"attempts": -1}', b'{"attempts": 1, "uncertain": 1}'])
+def test_a_note_that_cannot_be_read_still_says_that_something_was_sent(tmp_path, note):
+    answers = AnswerCache(tmp_path)
+    answers.note("0" * 64, "run", 2, 2)
+    next(tmp_path.rglob("*.sent")).write_bytes(note)
+    assert answers.left_under_way("0" * 64, "run") == (1, 1)
+    assert answers.left_under_way("0" * 64, "another run") == answers.left_under_way("1" * 64, "run") == (0, 0)
+
+
+def test_what_ends_the_run_leaves_only_what_was_left_before(tmp_path):
+    """A refused key is no payment; the request that a kill lost before it stays counted."""
+    with FaultServer(faults=lambda n: ["401"]) as server:
+        for lost in (0, 1):
+            for path in tmp_path.rglob("*.sent"):
+                path.unlink()
+            proposer = load_proposer("openai", base_url=server.url, cache=tmp_path / "cache", **FAST)
+            request = replace(
+                proposer.request(propose.build_case(exemplars(1, 1), IMAGES, 0, "contrast", 0, None)), buyer="run"
+            )
+            key = digest([server.url, "toy", request.digest, proposer.chat.options])
+            proposer.chat.cache.note(key, "run", lost, lost)
+            server.asked.clear()
+            with pytest.raises(UserError, match="refused the key"):
+                list(proposer.chat.ask([request]))
+            assert proposer.chat.cache.left_under_way(key, "run") == (lost, lost)
 
 
 def test_attempts_of_a_unit_that_failed_stay_in_the_totals(tmp_path):

@@ -301,7 +301,8 @@ import sys
 sys.path.insert(0, {tests!r})
 from pictures import Pictures, exemplars
 from saelab.label import propose
-proposer = propose.load_proposer("openai", base_url={url!r}, model="toy", sheet_px=448, timeout=60, concurrency=2)
+proposer = propose.load_proposer("openai", base_url={url!r}, model="toy", sheet_px=448, timeout=60, concurrency=2,
+    cache={folder!r} + "/answers")
 propose.run(proposer, exemplars(12), Pictures(), range(12), {folder!r}, progress=False)
 """
 
@@ -313,15 +314,16 @@ def test_after_kill_9_the_run_goes_on_and_no_unit_is_paid_twice(tmp_path):
         process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
         file = tmp_path / "proposals.jsonl"
         deadline = time.monotonic() + 150
-        while not file.exists() or file.read_text().count("\n") < 5:
+        while len(server.asked) < 7 or file.read_text().count("\n") < 5:  # two more are under way
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait(10)
         assert sum(server.paid.values()) == 5
         server.faults = lambda n: []
-        rows, total = ask(server, tmp_path, units=range(12), n=12, timeout=60)
+        rows, total = ask(server, tmp_path, units=range(12), n=12, timeout=60, cache=tmp_path / "answers")
         assert total["status"] == {"answered": 12} and len(rows) == 12
+        assert (total["attempts"], total["uncertain"]) == (14, 2)  # two were under way at the kill
         assert len(server.paid) == 12 and set(server.paid.values()) == {1}
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["unit"] for line in lines] == list(range(12))

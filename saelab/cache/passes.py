@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from saelab.arrays import Narrowing
 from saelab.artifacts import atomic
 from saelab.cache import layout
 from saelab.errors import UserError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from saelab.hosts import Host
     from saelab.images import ImageSet
 
-TORCH = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _FLOAT64 = 1 << 22  # numbers that are widened to float64 at once
 _WAITING = 2  # batches that may wait for the disk while the model goes on
 
@@ -101,6 +101,7 @@ class LayerWriter:
         self.pending = set(pending(folder, images, shard_images))
         self.file = os.open(folder / layout.FILE, os.O_WRONLY)
         self._checksum, self._moments = hashlib.sha256(), Moments.none(plan.d_in)
+        self.narrow = Narrowing(plan.dtype, layer=plan.layer)  # of the shard that is being made
 
     def close(self) -> None:
         """Close the file; a shard that is not whole is done again by the next run."""
@@ -115,11 +116,15 @@ class LayerWriter:
             layout.write_at(self.file, self.places[name].offset + first * self.places[name].row_bytes, values)
         self._checksum.update(part.tokens.data.cast("B"))
         self._moments = self._moments.merge(part.moments)
-        shard, last = first // self.shard_images, int(part.images[-1])
-        if last + 1 == min((shard + 1) * self.shard_images, self.n_images):
+        if self.completes(part):
             os.fsync(self.file)
-            self._write_record(shard)
+            self._write_record(first // self.shard_images)
             self._checksum, self._moments = hashlib.sha256(), Moments.none(self.plan.d_in)
+
+    def completes(self, part: Part) -> bool:
+        """Whether the part is the last of its shard."""
+        shard, last = int(part.images[0]) // self.shard_images, int(part.images[-1])
+        return last + 1 == min((shard + 1) * self.shard_images, self.n_images)
 
     def _write_record(self, shard: int) -> None:
         from safetensors.torch import save_file
@@ -176,10 +181,14 @@ def _parts(tokens: Tensor, numbers: np.ndarray, writer: LayerWriter) -> Iterator
     for shard in np.unique(shards):
         if int(shard) in writer.pending:
             own = np.flatnonzero(shards == shard)
-            yield _part(tokens[own[0] : own[-1] + 1], numbers[own], writer.plan)
+            part = _part(tokens[own[0] : own[-1] + 1], numbers[own], writer.plan, writer.narrow)
+            if writer.completes(part):  # before its record is: what lost its numbers is never taken for whole
+                writer.narrow.finish()
+                writer.narrow = Narrowing(writer.plan.dtype, layer=writer.plan.layer)
+            yield part
 
 
-def _part(tokens: Float[Tensor, "images tokens d_in"], numbers: np.ndarray, plan: Plan) -> Part:
+def _part(tokens: Float[Tensor, "images tokens d_in"], numbers: np.ndarray, plan: Plan, narrow: Narrowing) -> Part:
     if tuple(tokens.shape[1:]) != (plan.total, plan.d_in):
         found, expected = tuple(tokens.shape[1:]), (plan.total, plan.d_in)
         what = f"gave {found} tokens x d_in for image {numbers[0]}, {expected} was planned"
@@ -189,12 +198,7 @@ def _part(tokens: Float[Tensor, "images tokens d_in"], numbers: np.ndarray, plan
     if plan.stored < plan.total:
         chosen = torch.from_numpy(np.stack([sample(plan, int(i)) for i in numbers])).to(tokens.device)
         tokens = tokens.gather(1, chosen[:, :, None].expand(-1, -1, plan.d_in))
-    rows = tokens.to(TORCH[plan.dtype])
-    if bool((rows.isinf() & tokens.isfinite()).any()):
-        top = float(tokens.abs().max())
-        raise UserError(
-            "dtype", plan.dtype, f"can't hold {top:.3g}, a value of {plan.layer}", "set dtype=bfloat16 or float32"
-        )
+    rows = narrow(tokens)
     mine = torch.from_numpy(plan.mine[numbers]).to(rows.device)
     moments = Moments.of(rows[mine].flatten(0, 1))
     flat = rows.flatten(0, 1).cpu().contiguous()

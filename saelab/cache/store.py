@@ -97,7 +97,8 @@ class ActivationCache:
         """One number per image and dimension, float32.
 
         `max` and `mean` over the image's tokens (over all that the policy keeps, also where only some were stored);
-        `cls`: the first token; `top:0.1`: the mean of the largest tenth of the tokens (at least one), per dimension.
+        `cls`: the first token; `top:0.1`: the mean of the largest tenth of the tokens, per dimension (their number is
+        rounded down; at least one).
         """
         if kind in ("max", "mean"):
             return self._read(f"pooled_{kind}")
@@ -151,7 +152,7 @@ class ActivationCache:
         out = np.empty((self.n_images, self.d_in), dtype=np.float32)
         for i in range(self.n_images):
             own = self.image_tokens(i)
-            keep = max(1, round(share * len(own)))
+            keep = top_count(len(own), share)
             out[i] = np.partition(own, len(own) - keep, axis=0)[len(own) - keep :].mean(0)
         return out
 
@@ -159,6 +160,11 @@ class ActivationCache:
         place = self._places[name]
         count = int(np.prod(place.shape, dtype=np.int64))
         return np.fromfile(self.path / FILE, place.dtype, count, offset=place.offset).reshape(place.shape)
+
+
+def top_count(tokens: int, share: float = 0.1) -> int:
+    """How many of an image's tokens are its strongest `share`: rounded down, at least one."""
+    return max(1, int(share * tokens + 1e-9))  # 0.29 x 100 is 28.999... in floating point
 
 
 class Bfloat16Map:

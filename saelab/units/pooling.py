@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.cache import ActivationCache
+from saelab.cache.store import top_count
 from saelab.units.activations import from_scipy
 from saelab.units.bases import Projection
 
@@ -19,7 +20,7 @@ def pooled(cache: ActivationCache, project: Projection, pool: str, at_once: int 
 
     `project` sees whole images, about `at_once` tokens together (fewer for a wide SAE), so memory does not grow with
     the cache. `max`, `mean`: over an image's tokens; `cls`: its first token; `top_mean`: the mean of its highest tenth
-    (at least one token).
+    (rounded down, at least one token), as the cache's own `top:0.1`.
     """
     from scipy.sparse import csr_array, vstack
     from tqdm.auto import tqdm
@@ -60,4 +61,4 @@ def pool_tokens(grid: Float[Tensor, "images t units"], pool: str) -> Float[Tenso
         return grid.mean(1)
     if pool == "cls":
         return grid[:, 0].clone()
-    return grid.topk(max(1, grid.shape[1] // 10), dim=1).values.mean(1)
+    return grid.topk(top_count(grid.shape[1]), dim=1).values.mean(1)

@@ -7,7 +7,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -84,9 +84,10 @@ class Attempts:
         except openai.OpenAIError:
             return  # a server without a list of models is a server
 
-    def send(self, body: dict[str, Any]) -> Completion:
+    def send(self, body: dict[str, Any], note: Callable[[int, int], None] = lambda *_: None) -> Completion:
         """The completion, with the attempts made and those of them that may have been charged without an answer.
 
+        note: called before each attempt with both numbers, as they will be if nothing comes back.
         Raises Refused when the server refuses this request or when the attempts are used up, and UserError for what
         every other request would meet too.
         """
@@ -96,6 +97,7 @@ class Attempts:
         while True:
             attempt += 1
             wait, sent = None, self._drop_refused(body)
+            note(attempt, uncertain + 1)
             try:
                 raw = self.client.chat.completions.with_raw_response.create(**sent)
                 found = self._blot(read(self.secret.blot(raw.text)))

@@ -1,5 +1,9 @@
-"""Answers that were paid for, kept by the digest of their request: nothing is bought twice, whatever run asks."""
+"""Answers that were paid for, kept by the digest of their request: nothing is bought twice, whatever run asks.
 
+What is under way is noted beside them, so that requests that a killed run had sent appear in the totals of the next.
+"""
+
+import hashlib
 import json
 import logging
 import threading
@@ -9,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from saelab import artifacts
-from saelab.label.vlm.completion import Completion, restore
+from saelab.errors import UserError
+from saelab.label.vlm.completion import Completion, count, restore
 
 log = logging.getLogger("saelab")
+NOTED = ("attempts", "uncertain")
 
 
 class AnswerCache:
@@ -45,6 +51,40 @@ class AnswerCache:
         if path := self._path(digest):
             path.parent.mkdir(parents=True, exist_ok=True)
             artifacts.write_json(path, answer)
+            self.note(digest, answer.buyer)
+
+    def note(self, digest: str, buyer: str, attempts: int = 0, uncertain: int = 0) -> None:
+        """Say on disk what a run (`buyer`) has sent of a request that has no answer yet; no attempts: nothing any more.
+
+        uncertain: those of the attempts that may have been charged, should the run be killed now.
+        """
+        path = self._note(digest, buyer)
+        if path is None:
+            return
+        if not attempts:
+            path.unlink(missing_ok=True)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.write_json(path, {"attempts": attempts, "uncertain": uncertain})
+
+    def left_under_way(self, digest: str, buyer: str) -> tuple[int, int]:
+        """(attempts, those that may have been charged) that this run had sent of a request when it was killed."""
+        path = self._note(digest, buyer)
+        if path is None or not path.is_file():
+            return 0, 0
+        try:
+            found = artifacts.read_json(path)
+        except UserError:
+            return 1, 1  # it was sent, and what the note said is lost
+        attempts, uncertain = (count(found.get(name)) if isinstance(found, dict) else None for name in NOTED)
+        return attempts or 1, 1 if uncertain is None else uncertain
+
+    def _note(self, digest: str, buyer: str) -> Path | None:
+        """One run asks a question once at a time: a note that it finds is of a run before it."""
+        path = self._path(digest)
+        if path is None or not buyer:
+            return None
+        return path.with_name(f"{digest}-{hashlib.sha256(buyer.encode()).hexdigest()[:10]}.sent")
 
     def _path(self, digest: str) -> Path | None:
         return self.folder / digest[:2] / f"{digest}.json" if self.folder else None

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -148,17 +149,31 @@ class OpenAIChat:
                 own = bool(request.buyer) and (kept.name, kept.buyer) == (request.name, request.buyer)
                 kept = kept if own else replace(kept, attempts=0, uncertain=0)
                 return replace(self._reply(key, request, kept), cached=not own)
-            started = time.monotonic()
-            try:
-                answer = self.attempts.send(self._body(request))
-            except Refused as refused:
-                seconds = round(time.monotonic() - started, 3)
-                tries, uncertain = refused.attempts, refused.uncertain
-                return Reply(None, str(refused), key, attempts=tries, uncertain=uncertain, seconds=seconds)
+            return self._bought(key, request)
+
+    def _bought(self, key: str, request: Request) -> Reply:
+        """The reply to a request that is sent; noted on disk while it is under way."""
+        started, note = time.monotonic(), partial(self.cache.note, key, request.buyer)
+        sent, unsure = self.cache.left_under_way(key, request.buyer)
+        if sent:
+            told = "%s was under way when a run was killed: it is sent again; the first time may have been charged"
+            log.warning(told, request.name)
+        try:
+            body = self._body(request)
+            answer = self.attempts.send(body, lambda tries, uncertain: note(sent + tries, unsure + uncertain))
             self._check_sight(request, answer)
-            answer = replace(answer, name=request.name, buyer=request.buyer)
-            self.cache.put(key, answer)
-            return self._reply(key, request, answer)
+        except Refused as refused:
+            note()
+            tries, uncertain = sent + refused.attempts, unsure + refused.uncertain
+            seconds = round(time.monotonic() - started, 3)
+            return Reply(None, str(refused), key, attempts=tries, uncertain=uncertain, seconds=seconds)
+        except UserError:
+            note(sent, unsure)
+            raise
+        tries, uncertain = sent + answer.attempts, unsure + answer.uncertain
+        answer = replace(answer, name=request.name, buyer=request.buyer, attempts=tries, uncertain=uncertain)
+        self.cache.put(key, answer)
+        return self._reply(key, request, answer)
 
     def _reply(self, key: str, request: Request, answer: Completion) -> Reply:
         prompt, completion = answer.prompt_tokens, answer.completion_tokens

@@ -11,6 +11,7 @@ from saelab.compare import Side, statistics
 from saelab.compare.evidence import pooled
 from saelab.compare.left_out import Measured, Parts, measure
 from saelab.compare.matching import match
+from saelab.compare.random_directions import among
 from saelab.compare.shared import combine
 
 
@@ -125,3 +126,12 @@ def test_matching_copes_with_one_shared_value_and_leaves_nan_out():
     values = np.array([1.0] * 30 + [np.nan] * 10)
     (a,), (b,) = match([values], [np.ones(20)], 10, 0)
     assert len(a) == len(b) == 20 and (a < 30).all()
+
+
+def test_a_unit_among_random_directions_is_the_share_that_do_worse():
+    drawn = np.concatenate([np.arange(20.0), [np.nan]])
+    found = among(np.array([-1.0, 0.0, 9.5, 19.0, 30.0, np.nan]), drawn)
+    assert found[:5].tolist() == [0.0, 0.025, 0.5, 0.975, 1.0] and np.isnan(found[5])
+    assert bool(np.isnan(among(np.array([1.0]), drawn[:19])).all())  # too few to say anything
+    rng = np.random.default_rng(0)  # of their like, a twentieth are better than 95 %
+    assert 0.04 < float((among(rng.normal(size=20_000), rng.normal(size=4_000)) > 0.95).mean()) < 0.06

@@ -4,12 +4,16 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from saelab.label import assign, mine
+from saelab.label.mine.contrast import choose_contrasts
 from saelab.label.nulls import null_percentile, null_percentiles
 from saelab.label.scorers.dissect import others_logsumexp
 from saelab.label.scorers.frame import Draw, Frame
+from saelab.label.scorers.moved import FEWEST, Moving, Series, series_of
 from saelab.label.scorers.permuted import whole
 from saelab.label.scorers.registry import SCORERS
 
@@ -207,3 +211,135 @@ def test_scorers_without_pooled_activations_have_no_null():
     acts, emb, txt, _, _ = world()
     evidence = assign.Evidence.mined(acts, emb, txt, 8, decoder=torch.randn(24, 16))
     assert bool(null_percentile("decoder_direction", evidence, n=2).isnan().all())
+
+
+def in_series(sizes: list[int], units: int, seed: int, labels: int = 20, d: int = 8):
+    """Unrelated units of six kinds on photos in series (four fifths of the variance are common to a series).
+
+    Dense, sparse, heavy-tailed, tied, independent within a series, and alike all through it.
+    """
+    g = torch.Generator().manual_seed(seed)
+    of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+
+    def draw(columns: int) -> torch.Tensor:
+        common, own = (torch.randn(n, columns, generator=g) for n in (len(sizes), len(of)))
+        return 0.8**0.5 * common[of] + 0.2**0.5 * own
+
+    emb = normalize(draw(d) + 1.0, dim=1)
+    txt = normalize(torch.randn(labels, d, generator=g), dim=1)
+    heavy, sparse, tied = (draw(units) for _ in range(3))
+    kinds = [draw(units), (sparse - 1.0).clamp(min=0), heavy.abs() ** 3 * heavy.sign(), (1.5 * tied).round()]
+    kinds += [torch.randn(len(of), units, generator=g), torch.randn(len(sizes), units, generator=g)[of]]
+    return torch.cat(kinds, dim=1), emb, txt, of
+
+
+MIXED = [1 + i % 8 for i in range(32)]
+
+
+@pytest.mark.parametrize("name", ["pearson", "csp"])
+@pytest.mark.parametrize("sizes", [[5] * 24, MIXED], ids=["series of 5", "series of 1 to 8"])
+def test_units_unrelated_to_photos_in_series_pass_as_often_as_they_should(name, sizes):
+    passed = []
+    for seed in range(8):
+        acts, emb, txt, of = in_series(sizes, 40, seed)
+        found = null_percentile(name, assign.Evidence.mined(acts, emb, txt, 10, groups=of), n=100, seed=seed + 50)
+        passed.append((found > 0.95).float().view(6, 40).mean(dim=1))
+    share = torch.stack(passed).mean(dim=0)  # of each kind's 320 units
+    assert 0.03 <= float(share.mean()) <= 0.07, share
+    assert bool(((share - 0.05).abs() <= 3 * (0.05 * 0.95 / 320) ** 0.5).all()), share
+
+
+def test_single_photos_of_a_series_are_no_draws():
+    """What whole series are moved for: photos permuted one by one, units that are alike through a series all pass."""
+    acts, emb, txt, _ = in_series([5] * 24, 30, 3)
+    alike = acts[:, -30:]
+    single = null_percentile("pearson", assign.Evidence.mined(alike, emb, txt, 10), n=100, seed=1)
+    assert float((single > 0.95).float().mean()) > 0.3
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=40), seed=st.integers(0, 99))
+def test_series_change_places_whole(sizes, seed):
+    g = torch.Generator().manual_seed(seed)
+    of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))[torch.randperm(sum(sizes), generator=g)]
+    series = Series.of_groups(3 * of + 1)  # any numbers name groups
+    source = series.deal(g)
+    place: dict[int, int] = {}
+    for image, picture in enumerate(source.tolist()):  # a series' images get the pictures of one series
+        assert place.setdefault(int(of[image]), int(of[picture])) == int(of[picture])
+    assert sorted(place.values()) == list(range(len(sizes)))
+    assert all(series.pool[a] == series.pool[b] for a, b in place.items())
+    for group, other in place.items():  # of a longer series some pictures, of a shorter one all, about equally often
+        shown = source[of == group].bincount(minlength=len(of))[of == other]
+        assert int(shown.max() - shown.min()) <= 1 and int(shown.sum()) == sizes[group]
+    counts = series.pool.bincount()
+    assert len(sizes) < FEWEST or int(counts.min()) >= FEWEST
+    for pool in range(len(counts)):  # a size that enough series have is not mixed with smaller ones
+        some = series.sizes[series.pool == pool]
+        largest = some == some.max()
+        assert int(largest.sum()) < FEWEST or bool(largest.all()) or pool == len(counts) - 1
+
+
+def test_singles_and_series_change_places_among_themselves():
+    of = torch.cat([torch.arange(40), 40 + torch.arange(30) // 5])
+    source = Series.of_groups(of).deal(torch.Generator().manual_seed(0))
+    assert torch.equal(source[:40].sort().values, torch.arange(40))
+    assert torch.equal(source.sort().values, torch.arange(70)) and not torch.equal(source, torch.arange(70))
+    assert (
+        series_of(assign.Evidence.mined(torch.rand(70, 2), normalize(torch.rand(70, 4), dim=1), torch.eye(4))) is None
+    )
+
+
+@pytest.mark.parametrize("rule", ["below_mean", "zero"])
+@pytest.mark.parametrize("name", [n for n in CLOSED if "wpmi" not in n and n != "linear_explanations"])
+def test_moved_pictures_are_scored_as_units_mined_anew_on_them(name, rule):
+    """Moving what is seen on the images is permuting the activations over them."""
+    acts, emb, txt, groups, more = world()
+    acts = acts[:, [0, 1, 2, 7, 12, 13, 14, 15]]  # units without ties among their positives
+    mined = assign.Evidence.mined(acts, emb, txt, 8, mine.ContrastRule(rule), groups, **more)
+    source = Series.of_groups(groups).deal(torch.Generator().manual_seed(5))
+    permuted = torch.empty_like(acts)
+    permuted[source] = acts
+    anew = assign.Evidence.mined(permuted, emb, txt, 8, mine.ContrastRule(rule), groups, **more)
+    (moved,), (plain,) = (assign.score([name], e).values() for e in (Moving(mined).move(source), anew))
+    assert torch.allclose(moved, plain, atol=2e-5, equal_nan=True)
+
+
+@given(seed=st.integers(0, 10_000), rule=st.sampled_from(["below_mean", "zero", "below_quantile"]))
+@settings(max_examples=25)
+def test_contrasts_of_moved_pictures_are_those_of_an_exact_search(seed, rule):
+    """Series of any sizes, so that pictures are shown twice or not at all; units with few candidates and with many."""
+    g = torch.Generator().manual_seed(seed)
+    images = int(torch.randint(20, 150, (1,), generator=g))
+    of = torch.randint(images // 2, (images,), generator=g)
+    emb = normalize(torch.randn(images, 6, generator=g), dim=1)
+    acts = (torch.randn(images, 12, generator=g) - torch.linspace(-3, 2, 12)).clamp(min=0)
+    evidence = assign.Evidence.mined(acts, emb, torch.eye(6), 5, mine.ContrastRule(rule), of)
+    moving, source = Moving(evidence), Series.of_groups(of).deal(g)
+    moved = moving.move(source)
+    searched = (evidence.acts, emb[source], evidence.positive_ids, evidence.rule, of[source])
+    ids, similarity = choose_contrasts(*searched, apart=True)
+    assert torch.equal(ids < 0, moved.contrast_ids < 0)
+    found = (moved.images_of(moved.positive_ids) * moved.images_of(moved.contrast_ids)).sum(dim=2)
+    assert torch.allclose(found[ids >= 0], similarity[ids >= 0], atol=1e-6)
+    shown_once = source.bincount(minlength=images)[source[ids.clamp(min=0)]] == 1
+    assert torch.equal(ids[shown_once], moved.contrast_ids[shown_once])
+
+
+@pytest.mark.parametrize("name", ["soft_wpmi", "wpmi"])
+def test_wpmi_keeps_the_other_units_as_they_are_where_series_move(name):
+    acts, emb, txt, groups, _ = world(images=120, units=15)
+    acts = acts[:, [0, 1, 2, 12, 13, 14]]
+    evidence = assign.Evidence.mined(acts, emb, txt, 8, groups=groups)
+    source = Series.of_groups(groups).deal(torch.Generator().manual_seed(4))
+    best = SCORERS[name].moved(evidence)(Moving(evidence).move(source))
+    for unit in range(acts.shape[1]):
+        moved = acts.clone()
+        moved[source, unit] = acts[:, unit]
+        (scores,) = assign.score([name], assign.Evidence.mined(moved, emb, txt, 8)).values()
+        assert float(scores[unit].max()) == pytest.approx(float(best[unit]), abs=1e-4)
+
+
+def test_one_series_has_no_other_place():
+    acts, emb, txt, _, _ = world()
+    evidence = assign.Evidence.mined(acts[:, 12:], emb, txt, 8, series=torch.zeros(150, dtype=torch.long))
+    assert bool((null_percentile("pearson", evidence, n=5) == 0).all())

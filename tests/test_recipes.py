@@ -12,9 +12,9 @@ from saelab.artifacts import digest, read_json
 from saelab.compare import Settings
 from saelab.evaluate.diffusion import Diffusion
 from saelab.label.proposal import answers_digest
+from saelab.label.series import group_images
 from saelab.run.record import write
 from saelab.run.stages.cosy import CosySettings, labels_of, measure_labels
-from saelab.run.stages.evaluation import group_images
 from saelab.sae import SAEConfig
 
 WORDS = ["red", "green", "blue", "grey"]

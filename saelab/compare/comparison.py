@@ -14,6 +14,7 @@ from saelab.compare.evidence import Ground, TestImages
 from saelab.compare.glossary import METRICS
 from saelab.compare.inputs import Basis, Settings, check, check_settings, rule, selected
 from saelab.compare.pairs import compare_groups, compare_methods
+from saelab.compare.random_directions import random_percentiles
 from saelab.compare.verdicts import correct_all, decide_all
 from saelab.compare.words import conclusion, headline
 
@@ -39,16 +40,20 @@ def compare(
     kept = {basis.name: selected(basis, settings) for basis in bases}
     ground = Ground(images, kept, settings.parts, settings.seed)
     groups = _groups(bases)
+    primary = primary_metric(bases, images)
+    among = random_percentiles(bases, kept, primary)
     pairs = [pair for a, b in _pairs(groups) for pair in compare_groups(groups[a], groups[b], ground, settings)]
     result = {
         "schema": SCHEMA,
         "setup": dataclasses.asdict(bases[0].setup),
         "settings": dataclasses.asdict(settings) | {"keep": list(settings.keep)},
         "selection": rule(settings),
-        "primary": primary_metric(bases, images),
+        "primary": primary,
         "images": None if images is None else _images(images, ground, bases),
         "metrics": {name: dataclasses.asdict(metric) for name, metric in METRICS.items()},
-        "bases": [describe(basis, kept[basis.name]) for basis in bases],
+        "bases": [
+            describe(basis, kept[basis.name]) | {"random_percentile": among[basis.name]} for basis in bases
+        ],
         "groups": [_group(name, members) for name, members in groups.items()],
         "pairs": pairs,
         "methods": [row for members in groups.values() for row in compare_methods(members, kept, settings)],

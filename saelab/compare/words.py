@@ -90,6 +90,7 @@ def conclusion(result: dict[str, Any]) -> str:
     against = [_on_controls(result, group["name"]) for group in result["groups"] if not group["control"]]
     if any(against):
         text.append(f"Controls: {'; '.join(filter(None, against))}.")
+    text.append(_among_random(result))
     text.append("What this can't show: " + " ".join(result["cautions"]))
     return " ".join(part for part in text if part)
 
@@ -186,6 +187,21 @@ def _on_controls(result: dict[str, Any], name: str) -> str:
     }
     parts = [text.format(name=name, list=listed(sides[side])) for side, text in says.items() if sides[side]]
     return "; ".join(parts)
+
+
+def _among_random(result: dict[str, Any]) -> str:
+    """How many units of each real group do better than 95 % of random directions."""
+    parts = []
+    for group in result["groups"]:
+        members = [basis for basis in result["bases"] if basis["group"] == group["name"]]
+        found = [basis["random_percentile"] for basis in members if basis.get("random_percentile")]
+        if found and not group["control"]:
+            share = sum(x["share_above_95"] * x["n"] for x in found) / sum(x["n"] for x in found)
+            parts.append(f"{100 * share:.0f} % of {group['name']}")
+    if not parts:
+        return ""
+    metric = METRICS[result["primary"]].title
+    return f"Better than 95 % of random directions of this layer by {metric}: {listed(parts)}; 5 % would be by luck."
 
 
 def _detail(row: dict[str, Any], pair: dict[str, Any], result: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from saelab.images import ImageSet
 from saelab.label import concepts
 from saelab.label.assign import SCORERS, Evidence
 from saelab.label.exemplars import Exemplars, MiningSettings
+from saelab.label.series import group_mined
 from saelab.label.settings import LabelSettings
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
@@ -59,6 +60,7 @@ def evidence(
         contrast_ids=local[found.contrasts],
         rule=mining.contrast,
         groups=torch.as_tensor(images.groups[ids.numpy()]),
+        series=torch.as_tensor(group_mined(images)[ids.numpy()]),
         host_emb=None if host_emb is None else host_emb[ids],
     )
 

@@ -24,6 +24,7 @@ from saelab.report import (
     maps,
     matched_pairs,
     pictures,
+    random_directions,
     reading,
     records,
     sae_quality,
@@ -114,6 +115,7 @@ def _write(run: reading.Run, out: Path, shown: int) -> None:
     for b, rows in zip(run.bases, made, strict=True):
         for record, where in zip(rows, maps.of_basis(run, b, rows), strict=True):
             record["maps"] = where
+    random_directions.add(run, made)
     prompts = _add_proposals(run, made, out)
     used = sorted({i for basis in made for record in basis for i in map(int, record["names"])})
     side = pictures.side_for(len(used))

@@ -51,6 +51,12 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "unit reacts to something nameable; whether this label is right, held-out images say.",
         "permutation test",
     ),
+    "random_percentile": (
+        "Beats random directions",
+        "The share of random directions of this layer whose label does worse on held-out images, above chance and by "
+        "the metric that decides. Above 95 % the unit does better than its place in the layer explains.",
+        "",
+    ),
     "badge": (
         "On held-out images",
         "What photos that neither labelling nor the SAE saw say of the label. holds: the whole 95 % interval of its "

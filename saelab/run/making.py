@@ -19,6 +19,7 @@ from saelab.label.assign import SCORERS
 from saelab.label.exemplars import check as check_mining
 from saelab.label.exemplars import exemplars
 from saelab.label.proposal import Estimate
+from saelab.label.series import group_images
 from saelab.label.vocabulary import Vocabulary
 from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run import record
@@ -26,7 +27,7 @@ from saelab.run.bases import Bases
 from saelab.run.basis import Basis
 from saelab.run.stages.comparison import compare_bases, pooling_of
 from saelab.run.stages.effects import EffectsSettings, Seen, measure_basis
-from saelab.run.stages.evaluation import evaluate_basis, group_images, make_judges
+from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.images import record_images
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
 

@@ -98,7 +98,7 @@ def choose_contrasts(
         space = normalize(host_emb.float(), dim=1)
     interval = candidate_interval(acts, rule.rule, rule.quantile)
     generator = torch.Generator(image_emb.device).manual_seed(rule.seed) if rule.rule == "random" else None
-    scores = _Scores(space, groups, generator)
+    scores = Scores(space, groups, generator)
     search = _search_shared if rule.reuse and rule.rule != "random" else _search_each
     ids = torch.full_like(positive_ids, -1)
     step = max(1, MASK_ELEMENTS // max(shape(acts)[0], 1))
@@ -106,7 +106,7 @@ def choose_contrasts(
         part = slice(first, first + step)
         mask = candidate_mask(acts, interval, part)
         if apart:
-            _leave_out(mask, positive_ids[part])
+            leave_out(mask, positive_ids[part])
         ids[part] = search(scores, mask, positive_ids[part], rule.reuse)
     if rule.rule == "host":
         ids = _closest(space, positive_ids, ids, rule.host_similarity, rule.host_limit)
@@ -149,7 +149,7 @@ def candidate_mask(acts: Acts, interval: Interval, units: slice) -> Bool[Tensor,
     return mask
 
 
-def _leave_out(mask: Bool[Tensor, "some images"], ids: Int[Tensor, "some k"]) -> None:
+def leave_out(mask: Bool[Tensor, "some images"], ids: Int[Tensor, "some k"]) -> None:
     """Strike these images (-1: none) from the candidates of their unit."""
     unit, place = (ids >= 0).nonzero(as_tuple=True)
     mask[unit, ids[unit, place]] = False
@@ -165,7 +165,7 @@ def pair_similarity(
     return out.masked_fill_((ids < 0) | (positive_ids < 0), torch.nan)
 
 
-class _Scores:
+class Scores:
     """Rows of what is maximised: cosines to all images (or random numbers), -inf at the image's own group."""
 
     def __init__(self, space: Tensor, groups: Tensor | None, generator: torch.Generator | None) -> None:
@@ -181,12 +181,13 @@ class _Scores:
             out = torch.rand(len(ids), len(self.space), generator=self.generator, device=self.space.device)
         out[torch.arange(len(ids), device=out.device), ids] = -torch.inf
         if self.groups is not None:
-            for row in self.shares[ids].nonzero()[:, 0].tolist():
-                out[row].masked_fill_(self.groups == self.groups[ids[row]], -torch.inf)
+            some = self.shares[ids].nonzero()[:, 0]
+            if len(some):
+                out[some] = out[some].masked_fill_(self.groups[ids[some], None] == self.groups, -torch.inf)
         return out
 
 
-def _search_shared(scores: _Scores, mask: Tensor, positives: Tensor, reuse: bool) -> Tensor:
+def _search_shared(scores: Scores, mask: Tensor, positives: Tensor, reuse: bool) -> Tensor:
     """Contrasts with reuse: a positive that several units share needs its cosines, and its neighbour table, once."""
     found = torch.full((positives.numel(),), -1, dtype=torch.long, device=mask.device)
     flat, order = positives.flatten().sort(stable=True)
@@ -224,7 +225,7 @@ def _resolve(table: Float[Tensor, "rows images"], mask: Tensor, row: Tensor, uni
     return found
 
 
-def _search_each(scores: _Scores, mask: Tensor, positives: Tensor, reuse: bool) -> Tensor:
+def _search_each(scores: Scores, mask: Tensor, positives: Tensor, reuse: bool) -> Tensor:
     """Contrasts unit by unit: needed where a unit's earlier choices bind its later ones, or where chance chooses."""
     images, k = mask.shape[1], positives.shape[1]
     found = torch.full_like(positives, -1)

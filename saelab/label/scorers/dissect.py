@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +17,7 @@ from saelab.label.scorers.checks import similarities
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of
-from saelab.label.scorers.scorer import Citation, Rows, Scorer, of_all
+from saelab.label.scorers.scorer import Citation, Moved, Rows, Scorer, of_all
 
 SOFT_K, WPMI_K, NEUROLENS_K = 100, 28, 30  # how many images each looks at, as its authors set it
 SOFT_PRIOR, WPMI_PRIOR = 1.0, 0.6  # weights of the prior, as its authors set them
@@ -228,21 +229,44 @@ def weighted(frame: Frame) -> Best:
 
 def likelihood(frame: Frame, of: Likelihoods, k: int, weight: float) -> Best:
     """Either WPMI under permutation: a unit's permuted likelihood against the prior of the other units as they are."""
-    e = frame.evidence
-    k = min(k, frame.images)
-    ids = e.positives(k)[0]
-    others = others_logsumexp(of(ids), (ids >= 0).sum(dim=1))
-    count = math.log(max(int((ids[:, 0] >= 0).sum()), 1))
-    fills, fill = frame.fills(k)
-    permuted = once(lambda draw: of(draw.positives(fills, k)))
+    against = AsTheyAre.of(frame.evidence, of, k, weight)
+    fills, fill = frame.fills(against.ids.shape[1])
+    permuted = once(lambda draw: of(draw.positives(fills, against.ids.shape[1])))
+    return lambda draw, block: against.best(permuted(draw)[fill[block.units]], block.units)
 
-    def best(draw: Draw, block: Block) -> Tensor:
-        ll = permuted(draw)[fill[block.units]]
-        if weight == 1:  # then the score falls with others - ll, and one logarithm a unit is enough
-            return count - softplus((others[block.units] - ll).amin(dim=1))
-        return best_of(ll - weight * (torch.logaddexp(others[block.units], ll) - count))
 
-    return best
+def moved(read: Callable[[Tensor], Likelihoods], k: int, weight: float) -> Callable[[Evidence], Moved]:
+    """Either WPMI where pictures move in series: the unit's own pictures move, the other units stay as they are."""
+
+    def start(e: Evidence) -> Moved:
+        against = AsTheyAre.of(e, read(e.sims), k, weight)
+        everyone = torch.arange(e.n_units, device=e.sims.device)
+        return lambda seen: against.best(read(seen.sims)(against.ids), everyone)
+
+    return start
+
+
+@dataclass(frozen=True)
+class AsTheyAre:
+    """What a unit's likelihoods are held against: the other units, of which none has moved."""
+
+    ids: Int[Tensor, "units k"]  # images that fire each unit
+    others: Float[Tensor, "units labels"]  # log of the sum of their likelihoods
+    weight: float  # of the prior
+    count: float  # log of the number of units
+
+    @classmethod
+    def of(cls, e: Evidence, of: Likelihoods, k: int, weight: float) -> "AsTheyAre":
+        """From the evidence as it is."""
+        ids = e.positives(min(k, e.n_images))[0]
+        count = math.log(max(int((ids[:, 0] >= 0).sum()), 1))
+        return cls(ids, others_logsumexp(of(ids), (ids >= 0).sum(dim=1)), weight, count)
+
+    def best(self, ll: Float[Tensor, "some labels"], units: Int[Tensor, "some"]) -> Float[Tensor, "some"]:
+        """The best score of each unit, given its likelihoods."""
+        if self.weight == 1:  # then the score falls with others - ll, and one logarithm a unit is enough
+            return self.count - softplus((self.others[units] - ll).amin(dim=1))
+        return best_of(ll - self.weight * (torch.logaddexp(self.others[units], ll) - self.count))
 
 
 def _neurolens(e: Evidence) -> Rows:
@@ -267,6 +291,7 @@ SCORERS = (
         of_all(lambda e: positives_with_prior(soft_likelihoods(e.sims), e.positives(SOFT_K)[0], SOFT_PRIOR)),
         lambda scorer, frame: likelihood(frame, soft_likelihoods(frame.evidence.sims), SOFT_K, SOFT_PRIOR),
         OIKARINEN,
+        moved=moved(soft_likelihoods, SOFT_K, SOFT_PRIOR),
     ),
     Scorer(
         "wpmi",
@@ -276,6 +301,7 @@ SCORERS = (
         of_all(lambda e: positives_with_prior(likelihoods(e.sims), e.positives(WPMI_K)[0], WPMI_PRIOR)),
         lambda scorer, frame: likelihood(frame, likelihoods(frame.evidence.sims), WPMI_K, WPMI_PRIOR),
         OIKARINEN,
+        moved=moved(likelihoods, WPMI_K, WPMI_PRIOR),
     ),
     Scorer(
         "clip_dissect_neurolens",

@@ -24,6 +24,7 @@ class Evidence:
     contrast_ids: Int[Tensor, "units k"]  # each positive's contrast; -1 where there is none
     rule: ContrastRule = field(default_factory=ContrastRule)  # how contrasts were mined: the null mines them so again
     groups: Int[Tensor, "images"] | None = None  # near-duplicates: equal number = same picture
+    series: Int[Tensor, "images"] | None = None  # images that chance moves together; None: near-duplicates
     host_emb: Float[Tensor, "images d_in"] | None = None  # the host's own image vectors, for the rule `host`
     concepts: Bool[Tensor, "images labels"] | None = None  # which label is true of which image (INVERT)
     decoder: Float[Tensor, "units d_text"] | None = None  # SAE decoder rows, if the SAE sits in the encoder's space

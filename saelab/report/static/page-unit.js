@@ -100,6 +100,7 @@ function facts(run, basis, record) {
     record.label ? fact("score", format.number(m.score, 3), `by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`) : null,
     m.margin !== null ? fact("margin", format.number(m.margin, 3)) : null,
     m.null_percentile !== null ? fact("null_percentile", format.share(m.null_percentile)) : null,
+    m.random_percentile != null ? fact("random_percentile", format.share(m.random_percentile)) : null,
     record.label && record.source ? h("div", null, h("dt", null, "Named by"), h("dd", null, record.source)) : null)
 }
 

@@ -2,34 +2,16 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Int
 
 from saelab import encoders, evaluate, truth, units
 from saelab.artifacts import Artifact, ensure
 from saelab.images import ImageSet
 from saelab.label import concepts, pipeline
-from saelab.label.vocabulary import key
+from saelab.label.series import group_images
 from saelab.run.basis import Basis
 
 CODE = 7  # version of this stage; part of every recipe
-
-
-def group_images(images: ImageSet) -> Int[np.ndarray, "images"]:
-    """Which images belong together, for chance draws them as one: near-duplicates and series, images of one caption."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    count = len(images)
-    captions = [key(caption or "") for caption in images.captions]
-    series = [("group", group) for group in images.groups.tolist()]
-    node = {name: count + i for i, name in enumerate(dict.fromkeys([*series, *captions]))}
-    links = [(i, node[name]) for i, name in enumerate(series)] + [(i, node[c]) for i, c in enumerate(captions) if c]
-    rows, ends = np.array(links).T
-    size = count + len(node)
-    graph = coo_array((np.ones(len(links)), (rows, ends)), shape=(size, size))
-    return np.asarray(connected_components(graph, directed=False)[1][:count])
 
 
 def make_judges(

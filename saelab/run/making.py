@@ -5,6 +5,7 @@ evaluations -> comparisons; effects from labels.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,8 @@ from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run import record
 from saelab.run.bases import Bases
 from saelab.run.basis import Basis
-from saelab.run.stages.comparison import compare_bases, pooling_of
-from saelab.run.stages.effects import EffectsSettings, Seen, measure_basis
+from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
+from saelab.run.stages.effects import EffectsSettings, Seen, chosen_rows, measure_basis, read_effects
 from saelab.run.stages.evaluation import evaluate_basis, group_images, make_judges
 from saelab.run.stages.images import record_images
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
@@ -134,17 +135,34 @@ class Stages(Bases):
             return [replace(basis, evaluation=self._evaluate(basis)) for basis in labelled]
 
     @cached_property
+    def measured(self) -> list[Basis]:
+        """Bases with what their units do, where the run asks for it."""
+        if self.config.effects is None:
+            return self.evaluated
+        own = read_effects(self.config.effects)
+        if own.labels_of != self.config.compare.scorer:
+            what = f"the comparison is of the labels of {self.config.compare.scorer}"
+            raise UserError("effects.labels_of", own.labels_of, what, f"use {self.config.compare.scorer} for both")
+        return [replace(basis, effects=self.measure_effects(basis, own)) for basis in self.evaluated]
+
+    @cached_property
     def comparisons(self) -> dict[str, Artifact]:
         """One comparison for each layer, corrected together."""
         if self.count_per_layer() < 2:  # known before the long work
             remedy = "for example bases=[neuron,sae]"
             raise UserError("bases", list(self.config.bases), "a comparison needs at least two", remedy)
-        evaluated = self.evaluated
+        measured = self.measured
         with self.timings.of("comparison"):
             setups = {layer: self._setup(layer) for layer in self.caches}
             test = self.images.ids("test")
             tested = compare.TestImages(self.judges, test, group_images(self.images)[test])
-            return compare_bases(evaluated, setups, self.config.compare, self.root, tested)
+            found = compare_bases(measured, setups, self.config.compare, self.root, tested)
+            if self.config.effects is None:
+                return found
+            own = read_effects(self.config.effects)
+            rows = {(b.layer, b.name): chosen_rows(b, own) for b in measured}
+            how = own.facts
+            return join_effects(measured, found, setups, self.config.compare, self.root, tested, rows, how)
 
     def measure_effects(self, basis: Basis, own: EffectsSettings) -> Path:
         """What the units of a labelled basis do to the host's outputs: the folder of effects.jsonl and effects.json.
@@ -156,7 +174,7 @@ class Stages(Bases):
             raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
         host = self.host if basis.weights == self.weights else self.random_host
         with self.timings.of("effects"):
-            seen = Seen(host, self.store(basis), self.images, self._label_vectors, self.device)
+            seen = Seen(host, self.store(basis), self.images, self._label_vectors, self._sentence_vectors)
             return measure_basis(basis, seen, own, self.root)
 
     def outcome(self, comparisons: bool = True) -> record.Outcome:
@@ -165,7 +183,7 @@ class Stages(Bases):
         own = self.config.record()
         own["label"] = own["label"] | {"final": self.label_settings.final}  # which one `auto` stands for
         images = record_images(self.images, self.root)
-        bases = self._with_quality(self.evaluated) if comparisons else self.evaluated
+        bases = self._with_quality(self.measured) if comparisons else self.evaluated
         return record.Outcome(own, images, self.host_name, self.encoder.name, bases, made, self.timings, self.notes)
 
     def _with_quality(self, bases: list[Basis]) -> list[Basis]:
@@ -205,6 +223,10 @@ class Stages(Bases):
         own, labels = self.label_settings, self.vocabulary.labels
         vectors = encoders.label_embeddings(labels, self.encoder, self.root, own.templates, own.renormalize)
         return labels, vectors
+
+    def _sentence_vectors(self, texts: Sequence[str]) -> torch.Tensor:
+        """Sentences as a text encoder reads them, kept by recipe: a host's outputs are called the same each time."""
+        return encoders.label_embeddings(list(texts), encoders.SentenceEncoder(device=self.device), self.root)
 
     def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
         assert basis.exemplars is not None

@@ -198,7 +198,7 @@ class Comparison:
 
         lines = []
         for layer, found in self.by_layer.items():
-            for pair in found["pairs"]:
+            for pair in [*found["pairs"], *found.get("causal", {"pairs": []})["pairs"]]:
                 own = {"layer": layer} | {name: pair[name] for name in ("a", "b", "matching", "role")}
                 lines += [own | {k: v for k, v in r.items() if not isinstance(v, list | dict)} for r in pair["results"]]
         return pd.DataFrame(lines)

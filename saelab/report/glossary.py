@@ -191,9 +191,9 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "decoder": ("Decoder cosine", "Cosine of the two features' directions in the layer.", ""),
     "causal_net": (
         "Own class, net of other units",
-        "Take the unit out, and rank all outputs of the network by how much they lose: the percentile of those "
-        "that the label means, less the same for other units that fire on the same pictures. Above 0 the network uses this unit "
-        "for what its label says.",
+        "Take the unit out, and rank all outputs of the network by how much they lose: the percentile of those that "
+        "its label means, less the same for other units that fire on the same pictures. Above 0 the network uses this "
+        "unit for what its label says.",
         "ours; docs/effects.md",
     ),
     "causal_pct": (

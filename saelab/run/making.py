@@ -26,8 +26,9 @@ from saelab.run import record
 from saelab.run.bases import Bases
 from saelab.run.basis import Basis
 from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
-from saelab.run.stages.effects import EffectsSettings, Seen, chosen_rows, measure_basis, read_effects
+from saelab.run.stages.effects import EffectsSettings, Seen, chosen_rows, make_head, measure_basis, read_effects
 from saelab.run.stages.evaluation import evaluate_basis, group_images, make_judges
+from saelab.run.stages.explain import ExplainSettings, Seeing, explain_picture, open_picture
 from saelab.run.stages.images import record_images
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
 
@@ -172,10 +173,24 @@ class Stages(Bases):
         if self.weights == "arrays":
             what = "there is no host whose outputs could change"
             raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
-        host = self.host if basis.weights == self.weights else self.random_host
         with self.timings.of("effects"):
-            seen = Seen(host, self.store(basis), self.images, self._label_vectors, self._sentence_vectors)
-            return measure_basis(basis, seen, own, self.root)
+            return measure_basis(basis, self._seen(basis), own, self.root)
+
+    def explain_picture(self, picture: str | Path, own: ExplainSettings, bases: Sequence[Basis] | None = None) -> Path:
+        """Why the host says what it says of a picture: the folder of a page and explanation.json.
+
+        Raises UserError where there is no host to ask, for a file that is no picture, and for settings that can't be.
+        """
+        if self.weights == "arrays":
+            what = "there is no host that could look at a picture"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        open_picture(Path(picture).expanduser())  # before the long work
+        own_bases = [b for b in (self.labelled if bases is None else bases) if b.weights == self.weights]
+        if not own_bases:
+            raise UserError("bases", [b.name for b in bases or ()], "are all of the random host", "name another basis")
+        how = EffectsSettings(head=own.head)
+        seeing = Seeing(self.host, self.config.policy, lambda b: make_head(self._seen(b), how), self.images.square)
+        return explain_picture(picture, own_bases, seeing, own, self.root)
 
     def outcome(self, comparisons: bool = True) -> record.Outcome:
         """Everything that was made, for the run's record."""
@@ -223,6 +238,11 @@ class Stages(Bases):
         own, labels = self.label_settings, self.vocabulary.labels
         vectors = encoders.label_embeddings(labels, self.encoder, self.root, own.templates, own.renormalize)
         return labels, vectors
+
+    def _seen(self, basis: Basis) -> Seen:
+        """A basis' host with what it saw."""
+        host = self.host if basis.weights == self.weights else self.random_host
+        return Seen(host, self.store(basis), self.images, self._label_vectors, self._sentence_vectors)
 
     def _sentence_vectors(self, texts: Sequence[str]) -> torch.Tensor:
         """Sentences as a text encoder reads them, kept by recipe: a host's outputs are called the same each time."""

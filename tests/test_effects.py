@@ -67,6 +67,22 @@ def test_a_difference_of_bases_is_rarely_seen_where_there_is_none(worlds):
     assert sum(one.p < 0.05 and one.difference > 0 for one in seen if one is not None) >= 80
 
 
+def test_without_each_picture():
+    """The numbers once more without each picture, by hand: the mean effect over the others, ranked anew."""
+    own = world(4, ["writes"] * 6)
+    row = measure(2, own, QUICK)
+    ids = np.array(row["pictures"])
+    active = Active.of(own.project, own.answers.tokens(ids))
+    edits = [active.without(unit, own.writes[unit]) for unit in (2, *row["companions"])]
+    found = effects(*run_edits(own.answers, ids, active.tokens, edits))
+    output = own.targets.weights[own.labels[2]][0][0]
+    for i in range(len(ids)):
+        pct = percentiles(torch.from_numpy(np.delete(found.numpy(), i, 1).mean(1)))[:, output]
+        if row["companions"]:
+            assert row["without"]["causal_net"][i] == pytest.approx(float(pct[0] - pct[1:].mean()), abs=1e-9)
+    assert len(row["without"]["causal"]) == len(ids)
+
+
 def test_a_row_depends_on_its_own_unit_alone():
     own = world(3, ["writes"] * 8)
     alone = measure(5, own, QUICK)

@@ -12,14 +12,20 @@ from torch import nn
 
 import saelab
 from saelab import effects
+from saelab.artifacts import read_json
 from saelab.cli.effects import COLUMNS, choose, notes, table
+from saelab.compare import Settings as CompareSettings
 from saelab.effects.amounts import usual_amounts
+from saelab.run.config import RunConfig
+from saelab.run.making import Stages
+from saelab.run.record import add_effects, write
 from saelab.run.stages import effects as stage
 from saelab.run.stages.effects import EffectsSettings, read_effects
 from saelab.units.bases import Projection
 
 QUICK = {"label": {"nulls": 20, "mining": {"k": 4}}, "seeds": [0], "workers": 0, "device": "cpu"}
 SMALL_SAE = {"latents": 24, "expansion": None, "k": 4, "train": {"batch_size": 32, "epochs": 2}}
+WORDS_OF = ("answers", "cautions", "headline", "conclusion")  # of a comparison: what they say grows with effects
 WORDS = ["red", "green", "blue", "grey"]
 
 
@@ -140,6 +146,45 @@ def test_usual_amounts_are_of_mining_tokens(made):
     np.testing.assert_allclose(means[[1, 4]], tokens.mean(0), rtol=1e-4)
     assert usual[1] == pytest.approx(np.quantile(tokens[:, 0][tokens[:, 0] > 0], 0.95), rel=1e-4)
     assert means[[0, 2, 3]].isnan().all() and usual[[0, 2, 3]].isnan().all()
+
+
+def test_a_comparison_that_knows_effects_says_so_and_the_one_without_stays(made):
+    config = dataclasses.replace(made.config, compare=CompareSettings(fewest=3, resamples=20))
+    plain = Stages(config, made.given)
+    before = read_json(plain.comparisons["second"].path / "comparison.json")
+    asked = {"units": "all", "count": 5, "targets": ["exact"]}
+    knows = Stages(dataclasses.replace(config, effects=asked), made.given)
+    after = read_json(knows.comparisons["second"].path / "comparison.json")
+    assert "causal" not in before and knows.comparisons["second"].path != plain.comparisons["second"].path
+    assert {k: v for k, v in after.items() if k in before and k not in WORDS_OF} == {
+        k: v for k, v in before.items() if k not in WORDS_OF
+    }
+    family = {basis["name"]: basis for basis in after["causal"]["bases"]}
+    assert family["neuron"]["chosen"] == 9 and after["causal"]["how"]["count"] == 5
+    assert "says both when its unit fires and what it does" in after["headline"]
+    path = write(plain.outcome(), plain.root, "with_effects")
+    kept = read_json(path)
+    add_effects(path, knows.outcome(), "with_effects")
+    now = read_json(path)
+    assert now["timings"] == kept["timings"] and now["config"]["effects"] == asked
+    assert now["comparisons"]["second"] != kept["comparisons"]["second"]
+    folder = path.parent / now["bases"][0]["effects"]
+    means = read_json(folder / "targets.json")
+    assert (folder / "effects.jsonl").is_file() and means == {"outputs": 3, "labels": means["labels"]}
+    assert means["labels"]["red"] == [["red", 1.0]] and "grey" not in means["labels"]
+    assert RunConfig.of(now["config"]).effects == asked
+
+
+def test_settings_of_effects_in_a_run(made):
+    assert (
+        RunConfig.of({"effects": "all"}).effects == {"units": "all"} and RunConfig.of({"effects": True}).effects == {}
+    )
+    assert RunConfig.of({"effects": False}).effects is None and RunConfig().effects is None
+    with pytest.raises(saelab.UserError, match="unit"):
+        RunConfig.of({"effects": {"unit": "all"}})
+    other = Stages(dataclasses.replace(made.config, effects={"labels_of": "pearson"}), made.given)
+    with pytest.raises(saelab.UserError, match="use final for both"):
+        _ = other.measured
 
 
 WRONG = {

@@ -1,9 +1,11 @@
 """Measure what units do: take each out, and see whether the outputs that its label means are those that it raised.
 
 Rows go to <root>/effects/<basis>-<hash>/, a line a unit; after a kill, or for more units, the same command goes on.
+With all bases measured, the run's comparison and pages say both when units fire and what they do.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -15,7 +17,7 @@ from saelab.errors import UserError
 from saelab.run.basis import Basis
 from saelab.run.config import as_tuple
 from saelab.run.making import Stages
-from saelab.run.record import read_config
+from saelab.run.record import add_effects, read_config
 from saelab.run.stages.effects import SUMMARY, read_effects, table_line
 
 COLUMNS = {
@@ -51,14 +53,20 @@ def main(cfg: DictConfig) -> None:
     run = run_file(given.pop("run"))
     wanted = given.pop("bases")
     own = read_effects(given)
-    made = Stages(read_config(run))
+    made = Stages(replace(read_config(run), effects=given))
     bases = choose(wanted, made.labelled)
-    folders = [made.measure_effects(basis, own) for basis in bases]
+    whole = len(bases) == len(made.labelled) and own.labels_of == made.config.compare.scorer
+    folders = [basis.effects for basis in made.measured] if whole else [made.measure_effects(b, own) for b in bases]
     found = [read_json(folder / SUMMARY) for folder in folders]
     print(table(found))
     print(notes(found))
     for basis, folder in zip(bases, folders):
         print(f"{basis.name}: {folder}")
+    if whole and made.count_per_layer() > 1:  # only then do all bases of the comparison have effects
+        for layer, compared in made.comparisons.items():
+            print(f"{layer}: {read_json(compared.path / 'comparison.json')['headline']}\n{compared.path}")
+        add_effects(run, made.outcome(), made.config.name)
+        print(f"pages: saelab report run={run}")
 
 
 def choose(wanted: Any, bases: Sequence[Basis]) -> list[Basis]:

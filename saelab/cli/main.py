@@ -14,6 +14,7 @@ COMMANDS = {
     "label": "mine, propose and assign labels to every unit",
     "evaluate": "measure every label on held-out images",
     "effects": "measure what units do: is the class that a label names the one that the unit raises?",
+    "explain": "explain one picture: the class that the host sees, the units that carry it, and where",
     "compare": "compare bases: which units are easier to name, and how sure is it?",
     "report": "build the pages of a finished run",
     "view": "serve a finished run on this machine: search, label editing, blind rating",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from saelab.compare import causal_words
 from saelab.compare.answers import independent_judge
 from saelab.compare.phrases import LIKE, capital, listed, titles
 
@@ -35,6 +36,7 @@ def cautions(result: dict[str, Any]) -> list[str]:
         if report["passed"] is False
     ]
     lines += _on_null(result) + _on_ranks(result)
+    lines += causal_words.cautions(result)
     if not any(pair["interval"] == WITH_IMAGES for pair in result["pairs"]):
         lines.append("Intervals speak of units and seeds; the test images are taken as they are.")
     lines.append("One host, one set of images and one label set: other choices may order the bases differently.")

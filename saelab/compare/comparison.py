@@ -51,9 +51,7 @@ def compare(
         "primary": primary,
         "images": None if images is None else _images(images, ground, bases),
         "metrics": {name: dataclasses.asdict(metric) for name, metric in METRICS.items()},
-        "bases": [
-            describe(basis, kept[basis.name]) | {"random_percentile": among[basis.name]} for basis in bases
-        ],
+        "bases": [describe(basis, kept[basis.name]) | {"random_percentile": among[basis.name]} for basis in bases],
         "groups": [_group(name, members) for name, members in groups.items()],
         "pairs": pairs,
         "methods": [row for members in groups.values() for row in compare_methods(members, kept, settings)],

@@ -8,9 +8,10 @@ from saelab.artifacts import write_csv, write_json
 
 def write(folder: Path, result: dict[str, Any]) -> None:
     """`comparison.json`, `bases.csv`, `pairs.csv` and `methods.csv` into `folder`."""
+    pairs = [*result["pairs"], *result.get("causal", {"pairs": []})["pairs"]]
     write_json(folder / "comparison.json", result)
     write_csv(folder / "bases.csv", [_basis(basis) for basis in result["bases"]])
-    write_csv(folder / "pairs.csv", [row for pair in result["pairs"] for row in _pair(pair)])
+    write_csv(folder / "pairs.csv", [row for pair in pairs for row in _pair(pair)])
     write_csv(folder / "methods.csv", result["methods"])
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from saelab.compare import causal_words
 from saelab.compare.answers import FAMILIES, answer_of, pair_of, row_of
 from saelab.compare.glossary import METRICS
 from saelab.compare.phrases import LIKE, capital, f3, listed, number, p_value, titles
@@ -17,7 +18,9 @@ def headline(result: dict[str, Any]) -> str:
     setup, images = result["setup"], result["images"]
     count = f" of {images['test']:,} test images" if images else ""
     where = f"On layer {setup['layer']} of {setup['host']}, pooled by {setup['pooling']}, one set{count}."
-    return " ".join([*(_headline(result, pair) for pair in mains), where] if mains else [])
+    return " ".join(
+        [*(_headline(result, pair) for pair in mains), *causal_words.headline(result), where] if mains else []
+    )
 
 
 def _headline(result: dict[str, Any], pair: dict[str, Any]) -> str:
@@ -91,6 +94,7 @@ def conclusion(result: dict[str, Any]) -> str:
     if any(against):
         text.append(f"Controls: {'; '.join(filter(None, against))}.")
     text.append(_among_random(result))
+    text += causal_words.conclusion(result)
     text.append("What this can't show: " + " ".join(result["cautions"]))
     return " ".join(part for part in text if part)
 

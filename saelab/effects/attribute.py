@@ -105,12 +105,18 @@ def _parts(active: Active, writes: Float[Tensor, "units d_in"]) -> Float[Tensor,
     return (active.acts * active.scale) @ writes
 
 
+def by_token(
+    active: Active, writes: Float[Tensor, "units d_in"], gradient: Float[Tensor, "images tokens d_in"]
+) -> Float[Tensor, "images tokens units"]:
+    """Each unit's part at each token times the gradient there, float64: where in the picture it counts."""
+    return (active.acts * active.scale).double() * (gradient.double() @ writes.double().T)
+
+
 def _attribution(
     answers: Answers, ids: np.ndarray, active: Active, writes: Tensor, weights: Tensor, gradient: Tensor
 ) -> Attribution:
     """Parts times a gradient at the tokens, summed over tokens."""
-    amounts = (active.acts * active.scale).double()
-    values = (amounts * (gradient.double() @ writes.double().T)).sum(1)
+    values = by_token(active, writes, gradient).sum(1)
     copies = torch.stack([active.tokens, active.tokens - _parts(active, writes)])
     whole, rest = answers.logits(ids, copies).double() @ weights.double()
     return Attribution(values, whole - rest, whole - rest - values.sum(1))

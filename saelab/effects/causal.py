@@ -197,6 +197,23 @@ def _of_label(
         "drop_log_p": float(log_p.mean()),
         "necessity": float((first & ~then).sum() / first.sum()) if first.any() else None,
         "own": (main[:, places] @ shares).tolist(),
+        "without": _without_each(unit, ground, [main, *(found[name] for name in found if name.startswith("other"))]),
+    }
+
+
+def _without_each(unit: int, ground: Ground, found: Sequence[Tensor]) -> dict[str, list[float] | None]:
+    """`causal` and `causal_net` once more without each picture: what a comparison needs to resample pictures.
+
+    `found`: effects [images, outputs] of the unit, then of its companions.
+    """
+    places, shares = _target(ground, unit)
+    left = torch.stack([(effect.sum(0) - effect) / (len(effect) - 1) for effect in found])
+    ranks = percentiles(left)  # [unit and companions, images, outputs]
+    pct = ranks[..., places] @ shares
+    above = (pct[0] - ranks[0] @ ground.typical) / ground.left if ground.left > 0 else None
+    return {
+        "causal": None if above is None else above.tolist(),
+        "causal_net": (pct[0] - pct[1:].mean(0)).tolist() if len(found) > 1 else None,
     }
 
 

@@ -92,6 +92,9 @@ def _source(run: reading.Run, shown: int) -> str:
     folders += list((run.facts.get("comparisons") or {}).values())
     for folder in folders:
         parts.append((run.path.parent / folder / "complete.json").read_text(encoding="utf-8"))
+    for entry in run.facts["bases"]:
+        if entry.get("effects"):  # it grows, so its rows count
+            parts.append(file_digest(run.path.parent / entry["effects"] / "effects.jsonl"))
     for basis in run.bases:
         parts.append(str(basis.sheets and basis.sheets.name))
         folders = vlm_answers.verified(run.path.parent, basis.recipes["labels"])

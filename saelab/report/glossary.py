@@ -195,6 +195,37 @@ TERMS: dict[str, tuple[str, str, str]] = {
     ),
     "cofire": ("Fires together", "Pearson correlation of the two units' activations over images.", ""),
     "decoder": ("Decoder cosine", "Cosine of the two features' directions in the layer.", ""),
+    "causal_net": (
+        "Own class, net of other units",
+        "Take the unit out, and rank all outputs of the network by how much they lose: the percentile of those that "
+        "its label means, less the same for other units that fire on the same pictures. Above 0 the network uses this "
+        "unit for what its label says.",
+        "ours; docs/effects.md",
+    ),
+    "causal_pct": (
+        "Own class",
+        "Percentile of the outputs that the label means among all, by how much they lose when the unit is taken out. "
+        "Chance is 0.5, but pictures that fire a unit mostly show what its label says, which lifts any unit.",
+        "ours; docs/effects.md",
+    ),
+    "causal": (
+        "Own class above dealt labels",
+        "The same percentile above what the labels of the basis reach when they are dealt out among its units. The "
+        "pictures still show the label, so it decides nothing.",
+        "ours; docs/effects.md",
+    ),
+    "causal_p": (
+        "Other labels",
+        "The share of the basis' labels whose outputs the unit raises at least as much as those of its own label; "
+        "below 5 % the network is taken to use it for its label.",
+        "",
+    ),
+    "uses": (
+        "Detects and uses",
+        "Detects: the label beats shuffles of the unit's activations. Uses: of all labels of the basis, fewer than 5 % "
+        "mean outputs that the unit raises as much as those of its own.",
+        "",
+    ),
     "ok": ("ok", "Fires on enough images and not on nearly all.", ""),
     "dead": ("dead", "Fires on no image.", ""),
     "rare": ("rare", "Fires on fewer than 10 images; still labelled.", ""),

@@ -10,7 +10,7 @@ import saelab
 from saelab.artifacts import opened, read_json, read_jsonl
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report import vlm_answers
+from saelab.report import vlm_answers, what_it_does
 
 NEEDED = ("name", "version", "images", "encoder", "bases")
 COMPARISON_SCHEMA = 1
@@ -40,6 +40,7 @@ class Basis:
     badges: dict[str, Any] | None  # units by badge, and the metric that decides (evaluation.json)
     recipes: dict[str, Any]  # stage -> recipe
     control: bool  # there only to be beaten
+    effects: what_it_does.Measured | None  # what its units do; None where it was not measured
     sources: dict[str, str]  # label -> where it comes from, joined by +; empty where no vocabulary was kept
 
 
@@ -154,6 +155,7 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Ba
         read_json(at["evaluation"] / "evaluation.json").get("badges"),
         recipes,
         bool(entry.get("control")),
+        what_it_does.read(run.parent / entry["effects"]) if entry.get("effects") else None,
         _sources(at["labels"] / "vocabulary.json"),
     )
 

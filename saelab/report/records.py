@@ -8,7 +8,7 @@ import numpy as np
 from saelab.acts import firing_threshold
 from saelab.compare.glossary import LOWER_IS_BETTER
 from saelab.images import ImageSet
-from saelab.report import held_out, vlm_answers
+from saelab.report import held_out, vlm_answers, what_it_does
 from saelab.report.reading import Basis, Run
 
 BINS = 30  # of the histogram
@@ -55,7 +55,7 @@ def of_basis(
     """
     rng, unseen = np.random.default_rng(0), held_out.of_basis(run, basis)
     measured = [_measured(row, found) for row, found in zip(basis.labels, basis.evaluation, strict=True)]
-    percentiles = _percentiles(measured)
+    percentiles, does = _percentiles(measured), what_it_does.of_units(basis.effects, basis.labels)
     records = []
     for u, row in enumerate(basis.labels):
         column = basis.acts[:, [u]]
@@ -70,6 +70,7 @@ def of_basis(
             "interval": basis.evaluation[u].get("interval") or {},
             "badge": basis.evaluation[u].get("badge"),
             "held_out": unseen[u],
+            "does": does[u],
             "near": near[u],
             "meanings": row.get("meanings") or [],
             "sources": _sources(row, basis.sources),

@@ -46,6 +46,7 @@ class Basis:
     labels: Artifact | None = None
     evaluation: Artifact | None = None
     quality: Artifact | None = None  # of its SAE
+    effects: Path | None = None  # the folder of effects.jsonl, which grows
 
     @property
     def sae_path(self) -> Path | None:

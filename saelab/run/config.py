@@ -18,6 +18,7 @@ from saelab.label.exemplars import MiningSettings
 from saelab.label.settings import final_scorer
 from saelab.run.basis import KINDS
 from saelab.run.presets import preset
+from saelab.run.stages.effects import read_effects
 from saelab.run.stages.sae import check_sae, vary_sae
 from saelab.units import POOLS, SIGNED
 
@@ -113,6 +114,7 @@ class RunConfig:
     compare: CompareSettings = field(default_factory=CompareSettings)
     also: tuple[str, ...] = ()  # SAEs of other settings to compare with: "sae.k=8", "sae=matryoshka"
     random_host: bool = False  # compare with SAEs on the host with random weights
+    effects: dict[str, Any] | None = None  # compare what units do, too: settings of `saelab effects`; None: don't
 
     @classmethod
     def of(cls, mapping: Mapping[str, Any]) -> "RunConfig":
@@ -128,6 +130,7 @@ class RunConfig:
         given["proposer"] = read_proposer(given.get("proposer") or {})
         given["label"] = _label(given.get("label") or {})
         given["compare"] = settings.make(CompareSettings, given.get("compare") or {}, "compare.")
+        given["effects"] = _effects(given.get("effects"))
         given["arrays"] = settings.make(ArraySettings, given.get("arrays") or {}, "arrays.")
         return settings.make(cls, given, "").checked()
 
@@ -191,6 +194,15 @@ def read_proposer(given: Mapping[str, Any]) -> ProposerSettings:
     return settings.make(
         ProposerSettings, known | {"options": {k: v for k, v in given.items() if k not in own}}, "proposer."
     )
+
+
+def _effects(given: Any) -> dict[str, Any] | None:
+    """Settings of `saelab effects`, checked; text says which units (`all`), true stands for the defaults."""
+    if given is None or given is False:
+        return None
+    own = {} if given is True else dict(given) if isinstance(given, Mapping) else {"units": str(given)}
+    read_effects(own)
+    return own
 
 
 def _label(given: Mapping[str, Any]) -> LabelConfig:

@@ -5,6 +5,7 @@ evaluations -> comparisons; effects from labels.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +26,10 @@ from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run import record
 from saelab.run.bases import Bases
 from saelab.run.basis import Basis
-from saelab.run.stages.comparison import compare_bases, pooling_of
-from saelab.run.stages.effects import EffectsSettings, Seen, measure_basis
+from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
+from saelab.run.stages.effects import EffectsSettings, Seen, chosen_rows, make_head, measure_basis, read_effects
 from saelab.run.stages.evaluation import evaluate_basis, make_judges
+from saelab.run.stages.explain import ExplainSettings, Seeing, explain_picture, open_picture
 from saelab.run.stages.images import record_images
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
 
@@ -135,17 +137,34 @@ class Stages(Bases):
             return [replace(basis, evaluation=self._evaluate(basis)) for basis in labelled]
 
     @cached_property
+    def measured(self) -> list[Basis]:
+        """Bases with what their units do, where the run asks for it."""
+        if self.config.effects is None:
+            return self.evaluated
+        own = read_effects(self.config.effects)
+        if own.labels_of != self.config.compare.scorer:
+            what = f"the comparison is of the labels of {self.config.compare.scorer}"
+            raise UserError("effects.labels_of", own.labels_of, what, f"use {self.config.compare.scorer} for both")
+        return [replace(basis, effects=self.measure_effects(basis, own)) for basis in self.evaluated]
+
+    @cached_property
     def comparisons(self) -> dict[str, Artifact]:
         """One comparison for each layer, corrected together."""
         if self.count_per_layer() < 2:  # known before the long work
             remedy = "for example bases=[neuron,sae]"
             raise UserError("bases", list(self.config.bases), "a comparison needs at least two", remedy)
-        evaluated = self.evaluated
+        measured = self.measured
         with self.timings.of("comparison"):
             setups = {layer: self._setup(layer) for layer in self.caches}
             test = self.images.ids("test")
             tested = compare.TestImages(self.judges, test, group_images(self.images)[test])
-            return compare_bases(evaluated, setups, self.config.compare, self.root, tested)
+            found = compare_bases(measured, setups, self.config.compare, self.root, tested)
+            if self.config.effects is None:
+                return found
+            own = read_effects(self.config.effects)
+            rows = {(b.layer, b.name): chosen_rows(b, own) for b in measured}
+            how = own.facts
+            return join_effects(measured, found, setups, self.config.compare, self.root, tested, rows, how)
 
     def measure_effects(self, basis: Basis, own: EffectsSettings) -> Path:
         """What the units of a labelled basis do to the host's outputs: the folder of effects.jsonl and effects.json.
@@ -155,10 +174,24 @@ class Stages(Bases):
         if self.weights == "arrays":
             what = "there is no host whose outputs could change"
             raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
-        host = self.host if basis.weights == self.weights else self.random_host
         with self.timings.of("effects"):
-            seen = Seen(host, self.store(basis), self.images, self._label_vectors, self.device)
-            return measure_basis(basis, seen, own, self.root)
+            return measure_basis(basis, self._seen(basis), own, self.root)
+
+    def explain_picture(self, picture: str | Path, own: ExplainSettings, bases: Sequence[Basis] | None = None) -> Path:
+        """Why the host says what it says of a picture: the folder of a page and explanation.json.
+
+        Raises UserError where there is no host to ask, for a file that is no picture, and for settings that can't be.
+        """
+        if self.weights == "arrays":
+            what = "there is no host that could look at a picture"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        open_picture(Path(picture).expanduser())  # before the long work
+        own_bases = [b for b in (self.labelled if bases is None else bases) if b.weights == self.weights]
+        if not own_bases:
+            raise UserError("bases", [b.name for b in bases or ()], "are all of the random host", "name another basis")
+        how = EffectsSettings(head=own.head)
+        seeing = Seeing(self.host, self.config.policy, lambda b: make_head(self._seen(b), how), self.images.square)
+        return explain_picture(picture, own_bases, seeing, own, self.root)
 
     def outcome(self, comparisons: bool = True) -> record.Outcome:
         """Everything that was made, for the run's record."""
@@ -166,7 +199,7 @@ class Stages(Bases):
         own = self.config.record()
         own["label"] = own["label"] | {"final": self.label_settings.final}  # which one `auto` stands for
         images = record_images(self.images, self.root)
-        bases = self._with_quality(self.evaluated) if comparisons else self.evaluated
+        bases = self._with_quality(self.measured) if comparisons else self.evaluated
         return record.Outcome(own, images, self.host_name, self.encoder.name, bases, made, self.timings, self.notes)
 
     def _with_quality(self, bases: list[Basis]) -> list[Basis]:
@@ -206,6 +239,15 @@ class Stages(Bases):
         own, labels = self.label_settings, self.vocabulary.labels
         vectors = encoders.label_embeddings(labels, self.encoder, self.root, own.templates, own.renormalize)
         return labels, vectors
+
+    def _seen(self, basis: Basis) -> Seen:
+        """A basis' host with what it saw."""
+        host = self.host if basis.weights == self.weights else self.random_host
+        return Seen(host, self.store(basis), self.images, self._label_vectors, self._sentence_vectors)
+
+    def _sentence_vectors(self, texts: Sequence[str]) -> torch.Tensor:
+        """Sentences as a text encoder reads them, kept by recipe: a host's outputs are called the same each time."""
+        return encoders.label_embeddings(list(texts), encoders.SentenceEncoder(device=self.device), self.root)
 
     def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
         assert basis.exemplars is not None

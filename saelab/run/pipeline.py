@@ -18,8 +18,10 @@ from saelab.run.config import RunConfig
 from saelab.run.making import Stages
 from saelab.run.presets import preset
 from saelab.run.stages.effects import EffectsSettings
-from saelab.run.views import ByBasis, Comparison, Effects, Evaluation, Labels, only
+from saelab.run.stages.explain import ExplainSettings
+from saelab.run.views import ByBasis, Comparison, Effects, Evaluation, Explained, Labels, only
 from saelab.sae import SAE
+from saelab.settings import make
 from saelab.units import UnitActivations
 
 PLAIN = (str, Path, Mapping)  # what stands for settings; anything else is an object of the caller's
@@ -127,6 +129,17 @@ class Pipeline(Stages):
     def comparison(self) -> Comparison:
         """Are SAE features better than neurons here, and how sure is it?"""
         return Comparison({layer: read_json(a.path / "comparison.json") for layer, a in self.comparisons.items()})
+
+    def explain(self, image: str | Path, bases: str | None = None, **changes: Any) -> Explained:
+        """Why the host says what it says of a picture: which units carry its first choice, how much, and where.
+
+        `bases`: a basis, a kind, a group or a layer; all of them by default. `changes`: fields of ExplainSettings
+        (`output="tench"`, `top=20`, `head="probe"`). Raises UserError for a file that is no picture, a host without
+        named outputs, and a setting that can't be used.
+        """
+        own = make(ExplainSettings, changes)
+        chosen = None if bases is None else ByBasis(self.labelled, lambda some: some)[bases]
+        return Explained(self.explain_picture(image, own, chosen))
 
     def save(self) -> Path:
         """Write the run's record, <root>/<name>.json, and return its path."""

@@ -42,6 +42,18 @@ def write(outcome: Outcome, root: Path, name: str) -> Path:
     return path
 
 
+def add_effects(path: Path, outcome: Outcome, name: str) -> None:
+    """Enter what units do, and the comparison that knows it, into the record of a finished run; the rest stays."""
+    facts, now = read_json(path), plain(_record(outcome, path.parent, name))
+    places = {(b["layer"], b["name"]): b.get("effects") for b in now["bases"]}
+    for basis in facts["bases"]:
+        place = places.get((basis["layer"], basis["name"]))
+        basis |= {} if place is None else {"effects": place}
+    facts["config"]["effects"] = now["config"]["effects"]
+    facts |= {"comparison": now["comparison"], "comparisons": now["comparisons"]}
+    write_json(path, facts)
+
+
 def read_config(path: Path) -> RunConfig:
     """The config that made a run, from its record; `root` is where the record lies now.
 
@@ -72,6 +84,7 @@ def _record(outcome: Outcome, root: Path, name: str) -> dict[str, Any]:
             "sae": place(b.sae),
             "quality": place(b.quality),
         }
+        | ({} if b.effects is None else {"effects": str(b.effects.relative_to(root))})
         for b in outcome.bases
     ]
     return {

@@ -182,6 +182,40 @@ class Effects:
 
 
 @dataclass(frozen=True)
+class Explained:
+    """Why a host says what it says of one picture."""
+
+    folder: Path  # of index.html and explanation.json
+
+    @property
+    def page(self) -> Path:
+        """The page to open in a browser; it needs nothing beside it."""
+        return self.folder / "index.html"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """explanation.json: the host's first choices, the output explained, and each basis' units with their maps."""
+        found: dict[str, Any] = read_json(self.folder / "explanation.json")
+        return found
+
+    def table(self) -> "DataFrame":
+        """A row a unit: basis, layer, unit, label, effect, first_order; largest effect of each basis first."""
+        import pandas as pd
+
+        names = ("unit", "label", "abstained", "effect", "first_order")
+        return pd.DataFrame(
+            [
+                {"basis": basis["name"], "layer": basis["layer"]} | {name: unit[name] for name in names}
+                for basis in self.facts["bases"]
+                for unit in basis["units"]
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        return str(self.table().to_html(index=False))
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The answer of a comparison, by layer."""
 
@@ -198,7 +232,7 @@ class Comparison:
 
         lines = []
         for layer, found in self.by_layer.items():
-            for pair in found["pairs"]:
+            for pair in [*found["pairs"], *found.get("causal", {"pairs": []})["pairs"]]:
                 own = {"layer": layer} | {name: pair[name] for name in ("a", "b", "matching", "role")}
                 lines += [own | {k: v for k, v in r.items() if not isinstance(v, list | dict)} for r in pair["results"]]
         return pd.DataFrame(lines)

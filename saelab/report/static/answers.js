@@ -1,7 +1,7 @@
 /* What the pages say of a comparison (comparison.json): groups in words, the answers in a line each. */
 "use strict"
 
-const families = { faithfulness: "Do labels hold?", coherence: "Do images belong together?" }
+const families = { faithfulness: "Do labels hold?", coherence: "Do images belong together?", causal: "Does the network use it so?" }
 
 const groupOf = (c, name) => c.groups.find(g => g.name === name) ?? { name, kind: name, bases: [name], seeds: [] }
 

@@ -23,6 +23,7 @@ function withRunNames(run, c) {
     ...c,
     bases: c.bases.map(b => ({ ...b, name: name(b.name) })),
     groups: c.groups.map(g => ({ ...g, bases: g.bases.map(name) })),
+    causal: c.causal ? { ...c.causal, bases: c.causal.bases.map(b => ({ ...b, name: name(b.name) })) } : null,
     distributions: Object.fromEntries(Object.entries(c.distributions ?? {}).map(([key, d]) => [key, { ...d, bases: named(d.bases), shuffled: named(d.shuffled) }])),
   }
 }
@@ -48,6 +49,7 @@ async function drawComparison(run, main, c) {
     glance(run, c),
     inWordsOf(c),
     section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval; the dotted tick is the difference that shuffled labels show. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero."], switches, tables),
+    whatUnitsDo(run, c),
     distributions(run, c),
     againstRate(run, c),
     selection(run, c),
@@ -95,7 +97,7 @@ function verdictChip(run, c, answer) {
 
 /* The generated paragraph, without the cautions that end it, and the cautions as a list. */
 function inWordsOf(c) {
-  const prose = c.conclusion.split(" What this can't show:")[0].split(/ (?=Compared on layer|Label faithfulness|Unit coherence|Controls: )/)
+  const prose = c.conclusion.split(" What this can't show:")[0].split(/ (?=Compared on layer|Label faithfulness|Unit coherence|Controls: |What units do, )/)
   return h("div.two", { style: "margin-bottom:3rem" },
     h("div", null, h("h3", null, "In words"), prose.map((part, i) => h(i ? "p.quiet" : "p", null, part))),
     c.cautions.length ? h("div.cautions", null, h("h3", null, "What this cannot show"), h("ul", null, c.cautions.map(t => h("li", null, t)))) : null)
@@ -149,6 +151,27 @@ function interval(r, reach, css, shuffled) {
     typeof r.null_difference === "number" && Math.abs(r.null_difference) <= reach ? h("u", { style: `left:${at(r.null_difference)}%` }) : null,
     h("i", { style: `left:${at(r.difference)}%` }))
 }
+
+/* ---- what units do: detects x uses, and the network's use of them, pair by pair ---- */
+
+const cells = { both: "when and what", detects: "only when it fires", uses: "only what it does", neither: "neither" }
+
+function whatUnitsDo(run, c) {
+  const known = (c.causal?.bases ?? []).filter(b => b.chosen)
+  if (!known.length) return null
+  const own = { ...c, metrics: c.causal.metrics }
+  const left = b => Object.entries({ too_few: "on too few pictures", unlabelled: "without a label", no_target: "without an output of that meaning" }).filter(([why]) => b.why[why]).map(([why, text]) => `${format.count(b.why[why])} ${text}`).join(", ")
+  return section("What units do", ["Each unit is taken out of the network on the test pictures that fire it most. ", term("uses"), ": does its label say when it fires, and what it does? The rows of each table are shares of all its units."],
+    h("div.scroll", null, h("table", null,
+      h("thead", null, h("tr", null, h("th", null, "Basis"), Object.values(cells).map(t => h("th.num", null, t)), h("th.num", null, term("causal_net")), h("th.num", null, "Measured"), h("th", null, "Not measured"))),
+      h("tbody", null, known.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)),
+        Object.keys(cells).map(k => h("td.num", null, bar(format.share(b.four_field[k]), b.four_field[k], hue(run, b.name)))),
+        h("td.num", null, meanOf(b.means[c.causal.primary])), h("td.num", null, format.count(b.measured)), h("td.quiet", null, left(b) || "none")))))),
+    c.causal.pairs.filter(p => known.some(b => b.group === p.a) && known.some(b => b.group === p.b)).map(p => pairTable(run, own, p, "named")),
+    h("p.note", null, "Outputs are classes: a label that names a colour, a texture or a part may be right and yet have no output. Units that stand in for each other each look unnecessary. Between a late layer and the outputs lies little more than one linear step."))
+}
+
+const meanOf = m => (m.mean === null ? "–" : [signed(m.mean), m.low === null ? "" : h("small.quiet", null, ` ${signed(m.low)} to ${signed(m.high)}`)])
 
 /* ---- distributions ---- */
 

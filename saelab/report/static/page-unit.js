@@ -37,6 +37,7 @@ function unitPage(run, basis, record) {
     record.positives.length ? exemplars(run, basis, record) : null,
     candidates(run, basis, record),
     record.histogram.length ? activity(run, basis, record) : null,
+    whatItDoes(record),
     judged(run, basis, record),
     verified(record),
     neighbourhood(run, basis, record),
@@ -220,6 +221,30 @@ function enriched(record) {
   return h("div", { style: "margin-top:1.6rem" }, h("h3", null, term("enrichment")), h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Class"), h("th", null, "Among the strongest"), h("th.num", null, "Among all"), h("th.num", null, "Chance"))),
     h("tbody", null, record.enriched.map(([name, among, of, all, p]) => h("tr", null, h("td", null, name), h("td", null, bar(`${among} of ${of}`, among / of, "var(--c)")), h("td.num", null, format.share(all / record.images)), h("td.num", null, format.p(p)))))))
+}
+
+/* ---- what it does to the network's outputs ---- */
+
+const axes = {
+  both: "Its label says both when it fires and what it does.",
+  detects: "Its label says when it fires, but other labels name what it raises as well or better.",
+  uses: "What it raises is what its label says, but shuffles of its activations give labels that score as high.",
+  neither: "Its label says neither when it fires nor what it does.",
+}
+
+function whatItDoes(record) {
+  const d = record.does
+  if (!d) return null
+  const reach = Math.max(...[...d.raised, ...d.lowered].map(([, value]) => Math.abs(value)), 1e-9)
+  const table = (title, rows) => h("div", null, h("h3", null, title), h("table", null, h("tbody", null, rows.map(([name, value, own]) => h("tr", null,
+    h(`th${own ? ".chosen" : ""}`, { scope: "row" }, name, own ? h("span.tag", null, "its label") : null), h("td.num", null, bar(`${value > 0 ? "+" : ""}${format.number(value, 3)}`, Math.abs(value) / reach, "var(--c)")))))))
+  const row = (key, value) => h("div", null, h("dt", null, term(key)), h("dd", null, value))
+  const meant = d.own.length ? ` Its label means the ${d.own.length === 1 ? "output" : "outputs"} ${format.list(d.own)}: ${d.drop > 0 ? "+" : ""}${format.number(d.drop, 3)}.` : " No output of the network means its label, so what it does can’t be held against it."
+  return section("What it does", `The outputs that lose most when the unit is taken out (it raises them) and those that gain most (it lowers them): changes of the logit, centred over all ${format.count(d.outputs)} outputs, mean over the ${format.plural(d.pictures, "test picture")} that fire it most.${meant}`,
+    h("div.two", null, table("It raises", d.raised), table("It lowers", d.lowered)),
+    d.cell ? h("p", null, h("strong", null, axes[d.cell])) : null,
+    d.causal_pct === null ? null : h("dl.facts", null, row("causal_pct", format.number(d.causal_pct)), d.causal_net === null ? null : row("causal_net", format.number(d.causal_net)), row("causal_p", format.share(d.causal_p))),
+    h("p.note", null, `One unit nudges nearly every output, so its most raised output alone makes it specific to nothing. Units that stand in for each other each look unnecessary.`))
 }
 
 /* ---- faithfulness and coherence ---- */

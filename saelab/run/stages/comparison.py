@@ -6,11 +6,13 @@ from typing import Any
 
 from saelab import compare
 from saelab.acts import Acts, columns
-from saelab.artifacts import Artifact, digest, ensure, read_jsonl
+from saelab.artifacts import Artifact, digest, ensure, read_json, read_jsonl
+from saelab.compare import causal
 from saelab.run.basis import Basis
 from saelab.units import UnitActivations
 
 CODE = 7  # version of this stage; part of every recipe
+CAUSAL = 1  # version of the family `causal`; part of the recipes of comparisons that have it
 
 
 def compare_bases(
@@ -42,6 +44,43 @@ def compare_bases(
         recipe = {"stage": "comparison", "code": CODE, "layer": layer, "evaluations": evaluations, "settings": settings}
         recipe |= {"groups": digest([str(group) for group in (() if tested.groups is None else tested.groups)])}
         recipe |= {"names": [[b.name, b.group] for b in bases if b.layer == layer]}
+
+        def build(folder: Path, layer: str = layer) -> None:
+            compare.write(folder, result_of(layer))
+
+        made[layer] = ensure(root, "comparison", layer, recipe, build)
+    return made
+
+
+def join_effects(
+    bases: Sequence[Basis],
+    compared: Mapping[str, Artifact],
+    setups: Mapping[str, compare.Setup],
+    settings: compare.Settings,
+    root: Path,
+    tested: compare.TestImages,
+    effects: Mapping[tuple[str, str], Sequence[dict[str, Any]]],
+    how: Mapping[str, Any],
+) -> dict[str, Artifact]:
+    """Comparisons with the family `causal`: artifacts of their own beside those without, which stay as they are.
+
+    `effects`: layer and name of a basis -> the rows that count. `how`: the settings that they were measured with. Eight
+    parameters: those of `compare_bases`, what it made, and what is added.
+    """
+    results: list[dict[str, Any]] = []
+
+    def result_of(layer: str) -> dict[str, Any]:
+        if not results:
+            results.extend(read_json(artifact.path / "comparison.json") for artifact in compared.values())
+            sides = [[_side(b, setups[name], tested) for b in bases if b.layer == name] for name in compared]
+            causal.join(results, sides, effects, settings, tested, how)
+        return results[list(compared).index(layer)]
+
+    rows = digest([[*key, list(found)] for key, found in sorted(effects.items())])
+    made = {}
+    for layer in compared:
+        recipe = {"stage": "comparison", "code": CODE, "layer": layer, "causal": CAUSAL, "effects": rows, "how": how}
+        recipe |= {"comparisons": [artifact.digest for artifact in compared.values()]}
 
         def build(folder: Path, layer: str = layer) -> None:
             compare.write(folder, result_of(layer))

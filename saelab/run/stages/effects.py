@@ -21,8 +21,7 @@ from saelab.cache import ActivationCache
 from saelab.effects import wordnet
 from saelab.effects.amounts import usual_amounts
 from saelab.effects.heads import HEADS
-from saelab.effects.targets import RULES
-from saelab.encoders import SentenceEncoder
+from saelab.effects.targets import RULES, Embed
 from saelab.errors import UserError
 from saelab.hosts import Host
 from saelab.images import ImageSet
@@ -30,9 +29,9 @@ from saelab.label import pipeline, selection
 from saelab.label.mine import top_images
 from saelab.run.basis import Basis
 
-CODE = 1  # version of this stage; part of every recipe
+CODE = 2  # version of this stage; part of every recipe
 CHECKPOINT = 30  # units between two writings
-ROWS, SUMMARY = "effects.jsonl", "effects.json"
+ROWS, SUMMARY, TARGETS = "effects.jsonl", "effects.json", "targets.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,12 @@ class EffectsSettings:
         if self.seconds is not None and self.seconds <= 0:
             raise UserError("seconds", self.seconds, "expected a number above 0, or null for no limit")
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All settings but the budget, by the names that `read_effects` takes."""
+        own = asdict(self)
+        return {name: value for name, value in own.items() if name not in ("measure", "seconds")} | own["measure"]
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -67,7 +72,7 @@ class Seen:
     store: ActivationCache
     images: ImageSet
     vectors: Callable[[], tuple[tuple[str, ...], Tensor]]  # labels and their vectors, for head=text
-    device: str = "cpu"  # of the sentence encoder
+    embed: Embed  # sentences as vectors of length 1, for targets=text
 
 
 def measure_basis(basis: Basis, seen: Seen, own: EffectsSettings, root: Path) -> Path:
@@ -88,8 +93,9 @@ def measure_basis(basis: Basis, seen: Seen, own: EffectsSettings, root: Path) ->
         found = {row["unit"]: row for row in _read(folder / ROWS)}
         chosen = choose_units(basis, rows, own)
         missing = [unit for unit in chosen if unit not in found]
-        if missing:
+        if missing or not (folder / TARGETS).is_file():
             ground = make_ground(basis, seen, own, labels)
+            artifacts.write_json(folder / TARGETS, _named_targets(ground))
             _measure(missing, ground, basis, seen, own, found, folder)
         kept = [found[unit] for unit in sorted(chosen) if unit in found]
         summary = effects.summarise(kept, [beats[row["unit"]] for row in kept], len(labels))
@@ -97,6 +103,13 @@ def measure_basis(basis: Basis, seen: Seen, own: EffectsSettings, root: Path) ->
         asked = {"head": own.head, "labels_of": own.labels_of, "wanted": own.units, "left": len(chosen) - len(kept)}
         artifacts.write_json(folder / SUMMARY, facts | asked | {"dtype": str(seen.host.dtype)} | summary)
     return folder
+
+
+def chosen_rows(basis: Basis, own: EffectsSettings) -> list[dict[str, Any]]:
+    """The rows of a measured basis that these settings ask for, whatever else was measured before."""
+    assert basis.labels is not None and basis.effects is not None
+    chosen = set(choose_units(basis, pipeline.read(basis.labels.path), own))
+    return [row for row in _read(basis.effects / ROWS) if row["unit"] in chosen]
 
 
 def read_effects(given: Mapping[str, Any], over: EffectsSettings | None = None) -> EffectsSettings:
@@ -154,7 +167,7 @@ def make_ground(basis: Basis, seen: Seen, own: EffectsSettings, labels: Sequence
     """Everything that the units of a basis are measured on, without their usual amounts."""
     head = make_head(seen, own)
     answers = effects.HostAnswers(seen.host, seen.store, seen.images, head)
-    embed = SentenceEncoder(device=seen.device).embed_sentences if "text" in own.targets else None
+    embed = seen.embed if "text" in own.targets else None
     named = [label for label in labels if label is not None]
     project = units.Projection.load(basis.units.path, basis.sae_path)
     acts, test = units.UnitActivations.load(basis.units.path), seen.images.ids("test")
@@ -192,6 +205,15 @@ def make_head(seen: Seen, own: EffectsSettings) -> effects.Head:
 
     classes = [[seen.images.classes[i] for i in ids[split]] for split in ("mine", "test")]
     return effects.fit_probe(answers(ids["mine"]), classes[0], answers(ids["test"]), classes[1])
+
+
+def _named_targets(ground: effects.Ground) -> dict[str, Any]:
+    """What each label means: the outputs of the largest shares by name, for pages."""
+    found = {}
+    for label, (places, shares) in sorted(ground.targets.weights.items()):
+        best = np.argsort(-shares, kind="stable")[: effects.causal.SHOWN]
+        found[label] = [[ground.names[places[i]], float(shares[i])] for i in best]
+    return {"outputs": len(ground.names), "labels": found}
 
 
 def _measure(

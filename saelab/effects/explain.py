@@ -1,0 +1,115 @@
+"""Why this output on this picture: the units that carry it, how much, and where."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.effects.ablate import Active, centred
+from saelab.effects.attribute import by_token, exact, of_output
+from saelab.hosts import Host
+from saelab.units.bases import Projection
+
+SCREENED = 2  # units are chosen by their first-order value; of so many times those shown the exact one is measured
+ONE = np.zeros(1, np.int64)  # the only picture
+
+
+@dataclass(frozen=True)
+class OnePicture:
+    """Answers of a host for one picture that is in no set; the ids that it is asked for are not looked at."""
+
+    host: Host
+    layer: str
+    policy: str
+    batch: Float[Tensor, "1 3 height width"]
+    read: Callable[[Tensor], Tensor]  # the host's answer to named outputs
+
+    def tokens(self, ids: Int[np.ndarray, "1"]) -> Float[Tensor, "1 tokens d_in"]:
+        """The layer's kept tokens, float32, on the CPU."""
+        return self.host.tokens(self.batch, [self.layer], self.policy)[self.layer].float().cpu()
+
+    def logits(
+        self, ids: Int[np.ndarray, "1"], edited: Float[Tensor, "copies 1 tokens d_in"]
+    ) -> Float[Tensor, "copies 1 outputs"]:
+        """Outputs for every copy."""
+        edits = [lambda own, new=new: new.to(own) for new in edited]
+        answer = self.host.fan_out(self.batch, self.layer, edits, self.policy)[0]
+        with torch.inference_mode():
+            return self.read(answer).cpu()[:, None]
+
+    def gradient(
+        self, ids: Int[np.ndarray, "1"], tokens: Float[Tensor, "1 tokens d_in"], weights: Float[Tensor, "outputs"]
+    ) -> Float[Tensor, "1 tokens d_in"]:
+        """Gradient of the weighted sum of outputs with respect to the kept tokens."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = tokens.to(self.host.device, self.host.dtype).clone().requires_grad_()
+            answer = self.host.run(self.batch.clone(), self.layer, lambda _: leaf, self.policy, grad=True)
+            value = (self.read(answer) @ weights.to(answer.device, torch.float32)).sum()
+            return torch.autograd.grad(value, leaf)[0].float().cpu()
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one unit contributes to the output on the picture."""
+
+    unit: int
+    effect: float  # centred logit that is lost when the unit is taken out; > 0: it speaks for the output
+    first_order: float  # the same by gradient x part
+    tokens: Float[Tensor, "tokens"]  # first-order values, token by token: where
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The units of one basis that carry an output on a picture."""
+
+    shares: list[Share]  # largest effect in size first
+    whole: float  # the centred output
+    units: float  # what all units together add to it: the output as it is, less the output without any
+    summed: float  # all units' first-order values, summed; far from `units` where the rest is not linear
+    firing: int  # units that fire on the picture
+    where: Float[Tensor, "tokens"]  # first-order values of all units, token by token
+
+
+def explain(
+    answers: OnePicture, project: Projection, writes: Float[Tensor, "units d_in"], output: int, count: int = 10
+) -> Explanation:
+    """The `count` units whose ablation changes an output most, on one picture.
+
+    Units are screened by gradient x part (one backward pass for all), then SCREENED x `count` of them are taken out one
+    by one. Values are of the logit less the mean of all, which is what softmax sees. An SAE's bias and error are no
+    unit, so that `whole` is more than `units`.
+    """
+    tokens = answers.tokens(ONE)
+    active = Active.of(project, tokens)
+    before = answers.logits(ONE, tokens[None])[0]
+    weights = of_output(output, before.shape[-1])
+    values = by_token(active, writes, answers.gradient(ONE, tokens, weights))[0]  # [tokens, units]
+    totals = values.sum(0)
+    tried = torch.argsort(totals.abs(), descending=True, stable=True)[: SCREENED * count]
+    tried = [unit for unit in tried.tolist() if float(totals[unit])]
+    effects = exact(answers, ONE, active, writes, weights, tried)[0]
+    order = torch.argsort(effects.abs(), descending=True, stable=True)[:count].tolist()
+    shares = [Share(tried[i], float(effects[i]), float(totals[tried[i]]), values[:, tried[i]]) for i in order]
+    rest = tokens - (active.acts * active.scale) @ writes
+    without = answers.logits(ONE, rest[None])[0]
+    whole = float(centred(before)[0, output])
+    units = whole - float(centred(without)[0, output])
+    firing = int((active.acts[0] != 0).any(0).sum())
+    return Explanation(shares, whole, units, float(totals.sum()), firing, values.sum(1))
+
+
+def grid_of(tokens: Float[Tensor, "tokens"], grid: tuple[int, int] | None) -> list[list[float]] | None:
+    """Token values laid out as the picture; None where tokens have no place. Tokens before the grid are passed over."""
+    if grid is None:
+        return None
+    return tokens[-grid[0] * grid[1] :].reshape(grid).tolist()
+
+
+def top_outputs(logits: Float[Tensor, "outputs"], names: Sequence[str], count: int = 5) -> list[tuple[str, float]]:
+    """The outputs with the highest logits and their softmax shares, highest first."""
+    shares = logits.double().softmax(-1)
+    order = torch.argsort(shares, descending=True, stable=True)[:count].tolist()
+    return [(names[i], float(shares[i])) for i in order]

@@ -1,0 +1,124 @@
+"""Explaining one picture: what the host says it shows, which labelled units carry that, and where."""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from saelab import artifacts, settings, units
+from saelab.effects import Head
+from saelab.effects.explain import ONE, OnePicture, explain, grid_of, top_outputs
+from saelab.errors import UserError
+from saelab.hosts import Host
+from saelab.images.decode import Unreadable, decode
+from saelab.label import pipeline
+from saelab.label.vocabulary import key
+from saelab.report.why import crop_to_seen, write_explanation
+from saelab.run.basis import Basis
+
+NAME_LENGTH = 60  # of a picture's name in a folder's
+
+
+@dataclass(frozen=True)
+class ExplainSettings:
+    """What is explained, and how much of it is shown."""
+
+    output: str | None = None  # name of the output to explain; None: the host's first choice
+    top: int = 10  # units shown of each basis
+    head: str = "host"  # what gives outputs: host | probe | text, as of `saelab effects`
+
+    def __post_init__(self) -> None:
+        """Raise UserError for settings that can't be used."""
+        settings.check(self, "", {"top": (1, float("inf"))})
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """The host that looks at the picture."""
+
+    host: Host
+    policy: str
+    head: Callable[[Basis], Head]
+    square: bool = False  # are the run's pictures padded to squares?
+
+
+def explain_picture(
+    picture: str | Path, bases: Sequence[Basis], seeing: Seeing, own: ExplainSettings, root: Path
+) -> Path:
+    """The folder <root>/explain/<name>-<digest>/ with index.html and explanation.json.
+
+    Raises UserError for a file that is no picture, a host without named outputs, and an output that it lacks.
+    """
+    path = Path(picture).expanduser()
+    image = open_picture(path, seeing.square)
+    head = seeing.head(bases[0])
+    batch = seeing.host.load_images([image])
+    found: dict[str, Any] = {"picture": _readable(path.name), "host": seeing.host.name, "head": head.how, "bases": []}
+    for basis in bases:
+        answers = OnePicture(seeing.host, basis.layer, seeing.policy, batch, head)
+        if "predicted" not in found:
+            logits = answers.logits(ONE, answers.tokens(ONE)[None])[0, 0]
+            output = find_output(own.output, head.outputs.names, logits)
+            found |= {"predicted": top_outputs(logits, head.outputs.names), "output": head.outputs.names[output]}
+        found["bases"].append(_explain_basis(basis, answers, output, own.top))
+    folder = root / "explain" / f"{_safe(path.stem)}-{_digest(path, own, bases)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(folder / "explanation.json", found)
+    write_explanation(folder / "index.html", found, crop_to_seen(image, seeing.host.transform_spec))
+    return folder
+
+
+def open_picture(path: Path, square: bool = False) -> Image.Image:
+    """The picture in a file, upright RGB. Raises UserError for one that is not there or no picture."""
+    try:
+        return decode(path, square)
+    except (OSError, Unreadable) as error:
+        raise UserError("image", path, f"is unreadable ({error})", "give a picture file") from None
+
+
+def find_output(wanted: str | None, names: Sequence[str], logits: torch.Tensor) -> int:
+    """Place of the output of that name; the highest without a name. Raises UserError for a name that no output has."""
+    if wanted is None:
+        return int(logits.argmax())
+    same = [place for place, name in enumerate(names) if key(name) == key(wanted)]
+    if not same:
+        remedy = f"{settings.nearest(wanted, list(names))}leave it out to explain the host's first choice"
+        raise UserError("output", wanted, f"is none of the host's {len(names)} outputs", remedy)
+    return same[0]
+
+
+def _explain_basis(basis: Basis, answers: OnePicture, output: int, top: int) -> dict[str, Any]:
+    assert basis.labels is not None
+    rows = pipeline.read(basis.labels.path)
+    project = units.Projection.load(basis.units.path, basis.sae_path)
+    tokens = answers.tokens(ONE)
+    made = explain(answers, project, project.writes(tokens.shape[-1]), output, top)
+    grid = answers.host.choice(basis.layer, answers.policy).grid
+    facts = {"name": basis.name, "layer": basis.layer, "kind": basis.kind, "firing": made.firing}
+    facts |= {"whole": made.whole, "all_units": made.units, "first_order_sum": made.summed}
+    shares = [
+        {"unit": share.unit, "label": rows[share.unit]["label"], "abstained": rows[share.unit]["abstained"]}
+        | {"effect": share.effect, "first_order": share.first_order, "where": grid_of(share.tokens, grid)}
+        for share in made.shares
+    ]
+    return facts | {"units": shares, "where": grid_of(made.where, grid)}
+
+
+def _readable(name: str) -> str:
+    """A file's name as text that can be written, whatever bytes it is of."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def _safe(name: str) -> str:
+    """A picture's name as part of a folder's."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._")[:NAME_LENGTH] or "picture"
+
+
+def _digest(path: Path, own: ExplainSettings, bases: Sequence[Basis]) -> str:
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    return artifacts.digest([content, own, [b.labels.digest for b in bases if b.labels is not None]])[:10]

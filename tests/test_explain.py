@@ -1,0 +1,140 @@
+"""Explaining one picture: units that carry an output on a model whose answer is known; the page; what can't be."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_effects_stage import QUICK, WORDS, made  # noqa: F401  (a fixture)
+
+import saelab
+from saelab.effects.attribute import by_token, gradient_x_part, of_output
+from saelab.effects.explain import ONE, OnePicture, explain, grid_of
+from saelab.effects.heads import host_head
+from saelab.report.why import SIDE, crop_to_seen
+from saelab.units.bases import Projection
+
+
+def picture(folder, colour=(210, 30, 30), name="red.png", size=(40, 40)):
+    """A picture of one colour, its left half darker."""
+    pixels = np.full((size[1], size[0], 3), colour, np.uint8)
+    pixels[:, : size[0] // 2] //= 3
+    Image.fromarray(pixels).save(folder / name)
+    return folder / name
+
+
+def test_the_unit_that_the_head_reads_carries_its_class(made, tmp_path):  # noqa: F811
+    found = made.explain(picture(tmp_path), bases="neuron", top=3)
+    facts = found.facts
+    assert facts["output"] == "red" == facts["predicted"][0][0] and facts["head"] == "host"
+    first = facts["bases"][0]["units"][0]
+    assert first["unit"] == 0 and first["label"] == "red" and first["effect"] > 0
+    where = np.array(first["where"])
+    assert where.shape == (4, 4) and where[:, 2:].sum() > where[:, :2].sum(), "the bright half speaks for it"
+    assert found.table()["effect"].abs().is_monotonic_decreasing
+    page = found.page.read_text(encoding="utf-8")
+    assert "Why “red”?" in page and page.count("data:image/jpeg") == 2 + len(facts["bases"][0]["units"])
+    assert "http" not in page.replace("http-equiv", "")
+    again = made.explain(picture(tmp_path), bases="neuron", top=3)
+    assert again.folder == found.folder and again.facts == facts
+
+
+def test_another_output_and_all_bases(made, tmp_path):  # noqa: F811
+    facts = made.explain(picture(tmp_path), output="Green").facts
+    assert facts["output"] == "green" and [b["name"] for b in facts["bases"]] == list(made.labels)
+    effects = {unit["unit"]: unit["effect"] for unit in facts["bases"][0]["units"]}
+    assert effects[0] < 0, "what speaks for red speaks against green"
+
+
+def test_effects_are_what_the_host_answers_without_the_unit(made, tmp_path):  # noqa: F811
+    """By hand: the centred output before and after, through the whole model; and the sum that a linear rest keeps."""
+    host = made.host
+    batch = host.load_images([Image.open(picture(tmp_path, (90, 160, 200)))])
+    answers = OnePicture(host, "second", "all", batch, host_head(host.model, 3))
+    writes = Projection().writes(9)
+    explained = explain(answers, Projection(), writes, 2, 9)
+    torch.testing.assert_close(answers.logits(ONE, answers.tokens(ONE)[None])[0], host.logits(batch))
+    weights = of_output(2, 3)
+
+    def without(unit):
+        def edit(tokens):
+            kept = tokens.clone()
+            kept[..., unit] = kept[..., unit].clamp(max=0)
+            return kept
+
+        return host.logits_with(batch, "second", edit)
+
+    for share in explained.shares:
+        lost = (host.logits(batch) - without(share.unit)).double() @ weights
+        assert share.effect == pytest.approx(float(lost), abs=1e-5)
+    assert explained.units == pytest.approx(sum(share.effect for share in explained.shares), abs=1e-4)
+    assert explained.summed == pytest.approx(explained.units, abs=1e-4), "relu and mean: linear in positive parts"
+
+
+def test_values_by_token_add_up_to_those_of_the_picture(made, tmp_path):  # noqa: F811
+    host = made.host
+    answers = OnePicture(
+        host, "second", "all", host.load_images([Image.open(picture(tmp_path))]), host_head(host.model, 3)
+    )
+    from saelab.effects.ablate import Active
+
+    active = Active.of(Projection(), answers.tokens(ONE))
+    writes, weights = Projection().writes(9), of_output(0, 3)
+    gradient = answers.gradient(ONE, active.tokens, weights)
+    each = by_token(active, writes, gradient)
+    assert each.shape == (1, active.tokens.shape[1], 9)
+    torch.testing.assert_close(each.sum(1), gradient_x_part(answers, ONE, active, writes, weights).values)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (80, 30), (33, 90)])
+def test_the_crop_is_what_the_host_saw(size):
+    image = Image.new("RGB", size)
+    whole = crop_to_seen(image, {"resize": 32, "crop": None})
+    assert whole.size[1] == SIDE and whole.size[0] == pytest.approx(SIDE * size[0] / size[1], abs=1)
+    assert crop_to_seen(image, {"resize": 32, "crop": (28, 28)}).size == (SIDE, SIDE)
+
+
+def test_tokens_without_a_place_have_no_map():
+    assert grid_of(torch.ones(5), None) is None and grid_of(torch.arange(5.0), (2, 2)) == [[1, 2], [3, 4]]
+
+
+def test_what_can_not_be_explained_is_one_line(made, tmp_path):  # noqa: F811
+    (tmp_path / "words.txt").write_text("no picture")
+    for wrong in (tmp_path / "nowhere.png", tmp_path / "words.txt", tmp_path):
+        with pytest.raises(saelab.UserError, match="give a picture file"):
+            made.explain(wrong)
+    with pytest.raises(saelab.UserError, match="did you mean green"):
+        made.explain(picture(tmp_path), output="gren")
+    with pytest.raises(saelab.UserError, match="top"):
+        made.explain(picture(tmp_path), top=0)
+    with pytest.raises(saelab.UserError, match="tops"):
+        made.explain(picture(tmp_path), tops=3)
+    with pytest.raises(saelab.UserError, match="is not in this run"):
+        made.explain(picture(tmp_path), bases="neurn")
+    acts = np.random.default_rng(0).random((60, 5)).astype(np.float32)
+    vectors = {"images": np.random.default_rng(1).normal(size=(60, 8)), "labels": np.eye(4, 8)}
+    settings = {"vocabulary": WORDS, "scorer": ["pearson"], "bases": ["neuron"], **QUICK}
+    arrays = saelab.Pipeline(activations=acts, embeddings=vectors, root=str(tmp_path / "runs"), **settings)
+    with pytest.raises(saelab.UserError, match="no host that could look"):
+        arrays.explain(picture(tmp_path))
+
+
+def test_a_host_without_names_is_told_what_to_use(made, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.delattr(made.host.model, "config")
+    with pytest.raises(saelab.UserError, match="3 outputs have no names; use head=probe"):
+        made.explain(picture(tmp_path))
+    assert made.explain(picture(tmp_path), head="probe", bases="neuron").facts["output"] == "red"
+
+
+@pytest.mark.parametrize("name", ["<b>&.png", "名前 with spaces.png", "..hidden.png", "x" * 200 + ".png"])
+def test_any_file_name_makes_a_page(made, tmp_path, name):  # noqa: F811
+    found = made.explain(picture(tmp_path, name=name), bases="neuron", top=1)
+    assert found.folder.parent == made.root / "explain" and "<b>" not in found.page.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of any bytes are a matter of POSIX")
+def test_a_name_that_is_no_text_makes_a_page(made, tmp_path):  # noqa: F811
+    source = picture(tmp_path)
+    renamed = source.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.png"))
+    assert made.explain(renamed, bases="neuron", top=1).page.is_file()

@@ -1,12 +1,13 @@
 """Null percentiles: the short cuts equal the scorers on permuted evidence, and noise is uniform under them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from saelab.label import assign, mine
+from saelab.label import assign, mine, nulls
 from saelab.label.nulls import null_percentile, null_percentiles
 from saelab.label.scorers.dissect import others_logsumexp
 from saelab.label.scorers.frame import Draw, Frame
@@ -207,3 +208,16 @@ def test_scorers_without_pooled_activations_have_no_null():
     acts, emb, txt, _, _ = world()
     evidence = assign.Evidence.mined(acts, emb, txt, 8, decoder=torch.randn(24, 16))
     assert bool(null_percentile("decoder_direction", evidence, n=2).isnan().all())
+
+
+@pytest.mark.parametrize("share, lower", [(5e-7, 0.0), (5e-6, 1.0), (0.0, 0.0), (-5e-6, 0.0)])
+def test_a_null_score_that_differs_by_rounding_is_a_tie(monkeypatch, share, lower):
+    """Sums in another order differ in the last digits; only a score that is lower by more counts as lower."""
+    acts, emb, txt, groups, _ = world()
+    evidence = assign.Evidence.mined(acts, emb, txt, 8, groups=groups)
+    own = torch.linspace(-3, 3, acts.shape[1])
+    near = SimpleNamespace(name="near", under=lambda frame: lambda draw, block: (own - share * own.abs())[block.units])
+    monkeypatch.setattr(nulls, "chosen", lambda names: [near])
+    found = nulls.null_percentiles(["near"], evidence, n=4, best={"near": own})["near"]
+    known = found.isfinite() & (own != 0)
+    assert int(known.sum()) > 5 and (found[known] == lower).all()

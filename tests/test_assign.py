@@ -1,5 +1,6 @@
 """Scorers against plain twins, dense against CSR, and what must hold whatever the numbers."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn.functional import normalize
 from saelab import planted
 from saelab.errors import UserError
 from saelab.label import assign, mine
-from saelab.label.scorers import contrastive, elastic, linear, means
+from saelab.label.scorers import contrastive, elastic, formulas, linear, means
 from saelab.label.scorers.registry import SCORERS
 
 CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
@@ -582,6 +583,22 @@ def test_weights_are_shares():
     mean, txt = torch.tensor([0.4, 0.2]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     scores = assign.centred_mean(vectors, mean, txt, valid)
     torch.testing.assert_close(scores[0], normalize(torch.tensor([0.1, 0.3]), dim=0))
+
+
+def test_a_beam_that_holds_everything_is_an_exhaustive_search():
+    """Of the 1, 2 and 3 of four concepts with every operator, the best; a beam cut at any step misses some."""
+    g = torch.Generator().manual_seed(0)
+    concepts = torch.rand(80, 4, generator=g) < 0.5
+    acts = torch.rand(80, 12, generator=g)
+    orders = [p for n in (1, 2, 3) for p in itertools.permutations(range(4), n)]
+    ways = [(p, o) for p in orders for o in itertools.product(formulas.OPERATORS, repeat=len(p) - 1)]
+    masks = [formulas.Formula(p, o, 0.0, 0.0, 0.0).holds(concepts) for p, o in ways]
+    masks = torch.stack([mask for mask in masks if 10 <= int(mask.sum()) <= 70]).double()
+    counts = masks.sum(dim=1)
+    for unit, found in zip(acts.T, assign.invert_formulas(acts, concepts, beam=10_000), strict=True):
+        ranks = unit.argsort().argsort().double() + 1
+        auc = (masks @ ranks - counts * (counts + 1) / 2) / (counts * (80 - counts))
+        assert found.auc == pytest.approx(float(auc.max()))
 
 
 def test_a_wider_beam_finds_what_the_best_first_step_hides():

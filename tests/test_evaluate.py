@@ -1,5 +1,6 @@
 """Evaluation of one basis: the numbers, the splits they come from, and what counts as what when there is none."""
 
+import itertools
 import json
 
 import numpy as np
@@ -256,6 +257,31 @@ def test_coherence_counts_only_test_images_on_which_the_unit_fires():
     expected = float(evidence.judge.images[31] @ evidence.judge.images[47])
     assert float(numbers["clarity"][0]) == pytest.approx(expected, abs=1e-6)
     assert torch.isnan(numbers["clarity"][1:]).all() and torch.isnan(numbers["caption_clarity"][1:]).all()
+
+
+def test_coherence_is_that_of_each_unit_s_own_images():
+    """Loops over pairs of the images that a unit fires on most; the vectors of any other images give other numbers."""
+    acts, evidence = world()
+    numbers = ev.coherence(acts[TEST], evidence, TEST, 3)
+    images, captions = evidence.judge.images.double(), evidence.captions.images.double()
+    means = {}
+    for u in (0, 1, 2, 3, 6):
+        a = acts[TEST, u].double()
+        top = TEST[a.topk(3).indices.numpy()]
+        pairs = list(itertools.combinations(top, 2))
+        assert float(numbers["clarity"][u]) == pytest.approx(
+            np.mean([images[i] @ images[j] for i, j in pairs]), abs=1e-5
+        )
+        told = [captions[i] @ captions[j] for i, j in pairs if i % 10 and j % 10]
+        if told:
+            assert float(numbers["caption_clarity"][u]) == pytest.approx(np.mean(told), abs=1e-5)
+        weights = torch.outer(a, a).fill_diagonal_(0)
+        mono = (weights * (images[TEST] @ images[TEST].T)).sum() / weights.sum()
+        assert a.min() == 0 and float(numbers["monosemanticity"][u]) == pytest.approx(float(mono), abs=1e-5)
+        means[u] = normalize(images[top].mean(0), dim=0)
+    for u, mean in means.items():
+        nearest = max(float(mean @ other) for v, other in means.items() if v != u)
+        assert float(numbers["redundancy"][u]) == pytest.approx(nearest, abs=1e-5)
 
 
 def test_files_hold_null_where_there_is_no_number(tmp_path, evaluated):

@@ -1,6 +1,7 @@
 """Null percentiles: the short cuts equal the scorers on permuted evidence, and noise is uniform under them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from saelab.label import assign, mine
+from saelab.label import assign, mine, nulls
 from saelab.label.mine.contrast import choose_contrasts
 from saelab.label.nulls import null_percentile, null_percentiles
 from saelab.label.scorers.dissect import others_logsumexp
@@ -343,3 +344,16 @@ def test_one_series_has_no_other_place():
     acts, emb, txt, _, _ = world()
     evidence = assign.Evidence.mined(acts[:, 12:], emb, txt, 8, series=torch.zeros(150, dtype=torch.long))
     assert bool((null_percentile("pearson", evidence, n=5) == 0).all())
+
+
+@pytest.mark.parametrize("share, lower", [(5e-7, 0.0), (5e-6, 1.0), (0.0, 0.0), (-5e-6, 0.0)])
+def test_a_null_score_that_differs_by_rounding_is_a_tie(monkeypatch, share, lower):
+    """Sums in another order differ in the last digits; only a score that is lower by more counts as lower."""
+    acts, emb, txt, groups, _ = world()
+    evidence = assign.Evidence.mined(acts, emb, txt, 8, groups=groups)
+    own = torch.linspace(-3, 3, acts.shape[1])
+    near = SimpleNamespace(name="near", under=lambda frame: lambda draw, block: (own - share * own.abs())[block.units])
+    monkeypatch.setattr(nulls, "chosen", lambda names: [near])
+    found = nulls.null_percentiles(["near"], evidence, n=4, best={"near": own})["near"]
+    known = found.isfinite() & (own != 0)
+    assert int(known.sum()) > 5 and (found[known] == lower).all()

@@ -13,6 +13,7 @@ from saelab.compare.disagreements import disagreements
 from saelab.compare.evidence import Ground, TestImages
 from saelab.compare.glossary import METRICS
 from saelab.compare.inputs import Basis, Settings, check, check_settings, rule, selected
+from saelab.compare.other_views import Views, look_again
 from saelab.compare.pairs import compare_groups, compare_methods
 from saelab.compare.random_directions import random_percentiles
 from saelab.compare.verdicts import correct_all, decide_all
@@ -25,11 +26,14 @@ def compare(
     bases: Sequence[Basis],
     settings: Settings = Settings(),  # noqa: B008  (frozen)
     images: TestImages | None = None,
+    views: Views = Views(),  # noqa: B008  (frozen)
 ) -> dict[str, Any]:
     """Compare evaluated bases of one layer; the result is comparison.json as plain values.
 
     `images`: the test images and what judges labels on them. With them, and activations in every basis (`Basis.acts`),
     intervals know which images all units share; without, test images are taken as they are, and a caution says so.
+
+    `views`: the same units pooled otherwise or behind another gate; what they say is in `poolings` and `twins`.
 
     Raises UserError where bases don't share their ground (`inputs.check`), and for settings that don't exist. What
     can't be compared (fewer than `settings.fewest` units a side, fewer than 20 labels) is in the result, not raised.
@@ -51,15 +55,14 @@ def compare(
         "primary": primary,
         "images": None if images is None else _images(images, ground, bases),
         "metrics": {name: dataclasses.asdict(metric) for name, metric in METRICS.items()},
-        "bases": [
-            describe(basis, kept[basis.name]) | {"random_percentile": among[basis.name]} for basis in bases
-        ],
+        "bases": [describe(basis, kept[basis.name]) | {"random_percentile": among[basis.name]} for basis in bases],
         "groups": [_group(name, members) for name, members in groups.items()],
         "pairs": pairs,
         "methods": [row for members in groups.values() for row in compare_methods(members, kept, settings)],
         "distributions": {name: histograms(name, bases, kept) for name in METRICS},
         "validity": own_checks(groups, ground, settings),
     }
+    result |= look_again(groups, ground, views, settings, primary)
     return finish([result])[0]
 
 

@@ -325,8 +325,8 @@ def test_controls_are_compared_with_real_bases_only_and_missing_ones_are_named()
     assert "Controls that were not run: an SAE on a randomly initialised host." in result["cautions"]
     assert "labels of features are more faithful than those of rotation and pca" in result["conclusion"]
     among = {found["name"]: found["random_percentile"] for found in result["bases"]}
-    assert among["rotation"] is None and among["features 0"]["mean"] > among["neurons"]["mean"] > 0.5
-    assert among["features 0"]["share_above_95"] > 0.9
+    assert among["rotation"] is None and among["sae 0"]["mean"] > among["neurons"]["mean"] > 0.5
+    assert among["sae 0"]["share_above_95"] > 0.9
     assert "Better than 95 % of random directions of this layer by" in result["conclusion"]
     alone = compare([basis("neurons", 0.05), sae(0)])
     assert all(found["random_percentile"] is None for found in alone["bases"])

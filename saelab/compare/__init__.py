@@ -3,6 +3,7 @@
 from saelab.compare.comparison import compare, finish
 from saelab.compare.evidence import TestImages
 from saelab.compare.inputs import Basis, Settings, Setup
+from saelab.compare.other_views import Views
 from saelab.compare.shared import Difference, difference
 from saelab.compare.sides import Side, join_groups
 from saelab.compare.tables import write
@@ -15,6 +16,7 @@ __all__ = [
     "Setup",
     "Side",
     "TestImages",
+    "Views",
     "compare",
     "cut_to_rate",
     "difference",

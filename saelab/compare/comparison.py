@@ -13,6 +13,7 @@ from saelab.compare.disagreements import disagreements
 from saelab.compare.evidence import Ground, TestImages
 from saelab.compare.glossary import METRICS
 from saelab.compare.inputs import Basis, Settings, check, check_settings, rule, selected
+from saelab.compare.other_views import Views, look_again
 from saelab.compare.pairs import compare_groups, compare_methods
 from saelab.compare.random_directions import random_percentiles
 from saelab.compare.verdicts import correct_all, decide_all
@@ -25,11 +26,14 @@ def compare(
     bases: Sequence[Basis],
     settings: Settings = Settings(),  # noqa: B008  (frozen)
     images: TestImages | None = None,
+    views: Views = Views(),  # noqa: B008  (frozen)
 ) -> dict[str, Any]:
     """Compare evaluated bases of one layer; the result is comparison.json as plain values.
 
     `images`: the test images and what judges labels on them. With them, and activations in every basis (`Basis.acts`),
     intervals know which images all units share; without, test images are taken as they are, and a caution says so.
+
+    `views`: the same units pooled otherwise or behind another gate; what they say is in `poolings` and `twins`.
 
     Raises UserError where bases don't share their ground (`inputs.check`), and for settings that don't exist. What
     can't be compared (fewer than `settings.fewest` units a side, fewer than 20 labels) is in the result, not raised.
@@ -58,6 +62,7 @@ def compare(
         "distributions": {name: histograms(name, bases, kept) for name in METRICS},
         "validity": own_checks(groups, ground, settings),
     }
+    result |= look_again(groups, ground, views, settings, primary)
     return finish([result])[0]
 
 

@@ -42,6 +42,9 @@ def _other_ways(
         matched = row_of(pair_of(result, pair["a"], pair["b"], matching), result["primary"])
         if matched is not None and matched["verdict"] != "none":
             ways.append((f"among units of like {like}", matched["verdict"]))
+    for row in result["poolings"]:
+        if (row["a"], row["b"]) == (pair["a"], pair["b"]) and row["p"] is not None:
+            ways.append((f"pooled by {row['pooling']}", row["verdict"]))
     for other in results:
         here, there = result["setup"], other["setup"]
         differs = [name for name in ("layer", "pooling") if here[name] != there[name]]

@@ -92,9 +92,20 @@ class Ground:
         if known is None or int(known.sum()) < 2:
             return None
         if metric not in self._parts:
-            groups = check_groups(self.images.groups, len(self.images.ids))[known.numpy()]
-            self._parts[metric] = Parts.deal(np.unique(groups, return_inverse=True)[1], self.resamples, self.seed)
+            self._parts[metric] = Parts.deal(self.groups(metric), self.resamples, self.seed)
         return self._parts[metric]
+
+    def groups(self, metric: str) -> Int[np.ndarray, "images"]:
+        """Group of each image that the metric is measured on, from 0."""
+        assert self.images is not None
+        known = self.images.known(metric)
+        assert known is not None
+        groups = check_groups(self.images.groups, len(self.images.ids))[known.numpy()]
+        return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+    def anew(self) -> "Ground":
+        """The same ground for other activations of bases of these names."""
+        return Ground(self.images, self.kept, self.resamples, self.seed)
 
     def sides(
         self, a: Sequence[Basis], b: Sequence[Basis], metric: str, scorer: str | None = None
@@ -103,7 +114,7 @@ class Ground:
         parts = self.parts(metric, [*a, *b])
         if parts is None:
             return self.of_rows(a, metric, "named", scorer), self.of_rows(b, metric, "named", scorer), None
-        side_a, side_b = self._side(a, metric, scorer), self._side(b, metric, scorer)
+        side_a, side_b = self.side(a, metric, scorer), self.side(b, metric, scorer)
         reference = (typical(side_a) + typical(side_b)) / 2
         return measure(side_a, parts, "pearson", reference), measure(side_b, parts, "pearson", reference), parts
 
@@ -129,7 +140,8 @@ class Ground:
         own, drawn, where = (np.array(x, dtype=np.int64) for x in (cluster, seeds, units))
         return Measured(numbers, numbers, np.zeros((0, len(numbers))), own, drawn, where, len(group), dropped)
 
-    def _side(self, group: Sequence[Basis], metric: str, scorer: str | None) -> Side:
+    def side(self, group: Sequence[Basis], metric: str, scorer: str | None = None) -> Side:
+        """A group's kept units on the images that the metric is measured on."""
         assert self.images is not None
         known = self.images.known(metric)
         assert known is not None

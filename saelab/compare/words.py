@@ -6,6 +6,7 @@ from typing import Any
 from saelab.compare import causal_words
 from saelab.compare.answers import FAMILIES, answer_of, pair_of, row_of
 from saelab.compare.glossary import METRICS
+from saelab.compare.other_views import rate_explains
 from saelab.compare.phrases import LIKE, capital, f3, listed, number, p_value, titles
 
 
@@ -36,6 +37,7 @@ def _headline(result: dict[str, Any], pair: dict[str, Any]) -> str:
         }.get(
             answer_of(result, pair, "faithfulness", "rate")["verdict"], "it is not so among units of like firing rate"
         )
+        rate = _by_twins(result, pair) or rate
         text = f"Labels of {better} hold better than labels of {worse}{_beaten(result, better)}; {rate}"
         text += _contradicted(result, pair)
     else:
@@ -53,6 +55,32 @@ def _headline(result: dict[str, Any], pair: dict[str, Any]) -> str:
         "refused": "how alike a unit's images are can't be compared",
     }
     return f"{text}. {capital(images[coherent])}."
+
+
+def _by_twins(result: dict[str, Any], pair: dict[str, Any]) -> str:
+    """Whether the firing rate makes the difference, by twins of the same directions behind another gate."""
+    row = row_of(pair, result["primary"])
+    explained = None if row is None else rate_explains(result, pair, row["difference"])
+    return {
+        "no": "the firing rate does not explain it: twins of the same directions make less than half of the difference",
+        "yes": "the firing rate explains half of it or more: twins of the same directions differ by so much",
+        "unclear": "twins of the same directions leave open whether the firing rate explains it",
+    }.get(explained or "", "")
+
+
+def _on_twins(result: dict[str, Any]) -> str:
+    """What cutting to another basis' rate, or taking the gate away, does to the labels of the same directions."""
+    parts = []
+    for twin in result["twins"]:
+        if twin["low"] is None:
+            continue
+        if twin["twin"] == "cut":
+            way = f"{twin['group']} cut to fire on {100 * twin['rate']:.1f} % of the images"
+        else:
+            way = f"{twin['group']} before their gate"
+        change = f"{twin['difference']:+.3f}, interval {twin['low']:+.3f} to {twin['high']:+.3f}"
+        parts.append(f"{way} score {f3(twin['mean_twin'])} instead of {f3(twin['mean'])} ({change})")
+    return f"Is it the firing rate? Labels chosen anew, {'; '.join(parts)}." if parts else ""
 
 
 def _contradicted(result: dict[str, Any], pair: dict[str, Any]) -> str:
@@ -93,8 +121,7 @@ def conclusion(result: dict[str, Any]) -> str:
     against = [_on_controls(result, group["name"]) for group in result["groups"] if not group["control"]]
     if any(against):
         text.append(f"Controls: {'; '.join(filter(None, against))}.")
-    text.append(_among_random(result))
-    text += causal_words.conclusion(result)
+    text += [_among_random(result), _on_twins(result), *causal_words.conclusion(result)]
     text.append("What this can't show: " + " ".join(result["cautions"]))
     return " ".join(part for part in text if part)
 

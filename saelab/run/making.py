@@ -5,7 +5,7 @@ evaluations -> comparisons; effects from labels.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from saelab.run.stages.effects import EffectsSettings, Seen, chosen_rows, make_h
 from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.explain import ExplainSettings, Seeing, explain_picture, open_picture
 from saelab.run.stages.images import record_images
+from saelab.run.stages.other_views import Labeller, views_of
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
 
 log = logging.getLogger("saelab")
@@ -158,13 +159,22 @@ class Stages(Bases):
             setups = {layer: self._setup(layer) for layer in self.caches}
             test = self.images.ids("test")
             tested = compare.TestImages(self.judges, test, group_images(self.images)[test])
-            found = compare_bases(measured, setups, self.config.compare, self.root, tested)
+            found = compare_bases(measured, setups, self.config.compare, self.root, tested, self._views)
             if self.config.effects is None:
                 return found
             own = read_effects(self.config.effects)
             rows = {(b.layer, b.name): chosen_rows(b, own) for b in measured}
             how = own.facts
             return join_effects(measured, found, setups, self.config.compare, self.root, tested, rows, how)
+
+    def _views(self, bases: Sequence[Basis], sides: Mapping[str, compare.Basis]) -> compare.Views:
+        """A layer's bases pooled otherwise and behind another gate, named anew."""
+        mining, images = self.config.label.mining, self.images
+        labels, vectors = self._label_vectors()
+        mined, test = (torch.as_tensor(images.ids(split)) for split in ("mine", "test"))
+        seen = (self.embeddings.images, mined, mining.k, mining.contrast, torch.as_tensor(images.groups))
+        labeller = Labeller(self.label_settings.final, labels, vectors, *seen)
+        return views_of(bases, sides, self.tokens, labeller, test)
 
     def measure_effects(self, basis: Basis, own: EffectsSettings) -> Path:
         """What the units of a labelled basis do to the host's outputs: the folder of effects.jsonl and effects.json.

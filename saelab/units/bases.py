@@ -29,9 +29,13 @@ class Projection:
     directions: Float[Tensor, "d_in units"] | None = None  # of a linear basis
     shift: Float[Tensor, "units"] | None = None  # subtracted: where the centre lies along each direction
     sae: SAE | None = None
+    gated: bool = True  # False: an SAE's latents before its rule, their positive side
 
     def __call__(self, tokens: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens units"]:
         """Activations, float32, >= 0, on the CPU. `tokens` is left as it is."""
+        if self.sae is not None and not self.gated:
+            with torch.no_grad():
+                return self.sae.pre_activations(tokens.to(self.sae.device)).relu().cpu()
         if self.sae is not None:
             return self.sae.encode_dense(tokens.to(self.sae.device)).cpu()
         values = tokens.float()

@@ -1,6 +1,6 @@
 """The comparison stage: evaluated bases of each layer against each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from saelab.compare import causal
 from saelab.run.basis import Basis
 from saelab.units import UnitActivations
 
-CODE = 7  # version of this stage; part of every recipe
+CODE = 8  # version of this stage; part of every recipe
 CAUSAL = 1  # version of the family `causal`; part of the recipes of comparisons that have it
 
 
@@ -21,10 +21,12 @@ def compare_bases(
     settings: compare.Settings,
     root: Path,
     tested: compare.TestImages,
+    views: Callable[[Sequence[Basis], Mapping[str, compare.Basis]], compare.Views],
 ) -> dict[str, Artifact]:
     """One `comparison` artifact for each layer; p-values are corrected over all layers together.
 
     `setups`: by layer, what all its bases share. `tested`: the test images, their groups and what judges labels.
+    `views`: a layer's bases, and the same by name as they are compared, looked at another way.
     """
     layers = list(dict.fromkeys(basis.layer for basis in bases))
     evaluations = [basis.evaluation.digest for basis in bases if basis.evaluation is not None]
@@ -32,10 +34,11 @@ def compare_bases(
 
     def result_of(layer: str) -> dict[str, Any]:
         if not results:
-            found = [
-                compare.compare([_side(b, setups[name], tested) for b in bases if b.layer == name], settings, tested)
-                for name in layers
-            ]
+            found = []
+            for name in layers:
+                own = [b for b in bases if b.layer == name]
+                sides = {b.name: _side(b, setups[name], tested) for b in own}
+                found.append(compare.compare(list(sides.values()), settings, tested, views(own, sides)))
             results.extend(compare.finish(found))
         return results[layers.index(layer)]
 

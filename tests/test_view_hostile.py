@@ -5,6 +5,7 @@ import html
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,7 @@ from test_view import STUDY, clear
 
 from saelab.errors import UserError
 from saelab.report import reading
+from saelab.report.build import _pages
 from saelab.report.live import Models, Search, application, pages, rating, sheets, store
 from saelab.report.live.app import FOLDERS
 
@@ -174,6 +176,14 @@ def test_only_the_folders_that_are_meant_are_served(viewer):
         status, body = viewer.ask(path)
         assert status in (404, 405) and SECRET.encode() not in body, path
     assert all(viewer.ask(f"/{name}/a.js") == (200, b"saelab") for name in FOLDERS)
+
+
+def test_markup_in_the_run_s_name_is_text_on_pages_that_open_from_disk(tmp_path):
+    _pages(SimpleNamespace(facts={"name": MARKUP}, comparisons=[]), tmp_path)
+    pages_on_disk = [page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")]
+    assert pages_on_disk
+    for text in pages_on_disk:
+        assert MARKUP not in text and html.escape(MARKUP, quote=False).split("=")[0] in text
 
 
 def test_markup_in_labels_credits_and_names_is_text_on_sheets_and_pages(viewer, tmp_path):

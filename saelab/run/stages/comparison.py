@@ -38,7 +38,8 @@ def compare_bases(
             for name in layers:
                 own = [b for b in bases if b.layer == name]
                 sides = {b.name: _side(b, setups[name], tested) for b in own}
-                found.append(compare.compare(list(sides.values()), settings, tested, views(own, sides)))
+                seen = views(own, sides) if settings.scorer == "final" else compare.Views()
+                found.append(compare.compare(list(sides.values()), settings, tested, seen))
             results.extend(compare.finish(found))
         return results[layers.index(layer)]
 

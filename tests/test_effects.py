@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from saelab.effects import MeasureSettings, causal_columns, difference, measure, percentiles, summarise
 from saelab.effects.ablate import Active, effects
 from saelab.effects.causal import FEWEST, choose_pictures, companions, run_edits
+from saelab.effects.groups import groups_of, measure_group, summarise_groups
 from saelab.effects.summary import column, four_field, mean_of
+from saelab.effects.targets import Outputs, find_targets
 from saelab.errors import UserError
 from saelab.sae import SAE, Meta
 from saelab.units.bases import Projection
@@ -65,6 +67,46 @@ def test_a_difference_of_bases_is_rarely_seen_where_there_is_none(worlds):
     assert alarms <= 5 + 2 * np.sqrt(WORLDS * 0.05 * 0.95)
     seen = [difference(world_["writes"], world_["reads"], "causal_pct") for world_ in worlds]
     assert sum(one.p < 0.05 and one.difference > 0 for one in seen if one is not None) >= 80
+
+
+def test_units_that_stand_in_for_each_other_are_seen_only_together():
+    """One direction read by three units, of which any is enough: the rest of the model takes their maximum."""
+    rng = np.random.default_rng(0)
+    fires = rng.random((60, 3, 1)) < 0.4
+    tokens = np.concatenate([np.repeat(2.0 * fires, 3, axis=2), rng.random((60, 3, 3)) * (~fires)], axis=2)
+    own = ground(tokens, rng.normal(0, 0.1, (6, OUTPUTS)), ["class 7"] * 3 + ["class 1", "class 2", None])
+
+    class Enough:
+        """Class 7 is raised by the largest of the three."""
+
+        def tokens(self, ids):
+            return torch.from_numpy(tokens[ids]).float()
+
+        def logits(self, ids, edited):
+            made = edited.new_zeros(*edited.shape[:2], OUTPUTS)
+            made[..., 7] = edited[..., :3].amax(-1).mean(-1)
+            return made
+
+    own = dataclasses.replace(own, answers=Enough())
+    assert groups_of(own.labels, own.targets) == {"class 7": [0, 1, 2]}
+    row = measure_group("class 7", [0, 1, 2], own, QUICK)
+    assert row["singles"] == pytest.approx(0, abs=1e-9) and row["drop"] > 0.3
+    assert row["beyond"] == pytest.approx(row["drop"])
+    assert row["causal_pct"] > 0.98 and row["single_pct"] == pytest.approx(0.5)
+    silent = dataclasses.replace(own, acts=torch.zeros(60, 6))
+    assert measure_group("class 7", [0, 1, 2], silent, QUICK)["why"] == "too_few"
+
+
+def test_single_losses_add_up_where_the_rest_is_linear():
+    own = world(9, ["writes"] * 6)
+    own = dataclasses.replace(own, labels=["class 3"] * 3 + ["class 4"] * 2 + [None])
+    own = dataclasses.replace(own, targets=find_targets(["class 3", "class 4"], Outputs(own.names), ("exact",)))
+    rows = [measure_group(label, units, own, QUICK) for label, units in groups_of(own.labels, own.targets).items()]
+    assert [row["units"] for row in rows] == [[0, 1, 2], [3, 4]]
+    assert all(row["beyond"] == pytest.approx(0, abs=1e-5) for row in rows)
+    found = summarise_groups(rows)
+    assert (found["measured"], found["units"]) == (2, 5) and found["times"] == pytest.approx(1, abs=1e-3)
+    assert summarise_groups([])["times"] is None
 
 
 def test_without_each_picture():

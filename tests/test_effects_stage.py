@@ -12,8 +12,8 @@ from torch import nn
 
 import saelab
 from saelab import effects
-from saelab.artifacts import read_json
-from saelab.cli.effects import COLUMNS, choose, notes, table
+from saelab.artifacts import read_json, read_jsonl
+from saelab.cli.effects import COLUMNS, choose, group_line, notes, table
 from saelab.compare import Settings as CompareSettings
 from saelab.effects.amounts import usual_amounts
 from saelab.run.config import RunConfig
@@ -175,6 +175,19 @@ def test_a_comparison_that_knows_effects_says_so_and_the_one_without_stays(made)
     assert RunConfig.of(now["config"]).effects == asked
 
 
+def test_all_units_of_a_label_are_taken_out_together(made):
+    own = EffectsSettings(units="all", targets=("exact",), group="label", measure=effects.MeasureSettings(count=5))
+    basis = next(b for b in made.labelled if b.kind == "neuron")
+    found = made.measure_groups(basis, own)
+    rows = read_jsonl(made.measure_effects(basis, own) / "groups.jsonl")
+    labels, _ = stage.read_labels(read_jsonl(basis.labels.path / "labels.jsonl"), "final")
+    assert rows and all(row["units"] == [u for u, x in enumerate(labels) if x == row["label"]] for row in rows)
+    assert all(row["beyond"] == pytest.approx(0, abs=1e-4) for row in rows), "a linear rest"
+    assert made.measure_groups(basis, own) == found and "one at a time" in group_line("neuron", found)
+    assert EffectsSettings(group="label").facts == EffectsSettings().facts
+    assert "no label of several units" in group_line("neuron", effects.summarise_groups([]))
+
+
 def test_settings_of_effects_in_a_run(made):
     assert (
         RunConfig.of({"effects": "all"}).effects == {"units": "all"} and RunConfig.of({"effects": True}).effects == {}
@@ -201,7 +214,9 @@ def test_what_a_run_can_not_give_is_one_line(made, setting):
         made.effects["neuron"].measure(**{setting: value}).rows()
 
 
-@pytest.mark.parametrize(("slip", "value"), [("unit", "all"), ("head", "hots"), ("targets", ["exakt"]), ("seconds", 0)])
+@pytest.mark.parametrize(
+    ("slip", "value"), [("unit", "all"), ("head", "hots"), ("targets", ["exakt"]), ("seconds", 0), ("group", "labels")]
+)
 def test_slips_are_refused_by_name(slip, value):
     with pytest.raises(saelab.UserError, match=slip):
         read_effects({slip: value})

@@ -39,7 +39,19 @@ COLUMNS = {
 
 @command(
     "effects",
-    settings=("run", "bases", "units", "labels_of", "head", "targets", "count", "pictures", "value", "seconds"),
+    settings=(
+        "run",
+        "bases",
+        "units",
+        "labels_of",
+        "head",
+        "targets",
+        "count",
+        "pictures",
+        "value",
+        "group",
+        "seconds",
+    ),
     examples=(
         "effects",
         "effects units=all seconds=600",
@@ -62,6 +74,8 @@ def main(cfg: DictConfig) -> None:
     print(notes(found))
     for basis, folder in zip(bases, folders):
         print(f"{basis.name}: {folder}")
+    for basis in bases if own.group else ():
+        print(group_line(basis.name, made.measure_groups(basis, own)))
     if whole and made.count_per_layer() > 1:  # only then do all bases of the comparison have effects
         for layer, compared in made.comparisons.items():
             print(f"{layer}: {read_json(compared.path / 'comparison.json')['headline']}\n{compared.path}")
@@ -105,6 +119,16 @@ def notes(found: Sequence[dict[str, Any]]) -> str:
     if lacking:
         lines.append(f"Not among these bases: {', '.join(lacking)}. A control that is not measured proves nothing.")
     return "\n".join(lines)
+
+
+def group_line(name: str, found: dict[str, Any]) -> str:
+    """What units of one label do together, beside what each does."""
+    if not found["measured"]:
+        return f"{name}: no label of several units could be measured"
+    joint, single = (f"{found[key]['mean']:.3f}" for key in ("causal_pct", "single_pct"))
+    times = "" if found["times"] is None else f"; they cost {found['times']:.2f} times the sum of single losses"
+    what = f"{found['measured']} labels of several units ({found['units']} units)"
+    return f"{name}: {what}: own class {joint} together, {single} one at a time{times}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from saelab.compare.phrases import f3, listed, number, p_value
+from saelab.compare.phrases import f3, listed, p_value
 
 
 def headline(result: dict[str, Any]) -> list[str]:
@@ -40,11 +40,14 @@ def cautions(result: dict[str, Any]) -> list[str]:
     family = result.get("causal")
     if not family:
         return []
-    each = [
-        f"{b['measured']:,} of {number(b['chosen'], 'unit')} of {b['name']}" for b in family["bases"] if b["chosen"]
-    ]
-    if not each:
+    counts: dict[str, list[int]] = {}
+    for basis in family["bases"]:
+        if basis["chosen"]:
+            found = counts.setdefault(basis["group"], [0, 0])
+            found[:] = [found[0] + basis["measured"], found[1] + basis["chosen"]]
+    if not counts:
         return []
+    each = [f"{measured:,} of {chosen:,} {group}" for group, (measured, chosen) in counts.items()]
     return [
         f"What units do is known for {listed(each)}; of the others no output of the host means the label, or they "
         "fire on too few test images. Units that stand in for each other look unnecessary; a late layer makes it easy."

@@ -3,6 +3,7 @@
 from saelab.effects.ablate import Active, centred, effects, moved, percentiles
 from saelab.effects.answers import Answers, HostAnswers
 from saelab.effects.causal import Ground, MeasureSettings, measure
+from saelab.effects.groups import groups_of, measure_group, summarise_groups
 from saelab.effects.heads import Head, fit_probe, host_head, text_head
 from saelab.effects.summary import Difference, Mean, causal_columns, difference, summarise
 from saelab.effects.targets import Outputs, Targets, find_targets, imagenet_outputs
@@ -24,11 +25,14 @@ __all__ = [
     "effects",
     "find_targets",
     "fit_probe",
+    "groups_of",
     "host_head",
     "imagenet_outputs",
     "measure",
+    "measure_group",
     "moved",
     "percentiles",
     "summarise",
+    "summarise_groups",
     "text_head",
 ]

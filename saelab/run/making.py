@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,15 @@ from saelab.run import record
 from saelab.run.bases import Bases
 from saelab.run.basis import Basis
 from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
-from saelab.run.stages.effects import EffectsSettings, Seen, chosen_rows, make_head, measure_basis, read_effects
+from saelab.run.stages.effects import (
+    EffectsSettings,
+    Seen,
+    chosen_rows,
+    make_head,
+    measure_basis,
+    measure_label_groups,
+    read_effects,
+)
 from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.explain import ExplainSettings, Seeing, explain_picture, open_picture
 from saelab.run.stages.images import record_images
@@ -186,6 +195,12 @@ class Stages(Bases):
             raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
         with self.timings.of("effects"):
             return measure_basis(basis, self._seen(basis), own, self.root)
+
+    def measure_groups(self, basis: Basis, own: EffectsSettings) -> dict[str, Any]:
+        """What all units of one label do together, beside the sum of what each does: a summary over labels."""
+        folder = self.measure_effects(basis, own)
+        with self.timings.of("effects"):
+            return measure_label_groups(basis, self._seen(basis), own, folder)
 
     def explain_picture(self, picture: str | Path, own: ExplainSettings, bases: Sequence[Basis] | None = None) -> Path:
         """Why the host says what it says of a picture: the folder of a page and explanation.json.

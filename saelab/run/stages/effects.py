@@ -31,7 +31,7 @@ from saelab.run.basis import Basis
 
 CODE = 2  # version of this stage; part of every recipe
 CHECKPOINT = 30  # units between two writings
-ROWS, SUMMARY, TARGETS = "effects.jsonl", "effects.json", "targets.json"
+ROWS, SUMMARY, TARGETS, GROUPS = "effects.jsonl", "effects.json", "targets.json", "groups.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class EffectsSettings:
     labels_of: str = "final"  # whose labels: final, or a scorer's name
     head: str = "host"  # what gives outputs: host | probe (on the pictures' classes) | text (an image-text host)
     targets: tuple[str, ...] = RULES  # how a label finds the outputs that it means, in this order
+    group: str | None = None  # label: also take out all units of one label together
     seconds: float | None = None  # stop after so many seconds a basis; the same call goes on later
     measure: effects.MeasureSettings = field(default_factory=effects.MeasureSettings)
 
@@ -54,6 +55,9 @@ class EffectsSettings:
         for rule in self.targets:
             if rule not in RULES:
                 raise UserError("targets", rule, "unknown", f"{settings.nearest(rule, RULES)}known: {', '.join(RULES)}")
+        if self.group not in (None, "label"):
+            near = settings.nearest(self.group, ["label"])
+            raise UserError("group", self.group, "unknown", f"{near}known: label, or null for single units only")
         if self.seconds is not None and self.seconds <= 0:
             raise UserError("seconds", self.seconds, "expected a number above 0, or null for no limit")
 
@@ -61,7 +65,9 @@ class EffectsSettings:
     def facts(self) -> dict[str, Any]:
         """All settings but the budget, by the names that `read_effects` takes."""
         own = asdict(self)
-        return {name: value for name, value in own.items() if name not in ("measure", "seconds")} | own["measure"]
+        return {name: value for name, value in own.items() if name not in ("measure", "group", "seconds")} | own[
+            "measure"
+        ]
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,29 @@ def measure_basis(basis: Basis, seen: Seen, own: EffectsSettings, root: Path) ->
         asked = {"head": own.head, "labels_of": own.labels_of, "wanted": own.units, "left": len(chosen) - len(kept)}
         artifacts.write_json(folder / SUMMARY, facts | asked | {"dtype": str(seen.host.dtype)} | summary)
     return folder
+
+
+def measure_label_groups(basis: Basis, seen: Seen, own: EffectsSettings, folder: Path) -> dict[str, Any]:
+    """All units of one label taken out together, for labels of the chosen units; what `groups.jsonl` then sums up to.
+
+    `folder`: that of the basis' effects, where rows are kept. `pictures`, `value` and `count` are as for single units.
+    """
+    assert basis.labels is not None
+    rows = pipeline.read(basis.labels.path)
+    labels, _ = read_labels(rows, own.labels_of)
+    chosen = {labels[unit] for unit in choose_units(basis, rows, own)}
+    with artifacts.locked(folder.with_name(folder.name + ".lock")):
+        found = {row["label"]: row for row in _read(folder / GROUPS)}
+        if chosen - found.keys():
+            ground = make_ground(basis, seen, own, labels)
+            wanted = {k: v for k, v in effects.groups_of(labels, ground.targets).items() if k in chosen - found.keys()}
+            every = sorted(unit for units_ in wanted.values() for unit in units_)
+            means, usual = usual_amounts(seen.store, ground.project, every, len(labels), own.measure.seed)
+            ground = replace(ground, means=means, usual=usual)
+            for label in tqdm(sorted(wanted), desc=f"labels, {basis.name}", unit="label"):
+                found[label] = effects.measure_group(label, wanted[label], ground, own.measure)
+            artifacts.write_jsonl(folder / GROUPS, [found[label] for label in sorted(found)])
+    return effects.summarise_groups([row for label, row in found.items() if label in chosen])
 
 
 def chosen_rows(basis: Basis, own: EffectsSettings) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def main(cfg: DictConfig) -> None:
     made = Stages(replace(read_config(run), effects=given))
     bases = choose(wanted, made.labelled)
     whole = len(bases) == len(made.labelled) and own.labels_of == made.config.compare.scorer
-    folders = [basis.effects for basis in made.measured] if whole else [made.measure_effects(b, own) for b in bases]
+    folders = [b.effects or made.measure_effects(b, own) for b in (made.measured if whole else bases)]
     found = [read_json(folder / SUMMARY) for folder in folders]
     print(table(found))
     print(notes(found))

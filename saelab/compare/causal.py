@@ -128,8 +128,8 @@ class _Ground:
                 places.append(place)
         numbers = np.array(values, dtype=float)
         without = np.stack(left, axis=1) if left else np.zeros((0 if self.parts is None else len(self.parts), 0))
-        where = (np.array(x, dtype=np.int64) for x in (cluster, seeds, places))
-        return Measured(numbers, numbers, without, *where, len(names), dropped)
+        label, of, unit = (np.array(x, dtype=np.int64) for x in (cluster, seeds, places))
+        return Measured(numbers, numbers, without, label, of, unit, len(names), dropped)
 
     def _left_out(self, row: Mapping[str, Any], metric: str, value: float | None) -> Float[np.ndarray, "parts"]:
         """The unit's number without each part of the images: what leaving out each of its images changes, summed."""

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from saelab.compare.evidence import Ground
 from saelab.compare.inputs import Basis, Settings
 from saelab.compare.shared import combine
 from saelab.compare.twins import paired_difference
 
-HALF = 0.5  # of a difference: what explains less, or more, is said
+HALF = 0.5  # of a difference: a sentence says whether a twin explains less or more
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,8 @@ def _twins(
         sides = [g.side(some, metric) for g, some in ((ground, members), (ground.anew(), twins))]
         if any(len(labels) < settings.fewest for labels in sides[0].labels):
             continue
-        gap = paired_difference(
-            sides[1], sides[0], ground.groups(metric), "pearson", settings.parts, settings.seed, settings.alpha
-        )
+        apart = torch.from_numpy(ground.groups(metric))
+        gap = paired_difference(sides[1], sides[0], apart, "pearson", settings.parts, settings.seed, settings.alpha)
         row = {"group": group, "twin": kind, "rate": rate, "n": sum(map(len, sides[0].labels))}
         row |= {"mean": gap.mean_b, "mean_twin": gap.mean_a, "difference": gap.difference}
         found.append(row | {name: getattr(gap, name) for name in ("low", "high", "p", "refused")})

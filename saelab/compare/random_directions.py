@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from saelab.compare.inputs import Basis, Index, mean_of
 
-FEWEST = 20  # random directions with a number, below which nothing is said
+FEWEST = 20  # random directions with a number, below which there is no sentence
 ABOVE = 0.95  # of the random directions: what a twentieth of their like would reach
 
 

@@ -88,8 +88,8 @@ def explain(
     weights = of_output(output, before.shape[-1])
     values = by_token(active, writes, answers.gradient(ONE, tokens, weights))[0]  # [tokens, units]
     totals = values.sum(0)
-    tried = torch.argsort(totals.abs(), descending=True, stable=True)[: SCREENED * count]
-    tried = [unit for unit in tried.tolist() if float(totals[unit])]
+    strongest = torch.argsort(totals.abs(), descending=True, stable=True)[: SCREENED * count]
+    tried = [unit for unit in strongest.tolist() if float(totals[unit])]
     effects = exact(answers, ONE, active, writes, weights, tried)[0]
     order = torch.argsort(effects.abs(), descending=True, stable=True)[:count].tolist()
     shares = [Share(tried[i], float(effects[i]), float(totals[tried[i]]), values[:, tried[i]]) for i in order]

@@ -19,7 +19,7 @@ from saelab.units import Projection, UnitActivations
 
 
 class Bases(Inputs):
-    """Everything that exists before there are labels. `saelab.run.making.Stages` goes on from it."""
+    """Everything that exists before there are labels. `saelab.run.labels.Labels` goes on from it."""
 
     def __init__(self, config: RunConfig, given: Given | None = None) -> None:
         super().__init__(config, given)

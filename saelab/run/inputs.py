@@ -16,7 +16,7 @@ from saelab.run.timings import Timings
 
 
 class Inputs:
-    """Everything that exists before there are units. `saelab.run.making.Stages` goes on from it."""
+    """Everything that exists before there are units. `saelab.run.bases.Bases` goes on from it."""
 
     def __init__(self, config: RunConfig, given: Given | None = None) -> None:
         self.config, self.given = config, given or Given()

@@ -4,7 +4,6 @@ The order is the way of the data: images -> caches -> SAEs -> bases -> exemplars
 evaluations -> comparisons; effects from labels.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,17 +15,10 @@ import torch
 from saelab import compare, encoders, evaluate
 from saelab.artifacts import Artifact, digest
 from saelab.errors import UserError
-from saelab.label import pipeline, propose
-from saelab.label.assign import SCORERS
-from saelab.label.exemplars import check as check_mining
-from saelab.label.exemplars import exemplars
-from saelab.label.proposal import Estimate
 from saelab.label.series import group_images
-from saelab.label.vocabulary import Vocabulary
-from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run import record
-from saelab.run.bases import Bases
 from saelab.run.basis import Basis
+from saelab.run.labels import Labels
 from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
 from saelab.run.stages.effects import (
     EffectsSettings,
@@ -41,90 +33,12 @@ from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.explain import ExplainSettings, Seeing, explain_picture, open_picture
 from saelab.run.stages.images import record_images
 from saelab.run.stages.other_views import Labeller, views_of
-from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
-
-log = logging.getLogger("saelab")
 
 MATCHED = 2048  # latents up to which every run matches its seeds one to one (0.6 s two seeds; 4096 take 3 s)
 
 
-class Stages(Bases):
+class Stages(Labels):
     """The stages of one config. People use `saelab.Pipeline`, which is made of this; so are the commands."""
-
-    # ---- labels ------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def mined(self) -> list[Basis]:
-        """Bases with their exemplars."""
-        self.check()
-        bases, embeddings, mining = self.bases, self.embeddings, self.config.label.mining
-        with self.timings.of("mining"):
-            return [
-                replace(b, exemplars=exemplars(b.units, self.images, embeddings, self.root, mining, self._vectors(b)))
-                for b in bases
-            ]
-
-    @cached_property
-    def proposer(self) -> propose.Proposer | None:
-        """Who proposes, if anybody does."""
-        return load_proposer(self.config.proposer, self.images, self.embeddings, self.root)
-
-    def estimates(self) -> list[tuple[Basis, int, Estimate]]:
-        """Per basis: how many units would be asked about and what it takes. Nothing is sent."""
-        if self.proposer is None:
-            return []
-        return [(b, *estimate(b, self.proposer, self.config.proposer, self.images)) for b in self.mined]
-
-    @cached_property
-    def proposed(self) -> list[Basis]:
-        """Bases with the candidates that the proposer named, if there is one."""
-        mined, proposer = self.mined, self.proposer
-        if proposer is None:
-            return mined
-        if self.config.proposer.dry_run:
-            raise UserError("proposer.dry_run", True, "asks nothing, so nothing follows from it", "set it to false")
-        made, spent = [], list[propose.Proposal]()
-        with self.timings.of("proposals"):
-            for basis in mined:
-                asked = self.config.proposer
-                place, rows, text = propose_labels(
-                    basis, proposer, asked, self.images, self.store(basis), self.root, spent
-                )
-                spent += rows
-                self.notes.append(text)
-                if proposer.name != "tagger":
-                    log.info("%s", text)
-                made.append(replace(basis, proposals=place))
-        return made
-
-    @cached_property
-    def named(self) -> Vocabulary:
-        """The labels of the vocabulary's sources, before anything is proposed."""
-        own = self.config.label
-        return self.given.vocabulary or build_vocabulary(own.vocabulary, self.images, own.keep_underscores)
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """One vocabulary for all bases: the sources' labels, and every candidate of every basis."""
-        pooled = self.named
-        for basis in self.proposed:
-            rows = propose.read(basis.proposals) if basis.proposals is not None else []
-            if rows:
-                labels = (label for row in rows for label in row.labels)
-                pooled = pooled.plus(labels, rows[0].proposer, self.config.label.keep_underscores)
-        return pooled
-
-    @cached_property
-    def label_settings(self) -> pipeline.LabelSettings:
-        """How labels are assigned."""
-        return self.config.label_settings(len(self.images.ids("mine")))
-
-    @cached_property
-    def labelled(self) -> list[Basis]:
-        """Bases with their labels."""
-        proposed, words, embeddings = self.proposed, self.vocabulary, self.embeddings
-        with self.timings.of("labels"):
-            return [self._label(basis, words, embeddings) for basis in proposed]
 
     # ---- how good they are -------------------------------------------------------------------------------------
 
@@ -232,38 +146,7 @@ class Stages(Bases):
         found = {(basis.layer, basis.name): artifact for basis, artifact in self.measure_saes(widest=MATCHED)}
         return [replace(basis, quality=found.get((basis.layer, basis.name))) for basis in bases]
 
-    # ---- what can be known to be wrong before the long work ----------------------------------------------------
-
-    def check(self) -> None:
-        """Raise UserError for what no run could use: layers, SAEs, scorers, vocabulary, mining, variants."""
-        if "sae" in self.config.bases:
-            self.check_saes()
-        self.check_layers()
-        if self.config.proposer.name == "tagger" and self._tagless:
-            remedy = "use encoder=conse, or proposer=none, openai or transformers"
-            raise UserError("proposer", "tagger", "reads the class probabilities that only ConSE gives", remedy)
-        pipeline.check(self.label_settings)
-        _ = self.named
-        check_mining(self.images, self.config.label.mining)
-
     # ---- parts -------------------------------------------------------------------------------------------------
-
-    @property
-    def _tagless(self) -> bool:
-        """Does the encoder give no class probabilities, which the tagger reads?"""
-        kind = self.config.encoder.name.partition(":")[0]
-        return self.given.encoder is not None or kind in ("open_clip", "transformers")
-
-    def _vectors(self, basis: Basis) -> torch.Tensor | None:
-        """The layer's mean tokens, in which the mining rule `host` looks for contrasts."""
-        wanted = self.config.label.mining.rule == "host"
-        return torch.from_numpy(self.store(basis).pooled("mean")) if wanted else None
-
-    def _label_vectors(self) -> tuple[tuple[str, ...], torch.Tensor]:
-        """The vocabulary in the encoder's space."""
-        own, labels = self.label_settings, self.vocabulary.labels
-        vectors = encoders.label_embeddings(labels, self.encoder, self.root, own.templates, own.renormalize)
-        return labels, vectors
 
     def _seen(self, basis: Basis) -> Seen:
         """A basis' host with what it saw."""
@@ -273,14 +156,6 @@ class Stages(Bases):
     def _sentence_vectors(self, texts: Sequence[str]) -> torch.Tensor:
         """Sentences as a text encoder reads them, kept by recipe: a host's outputs are called the same each time."""
         return encoders.label_embeddings(list(texts), encoders.SentenceEncoder(device=self.device), self.root)
-
-    def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
-        assert basis.exemplars is not None
-        own = self.label_settings
-        tokens = self.tokens(basis) if any(SCORERS[name].needs in ("maps", "decoder") for name in own.scorers) else None
-        mined = pipeline.MinedBasis(basis.units, basis.exemplars, basis.proposals, tokens, self._vectors(basis))
-        made = pipeline.labels(mined, self.images, pipeline.Space(self.encoder, embeddings), words, own, self.root)
-        return replace(basis, labels=made)
 
     def _evaluate(self, basis: Basis) -> Artifact:
         own = self.config

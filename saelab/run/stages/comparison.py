@@ -68,8 +68,8 @@ def join_effects(
 ) -> dict[str, Artifact]:
     """Comparisons with the family `causal`: artifacts of their own beside those without, which stay as they are.
 
-    `effects`: layer and name of a basis -> the rows that count. `how`: the settings that they were measured with. Eight
-    parameters: those of `compare_bases`, what it made, and what is added.
+    `effects`: layer and name of a basis -> the rows that count. `how`: the settings that they were measured with.
+    Eight parameters: those of `compare_bases`, what it made, and what is added.
     """
     results: list[dict[str, Any]] = []
 

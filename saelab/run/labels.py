@@ -1,0 +1,140 @@
+"""The labels of a run: exemplars, candidates, one vocabulary for all bases, and the label of every unit."""
+
+import logging
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+
+from saelab import encoders
+from saelab.errors import UserError
+from saelab.label import pipeline, propose
+from saelab.label.assign import SCORERS
+from saelab.label.exemplars import check as check_mining
+from saelab.label.exemplars import exemplars
+from saelab.label.proposal import Estimate
+from saelab.label.vocabulary import Vocabulary
+from saelab.label.vocabulary import build as build_vocabulary
+from saelab.run.bases import Bases
+from saelab.run.basis import Basis
+from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
+
+log = logging.getLogger("saelab")
+
+
+class Labels(Bases):
+    """Everything that exists before labels are measured. `saelab.run.making.Stages` goes on from it."""
+
+    @cached_property
+    def mined(self) -> list[Basis]:
+        """Bases with their exemplars."""
+        self.check()
+        bases, embeddings, mining = self.bases, self.embeddings, self.config.label.mining
+        with self.timings.of("mining"):
+            return [
+                replace(b, exemplars=exemplars(b.units, self.images, embeddings, self.root, mining, self._vectors(b)))
+                for b in bases
+            ]
+
+    @cached_property
+    def proposer(self) -> propose.Proposer | None:
+        """Who proposes, if anybody does."""
+        return load_proposer(self.config.proposer, self.images, self.embeddings, self.root)
+
+    def estimates(self) -> list[tuple[Basis, int, Estimate]]:
+        """Per basis: how many units would be asked about and what it takes. Nothing is sent."""
+        if self.proposer is None:
+            return []
+        return [(b, *estimate(b, self.proposer, self.config.proposer, self.images)) for b in self.mined]
+
+    @cached_property
+    def proposed(self) -> list[Basis]:
+        """Bases with the candidates that the proposer named, if there is one."""
+        mined, proposer = self.mined, self.proposer
+        if proposer is None:
+            return mined
+        if self.config.proposer.dry_run:
+            raise UserError("proposer.dry_run", True, "asks nothing, so nothing follows from it", "set it to false")
+        made, spent = [], list[propose.Proposal]()
+        with self.timings.of("proposals"):
+            for basis in mined:
+                asked = self.config.proposer
+                place, rows, text = propose_labels(
+                    basis, proposer, asked, self.images, self.store(basis), self.root, spent
+                )
+                spent += rows
+                self.notes.append(text)
+                if proposer.name != "tagger":
+                    log.info("%s", text)
+                made.append(replace(basis, proposals=place))
+        return made
+
+    @cached_property
+    def named(self) -> Vocabulary:
+        """The labels of the vocabulary's sources, before anything is proposed."""
+        own = self.config.label
+        return self.given.vocabulary or build_vocabulary(own.vocabulary, self.images, own.keep_underscores)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """One vocabulary for all bases: the sources' labels, and every candidate of every basis."""
+        pooled = self.named
+        for basis in self.proposed:
+            rows = propose.read(basis.proposals) if basis.proposals is not None else []
+            if rows:
+                labels = (label for row in rows for label in row.labels)
+                pooled = pooled.plus(labels, rows[0].proposer, self.config.label.keep_underscores)
+        return pooled
+
+    @cached_property
+    def label_settings(self) -> pipeline.LabelSettings:
+        """How labels are assigned."""
+        return self.config.label_settings(len(self.images.ids("mine")))
+
+    @cached_property
+    def labelled(self) -> list[Basis]:
+        """Bases with their labels."""
+        proposed, words, embeddings = self.proposed, self.vocabulary, self.embeddings
+        with self.timings.of("labels"):
+            return [self._label(basis, words, embeddings) for basis in proposed]
+
+    # ---- what can be known to be wrong before the long work ----------------------------------------------------
+
+    def check(self) -> None:
+        """Raise UserError for what no run could use: layers, SAEs, scorers, vocabulary, mining, variants."""
+        if "sae" in self.config.bases:
+            self.check_saes()
+        self.check_layers()
+        if self.config.proposer.name == "tagger" and self._tagless:
+            remedy = "use encoder=conse, or proposer=none, openai or transformers"
+            raise UserError("proposer", "tagger", "reads the class probabilities that only ConSE gives", remedy)
+        pipeline.check(self.label_settings)
+        _ = self.named
+        check_mining(self.images, self.config.label.mining)
+
+    # ---- parts -------------------------------------------------------------------------------------------------
+
+    @property
+    def _tagless(self) -> bool:
+        """Does the encoder give no class probabilities, which the tagger reads?"""
+        kind = self.config.encoder.name.partition(":")[0]
+        return self.given.encoder is not None or kind in ("open_clip", "transformers")
+
+    def _vectors(self, basis: Basis) -> torch.Tensor | None:
+        """The layer's mean tokens, in which the mining rule `host` looks for contrasts."""
+        wanted = self.config.label.mining.rule == "host"
+        return torch.from_numpy(self.store(basis).pooled("mean")) if wanted else None
+
+    def _label_vectors(self) -> tuple[tuple[str, ...], torch.Tensor]:
+        """The vocabulary in the encoder's space."""
+        own, labels = self.label_settings, self.vocabulary.labels
+        vectors = encoders.label_embeddings(labels, self.encoder, self.root, own.templates, own.renormalize)
+        return labels, vectors
+
+    def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
+        assert basis.exemplars is not None
+        own = self.label_settings
+        tokens = self.tokens(basis) if any(SCORERS[name].needs in ("maps", "decoder") for name in own.scorers) else None
+        mined = pipeline.MinedBasis(basis.units, basis.exemplars, basis.proposals, tokens, self._vectors(basis))
+        made = pipeline.labels(mined, self.images, pipeline.Space(self.encoder, embeddings), words, own, self.root)
+        return replace(basis, labels=made)

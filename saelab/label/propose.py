@@ -126,7 +126,7 @@ def _transformers(**settings: Any) -> "Chat":
     return TransformersChat(**settings)
 
 
-CHATS: dict[str, Callable[..., "Chat"]] = {"recorded": _recorded, "openai": _openai, "transformers": _transformers}
+CHATS: dict[str, Callable[..., "Chat"]] = {"openai": _openai, "transformers": _transformers, "recorded": _recorded}
 
 
 def _take(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

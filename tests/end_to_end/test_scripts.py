@@ -34,19 +34,19 @@ def run(script: str, folder: Path, pictures: Path, *more: str, check: bool = Tru
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory, request) -> Path:
-    """120 real photos where there are any, else noisy coloured squares; one file is empty, one is no picture."""
+    """80 real photos where there are any, else noisy coloured squares; one file is empty, one is no picture."""
     folder = tmp_path_factory.mktemp("in") / "pictures"
     photos = Path(os.environ.get("SAELAB_SHARED", ROOT.parent / "shared")) / "images" / "imagenet-samples"
     if photos.is_dir():
-        for i, photo in enumerate(sorted(photos.glob("*.jpg"))[::8]):
-            target = folder / ("animals" if i < 50 else "things") / photo.name
+        for i, photo in enumerate(sorted(photos.glob("*.jpg"))[::12]):
+            target = folder / ("animals" if i < 34 else "things") / photo.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(photo, target)
             target.with_suffix(".txt").write_text(f"A {photo.stem.split('_', 1)[1].replace('_', ' ')}.")
     else:
         from small_images import coloured
 
-        coloured(folder, 120, size=64)
+        coloured(folder, 80, size=64)
     (folder / "empty.png").write_bytes(b"")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 this is no picture")
     return folder

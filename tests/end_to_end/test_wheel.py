@@ -13,7 +13,7 @@ SMALL = ("label.nulls=20", "label.mining.k=2", "seeds=[0]", "sae.train.epochs=2"
 SCRIPT = """
 import saelab
 label = {{"nulls": 20, "mining": {{"k": 2}}}}
-p = saelab.Pipeline(images={pictures!r}, root="object", bases=["neuron"], workers=0, label=label)
+p = saelab.Pipeline(images={pictures!r}, root="runs", bases=["neuron"], workers=0, label=label)
 print(len(p.labels["neuron"].table()), saelab.__file__)
 """
 

@@ -30,6 +30,8 @@ def plain(value: Any) -> Any:
     Fields made by `added` are left out at their default. Raises TypeError for anything whose text would not be the same
     in the next process (an object, a tensor).
     """
+    if value is None or isinstance(value, bool | int | float | str):  # first: most values are such
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         pairs = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
         return {f.name: plain(own) for f, own in pairs if not (ADDED in f.metadata and own == f.default)}
@@ -39,8 +41,6 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, Path):
         return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     raise TypeError(f"a recipe can't hold a {type(value).__name__}: {value!r}")
 
 

@@ -14,7 +14,8 @@ from saelab.compare.inputs import COUNTINGS, Basis, Index, mean_of, scorers_of, 
 def describe(basis: Basis, kept: Index) -> dict[str, Any]:
     """One basis: counts before and after selection, coverage, label reuse and entropy, means, null."""
     before, dropped = Counter(basis.statuses), Counter(np.delete(np.array(basis.statuses, dtype=object), kept).tolist())
-    entries = [basis.entries()[u] for u in kept]
+    every = basis.entries()
+    entries = [every[u] for u in kept]
     labels = Counter(entry["label"] for entry in entries if entry["label"] is not None)
     facts = {name: getattr(basis, name) for name in ("name", "group", "kind", "seed", "control", "weights")}
     return facts | {

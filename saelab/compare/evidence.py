@@ -148,7 +148,8 @@ class Ground:
         acts, target, labels = [], [], []
         for basis in group:
             index = self.kept[basis.name]
-            names = [basis.named(scorer)[u] for u in index]
+            named = basis.named(scorer)
+            names = [named[u] for u in index]
             acts.append(take_rows(pick(self._loaded(basis), torch.as_tensor(index)), known.nonzero()[:, 0]))
             target.append(self.images.target(metric, names))
             labels.append(names)

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from saelab.label import assign, mine, nulls
 from saelab.label.mine.contrast import choose_contrasts
 from saelab.label.nulls import null_percentile, null_percentiles
+from saelab.label.scorers import means
 from saelab.label.scorers.dissect import others_logsumexp
 from saelab.label.scorers.frame import Draw, Frame
 from saelab.label.scorers.moved import FEWEST, Moving, Series, series_of
@@ -304,6 +305,22 @@ def test_moved_pictures_are_scored_as_units_mined_anew_on_them(name, rule):
     anew = assign.Evidence.mined(permuted, emb, txt, 8, mine.ContrastRule(rule), groups, **more)
     (moved,), (plain,) = (assign.score([name], e).values() for e in (Moving(mined).move(source), anew))
     assert torch.allclose(moved, plain, atol=2e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("square", [0, 2048], ids=["pair by pair", "one product"])
+@pytest.mark.parametrize("name", ["csp", "csp_0.5", "semanticlens"])
+def test_short_cuts_of_moved_pictures_equal_the_scorer_on_them(name, square, monkeypatch):
+    monkeypatch.setattr(means, "SQUARE", square)
+    acts, emb, txt, groups, _ = world()
+    acts = torch.cat([acts, torch.zeros(len(acts), 1)], dim=1)  # and a silent unit
+    evidence = assign.Evidence.mined(acts, emb, 1.5 * txt, 8, groups=groups)
+    series, g = Series.of_groups(groups), torch.Generator().manual_seed(3)
+    quick, moving = SCORERS[name].moved(evidence), Moving(evidence)
+    for _ in range(3):
+        seen = moving.move(series.deal(g))
+        (whole,) = assign.score([name], seen).values()
+        expected = torch.where(whole.isnan().all(dim=1), torch.nan, whole.nan_to_num(nan=-9.0).amax(dim=1))
+        assert torch.allclose(quick(seen), expected, atol=2e-6, equal_nan=True) and bool(expected[-1].isnan())
 
 
 @given(seed=st.integers(0, 10_000), rule=st.sampled_from(["below_mean", "zero", "below_quantile"]))

@@ -5,15 +5,15 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
-from saelab.label.scorers.means import check_sets, weighted_sum
+from saelab.label.scorers.means import check_sets, cosines, weighted_sum
 from saelab.label.scorers.permuted import Best, best_of, where_ranked
-from saelab.label.scorers.scorer import Citation, Null, Rows, Scorer
+from saelab.label.scorers.scorer import Citation, Moved, Null, Rows, Scorer
 
 
 @takes_arrays
@@ -125,6 +125,25 @@ def _csp_null(gamma: float) -> Null:
     return where_ranked(lambda scorer, frame: projected(frame, gamma))
 
 
+def _csp_moved(gamma: float) -> Callable[[Evidence], Moved]:
+    """CSP where series move: as residuals are not renormalised, a unit's mean residual is a sum of image vectors."""
+
+    def start(e: Evidence) -> Moved:
+        weights = pair_weights(e.positive_values.nan_to_num(nan=0.0))
+
+        def best(seen: Evidence) -> Tensor:
+            positive, contrast = seen.positive_ids.clamp(min=0), seen.contrast_ids.clamp(min=0)
+            own = weights.masked_fill(~seen.valid, 0.0)
+            along = cosines(seen.image_emb, positive, contrast)
+            ids, share = torch.cat([positive, contrast], dim=1), torch.cat([own, -gamma * along * own], dim=1)
+            centre = embedding_bag(ids, seen.image_emb, mode="sum", per_sample_weights=share)
+            return best_of(normalize(centre, dim=1) @ seen.label_emb.T).masked_fill(own.sum(dim=1) == 0, torch.nan)
+
+        return best
+
+    return start
+
+
 BOUANANI = Citation(
     "Bouanani et al., arXiv 2604.22477",
     """@article{bouanani2026csp,
@@ -144,6 +163,7 @@ SCORERS = (
         _csp_null(1.0),
         BOUANANI,
         alone=True,
+        moved=_csp_moved(1.0),
     ),
     Scorer(
         "csp_0.5",
@@ -155,5 +175,6 @@ SCORERS = (
         _csp_null(0.5),
         BOUANANI,
         alone=True,
+        moved=_csp_moved(0.5),
     ),
 )

@@ -3,16 +3,18 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.checks import check_labels
 from saelab.label.scorers.evidence import Evidence
-from saelab.label.scorers.permuted import positives_only, unweighted_pairs
-from saelab.label.scorers.scorer import Citation, Rows, Scorer
+from saelab.label.scorers.permuted import best_of, positives_only, unweighted_pairs
+from saelab.label.scorers.scorer import Citation, Moved, Rows, Scorer
+
+SQUARE = 2048  # images whose product with each other is cheaper than picking pairs
 
 
 @takes_arrays
@@ -96,6 +98,15 @@ def weighted_sum(
     return torch.einsum("uk,ukd->ud", weights, vectors).masked_fill(total == 0, torch.nan)
 
 
+def cosines(
+    image_emb: Float[Tensor, "images d_text"], one: Int[Tensor, "units k"], other: Int[Tensor, "units k"]
+) -> Float[Tensor, "units k"]:
+    """Inner products of pairs of images, unit by unit where there are too many images for one product of all."""
+    if len(image_emb) <= SQUARE:
+        return (image_emb @ image_emb.T)[one, other]
+    return torch.stack([(image_emb[a] * image_emb[b]).sum(dim=1) for a, b in zip(one, other, strict=True)])
+
+
 def _pair_means(pos_emb: Tensor, neg_emb: Tensor, label_emb: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     ones = torch.ones(pos_emb.shape[:2], dtype=pos_emb.dtype, device=pos_emb.device)
     check_sets(pos_emb, label_emb, ones, valid)
@@ -127,6 +138,18 @@ def _pairs(function: Callable[..., Tensor]) -> Callable[[Evidence], Rows]:
         return rows
 
     return start
+
+
+def _semanticlens_moved(e: Evidence) -> Moved:
+    """SemanticLens where series move: positives stay, and their mean is a sum of image vectors."""
+    there, labels = (e.positive_ids >= 0).to(e.image_emb.dtype), normalize(e.label_emb, dim=1)
+
+    def best(seen: Evidence) -> Tensor:
+        ids = seen.positive_ids.clamp(min=0)
+        centre = embedding_bag(ids, seen.image_emb, mode="sum", per_sample_weights=there)
+        return best_of(normalize(centre, dim=1) @ labels.T).masked_fill(there.sum(dim=1) == 0, torch.nan)
+
+    return best
 
 
 def _semanticlens(e: Evidence, label_emb: Tensor | None = None) -> Rows:
@@ -169,6 +192,7 @@ SCORERS = (
         positives_only,
         DREYER,
         alone=True,
+        moved=_semanticlens_moved,
     ),
     Scorer(
         "semanticlens_package",

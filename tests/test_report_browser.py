@@ -430,6 +430,8 @@ def test_pictures_for_the_readme(browser, report):
         "best on held-out photos (lower end of the interval of its correlation with what people wrote of them).",
         "`comparison.png` is the top of its page on the comparison.\n\n| photo | credit |\n| --- | --- |",
     ]
-    (out / "CREDITS.md").write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
+    file = out / "CREDITS.md"
+    others = file.read_text(encoding="utf-8").partition("\n## ")[1:] if file.is_file() else ()  # of other pictures
+    file.write_text("\n".join([*head, *rows]) + "\n" + "".join(others), encoding="utf-8")
     assert shown and reader.faults == []
     reader.context.close()

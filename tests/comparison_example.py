@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from saelab.compare import Basis, compare
+from saelab.compare import ComparedBasis, compare
 from saelab.compare.whole_way import SETTINGS, evaluated, planted, test_images, units
 from saelab.label.assign import cos_cubed, cosine, pearson
 
@@ -18,11 +18,11 @@ PATH = Path(__file__).resolve().parent / "data" / "comparison_example.json"
 SCORERS = {"pearson": pearson, "cos_cubed": cos_cubed, "cosine": cosine}
 
 
-def bases() -> list[Basis]:
+def bases() -> list[ComparedBasis]:
     """Neurons, three seeds of an SAE, and the three controls: a rotation, PCA, and an SAE on a random host."""
     world, generator = planted(7), torch.Generator().manual_seed(7)
 
-    def basis(name: str, kind: str, seed: int | None, n: int, quality: float, **more: Any) -> Basis:
+    def basis(name: str, kind: str, seed: int | None, n: int, quality: float, **more: Any) -> ComparedBasis:
         return evaluated(name, kind, seed, units(world, n, quality, generator), world, scorers=SCORERS, **more)
 
     made = [basis("neurons", "neuron", None, 60, 0.35)]

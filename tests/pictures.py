@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from saelab.label.proposal import Exemplars
+from saelab.label.proposal import ShownExemplars
 
 
 class Pictures:
@@ -23,12 +23,12 @@ class Pictures:
         return Image.fromarray(noise).resize((width, height), Image.Resampling.NEAREST)
 
 
-def mined(positives: torch.Tensor, contrasts: torch.Tensor, activations: torch.Tensor | None = None) -> Exemplars:
+def mined(positives: torch.Tensor, contrasts: torch.Tensor, activations: torch.Tensor | None = None) -> ShownExemplars:
     """Exemplars that fire on all their positives unless `activations` says otherwise."""
-    return Exemplars(positives, contrasts, torch.ones(positives.shape) if activations is None else activations)
+    return ShownExemplars(positives, contrasts, torch.ones(positives.shape) if activations is None else activations)
 
 
-def exemplars(units: int = 6, k: int = 4) -> Exemplars:
+def exemplars(units: int = 6, k: int = 4) -> ShownExemplars:
     """Unit u has the positives u k .. u k + k - 1; the contrast of positive i is i + units k."""
     ids = torch.arange(units * k).reshape(units, k)
     return mined(ids, ids + units * k)

@@ -155,7 +155,7 @@ def _write_run(folder: Path, pictures: Sequence[Picture]) -> Path:
             | {"quality": measured and str(measured.relative_to(root)), "control": kind == "random_rotation"}
             | {stage: str(path.relative_to(root)) for stage, path in places.items()}
         )
-        evaluated.append(compare.Basis(name, kind, kind, seed, "0", kind == "random_rotation", SETUP, rows))
+        evaluated.append(compare.ComparedBasis(name, kind, kind, seed, "0", kind == "random_rotation", SETUP, rows))
     result = compare.compare(evaluated, compare.Settings(resamples=200))
     compared = artifacts.ensure(root, "comparison", "fire", {"of": "fixture"}, partial(_comparison, result))
     run = {
@@ -269,8 +269,8 @@ def _told(world: World) -> Similarity:
     return Similarity.of("words", images, world.words, torch.eye(len(world.words)))
 
 
-def _shown(found: Any) -> propose.Exemplars:
-    return propose.Exemplars(found.positives, found.contrasts, found.activations)
+def _shown(found: Any) -> propose.ShownExemplars:
+    return propose.ShownExemplars(found.positives, found.contrasts, found.activations)
 
 
 def _answers(path: Path, rows: list[dict[str, Any]]) -> Path:

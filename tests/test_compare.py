@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from comparison_example import PATH, example
 
-from saelab.compare import Basis, Settings, Setup, compare, finish, whole_way, write
+from saelab.compare import ComparedBasis, Settings, Setup, compare, finish, whole_way, write
 from saelab.compare.describe import label_use
 from saelab.compare.inputs import above_chance, check, selected
 from saelab.compare.verdicts import decide
@@ -53,12 +53,12 @@ def rows(n: int, level: float, seed: int = 0, status: str = "ok", rate: float = 
     return made
 
 
-def basis(name: str, level: float = 0.2, n: int = 60, **facts) -> Basis:
+def basis(name: str, level: float = 0.2, n: int = 60, **facts) -> ComparedBasis:
     given = {"group": name, "kind": "neuron", "seed": None, "weights": "w", "control": False, "setup": SETUP}
-    return Basis(name=name, rows=rows(n, level, len(name) + int(100 * level)), **(given | facts))
+    return ComparedBasis(name=name, rows=rows(n, level, len(name) + int(100 * level)), **(given | facts))
 
 
-def sae(seed: int, level: float = 0.4, **facts) -> Basis:
+def sae(seed: int, level: float = 0.4, **facts) -> ComparedBasis:
     given = {"group": "features", "kind": "sae", "seed": seed}
     return dataclasses.replace(basis(f"sae {seed}", level + 0.001 * seed, **given), **facts)
 
@@ -247,7 +247,7 @@ def test_bases_of_other_firing_rates_are_refused_only_when_matched():
 def test_a_difference_that_is_one_of_firing_rate_goes_when_matched():
     rng = np.random.default_rng(0)
 
-    def driven(name: str, low: float, high: float, **facts) -> Basis:
+    def driven(name: str, low: float, high: float, **facts) -> ComparedBasis:
         made = rows(400, 0.0, seed=len(name))
         for row in made:
             row["firing_rate"] = float(rng.uniform(low, high))
@@ -378,7 +378,7 @@ def test_null_percentiles_and_the_null_s_share_of_a_difference_are_reported():
 
 
 def test_holm_spans_metrics_and_layers():
-    def layer(name: str) -> list[Basis]:
+    def layer(name: str) -> list[ComparedBasis]:
         setup = dataclasses.replace(SETUP, layer=name)
         given = [basis("neurons", 0.38), *(sae(s, 0.4) for s in range(3))]
         return [dataclasses.replace(b, setup=setup) for b in given]

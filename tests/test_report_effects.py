@@ -56,7 +56,7 @@ def write_run_with_effects(folder: Path) -> Path:
     sides = []
     for basis in run["bases"]:
         rows = artifacts.read_jsonl(root / basis["evaluation"] / "evaluation.jsonl")
-        sides.append(compare.Basis(*(facts[basis["name"]][name] for name in own), setup, rows))
+        sides.append(compare.ComparedBasis(*(facts[basis["name"]][name] for name in own), setup, rows))
     settings = compare.Settings(resamples=200, fewest=3)
     causal.join([result], [sides], found, settings, None, {})
     made = artifacts.ensure(root, "comparison", "fire", {"of": "effects"}, lambda at: compare.write(at, result))

@@ -169,3 +169,10 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     for place in (tmp_path / "pipe.txt", "/dev/zero", "a\0b", tmp_path):
         with pytest.raises(UserError, match=r"can't be read|no such file"):
             label_files.read(place)
+
+
+@CALM
+@given(st.text(), st.text(), st.text(), st.text(alphabet="\n\r\x0b\x1c\x85\u2028a", max_size=9))
+def test_an_error_is_one_line_whatever_names_and_values_hold(setting, value, expected, remedy):
+    error = UserError(setting, value, expected, remedy)
+    assert len(str(error).splitlines()) <= 1 and error.value == value

@@ -73,7 +73,7 @@ def load(asked: ProposerSettings) -> VLMProposer:
     return found
 
 
-def choose(wanted: list[str] | str | None, asked: ProposerSettings, run: reading.Run) -> list[reading.Basis]:
+def choose(wanted: list[str] | str | None, asked: ProposerSettings, run: reading.Run) -> list[reading.ReadBasis]:
     """The bases that are named, all by default. Raises UserError for one that the run lacks."""
     known = {basis.name: basis for basis in run.bases}
     names = list(known) if wanted is None else list(as_tuple(wanted))

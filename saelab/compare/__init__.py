@@ -2,7 +2,7 @@
 
 from saelab.compare.comparison import compare, finish
 from saelab.compare.evidence import TestImages
-from saelab.compare.inputs import Basis, Settings, Setup
+from saelab.compare.inputs import ComparedBasis, Settings, Setup
 from saelab.compare.other_views import Views
 from saelab.compare.shared import Difference, difference
 from saelab.compare.sides import Side, join_groups
@@ -10,7 +10,7 @@ from saelab.compare.tables import write
 from saelab.compare.twins import cut_to_rate, paired_difference
 
 __all__ = [
-    "Basis",
+    "ComparedBasis",
     "Difference",
     "Settings",
     "Setup",

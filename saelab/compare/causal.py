@@ -16,7 +16,7 @@ from saelab.compare import statistics
 from saelab.compare.cautions import cautions
 from saelab.compare.evidence import TestImages, pooled
 from saelab.compare.glossary import Metric
-from saelab.compare.inputs import COUNTINGS, Basis, Counting, Settings, selected
+from saelab.compare.inputs import COUNTINGS, ComparedBasis, Counting, Settings, selected
 from saelab.compare.left_out import Measured, Parts
 from saelab.compare.pairs import interval_kind
 from saelab.compare.shared import combine, of_one
@@ -52,7 +52,7 @@ Rows = Sequence[Mapping[str, Any]]  # of effects.jsonl
 
 def join(
     results: Sequence[dict[str, Any]],
-    bases: Sequence[Sequence[Basis]],
+    bases: Sequence[Sequence[ComparedBasis]],
     effects: Mapping[tuple[str, str], Rows],
     settings: Settings,
     images: TestImages | None = None,
@@ -79,7 +79,7 @@ def join(
 
 def _family(
     result: dict[str, Any],
-    bases: Sequence[Basis],
+    bases: Sequence[ComparedBasis],
     rows: Mapping[str, Rows],
     settings: Settings,
     images: TestImages | None,
@@ -100,7 +100,7 @@ def _family(
 
 @dataclasses.dataclass(frozen=True)
 class _Ground:
-    bases: Mapping[str, Basis]
+    bases: Mapping[str, ComparedBasis]
     rows: Mapping[str, list[Mapping[str, Any]]]  # of the units that are compared
     part_of: Mapping[int, int]  # test image -> its part
     parts: Parts | None
@@ -148,7 +148,7 @@ def _parts(images: TestImages | None, settings: Settings) -> tuple[dict[int, int
     return dict(zip(np.asarray(images.ids).tolist(), parts.of.tolist())), parts
 
 
-def _describe(basis: Basis, ground: _Ground, settings: Settings) -> dict[str, Any]:
+def _describe(basis: ComparedBasis, ground: _Ground, settings: Settings) -> dict[str, Any]:
     """One basis: how many units were measured, the four-field table *detects x uses*, means against 0."""
     rows, given = ground.rows[basis.name], basis.given()
     p = column(rows, "causal_p")  # type: ignore[arg-type]

@@ -8,12 +8,14 @@ import numpy as np
 
 from saelab.compare import statistics
 from saelab.compare.evidence import CORRELATIONS, Ground
-from saelab.compare.inputs import Basis, Settings
+from saelab.compare.inputs import ComparedBasis, Settings
 from saelab.compare.left_out import Measured
 from saelab.compare.shared import against_zero, combine
 
 
-def own_checks(groups: Mapping[str, Sequence[Basis]], ground: Ground, settings: Settings) -> list[dict[str, Any]]:
+def own_checks(
+    groups: Mapping[str, Sequence[ComparedBasis]], ground: Ground, settings: Settings
+) -> list[dict[str, Any]]:
     """Each real group's labels dealt in two halves must show no difference; shuffled labels must be worth nothing, in
     each group and between groups.
 
@@ -32,7 +34,7 @@ def own_checks(groups: Mapping[str, Sequence[Basis]], ground: Ground, settings: 
     return reports
 
 
-def _halves(group: Sequence[Basis], ground: Ground, settings: Settings) -> list[str] | None:
+def _halves(group: Sequence[ComparedBasis], ground: Ground, settings: Settings) -> list[str] | None:
     """Metrics in which units of one half of a group's labels differ from those of the other half."""
     tested = []
     for metric in CORRELATIONS:
@@ -44,7 +46,7 @@ def _halves(group: Sequence[Basis], ground: Ground, settings: Settings) -> list[
     return _called(tested, settings)
 
 
-def off_null(group: Sequence[Basis], ground: Ground, settings: Settings) -> list[str] | None:
+def off_null(group: Sequence[ComparedBasis], ground: Ground, settings: Settings) -> list[str] | None:
     """Correlations whose mean over a group's shuffled labels isn't 0 above chance; None where none can be tested."""
     tested = []
     for metric in CORRELATIONS:
@@ -54,7 +56,9 @@ def off_null(group: Sequence[Basis], ground: Ground, settings: Settings) -> list
     return _called(tested, settings)
 
 
-def shuffled_calls(a: Sequence[Basis], b: Sequence[Basis], ground: Ground, settings: Settings) -> list[str] | None:
+def shuffled_calls(
+    a: Sequence[ComparedBasis], b: Sequence[ComparedBasis], ground: Ground, settings: Settings
+) -> list[str] | None:
     """Correlations in which two groups are found to differ when the labels of both have been dealt out anew."""
     tested = []
     for metric in CORRELATIONS:

@@ -12,7 +12,7 @@ from saelab.compare.describe import describe, histograms
 from saelab.compare.disagreements import disagreements
 from saelab.compare.evidence import Ground, TestImages
 from saelab.compare.glossary import METRICS
-from saelab.compare.inputs import Basis, Settings, check, check_settings, rule, selected
+from saelab.compare.inputs import ComparedBasis, Settings, check, check_settings, rule, selected
 from saelab.compare.other_views import Views, look_again
 from saelab.compare.pairs import compare_groups, compare_methods
 from saelab.compare.random_directions import random_percentiles
@@ -23,15 +23,15 @@ SCHEMA = 1
 
 
 def compare(
-    bases: Sequence[Basis],
+    bases: Sequence[ComparedBasis],
     settings: Settings = Settings(),  # noqa: B008  (frozen)
     images: TestImages | None = None,
     views: Views = Views(),  # noqa: B008  (frozen)
 ) -> dict[str, Any]:
     """Compare evaluated bases of one layer; the result is comparison.json as plain values.
 
-    `images`: the test images and what judges labels on them. With them, and activations in every basis (`Basis.acts`),
-    intervals know which images all units share; without, test images are taken as they are, and a caution says so.
+    `images`: the test images and what judges labels on them. With them, and activations in every basis, intervals know
+    which images all units share; without, test images are taken as they are, and a caution says so.
 
     `views`: the same units pooled otherwise or behind another gate; what they say is in `poolings` and `twins`.
 
@@ -83,7 +83,7 @@ def finish(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(results)
 
 
-def primary_metric(bases: Sequence[Basis], images: TestImages | None) -> str | None:
+def primary_metric(bases: Sequence[ComparedBasis], images: TestImages | None) -> str | None:
     """The metric that decides: `truth_r` where truth is complete, else `caption_r`; None where nobody wrote anything.
 
     Without test images: `caption_r` where any label has it.
@@ -94,7 +94,7 @@ def primary_metric(bases: Sequence[Basis], images: TestImages | None) -> str | N
     return "caption_r" if found else None
 
 
-def _images(images: TestImages, ground: Ground, bases: Sequence[Basis]) -> dict[str, Any]:
+def _images(images: TestImages, ground: Ground, bases: Sequence[ComparedBasis]) -> dict[str, Any]:
     """How many test images the primary metric is measured on, and how many groups they are."""
     metric = images.primary()
     parts = None if metric is None else ground.parts(metric, bases)
@@ -102,18 +102,18 @@ def _images(images: TestImages, ground: Ground, bases: Sequence[Basis]) -> dict[
     return counts if parts is None else counts | {"judged": len(parts.of), "groups": parts.groups}
 
 
-def _groups(bases: Sequence[Basis]) -> dict[str, list[Basis]]:
+def _groups(bases: Sequence[ComparedBasis]) -> dict[str, list[ComparedBasis]]:
     """Groups in the order in which differences read best: other bases, neurons, controls."""
     ordered = sorted(bases, key=lambda basis: (basis.control, basis.kind == "neuron"))
     return {name: [b for b in ordered if b.group == name] for name in dict.fromkeys(b.group for b in ordered)}
 
 
-def _pairs(groups: dict[str, list[Basis]]) -> list[tuple[str, str]]:
+def _pairs(groups: dict[str, list[ComparedBasis]]) -> list[tuple[str, str]]:
     """Every two groups but two controls."""
     return [(a, b) for a, b in itertools.combinations(groups, 2) if not groups[a][0].control]
 
 
-def _group(name: str, members: Sequence[Basis]) -> dict[str, Any]:
+def _group(name: str, members: Sequence[ComparedBasis]) -> dict[str, Any]:
     seeds = [basis.seed for basis in members if basis.seed is not None]
     first = members[0]
     return {

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from saelab.compare.glossary import FAITHFUL, METRICS
-from saelab.compare.inputs import COUNTINGS, Basis, Index, mean_of, scorers_of, values_of
+from saelab.compare.inputs import COUNTINGS, ComparedBasis, Index, mean_of, scorers_of, values_of
 
 
-def describe(basis: Basis, kept: Index) -> dict[str, Any]:
+def describe(basis: ComparedBasis, kept: Index) -> dict[str, Any]:
     """One basis: counts before and after selection, coverage, label reuse and entropy, means, null."""
     before, dropped = Counter(basis.statuses), Counter(np.delete(np.array(basis.statuses, dtype=object), kept).tolist())
     every = basis.entries()
@@ -50,7 +50,7 @@ def label_use(labels: Counter[str]) -> dict[str, Any]:
     }
 
 
-def _means(basis: Basis, metric: str, kept: Index) -> dict[str, Any]:
+def _means(basis: ComparedBasis, metric: str, kept: Index) -> dict[str, Any]:
     if METRICS[metric].family == "coherence":
         values = basis.column(metric)[kept]
         return _only(values)
@@ -59,7 +59,7 @@ def _means(basis: Basis, metric: str, kept: Index) -> dict[str, Any]:
     return means | {f"n_{counting}": int(np.isfinite(values).sum()) for counting, values in values_of_each.items()}
 
 
-def _mean_of_units(basis: Basis, kept: Index) -> dict[str, Any]:
+def _mean_of_units(basis: ComparedBasis, kept: Index) -> dict[str, Any]:
     """Redundancy grows with the number of units, so it is described and not compared."""
     return _only(basis.column("redundancy")[kept])
 
@@ -74,7 +74,7 @@ def _of(labels: Sequence[str | None], kept: Index) -> list[str | None]:
     return [labels[u] for u in kept]
 
 
-def _null(basis: Basis, scorer: str, kept: Index) -> dict[str, Any]:
+def _null(basis: ComparedBasis, scorer: str, kept: Index) -> dict[str, Any]:
     entries = basis.entries(scorer)
     values = np.array([p for u in kept if (p := entries[u].get("null_percentile")) is not None], dtype=float)
     return {
@@ -84,7 +84,7 @@ def _null(basis: Basis, scorer: str, kept: Index) -> dict[str, Any]:
     }
 
 
-def histograms(metric: str, bases: Sequence[Basis], kept: dict[str, Index], bins: int = 24) -> dict[str, Any]:
+def histograms(metric: str, bases: Sequence[ComparedBasis], kept: dict[str, Index], bins: int = 24) -> dict[str, Any]:
     units = [[kept[basis.name]] for basis in bases]
     real = {basis.name: values_of([basis], index, metric, "named")[0] for basis, index in zip(bases, units)}
     null = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saelab.acts import Acts, pick, take_rows
 from saelab.compare.glossary import METRICS
-from saelab.compare.inputs import Basis, Counting, Index
+from saelab.compare.inputs import ComparedBasis, Counting, Index
 from saelab.compare.left_out import Measured, Parts, measure
 from saelab.compare.sides import Side, Target, check_groups, typical
 from saelab.errors import UserError
@@ -84,7 +84,7 @@ class Ground:
         self._acts: dict[str, Acts] = {}
         self._parts: dict[str, Parts] = {}
 
-    def parts(self, metric: str, bases: Sequence[Basis]) -> Parts | None:
+    def parts(self, metric: str, bases: Sequence[ComparedBasis]) -> Parts | None:
         """Parts of the images that the metric is measured on; None where it can only be read from rows."""
         if self.images is None or metric not in CORRELATIONS or any(basis.acts is None for basis in bases):
             return None
@@ -108,7 +108,7 @@ class Ground:
         return Ground(self.images, self.kept, self.resamples, self.seed)
 
     def sides(
-        self, a: Sequence[Basis], b: Sequence[Basis], metric: str, scorer: str | None = None
+        self, a: Sequence[ComparedBasis], b: Sequence[ComparedBasis], metric: str, scorer: str | None = None
     ) -> tuple[Measured, Measured, Parts | None]:
         """Both groups, every named unit of those kept; correlations above a reference that both share."""
         parts = self.parts(metric, [*a, *b])
@@ -118,7 +118,9 @@ class Ground:
         reference = (typical(side_a) + typical(side_b)) / 2
         return measure(side_a, parts, "pearson", reference), measure(side_b, parts, "pearson", reference), parts
 
-    def of_rows(self, group: Sequence[Basis], metric: str, counting: Counting, scorer: str | None = None) -> Measured:
+    def of_rows(
+        self, group: Sequence[ComparedBasis], metric: str, counting: Counting, scorer: str | None = None
+    ) -> Measured:
         """A group's numbers as its rows have them; units without a number left out."""
         values, cluster, seeds, units, dropped = [], [], [], [], 0
         place: dict[object, int] = {}
@@ -140,7 +142,7 @@ class Ground:
         own, drawn, where = (np.array(x, dtype=np.int64) for x in (cluster, seeds, units))
         return Measured(numbers, numbers, np.zeros((0, len(numbers))), own, drawn, where, len(group), dropped)
 
-    def side(self, group: Sequence[Basis], metric: str, scorer: str | None = None) -> Side:
+    def side(self, group: Sequence[ComparedBasis], metric: str, scorer: str | None = None) -> Side:
         """A group's kept units on the images that the metric is measured on."""
         assert self.images is not None
         known = self.images.known(metric)
@@ -155,7 +157,7 @@ class Ground:
             labels.append(names)
         return Side(acts, target, labels)
 
-    def _loaded(self, basis: Basis) -> Acts:
+    def _loaded(self, basis: ComparedBasis) -> Acts:
         assert basis.acts is not None and self.images is not None
         if basis.name not in self._acts:
             from saelab.acts import columns, shape
@@ -168,7 +170,9 @@ class Ground:
         return self._acts[basis.name]
 
 
-def counted(side: Measured, group: Sequence[Basis], kept: Kept, counting: Counting, scorer: str | None) -> Measured:
+def counted(
+    side: Measured, group: Sequence[ComparedBasis], kept: Kept, counting: Counting, scorer: str | None
+) -> Measured:
     """A measured group in another counting: `labelled` without units that abstain, `all` with 0 for them."""
     given = [np.array([x is not None for x in basis.given(scorer)])[kept[basis.name]] for basis in group]
     named = [np.array([x is not None for x in basis.named(scorer)])[kept[basis.name]] for basis in group]

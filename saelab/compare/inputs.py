@@ -50,7 +50,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Basis:
+class ComparedBasis:
     """One evaluated basis."""
 
     name: str  # as shown; unique
@@ -151,7 +151,7 @@ def above_chance(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[st
     ]
 
 
-def check(bases: Sequence[Basis]) -> None:
+def check(bases: Sequence[ComparedBasis]) -> None:
     """Raise UserError unless the bases can be compared: at least two, distinct names, one setup, equal weights.
 
     A control may have other weights (an SAE on a randomly initialised host).
@@ -199,7 +199,7 @@ def _missing(row: dict[str, Any]) -> set[str]:
     return NEEDED - row.keys() | {name for entry in entries for name in CHANCE.values() if name not in entry}
 
 
-def check_settings(settings: Settings, bases: Sequence[Basis]) -> None:
+def check_settings(settings: Settings, bases: Sequence[ComparedBasis]) -> None:
     """Raise UserError for statuses that don't exist and for a scorer that labelled none of the bases."""
     unknown = [status for status in settings.keep if status not in STATUSES]
     if unknown or not settings.keep:
@@ -209,7 +209,7 @@ def check_settings(settings: Settings, bases: Sequence[Basis]) -> None:
         raise UserError("scorer", settings.scorer, "labelled none of these bases", f"known: {', '.join(known)}")
 
 
-def selected(basis: Basis, settings: Settings) -> Index:
+def selected(basis: ComparedBasis, settings: Settings) -> Index:
     """Indices of the units that pass the rule, ascending (int64)."""
     keep = np.flatnonzero(np.isin(basis.statuses, settings.keep))
     if settings.strongest is None or len(keep) <= settings.strongest:
@@ -230,7 +230,7 @@ def rule(settings: Settings) -> str:
 
 
 def values_of(
-    group: Sequence[Basis], units: Sequence[Index], metric: str, counting: Counting, scorer: str | None = None
+    group: Sequence[ComparedBasis], units: Sequence[Index], metric: str, counting: Counting, scorer: str | None = None
 ) -> list[Float[np.ndarray, "units"]]:
     """A metric on the chosen units of each basis, units without a number left out."""
     found = []
@@ -248,7 +248,7 @@ def mean_of(values: np.ndarray) -> float | None:
     return float(finite.mean()) if len(finite) else None
 
 
-def scorers_of(bases: Sequence[Basis]) -> list[str]:
+def scorers_of(bases: Sequence[ComparedBasis]) -> list[str]:
     """Names of all scorers whose labels were evaluated, sorted."""
     return sorted({name for basis in bases for row in basis.rows for name in row["by_scorer"]})
 

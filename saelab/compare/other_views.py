@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from saelab.compare.evidence import Ground
-from saelab.compare.inputs import Basis, Settings
+from saelab.compare.inputs import ComparedBasis, Settings
 from saelab.compare.shared import combine
 from saelab.compare.twins import paired_difference
 
@@ -22,14 +22,14 @@ class Views:
     """Bases under their own names and with their own units; their activations and named labels are the view's."""
 
     pooling: str | None = None  # how `pooled` are pooled
-    pooled: Sequence[Basis] = ()
+    pooled: Sequence[ComparedBasis] = ()
     rate: float | None = None  # share of the mined images that units of `cut` fire on
-    cut: Sequence[Basis] = ()  # neurons and random directions cut to the firing rate of SAE features
-    dense: Sequence[Basis] = ()  # SAE directions before their gate
+    cut: Sequence[ComparedBasis] = ()  # neurons and random directions cut to the firing rate of SAE features
+    dense: Sequence[ComparedBasis] = ()  # SAE directions before their gate
 
 
 def look_again(
-    groups: Mapping[str, Sequence[Basis]], ground: Ground, views: Views, settings: Settings, metric: str | None
+    groups: Mapping[str, Sequence[ComparedBasis]], ground: Ground, views: Views, settings: Settings, metric: str | None
 ) -> dict[str, list[dict[str, Any]]]:
     """`poolings` and `twins` of comparison.json, by the metric that decides; empty where there is none."""
     if metric is None or settings.scorer != "final":
@@ -40,7 +40,7 @@ def look_again(
 
 
 def _poolings(
-    groups: Mapping[str, Sequence[Basis]], ground: Ground, views: Views, settings: Settings, metric: str
+    groups: Mapping[str, Sequence[ComparedBasis]], ground: Ground, views: Views, settings: Settings, metric: str
 ) -> list[dict[str, Any]]:
     """Every two real groups under the other pooling."""
     seen = {name: _of(views.pooled, members) for name, members in groups.items() if not members[0].control}
@@ -60,9 +60,9 @@ def _poolings(
 
 
 def _twins(
-    groups: Mapping[str, Sequence[Basis]],
+    groups: Mapping[str, Sequence[ComparedBasis]],
     ground: Ground,
-    views: Sequence[Basis],
+    views: Sequence[ComparedBasis],
     kind: str,
     rate: float | None,
     settings: Settings,
@@ -85,7 +85,7 @@ def _twins(
     return found
 
 
-def _of(views: Sequence[Basis], members: Sequence[Basis]) -> list[Basis]:
+def _of(views: Sequence[ComparedBasis], members: Sequence[ComparedBasis]) -> list[ComparedBasis]:
     """The view of every member of a group; none where one lacks it."""
     by_name = {basis.name: basis for basis in views}
     return [by_name[basis.name] for basis in members] if all(basis.name in by_name for basis in members) else []

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from saelab.compare import statistics
 from saelab.compare.evidence import Ground, counted, pooled, restricted
 from saelab.compare.glossary import FAITHFUL, METRICS
-from saelab.compare.inputs import COUNTINGS, Basis, Counting, Index, Settings, mean_of, scorers_of
+from saelab.compare.inputs import COUNTINGS, ComparedBasis, Counting, Index, Settings, mean_of, scorers_of
 from saelab.compare.left_out import Measured, Parts
 from saelab.compare.matching import match
 from saelab.compare.shared import combine
@@ -22,7 +22,11 @@ Places = tuple[list[Int[np.ndarray, "some"]], list[Int[np.ndarray, "some"]]]  # 
 
 
 def compare_groups(
-    a: Sequence[Basis], b: Sequence[Basis], ground: Ground, settings: Settings, metrics: Sequence[str] = tuple(METRICS)
+    a: Sequence[ComparedBasis],
+    b: Sequence[ComparedBasis],
+    ground: Ground,
+    settings: Settings,
+    metrics: Sequence[str] = tuple(METRICS),
 ) -> list[dict[str, Any]]:
     """Group a against group b on all selected units and on matched ones, in the given metrics and every counting."""
     places = {matching: _places(a, b, ground.kept, by, settings) for matching, by in MATCHINGS.items()}
@@ -47,7 +51,7 @@ def interval_kind(known: str | None, parts: Parts | None) -> str:
 
 
 def _counted(
-    a: Sequence[Basis], b: Sequence[Basis], ground: Ground, metric: str, scorer: str
+    a: Sequence[ComparedBasis], b: Sequence[ComparedBasis], ground: Ground, metric: str, scorer: str
 ) -> list[tuple[Counting, Measured, Measured, Parts | None]]:
     """Both groups in a metric, for every counting that it has."""
     if METRICS[metric].family == "coherence":
@@ -64,7 +68,11 @@ def _counted(
 
 
 def _places(
-    a: Sequence[Basis], b: Sequence[Basis], kept: Mapping[str, Index], by: str | None, settings: Settings
+    a: Sequence[ComparedBasis],
+    b: Sequence[ComparedBasis],
+    kept: Mapping[str, Index],
+    by: str | None,
+    settings: Settings,
 ) -> Places:
     if by is None:
         whole = [[np.arange(len(kept[basis.name])) for basis in side] for side in (a, b)]
@@ -74,8 +82,8 @@ def _places(
 
 
 def _frame(
-    a: Sequence[Basis],
-    b: Sequence[Basis],
+    a: Sequence[ComparedBasis],
+    b: Sequence[ComparedBasis],
     kept: Mapping[str, Index],
     matching: str,
     places: Places,
@@ -116,7 +124,9 @@ def _result(
     return head | found | {"cliffs_delta": pooled(a.values, b.values), "null_difference": null}
 
 
-def _null(a: Sequence[Basis], b: Sequence[Basis], ground: Ground, metric: str, counting: Counting) -> float | None:
+def _null(
+    a: Sequence[ComparedBasis], b: Sequence[ComparedBasis], ground: Ground, metric: str, counting: Counting
+) -> float | None:
     """The difference that shuffled labels show."""
     if METRICS[metric].family == "coherence":
         return None
@@ -127,7 +137,9 @@ def _null(a: Sequence[Basis], b: Sequence[Basis], ground: Ground, metric: str, c
     return None if means[0] is None or means[1] is None else means[0] - means[1]
 
 
-def compare_methods(group: Sequence[Basis], kept: Mapping[str, Index], settings: Settings) -> list[dict[str, Any]]:
+def compare_methods(
+    group: Sequence[ComparedBasis], kept: Mapping[str, Index], settings: Settings
+) -> list[dict[str, Any]]:
     """Every two scorers on the same units of a group, and the given label against its shuffled control.
 
     Every unit counts: one that a scorer leaves without a label is 0 for it, and where truth is complete so is a label
@@ -161,10 +173,10 @@ def compare_methods(group: Sequence[Basis], kept: Mapping[str, Index], settings:
     return rows
 
 
-def _confirmed(basis: Basis, scorer: str, kept: Index) -> int:
+def _confirmed(basis: ComparedBasis, scorer: str, kept: Index) -> int:
     entries = basis.entries(scorer)
     return sum((entries[u].get("truth_images") or 0) > 0 for u in kept)
 
 
-def _side_means(group: Sequence[Basis], units: Sequence[Index], by: str) -> float | None:
+def _side_means(group: Sequence[ComparedBasis], units: Sequence[Index], by: str) -> float | None:
     return mean_of(np.array([mean_of(basis.column(by)[index]) for basis, index in zip(group, units)], dtype=float))

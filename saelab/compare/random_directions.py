@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from saelab.compare.inputs import Basis, Index, mean_of
+from saelab.compare.inputs import ComparedBasis, Index, mean_of
 
 FEWEST = 20  # random directions with a number, below which there is no sentence
 ABOVE = 0.95  # of the random directions: what a twentieth of their like would reach
@@ -22,7 +22,7 @@ def among(values: Float[np.ndarray, "units"], drawn: Float[np.ndarray, "drawn"])
 
 
 def random_percentiles(
-    bases: Sequence[Basis], kept: Mapping[str, Index], metric: str | None
+    bases: Sequence[ComparedBasis], kept: Mapping[str, Index], metric: str | None
 ) -> dict[str, dict[str, Any] | None]:
     """Of each basis, every kept unit named: mean percentile, share above 95 % and n; None for what is itself random.
 

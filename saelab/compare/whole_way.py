@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from saelab.compare.checks import shuffled_calls
 from saelab.compare.evidence import Ground, TestImages
-from saelab.compare.inputs import Basis, Settings, Setup, selected
+from saelab.compare.inputs import ComparedBasis, Settings, Setup, selected
 from saelab.compare.pairs import compare_groups
 from saelab.compare.verdicts import correct_all, decide_all
 from saelab.evaluate import evaluate
@@ -94,7 +94,7 @@ def planted(seed: int) -> Planted:
     return Planted(member, normalize(seen[0], dim=1), normalize(seen[1], dim=1), labels)
 
 
-def bases(seed: int, gain: float, control: bool = True, concepts: int = len(WORDS)) -> list[Basis]:
+def bases(seed: int, gain: float, control: bool = True, concepts: int = len(WORDS)) -> list[ComparedBasis]:
     """Neurons (40), three seeds of an SAE (60 features each) and, as `control`, a random rotation (40) of one world.
 
     A unit is (q x its concept + noise), q between 0 and 1. Neurons and features draw q alike (mean 0.5), plus `gain`
@@ -134,10 +134,10 @@ def evaluated(
     group: str | None = None,
     control: bool = False,
     scorers: Mapping[str, Scorer] = {"pearson": pearson},
-) -> Basis:
+) -> ComparedBasis:
     """Units of a planted world labelled by the scorers (the first one's label is final) and evaluated.
 
-    Eight parameters: a Basis' facts, its activations and world; the last three have defaults.
+    Eight parameters: a ComparedBasis' facts, its activations and world; the last three have defaults.
     """
     evidence = judges(world)
     mine = acts[: IMAGES // 2]
@@ -155,7 +155,7 @@ def evaluated(
         "planted", "world", "planted", "halves", "none", "positive", 30, "planted labeller", "planted judge", ""
     )
     test = acts[IMAGES // 2 :]
-    return Basis(name, group or name, kind, seed, "planted", control, setup, rows, acts=lambda: test)
+    return ComparedBasis(name, group or name, kind, seed, "planted", control, setup, rows, acts=lambda: test)
 
 
 def judges(world: Planted) -> Judges:
@@ -210,13 +210,13 @@ def _given(first: int, worlds: int, concepts: int) -> tuple[list[str], int]:
     return found, seed - first - len(found)
 
 
-def ground(made: Sequence[Basis], seed: int) -> Ground:
+def ground(made: Sequence[ComparedBasis], seed: int) -> Ground:
     """The bases' common ground in the planted world of a seed."""
     kept = {basis.name: selected(basis, SETTINGS) for basis in made}
     return Ground(test_images(planted(seed)), kept, SETTINGS.parts, SETTINGS.seed)
 
 
-def verdict(made: Sequence[Basis], seed: int) -> str:
+def verdict(made: Sequence[ComparedBasis], seed: int) -> str:
     """What `compare` answers on label faithfulness, features against neurons."""
     features, neurons = _sides(made)
     pairs = compare_groups(features, neurons, ground(made, seed), SETTINGS, ("caption_r",))
@@ -229,7 +229,7 @@ def verdict(made: Sequence[Basis], seed: int) -> str:
     )
 
 
-def _sides(made: Sequence[Basis]) -> tuple[list[Basis], list[Basis]]:
+def _sides(made: Sequence[ComparedBasis]) -> tuple[list[ComparedBasis], list[ComparedBasis]]:
     return [b for b in made if b.kind == "sae"], [b for b in made if b.kind == "neuron"]
 
 

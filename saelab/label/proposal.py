@@ -26,7 +26,7 @@ HeatMap = Callable[[int, int], np.ndarray | None]  # (unit, image id) -> float [
 
 
 @dataclass(frozen=True)
-class Exemplars:
+class ShownExemplars:
     """What proposers look at of the mined images (`saelab.label.exemplars`). Row u belongs to unit u."""
 
     positives: Int[Tensor, "units k"]  # image ids, strongest first; -1 = none

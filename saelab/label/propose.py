@@ -3,7 +3,7 @@
 The calls that a script makes (plain values; `images` is an ImageSet, a unit is a row of the exemplars' tensors):
 
     proposer = load_proposer("tagger", probabilities=probabilities, names=names)  # "openai", base_url=..., model=...
-    exemplars = Exemplars(found.positives, found.contrasts, found.activations)  # found: saelab.label.exemplars
+    exemplars = ShownExemplars(found.positives, found.contrasts, found.activations)  # found: saelab.label.exemplars
     units, budget = selection.choose("status:ok top:200 usd:2.5", n_units, status=status, strength=strength, seed=0)
     print(estimate(proposer, exemplars, images, units, mode="contrast", seed=0))  # dry run: nothing is sent
     proposals = run(proposer, exemplars, images, units, folder, mode="contrast", seed=0, budget=budget)
@@ -33,10 +33,10 @@ from saelab.label.proposal import (
     MODES,
     Case,
     Estimate,
-    Exemplars,
     HeatMap,
     Proposal,
     Proposer,
+    ShownExemplars,
     answers_digest,
     from_row,
     read,
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHATS",
-    "Exemplars",
     "Proposal",
     "Proposer",
+    "ShownExemplars",
     "answers_digest",
     "build_case",
     "estimate",
@@ -134,7 +134,7 @@ def _take(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def build_case(
-    exemplars: Exemplars,
+    exemplars: ShownExemplars,
     images: "ImageSet",
     unit: int,
     mode: str,
@@ -174,7 +174,7 @@ def _stranger(contrasts: Tensor, unit: int, seed: int) -> int:
 
 def estimate(
     proposer: Proposer,
-    exemplars: Exemplars,
+    exemplars: ShownExemplars,
     images: "ImageSet",
     units: Sequence[int],
     *,
@@ -188,7 +188,7 @@ def estimate(
 
 def run(
     proposer: Proposer,
-    exemplars: Exemplars,
+    exemplars: ShownExemplars,
     images: "ImageSet",
     units: Sequence[int],
     folder: Path | str,
@@ -239,7 +239,7 @@ def run(
     return rows
 
 
-def _recipe(proposer: Proposer, exemplars: Exemplars, images: "ImageSet", mode: str, seed: int) -> dict[str, Any]:
+def _recipe(proposer: Proposer, exemplars: ShownExemplars, images: "ImageSet", mode: str, seed: int) -> dict[str, Any]:
     shown = hashlib.sha256()
     for tensor in (exemplars.positives, exemplars.contrasts, exemplars.activations):
         shown.update(tensor.contiguous().cpu().numpy().tobytes())

@@ -178,7 +178,7 @@ def _images(images: ImageSet) -> dict[str, Any]:
     return facts | {"count": len(images), "splits": images.counts, "credits": credits}
 
 
-def _basis(basis: reading.Basis, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _basis(basis: reading.ReadBasis, rows: list[dict[str, Any]]) -> dict[str, Any]:
     judged = (basis.badges or {}).get("metric")
     statuses = [r["status"] for r in rows]
     labels = [r["label"] for r in rows if r["label"] is not None]

@@ -7,14 +7,14 @@ import torch
 
 from saelab import metrics, truth
 from saelab.acts import firing_threshold
-from saelab.report.reading import Basis, Run
+from saelab.report.reading import ReadBasis, Run
 
 SHOWN = 6  # photos of each sort
 STRONGEST = 12  # photos of a unit whose label nobody's words confirm
 BLOCK = 512  # units held as dense columns at once
 
 
-def of_basis(run: Run, basis: Basis) -> list[dict[str, Any] | None]:
+def of_basis(run: Run, basis: ReadBasis) -> list[dict[str, Any] | None]:
     """Per unit the test photos that fire it beside those of which its label is true; None without a test split.
 
     Where people's words confirm the label on some test photo: `counts` [hits, misses, false alarms, neither] over the
@@ -70,7 +70,7 @@ def _strongest(test: np.ndarray, values: np.ndarray, among: np.ndarray, count: i
     return [[int(test[i]), float(sign * values[i])] for i in places]
 
 
-def _thresholds(basis: Basis, labels: list[str | None], stated: truth.Truth, mine: np.ndarray) -> np.ndarray:
+def _thresholds(basis: ReadBasis, labels: list[str | None], stated: truth.Truth, mine: np.ndarray) -> np.ndarray:
     """Per unit the activation from which calling its label gives the best F1 on mined photos; NaN without truth."""
     known = stated.known[torch.as_tensor(mine)].numpy()
     member, acts = stated.member[torch.as_tensor(mine[known])], basis.acts[mine[known]]

@@ -10,13 +10,13 @@ import torch
 from saelab import artifacts, cache
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report.reading import Basis, Run
+from saelab.report.reading import ReadBasis, Run
 from saelab.units import Projection
 
 log = logging.getLogger("saelab")
 
 
-def of_basis(run: Run, basis: Basis, records: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+def of_basis(run: Run, basis: ReadBasis, records: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
     """Per unit `{"grid": [height, width], "cells": base64 of uint8 [shown, height, width], "boxes": [[w, h], ...]}`.
 
     255 is the unit's highest token among its shown positives. A box is what the host saw of a picture, centred, as a
@@ -81,7 +81,7 @@ def box(size: tuple[int, int], square: bool, transform: dict[str, Any]) -> list[
     return [seen[0] / scaled[0] * width / short, seen[1] / scaled[1] * height / short]
 
 
-def _cache(run: Run, basis: Basis) -> cache.ActivationCache | None:
+def _cache(run: Run, basis: ReadBasis) -> cache.ActivationCache | None:
     """The cache that the basis was pooled from, if the run still has it."""
     wanted = basis.recipes["units"].get("cache")
     for recipe in sorted((run.path.parent / "activations").glob("*/recipe.json")):
@@ -93,7 +93,7 @@ def _cache(run: Run, basis: Basis) -> cache.ActivationCache | None:
     return None
 
 
-def _projection(basis: Basis) -> Projection | None:
+def _projection(basis: ReadBasis) -> Projection | None:
     """From tokens to the units' activations before pooling."""
     try:
         return Projection.load(basis.units, basis.sae)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from saelab.report import references, sae_quality
-from saelab.report.reading import Basis, Run
+from saelab.report.reading import ReadBasis, Run
 from saelab.sae.rules import RULES
 
 CITED = re.compile(r" ?\[@([^\]]+)\]")  # Pandoc's mark of a citation: [@key; @key]
@@ -67,9 +67,9 @@ def settings(run: Run) -> dict[str, Any]:
     return found
 
 
-def _grouped(bases: Sequence[Basis]) -> list[list[Basis]]:
+def _grouped(bases: Sequence[ReadBasis]) -> list[list[ReadBasis]]:
     """Bases that differ by their seed alone, together."""
-    found: dict[Any, list[Basis]] = {}
+    found: dict[Any, list[ReadBasis]] = {}
     for basis in bases:
         recipe = basis.recipes.get("sae", {}).get("sae") or {}
         alike = json.dumps({key: value for key, value in recipe.items() if key != "seed"}, sort_keys=True)
@@ -77,7 +77,7 @@ def _grouped(bases: Sequence[Basis]) -> list[list[Basis]]:
     return list(found.values())
 
 
-def _of_group(group: list[Basis], host: str) -> str:
+def _of_group(group: list[ReadBasis], host: str) -> str:
     first = group[0]
     trained = first.recipes.get("sae", {}).get("sae") or {}
     how = ""
@@ -95,7 +95,7 @@ def _of_group(group: list[Basis], host: str) -> str:
     return f"{text} {quality}" if quality else text
 
 
-def _states(basis: Basis) -> str:
+def _states(basis: ReadBasis) -> str:
     counted = Counter(row["status"] for row in basis.labels)
     return ", ".join(f"{n} {status}" for status, n in counted.items())
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from saelab.compare.inputs import above_chance
 from saelab.compare.random_directions import among
-from saelab.report.reading import Basis, Run
+from saelab.report.reading import ReadBasis, Run
 
 
 def add(run: Run, made: list[list[dict[str, Any]]]) -> None:
@@ -29,7 +29,7 @@ def add(run: Run, made: list[list[dict[str, Any]]]) -> None:
             record["measured"]["random_percentile"] = share
 
 
-def _values(basis: Basis, metric: str) -> np.ndarray:
+def _values(basis: ReadBasis, metric: str) -> np.ndarray:
     entries = above_chance([row["named"] for row in basis.evaluation], metric)
     values = [None if entry["label"] is None else entry.get(metric) for entry in entries]
     return np.array([np.nan if value is None else value for value in values], dtype=float)

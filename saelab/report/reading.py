@@ -18,7 +18,7 @@ NEEDED_OF_BASIS = ("name", "basis", "layer", "units", "labels", "evaluation")
 
 
 @dataclasses.dataclass(frozen=True)
-class Basis:
+class ReadBasis:
     """One set of units with all its results."""
 
     name: str  # unique in the run
@@ -51,7 +51,7 @@ class Run:
     path: Path  # its run.json
     facts: dict[str, Any]  # the content of run.json
     images: ImageSet
-    bases: tuple[Basis, ...]
+    bases: tuple[ReadBasis, ...]
     comparisons: tuple[dict[str, Any], ...]  # comparison.json of each layer
 
 
@@ -110,7 +110,7 @@ def _artifact(run: Path, name: str, what: str) -> Path:
     return opened(folder).path
 
 
-def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Basis:
+def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> ReadBasis:
     from scipy.sparse import csc_array
 
     from saelab.units import UnitActivations, to_scipy
@@ -135,7 +135,7 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Ba
     sae = _artifact(run, entry["sae"], f"sae of {name}") if entry.get("sae") else None
     folders = at | ({} if sae is None else {"sae": sae})
     recipes = {stage: read_json(folder / "recipe.json") for stage, folder in folders.items()}
-    return Basis(
+    return ReadBasis(
         f"{entry['layer']} {name}" if several else name,
         name,
         entry["basis"],

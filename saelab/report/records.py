@@ -9,7 +9,7 @@ from saelab.acts import firing_threshold
 from saelab.compare.glossary import LOWER_IS_BETTER
 from saelab.images import ImageSet
 from saelab.report import held_out, vlm_answers, what_it_does
-from saelab.report.reading import Basis, Run
+from saelab.report.reading import ReadBasis, Run
 
 BINS = 30  # of the histogram
 PER_BAND = 4  # images drawn from each tenth of the range, and from the zeros
@@ -47,7 +47,7 @@ def main_scorer(row: dict[str, Any]) -> str | None:
 
 
 def of_basis(
-    run: Run, basis: Basis, known: Truth, shown: int, near: list[dict[str, Any]], first: dict[int, int]
+    run: Run, basis: ReadBasis, known: Truth, shown: int, near: list[dict[str, Any]], first: dict[int, int]
 ) -> list[dict[str, Any]]:
     """One record per unit of `basis`; `shown` exemplars each; `near` from `neighbours`, `first` from `pictures.copies`.
 
@@ -106,7 +106,7 @@ def _sources(row: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
     return {label: known[label] for labels in found for label in labels if label in known}
 
 
-def _exemplars(basis: Basis, row: dict[str, Any], u: int, shown: int, first: dict[int, int]) -> dict[str, Any]:
+def _exemplars(basis: ReadBasis, row: dict[str, Any], u: int, shown: int, first: dict[int, int]) -> dict[str, Any]:
     """The strongest images with their contrasts, a photo that is there twice (byte for byte) once."""
     ids = basis.exemplars["positives"][u]
     fired = (ids >= 0) & (basis.exemplars["activations"][u] > 0)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from saelab.report.reading import Basis
+from saelab.report.reading import ReadBasis
 
 
-def of_basis(basis: Basis) -> dict[str, Any] | None:
+def of_basis(basis: ReadBasis) -> dict[str, Any] | None:
     """One SAE: what a page shows of its quality.json; None where it was not measured.
 
     fvu, fvu_test   share of variance unexplained on the tokens it was trained on, and on held-out ones
@@ -32,7 +32,7 @@ def of_basis(basis: Basis) -> dict[str, Any] | None:
     }
 
 
-def sentence(bases: Sequence[Basis]) -> str | None:
+def sentence(bases: Sequence[ReadBasis]) -> str | None:
     """The quality of SAEs that differ by their seed alone, in one sentence; None where none was measured."""
     found = [quality for basis in bases if (quality := of_basis(basis)) is not None]
     if not found:

@@ -90,7 +90,7 @@ class Stages(Labels):
             how = own.facts
             return join_effects(measured, found, setups, self.config.compare, self.root, tested, rows, how)
 
-    def _views(self, bases: Sequence[Basis], sides: Mapping[str, compare.Basis]) -> compare.Views:
+    def _views(self, bases: Sequence[Basis], sides: Mapping[str, compare.ComparedBasis]) -> compare.Views:
         """A layer's bases pooled otherwise and behind another gate, named anew."""
         mining, images = self.config.label.mining, self.images
         labels, vectors = self._label_vectors()

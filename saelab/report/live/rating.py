@@ -11,7 +11,7 @@ import numpy as np
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.report.reading import Basis, Run
+from saelab.report.reading import ReadBasis, Run
 from saelab.text import folded, is_unspaced, words
 
 
@@ -83,13 +83,13 @@ def draw(run: Run, settings: StudySettings) -> Study:
     return Study(name, settings, tuple(items))
 
 
-def _showable(basis: Basis, shown: int) -> list[int]:
+def _showable(basis: ReadBasis, shown: int) -> list[int]:
     """Units with a label that fire on `shown` mined images at least."""
     enough = ((basis.exemplars["positives"] >= 0) & (basis.exemplars["activations"] > 0)).sum(1) >= shown
     return [unit for unit, row in enumerate(basis.labels) if row["label"] is not None and enough[unit]]
 
 
-def _item(basis: Basis, unit: int, settings: StudySettings, label: str | None = None) -> Item:
+def _item(basis: ReadBasis, unit: int, settings: StudySettings, label: str | None = None) -> Item:
     row = basis.labels[unit]
     images = tuple(basis.exemplars["positives"][unit, : settings.shown].tolist())
     text = row["label"] if label is None else label
@@ -97,7 +97,7 @@ def _item(basis: Basis, unit: int, settings: StudySettings, label: str | None = 
     return Item(code, basis.name, unit, text, row["label"], images, label is not None, row["abstained"])
 
 
-def _check(run: Run, basis: Basis, unit: int, may: list[int], settings: StudySettings) -> list[Item]:
+def _check(run: Run, basis: ReadBasis, unit: int, may: list[int], settings: StudySettings) -> list[Item]:
     """The unit under the label of one that fires least on its pictures; nothing where every label shares a word."""
     item = _item(basis, unit, settings)
     described = _words(*_labels_of(basis.labels[unit]))

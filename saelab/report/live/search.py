@@ -18,7 +18,7 @@ from saelab.hosts import Host
 from saelab.label import pipeline, search
 from saelab.label.exemplars import Exemplars, MiningSettings
 from saelab.report import maps
-from saelab.report.reading import Basis, Run
+from saelab.report.reading import ReadBasis, Run
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Search:
                 found.append({"basis": basis.name, "grid": grid, "box": box, "hits": hits})
             return found
 
-    def _ranked(self, basis: Basis, vector: Tensor, top: int) -> list[dict[str, Any]]:
+    def _ranked(self, basis: ReadBasis, vector: Tensor, top: int) -> list[dict[str, Any]]:
         tensors = {name: torch.from_numpy(array) for name, array in basis.exemplars.items()}
         exemplars = Exemplars(**tensors, status=tuple(row["status"] for row in basis.labels))
         acts, images = self._acts(basis.units), self.models.embeddings()
@@ -73,7 +73,7 @@ class Search:
         hits = search.text_to_units(vector[0], evidence, self.models.scorer, top)
         return [{"unit": u, "score": s} for u, s in zip(hits.units.tolist(), hits.scores.tolist(), strict=True)]
 
-    def _fired(self, basis: Basis, tokens: Tensor, grid: tuple[int, int] | None, top: int) -> list[dict[str, Any]]:
+    def _fired(self, basis: ReadBasis, tokens: Tensor, grid: tuple[int, int] | None, top: int) -> list[dict[str, Any]]:
         project = units.Projection.load(basis.units, basis.sae)
         each = project(tokens)
         fired = units.pool_tokens(each[None], self.models.pool)[0]

@@ -21,7 +21,7 @@ def compare_bases(
     settings: compare.Settings,
     root: Path,
     tested: compare.TestImages,
-    views: Callable[[Sequence[Basis], Mapping[str, compare.Basis]], compare.Views],
+    views: Callable[[Sequence[Basis], Mapping[str, compare.ComparedBasis]], compare.Views],
 ) -> dict[str, Artifact]:
     """One `comparison` artifact for each layer; p-values are corrected over all layers together.
 
@@ -93,7 +93,7 @@ def join_effects(
     return made
 
 
-def _side(basis: Basis, setup: compare.Setup, tested: compare.TestImages) -> compare.Basis:
+def _side(basis: Basis, setup: compare.Setup, tested: compare.TestImages) -> compare.ComparedBasis:
     assert basis.evaluation is not None
     rows = read_jsonl(basis.evaluation.path / "evaluation.jsonl")
 
@@ -101,7 +101,7 @@ def _side(basis: Basis, setup: compare.Setup, tested: compare.TestImages) -> com
         return columns(UnitActivations.load(basis.units.path).rows(tested.ids))
 
     own = (basis.name, basis.group, basis.kind, basis.seed, basis.weights, basis.control)
-    return compare.Basis(*own, setup, rows, acts=acts)
+    return compare.ComparedBasis(*own, setup, rows, acts=acts)
 
 
 def pooling_of(basis: Basis) -> str:

@@ -52,7 +52,7 @@ class Labeller:
 
 def views_of(
     bases: Sequence[Basis],
-    sides: Mapping[str, compare.Basis],
+    sides: Mapping[str, compare.ComparedBasis],
     tokens: Callable[[Basis], Tokens],
     labeller: Labeller,
     test: Int[Tensor, "images"],
@@ -66,7 +66,7 @@ def views_of(
     if not labeller.able:
         return compare.Views()
 
-    def seen(basis: Basis, acts: Tensor) -> compare.Basis:
+    def seen(basis: Basis, acts: Tensor) -> compare.ComparedBasis:
         rows = [
             row | {"named": row["named"] | {"label": label}}
             for row, label in zip(sides[basis.name].rows, labeller.name(acts), strict=True)
@@ -95,7 +95,7 @@ def several(cache: ActivationCache) -> bool:
     return cache.n_tokens > cache.n_images
 
 
-def _median_rate(features: Sequence[compare.Basis]) -> float | None:
+def _median_rate(features: Sequence[compare.ComparedBasis]) -> float | None:
     """The median firing rate, on the mined images, of units that fire and don't fire everywhere."""
     rates = torch.tensor([row["firing_rate"] or 0.0 for basis in features for row in basis.rows], dtype=torch.float64)
     some = rates[(rates > 0) & (rates < 1)]

@@ -76,11 +76,13 @@ def propose_labels(
     return where, rows, text
 
 
-def _choose(basis: Basis, settings: ProposerSettings) -> tuple[propose.Exemplars, list[int], selection.Budget | None]:
+def _choose(
+    basis: Basis, settings: ProposerSettings
+) -> tuple[propose.ShownExemplars, list[int], selection.Budget | None]:
     assert basis.exemplars is not None
     found = Exemplars.load(basis.exemplars.path)
     strength = found.activations.mean(1).tolist()
     chosen, budget = selection.choose(
         settings.units, len(found.status), status=found.status, strength=strength, seed=settings.seed
     )
-    return propose.Exemplars(found.positives, found.contrasts, found.activations), chosen, budget
+    return propose.ShownExemplars(found.positives, found.contrasts, found.activations), chosen, budget

@@ -56,14 +56,14 @@ class Verification:
         settings: VerifySettings,
         asked: ProposerSettings,
         run: reading.Run,
-        basis: reading.Basis,
+        basis: reading.ReadBasis,
         proposer: VLMProposer,
     ) -> None:
         self.settings, self.mode, self.run_path = settings, asked.mode, run.path
         self.images, self.basis, self.proposer = run.images, basis, proposer
         self.root, self.tests, self.seed = run.path.parent, settings.tests, asked.seed
         shown = {name: torch.from_numpy(array) for name, array in basis.exemplars.items()}
-        self.exemplars = propose.Exemplars(shown["positives"], shown["contrasts"], shown["activations"])
+        self.exemplars = propose.ShownExemplars(shown["positives"], shown["contrasts"], shown["activations"])
         strength = self.exemplars.activations.mean(1).tolist()
         status = [row["status"] for row in basis.labels]
         chosen = selection.choose(asked.units, len(status), status=status, strength=strength, seed=self.seed)

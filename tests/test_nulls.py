@@ -308,8 +308,9 @@ def test_moved_pictures_are_scored_as_units_mined_anew_on_them(name, rule):
 
 
 @pytest.mark.parametrize("square", [0, 2048], ids=["pair by pair", "one product"])
-@pytest.mark.parametrize("name", ["csp", "csp_0.5", "semanticlens"])
-def test_short_cuts_of_moved_pictures_equal_the_scorer_on_them(name, square, monkeypatch):
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("name", ["csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed", "contrast_evidence"])
+def test_short_cuts_of_moved_pictures_equal_the_scorer_on_them(name, sparse, square, monkeypatch):
     monkeypatch.setattr(means, "SQUARE", square)
     acts, emb, txt, groups, _ = world()
     acts = torch.cat([acts, torch.zeros(len(acts), 1)], dim=1)  # and a silent unit

@@ -50,7 +50,7 @@ def evaluate(
     Raises UserError where labels and units don't belong together, splits overlap, or there are too few test images.
     Eight parameters: units, labels, judges and splits are enough; the others have defaults and stand alone.
     """
-    splits = splits.checked()
+    splits = splits.check()
     if [row["unit"] for row in labels] != list(range(units.units)):
         raise UserError("labels", f"{len(labels)} rows", f"the basis has {units.units} units", "label this basis anew")
     mine, test = columns(units.rows(splits.mine)), columns(units.rows(splits.test))

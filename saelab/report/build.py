@@ -97,7 +97,7 @@ def _source(run: reading.Run, shown: int) -> str:
             parts.append(file_digest(run.path.parent / entry["effects"] / "effects.jsonl"))
     for basis in run.bases:
         parts.append(str(basis.sheets and basis.sheets.name))
-        folders = vlm_answers.verified(run.path.parent, basis.recipes["labels"])
+        folders = vlm_answers.find_verifications(run.path.parent, basis.recipes["labels"])
         parts += [file_digest(rows) for folder in folders for rows in sorted(folder.glob("*.jsonl"))]
     here = Path(__file__).parent
     for file in sorted(p for p in here.rglob("*") if p.suffix in (".py", ".js", ".css", ".html")):

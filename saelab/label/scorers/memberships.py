@@ -60,6 +60,7 @@ class Memberships:
         self.constant = self.spread <= 1e-6 * torch.cat(size)  # labels equally like every image: their z is 0
         self._unit = self.spread.masked_fill(self.constant, torch.inf)
         self._highest, self._total = self._crowd(parts)
+        self._columns: list[Float[Tensor, "images labels"]] = []  # of each reading, where there is one part
         self._scales = [self._scale(read, parts) for _, _, read in READINGS]
 
     def parts(self, images: int) -> list[slice]:
@@ -80,8 +81,12 @@ class Memberships:
     ) -> Iterator[Reading]:
         """The readings of `z(labels, images)`, one after the other: graded on two scales, and in competition."""
         highest, total = (t if images is None else t[images] for t in (self._highest, self._total))
-        for (weight, clear, read), scale in zip(READINGS, self._scales, strict=True):
-            values = read(z, highest, total).sub_(scale.mean[labels]).div_(scale.length[labels])
+        for number, ((weight, clear, read), scale) in enumerate(zip(READINGS, self._scales, strict=True)):
+            if self._columns:
+                values = self._columns[number][:, labels]
+                values = values if images is None else values[images]
+            else:
+                values = read(z, highest, total).sub_(scale.mean[labels]).div_(scale.length[labels])
             squares = values.square().masked_fill_(scale.alike[labels], 1 / len(self._sims))
             yield Reading(values, squares, weight, clear)
 
@@ -104,6 +109,8 @@ class Memberships:
             rest = columns.sub_(mean).norm(dim=0)
             alike = rest <= 1e-6 * length
             found.append((mean, rest.masked_fill(alike, torch.inf), alike))
+            if len(parts) == 1:  # what `readings` would compute again
+                self._columns.append(columns.div_(found[-1][1]))
         return Scale(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 

@@ -88,7 +88,7 @@ def test_locks_are_taken_in_one_order_whatever_order_is_wanted(tmp_path):
     """)
     pair = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), way]) for way in ("up", "down")]
     try:
-        assert [process.wait(timeout=60) for process in pair] == [0, 0]
+        assert [process.wait(timeout=600) for process in pair] == [0, 0]
     finally:
         for process in pair:
             process.kill()

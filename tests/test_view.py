@@ -74,7 +74,7 @@ class Viewer:
 
     def ask(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> Reply:
         """One request with just the headers given (underscores are dashes) and the path as it stands."""
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         link.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in {"host": f"127.0.0.1:{self.port}", **headers}.items():
             link.putheader(name.replace("_", "-"), value)

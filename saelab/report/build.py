@@ -210,8 +210,8 @@ def _basis(basis: reading.ReadBasis, rows: list[dict[str, Any]]) -> dict[str, An
 def _best(rows: list[dict[str, Any]], metric: str | None, count: int) -> list[dict[str, Any]]:
     """The `count` labels that hold best on held-out images: highest lower end of the interval, each label once.
 
-    Labels that people said of a held-out image come before those that are only near to what they said: a word like
-    "ferret" is near to all that is said of animals.
+    Labels that captions of held-out images name come before those only near to what they say: a word like
+    "ferret" is near to whatever captions say of animals.
     """
     low = {r["unit"]: r["interval"][metric][0] for r in rows if r["badge"] == "holds" and metric in r["interval"]}
     found: dict[str, dict[str, Any]] = {}

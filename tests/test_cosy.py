@@ -35,7 +35,7 @@ def world():
 def measure(world, labels, acts=None):
     acts = world[0] if acts is None else acts
     distinct = sorted({label for label in labels if label})
-    of = cosy.described(distinct, world[2], TEST)
+    of = cosy.match_descriptions(distinct, world[2], TEST)
     dense = units.UnitActivations(acts, "planted", {}).rows(TEST)
     return cosy.cosy(labels, dense, of, dense, of, world[0][:100].amax(0))
 

@@ -142,11 +142,12 @@ def _against_truth(
 
 def _auroc(acts: Float[Tensor, "images units"], truth: Bool[Tensor, "images units"]) -> Float[Tensor, "units"]:
     """Area under the ROC curve from mid-ranks, column by column (ties count half)."""
-    from scipy.stats import rankdata
-
-    ranks = torch.from_numpy(rankdata(acts.numpy(force=True), axis=0))
+    values = acts.T.contiguous()
+    ordered = values.sort(dim=1).values
+    below, up_to = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+    ranks = (below + up_to + 1).double() / 2
     positives = truth.sum(0).double()
-    area = (ranks * truth.cpu()).sum(0) - positives * (positives + 1) / 2
+    area = (ranks * truth.T).sum(1) - positives * (positives + 1) / 2
     return area / (positives * (len(truth) - positives))
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from saelab import settings
@@ -223,6 +222,8 @@ def _steer(unit: int, ground: Ground, strength: Tensor, generator: torch.Generat
     usual = float(ground.usual[unit])
     if unit not in ground.labelled or len(silent) < FEWEST or not usual > 0:
         return {}
+    from scipy.stats import spearmanr
+
     count = min(len(silent), 20)
     chosen = np.sort(silent[torch.randperm(len(silent), generator=generator)[:count].numpy()])
     tokens, write = ground.answers.tokens(ground.ids[chosen]), ground.writes[unit]

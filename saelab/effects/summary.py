@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 NUMBERS = (
     *("causal_pct", "causal_chance", "causal", "causal_control", "causal_net", "permuted_pct", "top1", "top10"),
@@ -66,6 +65,8 @@ def difference(
     a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], name: str = "causal_net", alpha: float = 0.05
 ) -> Difference | None:
     """How much higher a number is in rows `a` than in rows `b`; None where a side has fewer than two labels."""
+    from scipy import stats
+
     sides = []
     for rows in (a, b):
         values = column(rows, name)

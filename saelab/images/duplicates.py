@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from scipy import fft
 
 from saelab.errors import UserError
 
@@ -36,6 +35,8 @@ class Appearance:
 
 def look(image: Image.Image) -> Appearance:
     """Perceptual hashes and small copy of an RGB picture."""
+    from scipy import fft
+
     grey = np.asarray(image.convert("L").resize((_GREY, _GREY), Image.Resampling.BOX, reducing_gap=None), np.float64)
     coefficients = fft.dctn(grey, norm="ortho")[:_BLOCK, :_BLOCK]
     mirror = coefficients * np.where(np.arange(_BLOCK) % 2, -1.0, 1.0)  # a mirror image negates odd frequencies

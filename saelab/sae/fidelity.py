@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, normalize
 
@@ -180,6 +179,8 @@ def covariance_of(data: Any) -> Float[Tensor, "d_in d_in"]:
 
 def _match(first: Tensor, second: Tensor) -> tuple[float, float]:
     """Mean cosine of one-to-one matched rows, and the share of them that agree."""
+    from scipy.optimize import linear_sum_assignment
+
     cosines = (normalize(first, dim=1) @ normalize(second, dim=1).T).numpy()
     matched = cosines[linear_sum_assignment(cosines, maximize=True)]
     return float(matched.mean()), float((matched >= AGREE).mean())

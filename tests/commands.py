@@ -26,21 +26,53 @@ PRELOADED = [
 ]
 
 
+class Going:
+    """A command under way: a fork of the server, with its output in files."""
+
+    def __init__(self, command: Sequence[str | Path], cwd: Path | str | None, env: Mapping[str, str] | None) -> None:
+        python, *given = self.command = list(map(str, command))
+        assert python == sys.executable and given[0] not in ("-c", "-u"), command
+        server = mp.get_context("forkserver")
+        server.set_forkserver_preload(PRELOADED)
+        self.folder = tempfile.TemporaryDirectory()
+        self.out, self.err = (Path(self.folder.name, name) for name in ("out", "err"))
+        places = (str(cwd or Path.cwd()), dict(os.environ if env is None else env), str(self.out), str(self.err))
+        self.process = server.Process(target=_become, args=(given, *places))
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it goes on."""
+        return self.process.exitcode
+
+    def kill(self) -> subprocess.CompletedProcess:
+        """Send SIGKILL, and wait for its end."""
+        self.process.kill()
+        return self.wait()
+
+    def wait(self) -> subprocess.CompletedProcess:
+        """Wait for its end: what it wrote, and its exit code."""
+        self.process.join()
+        said = [file.read_text() if file.exists() else "" for file in (self.out, self.err)]
+        return subprocess.CompletedProcess(self.command, self.process.exitcode, *said)
+
+
+def start(
+    command: Sequence[str | Path], *, cwd: Path | str | None = None, env: Mapping[str, str] | None = None
+) -> Going:
+    """`subprocess.Popen([sys.executable, script, ...])`, without the imports' seconds."""
+    return Going(command, cwd, env)
+
+
 def run(
     command: Sequence[str | Path], *, cwd: Path | str | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess:
     """`subprocess.run([sys.executable, script, ...], capture_output=True, text=True)`, without the imports' seconds."""
-    python, *given = map(str, command)
-    assert python == sys.executable and given[0] not in ("-c", "-u"), command
-    server = mp.get_context("forkserver")
-    server.set_forkserver_preload(PRELOADED)
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        arguments = (given, str(cwd or Path.cwd()), dict(os.environ if env is None else env), str(out), str(err))
-        process = server.Process(target=_become, args=arguments)
-        process.start()
-        process.join()
-        return subprocess.CompletedProcess(command, process.exitcode, out.read_text(), err.read_text())
+    return start(command, cwd=cwd, env=env).wait()
 
 
 def _become(given: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:
@@ -49,6 +81,7 @@ def _become(given: list[str], cwd: str, env: dict[str, str], out: str, err: str)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.path[1:1] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
     try:
         if given[0] == "-m":
             sys.argv = given[1:]

@@ -8,13 +8,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 import time
 from email.message import Message
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -331,18 +331,17 @@ def test_killed_and_run_again_from_the_command_line(cache, shards, tmp_path):
     env = {**os.environ, "PYTHONPATH": paths, "SAELAB_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     with FileServer(shards) as server:
         command.append(f"images.shards='{server.url}/train-{{000..002}}.tar'")
-        with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as first:
-            deadline = time.monotonic() + 600
-            while time.monotonic() < deadline and first.poll() is None:
-                if list((tmp_path / "runs").glob("activations/*.partial/plan.json")):
-                    time.sleep(0.5)  # in the middle of the pass
-                    break
-                time.sleep(0.02)
-            first.send_signal(signal.SIGKILL)
-            said = first.communicate()[1]
-        assert first.returncode == -signal.SIGKILL, said
+        first = commands.start(command, env=env)
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline and first.poll() is None:
+            if list((tmp_path / "runs").glob("activations/*.partial/plan.json")):
+                time.sleep(0.5)  # in the middle of the pass
+                break
+            time.sleep(0.02)
+        killed = first.kill()
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
         server.parts.clear()
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        done = commands.run(command, env=env)
         assert done.returncode == 0, done.stderr
         assert f"conv: {COUNT} images" in done.stdout and "resuming" in done.stderr
         assert not any(start == 0 and size > 1 for _, start, size in server.parts)  # neither indexed nor begun again

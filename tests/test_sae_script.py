@@ -157,11 +157,11 @@ def with_cache(folder: Path, root: str) -> None:
     (folder / root / "activations").symlink_to(folder / "runs" / "activations")
 
 
-def killed_after_a_checkpoint(going: subprocess.Popen, root: Path, victims) -> None:
+def killed_after_a_checkpoint(going: subprocess.Popen | commands.Going, root: Path, victims) -> None:
     """Send SIGKILL to `victims()` as soon as there is a checkpoint."""
     until = time.monotonic() + PATIENCE
     while not list(root.glob("sae/*.partial/checkpoints/step-*.safetensors")):
-        assert going.poll() is None and time.monotonic() < until, going.communicate()
+        assert going.poll() is None and time.monotonic() < until, "ended, or made no checkpoint"
         time.sleep(0.01)
     for pid in victims():
         os.kill(pid, signal.SIGKILL)
@@ -198,16 +198,9 @@ def test_wandb_without_login_is_written_offline_and_goes_on_under_its_id_after_a
         "sae.train.checkpoint_every=40",
         "+sae.train.log_every=20",
     )
-    going = subprocess.Popen(
-        [sys.executable, *command(place, "logged", *settings)],
-        cwd=place,
-        env=environment(place),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    going = commands.start([sys.executable, *command(place, "logged", *settings)], cwd=place, env=environment(place))
     killed_after_a_checkpoint(going, place / "logged", lambda: [going.pid])
-    assert going.wait() == -signal.SIGKILL
+    assert going.wait().returncode == -signal.SIGKILL
     done = run(place, "logged", "wandb.mode=offline", *settings, WANDB_API_KEY=KEY)
     assert done.returncode == 0 and "resuming" in done.stderr, done.stderr
     assert "network" not in done.stderr.lower() and "Traceback" not in done.stderr

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -123,12 +122,11 @@ def test_more_units_are_added_and_a_kill_costs_nothing_that_was_answered(run):
         given = openai(server, "bases=[neuron]", "proposer.concurrency=1")
         few = verify(run, *given, "proposer.units=top:4")
         assert few.returncode == 0 and len(server.asked) == 8
-        with subprocess.Popen(command(run, *given), stderr=subprocess.PIPE, stdout=subprocess.PIPE) as first:
-            deadline = time.monotonic() + 600
-            while len(server.asked) < 13 and time.monotonic() < deadline and first.poll() is None:
-                time.sleep(0.05)
-            first.send_signal(signal.SIGKILL)
-            first.communicate()
+        first = commands.start(command(run, *given))
+        deadline = time.monotonic() + 600
+        while len(server.asked) < 13 and time.monotonic() < deadline and first.poll() is None:
+            time.sleep(0.05)
+        first.kill()
         before = sum(server.paid.values())
         assert before == 12
         server.faults = lambda n: ()

@@ -2,12 +2,11 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import commands
 import pytest
 from servers import transformers_serve
 from small_images import coloured
@@ -52,22 +51,21 @@ def test_behind_a_server_after_a_kill_and_in_process_the_answers_are_the_same(tm
     with transformers_serve(model, tmp_path / "serve.log") as url:
         asked = label(tmp_path, "proposer=openai", f"proposer.base_url={url}", f"proposer.model={model}")
         asked += ["proposer.concurrency=1"]
-        log = tmp_path / "killed.log"
-        with log.open("w") as out, subprocess.Popen(asked, env=env, stdout=out, stderr=out) as first:
-            deadline = time.monotonic() + 400
-            while len(proposals(tmp_path, "openai")) < 2 and first.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            first.send_signal(signal.SIGKILL)
+        first = commands.start(asked, env=env)
+        deadline = time.monotonic() + 400
+        while len(proposals(tmp_path, "openai")) < 2 and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        killed = first.kill()
         before = proposals(tmp_path, "openai")
-        assert 2 <= len(before) < 6, log.read_text()[-2000:]
-        done = subprocess.run(asked, env=env, capture_output=True, text=True, check=False)
+        assert 2 <= len(before) < 6, killed.stderr[-2000:]
+        done = commands.run(asked, env=env)
         assert done.returncode == 0, done.stderr[-2000:]
     served = proposals(tmp_path, "openai")
     assert len(served) == 6 and all(row in served for row in before)
     assert all(set(row) >= FIELDS and row["cost"] is None and row["completion_tokens"] > 0 for row in served)
     assert "6 units: " in done.stdout and "cost unknown (no price is set)" in done.stdout
     local = label(tmp_path, "proposer=transformers", f"proposer.model={model}", "proposer.batch_size=2")
-    inside = subprocess.run(local, env=env, capture_output=True, text=True, check=False)
+    inside = commands.run(local, env=env)
     assert inside.returncode == 0, inside.stderr[-2000:]
     assert [row["raw"] for row in proposals(tmp_path, "transformers")] == [row["raw"] for row in served]
     written = [file for file in tmp_path.rglob("*") if file.is_file() and "tiny" not in file.parts]

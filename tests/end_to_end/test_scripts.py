@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -117,12 +116,11 @@ def test_the_same_run_again_makes_nothing_new(finished, pictures):
 
 def killed_at(sign: str, given: list[str], folder: Path) -> None:
     """Start a command and kill it in the middle of a stage: when a file that this stage writes early is there."""
-    going = subprocess.Popen(given, cwd=folder.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    going = commands.start(given, cwd=folder.parent)
     while not list(folder.glob(sign)):
         assert going.poll() is None, f"ended before it wrote {sign}"
         time.sleep(0.02)
-    going.send_signal(signal.SIGKILL)
-    going.wait()
+    going.kill()
     assert list(folder.glob(sign)), f"the stage of {sign} was over before the kill"
 
 

@@ -1,4 +1,4 @@
-"""A hub on loopback that speaks the calls of one push and one pull: create_repo, preupload, LFS, commit, tree, resolve."""
+"""A hub on loopback, for the calls of a push and a pull: create_repo, preupload, LFS, commit, tree, resolve."""
 
 import base64
 import hashlib
@@ -89,8 +89,14 @@ class HubServer:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
         if parts[0] != "api":
             return self._resolve(repo, "/".join(parts[4:]))
-        answers = {"preupload": self._preupload, "commit": self._commit, "revision": self._info, "tree": self._tree}
-        return answers[parts[4]](repo, body)
+        answers = {
+            "": self._info,
+            "preupload": self._preupload,
+            "commit": self._commit,
+            "revision": self._info,
+            "tree": self._tree,
+        }
+        return answers["".join(parts[4:5])](repo, body)
 
     def _create(self, asked: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
         if asked["organization"] != self.owner:
@@ -137,7 +143,11 @@ class HubServer:
 
     def _info(self, repo: str, _: bytes) -> tuple[int, Any, dict[str, str]]:
         siblings = [{"rfilename": name} for name in self.files[repo]]
-        return 200, {"id": repo, "sha": self.head(repo), "siblings": siblings, "private": True, "tags": []}, {}
+        return (
+            200,
+            {"id": repo, "sha": self.head(repo), "siblings": siblings, "private": self.private[repo], "tags": []},
+            {},
+        )
 
     def _tree(self, repo: str, _: bytes) -> tuple[int, Any, dict[str, str]]:
         rows = [

@@ -107,6 +107,8 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     with HubServer() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -163,7 +165,7 @@ def test_there_and_back_in_one_commit(run, server):
         SAE.from_pretrained("org/name", "elsewhere")
     with pytest.raises(UserError, match="hub has none"):
         SAE.from_pretrained("org/other")
-    with pytest.raises(UserError, match="holds no sae.safetensors"):
+    with pytest.raises(UserError, match=r"holds no sae\.safetensors"):
         SAE.from_pretrained("org/name")
 
 
@@ -292,6 +294,13 @@ def test_no_licence_is_made_up(run):
     cards = [(done.folder / name).read_text() for name, _ in done.files if name.endswith(".md")]
     assert len(cards) == 3 and not any("license:" in text for text in cards)
     assert "owner has named no licence" in cards[0] + cards[1]
+
+
+def test_what_is_to_stay_private_does_not_go_where_everybody_looks(run, server):
+    hub.push_run(run, "org/name", hub.PushSettings(private=False, license="mit"))
+    assert not server.private["org/name"]
+    refused("everybody sees it", run, "org/name", hub.PushSettings(message="secret"))
+    assert len(server.commits["org/name"]) == 1
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "a\u2028b", "x" * 500, "`code`", "| --- |"])

@@ -88,7 +88,7 @@ def front(all_facts: Sequence[Facts], repo: str, settings: PushSettings) -> str:
 
 def base_model(host: str) -> str | None:
     """The host's name on the hub, where its name in the run says so; None for any other host."""
-    family, colon, name = host.partition(":")
+    family, _, name = host.partition(":")
     if family == "transformers" and name.count("/") == 1:
         return name
     return f"timm/{name}" if family == "timm" and "." in name and "/" not in name else None

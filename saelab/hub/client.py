@@ -45,6 +45,9 @@ def upload(folder: Path, repo: str, settings: PushSettings, files: Files | None 
     adds = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name, _ in files]
     with _one_line(repo, token):
         api.create_repo(repo, private=settings.private, exist_ok=True)
+        if settings.private and not api.model_info(repo).private:
+            remedy = "give private=false with a licence, or another repository"
+            raise UserError("private", True, f"{repo} is there already, and everybody sees it", remedy)
         # Not upload_folder: it cuts a large folder into several commits.
         made = api.create_commit(repo, adds, commit_message=settings.message or MESSAGE, revision=settings.revision)
     return Pushed(folder, files, str(made.commit_url), made.oid)

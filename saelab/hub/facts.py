@@ -1,4 +1,4 @@
-"""What is known of a shared SAE, as plain numbers and words: one record that card, index and `saes.json` are made from."""
+"""What is known of a shared SAE, in one record: card, index and `saes.json` are made from it."""
 
 from typing import Any
 

@@ -78,9 +78,7 @@ def _insert(database: sqlite3.Connection, table: str, lines: list[str]) -> None:
     columns = list(json.loads(lines[0]))  # the importer's choice: the first line's
     for line in lines:
         row = json.loads(line)
-        assert set(row) <= set(columns) <= known, (
-            "a column that the database hasn't, or that the import would pass over"
-        )
+        assert set(row) <= set(columns) <= known, "a column that the import would pass over"
         values = [json.dumps(v) if isinstance(v, list) else v for v in (row.get(column) for column in columns)]
         names = ", ".join(f'"{column}"' for column in columns)
         database.execute(f'INSERT INTO "{table}" ({names}) VALUES ({", ".join("?" * len(columns))})', values)

@@ -1,4 +1,4 @@
-"""Files to take away: tables of all units, files for Neuronpedia's importer, SAEs in SAELens' format, a methods text."""
+"""Files to take away: tables of all units, Neuronpedia's import, SAEs in SAELens' format, a methods text."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def write(run: Run, made: Records, out: Path, site: str | None = None) -> list[l
         *(
             [
                 f"takeaway/neuronpedia/{place}/source.jsonl",
-                f"{basis.name} for Neuronpedia's importer: this file's folder",
+                f"{basis.name} for Neuronpedia's importer, this whole folder",
             ]
             for place, basis in zip(places, run.bases)
         ),

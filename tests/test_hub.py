@@ -12,7 +12,6 @@ from hub_server import HubServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_sae_convert import saelens
 
 from saelab import artifacts, hub
 from saelab.errors import UserError
@@ -141,13 +140,6 @@ def test_what_a_dry_run_puts_together_loads_and_encodes_to_the_same_bytes(run):
     assert {name: (again.folder / name).read_bytes() for name, _ in again.files} == before
     assert not any(str(run.parent.parent).encode() in content for content in before.values())
     assert not any(name.endswith((".webp", ".png", ".jpg")) for name in before)
-
-
-def test_the_real_saelens_reads_the_staged_folder(run):
-    done = hub.push_run(run, "org/name", dry_run=True)
-    real = saelens("SAE").load_from_disk(done.folder / f"{PLACE}0")
-    x = torch.randn(20, D)
-    torch.testing.assert_close(real.encode(x).detach(), random_sae(0).encode_dense(x), rtol=1e-4, atol=1e-5)
 
 
 def test_there_and_back_in_one_commit(run, server):

@@ -24,7 +24,7 @@ def card(facts: Facts, rows: Sequence[dict[str, Any]], repo: str, settings: Push
         code += ["", f'from sae_lens import SAE as SAELens\nSAELens.from_pretrained("{repo}", "{place}")']
     parts = [
         front([facts], repo, settings),
-        f"# SAE {cell(facts['name'])}: {cell(facts['layer'])} of {cell(facts['host'])}",
+        f"# {cell(facts['name'])}: layer {cell(facts['layer'])} of {cell(facts['host'])}",
         f"A sparse autoencoder with {facts['latents']} latents ({facts['rule']}) of the activations of layer "
         f"`{facts['layer']}` of `{facts['host']}`, made by saelab.",
         "```python\n" + "\n".join(code) + "\n```",
@@ -52,6 +52,7 @@ def index(all_facts: Sequence[Facts], repo: str, settings: PushSettings) -> str:
     rows = [[Raw(link), f["rule"], f["latents"], *(f[key] for key in INDEX)] for link, f in zip(links, ranked)]
     title = f"# SAEs of {', '.join(dict.fromkeys(cell(f['host']) for f in all_facts))}"
     beside = "The same as data: `saes.json`; as a table to sort: `index.html`."
+    beside += " Pictures: `pictures/`, with `CREDITS.md`." if settings.pictures else ""
     return "\n\n".join([front(all_facts, repo, settings), title, table(head, rows), beside]) + "\n"
 
 
@@ -127,7 +128,7 @@ def _limits(facts: Facts, settings: PushSettings) -> list[str]:
     lines = [f"It reads raw activations of this layer of this host ({facts['d_in']} numbers a token), and no other."]
     if facts["abstained"]:
         lines.append(
-            f"{facts['abstained']} of {facts['labelled']} labels abstain: their score is no better than chance gives."
+            f"{facts['abstained']} of {facts['labelled']} labels abstain: their score is not above what chance gives."
         )
     if facts["truth_r"] is None:
         lines.append("No label was compared with what people see in the pictures.")

@@ -25,8 +25,7 @@ def card(facts: Facts, rows: Sequence[dict[str, Any]], repo: str, settings: Push
     parts = [
         front([facts], repo, settings),
         f"# {cell(facts['name'])}: layer {cell(facts['layer'])} of {cell(facts['host'])}",
-        f"A sparse autoencoder with {facts['latents']} latents ({facts['rule']}) of the activations of layer "
-        f"`{facts['layer']}` of `{facts['host']}`, made by saelab.",
+        f"A sparse autoencoder of this layer's activations: {facts['latents']} latents ({facts['rule']}).",
         "```python\n" + "\n".join(code) + "\n```",
         "## Training\n" + table(["setting", "value"], list(facts["training"].items())),
         "## Measured\n" + _measured(facts),

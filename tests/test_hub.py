@@ -349,9 +349,12 @@ def test_one_sae_goes_into_its_own_folder_and_leaves_the_rest(run, server, tmp_p
 def test_an_sae_without_words_in_saelens_is_shared_without_its_format(tmp_path):
     sae = random_sae(0)
     SAE(meta=Meta("topk", 2, input_norm="unit"), **sae.tensors()).save(tmp_path / "sae")
-    done = hub.push(hub.Entry(tmp_path / "sae", "h", "l", "n"), "org/name", out=tmp_path / "out", dry_run=True)
+    entry = hub.Entry(str(tmp_path / "sae"), "h", "l", "n")
+    done = hub.push(entry, "org/name", out=str(tmp_path / "out"), dry_run=True)
     assert "h/l/n/sae_weights.safetensors" not in dict(done.files)
     assert "SAELens cannot express it" in (done.folder / "h/l/n/README.md").read_text()
+    with pytest.raises(UserError, match=rf"sae={tmp_path}/nowhere/sae.safetensors: there is no such file"):
+        hub.push(hub.Entry(tmp_path / "nowhere", "h", "l", "n"), "org/name", out=tmp_path / "new", dry_run=True)
 
 
 def test_bad_runs_names_and_folders_are_refused_in_one_line(run, tmp_path):

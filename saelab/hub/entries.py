@@ -1,9 +1,10 @@
 """The SAEs to share, and where the files lie that say what is known of each."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from saelab.errors import UserError
 from saelab.report import reading
@@ -27,6 +28,9 @@ class Entry:
     place: str = ""  # its folder in the repository; "": host/layer/name
 
     def __post_init__(self) -> None:
+        for name in ("sae", "labels", "evaluation", "quality", "effects", "images"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))  # a text will do
         if not self.place:
             object.__setattr__(self, "place", "/".join(slug(part) for part in (self.host, self.layer, self.name)))
 
@@ -54,16 +58,29 @@ def of_run(run_json: Path | str, names: Sequence[str] | None = None) -> list[Ent
     entries: list[Entry] = []
     for basis in known:
         if names is None or basis["name"] in names:
-            folders = {
-                stage: reading.artifact(path, basis[stage], f"{stage} of {basis['name']}")
-                for stage in ("sae", "labels", "evaluation", "quality")
-                if basis.get(stage)
-            }
-            effects = path.parent / basis["effects"] if basis.get("effects") else None
-            about = {"effects": effects, "images": images, "encoder": record["encoder"]}
-            entry = Entry(host=host, layer=basis["layer"], name=basis["name"], **folders, **about)
+            entry = _entry(path, basis, host, record["encoder"], images)
             entries.append(_apart(entry, [other.place for other in entries]))
     return entries
+
+
+def _entry(run: Path, basis: Mapping[str, Any], host: str, encoder: str, images: Path) -> Entry:
+    """A basis of run.json, its artifacts checked."""
+
+    def find(stage: str) -> Path | None:
+        return reading.artifact(run, basis[stage], f"{stage} of {basis['name']}") if basis.get(stage) else None
+
+    return Entry(
+        reading.artifact(run, basis["sae"], f"sae of {basis['name']}"),
+        host,
+        basis["layer"],
+        basis["name"],
+        labels=find("labels"),
+        evaluation=find("evaluation"),
+        quality=find("quality"),
+        effects=run.parent / basis["effects"] if basis.get("effects") else None,  # it grows, so it is no artifact
+        images=images,
+        encoder=encoder,
+    )
 
 
 def _apart(entry: Entry, taken: Sequence[str]) -> Entry:

@@ -33,7 +33,9 @@ def push_run(
     return Pushed(folder, files, None, None) if dry_run else upload(folder, repo, settings)
 
 
-def push(entry: Entry, repo: str, settings: PushSettings | None = None, *, out: Path, dry_run: bool = False) -> Pushed:
+def push(
+    entry: Entry, repo: str, settings: PushSettings | None = None, *, out: Path | str, dry_run: bool = False
+) -> Pushed:
     """Share one SAE in its folder of a repository (`entry.place`); what else is there stays as it is.
 
     `out`: where the files are put together. Raises UserError as `push_run` does.
@@ -42,6 +44,7 @@ def push(entry: Entry, repo: str, settings: PushSettings | None = None, *, out: 
     check_push(repo, settings)
     if not dry_run:
         require_token()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    own = [(name, size) for name, size in stage([entry], out, repo, settings) if "/" in name]  # not the index
-    return Pushed(out, own, None, None) if dry_run else upload(out, repo, settings, own)
+    folder = Path(out)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    own = [(name, size) for name, size in stage([entry], folder, repo, settings) if "/" in name]  # not the index
+    return Pushed(folder, own, None, None) if dry_run else upload(folder, repo, settings, own)

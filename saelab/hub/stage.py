@@ -68,7 +68,7 @@ def _write(entry: Entry, sets: dict[Path, ImageSet], root: Path, repo: str, sett
         for name in names if source is not None else ():
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
-    sae = SAE.load(folder)
+    sae = SAE.load(entry.sae)
     known = facts.of_entry(entry, sae, None if entry.images is None else sets[entry.images])
     quality = entry.quality or entry.sae
     if (quality / "quality.json").is_file():

@@ -100,7 +100,7 @@ def _activations(run: Run, place: Row, record: Row, site: str | None) -> list[Ro
     index, rows = str(record["unit"]), []
     for i, value in zip(record["positives"], record["activations"], strict=True):
         link = f"{site.rstrip('/')}/{pictures.place(i)}" if site else pictures.place(i)
-        row = {"id": _id(place, index, str(i), repr(value)), "index": index, "creatorId": CREATOR}
+        row: Row = {"id": _id(place, index, str(i), repr(value)), "index": index, "creatorId": CREATOR}
         row |= {"dataSource": run.images.name, "dataIndex": run.images.files[i], "tokens": [link], "values": [value]}
         rows.append(row | {"maxValue": value, "minValue": value, "maxValueTokenIndex": 0})
     return rows

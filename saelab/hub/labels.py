@@ -35,7 +35,7 @@ def from_pretrained(repo: str, path: str = "", revision: str | None = None, sae:
     `repo`, `path`, `revision`: as SAE.from_pretrained takes them. `sae`: the SAE that you hold; None: the one that lies
     beside the labels. Raises UserError where there are no labels, a row is missing, or they are of another SAE.
     """
-    found = fetch(repo, path, revision)
+    found = fetch(repo, path, [FILE, "sae.safetensors"], revision)
     name = f"{repo}/{path}".rstrip("/")
     if not (found.folder / FILE).is_file():
         raise UserError("labels", name, f"holds no {FILE}", "name the folder of one SAE that was shared with labels")

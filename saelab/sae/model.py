@@ -200,9 +200,9 @@ class SAE:
         `meta.source` then holds the repository (`hub`), `path` and the hash of the `commit`. Raises UserError where the
         hub can't be asked or there is no SAE of saelab; `saelab.sae.convert.load` reads those of other packages.
         """
-        found = fetch(repo, path, revision)
+        found = fetch(repo, path, ["sae.safetensors"], revision)
         if not (found.folder / "sae.safetensors").is_file():
-            remedy = "name one of its folders, or read other packages' with saelab.sae.convert.load"
+            remedy = "name a folder of its README.md, or read other packages' with saelab.sae.convert.load"
             raise UserError("sae", f"{repo}/{path}".rstrip("/"), "holds no sae.safetensors", remedy)
         sae = cls.load(found.folder, device)
         return cls(meta=dataclasses.replace(sae.meta, source=sae.meta.source | found.source), **sae.tensors())

@@ -80,12 +80,14 @@ class Columns:
         flat[self.unit_of_entry * self.images + self.rows] = self.values
         return flat.view(self.units, self.images).T
 
+    def transposed(self, entries: Tensor, dtype: torch.dtype) -> Float[Tensor, "units images"]:
+        """Other values in the same places, as a CSR matrix whose rows are units."""
+        size = (self.units, self.images)
+        return torch.sparse_csr_tensor(self.starts, self.rows, entries.to(dtype), size=size, check_invariants=False)
+
     def product(self, entries: Tensor, right: Float[Tensor, "images m"]) -> Float[Tensor, "units m"]:
         """Transposed product, other values in the same places: sum over a unit's entries of entry x row of `right`."""
-        matrix = torch.sparse_csr_tensor(
-            self.starts, self.rows, entries.to(right.dtype), size=(self.units, self.images), check_invariants=False
-        )
-        return matrix @ right
+        return self.transposed(entries, right.dtype) @ right
 
 
 Acts = Tensor | Columns  # what the functions below take: dense [images, units], torch.sparse_csr, or columns already

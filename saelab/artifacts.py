@@ -41,7 +41,7 @@ __all__ = [
     "file_digest",
     "folder",
     "locked",
-    "opened",
+    "open_artifact",
     "plain",
     "read_json",
     "read_jsonl",
@@ -152,7 +152,7 @@ def _reuse(final: Path, recipe: Any) -> Artifact:
     return Artifact(final, recipe, reused=True)
 
 
-def opened(path: Path | str) -> Artifact:
+def open_artifact(path: Path | str) -> Artifact:
     """An artifact by its folder. Raises UserError if it is missing, unfinished or damaged."""
     path = Path(path)
     return Artifact(path, check_whole(path), reused=True)

@@ -32,7 +32,7 @@ def visible(text: str, joiners: bool = True) -> str:
     return unicodedata.normalize("NFC", "".join(kept))
 
 
-def folded(text: str) -> str:
+def fold(text: str) -> str:
     """What spellings of one text share: no case, no width, no invisible character (Unicode's NFKC_Casefold)."""
     if text.isascii():
         return visible(text).casefold()

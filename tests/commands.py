@@ -12,7 +12,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-PRELOADED = ["hydra", "numpy", "pandas", "scipy.stats", "torch", "transformers", "saelab.run.pipeline"]
+PRELOADED = [
+    "hydra",
+    "h5py",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "pandas",
+    "scipy.optimize",
+    "scipy.stats",
+    "torch._dynamo",  # what torch's optimizers import
+    "transformers",
+    "saelab.cli.quickstart",
+]
 
 
 def run(

@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 HERE = Path(__file__).resolve().parent
+PATIENCE = 180_000  # milliseconds that a browser may take for a step: a busy machine is no fault of a page
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every script that a test starts compiles torch anew
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many test processes as cores: one thread each
@@ -15,6 +19,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 settings.register_profile("ci", derandomize=True)  # what lands is judged by one draw; whoever works here draws anew
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first, so that no worker is left with the longest one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +40,17 @@ def shared() -> Path:
 def golden() -> dict:
     """Outputs of the upstream programs on closed-form inputs (60 images, 5 units, 7 labels, d 8, k 4)."""
     return json.loads((HERE / "data" / "golden_labelling.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window; the test skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the dev extra)")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    flags = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=flags.split(), timeout=PATIENCE)
+        yield opened
+        opened.close()

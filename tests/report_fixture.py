@@ -179,8 +179,10 @@ def _write_run(folder: Path, pictures: Sequence[Picture]) -> Path:
 
 def _quality(sae: Path, store: cache.ActivationCache, images: ImageSet, root: Path) -> Path:
     """The quality stage on one SAE, its seeds matched to each other."""
-    others = [artifacts.opened(path) for path in sorted(sae.parent.glob("fire-seed*")) if path.is_dir() and path != sae]
-    return measure_sae(artifacts.opened(sae), others, store, images, root).path
+    others = [
+        artifacts.open_artifact(path) for path in sorted(sae.parent.glob("fire-seed*")) if path.is_dir() and path != sae
+    ]
+    return measure_sae(artifacts.open_artifact(sae), others, store, images, root).path
 
 
 def _comparison(result: dict[str, Any], at: Path) -> None:

@@ -88,7 +88,7 @@ def test_locks_are_taken_in_one_order_whatever_order_is_wanted(tmp_path):
     """)
     pair = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), way]) for way in ("up", "down")]
     try:
-        assert [process.wait(timeout=60) for process in pair] == [0, 0]
+        assert [process.wait(timeout=600) for process in pair] == [0, 0]
     finally:
         for process in pair:
             process.kill()
@@ -155,13 +155,13 @@ def test_damage_is_refused_with_the_remedy(tmp_path):
     made = artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once([]))
     (made.path / "data.txt").write_text("dat")
     for look in (
-        lambda: artifacts.opened(made.path),
+        lambda: artifacts.open_artifact(made.path),
         lambda: artifacts.ensure(tmp_path, "s", "n", {"r": 1}, write_once([])),
     ):
         with pytest.raises(UserError, match=r"data\.txt has 3 bytes, expected 4.*delete"):
             look()
     with pytest.raises(UserError, match="no such folder"):
-        artifacts.opened(tmp_path / "nowhere")
+        artifacts.open_artifact(tmp_path / "nowhere")
 
 
 def test_json_lines_survive_a_cut_and_nan_has_no_word(tmp_path):

@@ -221,7 +221,7 @@ def start_two(code: str) -> list[tuple[int, str]]:
         )
         for rank in (0, 1)
     ]
-    texts = [process.communicate(timeout=120)[0] for process in running]
+    texts = [process.communicate(timeout=600)[0] for process in running]
     return [(process.returncode, text) for process, text in zip(running, texts, strict=True)]
 
 

@@ -8,7 +8,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import CompareMeans
 
 from saelab.compare import Side, statistics
-from saelab.compare.evidence import pooled
+from saelab.compare.evidence import cliffs_delta
 from saelab.compare.left_out import Measured, Parts, measure
 from saelab.compare.matching import match
 from saelab.compare.random_directions import among
@@ -22,7 +22,7 @@ def draw(seed: int, *sizes: int, shift: float = 0.0) -> list[np.ndarray]:
 
 def test_cliffs_delta_is_the_share_of_pairs_above_less_the_share_below():
     a, b = np.round(draw(0, 37)[0], 1), np.round(draw(1, 23, shift=0.4)[0], 1)  # with ties
-    assert pooled(a, b) == pytest.approx(np.sign(a[:, None] - b[None]).mean())
+    assert cliffs_delta(a, b) == pytest.approx(np.sign(a[:, None] - b[None]).mean())
 
 
 def test_methods_on_the_same_units_match_scipy_column_by_column():

@@ -280,7 +280,7 @@ def test_transform_by_hand() -> None:
 
 def test_transform_refuses_what_it_does_not_know() -> None:
     with pytest.raises(UserError, match=r"transform\.crp=3: unknown; known: resize"):
-        Transform(8).changed({"crp": 3})
+        Transform(8).override({"crp": 3})
     with pytest.raises(UserError, match="bicubik"):
         Transform(8, interpolation="bicubik")
     with pytest.raises(UserError, match="std above 0"):

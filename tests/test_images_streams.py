@@ -332,7 +332,7 @@ def test_killed_and_run_again_from_the_command_line(cache, shards, tmp_path):
     with FileServer(shards) as server:
         command.append(f"images.shards='{server.url}/train-{{000..002}}.tar'")
         with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as first:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while time.monotonic() < deadline and first.poll() is None:
                 if list((tmp_path / "runs").glob("activations/*.partial/plan.json")):
                     time.sleep(0.5)  # in the middle of the pass

@@ -57,7 +57,7 @@ def test_any_flipped_bit_of_any_file_is_refused_and_named(tmp_path_factory, data
     if file.name == "complete.json" and _same_claim(bytes(raw), made.path):
         return  # a flip of white space
     with pytest.raises(UserError, match="delete"):
-        artifacts.opened(made.path)
+        artifacts.open_artifact(made.path)
     with pytest.raises(UserError, match="delete"):
         artifacts.ensure(folder, "labels", "n", {"k": 3}, build)
     assert len(artifacts.verify(made.path)) == 1
@@ -82,17 +82,17 @@ def test_complete_json_holds_size_and_sha256_of_every_file_and_recipes_keep_thei
 def test_artifacts_from_before_there_was_a_sha256_still_open(made):
     sizes = {k: v["bytes"] for k, v in artifacts.read_json(made.path / "complete.json").items()}
     artifacts.write_json(made.path / "complete.json", sizes)
-    assert artifacts.opened(made.path).recipe == {"k": 3} and artifacts.verify(made.path) == []
+    assert artifacts.open_artifact(made.path).recipe == {"k": 3} and artifacts.verify(made.path) == []
     (made.path / "labels.jsonl").write_bytes(b"short")
     with pytest.raises(UserError, match=r"labels\.jsonl has 5 bytes, expected"):
-        artifacts.opened(made.path)
+        artifacts.open_artifact(made.path)
 
 
 def test_a_recipe_that_is_not_the_one_in_the_name_is_refused(made):
     moved = made.path.with_name("n-0123456789")
     shutil.copytree(made.path, moved)
     with pytest.raises(UserError, match=r"its recipe\.json is not the one in its name"):
-        artifacts.opened(moved)
+        artifacts.open_artifact(moved)
 
 
 def test_large_files_are_compared_by_their_head_when_opened_and_whole_when_verified(tmp_path, monkeypatch):
@@ -102,9 +102,9 @@ def test_large_files_are_compared_by_their_head_when_opened_and_whole_when_verif
     file = made.path / "big.h5"
     file.write_bytes(b"x" + bytes(4095))
     with pytest.raises(UserError, match=r"contents of big\.h5"):
-        artifacts.opened(made.path)
+        artifacts.open_artifact(made.path)
     file.write_bytes(bytes(4095) + b"x")
-    assert artifacts.opened(made.path)
+    assert artifacts.open_artifact(made.path)
     assert [p for p in artifacts.verify(made.path) if "contents of big.h5" in p]
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from saelab.label import assign, mine, nulls
 from saelab.label.mine.contrast import choose_contrasts
 from saelab.label.nulls import null_percentile, null_percentiles
-from saelab.label.scorers import means
+from saelab.label.scorers import evidence as bundle
 from saelab.label.scorers.dissect import others_logsumexp
 from saelab.label.scorers.frame import Draw, Frame
 from saelab.label.scorers.moved import FEWEST, Moving, Series, series_of
@@ -308,9 +308,10 @@ def test_moved_pictures_are_scored_as_units_mined_anew_on_them(name, rule):
 
 
 @pytest.mark.parametrize("square", [0, 2048], ids=["pair by pair", "one product"])
-@pytest.mark.parametrize("name", ["csp", "csp_0.5", "semanticlens"])
-def test_short_cuts_of_moved_pictures_equal_the_scorer_on_them(name, square, monkeypatch):
-    monkeypatch.setattr(means, "SQUARE", square)
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize("name", ["csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed", "contrast_evidence"])
+def test_short_cuts_of_moved_pictures_equal_the_scorer_on_them(name, sparse, square, monkeypatch):
+    monkeypatch.setattr(bundle, "SQUARE", square)
     acts, emb, txt, groups, _ = world()
     acts = torch.cat([acts, torch.zeros(len(acts), 1)], dim=1)  # and a silent unit
     evidence = assign.Evidence.mined(acts, emb, 1.5 * txt, 8, groups=groups)

@@ -16,6 +16,7 @@ from saelab.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from saelab.errors import UserError
 from saelab.label.assign import SCORERS
 from saelab.report import build, glossary, held_out, maps, neuronpedia, pictures, reading, records, vlm_answers, write
+from saelab.report.build import _best
 
 
 @pytest.fixture(scope="module")
@@ -557,13 +558,25 @@ def test_badges_stand_wherever_a_label_does(report, run):
         assert [summary["badges"][b] if b >= 0 else None for b in summary["badge"]] == words
         assert [unit(report, run, basis.name, u)["badge"] for u in range(len(words))] == words
         assert fact["badges"] == {word: words.count(word) for word in ("holds", "weak", "may be luck")}
-        low = [basis.evaluation[card["unit"]]["interval"][fact["judge"]][0] for card in fact["best"]]
+        shown = [basis.evaluation[card["unit"]] for card in fact["best"]]
+        low = [(not found["named"]["truth_images"], -found["interval"][fact["judge"]][0]) for found in shown]
         assert all(words[card["unit"]] == card["badge"] == "holds" for card in fact["best"])
-        assert low == sorted(low, reverse=True) and len({card["label"] for card in fact["best"]}) == len(low)
+        assert low == sorted(low) and len({card["label"] for card in fact["best"]}) == len(low)
         assert all(card["badge"] == words[card["unit"]] for card in fact["sample"])
     assert sum(len(fact["best"]) for fact in facts) > 3
     lines = read_jsonl(report / "takeaway" / "units.jsonl")
     assert [x["badge"] for x in lines] == [found["badge"] for b in run.bases for found in b.evaluation]
+
+
+def test_labels_that_people_said_come_before_those_near_to_what_they_said():
+    rows = [("ferret", None, 0.6), ("ferret", 0, 0.7), ("cat", 2, 0.3), ("dog", 1, 0.4), ("cat", 1, 0.2)]
+    made = [
+        {"unit": u, "label": label, "said_of": said, "badge": "holds", "interval": {"caption_r": [low, 0.9]}}
+        for u, (label, said, low) in enumerate(rows)
+    ]
+    made.append(made[0] | {"unit": 5, "label": "owl", "badge": "weak", "said_of": 3})
+    assert [r["unit"] for r in _best(made, "caption_r", 4)] == [3, 2, 1]
+    assert [r["unit"] for r in _best(made, "caption_r", 1)] == [3]
 
 
 @pytest.mark.parametrize("key", ["polysemanticity", "redundancy", "clarity", "truth_r"])

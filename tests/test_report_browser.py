@@ -8,25 +8,14 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
+from conftest import PATIENCE
 from report_fixture import ASKED, UNITS, write_run
 
 from saelab.report import build
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the dev extra)")
-FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
 CONTRAST = (Path(__file__).parent / "data" / "contrast.js").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=FLAGS.split())
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +39,7 @@ class Reader:
     def __init__(self, browser, report: Path, **context) -> None:
         self.report, self.faults = report, []
         self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | context))
+        self.context.set_default_timeout(PATIENCE)
         self.watch(self.context.new_page())
 
     def watch(self, page) -> None:
@@ -89,7 +79,7 @@ def test_from_overview_over_browser_and_unit_to_comparison(reader):
     page.wait_for_selector(".pairs .photo")
     unit = page.inner_text(".crumbs strong")
     page.keyboard.press("ArrowRight")
-    playwright.expect(page.locator(".crumbs strong")).not_to_have_text(unit)
+    playwright.expect(page.locator(".crumbs strong")).not_to_have_text(unit, timeout=PATIENCE)
     page.click("nav >> text=Units")
     page.wait_for_selector(".units tbody tr")
     page.click(".units tbody tr:first-child td.name a")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from report_fixture import write_run
-from test_report_browser import FLAGS, Reader, playwright
+from test_report_browser import Reader
 
 from saelab import artifacts, compare
 from saelab.compare import causal
@@ -94,26 +94,20 @@ def test_effects_that_are_gone_are_one_line(run_json, tmp_path):
 
 
 @pytest.mark.browser
-def test_pages_show_what_units_do(run_json, tmp_path_factory):
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+def test_pages_show_what_units_do(run_json, browser, tmp_path_factory):
     out = build(run_json, tmp_path_factory.mktemp("out") / "report").parent
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=FLAGS.split())
-        reader = Reader(browser, out)
-        page = reader.open("unit.html#neuron/2")
-        text = page.inner_text("section:has(h2:text('What it does'))")
-        assert "It raises" in text and "It lowers" in text and "all 12 outputs" in text
-        assert page.locator("section:has(h2:text('What it does')) tbody tr").count() == 10
-        page = reader.open("unit.html#neuron/0")
-        page.reload()
-        page.wait_for_selector(".crumbs")
-        assert page.locator("h2:text('What it does')").count() == 0
-        page = reader.open("compare.html")
-        text = page.inner_text("section:has(h2:text('What units do'))")
-        assert "when and what" in text and "Own class, net of other units" in text
-        assert page.locator("section:has(h2:text('What units do')) table >> nth=0 >> tbody tr").count() == len(MEASURED)
-        assert "Does the network use it so?" in page.inner_text("table.glance")
-        assert reader.faults == []
-        browser.close()
+    reader = Reader(browser, out)
+    page = reader.open("unit.html#neuron/2")
+    text = page.inner_text("section:has(h2:text('What it does'))")
+    assert "It raises" in text and "It lowers" in text and "all 12 outputs" in text
+    assert page.locator("section:has(h2:text('What it does')) tbody tr").count() == 10
+    page = reader.open("unit.html#neuron/0")
+    page.reload()
+    page.wait_for_selector(".crumbs")
+    assert page.locator("h2:text('What it does')").count() == 0
+    page = reader.open("compare.html")
+    text = page.inner_text("section:has(h2:text('What units do'))")
+    assert "when and what" in text and "Own class, net of other units" in text
+    assert page.locator("section:has(h2:text('What units do')) table >> nth=0 >> tbody tr").count() == len(MEASURED)
+    assert "Does the network use it so?" in page.inner_text("table.glance")
+    assert reader.faults == []

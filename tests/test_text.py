@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from saelab import truth
 from saelab.errors import UserError
 from saelab.label import label_files, vocabulary
-from saelab.text import folded, is_unspaced, visible, words
+from saelab.text import fold, is_unspaced, visible, words
 
 CALM = settings(deadline=None, max_examples=60)
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u202e\u2066"
@@ -43,7 +43,7 @@ def test_width_and_dashes_do_not_tell_labels_apart_but_joiners_that_shape_letter
     assert vocabulary.key("ＣＡＴ") == vocabulary.key("cat") and vocabulary.key("T‑shirt") == vocabulary.key("t shirt")
     persian = "می\u200cخواهم"
     assert vocabulary.clean(persian) == persian and vocabulary.key(persian) == vocabulary.key("میخواهم")
-    assert folded("Straße") == folded("STRASSE")
+    assert fold("Straße") == fold("STRASSE")
 
 
 @pytest.mark.parametrize("pair", ["glass glasses", "short shorts", "good goods", "scale scales", "new news"])

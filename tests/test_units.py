@@ -49,7 +49,7 @@ def test_neurons_are_pooled_as_said_however_the_images_are_cut(store, tokens, tm
     else:
         np.testing.assert_allclose(load(units.neuron(store, tmp_path, pool)).acts.numpy(), brute, rtol=1e-6)
     for at_once in (1, 7, 50):
-        cut = units.pooled(store, units.Projection(), pool, at_once=at_once)
+        cut = units.pool_cache(store, units.Projection(), pool, at_once=at_once)
         np.testing.assert_allclose(cut.numpy(), brute, rtol=1e-6)
 
 
@@ -61,7 +61,7 @@ def test_both_means_of_the_strongest_tenth_take_the_same_tokens(tmp_path):
     parts = [np.sort(flat[a:b], axis=0) for a, b in itertools.pairwise(offsets)]
     brute = np.stack([part[-max(1, len(part) // 10) :].mean(0) for part in parts])
     np.testing.assert_allclose(store.pooled("top:0.1"), brute, rtol=1e-6)
-    np.testing.assert_allclose(units.pooled(store, units.Projection(), "top_mean").numpy(), brute, rtol=1e-6)
+    np.testing.assert_allclose(units.pool_cache(store, units.Projection(), "top_mean").numpy(), brute, rtol=1e-6)
     ends = [top_count(100, share) for share in (0.29, 0.57, 1.0, 0.001)]
     assert ends == [29, 57, 100, 1]
 
@@ -73,7 +73,7 @@ def test_images_with_different_numbers_of_tokens(tokens, tmp_path):
     store = cache.adopt(flat, tmp_path, offsets=offsets, dtype="float32")
     brute = [np.maximum(flat[a:b], 0).max(0) for a, b in itertools.pairwise(offsets)]
     np.testing.assert_allclose(
-        units.pooled(store, units.Projection(), "max", at_once=10).numpy(), np.stack(brute), rtol=1e-6
+        units.pool_cache(store, units.Projection(), "max", at_once=10).numpy(), np.stack(brute), rtol=1e-6
     )
 
 

@@ -5,7 +5,6 @@ import http.client
 import io
 import json
 import os
-import shutil
 import socket
 import threading
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
+from conftest import PATIENCE
 from PIL import Image
 from report_fixture import ASKED, MINING, UNITS, Filters, World, crops, write_run
 from servers import free_port
@@ -29,7 +29,6 @@ from saelab.hosts.transform import Transform
 from saelab.report import build, reading
 from saelab.report.live import Models, Search, application, rating, sheets, store
 
-FLAGS = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
 STUDY = rating.StudySettings(per_basis=4, checks=2, shown=5)
 
 
@@ -75,7 +74,7 @@ class Viewer:
 
     def ask(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> Reply:
         """One request with just the headers given (underscores are dashes) and the path as it stands."""
-        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         link.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in {"host": f"127.0.0.1:{self.port}", **headers}.items():
             link.putheader(name.replace("_", "-"), value)
@@ -435,22 +434,11 @@ def test_a_port_that_is_taken_is_told_in_one_line():
 # ---- in a browser ----
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the dev extra)")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=FLAGS.split())
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser, viewer) -> Iterator:
     faults = []
     page = browser.new_page(base_url=f"http://127.0.0.1:{viewer.port}/")
+    page.set_default_timeout(PATIENCE)
     page.on("console", lambda m: faults.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
     home = (f"http://127.0.0.1:{viewer.port}/", "data:", "blob:")

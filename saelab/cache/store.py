@@ -31,7 +31,7 @@ class ActivationCache:
         """`path`: the artifact's folder, or its tokens.h5. UserError for a missing, unfinished or damaged one."""
         path = Path(path)
         self.path = path.parent if path.name == FILE else path
-        artifact = artifacts.opened(self.path)
+        artifact = artifacts.open_artifact(self.path)
         self.recipe, self.digest = artifact.recipe, artifact.digest
         self._places, self.info = layout.places(self.path / FILE)
         missing = set(layout.datasets(0, 0, 0, "float16")) - set(self._places)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from saelab.compare import statistics
 from saelab.compare.cautions import cautions
-from saelab.compare.evidence import TestImages, pooled
+from saelab.compare.evidence import TestImages, cliffs_delta
 from saelab.compare.glossary import Metric
 from saelab.compare.inputs import COUNTINGS, ComparedBasis, Counting, Settings, selected
 from saelab.compare.left_out import Measured, Parts
@@ -209,7 +209,7 @@ def _result(
     found = dataclasses.asdict(combine(a, b, parts, alpha))
     found |= {"df": None if found["df"] is None or math.isinf(found["df"]) else found["df"]}
     head = {"metric": metric, "counting": counting, "n_a": len(a.values), "n_b": len(b.values)}
-    own = {"cliffs_delta": pooled(a.values, b.values), "null_difference": None}
+    own = {"cliffs_delta": cliffs_delta(a.values, b.values), "null_difference": None}
     return head | found | own | {"role": "primary" if metric == PRIMARY else "shown", "p_holm": None, "verdict": "none"}
 
 

@@ -187,7 +187,7 @@ def restricted(side: Measured, index: Sequence[Int[np.ndarray, "some"]]) -> Meas
     return side.only(np.array([u in chosen[s] for s, u in zip(side.seed, side.unit)], dtype=bool))
 
 
-def pooled(values: Float[np.ndarray, "a"], others: Float[np.ndarray, "b"]) -> float:
+def cliffs_delta(values: Float[np.ndarray, "a"], others: Float[np.ndarray, "b"]) -> float:
     """Cliff's delta: P(a > b) - P(a < b), seeds pooled."""
     from scipy.stats import rankdata
 

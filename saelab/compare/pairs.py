@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from saelab.compare import statistics
-from saelab.compare.evidence import Ground, counted, pooled, restricted
+from saelab.compare.evidence import Ground, cliffs_delta, counted, restricted
 from saelab.compare.glossary import FAITHFUL, METRICS
 from saelab.compare.inputs import COUNTINGS, ComparedBasis, Counting, Index, Settings, mean_of, scorers_of
 from saelab.compare.left_out import Measured, Parts
@@ -121,7 +121,7 @@ def _result(
     found = dataclasses.asdict(combine(a, b, parts, s.alpha))
     found |= {"df": None if found["df"] is None or math.isinf(found["df"]) else found["df"]}
     head = {"metric": metric, "counting": counting, "n_a": len(a.values), "n_b": len(b.values)}
-    return head | found | {"cliffs_delta": pooled(a.values, b.values), "null_difference": null}
+    return head | found | {"cliffs_delta": cliffs_delta(a.values, b.values), "null_difference": null}
 
 
 def _null(

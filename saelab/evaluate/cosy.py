@@ -27,7 +27,7 @@ NUMBERS = ("auc_half", "auc_strict", "tie_share", "mad", "dma", "mann_whitney_p"
 FEWEST_CONTROLS = 2  # below, the controls have no spread
 
 
-def described(labels: Sequence[str], truth: Truth, test: np.ndarray) -> dict[str, np.ndarray]:
+def match_descriptions(labels: Sequence[str], truth: Truth, test: np.ndarray) -> dict[str, np.ndarray]:
     """Per label the positions within `test` (image ids) of the pictures of which it is true; [] without truth."""
     member = truth.member[torch.as_tensor(test)].numpy()
     nothing = np.zeros(0, dtype=np.int64)

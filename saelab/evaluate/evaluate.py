@@ -50,7 +50,7 @@ def evaluate(
     Raises UserError where labels and units don't belong together, splits overlap, or there are too few test images.
     Eight parameters: units, labels, judges and splits are enough; the others have defaults and stand alone.
     """
-    splits = splits.checked()
+    splits = splits.check()
     if [row["unit"] for row in labels] != list(range(units.units)):
         raise UserError("labels", f"{len(labels)} rows", f"the basis has {units.units} units", "label this basis anew")
     mine, test = columns(units.rows(splits.mine)), columns(units.rows(splits.test))
@@ -66,9 +66,8 @@ def evaluate(
     final = [None if row["abstained"] else row["label"] for row in labels]
     named = [row["label"] for row in labels]
     chosen |= {"final": final, "named": named, "shuffled": shuffled(named, seed)}
-    entries = {
-        name: _entries(texts, faithfulness(mine, test, texts, evidence, splits)) for name, texts in chosen.items()
-    }
+    measured = {texts: faithfulness(mine, test, texts, evidence, splits) for texts in set(map(tuple, chosen.values()))}
+    entries = {name: _entries(texts, measured[tuple(texts)]) for name, texts in chosen.items()}
     for name in scorers:
         for row, entry in zip(labels, entries[name]):
             entry["null_percentile"] = row["scores"].get(name, {}).get("null_percentile")

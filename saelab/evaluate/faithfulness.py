@@ -30,7 +30,7 @@ class Splits:
     mine: np.ndarray  # [n] int64, where units were mined and labelled
     test: np.ndarray  # [n] int64, never seen by mining, proposers or SAEs
 
-    def checked(self) -> "Splits":
+    def check(self) -> "Splits":
         """Itself. Raises UserError where the splits overlap or `test` is too small to say anything."""
         both = np.intersect1d(self.mine, self.test)
         if len(both):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -229,7 +230,7 @@ class Host:
         return dict(self.model.named_modules(remove_duplicate=False))
 
     def _forward(self, batch: Tensor) -> Any:
-        with torch.compiler.set_stance("force_eager"):  # what is compiled calls no hooks
+        with _eager():
             return self._call(self.model, batch.to(self.device, self.dtype))
 
     def _answer(self, batch: Tensor) -> Tensor:
@@ -252,6 +253,16 @@ class Host:
     def _tensors(self) -> Any:
         yield from self.model.parameters()
         yield from self.model.buffers()
+
+
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Compiled modules run as they are written, for what is compiled calls no hooks.
+
+    Nothing is compiled where no compiler was imported: asking it to stand aside would import it, in four seconds.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def answer(output: Any) -> Tensor:

@@ -39,7 +39,7 @@ def load(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built = loader(rest or name, str(weights))
-        changed = built.transform.changed(dict(transform or {}))
+        changed = built.transform.override(dict(transform or {}))
         if weights == "random":
             settle(built._replace(transform=changed), seed)
     title = f"{name} (random, seed {seed})" if weights == "random" else name

@@ -72,7 +72,7 @@ class Transform:
         """The fields as JSON's types: what goes into recipes, and what `Transform.of` takes."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
-    def changed(self, spec: dict[str, Any]) -> "Transform":
+    def override(self, spec: dict[str, Any]) -> "Transform":
         """This transform with the given fields replaced. Raises UserError for an unknown field."""
         names = [f.name for f in dataclasses.fields(self)]
         for key in spec:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.artifacts import Artifact, ensure, opened, read_json, write_json
+from saelab.artifacts import Artifact, ensure, open_artifact, read_json, write_json
 from saelab.encoders import ImageEmbeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
@@ -66,7 +66,7 @@ class Exemplars:
         """Read an `exemplars` or `labels` artifact."""
         from safetensors.torch import load_file
 
-        path = opened(folder).path
+        path = open_artifact(folder).path
         return cls(
             **load_file(str(path / "exemplars.safetensors")), status=tuple(read_json(path / "status.json")["status"])
         )

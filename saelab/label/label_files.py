@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import UserError
-from saelab.text import folded
+from saelab.text import fold
 
 log = logging.getLogger("saelab")
 
@@ -97,7 +97,7 @@ def _of_rows(path: Path, rows: list[list[str]], column: str | None) -> list[str]
     width = max(map(len, rows))
     if width > 1 and len(rows) > 1 and Counter(map(len, rows))[1] * 2 > len(rows):
         width = 1  # a list, some of whose labels hold the delimiter
-    first = [folded(cell).replace("_", " ").strip() for cell in rows[0]]
+    first = [fold(cell).replace("_", " ").strip() for cell in rows[0]]
     named = [place for heading in HEADINGS for place, cell in enumerate(first) if cell in (heading, _plural(heading))]
     if column is not None:
         return _find_column(path, rows, first, named, column)
@@ -118,7 +118,7 @@ def _of_rows(path: Path, rows: list[list[str]], column: str | None) -> list[str]
 
 
 def _find_column(path: Path, rows: list[list[str]], first: list[str], named: list[int], column: str) -> list[str]:
-    wanted = folded(column).replace("_", " ").strip()
+    wanted = fold(column).replace("_", " ").strip()
     if wanted in first:
         return _column(rows[1:], first.index(wanted))
     if wanted.isascii() and wanted.isdigit() and 1 <= int(wanted[:9]) <= max(map(len, rows)):
@@ -149,8 +149,8 @@ def _of_json(path: Path, text: str, by_line: bool, column: str | None) -> list[s
         reason = "nested too deep" if isinstance(error, RecursionError) else error
         raise UserError("vocabulary", f"file:{path}", f"is not JSON ({reason})", "one list of labels") from None
     if isinstance(value, dict):
-        lists = {folded(key): own for key, own in value.items() if isinstance(own, list)}
-        names = [folded(column)] if column else [n for h in HEADINGS for n in (_plural(h), h)]
+        lists = {fold(key): own for key, own in value.items() if isinstance(own, list)}
+        names = [fold(column)] if column else [n for h in HEADINGS for n in (_plural(h), h)]
         value = next((lists[name] for name in names if name in lists), list(value.values()))
     if not isinstance(value, list):
         raise UserError("vocabulary", f"file:{path}", "holds no list of labels", "one list of labels")

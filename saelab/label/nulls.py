@@ -91,7 +91,7 @@ def _dealt(
 ) -> dict[str, Float[Tensor, "units"]]:
     """How many deals of whole series, one a round, score lower."""
     scored: dict[str, Moved] = {
-        s.name: partial(_best, s) if s.moved is None else s.moved(evidence) for s in rows if s.null is not None
+        s.name: (s.moved and s.moved(evidence)) or partial(_best, s) for s in rows if s.null is not None
     }
     moving = Moving(evidence, any(scorer.needs == "pairs" for scorer in rows))
     lower = {name: torch.zeros(evidence.n_units, device=evidence.image_emb.device) for name in scored}

@@ -19,7 +19,7 @@ from saelab.artifacts import (
     Artifact,
     digest,
     ensure,
-    opened,
+    open_artifact,
     read_json,
     read_jsonl,
     write_json,
@@ -222,12 +222,12 @@ def _entries(
 
 def left_out(folder: Path | str) -> dict[str, str]:
     """Scorers that a `labels` artifact's units or pictures can't have, each with the reason."""
-    return read_json(opened(folder).path / "left_out.json")
+    return read_json(open_artifact(folder).path / "left_out.json")
 
 
 def read(folder: Path | str) -> list[dict[str, Any]]:
     """The rows of a `labels` artifact. Raises UserError if it is missing, unfinished or damaged."""
-    return read_jsonl(opened(folder).path / "labels.jsonl")
+    return read_jsonl(open_artifact(folder).path / "labels.jsonl")
 
 
 def counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:

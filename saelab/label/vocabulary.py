@@ -15,7 +15,7 @@ from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label.label_files import read as read_file
 from saelab.names import imagenet21k_names, imagenet_names
-from saelab.text import folded, visible
+from saelab.text import fold, visible
 
 log = logging.getLogger("saelab")
 
@@ -60,7 +60,7 @@ def key(label: str) -> str:
     The plural rule is the plain English one on the last word (`-ies`, `-es` after s/x/z/ch/sh, `-s` but not `-ss`,
     `-us`, `-is`); irregular plurals stay apart, and so do those that mean something else (glasses, shorts, goods).
     """
-    text = re.sub("[-\u2010-\u2015]", " ", folded(clean(label)))
+    text = re.sub("[-\u2010-\u2015]", " ", fold(clean(label)))
     text = re.sub(r"^(a|an|the) ", "", text)
     head, _, last = text.rpartition(" ")
     if len(last) > 3 and not OWN_PLURALS.fullmatch(last):

@@ -100,7 +100,7 @@ def _source(run: reading.Run, shown: int, site: str | None) -> str:
             parts.append(file_digest(run.path.parent / entry["effects"] / "effects.jsonl"))
     for basis in run.bases:
         parts.append(str(basis.sheets and basis.sheets.name))
-        folders = vlm_answers.verified(run.path.parent, basis.recipes["labels"])
+        folders = vlm_answers.find_verifications(run.path.parent, basis.recipes["labels"])
         parts += [file_digest(rows) for folder in folders for rows in sorted(folder.glob("*.jsonl"))]
     here = Path(__file__).parent
     for file in sorted(p for p in here.rglob("*") if p.suffix in (".py", ".js", ".css", ".html")):
@@ -215,10 +215,14 @@ def _basis(basis: reading.ReadBasis, rows: list[dict[str, Any]]) -> dict[str, An
 
 
 def _best(rows: list[dict[str, Any]], metric: str | None, count: int) -> list[dict[str, Any]]:
-    """The `count` labels that hold best on held-out images: highest lower end of the interval, each label once."""
+    """The `count` labels that hold best on held-out images: highest lower end of the interval, each label once.
+
+    Labels that captions of held-out images name come before those only near to what they say: a word like
+    "ferret" is near to whatever captions say of animals.
+    """
     low = {r["unit"]: r["interval"][metric][0] for r in rows if r["badge"] == "holds" and metric in r["interval"]}
     found: dict[str, dict[str, Any]] = {}
-    for record in sorted((r for r in rows if r["unit"] in low), key=lambda r: -low[r["unit"]]):
+    for record in sorted((r for r in rows if r["unit"] in low), key=lambda r: (not r["said_of"], -low[r["unit"]])):
         found.setdefault(record["label"], record)
     return list(found.values())[:count]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import saelab
-from saelab.artifacts import opened, read_json, read_jsonl
+from saelab.artifacts import open_artifact, read_json, read_jsonl
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.report import vlm_answers, what_it_does
@@ -91,7 +91,7 @@ def artifact(run: Path, name: str, what: str) -> Path:
             f"its {what} folder {name} is missing",
             "keep run.json beside the folders it names, or run again",
         )
-    return opened(folder).path
+    return open_artifact(folder).path
 
 
 def _compared(facts: dict[str, Any]) -> list[str]:

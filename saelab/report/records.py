@@ -69,6 +69,7 @@ def of_basis(
             "evaluation": basis.evaluation[u].get("by_scorer") or {},
             "interval": basis.evaluation[u].get("interval") or {},
             "badge": basis.evaluation[u].get("badge"),
+            "said_of": (basis.evaluation[u].get("named") or {}).get("truth_images"),
             "held_out": unseen[u],
             "does": does[u],
             "near": near[u],

@@ -38,14 +38,14 @@ def sheets(root: Path, labels: dict[str, Any]) -> Path | None:
 def verification(root: Path, labels: dict[str, Any]) -> Rows:
     """Results of verifying these labels, by unit; every row names its `test`."""
     found: Rows = {}
-    for folder in verified(root, labels):
+    for folder in find_verifications(root, labels):
         for test, name in TESTS.items():
             for row in read_jsonl(folder / name) if (folder / name).is_file() else []:
                 found.setdefault(row["unit"], []).append({"test": test, **row})
     return found
 
 
-def verified(root: Path, labels: dict[str, Any]) -> list[Path]:
+def find_verifications(root: Path, labels: dict[str, Any]) -> list[Path]:
     """The verification folders of the labels with this recipe."""
     recipes = sorted((root / "verification").glob("*/recipe.json"))
     return [path.parent for path in recipes if read_json(path).get("labels") == digest(labels)]

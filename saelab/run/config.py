@@ -132,9 +132,9 @@ class RunConfig:
         given["compare"] = settings.make(CompareSettings, given.get("compare") or {}, "compare.")
         given["effects"] = _effects(given.get("effects"))
         given["arrays"] = settings.make(ArraySettings, given.get("arrays") or {}, "arrays.")
-        return settings.make(cls, given, "").checked()
+        return settings.make(cls, given, "").check()
 
-    def checked(self) -> "RunConfig":
+    def check(self) -> "RunConfig":
         """Itself. Raises UserError for values that no run could use, as far as they show without any file."""
         if not self.name or Path(self.name).name != self.name:
             raise UserError(

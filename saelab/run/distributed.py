@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from saelab.artifacts import Artifact, ensure_all, opened
+from saelab.artifacts import Artifact, ensure_all, open_artifact
 from saelab.errors import UserError
 
 # What gloo, nccl and torch's store say where another process is gone or was never there.
@@ -89,7 +89,7 @@ def ensure_together(
         folders = _broadcast(None)
         if folders:
             build(folders)
-        return [opened(path) for path in _broadcast(None)]
+        return [open_artifact(path) for path in _broadcast(None)]
     announced: list[dict[int, Path]] = []
 
     def announce(folders: dict[int, Path]) -> None:

@@ -53,7 +53,7 @@ class Stages(Labels):
     @cached_property
     def evaluated(self) -> list[Basis]:
         """Bases with the numbers of their labels on the test split."""
-        evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).checked()  # before the long work
+        evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).check()  # before the long work
         labelled = self.labelled
         if not any(self.images.captions):
             self.notes.append("The pictures have no captions, so caption_r and caption_clarity are missing.")

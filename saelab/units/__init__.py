@@ -9,7 +9,7 @@ units.pool_tokens(project(tokens)[None], "max")         # one picture's activati
 from saelab.units.activations import UnitActivations, from_scipy, to_scipy
 from saelab.units.bases import SIGNED, Projection
 from saelab.units.maps import heat_maps
-from saelab.units.pooling import POOLS, pool_tokens, pooled
+from saelab.units.pooling import POOLS, pool_cache, pool_tokens
 from saelab.units.stage import neuron, pca, random_rotation, sae
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "heat_maps",
     "neuron",
     "pca",
+    "pool_cache",
     "pool_tokens",
-    "pooled",
     "random_rotation",
     "sae",
     "to_scipy",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.artifacts import opened, read_json, write_json
+from saelab.artifacts import open_artifact, read_json, write_json
 from saelab.errors import UserError
 
 
@@ -68,7 +68,7 @@ class UnitActivations:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        folder = opened(folder).path
+        folder = open_artifact(folder).path
         facts = read_json(folder / "units.json")
         try:
             tensors = load_file(str(folder / "acts.safetensors"))

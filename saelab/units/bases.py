@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.artifacts import opened, read_json
+from saelab.artifacts import open_artifact, read_json
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.sae import SAE
@@ -89,7 +89,7 @@ class Projection:
         """
         from safetensors.torch import load_file
 
-        folder = opened(folder).path
+        folder = open_artifact(folder).path
         info = read_json(folder / "units.json")["info"]
         if "latents" in info:
             if sae is None:

@@ -15,7 +15,7 @@ POOLS = ("max", "mean", "cls", "top_mean")
 SPARSE_BELOW = 0.1  # density under which activations are kept as CSR
 
 
-def pooled(cache: ActivationCache, project: Projection, pool: str, at_once: int = 8192) -> Tensor:
+def pool_cache(cache: ActivationCache, project: Projection, pool: str, at_once: int = 8192) -> Tensor:
     """Every image's pooled activation of every unit, [images, units] float32, CSR where under 10 % is nonzero.
 
     `project` sees whole images, about `at_once` tokens together (fewer for a wide SAE), so memory does not grow with
@@ -54,7 +54,7 @@ def _pool(tokens: Float[Tensor, "tokens units"], offsets: np.ndarray, pool: str)
 
 
 def pool_tokens(grid: Float[Tensor, "images t units"], pool: str) -> Float[Tensor, "images units"]:
-    """Pool the tokens of images that have equally many; see `pooled`."""
+    """Pool the tokens of images that have equally many; see `pool_cache`."""
     if pool == "max":
         return grid.amax(1)
     if pool == "mean":

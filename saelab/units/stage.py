@@ -13,7 +13,7 @@ from saelab.errors import UserError
 from saelab.sae import SAE
 from saelab.units.activations import UnitActivations
 from saelab.units.bases import SIGNED, Projection, principal, rotation, sae_file
-from saelab.units.pooling import POOLS, pooled
+from saelab.units.pooling import POOLS, pool_cache
 
 CODE = 2  # version of this stage; part of every recipe
 
@@ -87,7 +87,7 @@ def _units(
     def build(folder: Path) -> None:
         with torch.inference_mode():
             projection = fit()
-            acts = pooled(cache, projection, pool)
+            acts = pool_cache(cache, projection, pool)
         projection.save(folder)
         facts = shared | {"layer": cache.layer, "host": cache.host} | (info or {})
         UnitActivations(acts, basis, facts).save(folder)

@@ -14,7 +14,15 @@ import commands
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("seeds=[0,1]", "sae.train.epochs=3", "label.nulls=20", "label.mining.k=5", "workers=0", "device=cpu")
+SMALL = (
+    "seeds=[0,1]",
+    "sae.latents=160",
+    "sae.train.epochs=3",
+    "label.nulls=20",
+    "label.mining.k=5",
+    "workers=0",
+    "device=cpu",
+)
 SCORERS = {"contrast_evidence", "csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed"}
 
 

@@ -9,7 +9,15 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("label.nulls=20", "label.mining.k=2", "seeds=[0]", "sae.train.epochs=2", "workers=0", "device=cpu")
+SMALL = (
+    "label.nulls=20",
+    "label.mining.k=2",
+    "seeds=[0]",
+    "sae.latents=160",
+    "sae.train.epochs=2",
+    "workers=0",
+    "device=cpu",
+)
 SCRIPT = """
 import saelab
 label = {{"nulls": 20, "mining": {{"k": 2}}}}

@@ -20,7 +20,9 @@ from saelab.label.scorers.checks import similarities
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of, where_ranked
-from saelab.label.scorers.scorer import Rows, Scorer
+from saelab.label.scorers.scorer import KEPT, Moved, Rows, Scorer
+
+Whole = Callable[[memberships.Reading], Float[Tensor, "some labels"]]  # evidence of the whole set, for one reading
 
 
 @takes_arrays
@@ -70,17 +72,30 @@ def contrast_evidence_rows(
     _check(acts, positive_ids, contrast_ids, valid)
     there = (positive_ids >= 0) & (contrast_ids >= 0)
     there = there if valid is None else there & valid
-    seen, bases = memberships.Memberships(sims), memberships.baselines(acts)
+    bases = memberships.baselines(acts)
+
+    def whole_of(units: slice) -> Whole:
+        some = part(acts, units)
+        return lambda reading: memberships.whole(some, bases[reading.clear][units], reading)
+
+    return _rows(sims, positive_ids, contrast_ids, there, whole_of)
+
+
+def _rows(
+    sims: Tensor, positive_ids: Tensor, contrast_ids: Tensor, there: Tensor, whole_of: Callable[[slice], Whole]
+) -> Callable[[slice], Float[Tensor, "some labels"]]:
+    """Scores of a slice of units, given what tells its evidence of the whole set for a reading."""
+    seen = memberships.Memberships(sims)
     worth, parts = memberships.discount(seen.spread), seen.parts(len(sims))
     whole = _read(seen) if len(parts) == 1 else None  # kept from one slice of units to the next
 
     def rows(units: slice) -> Float[Tensor, "some labels"]:
-        some, found = part(acts, units), []
+        against, found = whole_of(units), []
         for labels in parts:
             z = whole[0] if whole else seen.z(labels)
             total = memberships.paired(z, positive_ids[units], contrast_ids[units], there[units])
             for reading in whole[1] if whole else seen.readings(z, labels):
-                total.add_(memberships.whole(some, bases[reading.clear][units], reading), alpha=reading.weight)
+                total.add_(against(reading), alpha=reading.weight)
             found.append(memberships.discounted(total, worth[labels]).masked_fill_(seen.constant[labels], torch.nan))
         return torch.cat(found, dim=1)
 
@@ -181,8 +196,31 @@ def _firing(block: Block, means: Tensor, frame: Frame) -> Tensor:
 
 
 def _start(e: Evidence) -> Rows:
-    firing = e.positive_values > column_means(e.acts)[:, None]  # a positive below the mean is no evidence of firing
-    return contrast_evidence_rows(e.acts, e.sims, e.positive_ids, e.contrast_ids, e.valid & firing)
+    return contrast_evidence_rows(e.acts, e.sims, e.positive_ids, e.contrast_ids, e.valid & _above_mean(e))
+
+
+def _above_mean(e: Evidence) -> Bool[Tensor, "units k"]:
+    """Which positives are above their unit's mean: one below is no evidence of firing."""
+    return e.positive_values > column_means(e.acts)[:, None]
+
+
+def _moved(e: Evidence) -> Moved | None:
+    """Contrast evidence where series move: what the units do stays, and is prepared once for all moves."""
+    if e.n_images * e.n_units > KEPT or e.n_units * len(e.label_emb) > KEPT:
+        return None
+    dtype, firing = e.sims.dtype, _above_mean(e)
+    fires = {
+        clear: memberships.Firing.above(e.acts, base, dtype) for clear, base in memberships.baselines(e.acts).items()
+    }
+
+    def best(seen: Evidence) -> Tensor:
+        there = seen.valid & firing
+        rows = _rows(
+            seen.sims, seen.positive_ids, seen.contrast_ids, there, lambda _: lambda r: fires[r.clear].against(r)
+        )
+        return best_of(rows(slice(None)))
+
+    return best
 
 
 SCORERS = (
@@ -195,5 +233,6 @@ SCORERS = (
         _start,
         permuted_evidence,
         source="docs/scorers.md",
+        moved=_moved,
     ),
 )

@@ -11,7 +11,7 @@ from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
-from saelab.label.scorers.means import check_sets, cosines, weighted_sum
+from saelab.label.scorers.means import check_sets, weighted_sum
 from saelab.label.scorers.permuted import Best, best_of, where_ranked
 from saelab.label.scorers.scorer import Citation, Moved, Null, Rows, Scorer
 
@@ -132,10 +132,8 @@ def _csp_moved(gamma: float) -> Callable[[Evidence], Moved]:
         weights = pair_weights(e.positive_values.nan_to_num(nan=0.0))
 
         def best(seen: Evidence) -> Tensor:
-            positive, contrast = seen.positive_ids.clamp(min=0), seen.contrast_ids.clamp(min=0)
-            own = weights.masked_fill(~seen.valid, 0.0)
-            along = cosines(seen.image_emb, positive, contrast)
-            ids, share = torch.cat([positive, contrast], dim=1), torch.cat([own, -gamma * along * own], dim=1)
+            own, ids = weights.masked_fill(~seen.valid, 0.0), torch.cat([seen.positive_ids, seen.contrast_ids], dim=1)
+            ids, share = ids.clamp(min=0), torch.cat([own, -gamma * seen.alike * own], dim=1)
             centre = embedding_bag(ids, seen.image_emb, mode="sum", per_sample_weights=share)
             return best_of(normalize(centre, dim=1) @ seen.label_emb.T).masked_fill(own.sum(dim=1) == 0, torch.nan)
 

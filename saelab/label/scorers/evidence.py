@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -10,6 +11,8 @@ from saelab.acts import Acts, columns, shape
 from saelab.errors import UserError
 from saelab.label.mine import ContrastRule, mine_pairs, positive_images
 from saelab.label.scorers.checks import similarities
+
+SQUARE = 2048  # images whose product with each other is cheaper than picking pairs
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class Evidence:
         """Pairs that have both a positive and a contrast."""
         return (self.positive_ids >= 0) & (self.contrast_ids >= 0)
 
+    @cached_property
+    def alike(self) -> Float[Tensor, "units k"]:
+        """Inner product of each positive with its contrast; of any two images where either is missing."""
+        return _products(self.image_emb, self.positive_ids.clamp(min=0), self.contrast_ids.clamp(min=0))
+
     def positives(self, k: int) -> tuple[Int[Tensor, "units k"], Float[Tensor, "units k"]]:
         """The k strongest images that fire each unit and their activations, mined anew if more than were kept."""
         k = min(k, self.n_images)
@@ -92,3 +100,12 @@ class Evidence:
     def but(self, **changes: object) -> "Evidence":
         """A copy with some fields changed and nothing kept from before."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def _products(
+    image_emb: Float[Tensor, "images d_text"], one: Int[Tensor, "units k"], other: Int[Tensor, "units k"]
+) -> Float[Tensor, "units k"]:
+    """Inner products of pairs of images, unit by unit where there are too many images for one product of all."""
+    if len(image_emb) <= SQUARE:
+        return (image_emb @ image_emb.T)[one, other]
+    return torch.stack([(image_emb[a] * image_emb[b]).sum(dim=1) for a, b in zip(one, other, strict=True)])

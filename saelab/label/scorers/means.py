@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
@@ -13,8 +13,6 @@ from saelab.label.scorers.checks import check_labels
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.permuted import best_of, positives_only, unweighted_pairs
 from saelab.label.scorers.scorer import Citation, Moved, Rows, Scorer
-
-SQUARE = 2048  # images whose product with each other is cheaper than picking pairs
 
 
 @takes_arrays
@@ -96,15 +94,6 @@ def weighted_sum(
     total = weights.sum(dim=1, keepdim=True)
     weights = weights / (total + 1e-8)
     return torch.einsum("uk,ukd->ud", weights, vectors).masked_fill(total == 0, torch.nan)
-
-
-def cosines(
-    image_emb: Float[Tensor, "images d_text"], one: Int[Tensor, "units k"], other: Int[Tensor, "units k"]
-) -> Float[Tensor, "units k"]:
-    """Inner products of pairs of images, unit by unit where there are too many images for one product of all."""
-    if len(image_emb) <= SQUARE:
-        return (image_emb @ image_emb.T)[one, other]
-    return torch.stack([(image_emb[a] * image_emb[b]).sum(dim=1) for a, b in zip(one, other, strict=True)])
 
 
 def _pair_means(pos_emb: Tensor, neg_emb: Tensor, label_emb: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

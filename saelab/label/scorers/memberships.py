@@ -60,6 +60,7 @@ class Memberships:
         self.constant = self.spread <= 1e-6 * torch.cat(size)  # labels equally like every image: their z is 0
         self._unit = self.spread.masked_fill(self.constant, torch.inf)
         self._highest, self._total = self._crowd(parts)
+        self._columns: list[Float[Tensor, "images labels"]] = []  # of each reading, where there is one part
         self._scales = [self._scale(read, parts) for _, _, read in READINGS]
 
     def parts(self, images: int) -> list[slice]:
@@ -80,8 +81,12 @@ class Memberships:
     ) -> Iterator[Reading]:
         """The readings of `z(labels, images)`, one after the other: graded on two scales, and in competition."""
         highest, total = (t if images is None else t[images] for t in (self._highest, self._total))
-        for (weight, clear, read), scale in zip(READINGS, self._scales, strict=True):
-            values = read(z, highest, total).sub_(scale.mean[labels]).div_(scale.length[labels])
+        for number, ((weight, clear, read), scale) in enumerate(zip(READINGS, self._scales, strict=True)):
+            if self._columns:
+                values = self._columns[number][:, labels]
+                values = values if images is None else values[images]
+            else:
+                values = read(z, highest, total).sub_(scale.mean[labels]).div_(scale.length[labels])
             squares = values.square().masked_fill_(scale.alike[labels], 1 / len(self._sims))
             yield Reading(values, squares, weight, clear)
 
@@ -104,6 +109,8 @@ class Memberships:
             rest = columns.sub_(mean).norm(dim=0)
             alike = rest <= 1e-6 * length
             found.append((mean, rest.masked_fill(alike, torch.inf), alike))
+            if len(parts) == 1:  # what `readings` would compute again
+                self._columns.append(columns.div_(found[-1][1]))
         return Scale(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
@@ -134,11 +141,56 @@ def paired(
     return embedding_bag(ids, z, mode="sum", per_sample_weights=torch.cat([weight, -weight], dim=1))
 
 
+@dataclass(frozen=True)
+class Firing:
+    """What units do above a base: centred columns of unit length, ready to meet readings of labels.
+
+    Where a unit has no entry stored, its entry is 0 in the first matrix (columns of `Reading.values` sum to 0, so what
+    all images share drops out of that product) and `common` beyond 0 in the second.
+    """
+
+    entries: Float[Tensor, "some images"]  # dense or CSR; NaN for a constant unit
+    squares: Float[Tensor, "some images"]
+    common: (
+        Float[Tensor, "some 1"] | None
+    )  # added to the product of the squares, as columns of `Reading.squares` sum to 1
+
+    @classmethod
+    def above(cls, acts: Acts, base: Float[Tensor, "some"], dtype: torch.dtype) -> "Firing":
+        """Of relu(acts - base), computed in float64 and kept in `dtype`."""
+        if isinstance(acts, Columns):
+            return cls._of_columns(acts, base, dtype)
+        x = (acts - base).clamp_(min=0)
+        x -= x.mean(dim=0)
+        norm = x.norm(dim=0)
+        x = x.div_(norm.masked_fill(norm == 0, torch.nan)).to(dtype)
+        return cls(x.T, x.square().T, None)
+
+    @classmethod
+    def _of_columns(cls, acts: Columns, base: Tensor, dtype: torch.dtype) -> "Firing":
+        owner, unstored = acts.unit_of_entry, acts.images - acts.counts
+        entries, rest = (acts.values - base[owner]).clamp(min=0), (-base).clamp(min=0)
+        means = (acts.total(entries) + unstored * rest) / acts.images
+        squared = acts.total((entries - means[owner]).square()) + unstored * (rest - means).square()
+        squared = squared.masked_fill(squared == 0, torch.nan)
+        common = (rest - means).square() / squared
+        own = (entries - means[owner]).square() / squared[owner] - common[owner]
+        within = acts.transposed((entries - rest[owner]) / squared.sqrt()[owner], dtype)
+        return cls(within, acts.transposed(own, dtype), common.to(dtype)[:, None])
+
+    def against(self, reading: Reading) -> Float[Tensor, "some labels"]:
+        """Evidence of the whole set: sqrt(images) (r - CAUTION se); NaN for constant units."""
+        spread = self.squares @ reading.squares
+        spread = spread if self.common is None else spread.add_(self.common)
+        return cautious(self.entries @ reading.values, spread, len(reading.values))
+
+
 def whole(acts: Acts, base: Float[Tensor, "some"], reading: Reading) -> Float[Tensor, "some labels"]:
     """Evidence of the whole set: sqrt(images) (r - CAUTION se) of relu(a - base); NaN for constant units."""
+    dtype = reading.values.dtype
     if isinstance(acts, Columns):
-        return cautious(*_against_sparse(acts, base, reading), acts.images)
-    parts = [cautious(*_against_dense(block, base[at], reading), len(block)) for at, block in blocks(acts)]
+        return Firing.above(acts, base, dtype).against(reading)
+    parts = [Firing.above(block, base[at], dtype).against(reading) for at, block in blocks(acts)]
     return torch.cat(parts) if parts else reading.values.new_zeros(0, reading.values.shape[1])
 
 
@@ -170,30 +222,3 @@ def cautious(
     """sqrt(images) (r - CAUTION se), where se^2 = spread - r^2 / images and spread = sum x^2 y^2."""
     se = torch.addcmul(spread, r, r, value=-1 / images).clamp_(min=0).sqrt_()
     return se.mul_(-CAUTION).add_(r).mul_(math.sqrt(images))
-
-
-def _against_dense(
-    acts: Float[Tensor, "images some"], base: Float[Tensor, "some"], reading: Reading
-) -> tuple[Tensor, Tensor]:
-    x = (acts - base).clamp_(min=0)
-    x -= x.mean(dim=0)
-    norm = x.norm(dim=0)
-    x = x.div_(norm.masked_fill(norm == 0, torch.nan)).to(reading.values.dtype)
-    return x.T @ reading.values, x.square().T @ reading.squares
-
-
-def _against_sparse(acts: Columns, base: Float[Tensor, "some"], reading: Reading) -> tuple[Tensor, Tensor]:
-    """From stored entries; every unstored image has the entry relu(-base).
-
-    Columns of `values` sum to 0 and of `squares` to 1, so what all images share drops out of the first product and is
-    added to the second as it is.
-    """
-    owner, unstored = acts.unit_of_entry, acts.images - acts.counts
-    entries, rest = (acts.values - base[owner]).clamp(min=0), (-base).clamp(min=0)
-    means = (acts.total(entries) + unstored * rest) / acts.images
-    squared = acts.total((entries - means[owner]).square()) + unstored * (rest - means).square()
-    squared = squared.masked_fill(squared == 0, torch.nan)
-    r = acts.product((entries - rest[owner]) / squared.sqrt()[owner], reading.values)
-    common = (rest - means).square() / squared
-    own = (entries - means[owner]).square() / squared[owner]
-    return r, acts.product(own - common[owner], reading.squares) + common.to(r.dtype)[:, None]

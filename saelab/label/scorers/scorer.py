@@ -17,6 +17,7 @@ Rows = Callable[[slice], Float[Tensor, "some labels"]]  # scores of a run of uni
 Null = Callable[["Scorer", Frame], Best]  # best scores under permutation, draw by draw
 Moved = Callable[[Evidence], Float[Tensor, "units"]]  # best scores on evidence whose pictures have moved
 Explain = Callable[[Float[Tensor, "units labels"], Evidence, Sequence[str]], list[dict[str, Any]]]
+KEPT = 1 << 26  # numbers that a scorer may keep of the units from one move of the pictures to the next
 NEEDS = ("positives", "pairs", "images", "concepts", "maps", "decoder", "templates")
 
 
@@ -49,7 +50,7 @@ class Scorer:
     citation: Citation | None = None  # what a paper cites for it
     source: str = ""  # as pages name its source, where that is more, or other, than the citation's short form
     alone: bool = False  # a label's score does not depend on which other labels there are
-    moved: Callable[[Evidence], Moved] | None = None  # best scores where series move; None: it scores what has moved
+    moved: Callable[[Evidence], Moved | None] | None = None  # best scores where series move; None: it scores anew
     explain: Explain | None = None  # what its authors give a unit beside the best label: a dict a unit, for JSON
 
     def __post_init__(self) -> None:

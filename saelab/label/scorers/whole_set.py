@@ -1,9 +1,10 @@
 """Scorers that correlate a unit's activations with each label's similarity over the whole image set."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab.acts import Acts, Columns, blocks, part
@@ -14,7 +15,7 @@ from saelab.label.scorers.dissect import OIKARINEN
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of
-from saelab.label.scorers.scorer import Rows, Scorer
+from saelab.label.scorers.scorer import KEPT, Moved, Rows, Scorer
 
 FLOOR = 1e-3  # CLIP-Dissect's least norm of a column
 
@@ -92,44 +93,54 @@ def _rows(
     floor: float = FLOOR,
 ) -> Callable[[slice], Tensor]:
     """Cosines of ((a - centre) ** power) with the columns of `right`, scaled already; centred constants get NaN."""
-    sums = right.sum(dim=0, dtype=torch.float64).to(right.dtype)
 
     def rows(units: slice) -> Float[Tensor, "some labels"]:
         some = part(acts, units)
-        low, high = extremes(some)
-        middle = torch.zeros_like(low, dtype=torch.float64) if centres is None else centres[units]
+        middle = None if centres is None else centres[units]
         if isinstance(some, Columns):
-            scores = _against_sparse(some, right, sums, middle, power, floor)
-        else:
-            parts = [_against_dense(block, right, middle[at], power, floor) for at, block in blocks(some)]
-            scores = torch.cat(parts)
-        return scores if centres is None else scores.masked_fill_((low == high)[:, None], torch.nan)
+            return Powers.of(some, middle, power, floor, right.dtype).against(right)
+        parts = [(block, None if middle is None else middle[at]) for at, block in blocks(some)]
+        return torch.cat([Powers.of(block, own, power, floor, right.dtype).against(right) for block, own in parts])
 
     return rows
 
 
-def _against_dense(
-    acts: Float[Tensor, "images some"], right: Tensor, centres: Tensor, power: int, floor: float
-) -> Float[Tensor, "some labels"]:
-    entries = (acts - centres).to(right.dtype).pow_(power)
-    return entries.div_(entries.norm(dim=0).clamp(min=floor)).T @ right
+@dataclass(frozen=True)
+class Powers:
+    """Columns (a - centre) ** power over their norm, ready to meet columns of labels.
 
-
-def _against_sparse(
-    acts: Columns, right: Tensor, sums: Tensor, centres: Tensor, power: int, floor: float
-) -> Float[Tensor, "some labels"]:
-    """The same from stored entries.
-
-    Every unstored image has the same entry z = (-centre) ** power, so the product is the sum over stored images of
-    (entry - z) x right plus z times the column sums of `right`, which cubing leaves far from zero.
+    Every unstored image of a sparse unit has the same entry z = (-centre) ** power, so a product is the sum over stored
+    images of (entry - z) x right plus z times the column sums of `right`, which cubing leaves far from zero.
     """
-    owner = acts.unit_of_entry
-    entries = (acts.values - centres[owner]) ** power
-    beyond = acts.images - acts.counts
-    unstored = torch.where(beyond > 0, (-centres) ** power, 0.0)
-    norms = (acts.total(entries**2) + beyond * unstored**2).sqrt().clamp(min=floor)
-    scores = acts.product((entries - unstored[owner]) / norms[owner], right)
-    return scores + (unstored / norms).to(right.dtype)[:, None] * sums
+
+    entries: Float[Tensor, "some images"]  # dense or CSR
+    unstored: Float[Tensor, "some 1"] | None
+    constant: Bool[Tensor, "some"]  # units without a direction once centred
+
+    @classmethod
+    def of(
+        cls, acts: Acts, centres: Float[Tensor, "some"] | None, power: int, floor: float, dtype: torch.dtype
+    ) -> "Powers":
+        """`centres`: subtracted before the power is taken; None leaves activations, and constant units, as they are."""
+        low, high = extremes(acts)
+        middle = torch.zeros_like(low, dtype=torch.float64) if centres is None else centres
+        constant = torch.zeros_like(low, dtype=torch.bool) if centres is None else low == high
+        if not isinstance(acts, Columns):
+            entries = (acts - middle).to(dtype).pow_(power)
+            return cls(entries.div_(entries.norm(dim=0).clamp(min=floor)).T, None, constant)
+        owner, beyond = acts.unit_of_entry, acts.images - acts.counts
+        stored = (acts.values - middle[owner]) ** power
+        unstored = torch.where(beyond > 0, (-middle) ** power, 0.0)
+        norms = (acts.total(stored**2) + beyond * unstored**2).sqrt().clamp(min=floor)
+        entries = acts.transposed((stored - unstored[owner]) / norms[owner], dtype)
+        return cls(entries, (unstored / norms).to(dtype)[:, None], constant)
+
+    def against(self, right: Float[Tensor, "images labels"]) -> Float[Tensor, "some labels"]:
+        """The products; NaN for constant units."""
+        scores = self.entries @ right
+        if self.unstored is not None:
+            scores += self.unstored * right.sum(dim=0, dtype=torch.float64).to(right.dtype)
+        return scores.masked_fill_(self.constant[:, None], torch.nan)
 
 
 def correlated(frame: Frame, right: Tensor, power: int, floor: float) -> Best:
@@ -157,6 +168,18 @@ def correlated(frame: Frame, right: Tensor, power: int, floor: float) -> Best:
     return best
 
 
+def _moved(right_of: Callable[[Tensor], Tensor], power: int, floor: float) -> Callable[[Evidence], Moved | None]:
+    """Pearson and its cube where series move: the units' columns stay, and are prepared once for all moves."""
+
+    def start(e: Evidence) -> Moved | None:
+        if e.n_images * e.n_units > KEPT or e.n_units * len(e.label_emb) > KEPT:
+            return None
+        columns = Powers.of(e.acts, column_means(e.acts), power, floor, e.sims.dtype)
+        return lambda seen: best_of(columns.against(right_of(seen.sims)))
+
+    return start
+
+
 def _of(rows_of: Callable[[Acts, Tensor], Rows]) -> Callable[[Evidence], Rows]:
     return lambda e: rows_of(e.acts, e.sims)
 
@@ -171,6 +194,7 @@ SCORERS = (
         lambda scorer, frame: correlated(frame, standardised(frame.evidence.sims), 1, 0.0),
         source="docs/scorers.md",
         alone=True,
+        moved=_moved(standardised, 1, 0.0),
     ),
     Scorer(
         "cos_cubed",
@@ -181,5 +205,6 @@ SCORERS = (
         lambda scorer, frame: correlated(frame, cubed(frame.evidence.sims), 3, FLOOR),
         OIKARINEN,
         alone=True,
+        moved=_moved(cubed, 3, FLOOR),
     ),
 )

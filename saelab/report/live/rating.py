@@ -12,7 +12,7 @@ import numpy as np
 from saelab import artifacts
 from saelab.errors import UserError
 from saelab.report.reading import ReadBasis, Run
-from saelab.text import folded, is_unspaced, words
+from saelab.text import fold, is_unspaced, words
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _labels_of(row: dict) -> list[str]:
 
 def _words(*texts: str) -> set[str]:
     """Words of three letters or more, and characters of scripts without spaces."""
-    found = [word for text in texts for word in words(folded(text).replace("_", " "))]
+    found = [word for text in texts for word in words(fold(text).replace("_", " "))]
     return {word.rstrip("s") for word in found if len(word) > 2 or is_unspaced(word)}
 
 

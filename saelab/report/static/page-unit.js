@@ -90,7 +90,8 @@ function verdict(run, basis, record) {
     ? "On held-out photos no correlation can be computed"
     : `On held-out photos its activation has a correlation of ${format.number(r)} with ${with_}` + (two ? ` (95 % interval ${format.number(two[0])} to ${format.number(two[1])})` : "")
   const so = { holds: ": the label holds", weak: ": above chance, but by little", "may be luck": two ? ": no more than chance may give" : ", on too few photos to tell it from chance" }[record.badge]
-  return `${how}${so}.${unsure}`
+  const near = key === "caption_r" && record.badge !== "may be luck" && !record.said_of ? " No caption of a held-out photo names it: the label is near to what people wrote, not their word." : ""
+  return `${how}${so}.${near}${unsure}`
 }
 
 function facts(run, basis, record) {

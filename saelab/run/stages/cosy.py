@@ -94,13 +94,13 @@ def measure_labels(
         stated = truth.from_descriptions(distinct, images.captions, images.classes, rule)
         if shown is None:  # an image that nobody described is no control
             test = test[stated.known[torch.as_tensor(test)].numpy()]
-        true_of, own = cosy.described(distinct, stated, test), acts.rows(test)
+        true_of, own = cosy.match_descriptions(distinct, stated, test), acts.rows(test)
         shown_of = true_of if shown is None else cosy.in_folders(distinct, shown.pictures)
         quiet = own
         if control is not None:
             pictures = control.pictures
             described = truth.from_descriptions(distinct, pictures.captions, pictures.classes, rule)
-            true_of, quiet = cosy.described(distinct, described, pictures.ids()), control.acts
+            true_of, quiet = cosy.match_descriptions(distinct, described, pictures.ids()), control.acts
         strongest = top_images(columns(acts.rows(images.ids("mine"))), 1)[1][:, 0].nan_to_num()
         rows = cosy.cosy(labels, own if shown is None else shown.acts, shown_of, quiet, true_of, strongest)
         cosy.write(folder, rows, cosy.summarise(rows) | {"source": settings.source})

@@ -17,7 +17,7 @@ from saelab.label.assign import SCORERS, Evidence, rankings
 from saelab.label.concepts import Tokens
 from saelab.label.mine import ContrastRule
 from saelab.run.basis import Basis
-from saelab.units import UnitActivations, pooled
+from saelab.units import UnitActivations, pool_cache
 
 OTHER = {"max": "mean", "mean": "max", "top_mean": "max"}  # the pooling that a run is held against
 LARGEST = 1 << 27  # activations of a view that are held at once; a basis of more is left out
@@ -82,11 +82,11 @@ def views_of(
     for basis in fits:
         if basis in features:
             project = replace(tokens(basis).project, gated=False)
-            dense.append(seen(basis, pooled(tokens(basis).cache, project, pool)))
+            dense.append(seen(basis, pool_cache(tokens(basis).cache, project, pool)))
         if basis.kind in ("neuron", "random_rotation") and rate is not None:
             cut.append(seen(basis, compare.cut_to_rate(own[basis.name].acts, labeller.mine, rate)))
         if not basis.control and pool in OTHER and several(tokens(basis).cache):
-            otherwise.append(seen(basis, pooled(tokens(basis).cache, tokens(basis).project, OTHER[pool])))
+            otherwise.append(seen(basis, pool_cache(tokens(basis).cache, tokens(basis).project, OTHER[pool])))
     return compare.Views(OTHER.get(pool), otherwise, rate, cut, dense)
 
 

@@ -180,7 +180,7 @@ class Verification:
         found = next((self.root / stage).glob(f"*-{digest[:10]}"), None)
         if found is None:
             raise UserError("run", self.run_path, f"its {stage} are not there any more", "run its stages again")
-        return artifacts.opened(found).path
+        return artifacts.open_artifact(found).path
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:

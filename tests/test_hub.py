@@ -250,10 +250,10 @@ def test_damaged_labels_are_refused(run, spoil, says):
 def test_one_changed_weight_changes_the_digest_and_where_it_came_from_does_not(place, at, seed):
     sae, other = random_sae(seed, "jumprelu"), random_sae(seed, "jumprelu")
     other.meta.source["hub"] = "org/name"
-    assert hub.weights_digest(sae) == hub.weights_digest(other)
+    assert hub.digest_weights(sae) == hub.digest_weights(other)
     flat = other.tensors()[place].view(-1)
     flat[at % len(flat)] = torch.nextafter(flat[at % len(flat)], torch.tensor(9.0))
-    assert hub.weights_digest(sae) != hub.weights_digest(other)
+    assert hub.digest_weights(sae) != hub.digest_weights(other)
 
 
 def test_a_card_survives_the_hubs_own_reader(run):
@@ -299,7 +299,7 @@ def test_what_is_to_stay_private_does_not_go_where_everybody_looks(run, server):
 @settings(max_examples=60)
 @given(st.text(alphabet=st.sampled_from("ab |\\`<>[]_*\n\r\x0b\x1c\x85\u2028"), max_size=12))
 def test_a_cell_of_a_card_stays_one_cell_of_plain_text(text):
-    lines = card.table(["a"], [[text]]).splitlines()
+    lines = card.draw_table(["a"], [[text]]).splitlines()
     bare = re.sub(r"\\.", "", lines[-1])  # without what is escaped
     assert len(lines) == 3 and bare.count("|") == 2 and not set(bare) & set("`<>[]_*\\")
 
@@ -328,6 +328,10 @@ def test_pictures_only_when_asked_for_and_with_their_credit(run, tmp_path):
     shown = [name for name, _ in done.files if name.endswith(".webp")]
     assert len(shown) == 5  # the one picture that only the latent without a label fires on stays at home
     assert "Ann, CC BY 4.0" in next(done.folder.rglob("CREDITS.md")).read_text()
+    (run.parent.parent / "photos" / "1.png").unlink()
+    done = hub.push_run(run, "org/name", hub.PushSettings(pictures=True), dry_run=True)
+    assert sum(name.endswith(".webp") for name, _ in done.files) == 4
+    assert "1 of 5 pictures could not be read" in next(done.folder.rglob("CREDITS.md")).read_text()
     bare = write_run(tmp_path / "bare", credit="")
     refused("nobody is credited for 5 of 5 pictures", bare, "org/name", hub.PushSettings(pictures=True), dry_run=True)
     assert not (bare.parent / "push").exists() or not any((bare.parent / "push").iterdir())
@@ -372,9 +376,9 @@ def test_bad_runs_names_and_folders_are_refused_in_one_line(run, tmp_path):
 
 def test_names_that_paths_do_not_tell_apart_get_folders_of_their_own(tmp_path):
     run = write_run(tmp_path, names=("sae: 0", "SAE. 0"))
-    assert [entry.place for entry in hub.of_run(run)] == [f"{PLACE[:-9]}sae_0", f"{PLACE[:-9]}SAE._0"]
+    assert [entry.place for entry in hub.read_entries(run)] == [f"{PLACE[:-9]}sae_0", f"{PLACE[:-9]}SAE._0"]
     run = write_run(tmp_path / "more", names=("sae: 0", "sae/ 0"))
-    assert [entry.place for entry in hub.of_run(run)] == [f"{PLACE[:-9]}sae_0", f"{PLACE[:-9]}sae_0-2"]
+    assert [entry.place for entry in hub.read_entries(run)] == [f"{PLACE[:-9]}sae_0", f"{PLACE[:-9]}sae_0-2"]
 
 
 @settings(max_examples=40)

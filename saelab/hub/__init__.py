@@ -14,9 +14,9 @@ are asked for.
 """
 
 from saelab.hub.client import Pushed, upload
-from saelab.hub.entries import Entry, of_run
-from saelab.hub.labels import weights_digest
+from saelab.hub.entries import Entry, read_entries
+from saelab.hub.labels import digest_weights
 from saelab.hub.settings import PushSettings
 from saelab.hub.share import push, push_run
 
-__all__ = ["Entry", "PushSettings", "Pushed", "of_run", "push", "push_run", "upload", "weights_digest"]
+__all__ = ["Entry", "PushSettings", "Pushed", "digest_weights", "push", "push_run", "read_entries", "upload"]

@@ -14,7 +14,7 @@ INDEX |= {"truth_r_above_chance": "truth r above chance"}
 DRAWN, SEED = 20, 0  # labels on a card, drawn by this seed: none is picked
 
 
-def card(facts: Facts, rows: Sequence[dict[str, Any]], repo: str, settings: PushSettings) -> str:
+def write_card(facts: Facts, rows: Sequence[dict[str, Any]], repo: str, settings: PushSettings) -> str:
     """README.md of one SAE; `rows`: of its labels.jsonl, [] without labels."""
     place = facts["place"]
     load = f'sae = SAE.from_pretrained("{repo}", "{place}")  # codes = sae.encode(activations)'
@@ -23,11 +23,11 @@ def card(facts: Facts, rows: Sequence[dict[str, Any]], repo: str, settings: Push
     if facts["saelens"] is None:
         code += ["", f'from sae_lens import SAE as SAELens\nSAELens.from_pretrained("{repo}", "{place}")']
     parts = [
-        front([facts], repo, settings),
-        f"# {cell(facts['name'])}: layer {cell(facts['layer'])} of {cell(facts['host'])}",
+        write_front_matter([facts], repo, settings),
+        f"# {escape(facts['name'])}: layer {escape(facts['layer'])} of {escape(facts['host'])}",
         f"A sparse autoencoder of this layer's activations: {facts['latents']} latents ({facts['rule']}).",
         "```python\n" + "\n".join(code) + "\n```",
-        "## Training\n" + table(["setting", "value"], list(facts["training"].items())),
+        "## Training\n" + draw_table(["setting", "value"], list(facts["training"].items())),
         "## Measured\n" + _measured(facts),
         *(["## Labels\n" + _drawn(rows)] if rows else []),
         "## Limits\n" + "\n".join(f"* {line}" for line in _limits(facts, settings)),
@@ -35,7 +35,7 @@ def card(facts: Facts, rows: Sequence[dict[str, Any]], repo: str, settings: Push
     return "\n\n".join(parts) + "\n"
 
 
-def index_page(all_facts: Sequence[Facts], repo: str) -> str:
+def write_index_page(all_facts: Sequence[Facts], repo: str) -> str:
     """index.html: the same table, sorted by whichever column is clicked. It loads nothing from elsewhere."""
     from jinja2 import Environment, PackageLoader
 
@@ -43,19 +43,19 @@ def index_page(all_facts: Sequence[Facts], repo: str) -> str:
     return page.render(repo=repo, columns=INDEX, meaning=NUMBERS, saes=all_facts)
 
 
-def index(all_facts: Sequence[Facts], repo: str, settings: PushSettings) -> str:
+def write_index(all_facts: Sequence[Facts], repo: str, settings: PushSettings) -> str:
     """README.md of the repository: its SAEs, best labels first. `index.html` beside it sorts by any column."""
     ranked = sorted(all_facts, key=lambda facts: -(facts["truth_r_above_chance"] or 0))
     head = ["SAE", "rule", "latents", *INDEX.values()]
-    links = [f"[{cell(f['layer'])} {cell(f['name'])}]({f['place']}/README.md)" for f in ranked]
+    links = [f"[{escape(f['layer'])} {escape(f['name'])}]({f['place']}/README.md)" for f in ranked]
     rows = [[Raw(link), f["rule"], f["latents"], *(f[key] for key in INDEX)] for link, f in zip(links, ranked)]
-    title = f"# SAEs of {', '.join(dict.fromkeys(cell(f['host']) for f in all_facts))}"
+    title = f"# SAEs of {', '.join(dict.fromkeys(escape(f['host']) for f in all_facts))}"
     beside = "The same as data: `saes.json`; as a table to sort: `index.html`."
     beside += " Pictures: `pictures/`, with `CREDITS.md`." if settings.pictures else ""
-    return "\n\n".join([front(all_facts, repo, settings), title, table(head, rows), beside]) + "\n"
+    return "\n\n".join([write_front_matter(all_facts, repo, settings), title, draw_table(head, rows), beside]) + "\n"
 
 
-def front(all_facts: Sequence[Facts], repo: str, settings: PushSettings) -> str:
+def write_front_matter(all_facts: Sequence[Facts], repo: str, settings: PushSettings) -> str:
     """The YAML between dashes, by huggingface_hub's own ModelCardData; what is not known is left out."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -78,15 +78,15 @@ def front(all_facts: Sequence[Facts], repo: str, settings: PushSettings) -> str:
         library_name="saelab",
         tags=TAGS,
         license=settings.license,
-        base_model=settings.base_model or base_model(all_facts[0]["host"]),
-        datasets=sorted({name for facts in all_facts if (name := dataset(facts))}) or None,
+        base_model=settings.base_model or find_base_model(all_facts[0]["host"]),
+        datasets=sorted({name for facts in all_facts if (name := find_dataset(facts))}) or None,
         model_name=repo.partition("/")[2] if results else None,
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
-def base_model(host: str) -> str | None:
+def find_base_model(host: str) -> str | None:
     """The host's name on the hub, where its name in the run says so; None for any other host."""
     family, _, name = host.partition(":")
     if family == "transformers" and name.count("/") == 1:
@@ -94,7 +94,7 @@ def base_model(host: str) -> str | None:
     return f"timm/{name}" if family == "timm" and "." in name and "/" not in name else None
 
 
-def dataset(facts: Facts) -> str | None:
+def find_dataset(facts: Facts) -> str | None:
     """The image set's name on the hub, where its credit says that it comes from there."""
     credit = (facts["images"] or {}).get("credit") or ""
     name = credit.removeprefix("Hugging Face dataset ")
@@ -105,8 +105,8 @@ def _measured(facts: Facts) -> str:
     rows = [[key, facts[key], meaning] for key, meaning in NUMBERS.items() if facts[key] is not None]
     where = f"{facts['test_images']} test pictures" if facts["test_images"] else "the pictures of training"
     images = facts["images"]
-    of = f" of {cell(images['name'])} (fingerprint {images['fingerprint'][:10]})" if images else ""
-    return table(["number", "value", "what it is"], rows) + f"\n\nLabels and held-out numbers: on {where}{of}."
+    of = f" of {escape(images['name'])} (fingerprint {images['fingerprint'][:10]})" if images else ""
+    return draw_table(["number", "value", "what it is"], rows) + f"\n\nLabels and held-out numbers: on {where}{of}."
 
 
 def _drawn(rows: Sequence[dict[str, Any]]) -> str:
@@ -120,7 +120,10 @@ def _drawn(rows: Sequence[dict[str, Any]]) -> str:
         mark = "abstains" if row["abstained"] else ""
         lines.append([row["unit"], row["label"], score.get("score"), score.get("null_percentile"), mark])
     head = ["latent", "label", "score", "null percentile", ""]
-    return table(head, lines) + f"\n\n{count} of {len(named)} labels, drawn by seed {SEED}. All are in `labels.jsonl`."
+    return (
+        draw_table(head, lines)
+        + f"\n\n{count} of {len(named)} labels, drawn by seed {SEED}. All are in `labels.jsonl`."
+    )
 
 
 def _limits(facts: Facts, settings: PushSettings) -> list[str]:
@@ -138,7 +141,7 @@ def _limits(facts: Facts, settings: PushSettings) -> list[str]:
     if facts["causal_net"] is None:
         lines.append("What latents do to the host's output was not measured.")
     if facts["saelens"] is not None:
-        lines.append(f"SAELens cannot express it: {cell(facts['saelens'])}.")
+        lines.append(f"SAELens cannot express it: {escape(facts['saelens'])}.")
     if settings.license is None:
         lines.append("Its owner has named no licence.")
     return lines
@@ -148,13 +151,13 @@ class Raw(str):
     """Markdown that goes into a table as it is."""
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def draw_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; numbers with four significant digits, what is not known as a dash."""
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    return "\n".join([*lines, *("| " + " | ".join(map(cell, row)) + " |" for row in rows)])
+    return "\n".join([*lines, *("| " + " | ".join(map(escape, row)) + " |" for row in rows)])
 
 
-def cell(value: Any) -> str:
+def escape(value: Any) -> str:
     """A value in Markdown, in one line and without markup of its own: labels may hold anything."""
     if value is None:
         return "–"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from saelab.errors import UserError
 from saelab.hub.settings import PushSettings
-from saelab.hub.stage import Files, listed
+from saelab.hub.stage import Files, list_files
 
 MESSAGE = "SAEs with their labels, by saelab"
 
@@ -40,7 +40,7 @@ def upload(folder: Path, repo: str, settings: PushSettings, files: Files | None 
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    files, token = listed(folder) if files is None else files, require_token()
+    files, token = list_files(folder) if files is None else files, require_token()
     api = HfApi(token=token)
     adds = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name, _ in files]
     with _one_line(repo, token):

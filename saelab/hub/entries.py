@@ -40,7 +40,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "sae"
 
 
-def of_run(run_json: Path | str, names: Sequence[str] | None = None) -> list[Entry]:
+def read_entries(run_json: Path | str, names: Sequence[str] | None = None) -> list[Entry]:
     """The SAEs of a finished run, all or those named, each in a folder of its own.
 
     Raises UserError for a run that is missing, damaged or without SAEs, and for a name that is not among them.

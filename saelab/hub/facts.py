@@ -4,7 +4,7 @@ from typing import Any
 
 from saelab.artifacts import read_json, read_jsonl
 from saelab.hub.entries import Entry
-from saelab.hub.labels import weights_digest
+from saelab.hub.labels import digest_weights
 from saelab.images import ImageSet
 from saelab.sae import SAE
 
@@ -23,9 +23,9 @@ NUMBERS = {  # column -> what it is, for card and index
 }
 
 
-def of_entry(entry: Entry, sae: SAE, images: ImageSet | None) -> Facts:
+def gather(entry: Entry, sae: SAE, images: ImageSet | None) -> Facts:
     """Everything that is known: identity, training, quality, labels, effects. A number that nobody measured is None."""
-    meta = {"rule": sae.meta.rule, "k": sae.meta.k, "input_norm": sae.meta.input_norm, "digest": weights_digest(sae)}
+    meta = {"rule": sae.meta.rule, "k": sae.meta.k, "input_norm": sae.meta.input_norm, "digest": digest_weights(sae)}
     about = {"place": entry.place, "name": entry.name, "host": entry.host, "layer": entry.layer}
     known = about | {"d_in": sae.d_in, "latents": sae.latents} | meta | dict.fromkeys(NUMBERS)
     known |= _quality(entry) | _labels(entry) | _effects(entry)

@@ -14,7 +14,7 @@ FILE = "labels.jsonl"
 Rows = list[dict[str, Any]]
 
 
-def weights_digest(sae: SAE) -> str:
+def digest_weights(sae: SAE) -> str:
     """SHA-256 of what decides an SAE's codes: every tensor (name, shape, float32 bytes), rule, k and input norm."""
     total = hashlib.sha256(json.dumps([sae.meta.rule, sae.meta.k, sae.meta.input_norm]).encode())
     for name, tensor in sorted(sae.tensors().items()):
@@ -25,7 +25,7 @@ def weights_digest(sae: SAE) -> str:
 
 def bind(rows: Rows, sae: SAE) -> Rows:
     """Rows of labels.jsonl, each with the digest of the SAE that they are of (`sae_digest`)."""
-    own = {"sae_digest": weights_digest(sae)}
+    own = {"sae_digest": digest_weights(sae)}
     return [row | own for row in rows]
 
 
@@ -41,7 +41,7 @@ def from_pretrained(repo: str, path: str = "", revision: str | None = None, sae:
         raise UserError("labels", name, f"holds no {FILE}", "name the folder of one SAE that was shared with labels")
     rows = _rows(found.folder / FILE, name)
     held = SAE.load(found.folder) if sae is None else sae
-    own = weights_digest(held)
+    own = digest_weights(held)
     others = {str(row.get("sae_digest")) for row in rows} - {own}
     if others:
         what = f"are of another SAE (digest {min(others)[:10]}, this one's is {own[:10]})"

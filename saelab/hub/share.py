@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saelab.hub.client import Pushed, require_token, upload
-from saelab.hub.entries import Entry, of_run
+from saelab.hub.entries import Entry, read_entries
 from saelab.hub.settings import PushSettings, check_push
 from saelab.hub.stage import stage
 
@@ -29,7 +29,7 @@ def push_run(
     path = Path(run_json)
     folder = path.parent / "push" / path.stem if out is None else Path(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    files = stage(of_run(path, names), folder, repo, settings)
+    files = stage(read_entries(path, names), folder, repo, settings)
     return Pushed(folder, files, None, None) if dry_run else upload(folder, repo, settings)
 
 

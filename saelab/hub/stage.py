@@ -42,16 +42,16 @@ def stage(entries: Sequence[Entry], out: Path, repo: str, settings: PushSettings
     shutil.rmtree(partial, ignore_errors=True)
     known = [_write(entry, sets, partial, repo, settings) for entry in entries]
     write_json(partial / MARK, known)
-    _text(partial / "README.md", card.index(known, repo, settings))
-    _text(partial / "index.html", card.index_page(known, repo))
+    _text(partial / "README.md", card.write_index(known, repo, settings))
+    _text(partial / "index.html", card.write_index_page(known, repo))
     if settings.pictures:
         _pictures(entries, sets, partial)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
-    return listed(out)
+    return list_files(out)
 
 
-def listed(folder: Path) -> Files:
+def list_files(folder: Path) -> Files:
     """Every file of a folder, by its path in the repository. Raises UserError where there is none."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     if not files:
@@ -69,7 +69,7 @@ def _write(entry: Entry, sets: dict[Path, ImageSet], root: Path, repo: str, sett
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     sae = SAE.load(entry.sae)
-    known = facts.of_entry(entry, sae, None if entry.images is None else sets[entry.images])
+    known = facts.gather(entry, sae, None if entry.images is None else sets[entry.images])
     quality = entry.quality or entry.sae
     if (quality / "quality.json").is_file():
         shutil.copyfile(quality / "quality.json", folder / "quality.json")
@@ -81,7 +81,7 @@ def _write(entry: Entry, sets: dict[Path, ImageSet], root: Path, repo: str, sett
         known["saelens"] = None
     except UserError as error:
         known["saelens"] = error.expected
-    _text(folder / "README.md", card.card(known, rows, repo, settings))
+    _text(folder / "README.md", card.write_card(known, rows, repo, settings))
     return known
 
 
@@ -114,13 +114,16 @@ def _credit(images: ImageSet, i: int) -> str:
 
 
 def _pictures(entries: Sequence[Entry], sets: dict[Path, ImageSet], root: Path) -> None:
-    """pictures/<set>/<id>.webp, and CREDITS.md, which names author and licence of each."""
+    """pictures/<set>/, and CREDITS.md, which names author and licence of each; those that are gone are listed there."""
     for place, ids in _shown(entries, sets).items():
         images, folder = sets[place], root / "pictures" / place.name
-        pictures.write(ids, images, folder, SIDE)
-        credits = Counter(_credit(images, i) for i in ids)
-        whole = [f"{count} pictures: {credit}" for credit, count in credits.most_common()]
-        each = [[pictures.place(i), _credit(images, i)] for i in ids] if len(credits) > 1 else []
-        body = "\n".join(f"* {card.cell(line)}" for line in whole)
-        body += "\n\n" + card.table(["picture", "author and licence"], each) if each else ""
-        _text(folder / "CREDITS.md", f"# Pictures of {card.cell(images.name)}, small\n\n{body}\n")
+        lost = pictures.write(ids, images, folder, SIDE)
+        there = [i for i in ids if i not in lost]
+        credits = Counter(_credit(images, i) for i in there)
+        lines = [f"* {count} pictures: {card.escape(credit)}" for credit, count in credits.most_common()]
+        lines += [f"* {len(lost)} of {len(ids)} pictures could not be read, and are missing"] if lost else []
+        parts = [f"# Pictures of {card.escape(images.name)}, small", "\n".join(lines)]
+        if len(credits) > 1:
+            each = [[pictures.place(i), _credit(images, i)] for i in there]
+            parts.append(card.draw_table(["picture", "author and licence"], each))
+        _text(folder / "CREDITS.md", "\n\n".join(parts) + "\n")

@@ -19,6 +19,7 @@ class HubServer:
     def __init__(self, owner: str = "org", token: str = "hf_right") -> None:
         self.owner, self.token = owner, token
         self.cut: dict[str, int] = {}
+        self.broken = False  # refuse whatever is asked, and repeat the token
         self.cut_after = False  # hang up once the work is done: the answer is lost, not the request
         self.private: dict[str, bool] = {}
         self.files: dict[str, dict[str, bytes]] = {}
@@ -78,6 +79,8 @@ class HubServer:
             return 200, b"", {}
         if request.headers["Authorization"] not in (f"Bearer {self.token}", None):
             return 401, {"error": f"Invalid credentials: {request.headers['Authorization']}"}, {}
+        if self.broken:
+            return 400, {"error": f"Bad request by {request.headers['Authorization']}"}, {}
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":

@@ -202,7 +202,9 @@ def test_the_token_is_written_nowhere(run, server, monkeypatch, caplog, capfd):
     secret = "hf_verySecret1234"
     monkeypatch.setenv("HF_TOKEN", secret)
     refused("does not know", run, "org/name")  # this hub repeats the token in its answer
-    server.token = secret
+    server.token, server.broken = secret, True
+    refused(r"the hub refused \(.*Bad request by Bearer \*\*\*", run, "org/name")
+    server.broken = False
     server.cut = {"/commit/": 1}
     refused("interrupted", run, "org/name")
     hub.push_run(run, "org/name")

@@ -85,8 +85,9 @@ def _refused(repo: str, status: int | None, said: str) -> UserError:
 
 
 def _say(error: BaseException, token: str) -> str:
-    """The innermost cause in one line."""
-    while error.__cause__ is not None:
+    """What the hub itself says, else the innermost cause, in one line and without the token."""
+    said = getattr(error, "server_message", None)
+    while not said and error.__cause__ is not None:
         error = error.__cause__
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line.replace(token, "***")[:200]
+    lines = [line.strip() for line in str(said or error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0].replace(token, "***")[:200]

@@ -282,6 +282,23 @@ def test_a_card_survives_the_hubs_own_reader(run):
     assert [sae["place"] for sae in json.loads((done.folder / "saes.json").read_text())] == [PLACE + "0", PLACE + "1"]
 
 
+@pytest.mark.browser
+def test_the_index_sorts_numbers_as_numbers_and_what_is_unknown_last(browser, tmp_path):
+    numbers = {"a": 9.5, "b": None, "c": 10.25, "d": -1e-7}
+    known = {"layer": "l", "rule": "topk", "latents": 8} | dict.fromkeys(card.INDEX, 0.0)
+    saes = [known | {"name": name, "place": f"p/{name}", "l0": l0} for name, l0 in numbers.items()]
+    (tmp_path / "index.html").write_text(card.write_index_page(saes, "org/name"), encoding="utf-8")
+    page, errors = browser.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "index.html").as_uri())
+    for wanted in ("dacb", "cadb"):  # up, then down
+        page.get_by_role("button", name="L0").click()
+        assert "".join(page.locator("td a").all_text_contents()) == wanted
+    page.get_by_role("button", name="SAE").click()
+    assert "".join(page.locator("td a").all_text_contents()) == "abcd" and not errors
+    page.close()
+
+
 def test_no_licence_is_made_up(run):
     refused("nobody else can choose", run, "org/name", hub.PushSettings(private=False), dry_run=True)
     refused("no licence of the hub", run, "org/name", hub.PushSettings(license="my own!"), dry_run=True)

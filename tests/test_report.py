@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import neuronpedia_database
 import numpy as np
 import pytest
 from report_fixture import ASKED, UNITS, write_run
@@ -14,7 +15,7 @@ from saelab import cache, integrity
 from saelab.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from saelab.errors import UserError
 from saelab.label.assign import SCORERS
-from saelab.report import build, glossary, held_out, maps, pictures, reading, records, vlm_answers, write
+from saelab.report import build, glossary, held_out, maps, neuronpedia, pictures, reading, records, vlm_answers, write
 from saelab.report.build import _best
 
 
@@ -278,15 +279,35 @@ def test_tables_to_take_away_hold_every_unit_with_full_precision(report, run):
         np.testing.assert_array_equal(parquet["score"].to_numpy(float), csv["score"].to_numpy())
 
 
-def test_neuronpedia_features_link_to_pictures_and_have_parallel_histograms(report):
-    features = read_jsonl(report / "takeaway" / "neuronpedia.jsonl")
-    assert {"modelId", "layer", "index", "explanations", "activations", "frac_nonzero"} <= set(features[0])
-    for feature in features:
-        assert len(feature["freq_hist_data_bar_heights"]) == len(feature["freq_hist_data_bar_values"])
-        assert feature["freq_hist_data_bar_values"] == sorted(feature["freq_hist_data_bar_values"])
-        for activation in feature["activations"]:
-            assert (report / "takeaway" / activation["image"]).is_file()
-            assert activation["maxValue"] <= feature["maxActApprox"] + 1e-6
+@pytest.fixture(scope="module")
+def database(report):
+    """What Neuronpedia's importer makes of the report's files."""
+    listed = [file for file, what in data(report, "run")["takeaway"] if "Neuronpedia" in what]
+    return neuronpedia_database.load([(report / file).parent for file in listed])
+
+
+def test_neuronpedia_takes_every_unit_label_and_picture(report, run, database):
+    rows = [(b.labels[u], b, u) for b in run.bases for u in range(len(b.labels))]
+    assert database.execute("SELECT count(*) FROM Neuron").fetchone()[0] == len(rows)
+    named = [row["label"] for row, _, _ in rows if row["label"] is not None]
+    told = database.execute("SELECT description, notes FROM Explanation ORDER BY rowid").fetchall()
+    assert sorted(row["description"] for row in told) == sorted(named)
+    abstaining = sum(bool(row["abstained"]) for row, _, _ in rows if row["label"] is not None)
+    assert sum("abstains" in row["notes"] for row in told) == abstaining > 0
+    for source in database.execute("SELECT id, setName, notes FROM Source").fetchall():
+        assert re.fullmatch(rf"\d+-{source['setName']}", source["id"]) and source["notes"] == run.images.credit
+    for shown in database.execute("SELECT tokens FROM Activation").fetchall():
+        assert all((report / link).is_file() for link in json.loads(shown["tokens"]))
+
+
+def test_links_for_neuronpedia_begin_where_the_report_will_lie(run, tmp_path):
+    record = {"unit": 0, "positives": [3], "activations": [1.5]}
+    place = {"modelId": "m", "layer": "0-x"}
+    for site in ("https://example.org/report", "https://example.org/report/"):
+        row = neuronpedia._activations(run, place, record, site)[0]
+        assert row["tokens"] == [f"https://example.org/report/{pictures.place(3)}"] and row["values"] == [1.5]
+    with pytest.raises(UserError, match="is no address"):
+        build(run.path, tmp_path / "report", site="example.org")
 
 
 def test_every_column_to_take_away_holds_the_number_of_its_name(report, run):
@@ -323,15 +344,19 @@ def test_every_column_to_take_away_holds_the_number_of_its_name(report, run):
     assert told > 50
 
 
-def test_neuronpedias_numbers_are_those_of_the_unit_and_its_pictures(report, run):
-    features = read_jsonl(report / "takeaway" / "neuronpedia.jsonl")
+def test_neuronpedias_numbers_are_those_of_the_unit_and_its_pictures(run, database):
+    features = database.execute("SELECT * FROM Neuron ORDER BY rowid").fetchall()
     for feature, (basis, u) in zip(features, ((b, u) for b in run.bases for u in range(len(b.labels))), strict=True):
         acts = basis.acts[:, [u]].toarray().ravel()
         fires = acts[acts > 1e-6]
         assert feature["index"] == str(u) and feature["frac_nonzero"] == pytest.approx(len(fires) / len(acts))
-        for shown in feature["activations"]:
-            assert acts[run.images.files.index(shown["imageName"])] == pytest.approx(shown["maxValue"])
-        heights, middles = feature["freq_hist_data_bar_heights"], feature["freq_hist_data_bar_values"]
+        assert feature["maxActApprox"] == pytest.approx(max(acts.max(), 0))
+        mine = 'SELECT * FROM Activation WHERE layer = ? AND "index" = ?'
+        for shown in database.execute(mine, (feature["layer"], feature["index"])).fetchall():
+            assert acts[run.images.files.index(shown["dataIndex"])] == pytest.approx(shown["maxValue"])
+            assert json.loads(shown["values"]) == [shown["maxValue"]] and shown["maxValueTokenIndex"] == 0
+        heights, middles = (json.loads(feature[f"freq_hist_data_bar_{part}"]) for part in ("heights", "values"))
+        assert len(heights) == len(middles) and middles == sorted(middles)
         if heights:
             assert sum(heights) == len(fires)
             half = (middles[1] - middles[0]) / 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from saelab import hub
 from saelab.errors import UserError
 from saelab.sae import SAE, Meta, convert
 
@@ -304,6 +305,17 @@ def test_the_real_saelens(tmp_path, parts, kind, norm, centred):
         convert.save_saelens(sae, tmp_path / "again")
         back = saelens("SAE").load_from_disk(tmp_path / "again")
         agrees(sae, x, back.encode(x).detach(), back(x).detach())
+
+
+def test_the_real_saelens_reads_what_is_pushed(tmp_path, parts):
+    sae = SAE(parts["W_enc"].T.contiguous(), parts["b_enc"], parts["W_dec"], parts["b_dec"], Meta("topk", K))
+    sae.save(tmp_path / "sae")
+    entry = hub.Entry(tmp_path / "sae", host="toy", layer="layer 1", name="sae")
+    done, x = hub.push(entry, "org/name", out=tmp_path / "out", dry_run=True), parts["x"]
+    shared = SAE.from_pretrained(str(done.folder), "toy/layer_1/sae")
+    assert torch.equal(shared.encode_dense(x), sae.encode_dense(x))
+    real = saelens("SAE").load_from_disk(done.folder / "toy" / "layer_1" / "sae")
+    agrees(shared, x, real.encode(x).detach(), real(x).detach())
 
 
 @pytest.mark.parametrize("rescaled", [True, False])

@@ -17,6 +17,7 @@ COMMANDS = {
     "explain": "explain one picture: the class that the host sees, the units that carry it, and where",
     "compare": "compare bases: which units are easier to name, and how sure is it?",
     "report": "build the pages of a finished run",
+    "push": "share the SAEs of a run on the Hugging Face hub, with labels and a card",
     "view": "serve a finished run on this machine: search, label editing, blind rating",
     "search": "find the units that match words or a picture",
     "layers": "list the layers of a model",

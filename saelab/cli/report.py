@@ -10,14 +10,14 @@ from saelab.report import build
 
 @command(
     "report",
-    settings=("run", "out", "shown"),
+    settings=("run", "out", "shown", "site"),
     examples=("report", "report run=runs/comparison.json", "report run=runs/quickstart.json out=pages shown=50"),
 )
 def main(cfg: DictConfig) -> None:
     """Build the report of a run, or find it built."""
     run = run_file(cfg.run)
     out = Path(cfg.out) if cfg.out else run.parent / "report" / run.stem
-    index = build(run, out, shown=cfg.shown)
+    index = build(run, out, shown=cfg.shown, site=cfg.site)
     print(f"report  {index.resolve()}\n        open it in a browser; it needs no server and no network")
 
 

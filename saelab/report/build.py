@@ -48,25 +48,28 @@ SCRIPTS = ("core.js", "charts.js", "pieces.js", "answers.js", "heat.js", "vlm_an
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 
-def build(run_json: Path | str, out: Path | str, shown: int = 30) -> Path:
+def build(run_json: Path | str, out: Path | str, shown: int = 30, site: str | None = None) -> Path:
     """Write the report of a run and return the path of its `index.html`, to be opened in a browser.
 
-    `shown` limits the strongest images on a unit's page. An existing report in `out` is replaced only when the new one
-    is complete, and reused when its inputs are unchanged; two builds into one folder take turns.
-    Raises UserError if the run is missing, half-written, moved or of another version, or if `out` holds something
-    other than a report.
+    `shown` limits the strongest images on a unit's page. `site`: the address (https://...) where the folder will lie,
+    for the links to pictures in Neuronpedia's files. An existing report in `out` is replaced only when the new one is
+    complete, and reused when its inputs are unchanged; two builds into one folder take turns.
+    Raises UserError if the run is missing, half-written, moved or of another version, if `out` holds something other
+    than a report, or if `site` is no address.
     """
     run_json, out = Path(run_json), Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.with_name(f"{out.name}.lock")):  # of two builds into one folder the second reuses the first's
-        return _build(run_json, out, shown)
+        return _build(run_json, out, shown, site)
 
 
-def _build(run_json: Path, out: Path, shown: int) -> Path:
+def _build(run_json: Path, out: Path, shown: int, site: str | None) -> Path:
+    if site is not None and not site.startswith(("https://", "http://")):
+        raise UserError("site", site, "is no address", "give site=https://HOST/PATH")
     if out.exists() and any(out.iterdir()) and not (out / "report.json").is_file():
         raise UserError("out", out, "is not empty and holds no report", "give another folder")
     run = reading.read(run_json)
-    source = _source(run, shown)
+    source = _source(run, shown, site)
     if (out / "report.json").is_file() and read_json(out / "report.json").get("source") == source:
         log.info("reused  %s", out)
         return out / "index.html"
@@ -75,7 +78,7 @@ def _build(run_json: Path, out: Path, shown: int) -> Path:
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
     (partial / "source.txt").write_text(source, encoding="utf-8")
-    _write(run, partial, shown)
+    _write(run, partial, shown, site)
     (partial / "report.json").write_text(json.dumps({"source": source, "saelab": saelab.__version__}), encoding="utf-8")
     (partial / "source.txt").unlink()
     if out.exists():
@@ -84,9 +87,9 @@ def _build(run_json: Path, out: Path, shown: int) -> Path:
     return out / "index.html"
 
 
-def _source(run: reading.Run, shown: int) -> str:
+def _source(run: reading.Run, shown: int, site: str | None) -> str:
     """A digest of the report's inputs: the run, its artifacts' recipes, this code."""
-    parts = [json.dumps(plain(run.facts), sort_keys=True), str(shown), saelab.__version__]
+    parts = [json.dumps(plain(run.facts), sort_keys=True), str(shown), str(site), saelab.__version__]
     stages = ("units", "labels", "evaluation", "quality")
     folders = [run.facts["images"], *(basis[s] for basis in run.facts["bases"] for s in stages if basis.get(s))]
     folders += list((run.facts.get("comparisons") or {}).values())
@@ -110,7 +113,7 @@ def _written_from(partial: Path) -> str:
     return mark.read_text(encoding="utf-8") if mark.is_file() else ""
 
 
-def _write(run: reading.Run, out: Path, shown: int) -> None:
+def _write(run: reading.Run, out: Path, shown: int, site: str | None) -> None:
     known = records.truth(run.images)
     near = records.neighbours(run)
     first = pictures.copies(run.images)
@@ -126,7 +129,11 @@ def _write(run: reading.Run, out: Path, shown: int) -> None:
     for number, basis in enumerate(made):
         write.basis(out, number, basis)
     facts = _facts(run, made, side, unreadable)
-    facts |= {"sides": matched_pairs.drawn(run, made), "takeaway": exports.write(run, made, out), "prompts": prompts}
+    facts |= {
+        "sides": matched_pairs.drawn(run, made),
+        "takeaway": exports.write(run, made, out, site),
+        "prompts": prompts,
+    }
     write.put(out, "run", facts)
     for number, comparison in enumerate(run.comparisons):
         write.put(out, f"comparison-{number}", comparison)

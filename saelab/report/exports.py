@@ -1,28 +1,29 @@
-"""Files to take away: tables of all units, features in Neuronpedia's shape, SAEs in SAELens' format, a methods text."""
+"""Files to take away: tables of all units, Neuronpedia's import, SAEs in SAELens' format, a methods text."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from saelab.artifacts import read_json, write_csv, write_jsonl
 from saelab.errors import UserError
-from saelab.report import methods, pictures
+from saelab.report import methods, neuronpedia
 from saelab.report.reading import Run
 from saelab.report.records import FAITHFULNESS
 
 Records = list[list[dict[str, Any]]]  # per basis, a record per unit
 
 
-def write(run: Run, made: Records, out: Path) -> list[list[str]]:
-    """Write `takeaway/` in the report's folder. Returns [file, what it is] of each file, in the order to be shown."""
+def write(run: Run, made: Records, out: Path, site: str | None = None) -> list[list[str]]:
+    """Write `takeaway/` in the report's folder. Returns [file, what it is] of each file, in the order to be shown.
+
+    `site`: the address where the report will lie, for links to its pictures.
+    """
     folder = out / "takeaway"
     folder.mkdir(exist_ok=True)
     rows = table(run, made)
     write_csv(folder / "units.csv", rows)
     write_jsonl(folder / "units.jsonl", rows)
-    write_jsonl(folder / "neuronpedia.jsonl", neuronpedia(run, made))
+    places = neuronpedia.write(run, made, folder / "neuronpedia", site)
     for name, content in (
         ("methods.txt", methods.text),
         ("methods.tex", methods.latex),
@@ -32,7 +33,13 @@ def write(run: Run, made: Records, out: Path) -> list[list[str]]:
     files = [
         ["takeaway/units.csv", "a row for each unit: label, scores, metrics, image files"],
         ["takeaway/units.jsonl", "the same, one JSON object a line"],
-        ["takeaway/neuronpedia.jsonl", "features in Neuronpedia's shape, with links to the small pictures"],
+        *(
+            [
+                f"takeaway/neuronpedia/{place}/source.jsonl",
+                f"{basis.name} for Neuronpedia's importer, this whole folder",
+            ]
+            for place, basis in zip(places, run.bases)
+        ),
         *_saelens(run, out),
         [
             "takeaway/methods.txt",
@@ -108,44 +115,6 @@ def _bounds(record: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     """Low and high of every metric's 95 % interval, None where there is none."""
     found = {key: record["interval"].get(key) or [None, None] for key in FAITHFULNESS if key != "auroc"}
     return {key: {"low": low, "high": high} for key, (low, high) in found.items()}
-
-
-def neuronpedia(run: Run, made: Records) -> list[dict[str, Any]]:
-    """Features in the shape of Neuronpedia's tables (Neuron, Explanation, Activation).
-
-    An activation of a picture has no tokens: it holds `image` (a link to the small picture, relative to this file),
-    `imageName` (the file in the image set) and `maxValue`. Units without a label have no explanation.
-    """
-    return [
-        _feature(run, basis.name, basis.layer, record)
-        for basis, records in zip(run.bases, made, strict=True)
-        for record in records
-    ]
-
-
-def _feature(run: Run, basis: str, layer: str, record: dict[str, Any]) -> dict[str, Any]:
-    model, source = run.facts.get("host") or run.facts["name"], f"{layer}-{basis}".replace(" ", "-")
-    place = {"modelId": model, "layer": source, "index": str(record["unit"])}
-    low, high = record["range"]
-    middles = np.linspace(low, high, 2 * len(record["histogram"]) + 1)[1::2].tolist()
-    scorer = record["scorer"]
-    explained = {
-        "description": record["label"],
-        "typeName": f"saelab-{scorer}",
-        "explanationModelName": run.facts["encoder"],
-    }
-    return place | {
-        "sourceSetName": basis.replace(" ", "-"),
-        "maxActApprox": record["max"],
-        "frac_nonzero": (record["images"] - record["silent"]) / record["images"],
-        "freq_hist_data_bar_heights": record["histogram"],
-        "freq_hist_data_bar_values": middles,
-        "explanations": [place | explained] if record["label"] is not None else [],
-        "activations": [
-            {"image": f"../{pictures.place(i)}", "imageName": run.images.files[i], "maxValue": value, "tokens": []}
-            for i, value in zip(record["positives"], record["activations"], strict=True)
-        ],
-    }
 
 
 def _parquet(path: Path, rows: list[dict[str, Any]]) -> bool:

@@ -58,13 +58,8 @@ class Run:
 def read(run_json: Path | str) -> Run:
     """Everything a report needs. Raises UserError if a run is missing, half-written, moved or of another version."""
     path = Path(run_json)
-    facts = read_json(path)
-    _require(facts, NEEDED, path, facts)
-    for entry in facts["bases"]:
-        _require(entry, NEEDED_OF_BASIS, path, facts)
-    if not facts["bases"]:
-        raise UserError("run", path, "lists no basis", "run the labelling stage first")
-    images = ImageSet.read(_artifact(path, facts["images"], "images"))
+    facts = read_record(path)
+    images = ImageSet.read(artifact(path, facts["images"], "images"))
     several = len({entry["layer"] for entry in facts["bases"]}) > 1
     bases = tuple(_basis(path, entry, len(images), several) for entry in facts["bases"])
     names = [basis.name for basis in bases]
@@ -75,13 +70,37 @@ def read(run_json: Path | str) -> Run:
     return Run(path, facts, images, bases, tuple(_comparison(path, folder) for folder in _compared(facts)))
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """What run.json says. Raises UserError for a record that is missing, of another version, or lists no basis."""
+    facts: dict[str, Any] = read_json(path)
+    _require(facts, NEEDED, path, facts)
+    for entry in facts["bases"]:
+        _require(entry, NEEDED_OF_BASIS, path, facts)
+    if not facts["bases"]:
+        raise UserError("run", path, "lists no basis", "run the labelling stage first")
+    return facts
+
+
+def artifact(run: Path, name: str, what: str) -> Path:
+    """A folder that run.json names, `what` for people. Raises UserError where it is gone, unfinished or damaged."""
+    folder = run.parent / name
+    if not folder.is_dir():
+        raise UserError(
+            "run",
+            run,
+            f"its {what} folder {name} is missing",
+            "keep run.json beside the folders it names, or run again",
+        )
+    return open_artifact(folder).path
+
+
 def _compared(facts: dict[str, Any]) -> list[str]:
     one = [facts["comparison"]] if facts.get("comparison") else []
     return list((facts.get("comparisons") or {}).values()) or one
 
 
 def _comparison(run: Path, folder: str) -> dict[str, Any]:
-    found = read_json(_artifact(run, folder, "comparison") / "comparison.json")
+    found = read_json(artifact(run, folder, "comparison") / "comparison.json")
     if found.get("schema") != COMPARISON_SCHEMA:
         what = f"its comparison has schema {found.get('schema')}, this version reads {COMPARISON_SCHEMA}"
         raise UserError("run", run, what, "run the comparison again with this version")
@@ -98,25 +117,13 @@ def _require(found: Any, keys: tuple[str, ...], path: Path, facts: Any) -> None:
         )
 
 
-def _artifact(run: Path, name: str, what: str) -> Path:
-    folder = run.parent / name
-    if not folder.is_dir():
-        raise UserError(
-            "run",
-            run,
-            f"its {what} folder {name} is missing",
-            "keep run.json beside the folders it names, or run again",
-        )
-    return open_artifact(folder).path
-
-
 def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> ReadBasis:
     from scipy.sparse import csc_array
 
     from saelab.units import UnitActivations, to_scipy
 
     name = entry["name"]
-    at = {stage: _artifact(run, entry[stage], f"{stage} of {name}") for stage in ("units", "labels", "evaluation")}
+    at = {stage: artifact(run, entry[stage], f"{stage} of {name}") for stage in ("units", "labels", "evaluation")}
     acts = UnitActivations.load(at["units"]).acts
     columns = csc_array(to_scipy(acts) if acts.is_sparse_csr else acts.numpy())
     labels = sorted(read_jsonl(at["labels"] / "labels.jsonl"), key=lambda row: row["unit"])
@@ -132,7 +139,7 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Re
         raise UserError(
             "run", run, f"{name}: activations are of {expected}, the run has {n_images}", "run its stages again"
         )
-    sae = _artifact(run, entry["sae"], f"sae of {name}") if entry.get("sae") else None
+    sae = artifact(run, entry["sae"], f"sae of {name}") if entry.get("sae") else None
     folders = at | ({} if sae is None else {"sae": sae})
     recipes = {stage: read_json(folder / "recipe.json") for stage, folder in folders.items()}
     return ReadBasis(
@@ -163,7 +170,7 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Re
 def _quality(run: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
     if not entry.get("quality"):
         return None
-    found: dict[str, Any] = read_json(_artifact(run, entry["quality"], f"quality of {entry['name']}") / "quality.json")
+    found: dict[str, Any] = read_json(artifact(run, entry["quality"], f"quality of {entry['name']}") / "quality.json")
     return found
 
 

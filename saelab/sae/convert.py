@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from saelab import tensor_files
 from saelab.artifacts import atomic, read_json, write_json
 from saelab.errors import UserError
-from saelab.sae import foreign
+from saelab.sae import fetch, foreign
 from saelab.sae.foreign import Config, Tensors
 from saelab.sae.model import SAE
 from saelab.sae.source import Options, Source
 
-_WEIGHTS = ("sae_weights.safetensors", "sae.safetensors", "ae.pt", "weights.pt", "sae.pt")
+# saelab's own first: a folder of the hub holds the same SAE for SAELens, which has no words for all of it.
+_WEIGHTS = ("sae.safetensors", "sae_weights.safetensors", "ae.pt", "weights.pt", "sae.pt")
 
 
 def load(
@@ -195,16 +196,4 @@ def _from_hub(name: str) -> Path:
     parts = name.split("/")
     if len(parts) < 2 or name.startswith((".", "/", "~")):
         raise UserError("sae", name, "there is no such file or folder", "check the path")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    inside = "/".join(parts[2:])
-    try:
-        root = snapshot_download("/".join(parts[:2]), allow_patterns=[f"{inside}/*"] if inside else None)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError("sae", name, f"no such path here, and the hub has none ({_first(error)})") from None
-    return Path(root) / inside
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return fetch.download("/".join(parts[:2]), "/".join(parts[2:]))[0]

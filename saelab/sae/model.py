@@ -24,6 +24,7 @@ from saelab.arrays import as_matrix
 from saelab.artifacts import atomic, check_file
 from saelab.errors import UserError
 from saelab.sae import rules
+from saelab.sae.fetch import fetch
 from saelab.sae.sparse import decode_rows
 
 FORMAT = "saelab-sae-1"
@@ -189,6 +190,22 @@ class SAE:
         except SafetensorError as error:
             raise UserError("sae", file, f"not a whole safetensors file ({error})", "copy or train it again") from None
         return cls(meta=_meta(raw, file), **_check_tensors(tensors, file))
+
+    @classmethod
+    def from_pretrained(
+        cls, repo: str, path: str = "", revision: str | None = None, device: str | torch.device = "cpu"
+    ) -> "SAE":
+        """The SAE in the folder `path` of a repository that `saelab push` wrote: "org/name", or a folder.
+
+        `meta.source` then holds the repository (`hub`), `path` and the hash of the `commit`. Raises UserError where the
+        hub can't be asked or there is no SAE of saelab; `saelab.sae.convert.load` reads those of other packages.
+        """
+        found = fetch(repo, path, ["sae.safetensors"], revision)
+        if not (found.folder / "sae.safetensors").is_file():
+            remedy = "name a folder of its README.md, or read other packages' with saelab.sae.convert.load"
+            raise UserError("sae", f"{repo}/{path}".rstrip("/"), "holds no sae.safetensors", remedy)
+        sae = cls.load(found.folder, device)
+        return cls(meta=dataclasses.replace(sae.meta, source=sae.meta.source | found.source), **sae.tensors())
 
 
 def _pack(dense: Float[Tensor, "batch latents"]) -> Codes:

@@ -1,6 +1,7 @@
 """Numbers of effects in closed form: a host that is linear in its tokens, so that each edit's answer is one product."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 from effects_worlds import Planted, ground
 from scipy import stats
 
-from saelab.effects import MeasureSettings, difference, measure, summarise
+from saelab.effects import MeasureSettings, amounts, difference, measure, summarise
 from saelab.effects.causal import DOSES, STEERED
+from saelab.effects.groups import measure_group
 from saelab.effects.summary import causal_columns, mean_of
+from saelab.units.bases import Projection
 
 IMAGES, TOKENS, UNITS, OUTPUTS = 40, 3, 6, 15
 LABELS = ["class 3", "class 7", "class 3", None, "class 11", "purple"]
@@ -130,6 +133,46 @@ def test_more_that_does_less_is_inverted(world):
     expected = stats.spearmanr(doses, (doses * (3 - doses)).round(6)).statistic
     assert row["inverted"] and row["dose"] == pytest.approx(expected, abs=0.11), "two doses tie but for rounding"
     assert measure(4, own, MeasureSettings(count=6))["inverted"] is False
+
+
+def test_units_of_one_label_are_seen_where_each_is_near_its_own_strongest(world):
+    tokens, head, own = world
+    wide = tokens * np.array([1.0, 1, 50, 1, 1, 1])  # in pictures by plain sums, unit 2 would decide alone
+    acts = torch.from_numpy(wide).float()
+    loud = dataclasses.replace(own, answers=Linear(acts, torch.from_numpy(head).float()), acts=acts.amax(1))
+    row = measure_group("class 3", [0, 2], loud, MeasureSettings(count=6))
+    peaks = wide.max(1)
+    strength = peaks[:, 0] / peaks[:, 0].max() + peaks[:, 2] / peaks[:, 2].max()
+    chosen = np.argsort(-strength, kind="stable")[:6]
+    assert row["pictures"] == chosen.tolist() and row["fires"] == (strength > 0).sum()
+    amounts = wide[chosen].mean(1)
+    lost = (amounts[:, :1] * head[0] + amounts[:, 2:3] * head[2]).mean(0)
+    assert row["drop"] == pytest.approx(centred(lost)[3], rel=1e-4) and row["beyond"] == pytest.approx(0, abs=1e-3)
+    assert row["causal_pct"] == pytest.approx(midranks(lost)[3])
+    single = [midranks(amounts[:, u].mean() * head[u])[3] for u in (0, 2)]
+    assert row["single_pct"] == pytest.approx(np.mean(single))
+
+
+def test_usual_amounts_are_means_and_high_quantiles_of_mining_tokens(monkeypatch):
+    """Whatever is held at once; of more tokens than are looked at, as many drawn by seed."""
+    tokens = np.random.default_rng(0).normal(0.5, 1, (900, 4)).astype(np.float16)
+    tokens[:, 3] = -1
+    store = SimpleNamespace(rows=lambda split: np.arange(100, 900) if split == "mine" else None, tokens=tokens)
+    seen = tokens[100:].astype(float).clip(0)
+    for at_once in (amounts.AT_ONCE, 7 * 4):
+        monkeypatch.setattr(amounts, "AT_ONCE", at_once)
+        means, usual = amounts.usual_amounts(store, Projection(), [2, 0, 3], 4)
+        np.testing.assert_allclose(means[[0, 2, 3]], seen[:, [0, 2, 3]].mean(0), rtol=1e-5)
+        for unit in (0, 2):
+            positive = seen[:, unit][seen[:, unit] > 0]
+            assert float(usual[unit]) == pytest.approx(np.quantile(positive, 0.95), rel=1e-5)
+        assert means.isnan().tolist() == [False, True, False, False], "unit 1 was not asked for"
+        assert usual.isnan().tolist() == [False, True, False, True], "unit 3 is silent"
+    monkeypatch.setattr(amounts, "TOKENS", 300)
+    some = [amounts.usual_amounts(store, Projection(), [0], 4, seed)[0][0] for seed in (0, 0, 1)]
+    assert some[0] == some[1] != some[2] and abs(some[0] - seen[:, 0].mean()) < 0.2
+    drawn = np.random.default_rng(1).choice(np.arange(100, 900), 300, replace=False)
+    assert float(some[2]) == pytest.approx(tokens[drawn, 0].astype(float).clip(0).mean(), rel=1e-5)
 
 
 def test_partners_form_one_cycle_through_all_units(world):

@@ -333,18 +333,20 @@ def test_invert_finds_the_formula_it_was_given():
     assert assign.invert_formulas(noise * torch.nan, concepts) == [None]
 
 
-def test_falcon_in_plain_loops():
+@pytest.mark.parametrize("settings", [(100.0, 5, 0.1), (20.0, 5, 0.15), (100.0, 2, 0.3)])
+def test_falcon_in_plain_loops(settings):
     _, emb, txt = world()
+    temperature, best, removed_from = settings
     sims = emb @ txt.T
     pos, neg = torch.tensor([[0, 5, 9], [1, 2, -1]]), torch.tensor([[4, 4, -1], [-1, -1, -1]])
     support = torch.zeros(80, 11)
     for i in range(80):
-        p = (100 * sims[i]).softmax(0)
-        for l in p.argsort(descending=True)[:5]:
+        p = (temperature * sims[i]).softmax(0)
+        for l in p.argsort(descending=True)[:best]:
             support[i, l] = p[l]
     expected = torch.stack([support[pos[0]].mean(0), support[[1, 2]].mean(0)])
-    expected[0][support[4] >= 0.1] = torch.nan
-    assert torch.allclose(assign.falcon(sims, pos, neg), expected, atol=1e-6, equal_nan=True)
+    expected[0][support[4] >= removed_from] = torch.nan
+    assert torch.allclose(assign.falcon(sims, pos, neg, *settings), expected, atol=1e-6, equal_nan=True)
     assert bool(expected[0].isnan().any())
     (first, _) = assign.falcon_labels(expected)
     assert first == [l for l in expected[0].nan_to_num().argsort(descending=True).tolist() if expected[0, l] > 0][:8]

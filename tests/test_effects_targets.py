@@ -106,7 +106,12 @@ def test_a_host_names_its_own_outputs():
     class Numbered:
         config = type("Config", (), {"id2label": {0: "LABEL_0", 1: "LABEL_1"}})
 
-    assert host_head(Named(), 2).outputs.names == ("cat", "dog")
+    class Read:
+        """As a config's JSON has it: numbers as text, in any order."""
+
+        config = type("Config", (), {"id2label": {"1": "dog", "0": "cat"}})
+
+    assert host_head(Named(), 2).outputs.names == host_head(Read(), 2).outputs.names == ("cat", "dog")
     assert len(host_head(object(), 1000).outputs) == 1000
     for model in (Numbered(), Named(), object()):
         with pytest.raises(UserError, match="have no names; use head=probe"):

@@ -83,6 +83,14 @@ def test_cosy_against_scipy_and_counting(layout):
         assert float(dma[j]) == pytest.approx(float(a.mean() / acts[:, j].max()), abs=1e-5)
 
 
+def test_mann_whitney_of_a_handful_of_images_is_asymptotic_too():
+    """Left to itself, scipy takes the exact distribution for few numbers without ties, and p jumps where a tie is."""
+    generated, control = torch.tensor([[0.9], [0.4], [0.7], [0.8]]), torch.tensor([[0.1], [0.5], [0.2], [0.3], [0.0]])
+    u, p = metrics.mann_whitney(generated, control)
+    score = (19 - 20 / 2 - 0.5) / math.sqrt(20 * 10 / 12)  # 19 of 20 pairs above, corrected for continuity
+    assert float(u) == 19 and float(p) == pytest.approx(math.erfc(score / math.sqrt(2)))
+
+
 def test_ties_decide_on_sparse_units():
     """method.md's warning: on a 99 %-zero unit an unrelated label gets 0.50 by halves and 0.02 strictly."""
     g = torch.Generator().manual_seed(2)
@@ -179,6 +187,8 @@ def test_polysemanticity_against_scikit_learn():
     expected = 1 - float(torch.cosine_similarity(mean, lone[0]).mean())
     assert float(metrics.polysemanticity(lone)) == pytest.approx(expected, abs=1e-5)
     assert math.isnan(float(metrics.polysemanticity(lone[:, :1])))
+    pair = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # two clusters of one: each 45 degrees from the mean of both
+    assert float(metrics.polysemanticity(pair)) == pytest.approx(1 - math.sqrt(0.5), abs=1e-6)
 
 
 def test_numbers_that_cannot_be_had_are_nan():

@@ -57,6 +57,20 @@ def test_a_perfect_reconstruction_recovers_all_and_a_dead_one_nothing():
     assert none["kl"] == pytest.approx(float((own * (own / uniform).log()).sum(1).mean()), rel=1e-4)
 
 
+def test_what_is_spliced_in_has_the_host_s_own_precision():
+    """A host in bfloat16 gets bfloat16 back, of the float32 reconstruction as of the mean."""
+
+    class Half(Classifier):
+        def logits_with(self, batch, layer, replace, policy="all"):
+            tokens = batch.flatten(2).transpose(1, 2).bfloat16()
+            found = replace(tokens)
+            assert found.dtype == torch.bfloat16 and found.shape == tokens.shape
+            return found.float().mean(1) @ self.head.T
+
+    found = loss_recovered(Half(3, 5), perfect(3), "layer", pictures())
+    assert found["ce_recovered"] == pytest.approx(1, abs=1e-6) and found["agreement"] == 1
+
+
 @pytest.mark.parametrize(("name", "layer", "policy"), HOSTS)
 def test_loss_recovered_splices_into_convs_and_transformers(name, layer, policy):
     """Real networks: what a hook of torch's own gives, with the reconstruction put in by hand."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from saelab.sae import SAE, Meta, model, quality
+from saelab.sae.rules import gates
 
 D_IN, LATENTS, K = 6, 40, 4
 
@@ -66,6 +67,19 @@ def test_codes_reconstruction_and_quality_are_those_of_loops(rule, tokens, monke
         for low, high, count in zip(edges, edges[1:], found["density"]["counts"], strict=False):
             logs = [math.log10(s) for s in share.tolist() if s > 0]
             assert count == sum(low <= at < high or at == high == 0 for at in logs)
+
+
+@pytest.mark.parametrize("rule", ["jumprelu", "batchtopk"])
+def test_a_latent_at_its_threshold_is_silent(rule):
+    """'Exceeds', in both papers: what is just as large stays out, of codes, reconstructions and training."""
+    sae = SAE(torch.eye(3), torch.zeros(3), torch.eye(3), torch.zeros(3), Meta(rule, 1), torch.tensor([1.0, 1.0, -2.0]))
+    x = torch.tensor([[1.0, 1.0 + 2**-20, 0.0], [0.5, 2.0, -1.0]])
+    expected = torch.tensor([[0.0, 1.0 + 2**-20, 0.0], [0.0, 2.0, 0.0]])
+    assert torch.equal(sae.encode(x).dense(), expected) and torch.equal(sae(x), expected)
+    assert torch.equal(sae.encode_dense(x), expected)
+    threshold, width = torch.tensor([1.0, 1.0, 0.0]), torch.tensor(0.1)
+    assert torch.equal(gates._Jump.apply(x.relu(), threshold, width), expected)
+    assert torch.equal(gates._Step.apply(x.relu(), threshold, width), (expected > 0).float())
 
 
 def test_a_crowded_sae_is_measured_in_chunks(tokens, monkeypatch):

@@ -184,6 +184,19 @@ def test_resampling_points_silent_latents_at_badly_explained_tokens_and_leaves_t
         assert bool((moments[name][0][silent] == 0).all()) and bool((moments[name][0][~silent] == 1).all())
 
 
+def test_resampling_where_all_are_silent_draws_by_the_squared_loss_and_starts_at_a_fifth_of_length_1():
+    weights = {"W_enc": torch.ones(3400, 2), "W_dec": torch.ones(3400, 2)}
+    weights |= {"b_enc": torch.ones(3400), "b_dec": torch.tensor([1.0, 1.0])}
+    moments = {name: [torch.ones_like(weights[name])] for name in ("W_enc", "W_dec", "b_enc")}
+    x, error = torch.tensor([[4.0, 1.0], [1.0, 9.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    assert resample(weights, moments, torch.ones(3400, dtype=torch.bool), x, error, 0, World()) == 3400
+    second = weights["W_dec"] == torch.tensor([0.0, 1.0])
+    assert bool((second.all(1) | (weights["W_dec"] == torch.tensor([1.0, 0.0])).all(1)).all())
+    # Losses 1 and 4, squares 1 and 16: 3200 of 3400 are expected, with a standard deviation of 14.
+    assert int(second.all(1).sum()) == pytest.approx(3200, abs=60)
+    torch.testing.assert_close(weights["W_enc"], 0.2 * weights["W_dec"])
+
+
 def test_resampling_revives_silent_latents_and_resets_their_adam_state():
     x, _ = planted(4000)
     config = SAEConfig(D_IN, 64, rule="relu", lr=1e-3, l1=0.05, resample_every=6, dead_after=1024)

@@ -276,11 +276,12 @@ def test_soft_wpmi_and_wpmi_in_plain_loops():
         assert torch.allclose(found.double(), expected, atol=1e-4)
 
 
-def test_rank_reorder_in_plain_loops():
+@pytest.mark.parametrize("scale_p", [0.5, 2.0])
+def test_rank_reorder_in_plain_loops(scale_p):
     acts, emb, txt = world(images=200)
     sims = emb @ txt.T
     ids, values = mine.top_images(acts, 10)
-    found = assign.rank_reorder(acts, emb, txt)
+    found = assign.rank_reorder(acts, emb, txt, scale_p=scale_p)
     for u in range(9):
         top = values[u].tolist()
         chance = sum(abs(a - b) ** 3 for a in top for b in top) / 100
@@ -289,7 +290,7 @@ def test_rank_reorder_in_plain_loops():
             rank = [sorted(seen).index(s) for s in seen]
             error = sum(abs(a - sorted(top)[r]) ** 3 for a, r in zip(top, rank, strict=True)) / 10
             mean = sum(seen) / 10
-            expected = -(error / chance) / mean**0.5 if mean > 0 else -math.inf
+            expected = -(error / chance) / mean**scale_p if mean > 0 else -math.inf
             assert float(found[u, l]) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -617,3 +618,13 @@ def test_a_wider_beam_finds_what_the_best_first_step_hides():
     assert set(wide.labels) == {1, 2} and wide.operators == ("and",) and wide.auc > 0.99
     assert one.labels[0] == 0 and one.auc < 0.99
     assert assign.invert_formulas(acts, concepts) == [wide]  # five is what its authors use
+
+
+def test_a_search_that_can_not_grow_gives_the_best_single_concept():
+    """Of one concept, and of two that joined hold on too few images or on too many."""
+    first = torch.zeros(40, dtype=torch.bool)
+    first[:20] = True
+    acts = torch.arange(40.0, 0, -1)[:, None]
+    for concepts in (first[:, None], torch.stack([first, first], dim=1)):
+        (formula,) = assign.invert_formulas(acts, concepts, length=3)
+        assert (formula.labels, formula.operators, formula.auc) == ((0,), (), 1.0)

@@ -438,3 +438,8 @@ def test_pairs_are_mined_from_arrays_as_from_tensors():
     acts, emb = world()
     a, b = mine.mine_pairs(acts, emb, 5), mine.mine_pairs(acts.numpy(), emb.numpy(), 5)
     assert all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("level, fires", [(0.9e-6, 0), (1.1e-6, 7), (1.9e-6, 7), (3.0, 7)])
+def test_a_constant_unit_fires_where_it_is_above_the_threshold_as_it_is(level, fires):
+    assert mine.fires_on(torch.full((7, 1), level)).tolist() == [fires]

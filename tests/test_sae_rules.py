@@ -6,6 +6,7 @@ import torch
 from saelab.sae import SAE, SAEConfig, TrainConfig, fit, quality
 from saelab.sae.distributed import World
 from saelab.sae.revive import resample
+from saelab.sae.rules.gates import JumpReLU
 from saelab.sae.train import Trainer
 
 D_IN, PLANTED, ACTIVE = 24, 40, 3
@@ -214,3 +215,17 @@ def test_resampling_revives_silent_latents_and_resets_their_adam_state():
     centred = torch.nn.functional.normalize(x_now - trainer.weights["b_dec"], dim=1)
     assert float((trainer.weights["W_dec"][10:20] @ centred.T).max(1).values.min()) > 0.999
     assert bool((trainer.sae.encode(x_now).dense()[:, 10:20] > 0).any(0).all())
+
+
+@pytest.mark.parametrize("threshold", [0.3, 1.2])
+def test_jumprelus_penalty_has_the_gradient_of_the_squared_excess(threshold):
+    """Of (L0 / k - 1)^2 times its weight, by autograd through the same L0; and `value` is that number itself."""
+    config = SAEConfig(D_IN, 32, rule="jumprelu", k=5, l0_weight=0.7, bandwidth=0.5)
+    pre = torch.randn(64, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theta = torch.full((32,), threshold, dtype=torch.float64, requires_grad=True)
+    opened = JumpReLU().open(pre, {"threshold": theta}, config, torch.tensor(1.0), 64, lambda t: t)
+    whole = config.l0_weight * (opened.l0 / config.k - 1).square()
+    (found,), (expected,) = (torch.autograd.grad(x, theta, retain_graph=True) for x in (opened.penalty, whole))
+    assert float(expected.abs().max()) > 1e-4
+    torch.testing.assert_close(found, expected)
+    assert float(opened.value) == pytest.approx(float(whole.detach()))

@@ -83,7 +83,7 @@ def label_sets(
     sets: list[list[int] | None] = [None] * len(own)
     units = found.nonzero()[:, 0]
     for some in units.split(max(1, ELEMENTS // (resamples * own.shape[1] ** 2))):
-        kept = in_set(filled[some], made[:, some], share) & there[some]
+        kept = in_set(filled[some].double(), made[:, some].double(), share) & there[some]  # scores may be huge
         for unit, ids, keep in zip(some.tolist(), labels[some], kept, strict=True):
             sets[unit] = ids[keep].tolist()
     return sets
@@ -157,7 +157,7 @@ def _scores(scores: Tensor, own: Tensor, there: Tensor) -> Float[Tensor, "some m
     """A resample's scores: a label that has none there is as low as the lowest; a unit that has none says nothing."""
     known = scores > -torch.inf
     low = scores.masked_fill(~known, torch.inf).amin(dim=1, keepdim=True)
-    filled = torch.where(known, scores, low).float()
+    filled = torch.where(known, scores, low).float().nan_to_num()
     return torch.where(there & known.any(dim=1, keepdim=True), filled, own)
 
 

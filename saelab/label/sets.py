@@ -81,8 +81,7 @@ def label_sets(
         for units, scores in registry.blocks(row, seen):
             made[place, units] = _scores(scores.gather(1, labels[units]), filled[units], there[units])
     sets: list[list[int] | None] = [None] * len(own)
-    units = found.nonzero()[:, 0]
-    for some in units.split(max(1, ELEMENTS // (resamples * own.shape[1] ** 2))):
+    for some in found.nonzero()[:, 0].split(max(1, ELEMENTS // (resamples * own.shape[1] ** 2))):
         kept = in_set(filled[some].double(), made[:, some].double(), share) & there[some]  # scores may be huge
         for unit, ids, keep in zip(some.tolist(), labels[some], kept, strict=True):
             sets[unit] = ids[keep].tolist()

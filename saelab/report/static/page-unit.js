@@ -65,7 +65,7 @@ function labelSet(record) {
   if (!set) return null
   const rest = set.length - shown
   const text = set.length === 1 ? "no other label" : [...set.slice(0, shown), ...(rest > 0 ? [format.plural(rest, "other")] : [])].join(", or ")
-  return h("p.labelset", null, term("label_set", "On other photos"), ": ", h("span.serif", null, text))
+  return h("p", null, term("label_set"), ": ", h("span.serif", null, text))
 }
 
 /* The next best labels of the scorer that gave the label. */

@@ -153,6 +153,19 @@ def test_a_random_unit_abstains_and_a_planted_one_does_not(world):
     assert abstained[40:].mean() >= 0.8  # 95 % expected; 0.8 is four standard errors below
 
 
+def test_rows_have_label_sets_where_a_setting_asks_and_else_not_even_the_field(world):
+    few = planted.make(planted.WorldSpec(images=300, units=12, parents=12, live=4, children=3, dim=32, seed=3))
+    few.acts[:, 0] = 0
+    plain = pipeline.LabelSettings(("pearson", "csp"), "pearson", nulls=0, meanings=False)
+    rows, _ = labelled(few, image_set(300), settings=plain)
+    asked, _ = labelled(few, image_set(300), settings=with_(plain, sets=0.9))
+    sets = [row.pop("label_set") for row in asked]
+    assert asked == rows and not any("label_set" in row for row in rows)
+    assert sets[0] is None and all(found is None or found[0] == row["label"] for found, row in zip(sets, rows))
+    assert any(found and len(found) > 1 for found in sets)
+    assert digest(with_(plain, sets=0.9)) != digest(plain)
+
+
 def test_a_unit_of_two_concepts_has_two_meanings(world):
     images = image_set(4000)
     settings = pipeline.LabelSettings(("csp",), "csp", nulls=0)
@@ -173,6 +186,11 @@ def test_a_unit_of_two_concepts_has_two_meanings(world):
         (lambda w: pipeline.check(pipeline.LabelSettings(("csp", "nope"))), "nope"),
         (lambda w: pipeline.check(pipeline.LabelSettings(("csp",), "pearson")), "label.final=pearson: is not among"),
         (lambda w: pipeline.check(pipeline.LabelSettings((), "pearson")), "at least one scorer"),
+        (
+            lambda w: pipeline.check(pipeline.LabelSettings(("pearson",), "pearson", sets=1.0)),
+            "label.sets=1.0: expected",
+        ),
+        (lambda w: pipeline.check(pipeline.LabelSettings(("netdissect",), "netdissect", sets=0.9)), "label.sets=0.9"),
         (lambda w: pipeline.check(with_(SETTINGS, final=7)), "label.final=7: expected a word"),
         (
             lambda w: pipeline.check(with_(SETTINGS, nulls="abc")),

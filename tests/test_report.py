@@ -15,7 +15,19 @@ from saelab import cache, integrity
 from saelab.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from saelab.errors import UserError
 from saelab.label.assign import SCORERS
-from saelab.report import build, glossary, held_out, maps, neuronpedia, pictures, reading, records, vlm_answers, write
+from saelab.report import (
+    build,
+    exports,
+    glossary,
+    held_out,
+    maps,
+    neuronpedia,
+    pictures,
+    reading,
+    records,
+    vlm_answers,
+    write,
+)
 from saelab.report.build import _best
 
 
@@ -425,6 +437,16 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
                 assert low <= line[key] <= high
             several, bounded = several + (u in marked), bounded + bool(found["interval"])
     assert several > 3 and bounded > 20
+
+
+def test_label_sets_reach_tables_only_where_the_run_has_them(report, run):
+    made = [[unit(report, run, basis.name, 0)] for basis in run.bases]
+    assert not any("label_set" in line for line in exports.table(run, made))
+    made[0][0] |= {"label_set": ["cat", "kitten"]}
+    assert [line["label_set"] for line in exports.table(run, made)] == [["cat", "kitten"], *[None] * (len(made) - 1)]
+    row = run.bases[0].labels[0]
+    assert "label_set" not in records._label(row)
+    assert records._label(row | {"label_set": None})["label_set"] is None
 
 
 def test_what_models_said_and_saw_stands_on_the_unit_s_page(report, run):

@@ -1,5 +1,6 @@
 """The report in a real browser, from disk: what a reader does, and that nothing fails or leaves the machine."""
 
+import json
 import os
 import re
 import shutil
@@ -370,6 +371,26 @@ def test_pages_fit_a_phone_name_their_pictures_and_can_be_read(browser, report, 
     )
     faint = page.evaluate(CONTRAST)
     assert faint == [], "text with less than 4.5 : 1"
+    assert reader.faults == []
+    reader.context.close()
+
+
+def test_a_label_set_stands_under_the_label(browser, report, tmp_path):
+    shutil.copytree(report, tmp_path / "report")
+    first = next((tmp_path / "report" / "data" / "units" / "0").glob("0.js"))
+    text, names = first.read_text(encoding="utf-8"), ["cat", "kitten", *(f"tabby {i}" for i in range(30))]
+    asked = [f'{{"label_set":{json.dumps(some)},"unit":' for some in (names, names[:1])]
+    for unit, change in enumerate(asked):
+        assert f'{{"unit":{unit},' in text
+        text = text.replace(f'{{"unit":{unit},', f"{change}{unit},", 1)
+    first.write_text(text, encoding="utf-8")
+    reader = Reader(browser, tmp_path / "report")
+    name = reader.open("index.html").evaluate("async () => (await saelab.need('run')).bases[0].name")
+    for unit, shown in enumerate(
+        ("cat, or kitten, or tabby 0, or tabby 1, or tabby 2, or tabby 3, or 26 others", "no other label")
+    ):
+        reader.open(f"unit.html#{name}/{unit}")
+        assert reader.page.inner_text(".lede h1 + p") == f"Label set: {shown}"
     assert reader.faults == []
     reader.context.close()
 

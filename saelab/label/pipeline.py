@@ -27,7 +27,7 @@ from saelab.artifacts import (
 )
 from saelab.encoders import Encoder, ImageEmbeddings, label_embeddings
 from saelab.images import ImageSet
-from saelab.label import assign, clusters, concepts, nulls
+from saelab.label import assign, clusters, concepts, nulls, sets
 from saelab.label.evidence import Templates, complete, evidence
 from saelab.label.exemplars import Exemplars, MiningSettings
 from saelab.label.proposal import answers_digest
@@ -111,6 +111,9 @@ def assign_all(
     meanings: list[Any] = [None] * len(found.status)
     if settings.meanings:
         meanings = _meanings(evidence, found, vocabulary, settings.seed)
+    own_sets: list[list[int] | None] = [None] * len(found.status)
+    if settings.sets:
+        own_sets = sets.label_sets(evidence, settings.final, settings.sets, seed=settings.seed, progress=True)
     place = {label: i for i, label in enumerate(vocabulary.labels)}
     rows = []
     for unit, status in enumerate(found.status):
@@ -121,7 +124,11 @@ def assign_all(
         row = {"unit": unit, "basis": basis, "status": status} | _name(known.get(settings.final), source, settings)
         row |= {"scores": known, "positives": found.positives[unit].tolist()}
         row |= {"contrasts": found.contrasts[unit].tolist(), "fires_on": int(found.fires_on[unit])}
-        rows.append(row | {"meanings": meanings[unit] if label is not None else None})
+        row |= {"meanings": meanings[unit] if label is not None else None}
+        if settings.sets:
+            ids = own_sets[unit] if label is not None else None
+            row["label_set"] = None if ids is None else [vocabulary.labels[i] for i in ids]
+        rows.append(row)
     return rows
 
 

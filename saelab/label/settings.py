@@ -6,9 +6,17 @@ from dataclasses import dataclass
 
 from saelab import settings as fields
 from saelab.errors import UserError
+from saelab.files import added
+from saelab.label import sets
 from saelab.label.assign import SCORERS
 
-RANGES = {"nulls": (0, math.inf), "abstain_below": (0, 1), "seed": (0, math.inf), "runners_up": (0, math.inf)}
+RANGES = {
+    "sets": (0, 1),
+    "nulls": (0, math.inf),
+    "abstain_below": (0, 1),
+    "seed": (0, math.inf),
+    "runners_up": (0, math.inf),
+}
 AUTO = "auto"
 FEW = 1000  # mining images below which graded correlation alone has the power to tell a label from chance
 
@@ -26,6 +34,7 @@ class LabelSettings:
     seed: int = 0  # of the permutations, and of the random images that meanings are held against
     runners_up: int = 5  # next best labels kept per scorer
     meanings: bool = True  # split the positives of units that fall apart, with a label for each part
+    sets: float = added(0.0)  # coverage of each unit's label set (label.sets); 0: no sets
 
 
 def check(settings: LabelSettings) -> None:
@@ -40,6 +49,8 @@ def check(settings: LabelSettings) -> None:
     if settings.final not in settings.scorers:
         remedy = f"choose one of {', '.join(settings.scorers)}"
         raise UserError("label.final", settings.final, "is not among the scorers", remedy)
+    if settings.sets:
+        sets.check(settings.final, settings.sets)
 
 
 def by_luck(percentile: float, settings: LabelSettings) -> bool:

@@ -97,6 +97,7 @@ def table(run: Run, made: Records) -> list[dict[str, Any]]:
             rows.append(
                 {"basis": basis.name, "kind": basis.kind, "layer": basis.layer, "seed": basis.seed}
                 | keep
+                | ({"label_set": record["label_set"]} if "label_set" in record else {})
                 | record["measured"]
                 | {f"{key}_{side}": bound for key, two in _bounds(record).items() for side, bound in two.items()}
                 | {"max_activation": record["max"], "polysemantic": len(record["meanings"]) > 1}

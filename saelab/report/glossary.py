@@ -45,6 +45,13 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "",
     ),
     "margin": ("Margin", "Score of the label less that of the runner-up. Near zero: the choice was close.", ""),
+    "label_set": (
+        "Label set",
+        "The labels that the scorer might have put first had other images been drawn; the images can't rule any of "
+        "them out as the best. A set of one: the label's lead is clear. A long one: the images single out no label. It "
+        "says how firm the scorer's choice is, not that the choice is true.",
+        "bootstrap over images, docs/scorers.md",
+    ),
     "null_percentile": (
         "Beats shuffles",
         "The share of shuffles of the unit's activations over the images whose best label scores lower. Above 95 % the "

@@ -98,7 +98,8 @@ def name(images: ImageSet, i: int) -> str:
 
 def _label(row: dict[str, Any]) -> dict[str, Any]:
     keep = ("unit", "status", "label", "abstained", "source", "scores", "fires_on")
-    return {key: row.get(key) for key in keep} | {"scorer": main_scorer(row)}
+    asked = {"label_set": row["label_set"]} if "label_set" in row else {}  # only runs with `label.sets` have it
+    return {key: row.get(key) for key in keep} | asked | {"scorer": main_scorer(row)}
 
 
 def _sources(row: dict[str, Any], known: dict[str, str]) -> dict[str, str]:

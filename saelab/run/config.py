@@ -69,6 +69,7 @@ class LabelConfig:
     seed: int = 0  # of the permutations
     runners_up: int = 5  # next best labels kept per scorer
     meanings: bool = True  # split the positives of units that fall apart
+    sets: float = 0.0  # coverage of each unit's label set; 0: no sets
     keep_underscores: bool = False  # embed labels with their underscores
     vocabulary: tuple[str, ...] = ("imagenet1k", "classes")  # sources, pooled in this order
     mining: MiningSettings = field(default_factory=MiningSettings)
@@ -173,7 +174,7 @@ class RunConfig:
     def label_settings(self, mine: int) -> pipeline.LabelSettings:
         """How labels are assigned, for so many mining images; `final` is named where it is `auto`."""
         own = self.label
-        names = ("renormalize", "nulls", "abstain_below", "seed", "runners_up", "meanings")
+        names = ("renormalize", "nulls", "abstain_below", "seed", "runners_up", "meanings", "sets")
         return pipeline.LabelSettings(
             self.scorer,
             final_scorer(own.final, self.scorer, mine),

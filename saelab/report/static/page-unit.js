@@ -51,11 +51,21 @@ function lede(run, basis, record) {
   return h("div.lede", null,
     h("div", null,
       h("h1", { class: record.abstained ? "abstained" : null }, record.label ?? "No label"),
+      labelSet(record),
       h("p.marks", null, marks(record, true)),
       additions.unit(run, basis, record),
       h("p.standfirst", null, verdict(run, basis, record)),
       alternatives(record)),
     facts(run, basis, record))
+}
+
+/* Every label that the images can't rule out as the best, where the run asked for sets. */
+function labelSet(record) {
+  const [set, shown] = [record.label_set, 6]
+  if (!set) return null
+  const rest = set.length - shown
+  const text = set.length === 1 ? "no other label" : [...set.slice(0, shown), ...(rest > 0 ? [format.plural(rest, "other")] : [])].join(", or ")
+  return h("p", null, term("label_set"), ": ", h("span.serif", null, text))
 }
 
 /* The next best labels of the scorer that gave the label. */

@@ -68,7 +68,7 @@ class Accuracy:
     correct: int  # trials in which it was named
     trials: int  # answered or unparsed ones
     chance: float  # of blind choice, 1 / photos
-    interval: tuple[float, float]  # exact 95 % binomial interval, trials taken as independent
+    interval: tuple[float, float]  # exact 95 % binomial interval (Clopper & Pearson, 1934), trials taken as independent
 
     @property
     def share(self) -> float:
@@ -151,15 +151,17 @@ def intruder_accuracy(rows: Sequence[Intrusion]) -> Accuracy | None:
 
     Of several units the interval is too narrow where units differ: their trials are not independent.
     """
-    from scipy.stats import binomtest
+    from scipy.special import betaincinv
 
     judged = [row for row in rows if row.correct is not None]
     if not judged:
         return None
     correct = sum(bool(row.correct) for row in judged)
     chance = sum(1 / len(row.images) for row in judged) / len(judged)
-    low, high = binomtest(correct, len(judged)).proportion_ci(0.95, method="exact")
-    return Accuracy(correct, len(judged), chance, (float(low), float(high)))
+    wrong = len(judged) - correct
+    low = float(betaincinv(correct, wrong + 1, 0.025)) if correct else 0.0
+    high = float(betaincinv(correct + 1, wrong, 0.975)) if wrong else 1.0
+    return Accuracy(correct, len(judged), chance, (low, high))
 
 
 def intruder_summary(rows: Sequence[Intrusion]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import Pictures
 from PIL import Image
 from servers import FaultServer
 
@@ -45,7 +46,7 @@ class Judge:
         for request in requests:
             self.asked.append(request.name)
             text = self.says(request)
-            yield request, Reply(text, None if text is not None else "down", request.digest)
+            yield request, Reply(text, None if text is not None else "down", request.digest, self.name)
 
     def estimate(self, request) -> Estimate:
         return Estimate(1, 10 * len(request.pictures), 0)
@@ -166,12 +167,16 @@ def test_a_server_that_fails_is_paid_once_for_each_trial(tmp_path):
     faults = {0: ("500", "cut"), 1: ("half",), 2: ("429",)}
     with FaultServer(answer=lambda question: '{"intruder": 1}', faults=lambda n: faults.get(n, ())) as server:
         chat = load_chat("openai", base_url=server.url, model="toy", backoff=0.01, concurrency=2)
-        rows = find(chat, tmp_path, units=2)
+        trials = verify.intruder_trials(exemplars(2), EMB, range(2), 5)
+
+        def ask() -> list[verify.Intrusion]:
+            return verify.find_intruders(chat, trials, Pictures(400), tmp_path, part_px=32, progress=False)
+
+        rows = ask()
         assert [row.status for row in rows] == ["answered"] * 10 and set(server.paid.values()) == {1}
         assert len(server.paid) == 10 and sum(row.record["attempts"] for row in rows) > 10
         assert verify.intruder_accuracy(rows).share == pytest.approx(0.2)
-        find(chat, tmp_path, units=2)
-        assert len(server.paid) == 10 and set(server.paid.values()) == {1}
+        assert ask() == rows and len(server.paid) == 10 and set(server.paid.values()) == {1}
 
 
 def test_settings_that_are_no_test_are_refused():
@@ -184,11 +189,11 @@ def test_settings_that_are_no_test_are_refused():
 # ---- the embedding score ----
 
 
-def scored(emb, acts, units=(0, 1)) -> list[verify.EmbeddingScore]:
+def scored(emb, acts, units=(0, 1), layout=torch.Tensor.clone) -> list[verify.EmbeddingScore]:
     ids = np.arange(100), np.arange(100, 200)
     top = acts[:100].topk(8, dim=0)
     shown = ShownExemplars(top.indices.T, top.indices.T, top.values.T)
-    return verify.embedding_scores(shown, emb, (acts[ids[0]], acts[ids[1]]), ids, list(units))
+    return verify.embedding_scores(shown, emb, (layout(acts[:100]), layout(acts[100:])), ids, list(units))
 
 
 def test_the_embedding_score_is_1_for_a_planted_concept_and_chance_for_a_unit_without():
@@ -201,7 +206,7 @@ def test_the_embedding_score_is_1_for_a_planted_concept_and_chance_for_a_unit_wi
     assert planted.auroc == 1.0 and planted.fires == int(concept[100:].sum()) and planted.silent == 100 - planted.fires
     assert abs(chance.auroc - 0.5) < 0.15 and planted.typical > 0.5
     assert [row.unit for row in scored(3 * emb, acts, (1, 0))] == [1, 0]
-    assert scored(3 * emb, acts.to_sparse_csr()) == [planted, chance]
+    assert scored(3 * emb, acts, layout=torch.Tensor.to_sparse_csr) == [planted, chance]
     fires, silent = acts[100:, 1] > acts[:100, 1].mean(), acts[100:, 1] < acts[:100, 1].mean()
     near = torch.nn.functional.normalize(emb.double(), dim=1)
     near = near[100:] @ near[acts[:100, 1].topk(8).indices].mean(0)

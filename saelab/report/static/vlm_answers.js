@@ -64,7 +64,7 @@ function intruders(record, v) {
     v.trials ? h("p", null, term("intruder", "Intruder found"), ` in ${v.correct} of ${v.trials} trials (95 % interval ${format.share(v.interval[0])} to ${format.share(v.interval[1])}; chance ${format.share(v.chance)}).`) : null,
     v.rounds.map(t => h("div", null,
       h("p.note", null, `Trial ${t.trial + 1}: ${outcome(t)}.`, spent(t) ? ` ${spent(t)}` : null),
-      h("div.looked", null, t.images.map((id, i) => h("figure", { class: i + 1 === t.said ? (t.said === t.intruder ? "right" : "wrong") : "" }, picture(id, `${record.names[id]}: ${word(t, i)}`), h("figcaption", null, word(t, i))))),
+      h("div.looked", null, t.images.map((id, i) => h("figure", { class: i + 1 === t.said ? (t.said === t.intruder ? "right" : "wrong") : "plain" }, picture(id, `${record.names[id]}: ${word(t, i)}`), h("figcaption", null, word(t, i))))),
       t.raw ? h("details", null, h("summary", null, "The full answer"), h("pre", null, t.raw)) : null)))
 }
 

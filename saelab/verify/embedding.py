@@ -58,8 +58,8 @@ def embedding_scores(
             made.append(EmbeddingScore(unit, "undefined", None, None, *counts))
             continue
         near = held_out @ emb[positives].mean(0)
-        numbers = [_auroc(values, fires, silent) for values in (near, typical)]
-        made.append(EmbeddingScore(unit, "scored", *numbers, *counts))
+        auroc, usual = _auroc(near, fires, silent), _auroc(typical, fires, silent)
+        made.append(EmbeddingScore(unit, "scored", auroc, usual, *counts))
     return made
 
 

@@ -117,7 +117,7 @@ def find_regions(
     where every unit failed.
     """
     folder, template, look = Path(folder), prompts.load(PROMPT), Look(layout="parts", part_px=part_px)
-    recipe = {"chat": chat.recipe, "template": hashlib.sha256(template.encode()).hexdigest()}
+    recipe: dict[str, Any] = {"chat": chat.recipe, "template": hashlib.sha256(template.encode()).hexdigest()}
     recipe |= {"part_px": part_px, "max_tokens": MAX_TOKENS, "images": images.fingerprint}
     ledger = Ledger(folder, "fuzzing", recipe)
     for own in sets:

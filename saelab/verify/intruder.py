@@ -87,9 +87,10 @@ def intruder_trials(
     """At most `trials` trials of each unit, in the order of `units`, each of `photos` - 1 positives and one intruder.
 
     The intruder is the mined contrast of a positive and stands in its place: that positive, which it resembles, isn't
-    shown, so that no pair of look-alikes gives it away. No two trials of a unit have the same intruder. Places are dealt out evenly: of each `photos` trials in a row, one has the intruder first, one
-    second, and so on, so that a judge with a favourite place gets 1 / photos. A unit with fewer than `photos` positives
-    or without contrasts is left out. A unit's trials depend neither on other units nor on how many trials there are.
+    shown, so that no pair of look-alikes gives it away. No two trials of a unit have the same intruder. Places are
+    dealt out evenly: of each `photos` trials in a row, one has the intruder first, one second, and so on, so that a
+    judge with a favourite place gets 1 / photos. A unit with fewer than `photos` positives or without contrasts is left
+    out. A unit's trials depend neither on other units nor on how many trials there are.
 
     exemplars: of all units, ids of rows of image_emb. Raises UserError for fewer than 3 photos or no trial.
     """

@@ -296,11 +296,13 @@ def _proposals(root: Path, found: Any, images: ImageSet) -> Path:
 def _verification(
     root: Path, labels: Path, units: Any, rows: list[dict[str, Any]], found: Any, images: ImageSet, world: World
 ) -> None:
-    """detection.jsonl and second_look.jsonl of the same units: the model finds the first, third and fourth photo."""
+    """What a model said of the same units: it finds the first, third and fourth photo, and takes 2 for intruders."""
     recipe = artifacts.read_json(labels / "recipe.json")
     at, ids = root / "verification" / "sae_seed_0-recorded-0", images.ids("show")
     given = [{"name": f"detect/{u}", "raw": '{"fits": [1, 3, 4]}'} for u in UNITS]
     given += [{"name": f"choose/{u}", "raw": '{"choice": 1}'} for u in UNITS]
+    given += [{"name": f"fuzzing/{u}", "raw": '{"fits": [1, 3, 4]}'} for u in UNITS]
+    given += [{"name": f"intruder/{u}/{trial}", "raw": '{"intruder": 2}'} for u in UNITS for trial in range(3)]
     chat = propose.load_chat("recorded", answers=_answers(root.parent / "looks.jsonl", given))
     at.mkdir(parents=True)
     artifacts.write_json(at / "recipe.json", {"stage": "verification", "labels": artifacts.digest(recipe)})
@@ -310,3 +312,11 @@ def _verification(
     best = {u: [rows[u]["label"], *(r[0] for r in rows[u]["scores"]["csp"]["runners_up"])][:4] for u in named}
     cases = [propose.build_case(_shown(found), images, u, "contrast", 0, 9) for u in named]
     verify.second_look(chat, cases, best, at, look=Look(sheet_px=448), progress=False)
+    trials = verify.intruder_trials(_shown(found), world.e, UNITS, trials=3)
+    verify.find_intruders(chat, trials, images, at, part_px=448, progress=False)
+    split = images.ids("mine"), images.ids("test")
+    acts = units.rows(split[0]), units.rows(split[1])
+    artifacts.write_jsonl(at / "embedding.jsonl", verify.embedding_scores(_shown(found), world.e, acts, split, UNITS))
+    corner = np.pad([[1.0]], (0, 2))  # where every photo is hot
+    framed = verify.fuzzing_sets(units.rows(ids), ids, named, lambda unit, image: corner, per_side=2)
+    verify.find_regions(chat, framed, images, at, part_px=448, progress=False)

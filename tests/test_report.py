@@ -469,8 +469,15 @@ def test_what_models_said_and_saw_stands_on_the_unit_s_page(report, run):
                     small = np.asarray(sheet.resize(copy.size).convert("RGB"), float)
                     assert abs(np.asarray(copy.convert("RGB"), float) - small).mean() < 6
         tests = {row["test"]: row for row in record["verified"]}
-        assert set(tests) == ({"detect", "second_look"} if u in UNITS and basis.labels[u]["label"] else set())
-        if tests:
+        own = [row for row in basis.verified.get(u, []) if row["test"] == "intruder"]
+        assert ("intruder" in tests) == bool(own) and ("embedding" in tests) == (u in UNITS)
+        if own:
+            found = sum(row["images"][1] in basis.exemplars["contrasts"][u] for row in own)
+            assert (tests["intruder"]["correct"], tests["intruder"]["trials"]) == (found, len(own))
+            assert {i for row in own for i in row["images"]} <= set(map(int, record["names"]))
+        labelled = set(tests) - {"intruder", "embedding", "fuzzing"}
+        assert labelled == ({"detect", "second_look"} if u in UNITS and basis.labels[u]["label"] else set())
+        if labelled:
             seen, fires = tests["detect"]["images"], tests["detect"]["fires"]
             assert set(seen) <= set(run.images.ids("show").tolist())
             right = [(i + 1 in (1, 3, 4)) == on for i, on in enumerate(fires)]

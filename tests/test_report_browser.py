@@ -183,9 +183,9 @@ def test_a_models_answer_and_pictures_are_shown(browser, fixture):
     assert page.locator(".sheets img").count() == 2
     page.locator(".sheets img >> nth=1").scroll_into_view_if_needed()
     page.wait_for_function("() => [...document.querySelectorAll('.sheets img')].every(i => i.naturalWidth > 200)")
-    looked = page.locator(".looked figure")
-    right = page.locator(".looked figure.right").count()
-    assert f"{right} of {looked.count()} photos judged correctly" in page.inner_text("main")
+    shown = page.locator(".answer:has(h3:text('Which photos show'))")
+    right, looked = shown.locator("figure.right").count(), shown.locator("figure").count()
+    assert looked and f"{right} of {looked} photos judged correctly" in shown.inner_text()
     assert reader.faults == []
     reader.context.close()
 

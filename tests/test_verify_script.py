@@ -167,6 +167,46 @@ def of(run: Path) -> list[dict]:
     return [json.loads(line)["record"] for file in files for line in file.read_text().splitlines()]
 
 
+def test_tests_without_labels_and_framed_regions_run_resume_and_stand_beside_the_others(run):
+    from saelab.report import vlm_answers
+
+    forget(run)
+    answer = '{"intruder": 1, "fits": [1, 2]}'
+    with FaultServer(answer=lambda question: answer) as server:
+        given = openai(server, "bases=[neuron]", "proposer.units=top:6", "tests=[intruder,fuzzing,embedding]")
+        dry = verify(run, *given, "proposer.dry_run=true")
+        assert dry.returncode == 0 and not server.bodies, dry.stderr
+        planned = {test: int(n) for test, n in re.findall(r"^neuron  (\w+): (\d+) requests", dry.stdout, re.MULTILINE)}
+        done = verify(run, *given)
+        assert done.returncode == 0, done.stderr
+        trials, frames = rows(run, "neuron", "intruder"), rows(run, "neuron", "fuzzing")
+        assert planned == {"intruder": len(trials), "fuzzing": len(frames), "embedding": 0} and trials
+        assert len(server.paid) == len(trials) + len(frames) and set(server.paid.values()) == {1}
+        more = verify(run, *given, "trials=6")
+        assert more.returncode == 0, more.stderr
+        again = rows(run, "neuron", "intruder")
+        assert [row for row in again if row["trial"] < 5] == trials
+        assert len(server.paid) == len(again) + len(frames) and set(server.paid.values()) == {1}
+    basis = reading.read(run).bases[0]
+    for row in again:
+        silent = row["images"][row["intruder"] - 1]
+        mined = basis.exemplars["positives"][row["unit"]].tolist()
+        assert silent in basis.exemplars["contrasts"][row["unit"]] and silent not in mined
+        assert set(row["images"]) - {silent} <= set(mined) and row["correct"] == (row["intruder"] == 1)
+    share = sum(row["correct"] for row in trials) / len(trials)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("neuron  intruder"))
+    assert f" {share:.3f} [" in line and ", chance 0.200, encoder " in line
+    scored = rows(run, "neuron", "embedding")
+    assert [row["unit"] for row in scored] == list(range(len(basis.labels)))  # units without a label too
+    assert any(row["auroc"] is not None for row in scored)
+    page = {record["test"]: record for record in vlm_answers.of_unit(basis.verified[again[0]["unit"]])}
+    own = [row for row in again if row["unit"] == again[0]["unit"]]
+    assert page["intruder"]["correct"] == sum(row["correct"] for row in own) and page["intruder"]["trials"] == len(own)
+    assert page["embedding"].get("auroc") == scored[own[0]["unit"]]["auroc"]
+    free = verify(run, "proposer=none", "tests=[embedding]", "bases=[neuron]")
+    assert free.returncode == 0 and rows(run, "neuron", "embedding", "none") == scored, free.stderr
+
+
 @pytest.mark.slow
 def test_recorded_answers_of_another_run_give_the_same_rows(run, tmp_path):
     forget(run)

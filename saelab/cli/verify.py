@@ -1,7 +1,9 @@
 """Have a vision-language model look again at the labels of a finished run.
 
 `detect`: which of some photos of the show split show the label? `second_look`: which of a scorer's best labels fits the
-unit's images? Rows go to <root>/verification/<basis>-<hash>/, a line a unit; after a kill the same command resumes.
+unit's images? `fuzzing`: in which does the framed region show the label? Without a label: `intruder`, which photo does
+not fire the unit? `embedding`, which asks nobody: are firing photos nearer to the exemplars than silent ones? Rows go
+to <root>/verification/<basis>-<hash>/, a line a unit or trial; after a kill the same command resumes.
 """
 
 from omegaconf import DictConfig, open_dict
@@ -13,7 +15,7 @@ from saelab.label import propose
 from saelab.label.vlm.proposer import VLMProposer
 from saelab.report import reading
 from saelab.run.config import ProposerSettings, as_tuple, read_proposer
-from saelab.run.stages.verification import Verification, VerifySettings, table
+from saelab.run.stages.verification import FREE, Verification, VerifySettings, table
 
 
 @command(
@@ -31,11 +33,14 @@ from saelab.run.stages.verification import Verification, VerifySettings, table
         "per_side",
         "candidates_of",
         "candidates",
+        "photos",
+        "trials",
     ),
     examples=(
         "verify proposer=openai proposer.model=X proposer.dry_run=true",
         "verify proposer=internvl_vllm proposer.units='top:100'",
         "verify tests=[detect] bases=[neuron]",
+        "verify tests=[embedding] proposer=none",
     ),
 )
 def main(cfg: DictConfig) -> None:
@@ -44,10 +49,12 @@ def main(cfg: DictConfig) -> None:
     with open_dict(cfg):
         cfg.root = str(run.path.parent)  # where proposer.cache is
     given = plain(cfg)
-    own = {name: given[name] for name in ("labels_of", "per_side", "candidates_of", "candidates")}
+    names = ("labels_of", "per_side", "candidates_of", "candidates", "photos", "trials")
+    own = {name: given[name] for name in names}
     checks = settings.make(VerifySettings, own | {"tests": as_tuple(given["tests"])})
     asked = read_proposer(given["proposer"])
-    proposer = load(asked)
+    free = asked.name == "none" and set(checks.tests) <= set(FREE)
+    proposer = None if free else load(asked)
     jobs = [Verification(checks, asked, run, basis, proposer) for basis in choose(given["bases"], asked, run)]
     if asked.dry_run:
         for job in jobs:

@@ -13,7 +13,7 @@ A choice is text (or a list of unit numbers): terms in a row, each narrowing wha
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from saelab.errors import UserError
 from saelab.label.proposal import Estimate
@@ -48,6 +48,12 @@ class Paid(Protocol):
 Item = TypeVar("Item", bound=OfUnit)
 
 
+def key_of(item: OfUnit) -> Any:
+    """What an answer about this is found by: its unit, or (unit, trial) of something asked several times a unit."""
+    trial = getattr(item, "trial", None)
+    return item.unit if trial is None else (item.unit, trial)
+
+
 @dataclass(frozen=True)
 class Budget:
     """What may be spent on answers. At least one limit is set."""
@@ -59,10 +65,10 @@ class Budget:
         self,
         cases: Iterable[Item],
         estimate: Callable[[Item], Estimate],
-        found: Mapping[int, Paid],
+        found: Mapping[Any, Paid],
         earlier: Iterable[Paid],
     ) -> Iterator[Item]:
-        """The cases, in order, while the budget lasts; `found` is filled by the caller, by unit, as answers come.
+        """The cases, in order, while the budget lasts; `found` is filled by the caller, by `key_of`, as answers come.
 
         A case is let through if what was spent (in the rows of an earlier run too) and what the cases under way and
         this one are estimated to take fit the budget. The estimate goes on standing for an answer whose server counts
@@ -70,9 +76,9 @@ class Budget:
         where a price is missing.
         """
         earlier = list(earlier)
-        under_way: dict[int, Estimate] = {}
+        under_way: dict[Any, Estimate] = {}
         for case in cases:
-            under_way = {unit: e for unit, e in under_way.items() if unit not in found or _uncounted(found[unit])}
+            under_way = {key: e for key, e in under_way.items() if key not in found or _uncounted(found[key])}
             planned = sum(under_way.values(), estimate(case))
             if self.usd is not None and planned.cost is None:
                 raise UserError("units", f"usd:{self.usd}", "a price is missing", "set proposer.prices or use tokens:N")
@@ -81,7 +87,7 @@ class Budget:
                 return
             if self.usd is not None and usd + (planned.cost or 0.0) > self.usd:
                 return
-            under_way[case.unit] = estimate(case)
+            under_way[key_of(case)] = estimate(case)
             yield case
 
     def less(self, answers: Iterable[Paid]) -> "Budget":

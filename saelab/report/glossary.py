@@ -177,6 +177,24 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "that it tells right: 0.5 is chance.",
         "",
     ),
+    "fuzzing": (
+        "Fuzzing accuracy",
+        "Held-out photos that fire the unit, half framed where it fires and half elsewhere: a model says in which "
+        "frames it sees the label. The mean of the shares of either that it tells right: 0.5 is chance.",
+        "after Paulo et al., 2024",
+    ),
+    "intruder": (
+        "Intruder found",
+        "Of a few photos all but one fire the unit; a model that knows no label names the one that does not. It is a "
+        "look-alike of a strong image. Chance is one over the number of photos; the interval is exact binomial.",
+        "after Paulo & Belrose, 2025",
+    ),
+    "embedding_score": (
+        "Embedding score",
+        "Chance that a held-out photo that fires the unit lies nearer to the mean embedding of its strongest images "
+        "than one that leaves it silent: 0.5 is chance. Beside it, the same for nearness to the mean of all photos.",
+        "after Paulo & Belrose, 2025",
+    ),
     "positives": ("Strongest images", "The images that excite the unit most, strongest first.", ""),
     "contrast": (
         "Contrast",

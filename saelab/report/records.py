@@ -75,7 +75,7 @@ def of_basis(
             "near": near[u],
             "meanings": row.get("meanings") or [],
             "sources": _sources(row, basis.sources),
-            "verified": [vlm_answers.looked_again(found) for found in basis.verified.get(row["unit"], [])],
+            "verified": vlm_answers.of_unit(basis.verified.get(row["unit"], [])),
         }
         named = {i for key in ("positives", "contrasts") for i in record[key]} | {i for b in record["bands"] for i in b}
         named |= {i for meaning in record["meanings"] for i in meaning["positives"]}

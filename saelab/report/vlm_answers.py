@@ -1,14 +1,17 @@
 """Models' answers about a unit: proposals with the pictures that were sent, and verification."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from saelab import verify
 from saelab.artifacts import digest, file_digest, read_json, read_jsonl
 from saelab.label.proposal import answers_digest
 
-TESTS = {"detect": "detection.jsonl", "second_look": "second_look.jsonl"}
+TESTS = {name: f"{file}.jsonl" for name, file in (("detect", "detection"), ("second_look", "second_look"))}
+TESTS |= {name: f"{name}.jsonl" for name in ("fuzzing", "intruder", "embedding")}
 OF_PROPOSAL = ("labels", "status", "proposer", "mode", "raw", "evidence", "confidence", "error")
 OF_RECORD = ("model", "prompt_tokens", "completion_tokens", "cost", "cached", "attempts", "seconds", "error")
 BUDGET = 50 * 2**20  # bytes that all sheets may take together
@@ -41,7 +44,7 @@ def verification(root: Path, labels: dict[str, Any]) -> Rows:
     for folder in find_verifications(root, labels):
         for test, name in TESTS.items():
             for row in read_jsonl(folder / name) if (folder / name).is_file() else []:
-                found.setdefault(row["unit"], []).append({"test": test, **row})
+                found.setdefault(row["unit"], []).append({"test": test, "folder": folder.name, **row})
     return found
 
 
@@ -60,11 +63,34 @@ def shown(row: dict[str, Any], basis: int, kept: dict[str, str], prompts: dict[s
     return {key: value for key, value in record.items() if value is not None and value is not False and value != []}
 
 
-def looked_again(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of verification as a page shows it."""
-    keep = ("test", "label", "status", "images", "fires", "said", "balanced_accuracy", "f1", "candidates", "raw")
-    record = {key: row.get(key) for key in keep} | {key: row["record"].get(key) for key in OF_RECORD}
+def of_unit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A unit's rows of verification as a page shows them; the intruder's trials of one model as one record."""
+    shown = [_looked_again(row) for row in rows if row["test"] != "intruder"]
+    by_folder: Rows = {}
+    for row in rows:
+        if row["test"] == "intruder":
+            by_folder.setdefault(row["folder"], []).append(row)
+    return shown + [_trials(own) for own in by_folder.values()]
+
+
+def _looked_again(row: dict[str, Any]) -> dict[str, Any]:
+    keep = ("test", "label", "status", "images", "boxes", "fires", "said", "balanced_accuracy", "f1", "candidates")
+    record = {key: row.get(key) for key in (*keep, "raw", "trial", "intruder", "auroc", "typical", "silent")}
+    record |= {key: (row.get("record") or {}).get(key) for key in OF_RECORD}
     return {key: value for key, value in record.items() if value is not None}
+
+
+def _trials(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The trials of one unit: how often the intruder was found, beside chance, and each trial."""
+    names = {field.name for field in dataclasses.fields(verify.Intrusion)}
+    made = [verify.Intrusion(**{k: v for k, v in row.items() if k in names}) for row in rows]
+    found = verify.intruder_accuracy(made)
+    record: dict[str, Any] = {"test": "intruder", "rounds": [_looked_again(row) for row in rows]}
+    record["images"] = sorted({image for row in rows for image in row["images"]})
+    if found is not None:
+        record |= {"correct": found.correct, "trials": found.trials, "chance": round(found.chance, 3)}
+        record["interval"] = [round(bound, 3) for bound in found.interval]
+    return record
 
 
 def spent(proposed: Rows, verified: Rows) -> dict[str, float | int | None] | None:
@@ -73,7 +99,8 @@ def spent(proposed: Rows, verified: Rows) -> dict[str, float | int | None] | Non
     The row that first asked pays for a cached answer; cost is None if that of any answer is unknown.
     """
     records = [row for rows in proposed.values() for row in rows if row.get("model")]
-    records += [row["record"] for rows in verified.values() for row in rows if row["record"].get("model")]
+    looks = [row.get("record") or {} for rows in verified.values() for row in rows]
+    records += [record for record in looks if record.get("model")]
     if not records:
         return None
     paid = [record for record in records if not record.get("cached")]

@@ -7,15 +7,16 @@ from typing import Any, Generic, Protocol
 from tqdm.auto import tqdm
 
 from saelab.errors import UserError
+from saelab.label import ledger as ledgers
 from saelab.label.ledger import Ledger
-from saelab.label.selection import Budget, Item
+from saelab.label.selection import Budget, Item, key_of
 from saelab.label.vlm.chat import Chat, Reply, Request
 from saelab.label.vlm.completion import count
 from saelab.label.vlm.proposer import buyer, keep_pictures
 
 
 class Row(Protocol):
-    """A line of a ledger: a Detection, a Choice."""
+    """A line of a ledger: a Detection, a Choice, an Intrusion."""
 
     @property
     def status(self) -> str: ...
@@ -40,13 +41,13 @@ def ask(
     budget: Budget | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Ask about each item that the ledger has no row of; the rows of all items that have one, in the order of units.
+    """Ask about each item that the ledger has no row of; the rows of all items that have one, in the ledger's order.
 
     An item whose pictures can't be read any more fails alone. Raises UserError where every item that was asked failed,
     and for what stops the backend itself; what had been answered until then is on disk.
     """
-    todo = [item for item in items if item.unit not in ledger.kept]
-    found: dict[int, Reply] = {}
+    todo = [item for item in items if key_of(item) not in ledger.kept]
+    found: dict[ledgers.Key, Reply] = {}
     waiting: dict[str, Item] = {}
     unreadable: list[tuple[Item, Reply]] = []
 
@@ -64,9 +65,9 @@ def ask(
     with tqdm(total=len(items), initial=len(items) - len(todo), desc=ledger.file.stem, disable=not progress) as bar:
 
         def keep(item: Item, reply: Reply) -> None:
-            attempts, uncertain = ledger.tries(item.unit)
+            attempts, uncertain = ledger.tries(key_of(item))
             reply = replace(reply, attempts=reply.attempts + attempts, uncertain=reply.uncertain + uncertain)
-            found[item.unit] = reply
+            found[key_of(item)] = reply
             ledger.add(question.row(item, reply))
             bar.update()
 
@@ -78,12 +79,11 @@ def ask(
             keep(waiting.pop(asked.name), reply)
         for item, reply in unreadable:
             keep(item, reply)
-    units = {item.unit for item in items}
-    rows = [kept for kept in ledger.rows() if kept["unit"] in units]
+    keys = {key_of(item) for item in items}
+    rows = [kept for kept in ledger.rows() if ledgers.key_of(kept) in keys]
     if rows and all(kept["status"] == "failed" for kept in rows):
-        raise UserError(
-            "proposer", chat.name, f"all {len(rows)} units failed, the first with: {rows[0]['record']['error']}"
-        )
+        units, why = len({kept["unit"] for kept in rows}), rows[0]["record"]["error"]
+        raise UserError("proposer", chat.name, f"all {units} units failed, the first with: {why}")
     return rows
 
 

@@ -26,6 +26,7 @@ from saelab.verify.asking import Question, ask, sum_spending
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
+    from saelab.verify.fuzzing import Fuzzing
 
 PROMPT, MAX_TOKENS = "detect", 100
 FITS_SCHEMA: dict[str, Any] = {
@@ -161,7 +162,7 @@ def detection_estimate(chat: Chat, sets: Sequence[DetectionSet], *, part_px: int
     return sum((chat.estimate(_outline(own, look, template)) for own in sets), Estimate())
 
 
-def detection_summary(rows: Sequence[Detection]) -> dict[str, Any]:
+def detection_summary(rows: "Sequence[Detection | Fuzzing]") -> dict[str, Any]:
     """Counts per status, the means over all answered and unparsed units, and what was spent."""
     judged = [row for row in rows if row.balanced_accuracy is not None]
     mean = {
@@ -184,19 +185,24 @@ def _outline(own: DetectionSet, look: Look, template: str) -> Request:
 
 def _detection(own: DetectionSet, order: tuple[int, ...], reply: Reply) -> Detection:
     fires = tuple(image in own.positives for image in order)
+    status, said, found, record = judge(reply, fires)
+    return Detection(f"detect/{own.unit}", own.unit, own.label, status, order, fires, said, *found, reply.text, record)
 
-    def row(
-        status: str, said: tuple[int, ...] | None, found: tuple[float | None, float | None], **more: Any
-    ) -> Detection:
-        asked = f"detect/{own.unit}", own.unit, own.label
-        return Detection(*asked, status, order, fires, said, *found, reply.text, reply.record | more)
 
+def judge(
+    reply: Reply, truth: Sequence[bool]
+) -> tuple[str, tuple[int, ...] | None, tuple[float | None, float | None], dict[str, Any]]:
+    """(status, numbers said, (balanced accuracy, F1), record) of an answer to which of the photos fit.
+
+    A failed answer has no scores; one that can't be read counts as all wrong.
+    """
     if reply.text is None:
-        return row("failed", None, (None, None))
-    numbers = parse.numbers(reply.text, "fits", len(order))
+        return "failed", None, (None, None), reply.record
+    numbers = parse.numbers(reply.text, "fits", len(truth))
     if numbers is None:
-        return row("unparsed", None, (0.0, 0.0), error=reply.unfinished)
-    return row("answered", tuple(numbers), scores([place + 1 in numbers for place in range(len(order))], fires))
+        return "unparsed", None, (0.0, 0.0), reply.record | {"error": reply.unfinished}
+    found = scores([place + 1 in numbers for place in range(len(truth))], truth)
+    return "answered", tuple(numbers), found, reply.record
 
 
 def scores(said: Sequence[bool], fires: Sequence[bool]) -> tuple[float, float]:

@@ -57,7 +57,11 @@ class Look:
 
     def photos(self, images: "ImageSet", ids: Sequence[int], name: str) -> list[str | Picture]:
         """Numbered photos, raw, each a picture of its own."""
-        tiles: list[Image.Image | None] = [sheets.tile(images.load(image), self.part_px) for image in ids]
+        return self.numbered([images.load(image) for image in ids], name)
+
+    def numbered(self, photos: Sequence[Image.Image], name: str) -> list[str | Picture]:
+        """Numbered pictures that are drawn already, each on its own."""
+        tiles: list[Image.Image | None] = [sheets.tile(photo, self.part_px) for photo in photos]
         return _number(tiles, name, "Photo", self.part_px)
 
     def outline(self, count: int, name: str) -> list[str | Picture]:

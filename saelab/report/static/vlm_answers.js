@@ -34,21 +34,44 @@ const shownAs = place => (place.includes("contrast") ? "contrasts, as sent" : "p
 
 function verified(record) {
   if (!record.verified.length) return null
-  return section("A model’s second look", null, record.verified.map(v => (v.test === "detect" ? detection(record, v) : choiceMade(v))))
+  return section("A model’s second look", null, record.verified.map(v => looks[v.test](record, v)))
 }
+
+const looks = { detect: detection, fuzzing: detection, second_look: (record, v) => choiceMade(v), intruder: intruders, embedding: (record, v) => embedded(v) }
 
 function detection(record, v) {
   const seen = new Set(v.said)
   const right = v.fires.filter((on, i) => on === seen.has(i + 1)).length
+  const framed = v.test === "fuzzing"
   const verdict = v.status === "answered" ? `${right} of ${v.images.length} photos judged correctly` : { unparsed: "the answer is unreadable and counts as all wrong", failed: "no answer" }[v.status]
-  const word = (on, i) => `${on ? "fires" : "silent"}, ${seen.has(i + 1) ? "label seen" : "label not seen"}`
+  const word = (on, i) => `${framed ? (on ? "framed where it fires" : "framed elsewhere") : on ? "fires" : "silent"}, ${seen.has(i + 1) ? "label seen" : "label not seen"}`
   return h("div.answer", null,
-    h("h3", null, `Which photos show “${v.label}”?`),
+    h("h3", null, framed ? `Which framed regions show “${v.label}”?` : `Which photos show “${v.label}”?`),
     h("p.note", null, "Photos that neither the label nor its proposal was made from."),
-    h("p", null, `${verdict}. `, v.balanced_accuracy === undefined ? null : [term("detection", "Balanced accuracy"), ` ${format.number(v.balanced_accuracy)}, F1 ${format.number(v.f1)}.`]),
+    h("p", null, `${verdict}. `, v.balanced_accuracy === undefined ? null : [term(framed ? "fuzzing" : "detection", "Balanced accuracy"), ` ${format.number(v.balanced_accuracy)}, F1 ${format.number(v.f1)}.`]),
     v.status === "answered" ? h("div.looked", null, v.images.map((id, i) => h("figure", { class: v.fires[i] === seen.has(i + 1) ? "right" : "wrong" }, picture(id, `${record.names[id]}: ${word(v.fires[i], i)}`), h("figcaption", null, word(v.fires[i], i))))) : null,
     spent(v) ? h("p.note", null, spent(v)) : null,
     v.raw ? h("details", null, h("summary", null, "The full answer"), h("pre", null, v.raw)) : null)
+}
+
+/* Trials: each photo's place, the intruder and the one that the model named. */
+function intruders(record, v) {
+  const word = (t, i) => [i + 1 === t.intruder ? "intruder" : "fires", i + 1 === t.said ? "named" : null].filter(Boolean).join(", ")
+  const outcome = t => ({ none: "named none", unparsed: "the answer is unreadable", failed: "no answer" }[t.status] ?? (t.said === t.intruder ? "found" : "another was named"))
+  return h("div.answer", null,
+    h("h3", null, "Which photo does not fire the unit?"),
+    h("p.note", null, "No label was shown. Each intruder is a look-alike of one of the strongest images."),
+    v.trials ? h("p", null, term("intruder", "Intruder found"), ` in ${v.correct} of ${v.trials} trials (95 % interval ${format.share(v.interval[0])} to ${format.share(v.interval[1])}; chance ${format.share(v.chance)}).`) : null,
+    v.rounds.map(t => h("div", null,
+      h("p.note", null, `Trial ${t.trial + 1}: ${outcome(t)}.`, spent(t) ? ` ${spent(t)}` : null),
+      h("div.looked", null, t.images.map((id, i) => h("figure", { class: i + 1 === t.said ? (t.said === t.intruder ? "right" : "wrong") : "plain" }, picture(id, `${record.names[id]}: ${word(t, i)}`), h("figcaption", null, word(t, i))))),
+      t.raw ? h("details", null, h("summary", null, "The full answer"), h("pre", null, t.raw)) : null)))
+}
+
+function embedded(v) {
+  return h("div.answer", null,
+    h("h3", null, "Do held-out photos look like the exemplars?"),
+    v.auroc === undefined ? h("p", null, "Undefined: no exemplar, or only firing or only silent photos.") : h("p", null, term("embedding_score", "Embedding score"), ` ${format.number(v.auroc)} (chance 0.5; likeness to the usual photo gives ${format.number(v.typical)}), on ${format.count(v.fires)} firing and ${format.count(v.silent)} silent photos. No model was asked.`))
 }
 
 function choiceMade(v) {

@@ -588,7 +588,11 @@ def test_badges_stand_wherever_a_label_does(report, run):
         assert [unit(report, run, basis.name, u)["badge"] for u in range(len(words))] == words
         assert fact["badges"] == {word: words.count(word) for word in ("holds", "weak", "may be luck")}
         shown = [basis.evaluation[card["unit"]] for card in fact["best"]]
-        low = [(not found["named"]["truth_images"], -found["interval"][fact["judge"]][0]) for found in shown]
+        several = [len(basis.labels[card["unit"]].get("meanings") or []) > 1 for card in fact["best"]]
+        low = [
+            (not found["named"]["truth_images"], two, -found["interval"][fact["judge"]][0])
+            for found, two in zip(shown, several, strict=True)
+        ]
         assert all(words[card["unit"]] == card["badge"] == "holds" for card in fact["best"])
         assert low == sorted(low) and len({card["label"] for card in fact["best"]}) == len(low)
         assert all(card["badge"] == words[card["unit"]] for card in fact["sample"])
@@ -601,11 +605,14 @@ def test_labels_that_people_said_come_before_those_near_to_what_they_said():
     rows = [("ferret", None, 0.6), ("ferret", 0, 0.7), ("cat", 2, 0.3), ("dog", 1, 0.4), ("cat", 1, 0.2)]
     made = [
         {"unit": u, "label": label, "said_of": said, "badge": "holds", "interval": {"caption_r": [low, 0.9]}}
+        | {"meanings": []}
         for u, (label, said, low) in enumerate(rows)
     ]
     made.append(made[0] | {"unit": 5, "label": "owl", "badge": "weak", "said_of": 3})
     assert [r["unit"] for r in _best(made, "caption_r", 4)] == [3, 2, 1]
     assert [r["unit"] for r in _best(made, "caption_r", 1)] == [3]
+    made[3]["meanings"] = ["a dog", "a shoe"]  # its label names one of two
+    assert [r["unit"] for r in _best(made, "caption_r", 4)] == [2, 3, 1]
 
 
 @pytest.mark.parametrize("key", ["polysemanticity", "redundancy", "clarity", "truth_r"])

@@ -437,9 +437,9 @@ def test_pictures_for_the_readme(browser, report):
     rows = [f"| {words} | {credit[0].get(i) or credit[1]} |" for i, words in sorted(shown.items(), key=lambda x: x[1])]
     head = [
         "# Credits of the photos in these pictures\n",
-        f"`report.png` is the page of {basis}, feature {unit}, in the quickstart's report: of the labels that",
-        "captions name, the one that holds best on held-out photos (lower end of the interval of its correlation with",
-        "what people wrote).",
+        f"`report.png` is the page of {basis}, feature {unit}, in the quickstart's report: of the units of",
+        "one meaning whose label captions name, the one whose label holds best on held-out photos (lower end of the",
+        "interval of its correlation with what people wrote).",
         "`comparison.png` is the top of its page on the comparison.\n\n| photo | credit |\n| --- | --- |",
     ]
     file = out / "CREDITS.md"

@@ -218,13 +218,17 @@ def _best(rows: list[dict[str, Any]], metric: str | None, count: int) -> list[di
     """The `count` labels that hold best on held-out images: highest lower end of the interval, each label once.
 
     Labels that captions of held-out images name come before those only near to what they say: a word like
-    "ferret" is near to whatever captions say of animals.
+    "ferret" is near to whatever captions say of animals. Of these, units of one meaning come first: a label names one.
     """
     low = {r["unit"]: r["interval"][metric][0] for r in rows if r["badge"] == "holds" and metric in r["interval"]}
     found: dict[str, dict[str, Any]] = {}
-    for record in sorted((r for r in rows if r["unit"] in low), key=lambda r: (not r["said_of"], -low[r["unit"]])):
+    for record in sorted((r for r in rows if r["unit"] in low), key=lambda r: _order(r, low[r["unit"]])):
         found.setdefault(record["label"], record)
     return list(found.values())[:count]
+
+
+def _order(record: dict[str, Any], low: float) -> tuple[bool, bool, float]:
+    return not record["said_of"], len(record["meanings"]) > 1, -low
 
 
 def _evenly(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ page(async (run, main) => {
     h("p.standfirst", null, standfirst(run)),
     ...comparisons.map(c => answered(run, c)),
     caveats(run, comparisons),
-    gallery(run, "best", "Best on held-out images", "The labels that hold best on photos that nobody looked at when they were given (lower end of the interval), each label once; first those that captions name."),
+    gallery(run, "best", "Best on held-out images", "The labels that hold best on photos that nobody looked at when they were given (lower end of the interval), each label once; first those that captions name, on units of one meaning."),
     basesTable(run),
     saes(run),
     gallery(run, "sample", "Evenly spaced", "Evenly spaced by unit number, not picked by hand or by score. Each with the pictures that excite it most."),

@@ -307,6 +307,23 @@ def test_moved_pictures_are_scored_as_units_mined_anew_on_them(name, rule):
     assert torch.allclose(moved, plain, atol=2e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("rule", ["host", "below_mean"])
+def test_moved_pictures_bring_their_vectors_in_the_host_along(rule):
+    """Contrasts that are near in the host's own space, mined again for pictures that have moved, or for units that
+    have."""
+    acts, emb, txt, groups, _ = world()
+    acts = acts[:, [0, 1, 2, 7, 12, 13, 14, 15]]  # units without ties among their positives
+    host = normalize(torch.randn(len(acts), 6, generator=torch.Generator().manual_seed(8)), dim=1)
+    given = (8, mine.ContrastRule(rule, host_similarity=0.0, host_limit=8), groups)
+    mined = assign.Evidence.mined(acts, emb, txt, *given, host_emb=host)
+    source = Series.of_groups(groups).deal(torch.Generator().manual_seed(5))
+    permuted = torch.empty_like(acts)
+    permuted[source] = acts
+    anew = assign.Evidence.mined(permuted, emb, txt, *given, host_emb=host)
+    (moved,), (plain,) = (assign.score(["csp"], e).values() for e in (Moving(mined).move(source), anew))
+    assert torch.allclose(moved, plain, atol=2e-5, equal_nan=True) and not bool(plain.isnan().all())
+
+
 @pytest.mark.parametrize("square", [0, 2048], ids=["pair by pair", "one product"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize("name", ["csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed", "contrast_evidence"])

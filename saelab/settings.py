@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -20,9 +20,14 @@ NAMES = {
 }
 
 
-def nearest(word: Any, known: Sequence[str]) -> str:
+def similar(word: Any, known: Iterable[str], count: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The known names most like `word`, best first: at most `count`, none less alike than `cutoff` (0..1)."""
+    return get_close_matches(str(word), list(known), count, cutoff)
+
+
+def nearest(word: Any, known: Iterable[str]) -> str:
     """`did you mean A or B? `, or nothing where no known name is like `word`."""
-    close = get_close_matches(str(word), list(known), 3, 0.6)
+    close = similar(word, known)
     return f"did you mean {' or '.join(close)}? " if close else ""
 
 

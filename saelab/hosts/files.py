@@ -1,6 +1,5 @@
 """What all loaders share: what they give, state dicts from files, errors in one line."""
 
-import difflib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from saelab import tensor_files
 from saelab.errors import UserError
 from saelab.hosts.tokens import Prefix
 from saelab.hosts.transform import Transform
+from saelab.settings import similar
 
 log = logging.getLogger("saelab")
 
@@ -105,5 +105,5 @@ def fetch(name: str, get: Callable[[], Any]) -> Any:
 
 def nearest(name: str, names: list[str]) -> str:
     """The real names most like a wrong one, as a remedy; "" if none is."""
-    close = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+    close = similar(name, names, 4, 0.5)
     return f"nearest: {', '.join(close)}" if close else ""

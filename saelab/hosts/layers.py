@@ -6,7 +6,6 @@ follows. `path@2` is the third call of a module that runs several times in one p
 `output` is what the whole model returns. `*` stands for one part of the path, `**` for any number of them.
 """
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from saelab.errors import UserError
 from saelab.hosts.tokens import Form, first_tensor, form_of, replace_first
+from saelab.settings import similar
 
 ROOT = "output"
 
@@ -202,7 +202,7 @@ def check(name: str, model: nn.Module, found: Probe) -> Form:
 
 def nearest(name: str, names: list[str]) -> list[str]:
     """Up to four real names like a wrong one: by spelling, then those that share its last part."""
-    close = difflib.get_close_matches(name, names, n=4, cutoff=0.6)
+    close = similar(name, names, 4)
     last = name.rpartition(".")[2]
     return (close + [n for n in names if n.rpartition(".")[2] == last and n not in close] or names[-4:])[:4]
 

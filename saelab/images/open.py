@@ -1,6 +1,5 @@
 """`load(source=..., ...)`: an ImageSet from any source, by name."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from saelab.images import hubs, sources, splits, tars
 from saelab.images.build import Listing, build
 from saelab.images.demo import packaged
 from saelab.images.imageset import ImageSet
+from saelab.settings import similar
 
 SOURCES: dict[str, Callable[..., Listing]] = {
     "packaged": packaged.packaged,
@@ -53,5 +53,5 @@ def load(
 
 
 def _nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
-    close = difflib.get_close_matches(word, list(known), 1)
+    close = similar(word, known, 1)
     return f"did you mean {close[0]}?" if close else "for your own pictures: images=folder images.root=PATH"

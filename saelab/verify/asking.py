@@ -1,7 +1,9 @@
 """Asking about units one by one: rows on disk as answers come, failed ones asked again, a budget kept."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic, Protocol
 
 from tqdm.auto import tqdm
@@ -31,6 +33,15 @@ class Question(Generic[Item]):
     request: Callable[[Item], Request]  # draws what is sent
     outline: Callable[[Item], Request]  # the same without content, for the budget
     row: Callable[[Item, Reply], Row]  # the answer's line of the ledger
+
+
+def open_ledger(chat: Chat, folder: Path, name: str, template: str, images: str | None, **facts: Any) -> Ledger:
+    """`<folder>/<name>.jsonl` and its recipe: who is asked, the prompt, the images' fingerprint, the test's own facts.
+
+    Raises UserError for a folder with rows of another recipe.
+    """
+    prompt = hashlib.sha256(template.encode()).hexdigest()
+    return Ledger(folder, name, {"chat": chat.recipe, "template": prompt, "images": images, **facts})
 
 
 def ask(

@@ -1,6 +1,5 @@
 """The detection test (method: a label that is right tells a unit's images from others that nobody has mined)."""
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,12 @@ from torch import Tensor
 from saelab.acts import Acts, dense, pick
 from saelab.errors import UserError
 from saelab.label import mine
-from saelab.label.ledger import Ledger
 from saelab.label.proposal import Estimate
 from saelab.label.selection import Budget
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
-from saelab.verify.asking import Question, ask, sum_spending
+from saelab.verify.asking import Question, ask, open_ledger, sum_spending
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -131,9 +129,8 @@ def detect(
     where every unit failed. Eight parameters: who is asked about what, where it is written, and four with defaults.
     """
     folder, template, look = Path(folder), prompts.load(PROMPT), Look(layout="parts", part_px=part_px)
-    recipe = {"chat": chat.recipe, "seed": seed, "template": hashlib.sha256(template.encode()).hexdigest()}
-    recipe |= {"part_px": part_px, "max_tokens": MAX_TOKENS, "images": images.fingerprint}
-    ledger = Ledger(folder, "detection", recipe)
+    facts = {"seed": seed, "part_px": part_px, "max_tokens": MAX_TOKENS}
+    ledger = open_ledger(chat, folder, "detection", template, images.fingerprint, **facts)
     for own in sets:
         kept = ledger.kept.get(own.unit)
         if kept and (kept["label"], tuple(kept["images"])) != (own.label, own.shuffled(seed)):

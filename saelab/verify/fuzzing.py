@@ -1,6 +1,5 @@
 """The fuzzing test: is the label true of the region in which the unit fires, and not of another of the same photo?"""
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from PIL import Image, ImageDraw
 from saelab.acts import Acts, dense, pick
 from saelab.errors import UserError
 from saelab.label import mine, sheets
-from saelab.label.ledger import Ledger
 from saelab.label.proposal import Estimate, HeatMap
 from saelab.label.selection import Budget
 from saelab.label.vlm import prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
-from saelab.verify.asking import Question, ask
+from saelab.verify.asking import Question, ask, open_ledger
 from saelab.verify.detection import FITS_SCHEMA, MAX_TOKENS, detection_summary, judge
 
 if TYPE_CHECKING:
@@ -117,9 +115,8 @@ def find_regions(
     where every unit failed.
     """
     folder, template, look = Path(folder), prompts.load(PROMPT), Look(layout="parts", part_px=part_px)
-    recipe: dict[str, Any] = {"chat": chat.recipe, "template": hashlib.sha256(template.encode()).hexdigest()}
-    recipe |= {"part_px": part_px, "max_tokens": MAX_TOKENS, "images": images.fingerprint}
-    ledger = Ledger(folder, "fuzzing", recipe)
+    facts = {"part_px": part_px, "max_tokens": MAX_TOKENS}
+    ledger = open_ledger(chat, folder, "fuzzing", template, images.fingerprint, **facts)
     for own in sets:
         kept = ledger.kept.get(own.unit)
         asked = (own.label, own.images, own.boxes)

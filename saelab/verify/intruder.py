@@ -1,6 +1,5 @@
 """The intruder test: of a few photos, which does not fire the unit? It needs no label (Paulo & Belrose, 2025)."""
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +12,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saelab.errors import UserError
-from saelab.label.ledger import Ledger
 from saelab.label.proposal import Estimate, ShownExemplars
 from saelab.label.selection import Budget, key_of
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
-from saelab.verify.asking import Question, ask, sum_spending
+from saelab.verify.asking import Question, ask, open_ledger, sum_spending
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -120,9 +118,8 @@ def find_intruders(
     and where every unit failed. Eight parameters: who is asked about what, where it is written, and four with defaults.
     """
     folder, template, look = Path(folder), prompts.load(PROMPT), Look(layout="parts", part_px=part_px)
-    recipe = {"chat": chat.recipe, "seed": seed, "template": hashlib.sha256(template.encode()).hexdigest()}
-    recipe |= {"part_px": part_px, "max_tokens": MAX_TOKENS, "images": images.fingerprint}
-    ledger = Ledger(folder, "intruder", recipe)
+    facts = {"seed": seed, "part_px": part_px, "max_tokens": MAX_TOKENS}
+    ledger = open_ledger(chat, folder, "intruder", template, images.fingerprint, **facts)
     for own in trials:
         kept = ledger.kept.get(key_of(own))
         if kept and tuple(kept["images"]) != own.images:
@@ -151,17 +148,15 @@ def intruder_accuracy(rows: Sequence[Intrusion]) -> Accuracy | None:
 
     Of several units the interval is too narrow where units differ: their trials are not independent.
     """
-    from scipy.special import betaincinv
+    from scipy.stats import binomtest
 
     judged = [row for row in rows if row.correct is not None]
     if not judged:
         return None
     correct = sum(bool(row.correct) for row in judged)
     chance = sum(1 / len(row.images) for row in judged) / len(judged)
-    wrong = len(judged) - correct
-    low = float(betaincinv(correct, wrong + 1, 0.025)) if correct else 0.0
-    high = float(betaincinv(correct + 1, wrong, 0.975)) if wrong else 1.0
-    return Accuracy(correct, len(judged), chance, (low, high))
+    interval = binomtest(correct, len(judged)).proportion_ci(0.95, method="exact")
+    return Accuracy(correct, len(judged), chance, (float(interval.low), float(interval.high)))
 
 
 def intruder_summary(rows: Sequence[Intrusion]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The second look: the model sees the unit's images again and chooses among the best candidates of a scorer."""
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import UserError
-from saelab.label.ledger import Ledger
 from saelab.label.proposal import Case, Estimate
 from saelab.label.selection import Budget
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
-from saelab.verify.asking import Question, ask, sum_spending
+from saelab.verify.asking import Question, ask, open_ledger, sum_spending
 
 PROMPT, MAX_TOKENS = "second_look", 50
 CHOICE_SCHEMA: dict[str, Any] = {
@@ -61,10 +59,9 @@ def second_look(
     Eight parameters: who is asked about what, where it is written, and four with defaults.
     """
     folder, template, look = Path(folder), prompts.load(PROMPT), look or Look()
-    recipe = {"chat": chat.recipe, "seed": seed, "template": hashlib.sha256(template.encode()).hexdigest()}
-    recipe |= {"look": asdict(look), "max_tokens": MAX_TOKENS}
-    recipe |= {"images": cases[0].images.fingerprint if cases else None}
-    ledger = Ledger(folder, "second_look", recipe)
+    fingerprint = cases[0].images.fingerprint if cases else None
+    facts = {"seed": seed, "look": asdict(look), "max_tokens": MAX_TOKENS}
+    ledger = open_ledger(chat, folder, "second_look", template, fingerprint, **facts)
     shown = {case.unit: _shuffle(candidates[case.unit], case.unit, seed) for case in cases}
     for case in cases:
         look.check(case)

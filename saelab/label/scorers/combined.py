@@ -20,7 +20,7 @@ from saelab.label.scorers.checks import similarities
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of, where_ranked
-from saelab.label.scorers.scorer import KEPT, Moved, Rows, Scorer
+from saelab.label.scorers.scorer import Moved, Rows, Scorer, fits
 
 Whole = Callable[[memberships.Reading], Float[Tensor, "some labels"]]  # evidence of the whole set, for one reading
 
@@ -206,7 +206,7 @@ def _above_mean(e: Evidence) -> Bool[Tensor, "units k"]:
 
 def _moved(e: Evidence) -> Moved | None:
     """Contrast evidence where series move: what the units do stays, and is prepared once for all moves."""
-    if e.n_images * e.n_units > KEPT or e.n_units * len(e.label_emb) > KEPT:
+    if not fits(e):
         return None
     dtype, firing = e.sims.dtype, _above_mean(e)
     fires = {

@@ -67,6 +67,11 @@ class Scorer:
         return None if self.null is None else self.null(self, frame)
 
 
+def fits(e: Evidence) -> bool:
+    """Whether what a scorer prepares of all units, and their scores, may be kept from one move to the next."""
+    return e.n_units * max(e.n_images, len(e.label_emb)) <= KEPT
+
+
 def of_all(scores_of: Callable[[Evidence], Tensor]) -> Callable[[Evidence], Rows]:
     """The start of a scorer that must see all units before it can score one."""
 

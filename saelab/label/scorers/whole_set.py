@@ -15,7 +15,7 @@ from saelab.label.scorers.dissect import OIKARINEN
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of
-from saelab.label.scorers.scorer import KEPT, Moved, Rows, Scorer
+from saelab.label.scorers.scorer import Moved, Rows, Scorer, fits
 
 FLOOR = 1e-3  # CLIP-Dissect's least norm of a column
 
@@ -172,7 +172,7 @@ def _moved(right_of: Callable[[Tensor], Tensor], power: int, floor: float) -> Ca
     """Pearson and its cube where series move: the units' columns stay, and are prepared once for all moves."""
 
     def start(e: Evidence) -> Moved | None:
-        if e.n_images * e.n_units > KEPT or e.n_units * len(e.label_emb) > KEPT:
+        if not fits(e):
             return None
         columns = Powers.of(e.acts, column_means(e.acts), power, floor, e.sims.dtype)
         return lambda seen: best_of(columns.against(right_of(seen.sims)))

@@ -1,59 +1,34 @@
-"""The last screen of a run, and what the record says of its parts."""
-
-import json
-from pathlib import Path
-from types import SimpleNamespace
+"""Tables: what is printed keeps its columns, whatever the cells hold."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from saelab.artifacts import Artifact, read_json, write_json
-from saelab.cli.tables import last_screen
-from saelab.run import record
-from saelab.run.basis import Basis
+from saelab import tables
 
-EXAMPLE = Path(__file__).parent / "data" / "comparison_example.json"
-
-
-def made(folder: Path, name: str, content: dict) -> Artifact:
-    folder.mkdir(parents=True)
-    write_json(folder / name, content)
-    return Artifact(folder, {"stage": folder.parent.name, "of": folder.name}, False)
+CELL = st.text("abc .-µ0123456789", min_size=0, max_size=30)
 
 
-@pytest.fixture
-def outcome(tmp_path) -> record.Outcome:
-    """A run whose SAE overfits, and whose comparison is the example with every unit named and a long verdict."""
-    result = json.loads(EXAMPLE.read_text(encoding="utf-8"))
-    for pair in result["pairs"]:
-        for row in pair["results"]:
-            row["counting"] = "named" if row["counting"] == "all" else row["counting"]
-    result["headline"] = "Labels of SAE features hold better than labels of neurons. " * 6
-    compared = made(tmp_path / "comparison" / "x", "comparison.json", result)
-    units = made(tmp_path / "units" / "sae", "units.json", {})
-    held = {"held_out": {"overfit": "The SAE overfits: FVU 0.52 on held-out tokens, 0.19 on those it was trained on."}}
-    quality = made(tmp_path / "quality" / "sae", "quality.json", held)
-    bases = [Basis("neuron", "neurons", "neuron", None, "world", units, "0")]
-    bases += [Basis("sae seed 0", "SAE features", "sae", 0, "world", units, "0", sae=units, quality=quality)]
-    images = made(tmp_path / "images" / "i", "images.json", {})
-    return record.Outcome({}, images, "a host", "an encoder", bases, {"world": compared}, {"quality": 0.5}, [])
+@given(st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(CELL, min_size=n, max_size=n), min_size=1, max_size=6)))
+def test_every_cell_stands_under_its_title(rows):
+    head, *body = rows
+    drawn = tables.draw(head, body).split("\n")
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    edges = [sum(widths[:i]) + 2 * i for i in range(len(head))]
+    for line, row in zip(drawn, rows, strict=True):
+        cells = [line.ljust(sum(widths) + 2 * len(widths))[edge : edge + w] for edge, w in zip(edges, widths)]
+        assert cells[0] == row[0].ljust(widths[0])
+        assert cells[1:] == [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]
 
 
-def test_the_last_screen_wraps_the_verdict_and_ends_with_the_viewer(outcome, tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "90")
-    run = tmp_path / "a run.json"
-    photos = SimpleNamespace(skipped=(), __len__=lambda self: 580)
-    text = last_screen(type("Photos", (), vars(photos))(), outcome, run, tmp_path / "index.html", 12)
-    lines = text.splitlines()
-    verdict = [line for line in lines if "hold better" in line]
-    assert len(verdict) > 3 and all(len(line) <= 90 for line in verdict)
-    assert lines[-1].endswith(f"saelab view run='{run}'") and lines[-2].startswith("Report: file://")
-    assert any("overfits: FVU 0.52" in line for line in lines)
-    head = next(line for line in lines if line.startswith("world"))
-    names = [group["name"] for group in json.loads(EXAMPLE.read_text(encoding="utf-8"))["groups"]]
-    assert all(f"  {name}" in head for name in names), "columns keep apart, however long a name is"
+def test_a_row_that_lacks_a_cell_is_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        tables.draw(("basis", "units"), [("neuron",)])
 
 
-def test_the_record_says_where_the_quality_of_each_sae_lies(outcome, tmp_path):
-    path = record.write(outcome, tmp_path, "quickstart")
-    assert [basis["quality"] for basis in read_json(path)["bases"]] == [None, "quality/sae"]
-    assert "quality/sae" not in read_json(path)["reused"]
+def test_a_number_that_is_not_there_is_a_dash():
+    assert [tables.number(x) for x in (None, 0.12345, -1.0)] == ["-", "0.123", "-1.000"]
+
+
+def test_markdown():
+    assert tables.draw_markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from saelab import settings, units
+from saelab import settings, tables, units
 from saelab.artifacts import Artifact, read_json
 from saelab.cli.edge import command, plain, stages
 from saelab.errors import UserError
@@ -87,15 +87,13 @@ def _fire(made: Stages, bases: list[Basis], pictures: ImageSet | None) -> list[S
 def table(bases: list[Basis], made: list[Artifact]) -> str:
     """Basis x mean, with how many units were measured and why the others were not."""
     heads = ("units", "unlabelled", "no images", "measured", "preferred", *cosy.NUMBERS[:-1])
-    lines = [f"{'basis':<28}" + "".join(f"{h:>12}" for h in heads)]
+    rows = []
     for basis, artifact in zip(bases, made, strict=True):
         found = read_json(artifact.path / "cosy.json")
         counts = [found[name] for name in ("units", "unlabelled", "without_images", "measured")]
         numbers = [found["preferred"], *found["mean"].values()]
-        cells = "".join(f"{n:>12}" for n in counts)
-        cells += "".join(f"{'-' if n is None else format(n, '.3f'):>12}" for n in numbers)
-        lines.append(f"{basis.layer + ' ' + basis.name:<28}{cells}")
-    return "\n".join(lines)
+        rows.append([f"{basis.layer} {basis.name}", *map(str, counts), *map(tables.number, numbers)])
+    return tables.draw(("basis", *heads), rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from saelab import settings
+from saelab import settings, tables
 from saelab.artifacts import read_json
 from saelab.cli.edge import command, plain, run_file
 from saelab.errors import UserError
@@ -97,13 +97,13 @@ def choose(wanted: Any, bases: Sequence[Basis]) -> list[Basis]:
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Basis x numbers, aligned."""
-    lines = [f"{'basis':<30}" + "".join(f"{title:>10}" for title in COLUMNS.values())]
+    rows = []
     for one in found:
         line = table_line(one)
         cells = [line[name] for name in COLUMNS]
-        texts = ["-" if x is None else str(x) if isinstance(x, int) else f"{x:.3f}" for x in cells]
-        lines.append(f"{one['layer'] + ' ' + one['basis']:<30}" + "".join(f"{text:>10}" for text in texts))
-    return "\n".join(lines)
+        texts = [str(x) if isinstance(x, int) else tables.number(x) for x in cells]
+        rows.append([f"{one['layer']} {one['basis']}", *texts])
+    return tables.draw(("basis", *COLUMNS.values()), rows)
 
 
 def notes(found: Sequence[dict[str, Any]]) -> str:

@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from saelab.cli.edge import command, dry_run, stages
-from saelab.cli.tables import label_table
+from saelab.cli.screens import label_table
 
 
 @command(

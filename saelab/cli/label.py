@@ -6,7 +6,7 @@ Prints the counts per status and a table basis x scorer x metric on held-out ima
 from omegaconf import DictConfig
 
 from saelab.cli.edge import command, dry_run, stages
-from saelab.cli.tables import label_table, pixel_table
+from saelab.cli.screens import label_table, pixel_table
 from saelab.label import pipeline
 
 

@@ -5,10 +5,12 @@ Without a pattern: the usual ones (residual stream, MLP hidden, maps after an ac
 
 from omegaconf import DictConfig
 
-from saelab import hosts
+from saelab import hosts, tables
 from saelab.cli.edge import command, plain
 from saelab.errors import UserError
 from saelab.run.device import choose_device
+
+HEAD = ("layer", "kind", "shape", "d_in", "module", "usual")
 
 
 @command(
@@ -27,14 +29,11 @@ def main(cfg: DictConfig) -> None:
     found = host.layers(cfg.pattern) if cfg.pattern else host.usual_layers()
     if not found:
         raise UserError("pattern", cfg.pattern, "covers no layer", "pattern='**' lists all")
-    width = max(len(layer.name) for layer in found)
     print(f"{host.name}: pictures {host.transform.size[0]} x {host.transform.size[1]}, weights {host.digest[:10]}")
-    for layer in found:
-        shape = " x ".join(str(n) for n in layer.shape)
-        line = (
-            f"{layer.name:<{width}}  {layer.kind:<8}  {shape:<16}  d_in {layer.d_in:<6}{layer.module:<24}{layer.usual}"
-        )
-        print(line.rstrip())
+    rows = [
+        (own.name, own.kind, " x ".join(map(str, own.shape)), str(own.d_in), own.module, own.usual) for own in found
+    ]
+    print(tables.draw(HEAD, rows, names=len(HEAD)))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from saelab import tables
 from saelab.artifacts import read_json
 from saelab.cli.edge import command, stages
 
-HEAD = ("FVU mine", "FVU test", "L0", "dead", "CE recovered", "probes", "shared", "by chance")
+HEAD = ("SAE", "FVU mine", "FVU test", "L0", "dead", "CE recovered", "probes", "shared", "by chance")
 
 
 @command(
@@ -27,10 +28,7 @@ def main(cfg: DictConfig) -> None:
         lines.append((f"{basis.layer} {basis.name}", *_cells(found)))
         notes += [f"{basis.layer} {basis.name}: {artifact.path}"]
         notes += [found["held_out"]["overfit"]] if found["held_out"]["overfit"] else []
-    width = max([28, *(len(line[0]) + 2 for line in lines)])
-    print(f"{'SAE':<{width}}" + "".join(f"{title:>14}" for title in HEAD))
-    for name, *cells in lines:
-        print(f"{name:<{width}}" + "".join(f"{cell:>14}" for cell in cells))
+    print(tables.draw(HEAD, lines))
     print("\n".join(notes))
 
 
@@ -41,7 +39,7 @@ def _cells(found: dict[str, Any]) -> list[str]:
     chance = [row["null_shared"] for row in stable or []]
     numbers = [mine["fvu"], held["fvu"], held["l0"], held["dead"], loss and loss["ce_recovered"], probes]
     numbers += [sum(own) / len(own) if own else None for own in (shared, chance)]
-    return ["-" if number is None else f"{number:.3f}" for number in numbers]
+    return list(map(tables.number, numbers))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from saelab import report
 from saelab.cli.edge import command, dry_run, stages
-from saelab.cli.tables import last_screen
+from saelab.cli.screens import last_screen
 from saelab.run import record
 
 

@@ -8,14 +8,14 @@ to <root>/verification/<basis>-<hash>/, a line a unit or trial; after a kill the
 
 from omegaconf import DictConfig, open_dict
 
-from saelab import settings
+from saelab import settings, tables
 from saelab.cli.edge import command, plain, run_file
 from saelab.errors import UserError
 from saelab.label import propose
 from saelab.label.vlm.proposer import VLMProposer
 from saelab.report import reading
 from saelab.run.config import ProposerSettings, as_tuple, read_proposer
-from saelab.run.stages.verification import FREE, Verification, VerifySettings, table
+from saelab.run.stages.verification import FREE, HEAD, Verification, VerifySettings
 
 
 @command(
@@ -65,7 +65,7 @@ def main(cfg: DictConfig) -> None:
     for job in jobs:
         own_lines, budget = job.run(budget)  # one budget for all bases
         lines += own_lines
-    print(table(lines))
+    print(tables.draw(HEAD, lines, names=2))
     for job in jobs:
         print(f"{job.basis.name}: {job.folder}")
 

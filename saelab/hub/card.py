@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from saelab import tables
 from saelab.hub.facts import NUMBERS, Facts
 from saelab.hub.settings import PushSettings
 
@@ -153,8 +154,7 @@ class Raw(str):
 
 def draw_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table; numbers with four significant digits, what is not known as a dash."""
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    return "\n".join([*lines, *("| " + " | ".join(map(escape, row)) + " |" for row in rows)])
+    return tables.draw_markdown(head, [[escape(cell) for cell in row] for row in rows])
 
 
 def escape(value: Any) -> str:

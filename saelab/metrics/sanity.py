@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saelab import metrics
+from saelab import metrics, tables
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # (activations, truth) [images, units] -> [units]
 FALL = 1e-3  # least fall of the normalised score that counts (the authors' epsilon)
@@ -118,17 +118,16 @@ def _labels(images: int, units: int, frequency: float, generator: torch.Generato
 
 def as_text(rows: list[SanityRow]) -> str:
     """The table in Markdown."""
-    lines = ["| metric | missing labels | extra labels |", "| --- | --- | --- |"]
+    lines = []
     for row in rows:
         cells = []
         for found, good in zip((row.missing, row.extra), row.passes, strict=True):
             numbers = " ".join(f"{share:.2f}" for share in found.values())
             cells.append(f"{'pass' if good else 'FAIL'} ({numbers})")
-        lines.append(f"| {row.metric} | {cells[0]} | {cells[1]} |")
+        lines.append([row.metric, *cells])
     shares = ", ".join(f"{f:g}" for f in rows[0].missing)
-    return "\n".join(
-        [*lines, "", f"Share of units whose score falls, where the concept holds on {shares} of the images."]
-    )
+    table = tables.draw_markdown(("metric", "missing labels", "extra labels"), lines)
+    return f"{table}\n\nShare of units whose score falls, where the concept holds on {shares} of the images."
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from saelab import tensor_files
+from saelab import tables, tensor_files
 from saelab.artifacts import atomic, read_json, write_json
 from saelab.errors import UserError
 from saelab.sae import fetch, foreign
@@ -189,7 +189,7 @@ def model_card(sae: SAE, quality: dict[str, Any]) -> str:
 
 
 def _table(title: str, rows: dict[str, Any]) -> str:
-    return "\n".join([f"| {title} | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return tables.draw_markdown((title, ""), [(name, str(value)) for name, value in rows.items()])
 
 
 def _from_hub(name: str) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from saelab import evaluate, units
+from saelab import evaluate, tables, units
 from saelab.acts import columns, pick
 from saelab.cli.edge import command, plain, stages
 from saelab.compare.statistics import on_same_units
@@ -53,18 +53,12 @@ def _judged(run: Stages, place: int, shared: list[int], labels: dict[int, str]) 
 
 
 def _table(numbers: dict[str, np.ndarray], distinct: dict[str, int]) -> str:
-    head = f"{'':<30}" + "".join(f"{metric:>28}" for metric in METRICS) + f"{'distinct':>10}"
-    lines = [head]
-    for mode, values in numbers.items():
-        cells = "".join(f"{_mean(column):>28}" for column in values.T)
-        lines.append(f"{mode:<30}{cells}{distinct[mode]:>10}")
+    rows = [[mode, *map(_mean, values.T), str(distinct[mode])] for mode, values in numbers.items()]
     for other in ("positives", "shuffled_contrast"):
         pairs = on_same_units(numbers["contrast"], numbers[other], ALPHA, RESAMPLES, seed=0)
-        cells = "".join(
-            f"{'-' if p is None else f'{p.mean_a - p.mean_b:+.4f} [{p.low:+.4f}, {p.high:+.4f}]':>28}" for p in pairs
-        )
-        lines.append(f"{'contrast - ' + other:<30}{cells}")
-    return "\n".join(lines)
+        cells = ("-" if p is None else f"{p.mean_a - p.mean_b:+.4f} [{p.low:+.4f}, {p.high:+.4f}]" for p in pairs)
+        rows.append([f"contrast - {other}", *cells, ""])
+    return tables.draw(("", *METRICS, "distinct"), rows)
 
 
 def _mean(column: np.ndarray) -> str:

@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from saelab.tables import draw_markdown
+
 OURS = "contrast_evidence"
 NAMES = {"cos_cubed": "cos-cubed", "pearson": "Pearson", "semanticlens": "SemanticLens", "soft_wpmi": "soft-WPMI"}
 NAMES |= {"csp": "CSP 1", "csp_0.5": "CSP 0.5"}
@@ -15,11 +17,6 @@ NAMES |= {"csp": "CSP 1", "csp_0.5": "CSP 0.5"}
 def shown(value: float, digits: int = 3) -> str:
     """Without the leading zero, as tables of shares are read."""
     return f"{value:.{digits}f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.{digits}f}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
 def worlds(result: dict) -> str:
@@ -32,7 +29,7 @@ def worlds(result: dict) -> str:
         rows.append([kind, *(marked(shares[s], best) for s in scorers)])
     means = {s: sum(shares[s] for shares in kinds.values()) / len(kinds) for s in scorers}
     rows.append(["mean", *(marked(means[s], round(max(means.values()), 3)) for s in scorers)])
-    return table(["world", *(NAMES.get(s, s) for s in scorers)], rows)
+    return draw_markdown(["world", *(NAMES.get(s, s) for s in scorers)], rows)
 
 
 def marked(value: float, best: float, digits: int = 3) -> str:
@@ -57,7 +54,7 @@ def photos(result: dict) -> str:
             ]
             for scorer, row in measured["rows"].items()
         ]
-        parts.append(f"### {name}\n\n" + table(["scorer", "truth r", "AUPRC", "F1", "distinct", "named"], rows))
+        parts.append(f"### {name}\n\n" + draw_markdown(["scorer", "truth r", "AUPRC", "F1", "distinct", "named"], rows))
         for key, found in measured["against"].items():
             mean, low, high = found["ours - best"]
             best = NAMES.get(found["best"], found["best"])
@@ -76,7 +73,7 @@ def sizes(result: dict) -> str:
                 best = max(round(value, 4) for value in row.values())
                 body.append([kind, *(marked(row[s], best, 4) for s in scorers)])
             parts.append(
-                f"{name.removeprefix('sizes, ')}:\n\n" + table(["", *(NAMES.get(s, s) for s in scorers)], body)
+                f"{name.removeprefix('sizes, ')}:\n\n" + draw_markdown(["", *(NAMES.get(s, s) for s in scorers)], body)
             )
     return "\n\n".join(parts)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from saelab import tables
 from saelab.report.live.rating import Answer, Study
 
 FITS = 4  # from this rating on, a label counts as fitting
@@ -110,22 +111,24 @@ def _alpha(answers: list[Answer], raters: list[str]) -> float | None:
 
 def table(found: dict[str, Any]) -> str:
     """The analysis as a table for a terminal."""
-    lines = [f"{'basis':<28}{'units':>7}{'ratings':>9}{'can’t say':>11}{'mean':>7}   95 % interval over units"]
+    head = ("basis", "units", "ratings", "can’t say", "mean", "95 % interval over units")
+    rows = []
     for row in found["bases"]:
-        counts = f"{row['units']:>7}{row['ratings']:>9}{row['cant_say']:>11}"
-        lines.append(f"{row['basis']:<28}{counts}{_number(row['mean']):>7}   {_range(row)}")
-    lines += [f"{p['a']} − {p['b']}: {_number(p['difference'], '+.2f')} {_range(p, '+.2f')}" for p in found["pairs"]]
-    lines.append(f"raters agree: Krippendorff's alpha {_number(found['alpha'])} (1: fully, 0: as by chance)")
+        counts = (str(row[name]) for name in ("units", "ratings", "cant_say"))
+        rows.append([row["basis"], *counts, tables.number(row["mean"], ".2f"), _range(row)])
+    lines = [tables.draw(head, rows)]
+    lines += [
+        f"{p['a']} − {p['b']}: {tables.number(p['difference'], '+.2f')} {_range(p, '+.2f')}" for p in found["pairs"]
+    ]
+    lines.append(
+        f"raters agree: Krippendorff's alpha {tables.number(found['alpha'], '.2f')} (1: fully, 0: as by chance)"
+    )
     for row in found["raters"]:
         left = "" if row["kept"] else "; left out"
         lines.append(
             f"{row['rater']}: {row['answered']} answers, {row['failed']} of {row['checks']} checks failed{left}"
         )
     return "\n".join(lines)
-
-
-def _number(value: float | None, form: str = ".2f") -> str:
-    return "-" if value is None else format(value, form)
 
 
 def _range(row: dict[str, Any], form: str = ".2f") -> str:

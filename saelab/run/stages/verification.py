@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelab import artifacts, cache, units, verify
+from saelab import artifacts, cache, tables, units, verify
 from saelab.errors import UserError
 from saelab.label import propose, selection
 from saelab.label.assign import SCORERS
@@ -148,7 +148,7 @@ class Verification:
         found = verify.choice_summary(rows)
         chosen = [row for row in rows if row.label is not None]
         agrees = sum(row.label == best[row.unit][0] for row in chosen) / len(chosen) if chosen else None
-        return _line(found, len(cases), **{"scorer's best": _number(agrees)}), [row.record for row in rows]
+        return _line(found, len(cases), **{"scorer's best": tables.number(agrees)}), [row.record for row in rows]
 
     def _intruder(self, budget: selection.Budget | None) -> tuple[Line, list[dict[str, Any]]]:
         trials, px = self.trials(), self.proposer.look.part_px
@@ -176,7 +176,7 @@ class Verification:
         artifacts.write_json(self.folder / "embedding.json", summary)
         found = verify.embedding_summary([rows[unit] for unit in self.units])
         counts = [str(found["units"]), *["-"] * (len(STATUSES) + 1)]
-        auroc = f"{_number(found['auroc'])}, typical {_number(found['typical'])}"
+        auroc = f"{tables.number(found['auroc'])}, typical {tables.number(found['typical'])}"
         return counts + _numbers(AUROC=auroc) + ["-", "-"], []
 
     def trials(self) -> list[verify.Trial]:
@@ -258,20 +258,12 @@ class Verification:
         return artifacts.open_artifact(found).path
 
 
-def table(lines: Sequence[Sequence[str]]) -> str:
-    """The lines under their heads, as text."""
-    rows = [HEAD, *lines]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    aligned = [[c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))] for r in rows]
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
-
-
 def describe(found: verify.Accuracy | None, encoder: float | None) -> str:
     """An accuracy with its interval, chance and the encoder's own, in words."""
     if found is None:
         return "-"
     low, high = found.interval
-    return f"{found.share:.3f} [{low:.3f}, {high:.3f}], chance {found.chance:.3f}, encoder {_number(encoder)}"
+    return f"{found.share:.3f} [{low:.3f}, {high:.3f}], chance {found.chance:.3f}, encoder {tables.number(encoder)}"
 
 
 def _line(found: dict[str, Any], wanted: int, **numbers: str) -> Line:
@@ -287,8 +279,4 @@ def _numbers(**numbers: str) -> list[str]:
 
 
 def _judged(found: dict[str, Any]) -> dict[str, str]:
-    return {"balanced acc": _number(found["balanced_accuracy"]), "F1": _number(found["f1"])}
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return {"balanced acc": tables.number(found["balanced_accuracy"]), "F1": tables.number(found["f1"])}

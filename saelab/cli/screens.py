@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from saelab import tables
 from saelab.artifacts import read_json
 from saelab.images import ImageSet
 from saelab.run.basis import Basis
@@ -19,29 +20,27 @@ COLUMNS = ("scs", "caption_r", "truth_r", "auprc", "f1")
 
 def label_table(bases: Sequence[Basis]) -> str:
     """Basis x scorer x metric over all units (an unlabelled unit counts 0), and how many distinct labels were given."""
-    lines = [f"{'basis':<28}{'scorer':<24}" + "".join(f"{c:>10}" for c in COLUMNS) + f"{'distinct':>10}"]
+    rows = []
     for basis in bases:
         assert basis.evaluation is not None
         summary = read_json(basis.evaluation.path / "evaluation.json")
         for scorer, entry in summary["by_scorer"].items():
-            means = (entry["metrics"][c]["mean_all"] for c in COLUMNS)
-            cells = "".join(f"{'-' if m is None else format(m, '.3f'):>10}" for m in means)
-            lines.append(f"{basis.layer + ' ' + basis.name:<28}{scorer:<24}{cells}{entry['distinct']:>10}")
-    return "\n".join(lines)
+            means = (tables.number(entry["metrics"][c]["mean_all"]) for c in COLUMNS)
+            rows.append([f"{basis.layer} {basis.name}", scorer, *means, str(entry["distinct"])])
+    return tables.draw(("basis", "scorer", *COLUMNS, "distinct"), rows, names=2)
 
 
 def pixel_table(bases: Sequence[Basis]) -> str:
     """NetDissect's IoU with marked pixels on the test pictures, for bases that have it; empty where none has."""
-    lines = []
+    rows = []
     for basis in bases:
         assert basis.evaluation is not None
         found = read_json(basis.evaluation.path / "evaluation.json").get("pixel_iou")
         if found is not None and found["mean"] is not None:
-            name, bar = f"{basis.layer} {basis.name}", f"{found['above_bar']:.2f} of {found['units']} units above .04"
-            lines.append(
-                f"{name:<28}netdissect, pixel IoU on test: mean {found['mean']:.3f}, best {found['best']:.3f}, {bar}"
-            )
-    return "\n".join([*lines, ""]) if lines else ""
+            numbers = (f"{found[name]:.3f}" for name in ("mean", "best", "above_bar"))
+            rows.append([f"{basis.layer} {basis.name}", *numbers, str(found["units"])])
+    head = ("NetDissect's pixel IoU on test", "mean", "best", "share above .04", "units")
+    return "\n" + tables.draw(head, rows) + "\n" if rows else ""
 
 
 def last_screen(images: ImageSet, outcome: Outcome, run: Path, index: Path, seconds: float) -> str:
@@ -89,19 +88,15 @@ def _headline(layer: str, result: dict[str, Any]) -> list[str]:
     described = any(_row(pair, metric) for pair in pairs for metric in HEADLINE[:3])
     shown = [metric for metric in (HEADLINE if described else OWN) if any(_row(pair, metric) for pair in pairs)]
     titles = {metric: result["metrics"][metric]["title"] for metric in shown}
-    width = max([26, len(layer) + 2, *(len(title) + 2 for title in titles.values())])
-    column = max([10, *(len(name) + 2 for name in groups)])
     against = f"{main['a']} - {main['b']} [95 % interval]" if main else ""
-    lines = [f"{layer:<{width}}" + "".join(f"{g:>{column}}" for g in groups) + f"   {against}"]
-    lines.append(f"{'units compared':<{width}}" + "".join(f"{units[g]:>{column},}" for g in groups))
+    rows = [["units compared", *(f"{units[g]:,}" for g in groups), ""]]
     for metric, title in titles.items():
         means: dict[str, float | None] = {}
         for pair in sorted(pairs, key=lambda p: p is main):  # above the main pair's reference, where a mean has several
             row = _row(pair, metric)
             means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]} if row else {}
-        cells = "".join(f"{_number(means.get(g)):>{column}}" for g in groups)
-        lines.append(f"{title:<{width}}{cells}   {_interval(main, metric)}")
-    return lines
+        rows.append([title, *(tables.number(means.get(g)) for g in groups), _interval(main, metric)])
+    return tables.draw((layer, *groups, against), rows).splitlines()
 
 
 def _row(pair: dict[str, Any], metric: str) -> dict[str, Any] | None:
@@ -114,8 +109,4 @@ def _interval(pair: dict[str, Any] | None, metric: str) -> str:
     row = _row(pair, metric) if pair else None
     if row is None or row["difference"] is None:
         return "-" if pair else ""
-    return f"{row['difference']:+.3f} [{_number(row['low'], '+.3f')}, {_number(row['high'], '+.3f')}]"
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "-" if value is None else format(value, form)
+    return f"{row['difference']:+.3f} [{tables.number(row['low'], '+.3f')}, {tables.number(row['high'], '+.3f')}]"

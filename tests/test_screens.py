@@ -1,0 +1,59 @@
+"""The last screen of a run, and what the record says of its parts."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from saelab.artifacts import Artifact, read_json, write_json
+from saelab.cli.screens import last_screen
+from saelab.run import record
+from saelab.run.basis import Basis
+
+EXAMPLE = Path(__file__).parent / "data" / "comparison_example.json"
+
+
+def made(folder: Path, name: str, content: dict) -> Artifact:
+    folder.mkdir(parents=True)
+    write_json(folder / name, content)
+    return Artifact(folder, {"stage": folder.parent.name, "of": folder.name}, False)
+
+
+@pytest.fixture
+def outcome(tmp_path) -> record.Outcome:
+    """A run whose SAE overfits, and whose comparison is the example with every unit named and a long verdict."""
+    result = json.loads(EXAMPLE.read_text(encoding="utf-8"))
+    for pair in result["pairs"]:
+        for row in pair["results"]:
+            row["counting"] = "named" if row["counting"] == "all" else row["counting"]
+    result["headline"] = "Labels of SAE features hold better than labels of neurons. " * 6
+    compared = made(tmp_path / "comparison" / "x", "comparison.json", result)
+    units = made(tmp_path / "units" / "sae", "units.json", {})
+    held = {"held_out": {"overfit": "The SAE overfits: FVU 0.52 on held-out tokens, 0.19 on those it was trained on."}}
+    quality = made(tmp_path / "quality" / "sae", "quality.json", held)
+    bases = [Basis("neuron", "neurons", "neuron", None, "world", units, "0")]
+    bases += [Basis("sae seed 0", "SAE features", "sae", 0, "world", units, "0", sae=units, quality=quality)]
+    images = made(tmp_path / "images" / "i", "images.json", {})
+    return record.Outcome({}, images, "a host", "an encoder", bases, {"world": compared}, {"quality": 0.5}, [])
+
+
+def test_the_last_screen_wraps_the_verdict_and_ends_with_the_viewer(outcome, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    run = tmp_path / "a run.json"
+    photos = SimpleNamespace(skipped=(), __len__=lambda self: 580)
+    text = last_screen(type("Photos", (), vars(photos))(), outcome, run, tmp_path / "index.html", 12)
+    lines = text.splitlines()
+    verdict = [line for line in lines if "hold better" in line]
+    assert len(verdict) > 3 and all(len(line) <= 90 for line in verdict)
+    assert lines[-1].endswith(f"saelab view run='{run}'") and lines[-2].startswith("Report: file://")
+    assert any("overfits: FVU 0.52" in line for line in lines)
+    head = next(line for line in lines if line.startswith("world"))
+    names = [group["name"] for group in json.loads(EXAMPLE.read_text(encoding="utf-8"))["groups"]]
+    assert all(f"  {name}" in head for name in names), "columns keep apart, however long a name is"
+
+
+def test_the_record_says_where_the_quality_of_each_sae_lies(outcome, tmp_path):
+    path = record.write(outcome, tmp_path, "quickstart")
+    assert [basis["quality"] for basis in read_json(path)["bases"]] == [None, "quality/sae"]
+    assert "quality/sae" not in read_json(path)["reused"]

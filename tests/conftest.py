@@ -16,9 +16,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every script that a test
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many test processes as cores: one thread each
 
-settings.register_profile("ci", derandomize=True)  # what lands is judged by one draw; whoever works here draws anew
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+# No deadline: a first import is slow, and timings belong in `bench`. What lands is judged by one draw; whoever works
+# here draws anew.
+settings.register_profile("saelab", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("saelab")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from saelab.errors import UserError
 from saelab.label import assign, mine
 from saelab.sae import SAE, Meta, SAEConfig, TrainConfig, fit
 
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 X[np.abs(X) < 0.5] = 0
 FORMS = {  # the same numbers as others hold them

@@ -10,7 +10,7 @@ from saelab.cache.batches import Batches, permute
 from saelab.errors import UserError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 50))
 def test_the_order_is_a_permutation(n, seed, epoch):
     order = permute(np.arange(n, dtype=np.uint64), n, seed, epoch)

@@ -95,7 +95,7 @@ def test_no_units_of_one_label_pass_for_many(compared):
     assert doubled["variance"][side] == pytest.approx(alone["variance"][side], rel=1e-9)
 
 
-@tries(max_examples=6, deadline=None)
+@tries(max_examples=6)
 @given(st.integers(0, 10_000), st.integers(2, 40))
 def test_leaving_a_part_out_adds_up_what_its_images_change(seed, groups):
     """One group an image: exactly the number without it. Several: the changes summed; images that don't fire: none."""

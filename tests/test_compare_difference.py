@@ -273,7 +273,7 @@ def test_groups_join_whatever_any_column_ties():
     assert joined[0] == joined[2] and joined[1] == joined[3] and len(set(joined.tolist())) == 3
 
 
-@examples(max_examples=25, deadline=None)
+@examples(max_examples=25)
 @given(
     st.integers(0, 2**20), st.booleans(), st.sampled_from(["pearson", "auprc"]), st.sampled_from(["reference", "none"])
 )

@@ -12,7 +12,7 @@ from saelab.compare import Side, cut_to_rate, difference, paired_difference
 from saelab.errors import UserError
 
 
-@examples(max_examples=30, deadline=None)
+@examples(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0.01, 0.99), st.booleans())
 def test_a_cut_unit_fires_on_that_share_of_mine_and_keeps_what_stays(seed, rate, sparse):
     rng = np.random.default_rng(seed)

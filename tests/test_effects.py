@@ -134,7 +134,7 @@ def test_a_row_depends_on_its_own_unit_alone():
     assert measure(5, own, MeasureSettings(count=8, seed=1)) != alone
 
 
-@tries(max_examples=25, deadline=None)
+@tries(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_a_silent_unit_changes_nothing_to_the_bit(seed):
     own = world(seed, ["writes"] * 6)

@@ -230,7 +230,7 @@ def test_too_few_images_is_said_in_one_line(folder):
 # --- splits
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=60), seed=st.integers(0, 9), classes=st.integers(1, 5))
 def test_groups_never_straddle_and_shares_hold(sizes, seed, classes):
     groups = np.repeat(np.arange(len(sizes)), sizes)

@@ -18,7 +18,7 @@ from saelab.images import decode, duplicates, load, scan, tars
 from saelab.images.decode import Unreadable
 from saelab.text import visible
 
-CALM = settings(deadline=None, max_examples=40)
+CALM = settings(max_examples=40)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
 
 

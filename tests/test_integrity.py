@@ -27,7 +27,7 @@ from saelab.images import hubs, streams
 from saelab.sae import SAE, SAEConfig, Trainer
 from saelab.units import stage as basis_units
 
-CALM = settings(deadline=None, max_examples=40)
+CALM = settings(max_examples=40)
 
 
 def build(folder: Path) -> None:

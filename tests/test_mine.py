@@ -87,7 +87,7 @@ def test_top_images_of_long_units_equal_brute_force(layout, dtype):
 
 
 @given(st.integers(1, 300), st.integers(1, 12), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_largest_of_a_row_are_those_of_a_stable_sort(n, k, seed):
     k = min(k, n)
     rows = torch.randint(-50, 50, (3, n), generator=torch.Generator().manual_seed(seed)).float()
@@ -106,7 +106,7 @@ def test_rows_whose_sum_overflows_are_finite():
     assert finite_rows(rows).tolist() == [True, False, False, False, True]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_top_images_of_any_small_matrix(data):
     images, units = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
@@ -337,7 +337,7 @@ def unit_of(kind: str, images: int, g: torch.Generator) -> torch.Tensor:
     }[kind]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(KINDS), min_size=1, max_size=6),
     st.integers(2, 30),

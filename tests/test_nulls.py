@@ -259,7 +259,6 @@ def test_single_photos_of_a_series_are_no_draws():
     assert float((single > 0.95).float().mean()) > 0.3
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=40), seed=st.integers(0, 99))
 def test_series_change_places_whole(sizes, seed):
     g = torch.Generator().manual_seed(seed)
@@ -342,7 +341,7 @@ def test_short_cuts_of_moved_pictures_equal_the_scorer_on_them(name, sparse, squ
 
 
 @given(seed=st.integers(0, 10_000), rule=st.sampled_from(["below_mean", "zero", "below_quantile"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_contrasts_of_moved_pictures_are_those_of_an_exact_search(seed, rule):
     """Series of any sizes, so that pictures are shown twice or not at all; units with few candidates and with many."""
     g = torch.Generator().manual_seed(seed)

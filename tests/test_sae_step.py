@@ -143,7 +143,7 @@ def test_auxk_reaches_the_encoder_and_leaves_the_living_alone():
     assert torch.equal(auxk.gradients(shifted, *arguments[1:])[1], loss)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.sampled_from([64, 100, 512, 1024]), st.integers(1, 12), st.integers(0, 10**6))
 def test_top_k_by_groups_is_top_k(rows, n, k, seed):
     x = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed)).round(decimals=1)  # many ties
@@ -153,7 +153,7 @@ def test_top_k_by_groups_is_top_k(rows, n, k, seed):
     assert all(len(set(row.tolist())) == k for row in indices)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.sampled_from([64, 100, 512, 1024]), st.integers(1, 5), st.integers(0, 10**6))
 def test_top_of_batch_is_the_top_of_all(rows, n, k, seed):
     x = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed))
@@ -178,7 +178,7 @@ def test_a_number_that_is_none_is_selected_so_that_a_loss_shows_it():
     assert 1024 + 700 in select.top_of_batch(x, 9)[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.sampled_from([64, 100, 512, 1024]), st.integers(1, 5), st.integers(0, 10**6))
 def test_top_of_batch_takes_the_count_also_among_equals(rows, n, k, seed):
     x = torch.randn(rows, n, generator=torch.Generator().manual_seed(seed)).round(decimals=1)

@@ -133,7 +133,7 @@ def test_the_label_itself_is_in_the_set_of_every_scorer(name):
     assert sum(s is not None for s in found) > UNITS / 2
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**16), st.integers(1, 12), st.integers(1, 6))
 def test_rows_are_repeated_alike_in_both_layouts(seed, images, units):
     g = torch.Generator().manual_seed(seed)

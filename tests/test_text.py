@@ -12,7 +12,7 @@ from saelab.errors import UserError
 from saelab.label import label_files, vocabulary
 from saelab.text import fold, is_unspaced, visible, words
 
-CALM = settings(deadline=None, max_examples=60)
+CALM = settings(max_examples=60)
 INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u202e\u2066"
 LABELS = ["owl", "fox, red", "café", "斑马线", "traffic light"]
 

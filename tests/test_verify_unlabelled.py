@@ -104,7 +104,7 @@ def test_the_interval_is_the_exact_binomial_one(correct, trials):
     assert high == 1 if correct == trials else below(correct, high) == pytest.approx(0.025, abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_trial_shows_one_silent_photo_and_never_the_positive_that_it_resembles(data):
     k, photos = data.draw(st.integers(1, 12)), data.draw(st.integers(3, 6))

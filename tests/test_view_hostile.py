@@ -19,7 +19,7 @@ from saelab.report.build import _pages
 from saelab.report.live import Models, Search, application, pages, rating, sheets, store
 from saelab.report.live.app import FOLDERS
 
-CALM = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CALM = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SECRET = "what nobody may read"
 OTHERS = (
     "secret.txt",

@@ -38,7 +38,7 @@ def well_formed(found: Completion) -> None:
 # ---- the one door --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(st.characters(exclude_categories=())) | JSON.map(json.dumps))
 def test_any_body_is_a_completion_or_broken(body):
     try:
@@ -49,7 +49,7 @@ def test_any_body_is_a_completion_or_broken(body):
         well_formed(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(content=JSON, reasoning=JSON, model=JSON, reason=JSON, prompt=JSON, answered=JSON, usage=JSON)
 def test_any_member_of_a_completion_gets_its_type(content, reasoning, model, reason, prompt, answered, usage):
     counts = usage if not isinstance(usage, dict) else {"prompt_tokens": prompt, "completion_tokens": answered}
@@ -58,7 +58,7 @@ def test_any_member_of_a_completion_gets_its_type(content, reasoning, model, rea
     well_formed(completion.read(json.dumps(body)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(JSON, st.dictionaries(st.sampled_from(list(Completion.__dataclass_fields__)), JSON))
 def test_any_file_of_the_cache_is_a_completion_or_nothing(row, fields):
     for own in (row, {"text": row} | fields):
@@ -150,7 +150,7 @@ def changeable():
         yield server, load_chat("openai", base_url=server.url, model="toy", backoff=0.001, retries=0)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_answer_of_a_server_raises(changeable, data):
     server, chat = changeable

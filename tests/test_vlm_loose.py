@@ -16,7 +16,7 @@ def test_loops_are_unparsed_and_soon_given_up(text):
     assert parse.concepts(text) == parse.Answer() and parse.numbers(text, "fits", 8) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -73,7 +73,7 @@ PIECES += [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(st.characters(exclude_categories=())) | st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
 def test_no_text_raises_and_no_label_is_unfit_to_print(text):
     answer = parse.concepts(text)

@@ -98,7 +98,7 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(monkeypat
     assert load_chat("openai", model="toy", key_env="TOY_KEY").secret.key == "sk-secret"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(st.characters(codec="ascii", exclude_categories=("C", "Z")), min_size=6, max_size=60), st.data())
 def test_no_piece_of_a_key_that_matters_is_left(key, data):
     os.environ["HYPOTHESIS_KEY"] = key

@@ -45,6 +45,14 @@ def test_a_root_that_is_a_file_is_told_in_one_line(tmp_path):
     assert "Not a directory" in done.stderr.splitlines()[-1] and "root=PATH" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("given", ["run=nothing.json", "run=empty"])
+def test_a_run_that_is_none_names_the_command_that_makes_one(given, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = commands.run([sys.executable, "-m", "saelab.cli.main", "view", given], cwd=tmp_path)
+    assert done.returncode == 2 and "`saelab quickstart` makes runs/quickstart.json" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("typed", "read"),
     [

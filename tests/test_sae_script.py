@@ -194,7 +194,7 @@ def test_wandb_without_login_is_written_offline_and_goes_on_under_its_id_after_a
     with_cache(place, "logged")
     settings = (
         "wandb.project=mine",
-        "+sae.train.steps=1500",
+        "+sae.train.steps=600",
         "sae.train.checkpoint_every=40",
         "+sae.train.log_every=20",
     )
@@ -212,7 +212,7 @@ def test_wandb_without_login_is_written_offline_and_goes_on_under_its_id_after_a
     (saved,) = (place / "logged").glob("sae/*/metrics.jsonl")
     lines = {row["step"]: row for row in map(json.loads, saved.read_text().splitlines())}
     seen = {content["_step"]: content for kind, content in records if kind == "history"}
-    assert sorted(lines) == [*range(0, 1500, 20), 1499] == sorted(seen), "those from before the kill too"
+    assert sorted(lines) == [*range(0, 600, 20), 599] == sorted(seen), "those from before the kill too"
     assert all(seen[step]["fvu"] == row["fvu"] for step, row in lines.items())
     written = [file for file in place.rglob("*") if file.is_file()]
     assert not [file for file in written if KEY.encode() in file.read_bytes()]
@@ -220,7 +220,7 @@ def test_wandb_without_login_is_written_offline_and_goes_on_under_its_id_after_a
 
 @pytest.mark.slow
 def test_torchrun_gives_the_result_of_one_process_and_goes_on_after_one_of_two_is_killed(place):
-    settings = ("+sae.train.steps=120", "sae.train.checkpoint_every=20", "+sae.train.log_every=10")
+    settings = ("+sae.train.steps=60", "sae.train.checkpoint_every=10", "+sae.train.log_every=10")
     for root in ("alone", "two"):
         with_cache(place, root)
     assert run(place, "alone", *settings).returncode == 0

@@ -110,19 +110,19 @@ def _against_truth(
 ) -> dict[str, Tensor]:
     numbers = {name: _nothing(len(texts)) for name in (*OF_TRUTH, CHANCE["truth_r"], "truth_images")}
     have = [(u, truth.column[text]) for u, text in enumerate(texts) if text is not None and text in truth.column]
+    named, columns = torch.tensor(have, dtype=torch.long).view(-1, 2).T
     seen_mine, seen_test = truth.known[mine_ids], truth.known[test_ids]
     on_mine, on_test = truth.member[mine_ids[seen_mine]], truth.member[test_ids[seen_test]]
     holds = on_test.sum(0)
-    for u, concept in have:
-        numbers["truth_images"][u] = holds[concept]
+    numbers["truth_images"][named] = holds[columns].double()
     if truth.complete:
         wrong = [u for u, text in enumerate(texts) if text is not None and text not in truth.column]
         for name in UNCONFIRMED:
             numbers[name][wrong] = 0.0
-    usable = [(u, c) for u, c in have if 0 < int(holds[c]) < len(on_test)]
-    if not usable:
+    usable = (holds[columns] > 0) & (holds[columns] < len(on_test))
+    if not bool(usable.any()):
         return numbers
-    units, concepts = torch.tensor(usable).T
+    units, concepts = named[usable], columns[usable]
     distinct, times = concepts.unique(return_counts=True)
     typical = metrics.typical_column(on_test[:, distinct], times)
     fitted = pick(mine, units)

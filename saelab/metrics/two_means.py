@@ -46,7 +46,8 @@ def _best_split(gram: Float[Tensor, "units k k"]) -> Bool[Tensor, "units k"]:
     second = (codes[:, None] << 1 >> torch.arange(k, device=gram.device) & 1).to(gram.dtype)
     size = second.sum(dim=1)
     # Centred rows: one part's sum is the other's negative, and least within = largest between.
-    spread = ((second @ gram) * second).sum(dim=2) * (1 / size + 1 / (k - size))
+    pairs = (second[:, :, None] * second[:, None, :]).flatten(1)
+    spread = (gram.flatten(1) @ pairs.T) * (1 / size + 1 / (k - size))
     return second.bool()[spread.argmax(dim=1)]
 
 

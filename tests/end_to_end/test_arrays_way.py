@@ -7,6 +7,7 @@ import sys
 import commands
 import numpy as np
 import pytest
+import tiny_clip
 from small_images import coloured
 from test_scripts import ROOT
 
@@ -18,6 +19,7 @@ SMALL = ("label.nulls=20", "label.mining.k=4", "seeds=[0]", "sae.train.epochs=3"
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arrays")
     coloured(folder / "pictures", 60, size=32)
+    tiny_clip.open_clip(folder / "clip")
     np.save(folder / "acts.npy", np.random.default_rng(0).random((60, 24)).astype(np.float32))
     return folder
 
@@ -25,7 +27,12 @@ def place(tmp_path_factory):
 def run(place, name: str, *more: str) -> subprocess.CompletedProcess:
     start = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), f"arrays.activations={place / 'acts.npy'}"]
     start += ["images=folder", f"images.root={place / 'pictures'}", f"root={place / 'runs'}", *SMALL]
-    start += ["encoder.name=open_clip:ViT-B-32/random", "proposer=none", "label.vocabulary=[classes]", *more]
+    start += [
+        f"encoder.name=open_clip:local-dir:{place / 'clip'}",
+        "proposer=none",
+        "label.vocabulary=[classes]",
+        *more,
+    ]
     return commands.run(start, cwd=place)
 
 

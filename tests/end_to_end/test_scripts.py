@@ -19,6 +19,7 @@ SMALL = (
     "sae.train.epochs=3",
     "label.nulls=20",
     "label.mining.k=5",
+    "label.vocabulary=[classes,captions]",
     "workers=0",
     "device=cpu",
 )

@@ -15,6 +15,7 @@ SMALL = (
     "seeds=[0]",
     "sae.latents=160",
     "sae.train.epochs=2",
+    "bases=[neuron,sae]",
     "workers=0",
     "device=cpu",
 )
@@ -80,11 +81,3 @@ def test_quickstart_on_a_folder_of_pictures_and_the_object(place):
     assert made.returncode == 0, made.stderr
     count, file = made.stdout.split()
     assert count == "320" and Path(file).is_relative_to(folder / "site")
-
-
-def test_a_run_that_is_none_names_the_command_that_makes_one(place):
-    (place[0] / "work" / "empty").mkdir(exist_ok=True)
-    for given in ("run=nothing.json", "run=empty"):
-        done = saelab(place, "view", given)
-        assert done.returncode == 2 and "`saelab quickstart` makes runs/quickstart.json" in done.stderr
-        assert len(done.stderr.splitlines()) == 1

@@ -17,11 +17,14 @@ PRELOADED = [
     "h5py",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "open_clip",
+    "openai",
     "pandas",
     "scipy.optimize",
     "scipy.stats",
+    "sklearn.linear_model",
     "torch._dynamo",  # what torch's optimizers import
-    "transformers",
+    "transformers.models.bert.modeling_bert",
     "saelab.cli.quickstart",
 ]
 

@@ -45,6 +45,11 @@ def test_a_root_that_is_a_file_is_told_in_one_line(tmp_path):
     assert "Not a directory" in done.stderr.splitlines()[-1] and "root=PATH" in done.stderr.splitlines()[-1]
 
 
+def test_a_command_that_is_none_names_the_nearest(tmp_path):
+    done = commands.run([sys.executable, "-m", "saelab.cli.main", "lable"], cwd=tmp_path)
+    assert done.returncode == 2 and "did you mean label" in done.stderr
+
+
 @pytest.mark.parametrize("given", ["run=nothing.json", "run=empty"])
 def test_a_run_that_is_none_names_the_command_that_makes_one(given, tmp_path):
     (tmp_path / "empty").mkdir()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tiny_clip
 import torch
 from small_images import coloured
 from torch import nn
@@ -41,6 +42,14 @@ def arrays(images: int = 120, d: int = 12):
 
 
 @pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    """A tiny CLIP in a folder."""
+    folder = tmp_path_factory.mktemp("clip")
+    tiny_clip.open_clip(folder)
+    return f"open_clip:local-dir:{folder}"
+
+
+@pytest.fixture(scope="module")
 def from_arrays(tmp_path_factory):
     acts, images, words, classes = arrays()
     return saelab.Pipeline(
@@ -77,10 +86,10 @@ def test_a_report_needs_pictures(from_arrays):
         from_arrays.report()
 
 
-def test_a_model_of_ones_own_on_a_folder(tmp_path):
+def test_a_model_of_ones_own_on_a_folder(encoder, tmp_path):
     coloured(tmp_path / "pictures", 60, size=32)
     transform = {"resize": [32, 32]}
-    own = {"images": tmp_path / "pictures", "layers": ["second"], "encoder": "open_clip:ViT-B-32/random"}
+    own = {"images": tmp_path / "pictures", "layers": ["second"], "encoder": encoder}
     settings = {"sae": SMALL_SAE, "vocabulary": WORDS, "root": str(tmp_path / "runs"), "scorer": ["pearson"], **QUICK}
     made = saelab.Pipeline(host=Net(), transform=transform, **own, **settings)
     assert made.caches["second"].d_in == 12
@@ -132,10 +141,10 @@ def test_a_slip_names_the_nearest_setting(slip, tmp_path):
         saelab.Pipeline(root=str(tmp_path), **{slip: value}).check()
 
 
-def test_what_cannot_work_is_known_before_any_work(tmp_path):
+def test_what_cannot_work_is_known_before_any_work(encoder, tmp_path):
     coloured(tmp_path / "pictures", 40, size=32)
     base = {"images": tmp_path / "pictures", "transform": {"resize": [32, 32]}, "root": str(tmp_path / "runs")}
-    base |= {"vocabulary": WORDS, "encoder": "open_clip:ViT-B-32/random", **QUICK}
+    base |= {"vocabulary": WORDS, "encoder": encoder, **QUICK}
     for more, message in (
         ({"layers": ["secnd"]}, "secnd"),
         ({"layers": ["second"], "sae": {"latents": 8, "expansion": None, "k": 9}}, r"k=9"),

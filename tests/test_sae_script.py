@@ -14,6 +14,7 @@ from pathlib import Path
 import commands
 import pytest
 import torch
+from servers import free_port
 from small_images import coloured
 
 from saelab.errors import UserError
@@ -141,14 +142,21 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return {**own, "HOME": str(folder), "NETRC": str(folder / "none"), "OMP_NUM_THREADS": "1", **more}
 
 
-def run(folder: Path, root: str, *settings: str, processes: int = 1, **more: str) -> subprocess.CompletedProcess:
-    """The script to its end; in a real torchrun where there are several processes."""
-    start, env = [sys.executable], environment(folder, **more)
-    if processes == 1:
-        return commands.run([*start, *command(folder, root, *settings)], cwd=folder, env=env)
-    start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    start += command(folder, root, *settings)
-    return subprocess.run(start, capture_output=True, text=True, cwd=folder, env=env, timeout=PATIENCE, check=False)
+def run(folder: Path, root: str, *settings: str, **more: str) -> subprocess.CompletedProcess:
+    """The script to its end."""
+    return commands.run(
+        [sys.executable, *command(folder, root, *settings)], cwd=folder, env=environment(folder, **more)
+    )
+
+
+def run_ranks(folder: Path, root: str, *settings: str, count: int = 2) -> list[subprocess.CompletedProcess]:
+    """The script in so many processes, each with the environment that torchrun gives it."""
+    world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    world["MASTER_PORT"] = str(free_port())
+    given = [sys.executable, *command(folder, root, *settings)]
+    ranks = [environment(folder, RANK=str(r), LOCAL_RANK=str(r), **world) for r in range(count)]
+    going = [commands.start(given, cwd=folder, env=own) for own in ranks]
+    return [one.wait() for one in going]
 
 
 def with_cache(folder: Path, root: str) -> None:
@@ -241,9 +249,9 @@ def test_torchrun_gives_the_result_of_one_process_and_goes_on_after_one_of_two_i
     assert all("another process ended" in line for line in ours)
     assert "stages.py" not in told and "objectives.py" not in told, "no traceback of ours"
 
-    done = run(place, "two", *settings, processes=2)
-    assert done.returncode == 0 and "resuming" in done.stderr, done.stderr
-    assert len(done.stdout.splitlines()) == 1, "the first process alone prints"
+    first, second = run_ranks(place, "two", *settings)
+    assert first.returncode == second.returncode == 0 and "resuming" in first.stderr, first.stderr + second.stderr
+    assert len(first.stdout.splitlines()) == 1 and not second.stdout, "the first process alone prints"
     one, two = (next((place / root / "sae").glob("*/sae.safetensors")) for root in ("alone", "two"))
     assert not list((place / "two" / "sae").glob("*.partial"))
     for name, tensor in SAE.load(one).tensors().items():

@@ -31,6 +31,7 @@ def label(folder: Path, *more: str) -> list[str]:
         "scorer=[csp,pearson]",
         "label.nulls=5",
         "label.mining.k=5",
+        "label.vocabulary=[classes,captions]",
     ]
     return [*command, "workers=0", "device=cpu", "proposer.units=top:6", "proposer.max_tokens=20", *more]
 
@@ -45,7 +46,7 @@ def test_behind_a_server_after_a_kill_and_in_process_the_answers_are_the_same(tm
     pytest.importorskip("openai")
     pytest.importorskip("fastapi")
     pytest.importorskip("efficientnet_lite_pytorch")
-    coloured(tmp_path / "pictures", 60, size=64)
+    coloured(tmp_path / "pictures", 40, size=64)
     model = save_tiny_vlm(tmp_path / "tiny")
     env = {**os.environ, "OPENAI_API_KEY": KEY, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with transformers_serve(model, tmp_path / "serve.log") as url:

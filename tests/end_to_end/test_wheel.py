@@ -57,8 +57,6 @@ def test_the_command_lists_its_commands_and_explains_one(place):
     assert done.returncode == 0 and "quickstart" in done.stdout and "verify-run" in done.stdout
     done = saelab(place, "label", "--help")
     assert done.returncode == 0 and "label.nulls=200" in done.stdout and "permutations" in done.stdout, done.stderr
-    done = saelab(place, "lable")
-    assert done.returncode == 2 and "did you mean label" in done.stderr
 
 
 def test_layers_without_the_repository(place):

@@ -51,6 +51,9 @@ def browser() -> Iterator[Any]:
     if program is None:
         pytest.skip("needs Chromium (Debian: apt-get install chromium)")
     flags = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
+    # Few processes: starting them takes longer than what the tests do in them.
+    flags += " --in-process-gpu --disable-site-isolation-trials --renderer-process-limit=1 --disable-extensions"
+    flags += " --disable-features=SpareRendererForSitePerProcess,PaintHolding"
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=program, args=flags.split(), timeout=PATIENCE)
         yield opened

@@ -1,12 +1,12 @@
 """The text and tables of docs/melanoma.md from what melanoma.py measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from saelab.tables import draw_markdown
 
-LEVEL = 0.05
+LEVEL, GOOD, MOST = 0.05, 0.7, 0.9
 HEAD = """# A case study: what does "melanoma" rest on?
 
 PH2 has 200 dermoscopy pictures (80 common nevi, 80 atypical ones, {sick} melanomas) with what dermatologists saw in
@@ -26,8 +26,8 @@ stay together. Every number is a mean over the splits, ± their standard deviati
 overlap, so the spread understates how far another hospital's pictures might lie.
 
 ## The head
-AUROC of melanoma on test pictures: **{real}**. The same head fitted on diagnoses dealt out anew over the mine pictures:
-{dealt}.
+AUROC of melanoma on test pictures: **{real}**. The same head fitted on diagnoses dealt out anew over the mine
+pictures: {dealt}.
 
 ## Which unit is which concept?
 For every concept that at least {fewest} mine pictures have and as many lack: the unit of the highest AUROC on mine, and
@@ -38,7 +38,10 @@ median over splits, and the share of splits in which p is below .05.
 """
 CONTROL = """
 **The control**: the same with every concept dealt out anew over the pictures. Of {tried} such tests {share:.1%} are
-below .05; 5 % are expected.
+below .05; 5 % are expected. A split has one deal for all concepts and both bases, so these are {splits} independent
+draws and not {tried}.
+
+**What is left**: p below .05 in every split and a mean test AUROC of .70 or more: {found}.
 
 """
 EFFECTS = """## Does the head use them?
@@ -51,6 +54,8 @@ The host's later layers run anew; in an SAE only the units' parts are taken out,
 
 """
 END = """
+**What is left**: a larger fall than nine in ten of both controls: {used}.
+
 ## How to read it
 * The AUROC on mine is a maximum over hundreds of units, and the fall to test shows how much of it was luck. Only a
   concept with a small p in most splits *and* a test AUROC clear of .50 has a unit here.
@@ -92,8 +97,28 @@ def draw(names: Sequence[str], concepts: np.ndarray, found: Sequence[dict[str, l
         fewest=FEWEST,
         permutations=PERMUTATIONS,
     )
-    text += _best_table(best) + "\n" + CONTROL.format(tried=len(chance), share=float((chance < LEVEL).mean()))
-    return text + EFFECTS.format(sets=SETS, shown=SHOWN) + _effects_table(effects) + "\n" + END
+    text += (
+        _best_table(best)
+        + "\n"
+        + CONTROL.format(
+            tried=len(chance), share=float((chance < LEVEL).mean()), splits=len(found), found=_named(best, _is_found)
+        )
+    )
+    text += EFFECTS.format(sets=SETS, shown=SHOWN) + _effects_table(effects) + "\n"
+    return text + END.format(used=_named(effects, _is_used))
+
+
+def _is_found(rows: Sequence[dict]) -> bool:
+    return max(row["p"] for row in rows) < LEVEL and float(np.mean([row["test"] for row in rows])) >= GOOD
+
+
+def _is_used(rows: Sequence[dict]) -> bool:
+    return min(float(np.mean([row[name] for row in rows])) for name in ("above_loud", "above_telling")) > MOST
+
+
+def _named(rows: Sequence[dict], is_so: Callable[[Sequence[dict]], bool]) -> str:
+    """The concepts and bases of which it is so, in words."""
+    return ", ".join(f"*{concept}* ({basis})" for basis, concept, own in _grouped(rows) if is_so(own)) or "none"
 
 
 def _best_table(rows: Sequence[dict]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from saelab.errors import UserError
 from saelab.hosts import layers as places
 from saelab.hosts import splice as edits
+from saelab.hosts.heads import count_heads
 from saelab.hosts.layers import Layer, Probe
 from saelab.hosts.splice import Replace
 from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, pick, prefix_of, to_tokens
@@ -110,6 +111,10 @@ class Host:
     def d_in(self, layer: str) -> int:
         """Width of the layer's tokens."""
         return places.check(layer, self.model, self._probe).d_in
+
+    def heads(self, layer: str) -> int:
+        """How many attention heads' outputs the layer's tokens hold. Raises UserError where it holds none."""
+        return count_heads(self._modules, layer, self.d_in(layer))
 
     @torch.inference_mode()
     def tokens(

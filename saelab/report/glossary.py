@@ -17,6 +17,11 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "Latents of a sparse autoencoder trained on the layer's activations; few of them are active at a time.",
         "Gao et al., ICLR 2025",
     ),
+    "heads": (
+        "Attention heads",
+        "What each head of an attention says, before it is projected back: the direction in which it varies most.",
+        "",
+    ),
     "pca": ("Principal components", "Directions of largest variance: a control without sparsity.", ""),
     "random_rotation": (
         "Random directions",

@@ -14,7 +14,7 @@ from saelab.run.given import Given
 from saelab.run.inputs import Inputs
 from saelab.run.stages.quality import InHost, measure_sae
 from saelab.run.stages.sae import Logger, adopt_sae, train_saes
-from saelab.run.stages.units import sae_bases, simple_bases
+from saelab.run.stages.units import heads_basis, sae_bases, simple_bases
 from saelab.units import Projection, UnitActivations
 
 
@@ -106,6 +106,10 @@ class Bases(Inputs):
         if frozen is not None:
             (basis,) = self._features(store, own.sae | {"frozen": frozen}, drawn=own.seeds[:1])
             return [replace(basis, name=kind.replace("_", " "), group=group, kind=kind, control=True)]
+        if kind == "heads":
+            count = self.host.heads(store.layer)
+            with self.timings.of("units"):
+                return [heads_basis(store, self.weights, self.root, own.pool, own.signed, count)]
         with self.timings.of("units"):
             return simple_bases(kind, store, self.weights, self.root, own.pool, own.signed, own.rotation_seeds)
 

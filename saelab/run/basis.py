@@ -19,6 +19,7 @@ class Kind:
 KINDS = {
     "neuron": Kind("neurons"),
     "sae": Kind("SAE features", seeds="seeds"),
+    "heads": Kind("attention heads"),
     "pca": Kind("principal components", control=True),
     "random_rotation": Kind("random directions", control=True, seeds="rotation_seeds"),
     # SAEs that learned nothing, or only their encoder (Sanity checks for SAEs, arXiv 2602.14111), of the first seed.

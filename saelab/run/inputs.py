@@ -7,6 +7,7 @@ from typing import Any
 from saelab import cache, encoders, hosts
 from saelab import images as image_sources
 from saelab.cache import ActivationCache
+from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.run.config import RunConfig
 from saelab.run.device import choose_device
@@ -93,9 +94,16 @@ class Inputs:
         return {text: vary_sae(text, self.config.sae) for text in self.config.also}
 
     def check_layers(self) -> None:
-        """Raise UserError for layers that the host lacks and tokens that it can't give; of arrays there is no host."""
-        for layer in self.host.resolve(self.config.layers) if self.weights != "arrays" else ():
+        """Raise UserError for layers that the host lacks, and for tokens and heads that it can't give."""
+        heads = "heads" in self.config.bases
+        if self.weights == "arrays":  # there is no host to ask
+            if heads:
+                raise UserError("bases", "heads", "arrays don't say where heads end", "give the host instead")
+            return
+        for layer in self.host.resolve(self.config.layers):
             self.host.choice(layer, self.config.policy)
+            if heads:
+                self.host.heads(layer)
 
     def check_saes(self) -> None:
         """Raise UserError for SAEs that don't fit their layer."""

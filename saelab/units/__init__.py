@@ -10,7 +10,7 @@ from saelab.units.activations import UnitActivations, from_scipy, to_scipy
 from saelab.units.bases import SIGNED, Projection
 from saelab.units.maps import heat_maps
 from saelab.units.pooling import POOLS, pool_cache, pool_tokens
-from saelab.units.stage import neuron, pca, random_rotation, sae
+from saelab.units.stage import heads, neuron, pca, random_rotation, sae
 
 __all__ = [
     "POOLS",
@@ -18,6 +18,7 @@ __all__ = [
     "Projection",
     "UnitActivations",
     "from_scipy",
+    "heads",
     "heat_maps",
     "neuron",
     "pca",

@@ -13,6 +13,7 @@ from saelab.errors import UserError
 from saelab.sae import SAE
 from saelab.units.activations import UnitActivations
 from saelab.units.bases import SIGNED, Projection, principal, rotation, sae_file
+from saelab.units.heads import head_directions
 from saelab.units.pooling import POOLS, pool_cache
 
 CODE = 2  # version of this stage; part of every recipe
@@ -37,6 +38,14 @@ def random_rotation(
     """
     fit = lambda: _linear(signed, *rotation(cache, seed))  # noqa: E731
     return _units(cache, root, "random_rotation", {"seed": seed}, fit, pool, signed)
+
+
+def heads(
+    cache: ActivationCache, root: Path | str, count: int, pool: str = "max", signed: str = "positive"
+) -> Artifact:
+    """The `count` attention heads whose outputs the layer's tokens hold, a unit each (`head_directions`)."""
+    fit = lambda: _linear(signed, *head_directions(cache, count))  # noqa: E731
+    return _units(cache, root, "heads", {"heads": count}, fit, pool, signed)
 
 
 def sae(

@@ -33,6 +33,12 @@ def simple_bases(
     return [Basis(kind, group, kind, None, store.layer, make(store, root, pool, signed), weights, control)]
 
 
+def heads_basis(store: ActivationCache, weights: str, root: Path, pool: str, signed: str, count: int) -> Basis:
+    """The attention heads whose outputs the layer holds. `weights`: digest of the host's; `count`: of its heads."""
+    made = units.heads(store, root, count, pool, signed)
+    return Basis("heads", KINDS["heads"].group, "heads", None, store.layer, made, weights)
+
+
 def sae_bases(
     saes: Sequence[Artifact],
     seeds: Sequence[int | None],

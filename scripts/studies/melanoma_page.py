@@ -1,12 +1,15 @@
 """The text and tables of docs/melanoma.md from what melanoma.py measured."""
 
+import textwrap
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from saelab.tables import draw_markdown
 
 LEVEL, GOOD, MOST = 0.05, 0.7, 0.9
+WIDTH = 120  # columns
 HEAD = """# A case study: what does "melanoma" rest on?
 
 PH2 has 200 dermoscopy pictures (80 common nevi, 80 atypical ones, {sick} melanomas) with what dermatologists saw in
@@ -105,7 +108,13 @@ def draw(names: Sequence[str], concepts: np.ndarray, found: Sequence[dict[str, l
         )
     )
     text += EFFECTS.format(sets=SETS, shown=SHOWN) + _effects_table(effects) + "\n"
-    return text + END.format(used=_named(effects, _is_used))
+    return wrap(text + END.format(used=_named(effects, _is_used)))
+
+
+def wrap(text: str) -> str:
+    """Long lines in lines of at most 120 columns; tables as they are."""
+    fill = partial(textwrap.fill, width=WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(fill(line) if len(line) > WIDTH and line[0] != "|" else line for line in text.split("\n"))
 
 
 def _is_found(rows: Sequence[dict]) -> bool:

@@ -1,14 +1,18 @@
 """A run whose activations are never stored: the same units, exemplars and labels as from a cache, file by file."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small_images import coloured
 from torch import nn
 
 import saelab
+from saelab import cache, hosts
 from saelab.artifacts import read_json
+from saelab.report import maps
 from saelab.run.config import RunConfig, StreamSettings
 from saelab.sae import SAE
 
@@ -32,6 +36,7 @@ def make(tmp_path_factory):
     """A maker of pipelines over the same pictures and host."""
     folder = tmp_path_factory.mktemp("streamed")
     coloured(folder / "pictures", 60)
+    vectors = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
 
     def made(root: str, layers=("first", "second"), **more) -> saelab.Pipeline:
         shared = {
@@ -39,7 +44,7 @@ def make(tmp_path_factory):
             "host": Net(),
             "transform": {"resize": [32, 32]},
             "layers": list(layers),
-            "encoder": "open_clip:ViT-B-32/random",
+            "embeddings": {"images": vectors[:60], "labels": vectors[60:]},
             "vocabulary": WORDS,
             "scorer": ["pearson"],
             "label": {"nulls": 20, "mining": {"k": 4, "rule": "host"}},
@@ -61,7 +66,7 @@ def streamed(make):
     return make("streamed", stream={"pictures": 12}, also=["sae.k=2"])
 
 
-def test_all_layers_seeds_and_variants_train_in_one_pass(streamed, monkeypatch):
+def test_all_layers_seeds_and_variants_train_in_one_pass(streamed, make, monkeypatch):
     calls = []
     inner = saelab.run.stages.sae.fit_layers
 
@@ -83,28 +88,15 @@ def test_all_layers_seeds_and_variants_train_in_one_pass(streamed, monkeypatch):
         assert (facts["superblocks"], facts["superblock_pictures"]) == (3, 12)
         assert facts["moments"] == "of the first 12 pictures"
         assert read_json(basis.sae.path / "quality.json")["fvu"] < 1
-    again = saelab.Pipeline(**_same(streamed))
+    again = make("streamed", stream={"pictures": 12}, also=["sae.k=2"])
     assert all(b.sae is None or b.sae.reused for b in again.bases) and len(calls) == 1
-
-
-def _same(made):
-    return {
-        "images": made.images,
-        "host": made.host,
-        **{
-            k: v for k, v in made.config.record().items() if k not in ("images", "host", "encoder", "label", "proposer")
-        },
-        "encoder": "open_clip:ViT-B-32/random",
-        "vocabulary": WORDS,
-        "label": {"nulls": 20, "mining": {"k": 4, "rule": "host"}},
-    }
 
 
 def test_units_exemplars_and_labels_are_those_from_a_cache(streamed, make):
     trained = SAE.load(next(b.sae.path for b in streamed.bases if b.kind == "sae" and b.layer == "second"))
     own = {"layers": ["second"], "sae": trained}
     live, stored = make("unstored", stream=True, **own), make("stored", **own)
-    for a, b in zip(live.evaluated, stored.evaluated, strict=True):
+    for a, b in zip(live.labelled, stored.labelled, strict=True):
         for one, other in ((a.units, b.units), (a.exemplars, b.exemplars), (a.labels, b.labels)):
             assert one.path.name == other.path.name
             files = sorted(p.relative_to(other.path) for p in other.path.rglob("*") if p.is_file())
@@ -113,8 +105,21 @@ def test_units_exemplars_and_labels_are_those_from_a_cache(streamed, make):
                 if file.name != "complete.json":
                     assert (one.path / file).read_bytes() == (other.path / file).read_bytes(), file
     assert not (live.root / "activations").exists() and (stored.root / "activations").is_dir()
-    index = live.report()
-    assert "maps" in (index.parent / "data").joinpath("run.js").read_text() or index.is_file()
+
+
+def test_a_report_computes_the_maps_of_a_streamed_run_by_its_host(tmp_path):
+    images = coloured(tmp_path / "pictures", 12)
+    config = RunConfig.of({"stream": True, "host": {"name": "efficientnet_lite0", "weights": "random"}})
+    host = hosts.load("efficientnet_lite0", weights="random")
+    wanted = cache.recompute(images, host, ["_blocks.15"], tmp_path)["_blocks.15"].digest
+    run = SimpleNamespace(facts={"config": config.record()}, images=images, path=tmp_path / "run.json")
+    basis = SimpleNamespace(layer="_blocks.15", name="neuron", recipes={"units": {"cache": wanted}})
+    seen: maps.Stores = {}
+    found = maps._cache(run, basis, seen)
+    assert found is not None and found.digest == wanted and maps._cache(run, basis, seen) is found
+    assert maps._cache(SimpleNamespace(**vars(run) | {"facts": {"config": {"stream": None}}}), basis, {}) is None
+    basis.recipes["units"]["cache"] = "another"
+    assert maps._cache(run, basis, seen) is None
 
 
 def test_settings_that_can_not_be_used_are_refused(make, tmp_path):

@@ -1,6 +1,7 @@
 """Training on the fly: the order is pure, tokens are a cache's to the bit, resume is exact, nothing is written."""
 
 import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import cache_world
@@ -228,6 +229,41 @@ def test_processes_take_their_shares_of_a_batch(world, tmp_path):
         made.batch(0, 0, 3)
     ahead = list(made.prefetch(3, 9, 1, 2))
     assert len(ahead) == 6 and all(torch.equal(x, made.batch(3 + i, 1, 2)) for i, x in enumerate(ahead))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are read from Linux' /proc")
+def test_peak_memory_is_two_superblocks():
+    pictures, tokens, width = 512, 64, 512
+    made = ordered(3 * pictures, tokens, pictures, 256, 0)
+    one = pictures * tokens * width * 2
+    store = made.store
+    store.plan, store.d_in, store.dtype = SimpleNamespace(stored=tokens, total=tokens), width, "float16"
+    rows = torch.randn(8, tokens, width, dtype=torch.float16)
+
+    def given(ids):
+        return ((ids[i : i + 8], rows) for i in range(0, len(ids), 8))
+
+    made.blocks.forward.batch_size, made.blocks.forward.pictures = 8, given
+    made.blocks.forward.tokens = lambda loaded, layers: ((ids, {"layer": batch}) for ids, batch in loaded)
+    store.watch = Unwatched
+    before = resident()
+    Path("/proc/self/clear_refs").write_text("5")
+    steps = sum(len(x) for x in made.prefetch(0, made.steps_per_epoch))
+    assert steps == 3 * pictures * tokens
+    assert 0.9 * 2 * one < resident("VmHWM") - before < 1.1 * 2 * one + (8 << 20)
+
+
+class Unwatched:
+    def __call__(self, rows):
+        return rows
+
+    def finish(self):
+        pass
+
+
+def resident(which: str = "VmRSS") -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
 
 
 def test_less_than_a_megabyte_is_written(world, tmp_path):

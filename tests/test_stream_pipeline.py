@@ -31,6 +31,13 @@ class Net(nn.Module):
         return self.second(torch.relu(self.first(x))).mean((2, 3))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def undrawn():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saelab.sae.summary.draw", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
     """A maker of pipelines over the same pictures and host."""
@@ -109,11 +116,11 @@ def test_units_exemplars_and_labels_are_those_from_a_cache(streamed, make):
 
 def test_a_report_computes_the_maps_of_a_streamed_run_by_its_host(tmp_path):
     images = coloured(tmp_path / "pictures", 12)
-    config = RunConfig.of({"stream": True, "host": {"name": "efficientnet_lite0", "weights": "random"}})
-    host = hosts.load("efficientnet_lite0", weights="random")
-    wanted = cache.recompute(images, host, ["_blocks.15"], tmp_path)["_blocks.15"].digest
+    given = {"name": "module:cache_world:Net", "weights": "random", "transform": {"resize": [15, 15]}}
+    config = RunConfig.of({"stream": True, "host": given})
+    wanted = cache.recompute(images, hosts.load(**given), ["conv"], tmp_path)["conv"].digest
     run = SimpleNamespace(facts={"config": config.record()}, images=images, path=tmp_path / "run.json")
-    basis = SimpleNamespace(layer="_blocks.15", name="neuron", recipes={"units": {"cache": wanted}})
+    basis = SimpleNamespace(layer="conv", name="neuron", recipes={"units": {"cache": wanted}})
     seen: maps.Stores = {}
     found = maps._cache(run, basis, seen)
     assert found is not None and found.digest == wanted and maps._cache(run, basis, seen) is found

@@ -74,8 +74,11 @@ class Superblocks:
         self.pictures = int(np.diff(self.edges).max())
         self.pace = Pace()
         self._memo: Block | None = None
+        device = self.forward.host.device
+        # Of its own, so that the host runs while the SAE trains; one for all, for memory is pooled by CUDA stream.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         of_one = self.pictures * sum(store.plan.row_bytes for store in stores.values())
-        check_room(of_one * min(2, self.count), self.pictures, self.forward.host.device)
+        check_room(of_one * min(2, self.count), self.pictures, device)
 
     def ids_of(self, number: int) -> Int[np.ndarray, "pictures"]:
         """The pictures of a superblock, ascending; superblocks are numbered on from one epoch to the next."""
@@ -149,7 +152,10 @@ class Superblocks:
     def _fill_all(self, every: list[np.ndarray], loaded: Loaded, stop: threading.Event) -> Generator[Block, None, None]:
         for ids in every:
             begin = time.monotonic()
-            block = self._fill(ids, loaded, stop)
+            with torch.cuda.stream(self._stream):  # does nothing where there is none
+                block = self._fill(ids, loaded, stop)
+            if self._stream is not None:
+                self._stream.synchronize()
             if stop.is_set():
                 return
             self.pace.host += time.monotonic() - begin
@@ -166,17 +172,16 @@ class Superblocks:
             shape, kind = (len(ids) * store.plan.stored, store.d_in), TORCH[store.dtype]
             block.tokens[name], watch[name] = torch.empty(shape, dtype=kind, device=device), store.watch()
         done = 0
-        with _beside(device):
-            batches = itertools.islice(loaded, -(-len(ids) // size))
-            for numbers, tokens in self.forward.tokens(batches, list(self.stores)):
-                new = min(len(numbers), len(ids) - done)  # the last ones only fill the batch up
-                for name, store in self.stores.items():
-                    rows = keep(tokens.pop(name)[:new], numbers[:new], store.plan, watch[name]).flatten(0, 1)
-                    self._require_finite(rows, numbers, name)
-                    block.tokens[name][done * store.plan.stored : (done + new) * store.plan.stored].copy_(rows)
-                done += new
-                if stop.is_set():
-                    return block
+        batches = itertools.islice(loaded, -(-len(ids) // size))
+        for numbers, tokens in self.forward.tokens(batches, list(self.stores)):
+            new = min(len(numbers), len(ids) - done)  # the last ones only fill the batch up
+            for name, store in self.stores.items():
+                rows = keep(tokens.pop(name)[:new], numbers[:new], store.plan, watch[name]).flatten(0, 1)
+                self._require_finite(rows, numbers, name)
+                block.tokens[name][done * store.plan.stored : (done + new) * store.plan.stored].copy_(rows)
+            done += new
+            if stop.is_set():
+                return block
         for narrow in watch.values():
             narrow.finish()
         return block
@@ -195,18 +200,6 @@ def _release(block: Block) -> None:
         if tokens.device.type == "cuda":
             torch.cuda.synchronize(tokens.device)  # its memory belongs to another stream than the one that reads it
     block.tokens.clear()
-
-
-@contextlib.contextmanager
-def _beside(device: torch.device) -> Iterator[None]:
-    """On a GPU, a CUDA stream of its own, so that the host runs while the SAE trains; whole when the block ends."""
-    if device.type != "cuda":
-        yield
-        return
-    own = torch.cuda.Stream(device)
-    with torch.cuda.stream(own):
-        yield
-    own.synchronize()
 
 
 def check_room(need: int, pictures: int, device: torch.device) -> None:

@@ -19,7 +19,7 @@ from saelab import cache, hosts, images
 from saelab.cache import Batches
 
 _REPEATS = 5  # alternating, the smallest time of each counts: the machine's other work only ever adds
-_SCALE = 1024 if sys.platform != "darwin" else 1024**2  # ru_maxrss is in kilobytes, on a Mac in bytes
+KILOBYTES = 1024 if sys.platform != "darwin" else 1024**2  # ru_maxrss is in kilobytes, on a Mac in bytes
 
 
 def cases() -> Iterator[dict[str, Any]]:
@@ -98,7 +98,7 @@ def _alternate(bare: Callable[[], None], ours: Callable[[], None]) -> tuple[floa
 
 
 def _record(case: str, tokens: int, seconds: float, baseline: float) -> dict[str, Any]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _SCALE
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KILOBYTES
     return {
         "case": case,
         "tokens_per_s": round(tokens / seconds),

@@ -4,6 +4,7 @@ The order within an epoch is a keyed permutation that is computed row by row (a 
 so that it costs no memory however many rows there are, and any batch can be read without those before it.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from saelab.arrays import block, sliceable, to_float32
 from saelab.errors import UserError
 
 ROUNDS = 6  # of the Feistel network
+PROBED = 16  # rows of the data that its fingerprint looks at
 
 
 class Batches:
@@ -89,6 +91,41 @@ class Batches:
                 x = coming.result()
                 coming = reader.submit(self.batch, step + 1, rank, world) if step + 1 < last else None
                 yield x
+
+    def in_order(self, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
+        """All rows, ascending, `chunk` at once."""
+        rows = np.arange(self.n_tokens) if self.rows is None else np.sort(self.rows)
+        for i in range(0, len(rows), chunk):
+            yield self.read(rows[i : i + chunk])
+
+    def moments(self, chunk: int = 16_384) -> tuple[Float[np.ndarray, "d_in"], float]:
+        """Mean [d_in] and total variance of the rows, in float64 (Chan et al.'s pairwise update)."""
+        mean, squares, seen = torch.zeros(self.d_in, dtype=torch.float64), 0.0, 0
+        for part in self.in_order(chunk):
+            x = part.cpu().double()
+            own = x.mean(0)
+            step = own - mean
+            both = seen + len(x)
+            squares += float((x - own).square().sum()) + float(step.square().sum()) * seen * len(x) / both
+            mean += step * (len(x) / both)
+            seen = both
+        return mean.numpy(), squares / seen
+
+    def fingerprint(self) -> str:
+        """16 hex digits of a few rows, in their order: they tell apart data that share their moments."""
+        places = np.linspace(0, self.n_tokens - 1, PROBED).astype(np.int64)
+        x = self.read(places if self.rows is None else self.rows[places])
+        return hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What else decides the order of the tokens, for recipes: nothing."""
+        return {}
+
+    @property
+    def moments_of(self) -> dict[str, Any]:
+        """Which tokens `moments` are of, for recipes, where that is not all of them."""
+        return {}
 
     def _name_the_culprit(self, x: Tensor, rows: Int[np.ndarray, "rows"]) -> None:
         bad = (~torch.isfinite(x)).any(1).nonzero()

@@ -81,6 +81,23 @@ class Moments(NamedTuple):
         mean = self.mean + delta * (other.tokens / total)
         return Moments(total, mean, self.m2 + other.m2 + delta.square() * (self.tokens * other.tokens / total))
 
+    def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
+        """Write them into a safetensors file."""
+        from safetensors.torch import save_file
+
+        tensors = {"count": torch.tensor([self.tokens]), "mean": self.mean, "m2": self.m2}
+        with atomic(path) as temporary:
+            save_file(tensors, str(temporary), metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> tuple["Moments", dict[str, str]]:
+        """Read what `save` wrote: the moments and the metadata."""
+        from safetensors import safe_open
+
+        with safe_open(str(path), "pt") as file:
+            own = cls(int(file.get_tensor("count")[0]), file.get_tensor("mean"), file.get_tensor("m2"))
+            return own, file.metadata() or {}
+
 
 class Part(NamedTuple):
     """A batch's share of one layer, ready to be written; consecutive images of one shard."""
@@ -127,12 +144,7 @@ class LayerWriter:
         return last + 1 == min((shard + 1) * self.shard_images, self.n_images)
 
     def _write_record(self, shard: int) -> None:
-        from safetensors.torch import save_file
-
-        moments = self._moments
-        tensors = {"count": torch.tensor([moments.tokens]), "mean": moments.mean, "m2": moments.m2}
-        with atomic(record(self.folder, shard)) as temporary:
-            save_file(tensors, str(temporary), metadata={"sha256": self._checksum.hexdigest()})
+        self._moments.save(record(self.folder, shard), {"sha256": self._checksum.hexdigest()})
 
 
 def record(folder: Path, shard: int) -> Path:
@@ -189,21 +201,38 @@ def _parts(tokens: Tensor, numbers: np.ndarray, writer: LayerWriter) -> Iterator
 
 
 def _part(tokens: Float[Tensor, "images tokens d_in"], numbers: np.ndarray, plan: Plan, narrow: Narrowing) -> Part:
-    if tuple(tokens.shape[1:]) != (plan.total, plan.d_in):
-        found, expected = tuple(tokens.shape[1:]), (plan.total, plan.d_in)
-        what = f"gave {found} tokens x d_in for image {numbers[0]}, {expected} was planned"
-        raise UserError("layer", plan.layer, what, "set host.transform.crop, so that all pictures have one size")
-    wide = tokens.float()
-    largest, average = wide.amax(1), wide.mean(1)
-    if plan.stored < plan.total:
-        chosen = torch.from_numpy(np.stack([sample(plan, int(i)) for i in numbers])).to(tokens.device)
-        tokens = tokens.gather(1, chosen[:, :, None].expand(-1, -1, plan.d_in))
-    rows = narrow(tokens)
+    check_size(tokens, numbers, plan)
+    largest, average = pool(tokens)
+    rows = keep(tokens, numbers, plan, narrow)
     mine = torch.from_numpy(plan.mine[numbers]).to(rows.device)
     moments = Moments.of(rows[mine].flatten(0, 1))
     flat = rows.flatten(0, 1).cpu().contiguous()
     stored = (flat.view(torch.uint16) if plan.dtype == "bfloat16" else flat).numpy()
     return Part(numbers, stored, largest.cpu().numpy(), average.cpu().numpy(), moments)
+
+
+def check_size(tokens: Float[Tensor, "images tokens d_in"], numbers: np.ndarray, plan: Plan) -> None:
+    """Raise UserError where a layer gave other tokens than the probing pass promised."""
+    if tuple(tokens.shape[1:]) != (plan.total, plan.d_in):
+        found, expected = tuple(tokens.shape[1:]), (plan.total, plan.d_in)
+        what = f"gave {found} tokens x d_in for image {numbers[0]}, {expected} was planned"
+        raise UserError("layer", plan.layer, what, "set host.transform.crop, so that all pictures have one size")
+
+
+def pool(tokens: Float[Tensor, "images tokens d_in"]) -> tuple[Float[Tensor, "images d_in"], Float[Tensor, "..."]]:
+    """Maximum and mean over all of an image's tokens, float32: before some are chosen and all are rounded."""
+    wide = tokens.float()
+    return wide.amax(1), wide.mean(1)
+
+
+def keep(
+    tokens: Float[Tensor, "images tokens d_in"], numbers: np.ndarray, plan: Plan, narrow: Narrowing
+) -> Float[Tensor, "images stored d_in"]:
+    """The tokens of a batch that the plan keeps, rounded to its dtype."""
+    if plan.stored < plan.total:
+        chosen = torch.from_numpy(np.stack([sample(plan, int(i)) for i in numbers])).to(tokens.device)
+        tokens = tokens.gather(1, chosen[:, :, None].expand(-1, -1, plan.d_in))
+    return narrow(tokens)
 
 
 def sample(plan: Plan, image: int) -> np.ndarray:
@@ -214,13 +243,10 @@ def sample(plan: Plan, image: int) -> np.ndarray:
 
 def merge_records(folder: Path, shards: int) -> tuple[Moments, list[str]]:
     """The moments of all shards, merged in their order, and the shards' checksums."""
-    from safetensors import safe_open
-
     moments, checksums = None, []
     for shard in range(shards):
-        with safe_open(str(record(folder, shard)), "pt") as file:
-            own = Moments(int(file.get_tensor("count")[0]), file.get_tensor("mean"), file.get_tensor("m2"))
-            checksums.append(file.metadata()["sha256"])
+        own, metadata = Moments.load(record(folder, shard))
+        checksums.append(metadata["sha256"])
         moments = own if moments is None else moments.merge(own)
     assert moments is not None
     return moments, checksums

@@ -40,10 +40,6 @@ class ActivationCache:
         self.layer, self.host, self.dtype = self.info["layer"], self.info["host"], self.info["dtype"]
         self.n_tokens, self.d_in = self._places["tokens"].shape
         self.offsets = self._read("offsets")  # int64 [images + 1]
-        self.mean = self._read("mean")  # float64 [d_in]
-        self.variances = self._read("variance")  # float64 [d_in]
-        self.variance = float(self.variances.sum())
-        self.count = int(self._read("count")[0])
 
     def __repr__(self) -> str:
         return f"ActivationCache({self.path}: {self.layer}, {self.n_images} images, {self.n_tokens} x {self.d_in})"
@@ -55,6 +51,26 @@ class ActivationCache:
     def n_images(self) -> int:
         """Number of images."""
         return len(self.offsets) - 1
+
+    @cached_property
+    def mean(self) -> Float[np.ndarray, "d_in"]:
+        """Mean of the `mine` tokens, float64."""
+        return self._read("mean")
+
+    @cached_property
+    def variances(self) -> Float[np.ndarray, "d_in"]:
+        """Variance of each dimension of the `mine` tokens, float64."""
+        return self._read("variance")
+
+    @property
+    def variance(self) -> float:
+        """Total variance of the `mine` tokens: summed over dimensions."""
+        return float(self.variances.sum())
+
+    @cached_property
+    def count(self) -> int:
+        """Number of `mine` tokens."""
+        return int(self._read("count")[0])
 
     @cached_property
     def tokens(self) -> Any:

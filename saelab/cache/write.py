@@ -65,7 +65,7 @@ def write(
     was written by then stays, and the next call goes on from there.
     Ten parameters: images, host, layers and root are enough; the others are settings of a notebook's one call.
     """
-    _check(images, dtype, tokens_per_image, batch_size)
+    check(images, dtype, tokens_per_image, batch_size)
     names = host.resolve([layers] if isinstance(layers, str) else layers)
     settings = (policy, dtype, tokens_per_image, seed)
     planned = {n: plan_of(images, host, n, *settings) for n in names}
@@ -94,12 +94,18 @@ def recipe(
     return facts if tokens_per_image is None else facts | {"tokens_per_image": tokens_per_image, "seed": seed}
 
 
+def images_of_shard(images: int, row_bytes: int, batch_size: int) -> int:
+    """Images of a shard: whole batches, of about SHARD_BYTES together. `row_bytes`: of an image in the widest layer."""
+    return max(1, min(-(-images // batch_size), SHARD_BYTES // (row_bytes * batch_size))) * batch_size
+
+
 def estimate(images: int, plan: Plan) -> int:
     """Bytes that a layer's cache takes on disk."""
     return layout.size(images, images * plan.stored, plan.d_in, plan.dtype)
 
 
-def _check(images: "ImageSet", dtype: str, tokens_per_image: int | None, batch_size: int) -> None:
+def check(images: "ImageSet", dtype: str, tokens_per_image: int | None, batch_size: int) -> None:
+    """Raise UserError for settings that no cache could be made with."""
     if dtype not in layout.STORED:
         raise UserError("dtype", dtype, "unknown", f"known: {', '.join(layout.STORED)}")
     if tokens_per_image is not None and tokens_per_image < 1:
@@ -119,11 +125,11 @@ def _fill(job: _Pass, folders: dict[str, Path]) -> None:
     if not unfinished:
         return
     widest = max(job.plans[n].row_bytes for n in unfinished)
-    batches = max(1, min(-(-count // job.batch_size), SHARD_BYTES // (widest * job.batch_size)))
+    shard_images = images_of_shard(count, widest, job.batch_size)
     _check_disk(job, unfinished)
     groups: dict[int, list[str]] = {}  # by shard size: a cache begun with another one keeps it
     for name, folder in unfinished.items():
-        groups.setdefault(_prepare(job, name, folder, batches * job.batch_size), []).append(name)
+        groups.setdefault(_prepare(job, name, folder, shard_images), []).append(name)
     for shard_images, names in groups.items():
         own = {n: str(unfinished[n]) for n in names}
         shards = sorted({s for n in names for s in pending(unfinished[n], count, shard_images)})

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from saelab import cache
 from saelab.cli.edge import command, stages
+from saelab.errors import UserError
 
 
 @command(
@@ -43,6 +44,8 @@ def main(cfg: DictConfig) -> None:
     """Write, adopt or verify."""
     if cfg.verify:
         return verify(cfg.verify)
+    if cfg.stream:
+        raise UserError("stream", cfg.stream, "stores nothing that could be cached", "use it with train or quickstart")
     joined = join()
     try:
         own = {"device": f"cuda:{os.environ['LOCAL_RANK']}"} if joined and torch.cuda.is_available() else {}

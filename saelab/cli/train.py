@@ -1,6 +1,7 @@
 """Train sparse autoencoders on a layer's cached activations, one for each seed, in one pass.
 
-Writes what is missing of the activations, then <root>/sae/; after a kill the same command resumes.
+Writes what is missing of the activations, then <root>/sae/; after a kill the same command resumes. `stream=true`
+writes no activations: the host computes them while the SAEs train (docs/scale.md).
 `wandb.project=NAME` logs to W&B as well. Several processes: `torchrun --nproc-per-node 2 scripts/train.py ...`.
 """
 
@@ -30,6 +31,7 @@ from saelab.run.distributed import join
         "sae.train.epochs",
         "layers",
         "seeds",
+        "stream",
         "images",
         "host",
         "wandb.project",
@@ -39,6 +41,7 @@ from saelab.run.distributed import join
         "train sae=gao_topk layers=[_blocks.15] seeds=[0,1]",
         "train sae=matryoshka arrays.activations=tokens.npy images=folder images.root=PATH",
         "train --multirun sae.k=8,16,32",
+        "train stream=true layers=[_blocks.10,_blocks.15]",
     ),
 )
 def main(cfg: DictConfig) -> None:
@@ -46,15 +49,15 @@ def main(cfg: DictConfig) -> None:
     with join() as first:
         made = stages(cfg, "wandb")
         made.check_saes()
-        for layer, store in made.caches.items():
-            logger = WandbRuns(cfg, layer, store.digest) if first and cfg.wandb.project is not None else None
-            saes = made.train(layer, logger)
+        logs = first and cfg.wandb.project is not None
+        loggers = {layer: WandbRuns(cfg, layer, store.digest) for layer, store in made.caches.items()} if logs else None
+        for layer, saes in made.train_all(loggers):
             for sae in saes if first else []:
                 found = read_json(sae.path / "quality.json")
                 shown = {name: round(found[name], 4) for name in ("fvu", "l0", "dead", "rare", "dense")}
                 print(f"{sae.path}: {json.dumps(shown)}")
-            if logger is not None:
-                logger.finish(saes)
+            if loggers is not None:
+                loggers[layer].finish(saes)
 
 
 class WandbRuns:

@@ -118,8 +118,9 @@ def _write(run: reading.Run, out: Path, shown: int, site: str | None) -> None:
     near = records.neighbours(run)
     first = pictures.copies(run.images)
     made = [records.of_basis(run, b, known, shown, near[b.name], first) for b in run.bases]
+    unstored: maps.Stores = {}
     for b, rows in zip(run.bases, made, strict=True):
-        for record, where in zip(rows, maps.of_basis(run, b, rows), strict=True):
+        for record, where in zip(rows, maps.of_basis(run, b, rows, unstored), strict=True):
             record["maps"] = where
     random_directions.add(run, made)
     prompts = _add_proposals(run, made, out)

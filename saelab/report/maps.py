@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saelab import artifacts, cache
+from saelab import artifacts, cache, hosts
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.report.reading import ReadBasis, Run
@@ -16,13 +16,18 @@ from saelab.units import Projection
 log = logging.getLogger("saelab")
 
 
-def of_basis(run: Run, basis: ReadBasis, records: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+Stores = dict[str, cache.ActivationCache | None]  # by layer: what a run with `stream` computes, made once for all bases
+
+
+def of_basis(
+    run: Run, basis: ReadBasis, records: list[dict[str, Any]], unstored: Stores
+) -> list[dict[str, Any] | None]:
     """Per unit `{"grid": [height, width], "cells": base64 of uint8 [shown, height, width], "boxes": [[w, h], ...]}`.
 
     255 is the unit's highest token among its shown positives. A box is what the host saw of a picture, centred, as a
     share of the picture's centre square. None where there is no map: no cache, tokens without a place, other bases.
     """
-    store, project = _cache(run, basis), _projection(basis)
+    store, project = _cache(run, basis, unstored), _projection(basis)
     images = sorted({i for record in records for i in record["positives"]})
     if store is None or project is None or not images:
         return [None] * len(records)
@@ -81,8 +86,8 @@ def box(size: tuple[int, int], square: bool, transform: dict[str, Any]) -> list[
     return [seen[0] / scaled[0] * width / short, seen[1] / scaled[1] * height / short]
 
 
-def _cache(run: Run, basis: ReadBasis) -> cache.ActivationCache | None:
-    """The cache that the basis was pooled from, if the run still has it."""
+def _cache(run: Run, basis: ReadBasis, unstored: Stores) -> cache.ActivationCache | None:
+    """The cache that the basis was pooled from, if the run still has it or never stored it."""
     wanted = basis.recipes["units"].get("cache")
     for recipe in sorted((run.path.parent / "activations").glob("*/recipe.json")):
         try:
@@ -90,7 +95,24 @@ def _cache(run: Run, basis: ReadBasis) -> cache.ActivationCache | None:
                 return cache.open(recipe.parent)
         except UserError as error:
             log.warning("no heat maps for %s: %s", basis.name, error)
-    return None
+    if not run.facts["config"].get("stream"):
+        return None
+    if basis.layer not in unstored:
+        unstored[basis.layer] = _unstored(run, basis)
+    store = unstored[basis.layer]
+    return store if store is not None and store.digest == wanted else None
+
+
+def _unstored(run: Run, basis: ReadBasis) -> cache.ActivationCache | None:
+    """What a run with `stream` computes of a basis' layer, where its host can be loaded by name."""
+    own = run.facts["config"]
+    host = {name: own["host"][name] for name in ("name", "weights", "dtype", "seed", "transform")}
+    tokens = {name: own[name] for name in ("policy", "dtype", "batch_size", "workers", "tokens_per_image")}
+    try:
+        return cache.recompute(run.images, hosts.load(**host), [basis.layer], run.path.parent, **tokens)[basis.layer]
+    except UserError as error:
+        log.warning("no heat maps for %s: %s", basis.name, error)
+        return None
 
 
 def _projection(basis: ReadBasis) -> Projection | None:

@@ -1,20 +1,21 @@
 """The bases of a run: SAEs, their features, neurons and controls, as units of every layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from saelab.artifacts import Artifact, digest
-from saelab.cache import ActivationCache
+from saelab.cache import ActivationCache, UnstoredActivations
 from saelab.label import concepts
 from saelab.run.basis import KINDS, Basis
 from saelab.run.config import RunConfig
 from saelab.run.given import Given
 from saelab.run.inputs import Inputs
 from saelab.run.stages.quality import InHost, measure_sae
-from saelab.run.stages.sae import Logger, adopt_sae, train_saes
+from saelab.run.stages.sae import Logger, adopt_sae, stream_saes, train_saes
 from saelab.run.stages.units import heads_basis, sae_bases, simple_bases
+from saelab.sae.fit import LayerLogger
 from saelab.units import Projection, UnitActivations
 
 
@@ -24,6 +25,15 @@ class Bases(Inputs):
     def __init__(self, config: RunConfig, given: Given | None = None) -> None:
         super().__init__(config, given)
         self._saes: dict[tuple[str, str, str], list[Artifact]] = {}  # by host's weights, layer and settings
+
+    def train_all(self, loggers: Mapping[str, Logger] | None = None) -> Iterator[tuple[str, list[Artifact]]]:
+        """Each layer with its SAEs; with `stream`, all layers' are trained in one pass. `loggers`: as `train` takes."""
+        own = loggers or {}
+        if self.config.stream is not None and not self.given.saes:
+            log = None if loggers is None else lambda layer, *numbers: own[layer](*numbers)
+            self._stream(self.weights, [(self.config.sae, self.config.seeds)], log)
+        for layer in self.caches:
+            yield layer, self.train(layer, own.get(layer))
 
     def train(self, layer: str, logger: Logger | None = None) -> list[Artifact]:
         """The SAEs of a layer, one for each seed. `logger(place in seeds, step, numbers)`."""
@@ -92,11 +102,38 @@ class Bases(Inputs):
         seeds: Sequence[int],
         logger: Logger | None = None,
     ) -> list[Artifact]:
-        key = (weights, store.layer, digest([given, list(seeds)]))
+        key = _key(weights, store.layer, given, seeds)
+        if key not in self._saes and self.config.stream is not None:
+            wanted = self._wanted(weights)
+            self._stream(weights, wanted if (given, seeds) in wanted else [*wanted, (given, seeds)])
         if key not in self._saes:
             with self.timings.of("sae"):
                 self._saes[key] = train_saes(store, given, seeds, self.root, self.device, logger)
         return self._saes[key]
+
+    def _wanted(self, weights: str) -> list[tuple[dict[str, Any], Sequence[int]]]:
+        """The settings and seeds of all SAEs that the run needs on one host: what one pass of it can train."""
+        own = self.config
+        if weights != self.weights:
+            return [(own.sae, own.seeds)]
+        found = [(own.sae, own.seeds)] if "sae" in own.bases and not self.given.saes else []
+        frozen = [KINDS[kind].frozen for kind in own.bases if KINDS[kind].frozen is not None]
+        found += [(own.sae | {"frozen": how}, own.seeds[:1]) for how in frozen]
+        return found + [(given, own.seeds) for given in self.variants.values()]
+
+    def _stream(
+        self, weights: str, wanted: list[tuple[dict[str, Any], Sequence[int]]], logger: LayerLogger | None = None
+    ) -> None:
+        """Train on streams what is wanted of the layers of one host."""
+        assert self.config.stream is not None
+        caches = self.caches if weights == self.weights else self.random_caches
+        stores = {layer: store for layer, store in caches.items() if isinstance(store, UnstoredActivations)}
+        with self.timings.of("sae"):
+            pictures = self.config.stream.pictures
+            for (given, seeds), made in zip(
+                wanted, stream_saes(stores, wanted, self.root, self.device, pictures, logger), strict=True
+            ):
+                self._saes |= {_key(weights, layer, given, seeds): saes for layer, saes in made.items()}
 
     def _bases_of(self, kind: str, store: ActivationCache) -> list[Basis]:
         own = self.config
@@ -137,3 +174,7 @@ class Bases(Inputs):
         seeds = {"seeds": len(self.given.saes) or len(own.seeds), "rotation_seeds": len(own.rotation_seeds)}
         named = sum(seeds.get(KINDS[kind].seeds or "", 1) for kind in own.bases)
         return named + (len(own.also) + own.random_host) * len(own.seeds)
+
+
+def _key(weights: str, layer: str, given: dict[str, Any], seeds: Sequence[int]) -> tuple[str, str, str]:
+    return weights, layer, digest([given, list(seeds)])

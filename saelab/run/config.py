@@ -11,6 +11,7 @@ from typing import Any
 
 from saelab import settings, truth
 from saelab.cache.layout import STORED
+from saelab.cache.superblocks import PICTURES
 from saelab.compare import Settings as CompareSettings
 from saelab.errors import UserError
 from saelab.label import pipeline
@@ -86,6 +87,14 @@ class ArraySettings:
 
 
 @dataclass(frozen=True)
+class StreamSettings:
+    """How SAEs train on activations that are never stored (docs/scale.md)."""
+
+    pictures: int = PICTURES  # of a superblock, at most; two of them are in memory
+    device: str | None = None  # of the host: cuda:1, cpu, ...; None: the run's
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All settings of a run. The defaults are those of `saelab quickstart`."""
 
@@ -100,6 +109,7 @@ class RunConfig:
     policy: str = "all"  # which tokens: all, patches, cls, ...
     dtype: str = "float16"  # of the cached tokens
     tokens_per_image: int | None = None  # keep so many tokens of an image
+    stream: StreamSettings | None = None  # never store activations: the host computes them when they are used
     arrays: ArraySettings = field(default_factory=ArraySettings)
     sae: dict[str, Any] = field(default_factory=lambda: preset("sae", "quickstart"))  # SAEConfig, expansion, train
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
@@ -132,6 +142,7 @@ class RunConfig:
         given["label"] = _label(given.get("label") or {})
         given["compare"] = settings.make(CompareSettings, given.get("compare") or {}, "compare.")
         given["effects"] = _effects(given.get("effects"))
+        given["stream"] = _stream(given.get("stream"))
         given["arrays"] = settings.make(ArraySettings, given.get("arrays") or {}, "arrays.")
         return settings.make(cls, given, "").check()
 
@@ -151,6 +162,10 @@ class RunConfig:
             value = getattr(self, setting)
             if value is not None and value < least:
                 raise UserError(setting, value, f"expected a whole number of at least {least}")
+        if self.stream is not None and self.stream.pictures < 1:
+            raise UserError("stream.pictures", self.stream.pictures, "expected a whole number of at least 1")
+        if self.stream is not None and self.arrays.activations is not None:
+            raise UserError("stream", "true", "there is no host that could compute arrays.activations", "leave one out")
         if not self.bases:
             raise UserError("bases", "[]", "expected at least one", f"known: {', '.join(KINDS)}")
         for kind in self.bases:
@@ -204,6 +219,17 @@ def _effects(given: Any) -> dict[str, Any] | None:
     own = {} if given is True else dict(given) if isinstance(given, Mapping) else {"units": str(given)}
     read_effects(own)
     return own
+
+
+def _stream(given: Any) -> StreamSettings | None:
+    """True stands for the defaults, false and null for a cache."""
+    if given is None or isinstance(given, StreamSettings):
+        return given
+    if isinstance(given, bool):
+        return StreamSettings() if given else None
+    if not isinstance(given, Mapping):
+        raise UserError("stream", given, "expected true, false or settings", "for example stream={pictures:512}")
+    return settings.make(StreamSettings, given, "stream.")
 
 
 def _label(given: Mapping[str, Any]) -> LabelConfig:

@@ -1,5 +1,6 @@
 """What a run looks at: pictures, hosts, their cached activations, an encoder and its embeddings."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,12 @@ class Inputs:
         return self._load_host("random")
 
     @cached_property
-    def caches(self) -> dict[str, ActivationCache]:
-        """The activations of each layer."""
+    def caches(self) -> Mapping[str, ActivationCache]:
+        """The activations of each layer; with `stream`, computed when they are read."""
         config, arrays = self.config, self.config.arrays
         if self.given.activations:
+            if config.stream is not None:
+                raise UserError("stream", "true", "there is no host that could compute your arrays", "leave it out")
             return {
                 name: cache.adopt(array, self.root, self.images, name=name, dtype=config.dtype)
                 for name, array in self.given.activations.items()
@@ -56,7 +59,7 @@ class Inputs:
         return self._write_caches(self.host)
 
     @cached_property
-    def random_caches(self) -> dict[str, ActivationCache]:
+    def random_caches(self) -> Mapping[str, ActivationCache]:
         """The activations of each layer of the host with random weights."""
         return self._write_caches(self.random_host)
 
@@ -116,12 +119,14 @@ class Inputs:
 
     def _load_host(self, weights: str) -> hosts.Host:
         own = self.config.host
-        return hosts.load(own.name, weights, self.device, own.dtype, own.seed, own.transform)
+        device = (self.config.stream and self.config.stream.device) or self.device
+        return hosts.load(own.name, weights, device, own.dtype, own.seed, own.transform)
 
-    def _write_caches(self, host: hosts.Host) -> dict[str, ActivationCache]:
+    def _write_caches(self, host: hosts.Host) -> Mapping[str, ActivationCache]:
         images, own = self.images, self.config
+        make = cache.write if own.stream is None else cache.recompute
         with self.timings.of("activations"):
-            return cache.write(
+            return make(
                 images,
                 host,
                 list(own.layers),

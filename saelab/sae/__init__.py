@@ -12,12 +12,13 @@ that training never sees, measured beside the others. `folder`: gets sae.safeten
 from), quality.json and metrics.jsonl, and checkpoints/ while training, from which the same call resumes after a kill.
 Once it is finished, the same call returns it, and another recipe is refused.
 As a stage: `artifacts.ensure(root, "sae", name, recipe, lambda folder: fit(batches, config, train, folder, ...))`.
-`fit_many(data, [configs], train, [folders], ...)` trains several in one pass. `Trainer(config).step(x)` is one step.
+`fit_many(data, [configs], train, [folders], ...)` trains several in one pass, and `fit_layers` those of several layers
+on `saelab.cache.stream`'s streams, whose activations are never stored. `Trainer(config).step(x)` is one step.
 `rules.RULES` holds the rules; `fidelity.measure(sae, mine, test, ...)` measures all there is to measure of an SAE.
 """
 
 from saelab.sae.config import SAEConfig, TrainConfig, settle
-from saelab.sae.fit import Fit, fit, fit_many
+from saelab.sae.fit import Fit, fit, fit_layers, fit_many
 from saelab.sae.model import SAE, Codes, Meta
 from saelab.sae.quality import quality
 from saelab.sae.rules import RULES, Gate, Rule, Selection
@@ -36,6 +37,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "fit",
+    "fit_layers",
     "fit_many",
     "quality",
     "settle",

@@ -3,16 +3,19 @@
 Several SAEs train in one pass over the same batches; each ends as if trained alone, to the bit.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from saelab.cache.batches import Batches, spool
+from saelab.cache.stream import ActivationStream, together
 from saelab.errors import UserError
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World
@@ -20,6 +23,7 @@ from saelab.sae.job import Data, Fit, Job
 from saelab.sae.model import SAE
 
 Logger = Callable[[int, int, dict[str, float]], None]  # (which SAE, step, numbers)
+LayerLogger = Callable[[str, int, int, dict[str, float]], None]  # (layer, which SAE of it, step, numbers)
 
 
 def fit(
@@ -92,14 +96,65 @@ def fit_many(
     """
     train = train or TrainConfig()
     batches = _batches(data, train)
-    for config in configs:
-        if config.d_in != batches.d_in:
-            raise UserError("d_in", config.d_in, f"the activations have {batches.d_in}", "set d_in to the cache's")
     held = None if held_out is None else _batches(held_out, train)
     if held is not None and held.d_in != batches.d_in:
         raise UserError("held_out", f"d_in {held.d_in}", f"d_in {batches.d_in}, that of the data", "use its own layer")
-    if mean is None or variance is None:
-        mean, variance = moments(batches)
+    given = None if mean is None or variance is None else (mean, variance)
+    jobs = _jobs(batches, configs, train, folders, given, starts, torch.device(device))
+    first, total = _span(jobs)
+    world = World()
+    feed = (("", step, x) for step, x in enumerate(batches.prefetch(first, total, world.rank, world.size), first))
+    own = None if logger is None else lambda _, which, step, numbers: logger(which, step, numbers)
+    _loop({"": jobs}, feed, {"": batches.batch_size}, train, own, progress)
+    return _finish({"": jobs}, {"": batches}, {"": held})[""]
+
+
+def fit_layers(
+    streams: Mapping[str, ActivationStream],
+    configs: Mapping[str, Sequence[SAEConfig]],
+    train: TrainConfig | None = None,
+    folders: Mapping[str, Sequence[Path | str]] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    logger: LayerLogger | None = None,
+    progress: bool = True,
+) -> dict[str, list[Fit]]:
+    """Train SAEs on several layers in one pass of the host: `fit_many` for each, to the bit.
+
+    streams   of `saelab.cache.stream`, by layer; their batch size and seed stand for `train`'s
+    configs   of the SAEs of each layer, and `folders` where to write them
+    logger    called with (layer, index of the config, step, numbers)
+
+    The other parameters, and what is raised, are `fit_many`'s.
+    """
+    train = train or TrainConfig()
+    jobs = {
+        layer: _jobs(streams[layer], own, train, None if folders is None else folders[layer], None, None, device)
+        for layer, own in configs.items()
+    }
+    world = World()
+    feed = together(streams, {layer: _span(own) for layer, own in jobs.items()}, world.rank, world.size)
+    _loop(jobs, feed, {layer: streams[layer].batch_size for layer in jobs}, train, logger, progress)
+    return _finish(jobs, streams, dict.fromkeys(jobs))
+
+
+def _jobs(
+    batches: Batches,
+    configs: Sequence[SAEConfig],
+    train: TrainConfig,
+    folders: Sequence[Path | str] | None,
+    moments: tuple[Any, float] | None,
+    starts: Sequence[SAE | None] | None,
+    device: str | torch.device,
+) -> list[Job]:
+    """The SAEs of one layer, each where an earlier call left it."""
+    for config in configs:
+        if config.d_in != batches.d_in:
+            raise UserError("d_in", config.d_in, f"the activations have {batches.d_in}", "set d_in to the cache's")
+    facts = dict(batches.facts)
+    if moments is None:
+        moments, facts = batches.moments(), facts | batches.moments_of
+    mean, variance = moments
     if variance and not 1e-36 < variance < 1e36:
         what = "float32, in which training computes, can't hold squares of such numbers"
         raise UserError("activations", f"variance {variance:.3g}", what, "multiply them by a constant")
@@ -107,14 +162,24 @@ def fit_many(
     configs = [dataclasses.replace(c, dead_after=min(c.dead_after, batches.n_tokens)) for c in configs]
     places = [None] * len(configs) if folders is None else [Path(folder) for folder in folders]
     jobs = [
-        Job(config, place, Data(batches, mean, variance), train, torch.device(device), start)
+        Job(config, place, Data(batches, mean, variance, facts), train, torch.device(device), start)
         for config, place, start in zip(configs, places, starts, strict=True)
     ]
     _agree(jobs)
-    _loop(jobs, batches, train, logger, progress)
-    fits = [job.finish(batches, held) for job in jobs]
-    for job in jobs:  # not before all are whole: a kill in the final passes is to cost none of them its training
-        job.clear()
+    return jobs
+
+
+def _span(jobs: list[Job]) -> tuple[int, int]:
+    """The first step that one of them has not taken, and the number of all."""
+    return min(job.steps for job in jobs), jobs[0].total
+
+
+def _finish(
+    jobs: Mapping[str, list[Job]], batches: Mapping[str, Batches], held: Mapping[str, Batches | None]
+) -> dict[str, list[Fit]]:
+    fits = {layer: [job.finish(batches[layer], held[layer]) for job in own] for layer, own in jobs.items()}
+    for job in itertools.chain(*jobs.values()):
+        job.clear()  # not before all are whole: a kill in the final passes is to cost none of them its training
     return fits
 
 
@@ -124,21 +189,6 @@ def _batches(data: Any, train: TrainConfig) -> Batches:
     if not hasattr(data, "ndim"):
         data = spool(data, None if train.steps is None else train.steps * train.batch_size)
     return Batches(data, train.batch_size, train.seed)
-
-
-def moments(batches: Batches, chunk: int = 16_384) -> tuple[np.ndarray, float]:
-    """Mean [d_in] and total variance of the rows, in float64 (Chan et al.'s pairwise update)."""
-    rows = np.arange(batches.n_tokens) if batches.rows is None else np.sort(batches.rows)
-    mean, squares, seen = torch.zeros(batches.d_in, dtype=torch.float64), 0.0, 0
-    for i in range(0, len(rows), chunk):
-        x = batches.read(rows[i : i + chunk]).cpu().double()
-        own = x.mean(0)
-        step = own - mean
-        both = seen + len(x)
-        squares += float((x - own).square().sum()) + float(step.square().sum()) * seen * len(x) / both
-        mean += step * (len(x) / both)
-        seen = both
-    return mean.numpy(), squares / seen
 
 
 def _agree(jobs: list[Job]) -> None:
@@ -151,20 +201,31 @@ def _agree(jobs: list[Job]) -> None:
             raise UserError("folder", job.folder, problem, "it has to be one that all of them see")
 
 
-def _loop(jobs: list[Job], batches: Batches, train: TrainConfig, logger: Logger | None, progress: bool) -> None:
-    world, total, size = World(), jobs[0].total, batches.batch_size
-    first = min(job.steps for job in jobs)
-    hidden = not progress or world.rank > 0 or first == total
-    logger = None if world.rank else logger
+def _loop(
+    jobs: Mapping[str, list[Job]],
+    feed: Generator[tuple[str, int, Tensor], None, None],
+    sizes: Mapping[str, int],
+    train: TrainConfig,
+    logger: LayerLogger | None,
+    progress: bool,
+) -> None:
+    """The steps of all layers' SAEs, in the order in which `feed` gives (layer, step, batch)."""
+    spans = {layer: _span(own) for layer, own in jobs.items()}
+    first, total = (sum(sizes[layer] * spans[layer][end] for layer in jobs) for end in (0, 1))
+    hidden = not progress or World().rank > 0 or first == total
+    logger = None if World().rank else logger
     if logger is not None:
-        for i, job in enumerate(jobs):
-            for line in job.lines:
-                logger(i, line["step"], {name: value for name, value in line.items() if name != "step"})
-    with tqdm(total=total * size, initial=first * size, unit="tok", unit_scale=True, disable=hidden) as bar:
-        for step, x in enumerate(batches.prefetch(first, total, world.rank, world.size), start=first):
-            logs = step % train.log_every == 0 or step + 1 == total
-            saves = (step + 1) % train.checkpoint_every == 0 and step + 1 < total
-            for i, job in enumerate(jobs):
+        for layer, own in jobs.items():
+            for i, job in enumerate(own):
+                for line in job.lines:
+                    logger(layer, i, line["step"], {name: value for name, value in line.items() if name != "step"})
+    bar = tqdm(total=total, initial=first, unit="tok", unit_scale=True, disable=hidden)
+    with bar, contextlib.closing(feed):  # a stream's host stops where training does
+        for layer, step, x in feed:
+            last = spans[layer][1]
+            logs = step % train.log_every == 0 or step + 1 == last
+            saves = (step + 1) % train.checkpoint_every == 0 and step + 1 < last
+            for i, job in enumerate(jobs[layer]):
                 if job.steps > step:
                     continue
                 metrics = job.step(x)
@@ -175,7 +236,7 @@ def _loop(jobs: list[Job], batches: Batches, train: TrainConfig, logger: Logger 
                     job.lines.append({"step": step, **numbers})
                     bar.set_postfix({n: f"{numbers[n]:.3g}" for n in ("loss", "fvu", "l0", "silent")}, refresh=False)
                     if logger is not None:
-                        logger(i, step, numbers)
+                        logger(layer, i, step, numbers)
                 if saves:
                     job.save(step + 1)
-            bar.update(size)
+            bar.update(sizes[layer])

@@ -16,7 +16,7 @@ from saelab.errors import UserError
 from saelab.sae import checkpoints, record, summary
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.model import SAE
-from saelab.sae.quality import compare_held_out, fingerprint, quality
+from saelab.sae.quality import compare_held_out, quality
 from saelab.sae.train import Trainer
 
 log = logging.getLogger("saelab")
@@ -39,6 +39,7 @@ class Data:
     batches: Batches
     mean: Any  # [d_in], of an array or a tensor
     variance: float  # total, over all dimensions
+    facts: dict[str, Any]  # for recipes: what decides the order besides the seed, and what the moments are of
 
 
 class Job:
@@ -77,7 +78,8 @@ class Job:
                 "batch_size": batches.batch_size,
                 "seed": batches.seed,
                 "processes": self.trainer.world.size,
-                "rows": fingerprint(batches),
+                "rows": batches.fingerprint(),
+                **data.facts,
                 "variance": float(data.variance),
                 "mean": [float(m) for m in data.mean],
             },
@@ -150,7 +152,7 @@ class Job:
     def _finish_again(self, fit: Fit, held_out: Batches | None) -> Fit:
         """An SAE that was finished before; held-out rows that quality.json doesn't cover are measured, not written."""
         there = fit.quality.get("held_out", {}).get("rows")
-        if held_out is None or there == fingerprint(held_out):
+        if held_out is None or there == held_out.fingerprint():
             return fit
         measured = compare_held_out(fit.sae, fit.quality, held_out)
         return dataclasses.replace(fit, quality={**fit.quality, "held_out": measured})

@@ -1,6 +1,5 @@
 """How good an SAE is: what it explains, how sparse it is, and which latents are dead, rare or dense."""
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +17,6 @@ RARE_TOKENS = 10  # a latent that fires on fewer tokens is rare
 DENSE_RATE = 0.8  # a latent that fires on this share of the tokens or more is dense
 EDGES = np.linspace(-6.0, 0.0, 25)  # of the density histogram: log10 of the share of tokens that fire a latent
 CHUNK = 4096  # tokens encoded at once
-PROBED = 16  # rows of the data that its fingerprint looks at
 OVERFIT = 1.25  # times the training rows' FVU from which on held-out rows' FVU is called an overfit
 
 
@@ -50,20 +48,13 @@ def compare_held_out(sae: SAE, trained: dict[str, Any], data: Batches) -> dict[s
     found = quality(sae, data)
     before, now = trained["fvu"], found["fvu"]
     ratio = now / before if before and now is not None else None
-    found |= {"rows": fingerprint(data), "fvu_ratio": ratio, "overfit": None}
+    found |= {"rows": data.fingerprint(), "fvu_ratio": ratio, "overfit": None}
     if ratio is not None and ratio >= OVERFIT:
         found["overfit"] = (
             f"The SAE overfits: FVU {now:.3g} on held-out tokens, {before:.3g} on those it was trained on "
             f"({ratio:.1f} times as much)."
         )
     return found
-
-
-def fingerprint(batches: Batches) -> str:
-    """16 hex digits of a few rows, in their order: they tell apart data that share their moments."""
-    places = np.linspace(0, batches.n_tokens - 1, PROBED).astype(np.int64)
-    x = batches.read(places if batches.rows is None else batches.rows[places])
-    return hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 class _Sums:
@@ -130,6 +121,4 @@ def chunks(data: Any) -> Iterable[Float[Tensor, "chunk d_in"]]:
     if not isinstance(data, Batches):
         yield from (torch.as_tensor(x) for x in data)
         return
-    rows = np.arange(data.n_tokens) if data.rows is None else np.sort(data.rows)
-    for i in range(0, len(rows), CHUNK):
-        yield data.read(rows[i : i + CHUNK])
+    yield from data.in_order(CHUNK)

@@ -12,8 +12,8 @@ from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.sae import SAE
 from saelab.units.activations import UnitActivations
-from saelab.units.bases import SIGNED, Projection, principal, rotation, sae_file
 from saelab.units.attention import head_directions
+from saelab.units.bases import SIGNED, Projection, principal, rotation, sae_file
 from saelab.units.pooling import POOLS, pool_cache
 
 CODE = 2  # version of this stage; part of every recipe

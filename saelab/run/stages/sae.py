@@ -6,12 +6,13 @@ from typing import Any
 
 from saelab import settings
 from saelab.artifacts import Artifact, ensure, file_digest
-from saelab.cache import ActivationCache, Batches
+from saelab.cache import ActivationCache, Batches, UnstoredActivations, stream
 from saelab.errors import UserError
 from saelab.run.distributed import ensure_together
 from saelab.run.presets import preset
-from saelab.sae import RULES, SAE, SAEConfig, TrainConfig, fit_many
+from saelab.sae import RULES, SAE, SAEConfig, TrainConfig, fit_layers, fit_many
 from saelab.sae.config import settle
+from saelab.sae.fit import LayerLogger
 
 CODE = 5  # version of this stage; part of every recipe
 Logger = Callable[..., None]  # as saelab.sae.fit_many takes it
@@ -73,9 +74,7 @@ def train_saes(
     """One `sae` artifact for each seed, trained on the mine tokens. `logger(place in seeds, step, numbers)`."""
     configs, train = sae_configs(given, store.d_in, seeds)
     configs = [settle(config, device) for config in configs]
-    recipes = [{"stage": "sae", "code": CODE, "cache": store.digest, "sae": c, "train": train} for c in configs]
-    kept = f"-k{configs[0].k}" if RULES[configs[0].rule].has_k else ""
-    wanted = [(f"{store.layer}-{c.latents}{kept}-seed{c.seed}", recipe) for c, recipe in zip(configs, recipes)]
+    wanted = [_recipe(store, config, train) for config in configs]
 
     def build(folders: dict[int, Path]) -> None:
         batches = Batches(store.tokens, train.batch_size, train.seed, rows=store.rows("mine"))
@@ -92,6 +91,77 @@ def train_saes(
         )
 
     return ensure_together(root, "sae", wanted, build)
+
+
+def stream_saes(
+    stores: Mapping[str, UnstoredActivations],
+    wanted: Sequence[tuple[Mapping[str, Any], Sequence[int]]],
+    root: Path,
+    device: str,
+    pictures: int,
+    logger: LayerLogger | None = None,
+) -> list[dict[str, list[Artifact]]]:
+    """For each (settings, seeds) wanted, the `sae` artifacts of every layer, trained on streams of the mine tokens.
+
+    SAEs of equal `train` settings share one pass of the host, whatever their layer, settings and seed. `pictures`: of a
+    superblock. `logger(layer, place among all the layer's SAEs, step, numbers)`.
+    """
+    planned = [
+        (which, layer, settle(config, device), train)
+        for which, (given, seeds) in enumerate(wanted)
+        for layer, store in stores.items()
+        for configs, train in [sae_configs(given, store.d_in, seeds)]
+        for config in configs
+    ]
+    found: list[dict[str, list[Artifact]]] = [{layer: [] for layer in stores} for _ in wanted]
+    for train in dict.fromkeys(train for *_, train in planned):
+        own = [(which, layer, config) for which, layer, config, other in planned if other == train]
+        superblocks = -(-len(next(iter(stores.values())).forward.images.ids("mine")) // pictures)
+        more = {"stream": {"superblocks": superblocks}}
+        named = [_recipe(stores[layer], config, train, more) for _, layer, config in own]
+
+        def build(folders: dict[int, Path], own: Any = own, train: TrainConfig = train) -> None:
+            _train_layers(stores, [entry[1:] for entry in own], train, folders, device, pictures, logger)
+
+        for (which, layer, _), artifact in zip(own, ensure_together(root, "sae", named, build), strict=True):
+            found[which][layer].append(artifact)
+    return found
+
+
+def _train_layers(
+    stores: Mapping[str, UnstoredActivations],
+    wanted: Sequence[tuple[str, SAEConfig]],
+    train: TrainConfig,
+    folders: Mapping[int, Path],
+    device: str,
+    pictures: int,
+    logger: LayerLogger | None,
+) -> None:
+    """The SAEs of `wanted` that have a folder, by their place in it: those that are not there yet."""
+    every = {layer: [i for i, (own, _) in enumerate(wanted) if own == layer] for layer in stores}
+    missing = {layer: [i for i in own if i in folders] for layer, own in every.items() if set(own) & set(folders)}
+
+    def log(layer: str, which: int, step: int, numbers: dict[str, float]) -> None:
+        assert logger is not None
+        logger(layer, every[layer].index(missing[layer][which]), step, numbers)
+
+    fit_layers(
+        stream({layer: stores[layer] for layer in missing}, train.batch_size, train.seed, pictures),
+        {layer: [wanted[i][1] for i in own] for layer, own in missing.items()},
+        train,
+        {layer: [folders[i] for i in own] for layer, own in missing.items()},
+        device=device,
+        logger=None if logger is None else log,
+    )
+
+
+def _recipe(
+    store: ActivationCache, config: SAEConfig, train: TrainConfig, more: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The name and recipe of an SAE's artifact."""
+    kept = f"-k{config.k}" if RULES[config.rule].has_k else ""
+    recipe = {"stage": "sae", "code": CODE, "cache": store.digest, "sae": config, "train": train} | dict(more or {})
+    return f"{store.layer}-{config.latents}{kept}-seed{config.seed}", recipe
 
 
 def adopt_sae(sae: SAE | Path | str, d_in: int, root: Path) -> Artifact:

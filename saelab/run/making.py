@@ -14,11 +14,13 @@ import torch
 
 from saelab import compare, encoders, evaluate
 from saelab.artifacts import Artifact, digest
+from saelab.effects import Head
 from saelab.errors import UserError
 from saelab.label.series import group_images
 from saelab.run import record
 from saelab.run.basis import Basis
 from saelab.run.labels import Labels
+from saelab.run.stages.classes import measure_classes
 from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
 from saelab.run.stages.effects import (
     EffectsSettings,
@@ -116,6 +118,18 @@ class Stages(Labels):
         with self.timings.of("effects"):
             return measure_label_groups(basis, self._seen(basis), own, folder)
 
+    def measure_classes(self, basis: Basis, head: str = "host") -> Artifact:
+        """How much every unit of a basis raises every class, on pictures for mining: its `class_units` artifact.
+
+        `head`: as of `EffectsSettings`. Raises UserError where there is no host, or none with named outputs.
+        """
+        if self.weights == "arrays":
+            what = "there is no host whose classes could be asked for"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        seen = self._seen(basis)
+        with self.timings.of("effects"):
+            return measure_classes(basis, seen, lambda: make_head(seen, EffectsSettings(head=head)), head, self.root)
+
     def explain_picture(self, picture: str | Path, own: ExplainSettings, bases: Sequence[Basis] | None = None) -> Path:
         """Why the host says what it says of a picture: the folder of a page and explanation.json.
 
@@ -129,7 +143,14 @@ class Stages(Labels):
         if not own_bases:
             raise UserError("bases", [b.name for b in bases or ()], "are all of the random host", "name another basis")
         how = EffectsSettings(head=own.head)
-        seeing = Seeing(self.host, self.config.policy, lambda b: make_head(self._seen(b), how), self.images.square)
+
+        def head(basis: Basis) -> Head:
+            return make_head(self._seen(basis), how)
+
+        def classes(basis: Basis) -> Path:
+            return self.measure_classes(basis, own.head).path
+
+        seeing = Seeing(self.host, self.config.policy, head, classes, self.images.square)
         return explain_picture(picture, own_bases, seeing, own, self.root)
 
     def outcome(self, comparisons: bool = True) -> record.Outcome:

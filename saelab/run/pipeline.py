@@ -7,19 +7,20 @@ from typing import Any
 from torch import nn
 
 from saelab import hosts, report
-from saelab.artifacts import read_json
+from saelab.artifacts import read_json, read_jsonl
 from saelab.encoders import Encoder
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.images.rows import rows
 from saelab.run import given as brought
 from saelab.run import record
+from saelab.run.basis import Basis
 from saelab.run.config import RunConfig
 from saelab.run.making import Stages
 from saelab.run.presets import preset
 from saelab.run.stages.effects import EffectsSettings
 from saelab.run.stages.explain import ExplainSettings
-from saelab.run.views import ByBasis, Comparison, Effects, Evaluation, Explained, Labels, only
+from saelab.run.views import ByBasis, Classes, Comparison, Effects, Evaluation, Explained, Labels, only
 from saelab.sae import SAE
 from saelab.settings import make
 from saelab.units import UnitActivations
@@ -124,6 +125,17 @@ class Pipeline(Stages):
     def effects(self) -> ByBasis[Effects]:
         """What units do to the host's outputs, of each basis; `.measure(units="all")` for more than 100 units."""
         return ByBasis(self.labelled, lambda some: Effects(some, self.measure_effects, EffectsSettings()))
+
+    @property
+    def class_units(self) -> ByBasis[Classes]:
+        """What the host's classes are made of in each basis: `.table()`; and the least typical `.pictures()`."""
+
+        def load(basis: Basis) -> Classes:
+            assert basis.labels is not None
+            labels = [row["label"] for row in read_jsonl(basis.labels.path / "labels.jsonl")]
+            return Classes(self.measure_classes(basis).path, labels, self.images)
+
+        return ByBasis(self.labelled, lambda some: only(some, load))
 
     @property
     def comparison(self) -> Comparison:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from saelab.artifacts import read_json, read_jsonl
+from saelab.effects.classes import ClassUnits, carriers
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.run.basis import Basis
+from saelab.run.stages.classes import read_classes
 from saelab.run.stages.effects import ROWS, SUMMARY, EffectsSettings, read_effects, table_line
 from saelab.settings import nearest
 
@@ -213,6 +215,45 @@ class Explained:
 
     def _repr_html_(self) -> str:
         return str(self.table().to_html(index=False))
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What the host's classes are made of in one basis, as pictures for mining show it."""
+
+    folder: Path  # of the basis' class_units artifact
+    labels: Sequence[str | None]  # of every unit
+    images: ImageSet
+
+    @property
+    def matrix(self) -> ClassUnits:
+        """Class x unit: how much each unit raises each class; and how typical each picture is of its class."""
+        return read_classes(self.folder)[0]
+
+    def table(self, count: int = 5) -> "DataFrame":
+        """The `count` units that carry each class, strongest first: class, pictures, unit, label, score, share."""
+        import pandas as pd
+
+        found, facts = read_classes(self.folder)
+        lines = []
+        for (name, pictures), scores in zip(facts["classes"], found.scores):
+            for unit, share in zip(*carriers(scores, count)):
+                own = {"unit": unit, "label": self.labels[unit], "score": float(scores[unit]), "share": float(share)}
+                lines.append({"class": name, "pictures": pictures} | own)
+        return pd.DataFrame(lines, columns=["class", "pictures", "unit", "label", "score", "share"])
+
+    def pictures(self) -> "DataFrame":
+        """Pictures for mining, the least typical of its class first: image, file, class, typicality."""
+        import pandas as pd
+
+        found, facts = read_classes(self.folder)
+        name = dict(zip(found.outputs.tolist(), (entry[0] for entry in facts["classes"])))
+        files = [self.images.files[i] for i in found.ids]
+        table = {"image": found.ids, "file": files, "class": [name[c] for c in found.of.tolist()]}
+        return pd.DataFrame(table | {"typicality": found.typicality}).sort_values("typicality", kind="stable")
+
+    def _repr_html_(self) -> str:
+        return str(self.table().to_html(max_rows=20, index=False))
 
 
 @dataclass(frozen=True)

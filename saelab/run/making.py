@@ -35,6 +35,7 @@ from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.explain import ExplainSettings, Seeing, explain_picture, open_picture
 from saelab.run.stages.images import record_images
 from saelab.run.stages.other_views import Labeller, views_of
+from saelab.run.stages.simulation import measure_simulation
 
 MATCHED = 2048  # latents up to which every run matches its seeds one to one (0.6 s two seeds; 4096 take 3 s)
 
@@ -117,6 +118,14 @@ class Stages(Labels):
         folder = self.measure_effects(basis, own)
         with self.timings.of("effects"):
             return measure_label_groups(basis, self._seen(basis), own, folder)
+
+    def measure_simulation(self, basis: Basis, own: EffectsSettings) -> dict[str, Any]:
+        """Ablation scores of every labeller on the chosen units of a basis: a summary over units."""
+        if self.weights == "arrays":
+            what = "there is no host whose outputs could change"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        with self.timings.of("effects"):
+            return measure_simulation(basis, self._seen(basis), own, self.judges, self.root)
 
     def measure_classes(self, basis: Basis, head: str = "host") -> Artifact:
         """How much every unit of a basis raises every class, on pictures for mining: its `class_units` artifact.

@@ -124,7 +124,9 @@ class Pipeline(Stages):
     @property
     def effects(self) -> ByBasis[Effects]:
         """What units do to the host's outputs, of each basis; `.measure(units="all")` for more than 100 units."""
-        return ByBasis(self.labelled, lambda some: Effects(some, self.measure_effects, EffectsSettings()))
+        return ByBasis(
+            self.labelled, lambda some: Effects(some, self.measure_effects, EffectsSettings(), self.measure_simulation)
+        )
 
     @property
     def class_units(self) -> ByBasis[Classes]:

@@ -155,6 +155,7 @@ class Effects:
     bases: Sequence[Basis]  # labelled
     make: Callable[[Basis, EffectsSettings], Path]
     settings: EffectsSettings
+    simulate: Callable[[Basis, EffectsSettings], dict[str, Any]]
 
     def measure(self, **changes: Any) -> "Effects":
         """The same with other settings: those of EffectsSettings (`units="all"`) and of MeasureSettings (`count=10`).
@@ -178,6 +179,19 @@ class Effects:
         import pandas as pd
 
         return pd.DataFrame([table_line(found) for found in self.summaries()])
+
+    def ablation_scores(self) -> "DataFrame":
+        """Basis x labeller: does what its labels predict of units do their work? Also above labels dealt out."""
+        import pandas as pd
+
+        lines = []
+        for basis in self.bases:
+            for name, entry in self.simulate(basis, self.settings)["labellers"].items():
+                mean, above = entry["mean"] or {}, entry["above_dealt"] or {}
+                line = {"layer": basis.layer, "basis": basis.name, "labeller": name}
+                line |= {key: mean.get(key) for key in ("mean", "se", "units")}
+                lines.append(line | {"above_dealt": above.get("mean"), "above_dealt_se": above.get("se")})
+        return pd.DataFrame(lines)
 
     def _repr_html_(self) -> str:
         return str(self.table().to_html(index=False))

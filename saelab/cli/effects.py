@@ -118,7 +118,9 @@ def notes(found: Sequence[dict[str, Any]]) -> str:
         cells = ", ".join(f"{name} {share:.2f}" for name, share in one["four_field"].items())
         without = ", ".join(f"{name} {n}" for name, n in left.items())
         lines.append(f"{one['basis']}: {cells}" + (f"; not measured: {without}" if without else ""))
-    lacking = [kind for kind in ("pca", "random_rotation") if kind not in {one["kind"] for one in found}]
+    there = {one["kind"] for one in found}
+    wanted = ["pca", "random_rotation", *(("untrained", "frozen_decoder") if "sae" in there else ())]
+    lacking = [kind for kind in wanted if kind not in there]
     if lacking:
         lines.append(f"Not among these bases: {', '.join(lacking)}. A control that is not measured proves nothing.")
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from saelab.run.basis import Basis
 from saelab.run.labels import Labels
 from saelab.run.stages.classes import measure_classes
 from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
+from saelab.run.stages.edit import EditSettings, Looking, edit_concepts, read_photos
 from saelab.run.stages.effects import (
     EffectsSettings,
     Seen,
@@ -161,6 +162,19 @@ class Stages(Labels):
 
         seeing = Seeing(self.host, self.config.policy, head, classes, self.images.square)
         return explain_picture(picture, own_bases, seeing, own, self.root)
+
+    def edit_concepts(self, photos: Path, own: EditSettings, basis: Basis) -> Path:
+        """Take out the units named as a concept: accuracy by group, before and after. A folder of page and edit.json.
+
+        `photos`: a folder with photos.csv. Raises UserError where there is no host, for pictures that no edit can be
+        judged on, and where no unit is named so.
+        """
+        if self.weights == "arrays":
+            what = "there is no host that could look at pictures"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        own_host = self.host if basis.weights == self.weights else self.random_host
+        seeing = Looking(own_host, self.config.policy, self._sentence_vectors, self.images.square)
+        return edit_concepts(photos, read_photos(photos), basis, seeing, own, self.root)
 
     def outcome(self, comparisons: bool = True) -> record.Outcome:
         """Everything that was made, for the run's record."""

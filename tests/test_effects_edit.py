@@ -163,6 +163,18 @@ def test_predictions_are_those_of_the_edited_model(made, photos):  # noqa: F811
             assert group[name] == pytest.approx(np.mean([said[i] == group["class"] for i in own]))
 
 
+def test_a_layer_inside_a_branch_gives_the_same(made, photos):  # noqa: F811
+    """Where no pass goes on from tokens, each starts from its picture."""
+    asked = {"match": "exact", "abstained": True, "draws": 2}
+    quick = made.edit(photos, ["green"], "neuron", **asked).facts
+    how, made.host._cuts["second"] = made.host._cuts["second"], None
+    try:
+        slow = made.edit(photos, ["green"], "neuron", **asked).facts
+    finally:
+        made.host._cuts["second"] = how
+    assert slow["groups"] == quick["groups"] and slow["effect"] == pytest.approx(quick["effect"], rel=1e-4)
+
+
 WRONG = {
     "no table": (lambda rows: None, "holds no photos.csv"),
     "column": (lambda rows: [[*r[:2], r[3]] for r in rows], "has no column group"),
@@ -224,3 +236,17 @@ def test_composites_keep_test_cut_outs_and_scenes_apart(tmp_path):
     assert np.mean([(p.klass == "bird") == (p.group == "sea") for p in train]) > 0.8
     with Image.open(photos[0].path) as image:
         assert image.size == (224, 224)
+
+
+def test_the_sentence_says_no_more_than_the_numbers():
+    base = {"named": [1, 2], "concepts": ["sea", "lake"]}
+
+    def said(low, high, p):
+        worst = {"before": 0.5, "after": 0.6, "change": 0.1, "low": low, "high": high, "p": p, "random": [0.4, 0.6]}
+        return sentence(base | {"worst": worst})
+
+    assert said(0.05, 0.2, 0.04).endswith("The classifier leaned on them.")
+    assert said(0.05, 0.2, 0.30).endswith("Random units may do as much.")
+    assert said(-0.05, 0.2, 0.04).endswith("The change may be chance.")
+    assert said(-0.3, -0.1, 0.9).endswith("The classifier needs them there.")
+    assert "2 units named sea or lake" in said(0, 1, 1) and "leave it at 0.50 on average" in said(0, 1, 1)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from saelab.effects.ablate import Active
 from saelab.effects.answers import Answers
@@ -92,7 +93,7 @@ def find_class_units(
     scores = torch.zeros(len(outputs), len(writes), dtype=torch.float64)
     strength = torch.zeros_like(scores)
     typicality = np.full(len(ids), np.nan)
-    for place, output in enumerate(outputs):
+    for place, output in enumerate(tqdm(outputs, desc="class units", unit="class", leave=False)):
         own = np.flatnonzero(of == output)
         weights = of_output(int(output), n_outputs)
         parts = [_values(answers, ids[at], project, writes, weights) for at in _batches(own, answers, ids)]

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+BEYOND = 0.05  # share of random sets that may do as well, for the named units to count as special
+
 
 def write_edit(path: Path, found: Mapping[str, Any]) -> None:
     """One page that needs nothing beside it. `found`: edit.json."""
@@ -25,15 +27,15 @@ def sentence(found: Mapping[str, Any]) -> str:
     moved = f"Without the {what}, accuracy on the worst group goes from {worst['before']:.2f} to {worst['after']:.2f}"
     interval = f"({worst['change']:+.2f}, 95 % interval {worst['low']:+.2f} to {worst['high']:+.2f})"
     mean = float(np.mean(worst["random"]))
-    beats = "more than nearly all" if worst["p"] <= 0.05 else "no more than"
-    if worst["low"] > 0:
-        verdict = "The classifier leaned on them" if worst["p"] <= 0.05 else "Any edit of this size may do so"
+    clear, beyond = worst["low"] > 0 or worst["high"] < 0, worst["p"] <= BEYOND
+    if worst["high"] < 0:
+        verdict = "The classifier needs them there."
+    elif not clear:
+        verdict = "The change may be chance."
     else:
-        verdict = "That they help is not shown" if worst["high"] >= 0 else "They are needed"
-    return (
-        f"{moved} {interval}. Random units of equal effect on the outputs: {mean:.2f} on average; the named ones help "
-        f"{beats} random ones (p {worst['p']:.2f}). {verdict}."
-    )
+        verdict = "The classifier leaned on them." if beyond else "Random units may do as much."
+    others = f"Random units of equal effect on the outputs leave it at {mean:.2f} on average (p {worst['p']:.2f})."
+    return f"{moved} {interval}. {others} {verdict}"
 
 
 def _span(values: list[float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ training picture.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,14 +45,14 @@ def composites(seed: int = 0) -> Path:
 
 def make_composites(
     root: Path,
-    subjects: dict[str, Sequence[str]],
-    scenes: dict[str, Sequence[str]],
+    subjects: Mapping[str, Sequence[str]],
+    scenes: Mapping[str, Sequence[str]],
     folder: Path,
     rng: np.random.Generator,
 ) -> None:
     """Write pictures and photos.csv. `subjects`: class -> cut-outs below `root`; `scenes`: kind -> photos."""
     kinds, rows = list(scenes), []
-    halves = {name: _halves(files, rng) for name, files in (subjects | scenes).items()}
+    halves = {name: _halves(files, rng) for name, files in {**subjects, **scenes}.items()}
     for place, klass in enumerate(subjects):
         for split in ("train", "test"):
             for file in halves[klass][split]:
@@ -82,8 +82,8 @@ def paste(subject: Path, scene: Path, rng: np.random.Generator) -> Image.Image:
         cut = opened.convert("RGBA")
     scale = SIDE * rng.uniform(*SHARE) / max(cut.size)
     cut = cut.resize((max(1, round(cut.size[0] * scale)), max(1, round(cut.size[1] * scale))), Image.Resampling.LANCZOS)
-    at = tuple(int(rng.integers(0, SIDE - length + 1)) for length in cut.size)
-    back.paste(cut, at, cut)
+    left, top = (int(rng.integers(0, SIDE - length + 1)) for length in cut.size)
+    back.paste(cut, (left, top), cut)
     return back
 
 

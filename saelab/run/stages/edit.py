@@ -123,7 +123,7 @@ def edit_concepts(
     name = "".join(c if c.isalnum() else "_" for c in f"{folder.name}-{basis.name}")
     place = root / "edits" / f"{name}-{digest[:10]}"
     place.mkdir(parents=True, exist_ok=True)
-    found = {"photos": folder.name, "basis": basis.name, "layer": basis.layer, "host": seeing.host.name}
+    found: dict[str, Any] = {"photos": folder.name, "basis": basis.name, "layer": basis.layer, "host": seeing.host.name}
     found |= {"concepts": list(own.concepts), "match": own.match, "named": [asdict(n) for n in named]}
     found |= _measure(photos, basis, seeing, named, own)
     artifacts.write_json(place / "edit.json", found)
@@ -185,7 +185,7 @@ def _facts(
         | {"random": [float(x) for x in made.random[:, g]]}
         for g, (klass, group) in enumerate(pairs)
     ]
-    totals = {}
+    totals: dict[str, dict[str, Any]] = {}
     for name, over, change, p in (
         ("worst", np.min, made.worst, made.p_worst),
         ("average", np.mean, made.average, made.p_average),
@@ -230,7 +230,7 @@ class _Look:
             if self.resumes:
                 answer = host.resume(edited, self.layer)
             else:
-                answer = host.logits_with(batch, self.layer, lambda t, new=edited: new.to(t), self.seeing.policy)
+                answer = host.logits_with(batch, self.layer, edited.to, self.seeing.policy)  # as the layer's own are
             with torch.inference_mode():
                 found.append(self.read(answer).cpu())
         return torch.stack(found)

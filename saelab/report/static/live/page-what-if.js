@@ -44,7 +44,7 @@ function units(run, found, choose) {
     h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, hit.label ?? "no label")),
     h("span.tabular.quiet", null, format.number(hit.effect, 3)))
   return h("section.found", { style: `--c:${hue(run, found.basis)}` }, h("h3", null, dot(run, found.basis), inWords(run, found.basis)),
-    found.units.length ? h("ul.near", null, found.units.map(line)) : h("p.quiet", null, "No unit carries it."),
+    found.units.length ? h("ul.near.carry", null, found.units.map(line)) : h("p.quiet", null, "No unit carries it."),
     h("form.controls", { onsubmit: ask }, h("label", null, "Another unit", number), h("button", null, "Choose")))
 }
 

@@ -21,7 +21,7 @@ from saelab.effects.targets import Outputs
 from saelab.label.vocabulary import key
 from saelab.units.bases import Projection
 
-CARRIERS = 5  # units that are said to carry a class
+CARRIERS = 5  # units that count as carrying a class
 PER_CLASS = 50  # pictures of a class that are looked at: its mean changes little with more
 AT_ONCE = 1 << 23  # values of (picture, token, unit) held at once
 

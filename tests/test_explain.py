@@ -34,10 +34,28 @@ def test_the_unit_that_the_head_reads_carries_its_class(made, tmp_path):  # noqa
     assert where.shape == (4, 4) and where[:, 2:].sum() > where[:, :2].sum(), "the bright half speaks for it"
     assert found.table()["effect"].abs().is_monotonic_decreasing
     page = found.page.read_text(encoding="utf-8")
-    assert "Why “red”?" in page and page.count("data:image/jpeg") == 2 + len(facts["bases"][0]["units"])
+    assert "Why “red”?" in page and page.count("data:image/jpeg") == 2 + len(facts["bases"][0]["units"]) + 3
     assert "http" not in page.replace("http-equiv", "")
     again = made.explain(picture(tmp_path), bases="neuron", top=3)
     assert again.folder == found.folder and again.facts == facts
+
+
+def test_what_usually_carries_a_class_and_how_typical_a_picture_is(made, tmp_path):  # noqa: F811
+    own = made.explain(picture(tmp_path), bases="neuron").facts["bases"][0]["class"]
+    assert own["why"] is None and own["units"][0]["unit"] == 0 and own["units"][0]["here"]
+    assert own["units"][0]["label"] == "red" and sum(unit["share"] for unit in own["units"]) == pytest.approx(1)
+    assert 0.5 < own["typicality"] <= 1 and 0 <= own["below"] <= 1 and own["by_class"] > 0
+    assert np.array(own["units"][0]["where"]).shape == (4, 4)
+    found = made.class_units["neuron"]
+    assert found.matrix.pictures(0) == own["pictures"] and found.matrix.scores.shape[1] == 9
+    table, pictures = found.table(2), found.pictures()
+    assert set(table["class"]) == {"red", "green", "blue"}
+    assert table.groupby("class").first()["label"].to_dict() == {name: name for name in ("red", "green", "blue")}
+    assert pictures["typicality"].dropna().is_monotonic_increasing and len(pictures) == len(made.images.ids("mine"))
+    page = made.explain(picture(tmp_path), bases="neuron").page.read_text(encoding="utf-8")
+    assert "What usually carries red" in page and "Typicality" in page
+    again = made.measure_classes(made.labelled[0])
+    assert again.reused and found.folder == again.path
 
 
 def test_another_output_and_all_bases(made, tmp_path):  # noqa: F811

@@ -50,6 +50,7 @@ COLUMNS = {
         "pictures",
         "value",
         "group",
+        "simulate",
         "seconds",
     ),
     examples=(
@@ -76,6 +77,8 @@ def main(cfg: DictConfig) -> None:
         print(f"{basis.name}: {folder}")
     for basis in bases if own.group else ():
         print(group_line(basis.name, made.measure_groups(basis, own)))
+    for basis in bases if own.simulate else ():
+        print(simulation_lines(basis.name, made.measure_simulation(basis, own)))
     if whole and made.count_per_layer() > 1:  # only then do all bases of the comparison have effects
         for layer, compared in made.comparisons.items():
             print(f"{layer}: {read_json(compared.path / 'comparison.json')['headline']}\n{compared.path}")
@@ -115,7 +118,9 @@ def notes(found: Sequence[dict[str, Any]]) -> str:
         cells = ", ".join(f"{name} {share:.2f}" for name, share in one["four_field"].items())
         without = ", ".join(f"{name} {n}" for name, n in left.items())
         lines.append(f"{one['basis']}: {cells}" + (f"; not measured: {without}" if without else ""))
-    lacking = [kind for kind in ("pca", "random_rotation") if kind not in {one["kind"] for one in found}]
+    there = {one["kind"] for one in found}
+    wanted = ["pca", "random_rotation", *(("untrained", "frozen_decoder") if "sae" in there else ())]
+    lacking = [kind for kind in wanted if kind not in there]
     if lacking:
         lines.append(f"Not among these bases: {', '.join(lacking)}. A control that is not measured proves nothing.")
     return "\n".join(lines)
@@ -129,6 +134,22 @@ def group_line(name: str, found: dict[str, Any]) -> str:
     times = "" if found["times"] is None else f"; they cost {found['times']:.2f} times the sum of single losses"
     what = f"{found['measured']} labels of several units ({found['units']} units)"
     return f"{name}: {what}: own class {joint} together, {single} one at a time{times}"
+
+
+def simulation_lines(name: str, found: dict[str, Any]) -> str:
+    """Mean ablation score of each labeller, and how far it is above that of labels dealt out."""
+    lines = [f"{name}: ablation scores (1: what the label predicts does the unit's work; 0: no better than its mean)"]
+    for labeller, entry in found["labellers"].items():
+        if entry["mean"] is None:
+            lines.append(f"  {labeller:<24}no unit could be scored")
+            continue
+        above = entry["above_dealt"]
+        numbers = [entry["mean"]] if above is None else [entry["mean"], above]
+        shown = ", above dealt labels ".join(
+            f"{n['mean']:+.3f}" + (f" ({n['se']:.3f})" if n["se"] is not None else "") for n in numbers
+        )
+        lines.append(f"  {labeller:<24}{shown}, {entry['mean']['units']} units")
+    return "\n".join([*lines, f"  nothing depends on {found['independent']} of {found['units']} units"])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from saelab.effects.ablate import Active, centred, effects, moved, percentiles
 from saelab.effects.answers import Answers, HostAnswers
 from saelab.effects.causal import Ground, MeasureSettings, measure
+from saelab.effects.classes import Carried, ClassUnits, Usual, carriers, compare_to_class, find_class_units
 from saelab.effects.groups import groups_of, measure_group, summarise_groups
 from saelab.effects.heads import Head, fit_probe, host_head, text_head
 from saelab.effects.summary import Difference, Mean, causal_columns, difference, summarise
@@ -11,6 +12,8 @@ from saelab.effects.targets import Outputs, Targets, find_targets, imagenet_outp
 __all__ = [
     "Active",
     "Answers",
+    "Carried",
+    "ClassUnits",
     "Difference",
     "Ground",
     "Head",
@@ -19,10 +22,14 @@ __all__ = [
     "MeasureSettings",
     "Outputs",
     "Targets",
+    "Usual",
+    "carriers",
     "causal_columns",
     "centred",
+    "compare_to_class",
     "difference",
     "effects",
+    "find_class_units",
     "find_targets",
     "fit_probe",
     "groups_of",

@@ -71,6 +71,8 @@ class Explanation:
     summed: float  # all units' first-order values, summed; far from `units` where the rest is not linear
     firing: int  # units that fire on the picture
     where: Float[Tensor, "tokens"]  # first-order values of all units, token by token
+    totals: Float[Tensor, "units"]  # first-order value of every unit
+    active: Active  # the picture's tokens with what every unit holds of them
 
 
 def explain(
@@ -98,7 +100,7 @@ def explain(
     whole = float(centred(before)[0, output])
     units = whole - float(centred(without)[0, output])
     firing = int((active.acts[0] != 0).any(0).sum())
-    return Explanation(shares, whole, units, float(totals.sum()), firing, values.sum(1))
+    return Explanation(shares, whole, units, float(totals.sum()), firing, values.sum(1), totals, active)
 
 
 def grid_of(tokens: Float[Tensor, "tokens"], grid: tuple[int, int] | None) -> list[list[float]] | None:

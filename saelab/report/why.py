@@ -13,6 +13,7 @@ from saelab.report.maps import box
 
 SIDE = 320  # of the picture on the page, pixels
 FOR, AGAINST = (194, 71, 43), (43, 98, 194)  # colours of what speaks for the output, and against it
+FIVE = ((230, 97, 1), (0, 114, 178), (0, 158, 115), (204, 64, 140), (214, 178, 0))  # colours of a class' units
 STRENGTH = 0.75  # opacity at the strongest place
 
 
@@ -44,7 +45,29 @@ def _basis(basis: Mapping[str, Any], seen: Image.Image) -> dict[str, Any]:
         unit | {"share": 100 * abs(unit["effect"]) / reach, "map": _map(small, unit["where"], top)}
         for unit in basis["units"]
     ]
-    return {**basis, "units": rows, "map": _map(seen, basis["where"], None)}
+    own = _class(seen, basis["class"]) if basis.get("class") else None
+    return {**basis, "units": rows, "map": _map(seen, basis["where"], None), "carried": own}
+
+
+def _class(seen: Image.Image, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What usually carries the class: a colour for each of its units, and the places of both maps."""
+    if found["why"]:
+        return dict(found)
+    maps = [unit["where"] for unit in found["units"]]
+    units = [unit | {"colour": "#{:02x}{:02x}{:02x}".format(*FIVE[i])} for i, unit in enumerate(found["units"])]
+    pictures = {name: _map(seen, found[name], None) for name in ("usual", "own")}
+    return {**found, "units": units, "coloured": _coloured(seen, maps), **pictures}
+
+
+def _coloured(seen: Image.Image, maps: list[list[list[float]]]) -> str:
+    """The picture with each map's places in its own colour, mixed where they overlap."""
+    grown = [Image.fromarray(np.array(own, np.float32)).resize(seen.size, Image.Resampling.BICUBIC) for own in maps]
+    shares = np.stack([np.clip(np.asarray(own), 0, 1) for own in grown])[..., None]
+    colours = np.array(FIVE[: len(maps)], np.float32)[:, None, None]
+    mixed = (shares * colours).sum(0) / shares.sum(0).clip(min=1e-6)
+    weight = STRENGTH * shares.max(0)
+    pixels = np.asarray(seen.convert("L").convert("RGB"), np.float32)
+    return _data(Image.fromarray(np.round((1 - weight) * pixels + weight * mixed).astype(np.uint8)))
 
 
 def _map(seen: Image.Image, where: list[list[float]] | None, top: float | None) -> str | None:

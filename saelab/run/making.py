@@ -14,12 +14,15 @@ import torch
 
 from saelab import compare, encoders, evaluate
 from saelab.artifacts import Artifact, digest
+from saelab.effects import Head
 from saelab.errors import UserError
 from saelab.label.series import group_images
 from saelab.run import record
 from saelab.run.basis import Basis
 from saelab.run.labels import Labels
+from saelab.run.stages.classes import measure_classes
 from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
+from saelab.run.stages.edit import EditSettings, Looking, edit_concepts, read_photos
 from saelab.run.stages.effects import (
     EffectsSettings,
     Seen,
@@ -33,6 +36,7 @@ from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.explain import ExplainSettings, Seeing, explain_picture, open_picture
 from saelab.run.stages.images import record_images
 from saelab.run.stages.other_views import Labeller, views_of
+from saelab.run.stages.simulation import measure_simulation
 
 MATCHED = 2048  # latents up to which every run matches its seeds one to one (0.6 s two seeds; 4096 take 3 s)
 
@@ -116,6 +120,26 @@ class Stages(Labels):
         with self.timings.of("effects"):
             return measure_label_groups(basis, self._seen(basis), own, folder)
 
+    def measure_simulation(self, basis: Basis, own: EffectsSettings) -> dict[str, Any]:
+        """Ablation scores of every labeller on the chosen units of a basis: a summary over units."""
+        if self.weights == "arrays":
+            what = "there is no host whose outputs could change"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        with self.timings.of("effects"):
+            return measure_simulation(basis, self._seen(basis), own, self.judges, self.root)
+
+    def measure_classes(self, basis: Basis, head: str = "host") -> Artifact:
+        """How much every unit of a basis raises every class, on pictures for mining: its `class_units` artifact.
+
+        `head`: as of `EffectsSettings`. Raises UserError where there is no host, or none with named outputs.
+        """
+        if self.weights == "arrays":
+            what = "there is no host whose classes could be asked for"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        seen = self._seen(basis)
+        with self.timings.of("effects"):
+            return measure_classes(basis, seen, lambda: make_head(seen, EffectsSettings(head=head)), head, self.root)
+
     def explain_picture(self, picture: str | Path, own: ExplainSettings, bases: Sequence[Basis] | None = None) -> Path:
         """Why the host says what it says of a picture: the folder of a page and explanation.json.
 
@@ -129,8 +153,28 @@ class Stages(Labels):
         if not own_bases:
             raise UserError("bases", [b.name for b in bases or ()], "are all of the random host", "name another basis")
         how = EffectsSettings(head=own.head)
-        seeing = Seeing(self.host, self.config.policy, lambda b: make_head(self._seen(b), how), self.images.square)
+
+        def head(basis: Basis) -> Head:
+            return make_head(self._seen(basis), how)
+
+        def classes(basis: Basis) -> Path:
+            return self.measure_classes(basis, own.head).path
+
+        seeing = Seeing(self.host, self.config.policy, head, classes, self.images.square)
         return explain_picture(picture, own_bases, seeing, own, self.root)
+
+    def edit_concepts(self, photos: Path, own: EditSettings, basis: Basis) -> Path:
+        """Take out the units named as a concept: accuracy by group, before and after. A folder of page and edit.json.
+
+        `photos`: a folder with photos.csv. Raises UserError where there is no host, for pictures that no edit can be
+        judged on, and where no unit is named so.
+        """
+        if self.weights == "arrays":
+            what = "there is no host that could look at pictures"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        own_host = self.host if basis.weights == self.weights else self.random_host
+        seeing = Looking(own_host, self.config.policy, self._sentence_vectors, self.images.square)
+        return edit_concepts(photos, read_photos(photos), basis, seeing, own, self.root)
 
     def outcome(self, comparisons: bool = True) -> record.Outcome:
         """Everything that was made, for the run's record."""

@@ -7,19 +7,22 @@ from typing import Any
 from torch import nn
 
 from saelab import hosts, report
-from saelab.artifacts import read_json
+from saelab.artifacts import read_json, read_jsonl
 from saelab.encoders import Encoder
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.images.rows import rows
 from saelab.run import given as brought
 from saelab.run import record
+from saelab.run.basis import Basis
 from saelab.run.config import RunConfig
+from saelab.run.effect_views import Classes, EditedConcept, Effects, Explained
 from saelab.run.making import Stages
 from saelab.run.presets import preset
+from saelab.run.stages.edit import EditSettings
 from saelab.run.stages.effects import EffectsSettings
 from saelab.run.stages.explain import ExplainSettings
-from saelab.run.views import ByBasis, Comparison, Effects, Evaluation, Explained, Labels, only
+from saelab.run.views import ByBasis, Comparison, Evaluation, Labels, only
 from saelab.sae import SAE
 from saelab.settings import make
 from saelab.units import UnitActivations
@@ -123,7 +126,20 @@ class Pipeline(Stages):
     @property
     def effects(self) -> ByBasis[Effects]:
         """What units do to the host's outputs, of each basis; `.measure(units="all")` for more than 100 units."""
-        return ByBasis(self.labelled, lambda some: Effects(some, self.measure_effects, EffectsSettings()))
+        return ByBasis(
+            self.labelled, lambda some: Effects(some, self.measure_effects, EffectsSettings(), self.measure_simulation)
+        )
+
+    @property
+    def class_units(self) -> ByBasis[Classes]:
+        """What the host's classes are made of in each basis: `.table()`; and the least typical `.pictures()`."""
+
+        def load(basis: Basis) -> Classes:
+            assert basis.labels is not None
+            labels = [row["label"] for row in read_jsonl(basis.labels.path / "labels.jsonl")]
+            return Classes(self.measure_classes(basis).path, labels, self.images)
+
+        return ByBasis(self.labelled, lambda some: only(some, load))
 
     @property
     def comparison(self) -> Comparison:
@@ -140,6 +156,17 @@ class Pipeline(Stages):
         own = make(ExplainSettings, changes)
         chosen = None if bases is None else ByBasis(self.labelled, lambda some: some)[bases]
         return Explained(self.explain_picture(image, own, chosen))
+
+    def edit(self, photos: str | Path, concepts: Sequence[str], basis: str = "sae", **changes: Any) -> EditedConcept:
+        """Take out the units named as one of the concepts: what a classifier then does on each group of pictures.
+
+        `photos`: a folder with photos.csv (file, class, group, split). `basis`: one basis. `changes`: fields of
+        EditSettings (`match="exact"`, `draws=100`). Raises UserError for pictures that no edit can be judged on, where
+        no unit is named so, and for a setting that can't be used.
+        """
+        own = make(EditSettings, {"concepts": [concepts] if isinstance(concepts, str) else list(concepts)} | changes)
+        chosen = ByBasis(self.labelled, lambda some: only(some, lambda b: b))[basis]
+        return EditedConcept(self.edit_concepts(Path(photos).expanduser(), own, chosen))
 
     def save(self) -> Path:
         """Write the run's record, <root>/<name>.json, and return its path."""

@@ -4,15 +4,13 @@ import base64
 import html
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from saelab.artifacts import read_json, read_jsonl
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.run.basis import Basis
-from saelab.run.stages.effects import ROWS, SUMMARY, EffectsSettings, read_effects, table_line
 from saelab.settings import nearest
 
 if TYPE_CHECKING:
@@ -141,75 +139,6 @@ class Evaluation:
                 line = {"layer": basis.layer, "basis": basis.name, "scorer": scorer}
                 lines.append(line | means | {"distinct": entry["distinct"]})
         return pd.DataFrame(lines)
-
-    def _repr_html_(self) -> str:
-        return str(self.table().to_html(index=False))
-
-
-@dataclass(frozen=True)
-class Effects:
-    """What the units of one basis or several do to the host's outputs; measured when asked for."""
-
-    bases: Sequence[Basis]  # labelled
-    make: Callable[[Basis, EffectsSettings], Path]
-    settings: EffectsSettings
-
-    def measure(self, **changes: Any) -> "Effects":
-        """The same with other settings: those of EffectsSettings (`units="all"`) and of MeasureSettings (`count=10`).
-
-        Raises UserError for a setting that does not exist or can't be used.
-        """
-        return replace(self, settings=read_effects(changes, self.settings))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The lines of effects.jsonl, basis by basis, each with its `basis` and `layer`."""
-        folders = [(basis, self.make(basis, self.settings)) for basis in self.bases]
-        own = [(basis, row) for basis, folder in folders for row in read_jsonl(folder / ROWS)]
-        return [row | {"basis": basis.name, "layer": basis.layer} for basis, row in own]
-
-    def summaries(self) -> list[dict[str, Any]]:
-        """effects.json of each basis."""
-        return [read_json(self.make(basis, self.settings) / SUMMARY) for basis in self.bases]
-
-    def table(self) -> "DataFrame":
-        """A row a basis: how many units were measured, and the means of their numbers."""
-        import pandas as pd
-
-        return pd.DataFrame([table_line(found) for found in self.summaries()])
-
-    def _repr_html_(self) -> str:
-        return str(self.table().to_html(index=False))
-
-
-@dataclass(frozen=True)
-class Explained:
-    """Why a host says what it says of one picture."""
-
-    folder: Path  # of index.html and explanation.json
-
-    @property
-    def page(self) -> Path:
-        """The page to open in a browser; it needs nothing beside it."""
-        return self.folder / "index.html"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """explanation.json: the host's first choices, the output explained, and each basis' units with their maps."""
-        found: dict[str, Any] = read_json(self.folder / "explanation.json")
-        return found
-
-    def table(self) -> "DataFrame":
-        """A row a unit: basis, layer, unit, label, effect, first_order; largest effect of each basis first."""
-        import pandas as pd
-
-        names = ("unit", "label", "abstained", "effect", "first_order")
-        return pd.DataFrame(
-            [
-                {"basis": basis["name"], "layer": basis["layer"]} | {name: unit[name] for name in names}
-                for basis in self.facts["bases"]
-                for unit in basis["units"]
-            ]
-        )
 
     def _repr_html_(self) -> str:
         return str(self.table().to_html(index=False))

@@ -25,6 +25,7 @@ from saelab.report.live import guard, pages
 from saelab.report.live.rating import Study
 from saelab.report.live.search import Search
 from saelab.report.live.store import Edits, Ratings, line, shown
+from saelab.report.live.what_if import WhatIf
 
 UPLOAD = 8 * 2**20  # bytes of a picture at most
 QUESTION = 64 * 2**10  # bytes of any other body
@@ -44,6 +45,7 @@ def application(report: Path, search: Search, study: Study, folder: Path) -> Sta
         Route("/api/edits", viewer.edit, methods=["POST"]),
         Route("/api/search", viewer.find),
         Route("/api/search", viewer.find_upload, methods=["POST"]),
+        Route("/api/what-if", viewer.what_if, methods=["POST"]),
         Route("/api/rating", viewer.question),
         Route("/api/rating", viewer.rate, methods=["POST"]),
         Mount("/live", StaticFiles(directory=str(files("saelab.report") / "static" / "live"))),
@@ -61,7 +63,7 @@ class Viewer:
     """Answers of one run's viewer."""
 
     def __init__(self, search: Search, edits: Edits, ratings: Ratings) -> None:
-        self.search, self.labels, self.ratings = search, edits, ratings
+        self.search, self.labels, self.ratings, self.changes = search, edits, ratings, WhatIf(search)
         self.pages = pages.render(search.run)
 
     async def page(self, request: Request) -> Response:
@@ -96,6 +98,21 @@ class Viewer:
         """Units for the picture that is the request's body."""
         data = await guard.body(request, UPLOAD)
         return await run_in_threadpool(self._answer, lambda: decode(data, self.search.run.images.square))
+
+    async def what_if(self, request: Request) -> Response:
+        """What the host says of the picture that is the body; with `?basis=`, `unit=`, `strength=`: with it changed."""
+        data, given = await guard.body(request, UPLOAD), dict(request.query_params)
+
+        def answer() -> dict[str, Any]:
+            if given:
+                return self.changes.changed(data, given)
+            picture, found = self.changes.outputs(data)
+            return found | {"picture": _preview(picture)}
+
+        try:
+            return JSONResponse(await run_in_threadpool(answer))
+        except Unreadable as error:
+            raise HTTPException(415, f"not a readable picture: {error}") from None
 
     async def question(self, request: Request) -> Response:
         """The next item for `?rater=`, without a word on where it comes from."""

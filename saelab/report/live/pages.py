@@ -5,7 +5,7 @@ from jinja2 import Environment, PackageLoader
 from saelab.report.build import PAGES, SCRIPTS, VENDOR
 from saelab.report.reading import Run
 
-ADDED = {"search": "Search", "rate": "Rate"}
+ADDED = {"search": "Search", "what-if": "What if", "rate": "Rate"}
 
 
 def render(run: Run) -> dict[str, str]:

@@ -38,12 +38,12 @@ class Search:
     """Units of every basis by words or picture. One search at a time: models are not made for threads."""
 
     def __init__(self, run: Run, models: Models) -> None:
-        self.run, self.models, self._turn = run, models, threading.Lock()
+        self.run, self.models, self.turn = run, models, threading.Lock()
         self._acts = lru_cache(maxsize=None)(units.UnitActivations.load)
 
     def by_text(self, text: str, top: int) -> list[dict[str, Any]]:
         """Per basis `{"basis", "hits": [{"unit", "score"}]}`, best first; scores are `models.scorer`'s."""
-        with self._turn, torch.inference_mode():
+        with self.turn, torch.inference_mode():
             vector = self.models.encoder().embed_sentences([text])
             return [{"basis": basis.name, "hits": self._ranked(basis, vector, top)} for basis in self.run.bases]
 
@@ -53,7 +53,7 @@ class Search:
         `score`: share of mine images that fire the unit less. `share`: the activation as a share of the unit's highest
         on any image of the run. `cells`: base64 of uint8 [height, width], 255 at that highest; None without a grid.
         """
-        with self._turn, torch.inference_mode():
+        with self.turn, torch.inference_mode():
             host = self.models.host()
             layers = list(dict.fromkeys(basis.layer for basis in self.run.bases))
             tokens = host.tokens(host.transform(picture)[None], layers, self.models.policy)

@@ -43,6 +43,7 @@ class EffectsSettings:
     head: str = "host"  # what gives outputs: host | probe (on the pictures' classes) | text (an image-text host)
     targets: tuple[str, ...] = RULES  # how a label finds the outputs that it means, in this order
     group: str | None = None  # label: also take out all units of one label together
+    simulate: bool = False  # also whether what each scorer's label predicts of a unit does the unit's work
     seconds: float | None = None  # stop after so many seconds a basis; the same call goes on later
     measure: effects.MeasureSettings = field(default_factory=effects.MeasureSettings)
 
@@ -64,10 +65,8 @@ class EffectsSettings:
     @property
     def facts(self) -> dict[str, Any]:
         """All settings but the budget, by the names that `read_effects` takes."""
-        own = asdict(self)
-        return {name: value for name, value in own.items() if name not in ("measure", "group", "seconds")} | own[
-            "measure"
-        ]
+        own, apart = asdict(self), ("measure", "group", "simulate", "seconds")
+        return {name: value for name, value in own.items() if name not in apart} | own["measure"]
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from saelab import artifacts, settings, units
 from saelab.effects import Head
-from saelab.effects.explain import ONE, OnePicture, explain, grid_of, top_outputs
+from saelab.effects.classes import compare_to_class
+from saelab.effects.explain import ONE, Explanation, OnePicture, explain, grid_of, top_outputs
 from saelab.errors import UserError
 from saelab.hosts import Host
 from saelab.images.decode import Unreadable, decode
@@ -20,6 +22,7 @@ from saelab.label import pipeline
 from saelab.label.vocabulary import key
 from saelab.report.why import crop_to_seen, write_explanation
 from saelab.run.basis import Basis
+from saelab.run.stages.classes import read_classes
 
 NAME_LENGTH = 60  # of a picture's name in a folder's
 
@@ -44,6 +47,7 @@ class Seeing:
     host: Host
     policy: str
     head: Callable[[Basis], Head]
+    classes: Callable[[Basis], Path]  # the folder of a basis' class units
     square: bool = False  # are the run's pictures padded to squares?
 
 
@@ -65,7 +69,7 @@ def explain_picture(
             logits = answers.logits(ONE, answers.tokens(ONE)[None])[0, 0]
             output = find_output(own.output, head.outputs.names, logits)
             found |= {"predicted": top_outputs(logits, head.outputs.names), "output": head.outputs.names[output]}
-        found["bases"].append(_explain_basis(basis, answers, output, own.top))
+        found["bases"].append(_explain_basis(basis, answers, output, own.top, seeing.classes(basis)))
     folder = root / "explain" / f"{_safe(path.stem)}-{_digest(path, own, bases)}"
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(folder / "explanation.json", found)
@@ -92,7 +96,7 @@ def find_output(wanted: str | None, names: Sequence[str], logits: torch.Tensor) 
     return same[0]
 
 
-def _explain_basis(basis: Basis, answers: OnePicture, output: int, top: int) -> dict[str, Any]:
+def _explain_basis(basis: Basis, answers: OnePicture, output: int, top: int, classes: Path) -> dict[str, Any]:
     assert basis.labels is not None
     rows = pipeline.read(basis.labels.path)
     project = units.Projection.load(basis.units.path, basis.sae_path)
@@ -106,7 +110,38 @@ def _explain_basis(basis: Basis, answers: OnePicture, output: int, top: int) -> 
         | {"effect": share.effect, "first_order": share.first_order, "where": grid_of(share.tokens, grid)}
         for share in made.shares
     ]
+    facts |= {"class": _class_of(made, output, classes, grid, [row["label"] for row in rows])}
     return facts | {"units": shares, "where": grid_of(made.where, grid)}
+
+
+def _class_of(
+    made: Explanation, output: int, classes: Path, grid: tuple[int, int] | None, labels: Sequence[str | None]
+) -> dict[str, Any]:
+    """The units that usually carry the class, where they fire on the picture, and how typical it is of its class.
+
+    `why`: None, or why there is nothing to say: no_pictures of the class among those for mining, no_place where tokens
+    have no place in the picture, no_unit that raises the class. `below`: share of `compared` mining pictures, each held
+    against its own class, that are less typical.
+    """
+    found, facts = read_classes(classes)
+    usual = found.usual(output)
+    own: dict[str, Any] = {"why": None, "pictures": found.pictures(output), "units": [], "typicality": None}
+    if usual is None or grid is None:
+        return own | {"why": "no_pictures" if usual is None else "no_place"}
+    carried = compare_to_class(made.active, made.totals, usual, grid)
+    if not carried.units:
+        return own | {"why": "no_unit"}
+    own["units"] = [
+        {"unit": unit, "label": labels[unit], "share": share, "here": unit in carried.own_units}
+        | {"where": grid_of(where, grid)}
+        for unit, share, where in zip(carried.units, carried.shares, carried.shown)
+    ]
+    others = found.typicality[~np.isnan(found.typicality)]
+    same = carried.typicality
+    below = None if same is None or not len(others) else float((others < same).mean())
+    maps = {"usual": grid_of(carried.usual, grid), "own": grid_of(carried.here, grid)}
+    own |= {"typicality": same, "below": below, "compared": len(others), "by_class": facts["by_class"]}
+    return own | {"own_units": carried.own_units, **maps}
 
 
 def _readable(name: str) -> str:

@@ -1,0 +1,117 @@
+"""What if a unit were silent here, or stronger? A picture's outputs as they are, and with one unit changed."""
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from saelab import units
+from saelab.effects.ablate import Active
+from saelab.effects.explain import ONE, OnePicture, explain, top_outputs
+from saelab.effects.heads import Head, host_head
+from saelab.errors import UserError
+from saelab.images.decode import decode
+from saelab.report.live.search import Search
+from saelab.report.live.store import shown
+from saelab.report.reading import ReadBasis
+
+SHOWN = 5  # outputs that are shown, as things are and after the change
+UNITS = 8  # units of each basis
+STRONGEST = 4.0  # times what the unit has on the picture, or would usually have
+USUAL = 0.95  # quantile of a unit's activations on the images that fire it
+
+
+class WhatIf:
+    """Answers on one picture at a time; the models are the search's, and wait their turn with it."""
+
+    def __init__(self, search: Search) -> None:
+        self.search, self.run, self.models = search, search.run, search.models
+
+    @cached_property
+    def head(self) -> Head:
+        """The host's own classifier. Raises UserError where its outputs have no names."""
+        host = self.models.host()
+        width = host.logits(torch.zeros(1, 3, *host.transform.size)).shape[-1]
+        return host_head(host.model, int(width))
+
+    def outputs(self, data: bytes) -> tuple[Image.Image, dict[str, Any]]:
+        """The picture, and `{"output", "outputs": [[name, share]], "bases": [{"basis", "units": [...]}]}`.
+
+        `units`: those that carry the first output most, `{"unit", "label", "effect"}`. Raises UserError where the
+        host's outputs have no names.
+        """
+        picture = decode(data, self.run.images.square)
+        with self.search.turn, torch.inference_mode():
+            found: dict[str, Any] = {"bases": []}
+            for basis in self.run.bases:
+                answers, project = self._of(basis, picture)
+                tokens = answers.tokens(ONE)
+                logits = answers.logits(ONE, tokens[None])[0, 0]
+                found |= {"outputs": top_outputs(logits, self.head.outputs.names, SHOWN)}
+                made = explain(answers, project, project.writes(tokens.shape[-1]), int(logits.argmax()), UNITS)
+                rows = [
+                    {"unit": s.unit, "label": basis.labels[s.unit]["label"], "effect": s.effect} for s in made.shares
+                ]
+                found["bases"].append({"basis": basis.name, "units": rows})
+            return picture, found | {"output": found["outputs"][0][0]}
+
+    def changed(self, data: bytes, given: Mapping[str, str]) -> dict[str, Any]:
+        """The outputs with one unit at `strength` times what it has: `{"outputs": [[name, before, after]], "silent"}`.
+
+        `given`: `basis`, `unit`, `strength` (0 takes it out). A unit that is silent on the picture is added at every
+        token instead, `strength` times what it usually has where it fires. Raises UserError for another basis or unit
+        than the run's, and a strength outside 0 to STRONGEST.
+        """
+        basis, unit, strength = self._asked(given)
+        picture = decode(data, self.run.images.square)
+        with self.search.turn, torch.inference_mode():
+            answers, project = self._of(basis, picture)
+            active = Active.of(project, answers.tokens(ONE))
+            write = project.writes(active.tokens.shape[-1])[unit]
+            silent = not bool((active.acts[..., unit] > 0).any())
+            if silent:
+                edited = active.with_more(strength * self._usual(basis, unit), write)
+            else:
+                edited = active.tokens + (strength - 1) * active.part(unit, write)
+            logits = answers.logits(ONE, torch.stack([active.tokens, edited]))[:, 0]
+        return {"outputs": self._both(*logits.double().softmax(-1)), "silent": silent}
+
+    def _of(self, basis: ReadBasis, picture: Image.Image) -> tuple[OnePicture, units.Projection]:
+        host = self.models.host()
+        batch = host.transform(picture)[None]
+        answers = OnePicture(host, basis.layer, self.models.policy, batch, self.head)
+        return answers, units.Projection.load(basis.units, basis.sae)
+
+    def _both(self, before: Tensor, after: Tensor) -> list[list[Any]]:
+        """The outputs that come first before or after, with both shares, the highest before first."""
+        first = [torch.argsort(x, descending=True, stable=True)[:SHOWN].tolist() for x in (before, after)]
+        places = sorted({*first[0], *first[1]}, key=lambda i: -float(before[i]))
+        return [[self.head.outputs.names[i], float(before[i]), float(after[i])] for i in places]
+
+    def _usual(self, basis: ReadBasis, unit: int) -> float:
+        """What the unit has on images of the run that fire it; 0 where none does."""
+        column = basis.acts[:, [unit]].toarray().ravel()
+        fired = column[column > 0]
+        return float(np.quantile(fired, USUAL)) if len(fired) else 0.0
+
+    def _asked(self, given: Mapping[str, str]) -> tuple[ReadBasis, int, float]:
+        basis = next((b for b in self.run.bases if b.name == given.get("basis")), None)
+        if basis is None:
+            names = ", ".join(b.name for b in self.run.bases)
+            raise UserError("basis", shown(given.get("basis")), "is not in this run", f"use {names}")
+        text = given.get("unit", "")
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(basis.labels)):
+            remedy = f"use 0 to {len(basis.labels) - 1}"
+            raise UserError("unit", shown(text), f"is not a unit of {basis.name}", remedy)
+        try:
+            strength = float(given.get("strength", ""))
+        except ValueError:
+            strength = math.nan
+        if not 0 <= strength <= STRONGEST:
+            raise UserError("strength", shown(given.get("strength")), f"is not 0 to {STRONGEST:g}", "move the slider")
+        return basis, int(text), strength

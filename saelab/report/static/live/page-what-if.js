@@ -1,0 +1,82 @@
+/* What if: a picture to its outputs, the units that carry the first one, and a slider that takes a unit out or amplifies it. */
+"use strict"
+
+page(async (run, main) => {
+  const file = h("input", { type: "file", name: "picture", accept: "image/*", "aria-label": "A picture of yours" })
+  const results = h("div", { role: "status" })
+  file.addEventListener("change", async () => {
+    if (!file.files.length) return
+    results.replaceChildren(h("p.quiet", null, "Looking; the first picture loads the model …"))
+    try {
+      const own = file.files[0]
+      results.replaceChildren(...seen(run, await live.upload("api/what-if", own), own))
+    } catch (error) {
+      results.replaceChildren(fault(error))
+    }
+  })
+  main.replaceChildren(
+    h("h1", null, "What if?"),
+    h("p.lead", null, "Choose a picture. You see what the model says, and which units carry its first choice. Then take a unit out, or make it stronger, and see what the model says instead."),
+    h("form.controls", { onsubmit: event => event.preventDefault() }, h("label", null, "A picture of yours (it stays on this machine)", file)),
+    results)
+})
+
+const fault = error => h("p.fault", { role: "alert" }, error.message)
+
+/* The picture's outputs, and a list of units for each basis; a unit opens the slider. */
+function seen(run, answer, file) {
+  const table = h("div.outputs", null, rows(answer.outputs.map(([name, share]) => [name, share, share])))
+  const control = h("div.what-if", { "aria-live": "polite" }, h("p.quiet", null, "Choose a unit below, or any by its number."))
+  const choose = (basis, unit, label) => control.replaceChildren(...slider(run, basis, unit, label, file, table))
+  return [
+    h("div.two", null, h("img.photo.asked", { src: answer.picture, alt: file.name }), h("div", null, table, control)),
+    h("h2", null, `What carries ${answer.output}`),
+    h("p.note", null, "Effect: what its logit, less the mean of all, loses without the unit."),
+    ...answer.bases.map(found => units(run, found, choose)),
+  ]
+}
+
+function units(run, found, choose) {
+  const number = h("input", { type: "number", min: 0, step: 1, size: 7, "aria-label": `Unit of ${inWords(run, found.basis)}` })
+  const ask = event => { event.preventDefault(); if (number.value !== "") choose(found.basis, Number(number.value), null) }
+  const line = hit => h("li", null,
+    h("button", { type: "button", onclick: () => choose(found.basis, hit.unit, hit.label) }, `Unit ${hit.unit}`),
+    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, hit.label ?? "no label")),
+    h("span.tabular.quiet", null, format.number(hit.effect, 3)))
+  return h("section.found", { style: `--c:${hue(run, found.basis)}` }, h("h3", null, dot(run, found.basis), inWords(run, found.basis)),
+    found.units.length ? h("ul.near.carry", null, found.units.map(line)) : h("p.quiet", null, "No unit carries it."),
+    h("form.controls", { onsubmit: ask }, h("label", null, "Another unit", number), h("button", null, "Choose")))
+}
+
+function slider(run, basis, unit, label, file, table) {
+  const range = h("input", { type: "range", name: "strength", min: 0, max: 4, step: 0.25, value: 1, "aria-label": `Strength of unit ${unit}` })
+  const said = h("output", null, "1 ×"), note = h("p.note")
+  let asked = 0
+  const show = async () => {
+    const own = ++asked
+    said.textContent = `${range.value} ×`
+    try {
+      const query = new URLSearchParams({ basis, unit, strength: range.value })
+      const answer = await live.upload(`api/what-if?${query}`, file)
+      if (own !== asked) return
+      table.replaceChildren(rows(answer.outputs))
+      note.textContent = answer.silent
+        ? "The unit is silent on this picture. It is added everywhere, as multiples of what it usually has where it fires."
+        : "Multiples of what the unit has on this picture; 0 takes it out."
+    } catch (error) {
+      note.replaceChildren(fault(error))
+    }
+  }
+  range.addEventListener("input", show)
+  show()
+  return [h("p", null, h("a", { href: unitLink(basis, unit) }, `${inWords(run, basis)}, unit ${unit}`), label ? h("span.serif", null, ` ${label}`) : null),
+    h("label", null, "Strength ", range, " ", said), note]
+}
+
+/* Outputs with their shares, before (grey) and after. */
+function rows(outputs) {
+  const bar = (share, kind) => h(`div.level.${kind}`, null, h("i", { style: `width:${(100 * share).toFixed(1)}%` }))
+  return h("table", null, h("thead", null, h("tr", null, h("th", null, "Output"), h("th", null, "As it is"), h("th", null, "Changed"), h("th", null, ""))),
+    h("tbody", null, outputs.map(([name, before, after]) => h("tr", null, h("th", { scope: "row" }, name),
+      h("td.tabular", null, format.share(before)), h("td.tabular", null, format.share(after)), h("td.axis", null, bar(before, "was"), bar(after, "now"))))))
+}

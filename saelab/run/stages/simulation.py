@@ -1,0 +1,146 @@
+"""The simulation stage: ablation scores of every labeller, and of controls, on the units of a basis.
+
+Rows go to <root>/ablation_scores/<basis>-<hash>/ablation_scores.jsonl, a line a unit; later calls add units.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from saelab import artifacts, effects, units
+from saelab.effects.classes import outputs_of
+from saelab.effects.simulate import Stand, score_unit
+from saelab.effects.summary import mean_of
+from saelab.evaluate import Judges
+from saelab.evaluate.evaluate import shuffled
+from saelab.label import pipeline
+from saelab.label.scorers.linear import concept_activations
+from saelab.run.basis import Basis
+from saelab.run.stages.effects import CHECKPOINT, EffectsSettings, Seen, choose_units, make_head
+
+CODE = 1  # version of this stage; part of every recipe
+SCORED = 100  # test pictures that the loss is taken on, drawn by seed
+ROWS = "ablation_scores.jsonl"
+DEALT, TRUTH = "dealt", "truth"  # predictors beside the scorers: final labels dealt out; what people call the pictures
+LINEAR = "linear_explanations"
+NOT_OF_TEXT = (TRUTH, LINEAR)  # whose predictions don't follow from a label's text alone
+
+
+def measure_simulation(basis: Basis, seen: Seen, own: EffectsSettings, judges: Judges, root: Path) -> dict[str, Any]:
+    """Score the chosen units of a labelled basis, as far as they are not there; a summary over them."""
+    assert basis.labels is not None
+    rows = pipeline.read(basis.labels.path)
+    recipe = {
+        "stage": "ablation_scores",
+        "code": CODE,
+        "labels": basis.labels.digest,
+        "units": basis.units.digest,
+        "cache": seen.store.digest,
+        "host": seen.host.recipe,
+        "images": seen.images.fingerprint,
+        "head": own.head,
+        "judge": judges.judge.name,
+        "truth": None if judges.truth is None else judges.truth.rule,
+        "scored": SCORED,
+        "seed": own.measure.seed,
+    }
+    folder = artifacts.folder(root, "ablation_scores", basis.name, recipe)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    chosen = choose_units(basis, rows, own)
+    with artifacts.locked(folder.with_name(folder.name + ".lock")):
+        folder.mkdir(exist_ok=True)
+        artifacts.write_json(folder / "recipe.json", recipe)
+        path = folder / ROWS
+        found = {row["unit"]: row for row in (artifacts.read_jsonl(path) if path.is_file() else [])}
+        missing = [unit for unit in chosen if unit not in found]
+        if missing:
+            stand, acts = make_stand(basis, seen, own), units.UnitActivations.load(basis.units.path)
+            predictors = Predictors(rows, judges, own.measure.seed)
+            for first in tqdm(range(0, len(missing), CHECKPOINT), desc=f"ablation scores, {basis.name}"):
+                for unit in missing[first : first + CHECKPOINT]:
+                    found[unit] = predictors.score(unit, stand, acts.column(unit))
+                artifacts.write_jsonl(path, [found[unit] for unit in sorted(found)])
+    return summarise([found[unit] for unit in sorted(chosen)], [row["label"] for row in rows])
+
+
+def make_stand(basis: Basis, seen: Seen, own: EffectsSettings) -> Stand:
+    """The pictures, the host and the basis that units are scored on."""
+    head = make_head(seen, own)
+    test = np.asarray(seen.images.ids("test"))
+    if len(test) > SCORED:
+        test = np.sort(np.random.default_rng(own.measure.seed).choice(test, SCORED, replace=False))
+    unknown = np.full(len(test), -1, np.int64)
+    classes, _ = outputs_of([seen.images.classes[i] for i in test], head.outputs, unknown)
+    project = units.Projection.load(basis.units.path, basis.sae_path)
+    answers = effects.HostAnswers(seen.host, seen.store, seen.images, head)
+    return Stand(answers, project, project.writes(seen.store.d_in), np.asarray(seen.images.ids("mine")), test, classes)
+
+
+class Predictors:
+    """What each labeller predicts of each unit on every image."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], judges: Judges, seed: int) -> None:
+        self.rows, self.judges = rows, judges
+        self.dealt = shuffled([row["label"] for row in rows], seed)
+
+    def score(self, unit: int, stand: Stand, acts: Float[Tensor, "images"]) -> dict[str, Any]:
+        """The unit's row: `score_unit`'s, with the `labels` that were scored; equal predictions are made once."""
+        labels, values = self._of(unit)
+        keys = {name: f"{labels[name]} {name if name in NOT_OF_TEXT else ''}" for name in values}
+        once = {same: values[name] for name, same in keys.items()}
+        row = score_unit(unit, stand, acts, once)
+        return row | {"labels": labels, "scores": {name: row["scores"][same] for name, same in keys.items()}}
+
+    def _of(self, unit: int) -> tuple[dict[str, Any], dict[str, Float[Tensor, "images"]]]:
+        """Labels by labeller, and what they predict: similarity of image and label, an explanation's sum, or truth."""
+        row = self.rows[unit]
+        labels = {name: entry.get("label") for name, entry in row["scores"].items()}
+        labels |= {DEALT: self.dealt[unit]}
+        values = {name: self._similarity(label) for name, label in labels.items() if label is not None}
+        explained = row["scores"].get(LINEAR, {})
+        if explained.get("labels"):
+            values[LINEAR] = self._explained(explained)
+        truth = self.judges.truth
+        if truth is not None and row["label"] in truth.column:
+            labels[TRUTH] = row["label"]
+            values[TRUTH] = truth.member[:, truth.column[row["label"]]].double()
+        return {name: labels[name] for name in values}, values
+
+    def _similarity(self, label: str) -> Float[Tensor, "images"]:
+        judge = self.judges.judge
+        return judge.images @ judge.labels[judge.row[label]]
+
+    def _explained(self, found: Mapping[str, Any]) -> Float[Tensor, "images"]:
+        parts = [weight * concept_activations(self._similarity(label)) for label, weight in found["labels"]]
+        return torch.stack(parts).sum(0) + float(found["bias"])
+
+
+def summarise(rows: Sequence[dict[str, Any]], labels: Sequence[str | None]) -> dict[str, Any]:
+    """Mean ablation score by labeller, and above dealt labels on the same units (paired).
+
+    `labels`: of every unit; those of one label are a cluster. Scores below -1 count as -1: how far below the mean is no
+    news, and one such unit would outweigh all others.
+    """
+    names = dict.fromkeys(name for row in rows for name in row["scores"])
+    own = [labels[row["unit"]] for row in rows]
+    columns = {name: np.array([_bounded(row["scores"].get(name)) for row in rows]) for name in names}
+    found: dict[str, Any] = {}
+    for name, values in columns.items():
+        above = None if name == DEALT or DEALT not in columns else mean_of(values - columns[DEALT], own)
+        mean = mean_of(values, own)
+        found[name] = {
+            "mean": None if mean is None else {"mean": mean.mean, "se": mean.se, "units": mean.units},
+            "above_dealt": None if above is None else {"mean": above.mean, "se": above.se, "units": above.units},
+        }
+    independent = sum(all(score is None for score in row["scores"].values()) for row in rows)
+    return {"units": len(rows), "independent": independent, "labellers": found}
+
+
+def _bounded(score: float | None) -> float:
+    return float("nan") if score is None else max(-1.0, score)

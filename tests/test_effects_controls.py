@@ -1,0 +1,92 @@
+"""Controls that run by default, hosts in half precision, and how well first-order values agree on a real host."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_effects_stage import made  # noqa: F401  (a fixture)
+
+from saelab import effects, hosts
+from saelab.artifacts import read_json
+from saelab.cli.effects import notes
+from saelab.effects.ablate import Active
+from saelab.effects.attribute import exact, gradient_x_part, of_output
+from saelab.hosts import Host
+from saelab.label import pipeline
+from saelab.run.making import Stages
+from saelab.run.stages.effects import EffectsSettings, make_ground, measure_basis, read_labels
+from saelab.units.bases import Projection
+
+
+def test_saes_that_learned_nothing_are_measured_with_the_others(made):  # noqa: F811
+    """Whatever bases a run has, controls among them, `saelab effects` measures all; it names those that are missing."""
+    bases = ("neuron", "sae", "untrained", "frozen_decoder")
+    run = Stages(dataclasses.replace(made.config, bases=bases), made.given)
+    own = EffectsSettings(units="all", targets=("exact",), measure=effects.MeasureSettings(count=5))
+    found = {b.name: effects_of(run, b, own) for b in run.labelled}
+    assert list(found) == ["neuron", "sae seed 0", "untrained", "frozen decoder"]
+    assert [s["control"] for s in found.values()] == [False, False, True, True]
+    assert all(s["measured"] > 0 and s["chosen"] == 24 for name, s in found.items() if name != "neuron")
+    text = notes(list(found.values()))
+    assert "Not among these bases: pca, random_rotation." in text
+    assert "untrained, frozen_decoder" in notes([found["sae seed 0"]]) and "untrained" not in notes([found["neuron"]])
+
+
+def effects_of(run, basis, own):
+    return read_json(run.measure_effects(basis, own) / "effects.json")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_host_in_half_precision_says_the_same(made, dtype, tmp_path):  # noqa: F811
+    basis = made.labelled[0]
+    half = Host(copy.deepcopy(made.host.model).to(dtype), made.host.transform, "half")
+    own = EffectsSettings(units="0-2", targets=("exact",), measure=effects.MeasureSettings(count=5))
+    seen = dataclasses.replace(made._seen(basis), host=half)
+    labels, _ = read_labels(pipeline.read(basis.labels.path), "final")
+    rows = []
+    for one in (made._seen(basis), seen):
+        ground = make_ground(basis, one, own, labels)
+        rows.append([effects.measure(unit, ground, own.measure) for unit in range(3)])
+    for full, less in zip(*rows):
+        assert less["causal_pct"] == full["causal_pct"] and less["raised"][0][0] == full["raised"][0][0]
+        assert less["drop"] == pytest.approx(full["drop"], rel=0.05) and np.isfinite(less["screen"]).all()
+    assert read_json(measure_basis(basis, seen, own, tmp_path) / "effects.json")["dtype"] == str(dtype)
+
+
+def test_first_order_values_agree_with_ablation_on_a_real_host(shared):
+    """Lite0's last block before the head: r of .97 or more over (unit, picture) pairs; where they are on 10 photos."""
+    pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra quickstart")
+    files = sorted((shared / "images" / "imagenet-samples").glob("*.jpg"))[::100]
+    if not files:
+        pytest.skip("needs the shared photos")
+    host = hosts.load("efficientnet_lite0", device="cpu")
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    tokens = host.tokens(host.load_images(pictures), ["_blocks.15"])["_blocks.15"].float()
+    answers = Resumed(host, tokens)
+    active = Active.of(Projection(), tokens)
+    ids, first = np.arange(len(files)), answers.logits(np.arange(1), tokens[None, :1])[0, 0]
+    weights = of_output(int(first.argmax()), 1000)
+    units = torch.argsort(active.lengths, descending=True)[:320:16].tolist()
+    alone = exact(answers, ids, active, torch.eye(320), weights, units)
+    quick = gradient_x_part(answers, ids, active, torch.eye(320), weights).values[:, units]
+    assert np.corrcoef(alone.flatten(), quick.flatten())[0, 1] >= 0.97
+
+
+@dataclasses.dataclass
+class Resumed:
+    """Answers that go on from tokens."""
+
+    host: Host
+    all: torch.Tensor
+
+    def logits(self, ids, edited):
+        return torch.stack([self.host.resume(one, "_blocks.15").float() for one in edited])
+
+    def gradient(self, ids, tokens, weights):
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = tokens.clone().requires_grad_()
+            value = (self.host.resume(leaf, "_blocks.15", grad=True) @ weights.float()).sum()
+            return torch.autograd.grad(value, leaf)[0]

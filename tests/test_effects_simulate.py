@@ -1,0 +1,165 @@
+"""Ablation scores: exact ends, the authors' formula written out, planted labels, pictures that don't fire a unit."""
+
+import numpy as np
+import pytest
+import torch
+from effects_worlds import Planted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_effects_attribution import Curved, draw
+from test_effects_stage import made  # noqa: F401  (a fixture)
+
+from saelab.artifacts import read_jsonl
+from saelab.cli.effects import simulation_lines
+from saelab.effects.ablate import Active
+from saelab.effects.simulate import Stand, find_losses, fit_line, score_unit, with_pooled
+from saelab.evaluate import Judges
+from saelab.run.stages.effects import EffectsSettings
+from saelab.run.stages.simulation import Predictors, summarise
+from saelab.sae import SAE, Meta
+from saelab.truth import Similarity
+from saelab.units.bases import Projection
+
+MINE, SCORED = np.arange(12), np.arange(12, 30)
+
+
+def stand(kind: str = "neurons", classes: bool = True, host: type = Curved) -> tuple[Stand, torch.Tensor]:
+    """30 pictures of 4 tokens, and every unit's activation, the maximum over tokens."""
+    project = Projection()
+    if kind == "sae":
+        sae = SAE(draw(1, 9, 5), draw(2, 9), draw(3, 9, 5), draw(4, 5), Meta(rule="topk", k=3, input_norm="unit"))
+        project = Projection(sae=sae)
+    answers = host(draw(5, 30, 4, 5), draw(6, 5, 7))
+    acts = project(answers.all.flatten(0, 1)).unflatten(0, (30, 4)).amax(1)
+    own = np.arange(len(SCORED)) % 7 if classes else np.full(len(SCORED), -1)
+    return Stand(answers, project, project.writes(5), MINE, SCORED, own), acts
+
+
+@pytest.mark.parametrize("kind", ["neurons", "sae"])
+@pytest.mark.parametrize("classes", [True, False])
+def test_the_ends_are_exact(kind, classes):
+    """The unit's own activation gives 1, its mean 0, to the bit; for a line of either too."""
+    ground, acts = stand(kind, classes)
+    firing = [unit for unit in range(acts.shape[1]) if (acts[MINE, unit] > 0).sum() > 1]
+    for unit in firing[:4]:
+        own = acts[:, unit].double()
+        ideal = own.clone()
+        slope, start = fit_line(own[MINE], own[MINE])
+        assert slope == pytest.approx(1) and start == pytest.approx(0, abs=1e-9)
+        found = score_unit(unit, ground, acts[:, unit], {"own": ideal, "mean": torch.ones(30), "line": 5 - 3 * ideal})
+        assert found["scores"]["mean"] == 0 and found["scores"]["own"] == pytest.approx(1, abs=1e-4)
+        assert found["scores"]["line"] == pytest.approx(1, abs=1e-4) and found["depends"] > 0
+
+
+def test_the_score_is_the_authors_formula():
+    """The twin: mode `norm` with mean, sd and r of validation images, every picture edited by hand."""
+    ground, acts = stand()
+    host, unit, v = ground.answers, 2, draw(9, 30).double()
+    a = acts[:, unit].double()
+    mine = (v[MINE] - v[MINE].mean()) / v[MINE].std(correction=0)
+    r = np.corrcoef(v[MINE], a[MINE])[0, 1]
+    slope, start = fit_line(v[MINE], a[MINE])
+    assert torch.allclose(mine * r * a[MINE].std(correction=0) + a[MINE].mean(), slope * v[MINE] + start)
+    wanted = (v[SCORED] - v[MINE].mean()) / v[MINE].std(correction=0) * r * a[MINE].std(correction=0) + a[MINE].mean()
+    shape = np.mean([host.all[i, :, unit].clamp(min=0).double().mean() / a[i] for i in MINE if a[i] > 0])
+    differences = []
+    for replaced in (wanted.clamp(min=0), a[MINE].mean().expand(len(SCORED))):
+        total = 0.0
+        for n, i in enumerate(SCORED):
+            tokens = host.all[i].clone().double()
+            fires = tokens[:, unit].clamp(min=0)
+            new = fires * replaced[n] / a[i] if a[i] > 0 else torch.full((4,), float(replaced[n] * shape))
+            tokens[:, unit] += new - fires
+            c = int(ground.classes[n])
+            both = [host.logits(None, x[None].float())[0].double() for x in (host.all[i], tokens)]
+            before, after = (-torch.log_softmax(x / 1.1, -1)[c] for x in both)
+            total += abs(float(after - before))
+        differences.append(total)
+    found = score_unit(unit, ground, acts[:, unit], {"label": v})
+    assert found["scores"]["label"] == pytest.approx(1 - differences[0] / differences[1], abs=1e-4)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_a_label_that_is_right_beats_one_that_is_mostly_right_and_that_a_wrong_one(seed):
+    rng = np.random.default_rng(seed)
+    shown = rng.random(360) < 0.3
+    tokens = np.abs(rng.normal(0, 0.1, (360, 3, 4)))
+    tokens[shown, :, 0] += 2 + 0.3 * rng.random((shown.sum(), 3))
+    answers = Planted(torch.from_numpy(tokens).float(), torch.from_numpy(rng.normal(0, 2, (4, 5))).float())
+    ground = Stand(answers, Projection(), torch.eye(4), np.arange(180), np.arange(180, 360), np.full(180, -1))
+    mostly = shown.copy()  # in each split, every fifth picture that shows it changes places with one that does not
+    for split in (np.arange(180), np.arange(180, 360)):
+        moved = split[shown[split]][::5]
+        mostly[moved], mostly[rng.choice(split[~shown[split]], len(moved), replace=False)] = False, True
+    said = {"right": shown, "mostly": mostly, "wrong": rng.permutation(shown)}
+    said = {name: torch.from_numpy(values.astype(float)) for name, values in said.items()}
+    scores = score_unit(0, ground, answers.all.amax(1)[:, 0], said)["scores"]
+    assert scores["right"] > 0.95 > scores["mostly"] > scores["wrong"] and scores["wrong"] < 0.3
+
+
+def test_units_that_nothing_depends_on_get_no_score():
+    ground, acts = stand()
+    silent = Planted(ground.answers.all, torch.zeros(5, 7))
+    found = score_unit(
+        1, Stand(silent, Projection(), torch.eye(5), MINE, SCORED, ground.classes), acts[:, 1], {"x": acts[:, 1]}
+    )
+    assert found["scores"] == {"x": None} and found["depends"] == 0 and found["fires"] > 0
+    dead = score_unit(1, ground, torch.zeros(30), {"x": acts[:, 1]})
+    assert dead == {"unit": 1, "fires": 0, "depends": 0.0, "scores": {"x": None}}
+
+
+def test_pictures_where_a_unit_is_silent_get_its_usual_spread():
+    tokens = torch.tensor([[[2.0, 1.0], [4.0, 0.0]], [[-1.0, 5.0], [-3.0, 5.0]]])
+    active = Active.of(Projection(), tokens)
+    pooled, wanted = torch.tensor([4.0, 0.0]), torch.tensor([1.0, 2.0])
+    found = with_pooled(active, 0, torch.tensor([1.0, 0.0]), pooled, wanted, 0.5)
+    assert found.tolist() == [[[0.5, 1.0], [1.0, 0.0]], [[0.0, 5.0], [-2.0, 5.0]]]
+    assert torch.equal(with_pooled(active, 0, torch.tensor([1.0, 0.0]), pooled, pooled, 0.5), tokens)
+
+
+def test_losses_are_of_classes_or_of_the_hosts_own_answer():
+    own = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
+    found = find_losses(own, own, np.array([0, -1]))
+    assert found[0] == pytest.approx(float(torch.nn.functional.cross_entropy(own[:1] / 1.1, torch.tensor([0]))))
+    shares = (own[1].double() / 1.1).softmax(-1)
+    assert found[1] == pytest.approx(float(-(shares * shares.log()).sum()))
+    assert (find_losses(own.flip(1), own, np.array([-1, -1])) >= find_losses(own, own, np.array([-1, -1]))).all()
+
+
+def test_every_labeller_is_scored_beside_dealt_labels_and_truth(made):  # noqa: F811
+    found = made.effects["neuron"].measure(units="all")
+    table = found.ablation_scores().set_index("labeller")
+    assert list(table.index) == ["pearson", "dealt", "truth"] and (table["basis"] == "neuron").all()
+    assert table.loc["pearson", "mean"] > max(0.5, table.loc["dealt", "mean"]), "colours fire their own units"
+    assert table.loc["pearson", "above_dealt"] == pytest.approx(
+        table.loc["pearson", "mean"] - table.loc["dealt", "mean"], abs=1e-9
+    )
+    folder = next((made.root / "ablation_scores").glob("neuron-*[0-9a-f]"))
+    rows = read_jsonl(folder / "ablation_scores.jsonl")
+    assert [row["unit"] for row in rows] == list(range(9)) and rows[0]["labels"]["pearson"] == "red"
+    assert all(row["scores"]["truth"] >= row["scores"]["dealt"] for row in rows[:3])
+    again = made.measure_simulation(made.labelled[0], EffectsSettings(units="all"))
+    assert again["units"] == 9 and EffectsSettings(simulate=True).facts == EffectsSettings().facts
+    text = simulation_lines("neuron", again)
+    assert "pearson" in text and "above dealt labels" in text and "nothing depends on" in text
+
+
+def test_scores_far_below_the_mean_do_not_outweigh_others():
+    rows = [{"unit": u, "scores": {"a": s, "dealt": 0.0}} for u, s in enumerate([0.5, -40.0, None])]
+    found = summarise(rows, ["x", "y", "z"])
+    assert found["labellers"]["a"]["mean"]["mean"] == -0.25 and found["labellers"]["a"]["mean"]["units"] == 2
+    nothing = summarise([{"unit": 0, "scores": {"a": None}}], ["x"])
+    assert nothing["independent"] == 1 and "no unit could be scored" in simulation_lines("b", nothing)
+
+
+def test_a_linear_explanation_predicts_its_sum():
+    words = torch.nn.functional.normalize(draw(1, 3, 8), dim=1)
+    pictures = torch.nn.functional.normalize(draw(2, 5, 8), dim=1)
+    judge = Similarity.of("judge", pictures, ["a", "b", "c"], words)
+    entry = {"label": "a", "labels": [["a", 2.0], ["c", -1.0]], "bias": 0.5}
+    rows = [{"unit": 0, "label": "b", "scores": {"linear_explanations": entry, "csp": {"label": None}}}]
+    labels, values = Predictors(rows, Judges(judge, None, None), 0)._of(0)
+    sims = (60 * (pictures @ words.T - 0.09)).sigmoid()
+    torch.testing.assert_close(values["linear_explanations"], 2 * sims[:, 0] - sims[:, 2] + 0.5)
+    assert labels == {"linear_explanations": "a", "dealt": "b"}

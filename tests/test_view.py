@@ -400,7 +400,7 @@ def bomb() -> bytes:
         (b"<html><script>alert(1)</script></html>", 415),
         (b"\x80\x04\x95pickle", 415),
         (b"\x89PNG\r\n\x1a\n" + b"0" * 99, 415),
-        (b"0" * (8 * 2**20 + 1), 413),
+        (b"0" * (32 * 2**20 + 1), 413),
     ],
 )
 def test_uploads_that_are_no_pictures_or_too_large_are_refused(viewer, body, status):

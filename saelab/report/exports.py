@@ -94,7 +94,8 @@ def table(run: Run, made: Records, said: dict[tuple[str, int], people.Row] | Non
 
     Where people `said` something of any unit (`people.merged`), every row has the columns for it.
     """
-    rows, said = [], said or {}
+    rows: list[dict[str, Any]] = []
+    said = said or {}
     for basis, records in zip(run.bases, made, strict=True):
         for record in records:
             keep = {

@@ -7,7 +7,7 @@ field. `units` is the folder of the unit activations: what was said is of those 
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -73,7 +73,7 @@ def _text(value: object, most: int) -> bool:
     return isinstance(value, str) and 0 < len(value) <= most
 
 
-FIELDS = {
+FIELDS: dict[str, Callable[[Any], bool]] = {
     "new": lambda x: x is None or _text(x, LONGEST["label"]),
     "verdict": lambda x: x is None or x in ("accepted", "rejected"),
     "star": lambda x: isinstance(x, bool),

@@ -49,10 +49,10 @@ def maps(run: Run, means: list[np.ndarray | None]) -> list[dict[str, Any]]:
     """
     found = []
     for layer in dict.fromkeys(basis.layer for basis in run.bases):
-        numbers = [i for i, basis in enumerate(run.bases) if basis.layer == layer and means[i] is not None]
-        spaces = {np.shape(means[i])[1] for i in numbers}
-        if numbers and len(spaces) == 1:
-            found.append(_map(layer, "meaning", numbers, [means[i] for i in numbers]))
+        pairs = zip(run.bases, means, strict=True)
+        own = {i: rows for i, (basis, rows) in enumerate(pairs) if basis.layer == layer and rows is not None}
+        if own and len({rows.shape[1] for rows in own.values()}) == 1:
+            found.append(_map(layer, "meaning", list(own), list(own.values())))
         for i, basis in enumerate(run.bases):
             if basis.layer == layer and basis.decoder is not None and min(basis.decoder.shape) > 1:
                 lengths = np.linalg.norm(basis.decoder, axis=1, keepdims=True)

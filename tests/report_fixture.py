@@ -17,6 +17,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import saelab
@@ -257,11 +258,18 @@ def _basis(
         return artifacts.ensure(root, stage, name, {"units": unit.digest, **more}, build).path
 
     own = {"proposals": artifacts.file_digest(said)} if said else {}
+    own["encoder"] = artifacts.ensure(
+        root, "embeddings", "pixels", {"of": "pixels"}, partial(_embeddings, world)
+    ).digest
     places = {"units": unit.path, "labels": write("labels", labels, settings=LABELS, **own)}
     if asked:
         _verification(root, places["labels"], units, rows, found, images, world)
     places["evaluation"] = write("evaluation", lambda at: evaluate.write(at, measured, summary))
     return places, measured
+
+
+def _embeddings(world: World, at: Path) -> None:
+    save_file({"images": world.e.contiguous()}, at / "embeddings.safetensors")
 
 
 def _told(world: World) -> Similarity:

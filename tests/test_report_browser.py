@@ -10,9 +10,8 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 from conftest import PATIENCE
-from report_fixture import ASKED, UNITS, write_run
-
-from saelab.report import build
+from report_fixture import ASKED, UNITS
+from report_reader import Reader, made_report
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (the dev extra)")
@@ -20,10 +19,9 @@ CONTRAST = (Path(__file__).parent / "data" / "contrast.js").read_text(encoding="
 
 
 @pytest.fixture(scope="module")
-def fixture(tmp_path_factory) -> Path:
+def fixture() -> Path:
     """The report of the fixture's run."""
-    folder = tmp_path_factory.mktemp("report")
-    return build(write_run(folder), folder / "report").parent
+    return made_report()
 
 
 @pytest.fixture(scope="module")
@@ -32,37 +30,6 @@ def report(request) -> Path:
     if "SAELAB_REPORT" in os.environ:
         return Path(os.environ["SAELAB_REPORT"]).resolve()
     return request.getfixturevalue("fixture")
-
-
-class Reader:
-    """A page that remembers every complaint and every request that is not for a file of the report."""
-
-    def __init__(self, browser, report: Path, **context) -> None:
-        self.report, self.faults = report, []
-        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | context))
-        self.context.set_default_timeout(PATIENCE)
-        self.watch(self.context.new_page())
-
-    def watch(self, page) -> None:
-        """Make `page` the page that is read."""
-        self.page = page
-        self.page.on("console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("requestfailed", self._failed)
-        self.page.on("request", self._local)
-
-    def _failed(self, request) -> None:
-        if request.failure != "net::ERR_ABORTED":  # what a page still loads when the reader leaves it is given up
-            self.faults.append(f"failed: {request.url}")
-
-    def _local(self, request) -> None:
-        if not request.url.startswith(("data:", "blob:", f"file://{self.report}/")):
-            self.faults.append(f"asked for {request.url}")
-
-    def open(self, address: str):
-        self.page.goto(f"file://{self.report}/{address}")
-        self.page.wait_for_selector("main:not([aria-busy])")
-        return self.page
 
 
 @pytest.fixture

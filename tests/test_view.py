@@ -26,7 +26,7 @@ from servers import free_port
 from saelab.cli.view import listen
 from saelab.hosts import Host
 from saelab.hosts.transform import Transform
-from saelab.report import build, reading
+from saelab.report import build, people, reading
 from saelab.report.live import Models, Search, application, rating, sheets, store
 
 STUDY = rating.StudySettings(per_basis=4, checks=2, shown=5)
@@ -233,6 +233,22 @@ def test_edits_say_who_when_what_was_and_leave_the_runs_labels_alone(viewer, mad
     assert viewer.ask("/api/edits").json["neuron"]["2"]["label"] is None
 
 
+def test_judgements_add_up_field_by_field_and_lie_beside_edits(viewer):
+    def judge(change, unit: int = 2) -> Reply:
+        return viewer.post("/api/judgements", {"basis": "neuron", "unit": unit, "change": change, "who": "Ada"})
+
+    assert judge({"verdict": "accepted", "star": True}).status == 200
+    assert judge({"note": "  two   words ", "collections": ["sky", "sky", "sea"]}).status == 200
+    assert judge({"verdict": None}).status == 200 and edit(viewer, "stairs").status == 200
+    for bad in ({}, [], {"verdict": "maybe"}, {"star": 1}, {"note": "x" * 501}, {"collections": "sky"}, {"new": "x"}):
+        assert judge(bad).status == 400, bad
+    assert judge({"star": True}, unit=999).status == 400
+    said = viewer.ask("/api/people").json
+    assert [row["who"] for row in said] == ["Ada"] * 4
+    now = people.merged(said)[("neuron", 2)]
+    assert now == {"verdict": None, "star": True, "note": "two words", "collections": ["sky", "sea"], "new": "stairs"}
+
+
 def test_edits_of_other_units_under_the_same_name_do_not_show(viewer):
     edit(viewer, "stairs")
     path = viewer.folder / "labels_edited.jsonl"
@@ -400,7 +416,7 @@ def bomb() -> bytes:
         (b"<html><script>alert(1)</script></html>", 415),
         (b"\x80\x04\x95pickle", 415),
         (b"\x89PNG\r\n\x1a\n" + b"0" * 99, 415),
-        (b"0" * (8 * 2**20 + 1), 413),
+        (b"0" * (32 * 2**20 + 1), 413),
     ],
 )
 def test_uploads_that_are_no_pictures_or_too_large_are_refused(viewer, body, status):
@@ -518,8 +534,12 @@ def test_rating_by_keyboard_to_the_end(page, viewer):
         assert page.locator(".sheet img").count() == STUDY.shown
         page.keyboard.press("x" if i == 0 else "4")
     page.wait_for_selector("h1:has-text('Done')")
+    page.keyboard.press("b")  # the last answer once more
+    page.wait_for_selector(f".kicker:has-text('{total} of {total}')")
+    page.keyboard.press("5")
+    page.wait_for_selector("h1:has-text('Done')")
     ratings = [a.rating for a in store.Ratings(viewer.study, viewer.folder).answers()]
-    assert sorted(ratings, key=str) == [4] * (total - 1) + [None]
+    assert sorted(ratings, key=str) == [4] * (total - 2) + [5, None]
 
 
 @pytest.mark.browser

@@ -114,6 +114,7 @@ JSON = st.recursive(
 def test_any_json_is_answered_in_one_line_and_only_the_right_one_is_kept(viewer, data):
     for path, right in (
         ("/api/edits", {"basis": "neuron", "unit": 2, "label": "stairs", "who": "Ada"}),
+        ("/api/judgements", {"basis": "neuron", "unit": 2, "change": {"verdict": "accepted"}, "who": "Ada"}),
         ("/api/rating", {"rater": "ada", "code": viewer.study.items[0].code, "rating": 3}),
     ):
         key = data.draw(st.sampled_from(sorted(right)))
@@ -121,13 +122,14 @@ def test_any_json_is_answered_in_one_line_and_only_the_right_one_is_kept(viewer,
         assert one_line(viewer.post(path, asked)), asked
         del asked[key]
         assert viewer.post(path, asked)[0] == 400  # a missing rating is not "can't say", a missing label not "none"
-    assert one_line(viewer.ask("/api/edits")) and one_line(viewer.ask("/api/rating", query=b"rater=ada"))
+    assert all(one_line(viewer.ask(path)) for path in ("/api/edits", "/api/people"))
+    assert one_line(viewer.ask("/api/rating", query=b"rater=ada"))
 
 
 @CALM
 @given(st.binary(max_size=60))
 def test_any_body_is_answered(viewer, body):
-    for path in ("/api/edits", "/api/rating", "/api/search"):
+    for path in ("/api/edits", "/api/judgements", "/api/rating", "/api/search"):
         assert 400 <= viewer.post(path, body)[0] < 500
 
 
@@ -158,7 +160,7 @@ def test_lines_that_somebody_wrote_into_the_files_are_passed_over(viewer, tmp_pa
     edits, ratings = store.Edits(viewer.run, tmp_path), store.Ratings(viewer.study, tmp_path)
     edits.edit("neuron", 1, "stairs", "Ada")
     row = json.loads(edits.path.read_text())
-    odd = [[], 3, {}, row | {"unit": 10**30}, row | {"unit": "1"}, row | {"basis": []}]
+    odd = [[], 3, {}, row | {"unit": 10**30}, row | {"unit": "1"}, row | {"basis": []}, row | {"new": 7}]
     with edits.path.open("a") as file:
         file.writelines(json.dumps(each) + "\n" for each in odd)
     assert list(edits.current()["neuron"]) == [1]

@@ -1,9 +1,12 @@
-"""Serve a finished run on this machine, with search, label editing and blind rating; open the address that it prints.
+"""Serve a finished run on this machine and open the browser: search, decisions about units, blind rating.
 
 `do=sheets` writes rating sheets for a human study, `do=analyse returned=[a.csv,b.csv]` reads them back.
 """
 
 import socket
+import sys
+import threading
+import webbrowser
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +60,10 @@ def serve(cfg: DictConfig, run: reading.Run, folder: Path) -> None:
     report = build(run.path, run.path.parent / "report" / run.path.stem, shown=cfg.shown).parent
     app = application(report, Search(run, models(cfg, run)), study(cfg, run), folder)
     listening = listen(cfg.port)
-    print(f"viewer  http://127.0.0.1:{listening.getsockname()[1]}/\n        Ctrl-C ends it", flush=True)
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    print(f"viewer  {address}\n        Ctrl-C ends it", flush=True)
+    if sys.stdout.isatty():  # somebody looks on; the socket listens, so the page waits for the server
+        threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 

@@ -23,6 +23,8 @@ from saelab.report import (
     glossary,
     maps,
     matched_pairs,
+    meaning,
+    people,
     pictures,
     random_directions,
     reading,
@@ -39,12 +41,24 @@ PAGES = {
     "index": "Results",
     "units": "Units",
     "unit": "Unit",
+    "beside": "Side by side",
+    "map": "Map",
     "compare": "Comparison",
     "methods": "Methods",
 }
 VENDOR = ("d3.min.js", "plot.umd.min.js")
 CARDS = 4  # units of a basis on the overview, of the best and of the evenly spaced
-SCRIPTS = ("core.js", "charts.js", "pieces.js", "answers.js", "heat.js", "vlm_answers.js")
+SCRIPTS = (
+    "core.js",
+    "charts.js",
+    "pieces.js",
+    "people.js",
+    "list.js",
+    "triage.js",
+    "answers.js",
+    "heat.js",
+    "vlm_answers.js",
+)
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 
@@ -102,6 +116,7 @@ def _source(run: reading.Run, shown: int, site: str | None) -> str:
         parts.append(str(basis.sheets and basis.sheets.name))
         folders = vlm_answers.find_verifications(run.path.parent, basis.recipes["labels"])
         parts += [file_digest(rows) for folder in folders for rows in sorted(folder.glob("*.jsonl"))]
+    parts += [file_digest(path) for path in people.files(run.path)]
     here = Path(__file__).parent
     for file in sorted(p for p in here.rglob("*") if p.suffix in (".py", ".js", ".css", ".html")):
         parts.append(hashlib.sha256(file.read_bytes()).hexdigest())
@@ -115,7 +130,8 @@ def _written_from(partial: Path) -> str:
 
 def _write(run: reading.Run, out: Path, shown: int, site: str | None) -> None:
     known = records.truth(run.images)
-    near = records.neighbours(run)
+    means = meaning.of_bases(run)
+    near = records.neighbours(run, means)
     first = pictures.copies(run.images)
     made = [records.of_basis(run, b, known, shown, near[b.name], first) for b in run.bases]
     unstored: maps.Stores = {}
@@ -136,6 +152,8 @@ def _write(run: reading.Run, out: Path, shown: int, site: str | None) -> None:
         "prompts": prompts,
     }
     write.put(out, "run", facts)
+    write.put(out, "people", people.read(run.bases, people.folder(run.path)))
+    write.put(out, "maps", meaning.maps(run, means))
     for number, comparison in enumerate(run.comparisons):
         write.put(out, f"comparison-{number}", comparison)
     _assets(out)
@@ -200,6 +218,7 @@ def _basis(basis: reading.ReadBasis, rows: list[dict[str, Any]]) -> dict[str, An
         "seed": basis.seed,
         "control": basis.control,
         "units": len(rows),
+        "artifact": basis.units.name,
         "labelled": len(labels),
         "sure": sum(r["label"] is not None and not r["abstained"] for r in rows),
         "distinct": len(set(labels)),

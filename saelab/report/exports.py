@@ -6,7 +6,7 @@ from typing import Any
 
 from saelab.artifacts import read_json, write_csv, write_jsonl
 from saelab.errors import UserError
-from saelab.report import methods, neuronpedia
+from saelab.report import methods, neuronpedia, people
 from saelab.report.reading import Run
 from saelab.report.records import FAITHFULNESS
 
@@ -20,7 +20,8 @@ def write(run: Run, made: Records, out: Path, site: str | None = None) -> list[l
     """
     folder = out / "takeaway"
     folder.mkdir(exist_ok=True)
-    rows = table(run, made)
+    said = people.read(run.bases, people.folder(run.path))
+    rows = table(run, made, people.merged(said))
     write_csv(folder / "units.csv", rows)
     write_jsonl(folder / "units.jsonl", rows)
     places = neuronpedia.write(run, made, folder / "neuronpedia", site)
@@ -48,6 +49,9 @@ def write(run: Run, made: Records, out: Path, site: str | None = None) -> list[l
         ["takeaway/methods.tex", "the same for LaTeX"],
         ["takeaway/references.bib", "BibTeX entries of what the paragraph cites"],
     ]
+    if said:
+        write_jsonl(folder / "judgements.jsonl", said)
+        files.append(["takeaway/judgements.jsonl", "what people said of units, with its history: a line each time"])
     if _parquet(folder / "units.parquet", rows):
         files.insert(2, ["takeaway/units.parquet", "the same as Parquet"])
     for number, comparison in enumerate(run.comparisons):
@@ -85,9 +89,13 @@ def folder_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in name).strip(".") or "sae"
 
 
-def table(run: Run, made: Records) -> list[dict[str, Any]]:
-    """One flat row per unit. Lists (image files, activations, labels per scorer) stay lists."""
-    rows = []
+def table(run: Run, made: Records, said: dict[tuple[str, int], people.Row] | None = None) -> list[dict[str, Any]]:
+    """One flat row per unit. Lists (image files, activations, labels per scorer) stay lists.
+
+    Where people `said` something of any unit (`people.merged`), every row has the columns for it.
+    """
+    rows: list[dict[str, Any]] = []
+    said = said or {}
     for basis, records in zip(run.bases, made, strict=True):
         for record in records:
             keep = {
@@ -98,6 +106,7 @@ def table(run: Run, made: Records) -> list[dict[str, Any]]:
                 {"basis": basis.name, "kind": basis.kind, "layer": basis.layer, "seed": basis.seed}
                 | keep
                 | ({"label_set": record["label_set"]} if "label_set" in record else {})
+                | (people.columns(said.get((basis.name, record["unit"])), record["label"]) if said else {})
                 | record["measured"]
                 | {f"{key}_{side}": bound for key, two in _bounds(record).items() for side, bound in two.items()}
                 | {"max_activation": record["max"], "polysemantic": len(record["meanings"]) > 1}

@@ -224,6 +224,12 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "",
     ),
     "cofire": ("Fires together", "Pearson correlation of the two units' activations over images.", ""),
+    "meaning": (
+        "Nearest in meaning",
+        "Cosine of the mean embeddings of two units' strongest images, each image by its activation, less the mean of "
+        "all mined images; in the space in which the labels were made.",
+        "",
+    ),
     "decoder": ("Decoder cosine", "Cosine of the two features' directions in the layer.", ""),
     "causal_net": (
         "Own class, net of other units",

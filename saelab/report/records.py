@@ -190,8 +190,9 @@ def _percentiles(measured: list[dict[str, Any]]) -> dict[str, list[float | None]
     return found
 
 
-def neighbours(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Per basis and unit: same label, fires together (own basis; each other basis), nearest decoder direction."""
+def neighbours(run: Run, means: list[np.ndarray | None]) -> dict[str, list[dict[str, Any]]]:
+    """Per basis and unit: same label, fires together (own basis; each other basis), nearest decoder direction, and of
+    any basis the units of nearest meaning (`means` from `meaning.of_bases`)."""
     found: dict[str, list[dict[str, Any]]] = {b.name: [{} for _ in b.labels] for b in run.bases}
     _same_label(run, found)
     for basis in run.bases:
@@ -205,6 +206,13 @@ def neighbours(run: Run) -> dict[str, list[dict[str, Any]]]:
         for other in run.bases:
             if other.name != basis.name:
                 _nearest(columns[basis.name], columns[other.name], other.name, "links", found[basis.name], own=False)
+    for basis, own in zip(run.bases, means, strict=True):
+        for other, theirs in zip(run.bases, means, strict=True):
+            if own is not None and theirs is not None and own.shape[1] == theirs.shape[1]:
+                _nearest(own, theirs, other.name, "meaning", found[basis.name], own=other is basis)
+        for entry in found[basis.name]:
+            if "meaning" in entry:
+                entry["meaning"] = sorted(entry["meaning"], key=lambda near: -near[2])[:NEAREST]
     return found
 
 

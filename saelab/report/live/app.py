@@ -24,10 +24,10 @@ from saelab.images.decode import Unreadable, decode
 from saelab.report.live import guard, pages
 from saelab.report.live.rating import Study
 from saelab.report.live.search import Search
-from saelab.report.live.store import Edits, Ratings, line, shown
+from saelab.report.live.store import Edits, Judgements, Ratings, line, shown
 from saelab.report.live.what_if import WhatIf
 
-UPLOAD = 8 * 2**20  # bytes of a picture at most
+UPLOAD = 32 * 2**20  # bytes of a picture at most
 QUESTION = 64 * 2**10  # bytes of any other body
 WORDS = 300  # characters of a search at most
 TOP = 8  # units shown of each basis
@@ -37,12 +37,14 @@ FOLDERS = ("assets", "data", "thumbs", "sheets", "takeaway")  # of the report; n
 
 def application(report: Path, search: Search, study: Study, folder: Path) -> Starlette:
     """The viewer of the report in `report`; what people say is kept in `folder`."""
-    viewer = Viewer(search, Edits(search.run, folder), Ratings(study, folder))
+    viewer = Viewer(search, Edits(search.run, folder), Judgements(search.run, folder), Ratings(study, folder))
     routes: list[Route | Mount] = [
         Route("/", lambda request: RedirectResponse("index.html")),
         Route("/{page}.html", viewer.page),
         Route("/api/edits", viewer.edits),
         Route("/api/edits", viewer.edit, methods=["POST"]),
+        Route("/api/people", viewer.said),
+        Route("/api/judgements", viewer.judge, methods=["POST"]),
         Route("/api/search", viewer.find),
         Route("/api/search", viewer.find_upload, methods=["POST"]),
         Route("/api/what-if", viewer.what_if, methods=["POST"]),
@@ -62,8 +64,9 @@ def application(report: Path, search: Search, study: Study, folder: Path) -> Sta
 class Viewer:
     """Answers of one run's viewer."""
 
-    def __init__(self, search: Search, edits: Edits, ratings: Ratings) -> None:
-        self.search, self.labels, self.ratings, self.changes = search, edits, ratings, WhatIf(search)
+    def __init__(self, search: Search, edits: Edits, judgements: Judgements, ratings: Ratings) -> None:
+        self.search, self.labels, self.judgements, self.ratings = search, edits, judgements, ratings
+        self.changes = WhatIf(search)
         self.pages = pages.render(search.run)
 
     async def page(self, request: Request) -> Response:
@@ -81,6 +84,15 @@ class Viewer:
         """Change a label: `{"basis", "unit", "label", "who"}`."""
         given = await _json(request, "basis", "unit", "label", "who")
         return JSONResponse(await run_in_threadpool(self.labels.edit, *given))
+
+    async def said(self, request: Request) -> Response:
+        """What people said of units, line by line, oldest first."""
+        return JSONResponse(await run_in_threadpool(self.judgements.said))
+
+    async def judge(self, request: Request) -> Response:
+        """Keep a verdict, star, note or collections: `{"basis", "unit", "change", "who"}`."""
+        given = await _json(request, "basis", "unit", "change", "who")
+        return JSONResponse(await run_in_threadpool(self.judgements.add, *given))
 
     async def find(self, request: Request) -> Response:
         """Units for words, `?text=`, or for a picture of the run, `?image=`."""

@@ -1,7 +1,6 @@
-"""People's answers about a run, kept beside it in append-only JSONL files.
+"""People's answers about a run, written beside it to append-only JSONL files.
 
-`labels_edited.jsonl`: `{"units", "basis", "unit", "old", "new", "who", "when"}` a line; the last line of a unit counts.
-`units` is the folder of the unit activations: an edit is of those units, and not of others that later bear the name.
+`labels_edited.jsonl` and `judgements.jsonl`: what people say of units (`saelab.report.people` reads them).
 `ratings.jsonl`: `{"study", "rater", "code", "rating", "when"}` a line; rating 1 to 5, or null for "can't say".
 """
 
@@ -12,15 +11,15 @@ import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from saelab.artifacts import read_jsonl
 from saelab.errors import UserError
+from saelab.report import people
 from saelab.report.live.rating import Answer, Study
-from saelab.report.reading import Run
+from saelab.report.reading import ReadBasis, Run
 from saelab.text import visible
 
-LONGEST = {"label": 200, "name": 60}  # characters
 JOINERS = {0x200C: None, 0x200D: None}  # invisible, but they shape letters
 
 
@@ -47,16 +46,14 @@ class Edits:
     """Labels that people put in place of a run's own; `labels.jsonl` stays unchanged."""
 
     def __init__(self, run: Run, folder: Path) -> None:
-        self.run, self.path = run, folder / "labels_edited.jsonl"
+        self.run, self.path = run, folder / people.LABELS
         self.bases = {basis.name: basis for basis in run.bases}
 
     def current(self) -> dict[str, dict[int, dict[str, Any]]]:
         """basis -> unit -> `{"label", "was", "who", "when"}`; without units whose label is the run's own again."""
         found: dict[str, dict[int, dict[str, Any]]] = {}
-        for row in _rows(self.path, {"units", "basis", "unit", "new", "who", "when"}):
-            basis = self.bases.get(str(row["basis"]))
-            if basis is None or basis.units.name != row["units"] or not _is_place(row["unit"], len(basis.labels)):
-                continue
+        for row in (row for row in people.read(self.run.bases, self.path.parent) if "new" in row):
+            basis = self.bases[row["basis"]]
             was = basis.labels[row["unit"]]["label"]
             edits = found.setdefault(basis.name, {})
             edits.pop(row["unit"], None)
@@ -66,19 +63,58 @@ class Edits:
 
     def edit(self, basis: object, unit: object, label: object, who: object) -> dict[str, Any]:
         """Keep `label` (None: no label) for a unit and return the line written. Raises UserError for bad input."""
-        known = self.bases.get(basis) if isinstance(basis, str) else None
-        if known is None:
-            raise UserError("basis", shown(basis), "is not in this run", f"use {', '.join(self.bases)}")
-        if not _is_place(unit, len(known.labels)):
-            raise UserError("unit", shown(unit), f"is not a unit of {basis}", f"use 0 to {len(known.labels) - 1}")
+        known, number = _unit(self.bases, basis, unit)
         new, name = None if label is None else line("label", label), line("name", who)
 
         def row() -> dict[str, Any]:
-            old = self.current().get(known.name, {}).get(unit, known.labels[unit])["label"]
-            place = {"units": known.units.name, "basis": known.name, "unit": unit}
+            old = self.current().get(known.name, {}).get(number, known.labels[number])["label"]
+            place = {"units": known.units.name, "basis": known.name, "unit": number}
             return place | {"old": old, "new": new, "who": name, "when": _now()}
 
         return append(self.path, row)
+
+
+class Judgements:
+    """Verdicts, stars, notes and collections that people give to units."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run, self.path = run, folder / people.JUDGEMENTS
+        self.bases = {basis.name: basis for basis in run.bases}
+
+    def said(self) -> list[dict[str, Any]]:
+        """Every line on this run's units, edits of labels too, oldest first."""
+        return people.read(self.run.bases, self.path.parent)
+
+    def add(self, basis: object, unit: object, change: object, who: object) -> dict[str, Any]:
+        """Keep a `change` (one or more of `verdict`, `star`, `note`, `collections`). Raises UserError for bad input."""
+        known, number = _unit(self.bases, basis, unit)
+        given = change if isinstance(change, dict) else {}
+        fields = [key for key in people.FIELDS if key != "new"]
+        if not given or not set(given) <= set(fields):
+            raise UserError("change", shown(change), "says nothing that is kept", f"give any of {', '.join(fields)}")
+        kept = {key: _given(key, value) for key, value in given.items()}
+        place = {"units": known.units.name, "basis": known.name, "unit": number}
+        return append(self.path, place | kept | {"who": line("name", who), "when": _now()})
+
+
+def _given(key: str, value: Any) -> Any:
+    """A field's value as it is kept. Raises UserError where it is none."""
+    if key == "note" and value is not None:
+        value = line("note", value)
+    if key == "collections" and isinstance(value, list):
+        value = list(dict.fromkeys(line("collection", name) for name in value))
+    if not people.FIELDS[key](value):
+        raise UserError(key, shown(value), "is no value that it can have", "load the page again")
+    return value
+
+
+def _unit(bases: dict[str, ReadBasis], basis: object, unit: object) -> tuple[ReadBasis, int]:
+    known = bases.get(basis) if isinstance(basis, str) else None
+    if known is None:
+        raise UserError("basis", shown(basis), "is not in this run", f"use {', '.join(bases)}")
+    if not people.is_place(unit, len(known.labels)):
+        raise UserError("unit", shown(unit), f"is not a unit of {basis}", f"use 0 to {len(known.labels) - 1}")
+    return known, unit
 
 
 class Ratings:
@@ -115,10 +151,6 @@ def shown(value: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:40])
 
 
-def _is_place(value: object, count: int) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
-
-
 def _is_rating(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 5
 
@@ -127,8 +159,8 @@ def line(what: str, value: object) -> str:
     """One line of text with something in it, in Unicode's composed form. Raises UserError for anything else."""
     given = " ".join(value.split()) if isinstance(value, str) else ""
     text = "" if any(unicodedata.category(c) in ("Cc", "Cs") for c in given) else visible(given)
-    if not text or len(text) > LONGEST[what] or not text.translate(JOINERS).isprintable():
-        wanted = f"expected a line of 1 to {LONGEST[what]} characters"
+    if not text or len(text) > people.LONGEST[what] or not text.translate(JOINERS).isprintable():
+        wanted = f"expected a line of 1 to {people.LONGEST[what]} characters"
         raise UserError(what, shown(value), wanted, "shorten it or fill it in")
     return text
 

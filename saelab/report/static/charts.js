@@ -11,7 +11,10 @@ function figure(says, draw, caption) {
   let width = 0
   const redraw = async () => {
     await libraries
-    if (width > 0) box.replaceChildren(draw(width))
+    if (!width) return
+    const drawn = draw(width)
+    drawn.setAttribute("aria-hidden", "true") // the box says in words what is drawn
+    box.replaceChildren(drawn)
   }
   new ResizeObserver(([entry]) => {
     const found = Math.floor(entry.contentRect.width)
@@ -32,7 +35,7 @@ function activationHistogram(record, css) {
   const fires = record.images - record.silent
   return figure(`Histogram: ${fires} of ${record.images} images excite the unit, up to ${format.number(high)}`, width =>
     Plot.plot({
-      width, height: 190, marginLeft: 46, marginBottom: 38, marginTop: 22, style: plotStyle,
+      width, height: 196, marginLeft: 46, marginBottom: 44, marginTop: 22, style: plotStyle,
       x: { label: "activation →", ticks: 5 },
       y: { label: "↑ images", type: "sqrt", ticks: 4, grid: true, tickFormat: "d" },
       marks: [
@@ -44,8 +47,9 @@ function activationHistogram(record, css) {
 
 const many = 6000 // dots above which a scatter plot shows counts of units in hexagons instead
 
-/* Rate against a number, one dot a unit; a click opens the unit. rows: {rate, value, label, basis, unit} */
-function scatter(rows, { title, colours, open, height = 320 }) {
+/* Rate against a number, one dot a unit; a click opens the unit, a rectangle keeps its two ranges: brushed([low, high]
+   of the rate, [low, high] of the number). rows: {rate, value, label, basis, unit} */
+function scatter(rows, { title, colours, open, brushed, height = 320 }) {
   const drawn = rows.filter(r => r.rate > 0 && r.value !== null)
   const says = `Scatter plot of ${drawn.length} units: share of images on which a unit fires against ${title}`
   return figure(says, width => {
@@ -56,7 +60,7 @@ function scatter(rows, { title, colours, open, height = 320 }) {
       title: r => `${r.label ?? "no label"}\n${r.basis} ${r.unit}\n${title} ${format.number(r.value)}, fires on ${format.share(r.rate)}`,
     }))
     const plot = Plot.plot({
-      width, height, marginLeft: 46, marginBottom: 40, marginTop: 24, style: plotStyle,
+      width, height, marginLeft: 46, marginBottom: 46, marginTop: 24, style: plotStyle,
       x: { type: "log", label: "fires on, share of images (log) →", tickFormat: x => `${+(100 * x).toPrecision(2)} %`, ticks: width < 500 ? 4 : 7 },
       y: { label: `↑ ${title}`, grid: true, nice: true },
       r: { range: [0, 12] },
@@ -69,8 +73,19 @@ function scatter(rows, { title, colours, open, height = 320 }) {
     })
     plot.addEventListener("click", () => plot.value && open(plot.value))
     plot.style.cursor = "pointer"
+    if (drawn.length) brush(plot, width, height, brushed)
     return plot
   })
+}
+
+function brush(plot, width, height, brushed) {
+  const [x, y] = [plot.scale("x"), plot.scale("y")]
+  const layer = d3.select(plot).append("g").attr("class", "brush")
+  layer.call(d3.brush().extent([[46, 24], [width - 20, height - 46]]).on("end", ({ selection }) => {
+    if (!selection) return
+    const [[left, top], [right, bottom]] = selection
+    brushed([x.invert(left), x.invert(right)], [y.invert(bottom), y.invert(top)])
+  }))
 }
 
 /* Medians and middle halves of one number per basis. rows: {name, colour, q: [q1, q2, q3]} */
@@ -95,7 +110,7 @@ function forest(rows, { title, reference, at }) {
   const ends = [0, ...rows.flatMap(r => [r.mean, r.low, r.high])].filter(x => x !== null)
   const span = Math.max(...ends) - Math.min(...ends) || 1
   return figure(says, width => Plot.plot({
-    width, height: 42 * rows.length + 44, marginLeft: 10, marginRight: 12, marginTop: 14, marginBottom: 38, style: plotStyle,
+    width, height: 42 * rows.length + 44, marginLeft: 10, marginRight: 12, marginTop: 14, marginBottom: 44, style: plotStyle,
     x: { label: `${title} →`, ticks: width < 420 ? 4 : 6, grid: true, domain: [Math.min(...ends) - 0.04 * span, Math.max(...ends) + 0.06 * span] },
     y: { axis: null, domain: rows.map(r => r.name), padding: 0.5 },
     marks: [
@@ -116,7 +131,7 @@ function densityHistogram(density, css) {
   const filled = bins.filter(b => b.n)
   const low = filled.length ? Math.min(-3, filled[0].x1) : -6
   return figure(`Histogram of ${d3Sum(density.counts)} latents by the share of held-out tokens that fire them`, width => Plot.plot({
-    width, height: 170, marginLeft: 40, marginBottom: 40, marginTop: 20, style: plotStyle,
+    width, height: 180, marginLeft: 44, marginRight: 24, marginBottom: 48, marginTop: 22, style: plotStyle,
     x: { label: "share of held-out tokens that fire it (log) →", domain: [low, 0], ticks: 4, tickFormat: x => `${+(100 * 10 ** x).toPrecision(1)} %` },
     y: { label: "↑ latents", ticks: 4, grid: true },
     marks: [Plot.rectY(bins.filter(b => b.x1 >= low), { x1: "x1", x2: "x2", y: "n", fill: colour(css), insetLeft: 0.5, insetRight: 0.5, title: b => `${format.plural(b.n, "latent")}` }), Plot.ruleY([0], { stroke: "currentColor" })],

@@ -51,7 +51,7 @@ const format = {
     if (percent > 99.5 && percent < 100) return percent > 99.94 ? ">99.9 %" : `${percent.toFixed(1)} %` // not all
     return `${percent === 0 || percent >= 9.95 ? percent.toFixed(0) : percent < 0.1 ? "<0.1" : percent.toFixed(1)} %`
   },
-  p: p => (p < 0.001 ? "p < 0.001" : `p = ${p.toFixed(3)}`),
+  p: p => (p < 0.001 ? "p\u00a0<\u00a00.001" : `p\u00a0=\u00a0${p.toFixed(3)}`),
   seconds: s => (s < 60 ? `${s.toFixed(1)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`),
   list: words => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`),
   plural: (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`,
@@ -74,10 +74,12 @@ function explainTerms() {
   const tip = h("div.tip", { role: "tooltip", id: "tip", hidden: true })
   document.body.append(tip)
   let owner = null
+  let used = null // what was just pressed: its result must not be covered until it is left
   const hide = () => { tip.hidden = true; owner?.removeAttribute("aria-describedby"); owner = null }
   const show = event => {
     const target = event.target.closest?.("[data-term]")
-    if (!target) return hide()
+    if (used !== null && target?.dataset.term !== used) used = null
+    if (!target || used !== null) return hide()
     if (target === owner) return
     hide()
     owner = target
@@ -87,13 +89,15 @@ function explainTerms() {
     target.setAttribute("aria-describedby", "tip")
     const box = target.getBoundingClientRect()
     const left = Math.min(Math.max(8, box.left), innerWidth - tip.offsetWidth - 8)
-    const below = box.bottom + tip.offsetHeight + 14 < innerHeight
+    const above = box.top - tip.offsetHeight > 8
+    const below = box.bottom + tip.offsetHeight + 14 < innerHeight && !(above && target.closest("thead")) // rows are what a head is about
     tip.style.left = `${left + scrollX}px`
     tip.style.top = `${(below ? box.bottom + 8 : box.top - tip.offsetHeight - 8) + scrollY}px`
   }
   document.addEventListener("mouseover", show)
   document.addEventListener("focusin", show)
   document.addEventListener("keydown", event => event.key === "Escape" && hide())
+  document.addEventListener("click", event => { used = event.target.closest?.("button[data-term]")?.dataset.term ?? null; if (used !== null) hide() }, true)
 }
 
 /* ---- bases ---- */
@@ -140,8 +144,6 @@ const thumb = id => `thumbs/${Math.floor(id / 1000)}/${id}.webp`
 
 /* ---- the page ---- */
 
-const additions = { unit: () => null } // what the live viewer puts on a unit's page below its label
-
 function theme() {
   const root = document.documentElement
   const dark = () => root.dataset.theme === "dark" || (!root.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches)
@@ -153,18 +155,24 @@ function theme() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("themechange")))
 }
 
-/* Tables that are wider than the window can be scrolled by keyboard: they can be focused, and have a name. */
+/* What is larger than its box can be scrolled by keyboard: it can be focused, and has a name of its own. */
 function reachable(main) {
   const mend = () => {
-    for (const box of main.querySelectorAll(".scroll")) {
-      const wide = box.scrollWidth > box.clientWidth + 1
-      const name = box.closest("section")?.querySelector("h2")?.textContent ?? "Table"
+    const named = new Map()
+    const headings = [...main.querySelectorAll("h2, h3, summary")]
+    for (const box of main.querySelectorAll(".scroll, pre")) {
+      const wide = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1
+      const heading = headings.findLast(x => x.compareDocumentPosition(box) & Node.DOCUMENT_POSITION_FOLLOWING)?.textContent ?? "Table"
+      const before = named.get(heading) ?? 0
+      if (wide) named.set(heading, before + 1)
+      const name = before ? `${heading} (${before + 1})` : heading
       for (const [key, value] of Object.entries({ tabindex: "0", role: "region", "aria-label": name })) wide ? box.setAttribute(key, value) : box.removeAttribute(key)
     }
   }
   let waiting = 0
   const soon = () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(mend) }
   new MutationObserver(soon).observe(main, { childList: true, subtree: true })
+  main.addEventListener("toggle", soon, true)
   addEventListener("resize", soon)
   soon()
 }

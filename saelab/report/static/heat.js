@@ -18,7 +18,7 @@ function overlay(map) {
   const pixels = context.createImageData(map.width, map.height)
   map.cells.forEach((level, j) => {
     const c = d3.rgb(d3.interpolateInferno(0.12 + (0.83 * level) / 255))
-    pixels.data.set([c.r, c.g, c.b, 12 + 0.78 * level], 4 * j)
+    pixels.data.set([c.r, c.g, c.b, 205 * (level / 255) ** 0.8], 4 * j) // silent cells leave the picture as it is
   })
   context.putImageData(pixels, 0, 0)
   return canvas

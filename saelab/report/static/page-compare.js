@@ -46,6 +46,7 @@ async function drawComparison(run, main, c) {
     h("h1", null, "The comparison"),
     layers(run, c),
     fold(run, c),
+    h("nav.contents", { "aria-label": "On this page" }),
     glance(run, c),
     inWordsOf(c),
     section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval; the dotted tick is the difference that shuffled labels show. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero."], switches, tables),
@@ -59,6 +60,17 @@ async function drawComparison(run, main, c) {
     scorers(run, c),
     await sideBySide(run),
   ].filter(Boolean))
+  contents(main)
+}
+
+/* Links to the sections; the address names the layer, so a link scrolls and moves the focus. */
+function contents(main) {
+  const links = [...main.querySelectorAll("section > h2")].map(heading => h("button", { type: "button", onclick: () => {
+    heading.tabIndex = -1
+    heading.focus({ preventScroll: true })
+    heading.scrollIntoView()
+  } }, heading.textContent))
+  main.querySelector(".contents").append(...links)
 }
 
 /* One comparison for each layer: links to the others. */

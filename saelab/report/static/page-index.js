@@ -69,10 +69,10 @@ function saes(run) {
   const overfit = q => (q.overfit ? h("small.badge.weak", null, "overfits") : null)
   return section("How good the SAEs are", "Numbers on held-out tokens, unless they say otherwise: those of the test images, which no SAE was trained on.",
     h("div.scroll", null, h("table", null,
-      h("thead", null, h("tr", null, h("th", null, "SAE"), h("th.num", null, term("fvu", "Unexplained, training tokens")), h("th.num", null, term("fvu", "Unexplained, held out")), h("th", null, ""), h("th.num", null, term("l0")), h("th.num", null, "Dead latents"), h("th.num", null, term("stability")), h("th.num", null, "By chance"))),
+      h("thead", null, h("tr", null, h("th", null, "SAE"), h("th.num", null, term("fvu", "Unexplained, training tokens")), h("th.num", null, term("fvu", "Unexplained, held out")), h("th", null, "Overfitting"), h("th.num", null, term("l0")), h("th.num", null, "Dead latents"), h("th.num", null, term("stability")), h("th.num", null, "By chance"))),
       h("tbody", null, rows.map(({ name, quality: q }) => h("tr", null,
         h("th", { scope: "row" }, h("a", { href: `units.html#basis=${encodeURIComponent(name)}` }, dot(run, name), inWords(run, name))),
-        h("td.num", null, bar(format.number(q.fvu, 3), q.fvu, hue(run, name))), h("td.num", null, bar(format.number(q.fvu_test, 3), q.fvu_test, hue(run, name))), h("td", null, overfit(q)),
+        h("td.num", null, bar(format.number(q.fvu, 3), q.fvu, hue(run, name))), h("td.num", null, bar(format.number(q.fvu_test, 3), q.fvu_test, hue(run, name))), h("td", null, overfit(q) ?? "no"),
         h("td.num", null, format.number(q.l0, 1)), h("td.num", null, format.share(q.dead)), h("td.num", null, format.share(q.shared)), h("td.num", null, format.share(q.by_chance))))))))
 }
 
@@ -109,5 +109,5 @@ function caveats(run, comparisons) {
   const all = [...notes]
   if (!all.length) return null
   const list = some => h("ul", null, some.map(n => h("li", null, n)))
-  return h("section.cautions", null, h("h3", null, "Read with care"), list(all.slice(0, 4)), all.length > 4 ? h("details", null, h("summary", null, `${all.length - 4} more`), list(all.slice(4))) : null)
+  return h("section.cautions", null, h("h2", null, "Read with care"), list(all.slice(0, 4)), all.length > 4 ? h("details", null, h("summary", null, `${all.length - 4} more`), list(all.slice(4))) : null)
 }

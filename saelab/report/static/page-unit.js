@@ -5,58 +5,92 @@
 const shownAtOnce = 12
 
 page(async (run, main) => {
-  const draw = async () => {
-    const [name, unit] = location.hash.slice(1).split("/").map(decodeURIComponent)
-    const b = location.hash.length < 2 ? 0 : number(run, name)
+  const now = {} // what is shown: {run, basis, record, steps, params}
+  const at = () => now
+  const link = ([name, u]) => unitLink(name, u) + (now.params.size ? `?${now.params}` : "")
+  const go = place => { history.pushState(null, "", link(place)); return draw() }
+  const { act, settle } = triage({ at, go, redraw: () => draw(true) })
+
+  async function draw(again = false) {
+    const [path, tail] = location.hash.slice(1).split("?")
+    const [name, unit] = path.split("/").map(decodeURIComponent)
+    const b = path ? number(run, name) : 0
     const basis = run.bases[b]
     const u = unit === undefined || unit === "" ? 0 : Number(unit)
     if (!basis) return nothing(run, main, `This report has no basis ${name}.`)
     if (!Number.isInteger(u) || u < 0 || u >= basis.units) return nothing(run, main, `${inWords(run, basis.name)} have no unit ${unit}.`)
-    const chunk = await saelab.need(`units/${b}/${Math.floor(u / run.chunk)}`)
+    const params = new URLSearchParams(tail ?? "")
+    const [chunk, list] = await Promise.all([saelab.need(`units/${b}/${Math.floor(u / run.chunk)}`), listOf(run, params)])
+    if (params.get("view") === "heat") await libraries // heat maps need D3's colours
     const record = chunk[u % run.chunk]
+    Object.assign(now, { run, basis, record, params, steps: stepsOf(basis, u, list), list, link, act, settle })
     document.title = `${record.label ?? "no label"} · ${alone[basis.kind] ?? basis.name} ${u} · ${run.name}`
     main.style.setProperty("--c", hue(run, basis.name))
-    main.replaceChildren(...unitPage(run, basis, record))
-    scrollTo(0, 0)
+    const focused = main.contains(document.activeElement) ? document.activeElement.dataset.key : null
+    main.replaceChildren(...unitPage(now))
+    if (focused) main.querySelector(`[data-key="${focused}"]`)?.focus({ preventScroll: true })
+    if (!again) scrollTo(0, 0)
+    if (now.steps.next) fetchAhead(run, now.steps.next)
   }
-  addEventListener("hashchange", draw)
+  addEventListener("hashchange", () => draw())
   addEventListener("keydown", event => {
-    if (event.target.closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return
-    const link = { ArrowLeft: ".previous", ArrowRight: ".next", r: ".random" }[event.key]
-    if (link) document.querySelector(link)?.click()
+    if (event.ctrlKey || event.metaKey || event.altKey) return
+    if (event.target.closest("input, select, textarea")) return event.key === "Escape" && event.target.blur()
+    const pressed = { ArrowLeft: ".previous", k: ".previous", ArrowRight: ".next", j: ".next", r: ".random" }[event.key]
+    if (pressed) document.querySelector(pressed)?.click()
+    if (!triageKeys[event.key] || !now.record) return
+    event.preventDefault() // the key must not be typed into the field that it opens
+    act(triageKeys[event.key][0])
   })
   await draw()
 })
 
-function unitPage(run, basis, record) {
+/* The data of the unit that comes next, while this one is looked at. */
+function fetchAhead(run, [name, u]) {
+  const chunk = saelab.need(`units/${number(run, name)}/${Math.floor(u / run.chunk)}`)
+  chunk.then(records => records[u % run.chunk].positives.slice(0, 6).forEach(id => { new Image().src = thumb(id) }), () => null)
+}
+
+function unitPage(now) {
+  const { run, basis, record } = now
   return [
-    crumbs(run, basis, record),
-    lede(run, basis, record),
+    crumbs(now),
+    lede(now),
     heldOut(run, basis, record),
-    meanings(record),
-    record.positives.length ? exemplars(run, basis, record) : null,
-    candidates(run, basis, record),
-    record.histogram.length ? activity(run, basis, record) : null,
     whatItDoes(record),
+    meanings(record),
+    record.positives.length ? exemplars(now) : null,
+    record.histogram.length ? activity(run, basis, record) : null,
+    candidates(run, basis, record),
     judged(run, basis, record),
-    verified(record),
     neighbourhood(run, basis, record),
+    verified(record),
     saeQuality(run, basis),
     proposals(run, record),
+    triageBar(now),
   ].filter(Boolean)
 }
 
-/* The label with its marks and what they rest on; beside it the numbers. */
-function lede(run, basis, record) {
+/* The label with its marks and what they rest on; beside it the numbers, and what people said. */
+function lede(now) {
+  const { run, basis, record } = now
   return h("div.lede", null,
     h("div", null,
       h("h1", { class: record.abstained ? "abstained" : null }, record.label ?? "No label"),
       labelSet(record),
-      h("p.marks", null, marks(record, true)),
-      additions.unit(run, basis, record),
+      h("p.marks", null, marks(record, true), saidMarks(people.of(basis.name, record.unit))),
+      edited(basis, record),
       h("p.standfirst", null, verdict(run, basis, record)),
-      alternatives(record)),
-    facts(run, basis, record))
+      alternatives(record),
+      labelForm(record, now.settle)),
+    h("div", null, facts(run, basis, record), notebook(now)))
+}
+
+/* Who changed the label, and what it was. */
+function edited(basis, record) {
+  if (!isEdited(record)) return null
+  const last = people.of(basis.name, record.unit).history.findLast(row => "new" in row)
+  return h("p.edited", null, `Changed by ${last.who} on ${last.when.slice(0, 10)}. The run’s own label is `, record.own.label === null ? "none" : h("b", null, record.own.label), ", and the numbers below belong to it.")
 }
 
 /* Every label that the images can't rule out as the best, where the run asked for sets. */
@@ -75,16 +109,16 @@ function alternatives(record) {
   return others.length && record.label ? h("p.quiet", null, "Next best: ", others.join(", "), ".") : null
 }
 
-function crumbs(run, basis, record) {
-  const u = record.unit
-  const go = (to, css, text) => h(`a.button.${css}`, { href: to === null ? null : unitLink(basis.name, to), "aria-disabled": to === null }, text)
-  const random = h("button.random", { type: "button", onclick: () => { location.href = unitLink(basis.name, Math.floor(Math.random() * basis.units)) }, title: "key r" }, "random")
+function crumbs({ run, basis, record, steps, list, link, params }) {
+  const go = (to, css, text) => h(`a.button.${css}`, { href: to && link(to), "aria-disabled": to ? null : "true", "data-key": css, role: to ? null : "link" }, text)
+  const any = () => list?.[Math.floor(Math.random() * list.length)] ?? [basis.name, Math.floor(Math.random() * basis.units)]
   return h("nav.crumbs", { "aria-label": "This unit" },
-    h("span", null, dot(run, basis.name), h("a", { href: `units.html#basis=${encodeURIComponent(basis.name)}` }, inWords(run, basis.name))),
-    h("span", null, basis.layer), h("strong", null, `${alone[basis.kind] ?? "unit"} ${u}`), status(record.status),
-    h("span.tools", null, go(u > 0 ? u - 1 : basis.units - 1, "previous", "← previous"), go(u + 1 < basis.units ? u + 1 : 0, "next", "next →"), random,
-      h("button", { type: "button", onclick: () => copy(location.href, "link") }, "copy link"),
-      h("button", { type: "button", onclick: () => copy(JSON.stringify({ basis: basis.name, layer: basis.layer, ...record }, null, 1), "JSON") }, "copy as JSON")))
+    h("span", null, dot(run, basis.name), h("a", { href: backTo(basis, params) }, inWords(run, basis.name))),
+    h("span", null, basis.layer), h("strong", null, `${alone[basis.kind] ?? "unit"} ${record.unit}`), status(record.status),
+    h("span.tools", null, go(steps.previous, "previous", "← previous"), go(steps.next, "next", "next →"),
+      h("button.random", { type: "button", "data-key": "random", onclick: () => { location.href = link(any()) }, title: "key r" }, "random"),
+      h("button", { type: "button", "data-key": "link", onclick: () => copy(location.href, "link") }, "copy link"),
+      h("button", { type: "button", "data-key": "json", onclick: () => copy(JSON.stringify({ basis: basis.name, layer: basis.layer, ...record }, null, 1), "JSON") }, "copy as JSON")))
 }
 
 /* What unseen photos say of the label, in one or two sentences; then what the permutation test says. */
@@ -109,11 +143,10 @@ function facts(run, basis, record) {
   const fact = (key, value, note) => h("div", null, h("dt", null, term(key)), h("dd", null, value, note ? h("small", null, ` ${note}`) : null))
   return h("dl.facts", null,
     fact("firing_rate", format.share(m.firing_rate ?? (record.images - record.silent) / record.images), `${format.plural(record.fires_on ?? 0, "mined image")}`),
+    basis.judge && m[basis.judge] != null ? fact(basis.judge, format.number(m[basis.judge]), record.interval[basis.judge] ? `${format.number(record.interval[basis.judge][0])} to ${format.number(record.interval[basis.judge][1])}` : null) : null,
     record.label ? fact("score", format.number(m.score, 3), `by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`) : null,
-    m.margin !== null ? fact("margin", format.number(m.margin, 3)) : null,
     m.null_percentile !== null ? fact("null_percentile", format.share(m.null_percentile)) : null,
-    m.random_percentile != null ? fact("random_percentile", format.share(m.random_percentile)) : null,
-    record.label && record.source ? h("div", null, h("dt", null, "Named by"), h("dd", null, record.source)) : null)
+    m.random_percentile != null ? fact("random_percentile", format.share(m.random_percentile)) : null)
 }
 
 /* ---- photos that nobody looked at when the label was given ---- */
@@ -152,15 +185,22 @@ function meanings(record) {
 
 /* ---- strongest images and their contrasts ---- */
 
-function exemplars(run, basis, record) {
+function exemplars({ record, params, link, steps }) {
   const grid = h("div.pairs")
   const switches = h("div")
-  const state = { mode: "raw" }
+  const state = { mode: params.get("view") in modes ? params.get("view") : "raw" } // the next unit is shown in the same way
   let limit = shownAtOnce
   const fill = () => {
-    if (record.maps) switches.replaceChildren(choice("Show", modes, state, "mode", fill))
+    if (record.maps) switches.replaceChildren(choice("Show", modes, state, "mode", change))
     if (state.mode === "heat") switches.firstChild.append(heatScale())
     grid.replaceChildren(...record.positives.slice(0, limit).map((_, i) => pair(record, i, state.mode)))
+  }
+  const change = () => {
+    if (state.mode === "raw") params.delete("view")
+    else params.set("view", state.mode)
+    history.replaceState(null, "", `${location.hash.split("?")[0]}${params.size ? `?${params}` : ""}`)
+    for (const [css, to] of [["previous", steps.previous], ["next", steps.next]]) if (to) document.querySelector(`.crumbs .${css}`).href = link(to)
+    fill()
   }
   const more = record.positives.length > limit
     ? h("button", { type: "button", onclick: event => { limit = record.positives.length; fill(); event.target.remove() } }, `show all ${record.positives.length}`)
@@ -204,7 +244,9 @@ function candidates(run, basis, record) {
   const sources = Object.keys(record.sources).length > 0
   const weight = row => scorers.reduce((sum, s) => sum + (row[s] ? 1 / row[s][0] : 0), 0)
   const rows = [...labels].sort((a, b) => (b[0] === record.label) - (a[0] === record.label) || weight(b[1]) - weight(a[1])).slice(0, 12)
-  return section("Candidate labels", "Each scorer's best labels. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer's best.",
+  const m = record.measured
+  const chosen = record.label ? h("p.note", null, `The label was named by ${record.source ?? "an unknown source"} and chosen by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`, m.margin === null ? "." : [", ", term("margin", "ahead of the next label by"), ` ${format.number(m.margin, 3)}.`]) : null
+  return section("Candidate labels", "Each scorer's best labels. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer's best.", chosen,
     h("div.scroll", null, h("table.candidates", null,
       h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th", null, "From") : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
       h("tbody", null, rows.map(([label, row]) => h("tr", null,
@@ -308,11 +350,12 @@ function neighbourhood(run, basis, record) {
     [near.sharing ? `Same label (${format.count(near.sharing)} others)` : "Same label", near.same, null],
     [term("cofire", "Fires together, same basis"), near.cofire, "r"],
     [term("cofire", "Fires together, other bases"), near.links, "r"],
+    [term("meaning", "Nearest in meaning"), near.meaning, "cosine"],
     [term("decoder", "Nearest direction"), near.decoder, "cosine"],
   ].filter(([, list]) => list?.length)
   if (!groups.length) return null
-  return section("Neighbours", "Units of any basis with the same label, or that fire on the same images.",
-    h("div.two", null, groups.map(([title, list, word]) => {
+  return section("Neighbours", "Units with the same label, that fire on the same images, whose strongest images mean the same, or whose direction is near.",
+    h("div.neighbours", null, groups.map(([title, list, word]) => {
       const place = h("ul.near")
       Promise.all(list.map(entry => neighbour(run, entry, word))).then(items => place.replaceChildren(...items))
       return h("div", null, h("h3", null, title), place)

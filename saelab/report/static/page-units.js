@@ -1,48 +1,62 @@
-/* The browser of units: a table and a scatter plot under the same filters; the state lives in the address. */
+/* The browser of units: a plot, and a table or a gallery, under the same filters; the state lives in the address. */
 "use strict"
 
 const perPage = 40
-const numberColumns = ["score", "null_percentile", "firing_rate", "truth_r", "caption_r", "auprc", "scs", "clarity", "monosemanticity"]
-const faithful = ["truth_r", "caption_r", "auprc", "scs"]
-const rising = new Set(["unit", "label", "status"]) // sorted upwards first; numbers from the largest down
-const defaults = { basis: "", status: "", q: "", sort: "unit", down: "", least: "", chance: "", floor: "", y: "", page: "1" }
+const defaults = { ...listDefaults, y: "", cols: "", view: "", page: "1" }
+const chosen = new Set() // codes of the units that are ticked
 
 page(async (run, main) => {
   const state = { ...defaults, basis: run.bases[0].name, ...fromAddress() }
   if (state.basis !== "*" && number(run, state.basis) < 0) return nothing(run, main, `This report has no basis ${state.basis}.`)
   const table = h("div")
-  const chart = h("div")
+  const chart = h("div.chart")
   const tally = h("p.lead", { role: "status" })
-  const download = h("button", { type: "button", onclick: () => save(`${run.name}-units.csv`, asCsv(run, rows)) }, "Download these units (CSV)")
+  const download = h("button", { type: "button", onclick: () => save(`${run.name}-units.csv`, asCsv(run, rows), "text/csv") }, "Download these units (CSV)")
   const controls = h("form.controls", { onsubmit: event => event.preventDefault() })
+  const more = h("div.more")
+  const picked = h("div.picked", { role: "region", "aria-label": "Ticked units" })
   let rows = []
 
   async function change(changes, keepPage) {
     Object.assign(state, keepPage ? {} : { page: "1" }, changes)
-    history.replaceState(null, "", toAddress(state, run))
+    history.replaceState(null, "", toAddress(state))
     await draw()
+    if (!keepPage) drawChart()
   }
   async function draw() {
-    rows = sorted(filtered(await load(run, state.basis), state), state)
+    rows = sorted(filtered(run, await load(run, state.basis), state), state)
     show(rows, rows.length)
   }
   function show(some, count) {
     tally.textContent = `${format.plural(count, "unit")} ${count === 1 ? "matches" : "match"}.`
     const focused = table.contains(document.activeElement) ? document.activeElement.dataset.key : null
-    table.replaceChildren(tableOf(run, some, present(run, state.basis), state, change), pager(count, state, change))
+    table.replaceChildren(state.view === "gallery" ? galleryOf(run, some, state) : tableOf(run, some, columnsOf(run, state), state, change), pager(count, state, change))
     if (focused) (table.querySelector(`[data-key="${focused}"]:not(:disabled)`) ?? table.querySelector("nav button:not(:disabled)"))?.focus({ preventScroll: true })
     drawControls()
+    drawPicked()
   }
   const y = () => state.y || faithful.find(key => present(run, state.basis).includes(key)) || "score"
-  const drawChart = () => chart.replaceChildren(scatter(rows.map(r => ({ ...r, rate: r.firing_rate, value: r[y()] })), {
-    title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])),
-    open: r => { location.href = unitLink(r.basis, r.unit) },
-  }))
-  const drawControls = controlsOf(controls, run, state, async changes => { await change(changes); drawChart() }, y)
+  const drawChart = () => {
+    const plotted = rows.map(r => ({ ...r, rate: r.firing_rate, value: r[y()] }))
+    chart.replaceChildren(scatter(plotted, {
+      title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), height: 240,
+      open: r => { location.href = unitLink(r.basis, r.unit) + along(state) },
+      brushed: (rate, value) => change({ range: withBounds(state.range, { firing_rate: rate, [y()]: value }) }),
+    }))
+  }
+  const drawControls = controlsOf(controls, more, run, state, change, y)
+  const drawPicked = () => picked.replaceChildren(...pickedOf(run, state, change, () => show(rows, rows.length)))
+  table.addEventListener("change", event => {
+    const one = event.target.dataset.code
+    if (!one) return
+    chosen[event.target.checked ? "add" : "delete"](one)
+    drawPicked()
+  })
 
   main.replaceChildren(
-    h("h1", null, "Units"), h("div.tally", null, tally, download), controls, h("div.scroll.wide", null, table),
-    section("Rate against quality", "Each dot is a unit that matches the filters; click it to open its page. Units that fire on few images and units that fire on many are different things, so compare like with like.", chart),
+    h("h1", null, "Units"), h("div.tally", null, tally, download), controls, more,
+    h("details.plotted", { open: innerWidth > 720 }, h("summary", null, "Rate against quality", h("span.quiet", null, " – each dot is a unit that matches; drag over dots to keep those, click one to open it")), chart),
+    h("div.scroll.wide", null, table), picked, decisions(run),
   )
   addEventListener("hashchange", () => { Object.assign(state, defaults, { basis: run.bases[0].name }, fromAddress()); if (state.basis !== "*" && number(run, state.basis) < 0) return location.reload(); draw().then(drawChart) })
   addEventListener("keydown", event => keys(event, state, rows, change))
@@ -56,76 +70,54 @@ page(async (run, main) => {
 })
 
 /* Is it the first page of one basis by number, with no filter? */
-const untouched = state => state.basis !== "*" && Object.keys(defaults).every(key => ["basis", "y"].includes(key) || state[key] === defaults[key])
+const untouched = state => plain(state) && state.page === "1"
 const painted = () => new Promise(done => requestAnimationFrame(() => setTimeout(done)))
 
-/* ---- rows ---- */
-
-const loaded = new Map()
-
-async function load(run, which) {
-  const names = which === "*" ? run.bases.map(b => b.name) : [which]
-  const parts = await Promise.all(names.map(async name => {
-    if (!loaded.has(name)) loaded.set(name, unpack(name, await saelab.need(`summary-${number(run, name)}`)))
-    return loaded.get(name)
-  }))
-  return parts.flat()
-}
-
-function unpack(basis, s) {
-  const [doubtful, several] = [new Set(s.abstained), new Set(s.several)]
-  return s.units.map((unit, i) => {
-    const row = { basis, unit, label: s.label[i] < 0 ? null : s.labels[s.label[i]], status: s.statuses[s.status[i]], thumbs: s.thumbs[i], abstained: doubtful.has(i), badge: s.badges[s.badge[i]] ?? null, several: several.has(i) }
-    for (const key in s.measured) row[key] = s.measured[key][i]
-    return row
-  })
-}
-
-/* What the choice "Label" keeps. */
-const keeps = {
-  holds: r => r.badge === "holds", weak: r => r.badge === "weak", luck: r => r.badge === "may be luck",
-  1: r => r.label !== null && !r.abstained, abstains: r => r.label !== null && r.abstained, 2: r => r.several,
-}
-
-function filtered(rows, state) {
-  const words = state.q.toLowerCase().split(/\s+/).filter(Boolean)
-  const [low, high] = { "": [-1, 2], rare: [0, 0.01], some: [0.01, 0.1], often: [0.1, 0.8], dense: [0.8, 2] }[state.least] ?? [-1, 2]
-  return rows.filter(r =>
-    (!state.status || r.status === state.status) &&
-    (!state.floor || r.score >= Number(state.floor)) &&
-    (!state.chance || keeps[state.chance]?.(r)) &&
-    (!state.least || (r.firing_rate > low && r.firing_rate <= high)) &&
-    words.every(w => (r.label ?? "").toLowerCase().includes(w) || String(r.unit) === w))
-}
-
-function sorted(rows, state) {
-  const sign = state.down ? -1 : 1
-  const key = state.sort
-  const missing = r => r[key] === null || r[key] === undefined
-  return [...rows].sort((a, b) => {
-    if (missing(a) || missing(b)) return missing(a) - missing(b) // what has no number comes last either way
-    const order = typeof a[key] === "string" ? a[key].localeCompare(b[key]) : a[key] - b[key]
-    return sign * order || a.unit - b.unit
-  })
-}
-
+/* The numbers that a basis has, of faithfulness the two that judge it. */
 function present(run, which) {
   const bases = which === "*" ? run.bases : run.bases.filter(b => b.name === which)
   const have = key => bases.some(b => b.quartiles[key])
   const judge = faithful.filter(have).slice(0, 2)
-  return numberColumns.filter(key => have(key) && (!faithful.includes(key) || judge.includes(key))).slice(0, 6)
+  return ["score", "null_percentile", "firing_rate", ...faithful, "clarity", "monosemanticity"].filter(key => have(key) && (!faithful.includes(key) || judge.includes(key))).slice(0, 6)
+}
+
+const available = (run, which) => numberColumns.filter(key => run.bases.some(b => (which === "*" || b.name === which) && b.quartiles[key]))
+const columnsOf = (run, state) => (state.cols ? available(run, state.basis).filter(key => state.cols.split(",").includes(key)) : present(run, state.basis))
+
+/* The text of ranges with some of them set anew: {key: [low, high]}, null to drop one. */
+function withBounds(text, changes) {
+  const all = Object.fromEntries(boundsOf(text).map(([key, ...two]) => [key, two]))
+  const end = x => (Number.isFinite(x) ? String(+x.toPrecision(3)) : "")
+  return Object.entries({ ...all, ...changes }).filter(([, two]) => two && two.some(Number.isFinite)).map(([key, two]) => `${key}:${two.map(end).join(":")}`).join(",")
 }
 
 /* ---- drawing ---- */
 
-function controlsOf(form, run, state, change, y) {
+function controlsOf(form, more, run, state, change, y) {
   const option = (value, text, now) => h("option", { value, selected: value === now }, text)
+  const opened = {} // which of the details below the filters are open
+  const folded = (key, title, ...content) => h("details", { open: opened[key], ontoggle: event => { opened[key] = event.target.open } }, h("summary", { "data-key": key }, title), content)
+  const ranges = () => {
+    const now = Object.fromEntries(boundsOf(state.range).map(([key, ...two]) => [key, two]))
+    const end = (key, i, word) => h("input", { type: "number", step: "any", name: `${key}-${i}`, "data-key": `${key}-${i}`, "aria-label": `${terms[key].title}, ${word}`, placeholder: word, value: Number.isFinite(now[key]?.[i]) ? now[key][i] : "",
+      oninput: later(e => { const two = [...now[key] ?? [-Infinity, Infinity]]; two[i] = e.target.value === "" ? [-Infinity, Infinity][i] : Number(e.target.value); change({ range: withBounds(state.range, { [key]: two }) }) }, 300) })
+    return h("div.ranges", null, available(run, state.basis).map(key => h("div", { role: "group", "aria-label": terms[key].title }, h("span", null, term(key)), end(key, 0, "least"), end(key, 1, "most"))))
+  }
+  const boxes = () => h("div.boxes", null, available(run, state.basis).map(key => h("label", null, h("input", { type: "checkbox", "data-key": `col-${key}`, checked: columnsOf(run, state).includes(key), onchange: e => {
+    const cols = new Set(columnsOf(run, state))
+    cols[e.target.checked ? "add" : "delete"](key)
+    change({ cols: [...cols].join(",") || "none" }, true)
+  } }), terms[key].title)), state.cols ? h("button", { type: "button", "data-key": "col-reset", "aria-label": "the usual columns", onclick: () => change({ cols: "" }, true) }, "the usual ones") : null)
+  const chips = () => boundsOf(state.range).map(([key, low, high]) => h("button", { type: "button", "data-key": `drop-${key}`, title: "take this range away", onclick: () => change({ range: withBounds(state.range, { [key]: null }) }) }, `${terms[key]?.title ?? key} ${low === -Infinity ? `≤ ${high}` : high === Infinity ? `≥ ${low}` : `${low} to ${high}`} ×`))
   return () => {
-    const focused = form.contains(document.activeElement) ? document.activeElement.name : null
+    const inside = [form, more].find(box => box.contains(document.activeElement))
+    const focused = inside ? document.activeElement.name || document.activeElement.dataset.key : null
+    const typed = inside && document.activeElement.matches("input[type=number]") ? document.activeElement.value : null
     const at = focused === "q" ? form.q.selectionStart : null
     const statuses = statusOrder.filter(s => run.bases.some(b => (state.basis === "*" || b.name === state.basis) && b.statuses[s]))
-    form.replaceChildren(
-      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat, 1032 …  ( / )", oninput: later(e => change({ q: e.target.value })) })),
+    const collections = people.collections()
+    form.replaceChildren(...[
+      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog -wild ( / )", title: "All words must be found. OR separates alternatives, NOT or - excludes, \"quotes\" keep words together; a number is a unit.", oninput: later(e => change({ q: e.target.value })) })),
       h("label", null, "Basis", h("select", { name: "basis", onchange: e => change({ basis: e.target.value, status: "" }) },
         run.bases.map(b => option(b.name, `${inWords(run, b.name)} (${format.count(b.units)})`, state.basis)), option("*", "all bases", state.basis))),
       h("label", null, "Status", h("select", { name: "status", onchange: e => change({ status: e.target.value }) },
@@ -135,13 +127,24 @@ function controlsOf(form, run, state, change, y) {
       h("label", null, "Label", h("select", { name: "chance", onchange: e => change({ chance: e.target.value }) },
         option("", "any", state.chance), run.bases.some(b => b.badges) ? [option("holds", "holds", state.chance), option("weak", "weak", state.chance), option("luck", "may be luck", state.chance)] : null,
         option("1", "given with confidence", state.chance), option("abstains", "abstains", state.chance), option("2", "two meanings", state.chance))),
-      h("label", null, "Score at least", h("input", { type: "number", name: "floor", step: "any", value: state.floor, style: "width:5.5rem", oninput: later(e => change({ floor: e.target.value })) })),
-      h("label.narrow", null, "Sort by", h("select", { name: "sort", onchange: e => change({ sort: e.target.value, down: rising.has(e.target.value) ? "" : "1" }) },
-        ["unit", "label", ...present(run, state.basis), "status"].map(k => option(k, terms[k]?.title ?? k, state.sort)))),
+      h("label", null, "Your verdict", h("select", { name: "said", onchange: e => change({ said: e.target.value }) },
+        option("", "any", state.said), Object.keys(saying).map(word => option(word, word, state.said)))),
+      collections.length ? h("label", null, "Collection", h("select", { name: "in", onchange: e => change({ in: e.target.value, ...e.target.value ? { basis: "*" } : {} }) }, option("", "any", state.in), collections.map(name => option(name, name, state.in)))) : null,
+      h(`label${state.view === "gallery" ? "" : ".narrow"}`, null, "Sort by", h("select", { name: "sort", onchange: e => change({ sort: e.target.value, down: rising.has(e.target.value) ? "" : "1" }) },
+        ["unit", "label", ...available(run, state.basis), "status"].map(k => option(k, terms[k]?.title ?? k, state.sort)))),
       h("label", null, "Height in the plot", h("select", { name: "y", onchange: e => change({ y: e.target.value }) },
-        numberColumns.filter(k => k !== "firing_rate" && run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, y())))),
-    )
-    if (focused) form[focused].focus()
+        available(run, "*").filter(k => k !== "firing_rate").map(k => option(k, terms[k].title, y())))),
+      h("label", null, "Show as", h("select", { name: "view", onchange: e => change({ view: e.target.value }, true) }, option("", "table", state.view), option("gallery", "gallery", state.view))),
+    ].filter(Boolean))
+    more.replaceChildren(...[
+      folded("ranges", "Ranges", ranges()), folded("columns", "Columns", boxes()),
+      h("span.chips", null, chips(), state.only ? h("button", { type: "button", "data-key": "drop-only", onclick: () => change({ only: "" }) }, `${format.plural(codes(state.only).length, "chosen unit")} ×`) : null),
+      Object.keys(listDefaults).some(key => !["basis", "sort", "down"].includes(key) && state[key]) ? h("button", { type: "button", "data-key": "reset", onclick: () => change({ ...listDefaults, basis: state.basis }) }, "clear all filters") : null,
+    ].filter(Boolean))
+    if (!focused) return
+    const again = form[focused] ?? more.querySelector(`[data-key="${focused}"]`)
+    if (again && typed !== null) again.value = typed
+    again?.focus({ preventScroll: true })
     if (at !== null) form.q.setSelectionRange(at, at)
   }
 }
@@ -155,23 +158,37 @@ function later(action, wait = 120) {
   return event => { clearTimeout(timer); timer = setTimeout(() => action(event), wait) }
 }
 
+const onPage = (rows, state) => rows.slice((Number(state.page) - 1) * perPage, Number(state.page) * perPage)
+
+function tick(run, r) {
+  const one = code(run, r.basis, r.unit)
+  return h("input.tick", { type: "checkbox", "data-code": one, "data-key": `tick-${one}`, checked: chosen.has(one), "aria-label": `tick unit ${r.unit}` })
+}
+
 function tableOf(run, rows, columns, state, change) {
-  const start = (Number(state.page) - 1) * perPage
   const head = (key, text, css) => {
     const now = state.sort === key
     const next = { sort: key, down: now ? (state.down ? "" : "1") : rising.has(key) ? "" : "1" }
     return h(`th${css ? `.${css}` : ""}`, { scope: "col", "aria-sort": now ? (state.down ? "descending" : "ascending") : null },
       h("button", { type: "button", "data-key": key, "data-term": terms[key] ? key : null, onclick: () => change(next) }, text ?? terms[key].title, now ? (state.down ? " ↓" : " ↑") : ""))
   }
-  const body = rows.slice(start, start + perPage).map(r => h("tr", { onclick: event => { if (!event.target.closest("a, [data-term]")) location.href = unitLink(r.basis, r.unit) } },
-    h("td.id", null, dot(run, r.basis), state.basis === "*" ? `${r.basis} ${r.unit}` : r.unit),
+  const link = r => unitLink(r.basis, r.unit) + along(state)
+  const body = onPage(rows, state).map(r => h("tr", { onclick: event => { if (!event.target.closest("a, [data-term], input")) location.href = link(r) } },
+    h("td.id", null, tick(run, r), dot(run, r.basis), state.basis === "*" ? `${r.basis} ${r.unit}` : r.unit),
     h("td.pics", null, strip(r.thumbs)),
-    h("td.name", null, h("a", { href: unitLink(r.basis, r.unit), class: r.abstained ? "abstained" : null }, r.label ?? "no label"), r.several ? h("span.tag", { "data-term": "meanings", tabindex: 0 }, "two meanings") : null, h("div.marks", null, marks(r))),
+    h("td.name", null, h("a", { href: link(r), class: r.abstained ? "abstained" : null }, r.label ?? "no label"), r.several ? h("span.tag", { "data-term": "meanings", tabindex: 0 }, "two meanings") : null, h("div.marks", null, marks(r), saidMarks(r.said))),
     columns.map(key => h("td.num", { "data-title": terms[key].title }, shown(key, r[key]))),
     h("td.state", null, status(r.status))))
   return h("table.units", null,
     h("thead", null, h("tr", null, head("unit", "Unit"), h("th", { scope: "col" }, "Strongest images"), head("label", "Label"), columns.map(key => head(key, null, "num")), head("status", "Status"))),
     h("tbody", null, body.length ? body : h("tr", null, h("td", { colspan: columns.length + 4 }, "No unit matches. Widen the filters."))))
+}
+
+function galleryOf(run, rows, state) {
+  const cards = onPage(rows, state).map(r => h("div.unitcard", null, h("a.card", { href: unitLink(r.basis, r.unit) + along(state) },
+    h("span.mosaic", null, r.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${r.unit}`))),
+    h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), `${state.basis === "*" ? `${inWords(run, r.basis)} · ` : ""}unit ${r.unit} · fires on ${format.share(r.firing_rate)}`, numberColumns.includes(state.sort) && state.sort !== "firing_rate" ? ` · ${terms[state.sort].title.toLowerCase()} ${shown(state.sort, r[state.sort])}` : ""), h("div", null, marks(r), saidMarks(r.said))), tick(run, r)))
+  return cards.length ? h("div.cards.units-gallery", null, cards) : h("p", null, "No unit matches. Widen the filters.")
 }
 
 function pager(count, state, change) {
@@ -185,24 +202,63 @@ function pager(count, state, change) {
 }
 
 function keys(event, state, rows, change) {
-  if (event.target.closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return
+  if (event.target.closest("input:not([type=checkbox]), select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return
   const pages = Math.ceil(rows.length / perPage)
   if (event.key === "/") { event.preventDefault(); document.querySelector("input[type=search]").focus() }
   if (event.key === "ArrowRight" && Number(state.page) < pages) change({ page: String(Number(state.page) + 1) }, true)
   if (event.key === "ArrowLeft" && Number(state.page) > 1) change({ page: String(Number(state.page) - 1) }, true)
 }
 
-/* ---- to take away: the units that match, in the order shown ---- */
+/* ---- what can be done with ticked units ---- */
 
-function asCsv(run, rows) {
-  const numbers = Object.keys(run.bases[0].quartiles ?? {}).length ? [...new Set(run.bases.flatMap(b => Object.keys(b.quartiles)))] : []
-  const head = ["basis", "unit", "label", "abstained", "badge", "status", "several", ...numbers]
-  const cell = x => (x === null || x === undefined ? "" : /[",\n\r]/.test(String(x)) ? `"${String(x).replaceAll('"', '""')}"` : String(x))
-  return [head, ...rows.map(r => head.map(key => r[key]))].map(line => line.map(cell).join(",")).join("\r\n") + "\r\n"
+function pickedOf(run, state, change, redraw) {
+  if (!chosen.size) return []
+  const list = [...chosen].join("_")
+  const name = h("input", { maxlength: 60, placeholder: "a collection", "aria-label": "Collection", list: "collections" })
+  const add = async event => {
+    event.preventDefault()
+    const given = name.value.trim().replace(/\s+/g, " ")
+    if (!given) return name.focus()
+    for (const [b, unit] of codes(list)) {
+      const mine = people.of(run.bases[b].name, unit)?.collections ?? []
+      if (!mine.includes(given)) await people.say(run.bases[b], { unit }, { collections: [...mine, given] })
+    }
+    for (const rows of loaded.values()) for (const row of rows) row.said = people.of(row.basis, row.unit)
+    toast(`${format.plural(chosen.size, "unit")} in ${given}`)
+    chosen.clear()
+    redraw()
+  }
+  return [
+    h("b", null, format.plural(chosen.size, "unit")),
+    chosen.size > 1 && chosen.size < 5 ? h("a.button", { href: `beside.html#${list}` }, "Side by side") : h("span.quiet", null, chosen.size < 2 ? "tick two to four to compare them" : "four at most stand side by side"),
+    h("form", { onsubmit: add }, name, h("button", null, "Add to collection")), h("datalist", { id: "collections" }, people.collections().map(value => h("option", { value }))),
+    h("button", { type: "button", onclick: () => change({ ...listDefaults, basis: "*", only: list }) }, "Only these (an address to share)"),
+    h("button", { type: "button", onclick: () => { chosen.clear(); redraw() } }, "Clear"),
+  ]
 }
 
-function save(name, text) {
-  const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name })
+/* ---- to take away: the units that match, in the order shown; what was decided in this browser ---- */
+
+function asCsv(run, rows) {
+  const numbers = [...new Set(run.bases.flatMap(b => Object.keys(b.quartiles ?? {})))]
+  const own = { verdict: r => r.said?.verdict, relabelled: r => (r.said?.edited ? true : null), star: r => r.said?.star || null, note: r => r.said?.note, collections: r => r.said?.collections.join("; ") || null }
+  const said = rows.some(r => r.said) ? Object.keys(own) : []
+  const head = ["basis", "unit", "label", "abstained", "badge", "status", "several", ...numbers, ...said]
+  const cell = x => (x === null || x === undefined ? "" : /[",\n\r]/.test(String(x)) ? `"${String(x).replaceAll('"', '""')}"` : String(x))
+  return [head, ...rows.map(r => head.map(key => (key in own ? own[key](r) : r[key])))].map(line => line.map(cell).join(",")).join("\r\n") + "\r\n"
+}
+
+function decisions(run) {
+  const rows = people.local()
+  if (!rows.length) return null
+  const text = () => `${people.local().map(row => JSON.stringify(row)).join("\n")}\n`
+  return h("section.decisions", null, h("h2", null, "Your decisions"),
+    h("p.lead", null, `${format.plural(rows.length, "decision")} ${rows.length === 1 ? "is" : "are"} kept in this browser alone. Download them, and add the lines to `, h("code", null, `live/${run.name}/judgements.jsonl`), " beside the run: the next ", h("code", null, "saelab report"), " has them on its pages and among the files to take away."),
+    h("button", { type: "button", onclick: () => save("judgements.jsonl", text(), "application/x-ndjson") }, "Download your decisions (JSONL)"))
+}
+
+function save(name, text, type) {
+  const link = h("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name })
   document.body.append(link)
   link.click()
   link.remove()

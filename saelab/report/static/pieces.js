@@ -63,6 +63,7 @@ function choice(title, options, state, key, draw) {
 }
 
 function toast(text) {
+  for (const older of document.querySelectorAll(".toast")) older.remove()
   const note = h("div.toast", { role: "status" }, text)
   document.body.append(note)
   setTimeout(() => note.remove(), 2200)

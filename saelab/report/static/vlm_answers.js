@@ -22,12 +22,13 @@ function proposal(run, p) {
     spent(p) ? h("p.note", null, spent(p)) : null,
     p.evidence ? h("p", null, h("q", null, p.evidence), p.confidence === undefined ? null : h("span.quiet", null, ` (its own confidence: ${format.share(p.confidence)})`)) : null,
     p.error ? h("p.fault", null, p.error) : null,
-    p.sheets ? h("div.sheets", null, p.sheets.map(place => h("a", { href: place, "aria-label": `${shownAs(place)}, larger` }, h("img", { src: place, alt: shownAs(place), loading: "lazy", decoding: "async" }), h("small", null, shownAs(place))))) : null,
+    p.sheets ? h("div.sheets", null, p.sheets.map(place => h("a", { href: place, "aria-label": `${shownAs(place)}, larger` }, h("img", { src: place, alt: sheetOf(place), loading: "lazy", decoding: "async" }), h("small", null, shownAs(place))))) : null,
     p.raw ? more("The full answer", h("pre", null, p.raw)) : null,
     p.prompt !== undefined ? more("The prompt", h("pre", null, run.prompts[p.prompt])) : null)
 }
 
 /* A sheet in words, by its file's name. */
+const sheetOf = place => `sheet of the ${place.includes("contrast") ? "contrasts" : "strongest photos"}`
 const shownAs = place => (place.includes("contrast") ? "contrasts, as sent" : "positives, as sent")
 
 /* ---- verification ---- */

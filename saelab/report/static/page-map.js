@@ -1,0 +1,160 @@
+/* The map: every unit of a layer as a dot, near those that are like it; a rectangle lists what lies in it. */
+"use strict"
+
+const shownOfMap = 24
+const usualMap = { map: "0", by: "basis", q: "", box: "" }
+
+page(async (run, main) => {
+  const [maps] = await Promise.all([saelab.need("maps"), libraries])
+  if (!maps.length) return main.replaceChildren(h("h1", null, "Map"), h("p.standfirst", { role: "alert" }, "This run has nothing to draw a map from: neither its image embeddings nor SAEs."))
+  const state = { ...usualMap, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) }
+  const controls = h("form.controls", { onsubmit: event => event.preventDefault() })
+  const [dots, over] = [h("canvas", { "aria-hidden": "true" }), h("canvas", { "aria-hidden": "true" })]
+  const box = h("div.map", { role: "img" }, dots, over)
+  const [key, list, note] = [h("p.legend"), h("div", { role: "region", "aria-label": "Units of the map" }), h("p.note")]
+  let points = []
+  let scale = { at: 1, left: 0, top: 0 }
+  let tree = null
+
+  const keep = changes => {
+    Object.assign(state, changes)
+    history.replaceState(null, "", `#${new URLSearchParams(Object.entries(state).filter(([key, value]) => value !== usualMap[key]))}`)
+  }
+  const chosenMap = () => maps[Number(state.map)] ?? maps[0]
+
+  async function read() {
+    const map = chosenMap()
+    points = (await Promise.all(map.bases.map(async (b, i) => (await load(run, run.bases[b].name)).map((row, u) => ({ row, x: map.x[i][u], y: map.y[i][u] }))))).flat()
+    draw()
+  }
+
+  /* Dots in the colours that were asked for; those that the search leaves out are faint. */
+  function draw() {
+    const width = Math.floor(box.clientWidth)
+    if (!width) return
+    const height = Math.round(Math.min(620, Math.max(320, width * 0.55)))
+    const ratio = devicePixelRatio || 1
+    for (const canvas of [dots, over]) Object.assign(canvas, { width: width * ratio, height: height * ratio }).style.cssText = `width:${width}px;height:${height}px`
+    box.style.height = `${height}px`
+    const [right, bottom] = [d3.max(points, p => p.x) || 1, d3.max(points, p => p.y) || 1]
+    const at = Math.min((width - 24) / right, (height - 24) / bottom)
+    scale = { at, left: (width - at * right) / 2, top: (height - at * bottom) / 2 }
+    const paint = painter()
+    const context = dots.getContext("2d")
+    context.setTransform(ratio, 0, 0, ratio, 0, 0)
+    const wanted = state.q ? query(state.q) : null
+    const size = points.length > 8000 ? 2.5 : points.length > 1000 ? 3.5 : 5
+    for (const p of points) { p.px = scale.left + at * p.x; p.py = height - scale.top - at * p.y; p.in = !wanted || wanted(p.row) }
+    for (const faint of [true, false]) for (const p of points) {
+      if (p.in === faint) continue
+      context.globalAlpha = faint ? 0.12 : 0.75
+      context.fillStyle = paint.of(p.row)
+      context.fillRect(p.px - size / 2, p.py - size / 2, size, size)
+    }
+    tree = d3.quadtree(points, p => p.px, p => p.py)
+    key.replaceChildren(...paint.legend)
+    const map = chosenMap()
+    const inside = points.filter(p => p.in).length
+    box.setAttribute("aria-label", `Map of ${format.plural(points.length, "unit")}${state.q ? `, ${format.count(inside)} of them found` : ""}; the list below names those in the rectangle`)
+    note.replaceChildren(map.of === "meaning"
+      ? "Two principal components of the mean embedding of each unit’s strongest images, in the space in which labels were made: "
+      : "Two principal components of the directions that this SAE’s features write: ",
+    `they hold ${map.shares.map(s => format.share(s)).join(" and ")} of the variance, so units that lie together need not be alike, while units far apart differ.`)
+    choose()
+  }
+
+  /* The colour of a row, and what the colours mean. */
+  function painter() {
+    if (state.by === "basis") {
+      const css = Object.fromEntries(run.bases.map(b => [b.name, colour(hue(run, b.name))]))
+      return { of: r => css[r.basis], legend: chosenMap().bases.map(b => h("span", null, dot(run, run.bases[b].name), inWords(run, run.bases[b].name))) }
+    }
+    if (state.by === "badge") {
+      const css = { holds: colour("var(--good)"), weak: colour("var(--warn)"), "may be luck": colour("var(--soft)"), null: colour("var(--line)") }
+      return { of: r => css[r.badge], legend: ["holds", "weak", "may be luck"].map(word => h("span", null, h("i.dot", { style: `background:${css[word]}` }), word)) }
+    }
+    const numbers = points.map(p => p.row[state.by]).filter(x => x !== null && x !== undefined).sort(d3.ascending)
+    const [low, high] = [d3.quantileSorted(numbers, 0.02), d3.quantileSorted(numbers, 0.98)]
+    const ramp = x => d3.interpolateViridis(high > low ? Math.max(0, Math.min(1, (x - low) / (high - low))) : 0.5)
+    const stops = d3.range(0, 1.01, 0.1).map(d3.interpolateViridis)
+    return { of: r => (r[state.by] === null || r[state.by] === undefined ? colour("var(--line)") : ramp(r[state.by])), legend: [h("span.scale", null, shown(state.by, low), h("i", { style: `background:linear-gradient(to right,${stops})`, "aria-hidden": "true" }), shown(state.by, high))] }
+  }
+
+  /* The units in the rectangle, or without one those that the search finds. */
+  function choose() {
+    const corners = state.box.split("_").map(Number)
+    const inBox = state.box && corners.length === 4 ? p => p.x >= corners[0] && p.x <= corners[2] && p.y >= corners[1] && p.y <= corners[3] : null
+    mark(inBox ? corners : null)
+    const found = points.filter(p => p.in && (!inBox || inBox(p))).map(p => p.row)
+    if (!inBox && !state.q) return list.replaceChildren(h("p.quiet", null, "Draw a rectangle on the map, or search, to list units. A click on a dot opens its unit."))
+    const common = d3.rollups(found.filter(r => r.label), rows => rows.length, r => r.label).sort((a, b) => b[1] - a[1]).slice(0, 12)
+    const some = sorted(found, { sort: "score", down: "1" }).slice(0, shownOfMap)
+    const only = found.length && found.length <= 500 ? `units.html#${new URLSearchParams({ basis: "*", only: found.map(r => code(run, r.basis, r.unit)).join("_") })}` : null
+    list.replaceChildren(
+      h("h2", null, `${format.plural(found.length, "unit")}${inBox ? " in the rectangle" : ""}`),
+      h("p.lead", null, common.map(([label, n]) => `${label} ${n}`).join(" · ")),
+      h("p", null, only ? h("a.button", { href: only }, "Open as a list") : null, " ", inBox ? h("button", { type: "button", "data-key": "whole", onclick: () => { keep({ box: "" }); choose() } }, "Take the rectangle away") : null),
+      h("div.cards", null, some.map(r => h("a.card", { href: unitLink(r.basis, r.unit) }, h("span.mosaic", null, r.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${r.unit}`))),
+        h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), `${inWords(run, r.basis)} · ${r.unit}`), h("div", null, marks(r), saidMarks(r.said))))))
+  }
+
+  function mark(corners, hovered) {
+    const ratio = devicePixelRatio || 1
+    const context = over.getContext("2d")
+    context.setTransform(ratio, 0, 0, ratio, 0, 0)
+    context.clearRect(0, 0, over.width, over.height)
+    context.strokeStyle = context.fillStyle = colour("var(--ink)")
+    if (corners) {
+      const [left, bottom, right, top] = [scale.left + scale.at * corners[0], box.clientHeight - scale.top - scale.at * corners[1], scale.left + scale.at * corners[2], box.clientHeight - scale.top - scale.at * corners[3]]
+      context.globalAlpha = 0.1
+      context.fillRect(left, top, right - left, bottom - top)
+      context.globalAlpha = 1
+      context.strokeRect(left, top, right - left, bottom - top)
+    }
+    if (hovered) {
+      context.lineWidth = 2
+      context.strokeRect(hovered.px - 5, hovered.py - 5, 10, 10)
+      context.lineWidth = 1
+    }
+  }
+
+  /* ---- the pointer: a drag draws a rectangle, a click opens a unit, hovering names it ---- */
+  const label = h("div.tip.of-map", { hidden: true, "aria-hidden": "true" })
+  box.append(label)
+  let from = null
+  const spot = event => { const edge = box.getBoundingClientRect(); return [event.clientX - edge.left, event.clientY - edge.top] }
+  const place = ([px, py]) => [(px - scale.left) / scale.at, (box.clientHeight - scale.top - py) / scale.at]
+  const cornersOf = (a, b) => { const [p, q] = [place(a), place(b)]; return [Math.min(p[0], q[0]), Math.min(p[1], q[1]), Math.max(p[0], q[0]), Math.max(p[1], q[1])].map(Math.round) }
+  const current = () => (state.box ? state.box.split("_").map(Number) : null)
+  box.addEventListener("pointerdown", event => { if (event.button === 0) { from = spot(event); box.setPointerCapture(event.pointerId) } })
+  box.addEventListener("pointermove", event => {
+    const now = spot(event)
+    if (from) return mark(cornersOf(from, now))
+    const near = tree?.find(...now, 12)
+    mark(current(), near)
+    label.hidden = !near
+    if (!near) return
+    label.replaceChildren(h("strong", null, near.row.label ?? "no label"), h("p", null, `${inWords(run, near.row.basis)} · ${near.row.unit}`))
+    label.style.cssText = `left:${Math.min(near.px + 10, box.clientWidth - 220)}px;top:${near.py + 10}px`
+  })
+  box.addEventListener("pointerleave", () => { label.hidden = true; mark(current()) })
+  box.addEventListener("pointerup", event => {
+    const to = spot(event)
+    const [dragged, near] = [from && Math.hypot(to[0] - from[0], to[1] - from[1]) > 5, tree?.find(...to, 12)]
+    if (dragged) { keep({ box: cornersOf(from, to).join("_") }); choose() } else if (from && near) location.href = unitLink(near.row.basis, near.row.unit)
+    from = null
+  })
+
+  box.addEventListener("pointercancel", () => { from = null; mark(current()) }) // a finger that scrolls the page
+  const option = (value, text, now) => h("option", { value, selected: value === now }, text)
+  const title = map => `${map.of === "meaning" ? "meaning: all bases" : `directions: ${inWords(run, run.bases[map.bases[0]].name)}`}${run.bases.some(b => b.layer !== map.layer) ? ` of ${map.layer}` : ""}`
+  controls.append(
+    h("label", null, "Map of", h("select", { name: "map", onchange: e => { keep({ map: e.target.value, box: "" }); read() } }, maps.map((map, i) => option(String(i), title(map), state.map)))),
+    h("label", null, "Colour", h("select", { name: "by", onchange: e => { keep({ by: e.target.value }); draw() } }, option("basis", "basis", state.by), run.bases.some(b => b.badges) ? option("badge", "does the label hold", state.by) : null, numberColumns.filter(k => run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, state.by)))),
+    h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog ( / )", oninput: e => { keep({ q: e.target.value }); draw() } })))
+  main.replaceChildren(h("h1", null, "Map"), h("p.lead", null, "Every unit of a layer is a dot. Draw a rectangle to list what lies in it."), controls, key, box, note, list)
+  new ResizeObserver(() => points.length && draw()).observe(main)
+  document.addEventListener("themechange", draw)
+  addEventListener("keydown", event => { if (event.key === "/" && !event.target.closest("input, select")) { event.preventDefault(); controls.q.focus() } })
+  await read()
+})

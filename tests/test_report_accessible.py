@@ -1,0 +1,50 @@
+"""axe-core finds nothing on any page: light and dark, on a desktop and on a phone."""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from report_fixture import ASKED, UNITS
+from report_reader import Reader, made_report
+
+pytestmark = pytest.mark.browser
+PAGES = ("index.html", "units.html#basis=*", f"unit.html#{ASKED}/{UNITS[0]}", "compare.html", "methods.html")
+PAGES += ("unit.html#nope/3", "map.html#q=temple", "beside.html#0.2_1.3")
+# The colours are all that differs in the dark: everything else is judged once a size.
+RULES = {"light": {}, "dark": {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}}}
+FOUND = """rules => axe.run(document, { preload: false, ...rules }).then(found => found.violations.map(
+  v => [v.id, v.nodes.length, v.nodes[0].html.slice(0, 120), v.nodes[0].failureSummary]))"""
+
+
+def axe() -> str:
+    """axe-core's script, from the package that carries it."""
+    pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python (the dev extra)")
+    return (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("address", PAGES)
+def test_axe_finds_nothing(browser, address):
+    report = Path(os.environ["SAELAB_REPORT"]).resolve() if "SAELAB_REPORT" in os.environ else made_report()
+    reader = Reader(browser, report, bypass_csp=True)
+    page = reader.open(address)
+    page.evaluate(axe())
+    for width, height in ((1280, 900), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        for scheme, rules in RULES.items():
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_timeout(150)
+            assert page.evaluate(FOUND, rules) == [], (address, width, scheme)
+    assert reader.faults == []
+    reader.context.close()
+
+
+def test_axe_sees_what_is_wrong(browser):
+    """The check can fail: a picture without words, and grey on grey."""
+    reader = Reader(browser, made_report(), bypass_csp=True)
+    page = reader.open("index.html")
+    page.evaluate(axe())
+    page.evaluate("""() => { const x = document.createElement("p"); x.style.cssText = "color:#999;background:#aaa"
+      x.append("faint", document.createElement("img")); document.querySelector("main").append(x) }""")
+    assert {"color-contrast", "image-alt"} <= {row[0] for row in page.evaluate(FOUND, {})}
+    reader.context.close()

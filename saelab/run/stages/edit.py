@@ -119,9 +119,12 @@ def edit_concepts(
     if not named:
         what = f"no unit of {basis.name} is named so"
         raise UserError("concepts", ", ".join(own.concepts), what, "name others, or abstained=true")
-    digest = artifacts.digest([CODE, own, basis.labels.digest, [(str(p.path), p.klass, p.group) for p in photos]])
+    seen = [(artifacts.file_digest(photo.path), photo.klass, photo.group, photo.split) for photo in photos]
+    digest = artifacts.digest([CODE, own, basis.labels.digest, seen])
     name = "".join(c if c.isalnum() else "_" for c in f"{folder.name}-{basis.name}")
     place = root / "edits" / f"{name}-{digest[:10]}"
+    if (place / "index.html").is_file():  # written last
+        return place
     place.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"photos": folder.name, "basis": basis.name, "layer": basis.layer, "host": seeing.host.name}
     found |= {"concepts": list(own.concepts), "match": own.match, "named": [asdict(n) for n in named]}

@@ -58,7 +58,8 @@ class FaultServer:
         self.bodies: list[dict] = []
         self.probes, self.refusal_status = 0, 400
         self.left: defaultdict[str, list[str]] = defaultdict(list)
-        self.under_way = self.most_at_once = 0
+        self.under_way: set[BaseHTTPRequestHandler] = set()
+        self.most_at_once = 0
         self.lock, self.closing = threading.Lock(), threading.Event()
         server = self
 
@@ -97,8 +98,8 @@ class FaultServer:
         question = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         with self.lock:
             self.bodies.append(body)
-            self.under_way += 1
-            self.most_at_once = max(self.most_at_once, self.under_way)
+            self.under_way.add(handler)
+            self.most_at_once = max(self.most_at_once, len(self.under_way))
             if pictures and question not in self.asked:
                 self.left[question] = list(self.faults(len(self.asked)))
             if pictures:
@@ -109,8 +110,7 @@ class FaultServer:
         try:
             self.respond(handler, body, question, pictures, fault)
         finally:
-            with self.lock:
-                self.under_way -= 1
+            self.under_way.discard(handler)
 
     def respond(self, handler: BaseHTTPRequestHandler, body: dict, question: str, pictures: int, fault: str) -> None:
         if self.key and handler.headers["Authorization"] != f"Bearer {self.key}":
@@ -179,6 +179,7 @@ class FaultServer:
         self, handler: BaseHTTPRequestHandler, status: int, body: dict | bytes, headers: dict[str, str] | None = None
     ) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.under_way.discard(handler)  # before the client can read the answer and ask the next
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             handler.send_response(status)
             for name, value in {"Content-Type": "application/json", **self.headers, **(headers or {})}.items():

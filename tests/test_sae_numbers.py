@@ -9,7 +9,6 @@ import torch
 
 from saelab.cache.batches import Batches
 from saelab.sae import SAE, Meta, SAEConfig, TrainConfig, Trainer, fit, quality
-from saelab.sae.fit import moments
 from saelab.sae.train import THRESHOLD_MEMORY, THRESHOLD_SHARE
 
 BATCH = 64
@@ -122,7 +121,7 @@ def test_moments_are_float64s_however_far_from_0_and_however_cut(mean, spread):
     batches = Batches(x.astype(np.float32), 64, rows=np.arange(3, 650))
     exact = x.astype(np.float32)[3:650].astype(np.float64)
     for chunk in (100, 647, 16_384):
-        found, variance = moments(batches, chunk)
+        found, variance = batches.moments(chunk)
         np.testing.assert_allclose(found, exact.mean(0), rtol=1e-13, atol=1e-15)
         assert variance == pytest.approx(exact.var(0).sum(), rel=1e-9)
     trainer = Trainer(SAEConfig(5, 8, k=2))

@@ -24,7 +24,10 @@ from saelab.sae import SAEConfig, Trainer
 def cases(
     name: str, layer: str, pictures: int, superblocks: int, latents: int, k: int, batch: int, device: str
 ) -> Iterator[dict[str, Any]]:
-    """One record: a pass of `pictures` noise pictures in so many superblocks."""
+    """One record: a pass of `pictures` noise pictures in so many superblocks.
+
+    Eight parameters: the fields of conf/bench.yaml's `stream`.
+    """
     host = hosts.load(name, weights="random", device=device)
     with tempfile.TemporaryDirectory() as folder:
         for i in range(pictures):

@@ -253,6 +253,7 @@ def recompute(
     """What `cache.write` returns, by the same parameters, without writing any activations: they are computed when read.
 
     Nothing is computed here. `cache.stream` trains from what this returns. Raises UserError as `cache.write` does.
+    Ten parameters: those of `cache.write`, for which this stands in.
     """
     check(images, dtype, tokens_per_image, batch_size)
     names = host.resolve([layers] if isinstance(layers, str) else layers)

@@ -5,7 +5,6 @@ do, so that a classifier that leans on the scene fails where the two disagree. C
 training picture.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from saelab import artifacts
+from saelab.files import write_csv
 from saelab.images.build import Entry
 from saelab.images.demo.packaged import packaged
 from saelab.images.user_cache import user_cache
@@ -65,10 +65,7 @@ def make_composites(
                     target.parent.mkdir(exist_ok=True)
                     paste(root / file, root / str(scene), rng).save(target, "JPEG", quality=92)
                     rows.append({"file": name, "class": klass, "group": kind, "split": split})
-    with (folder / "photos.csv").open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, ("file", "class", "group", "split"))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "photos.csv", rows, ("file", "class", "group", "split"))
 
 
 def paste(subject: Path, scene: Path, rng: np.random.Generator) -> Image.Image:

@@ -35,6 +35,7 @@ COLUMNS = {
     "push": "push",
     "screen_r": "screen r",
 }
+SCORE_FORMS = (("mean", "+.3f"), ("se", ".3f"))  # of an ablation score
 
 
 @command(
@@ -138,18 +139,16 @@ def group_line(name: str, found: dict[str, Any]) -> str:
 
 def simulation_lines(name: str, found: dict[str, Any]) -> str:
     """Mean ablation score of each labeller, and how far it is above that of labels dealt out."""
-    lines = [f"{name}: ablation scores (1: what the label predicts does the unit's work; 0: no better than its mean)"]
+    rows = []
     for labeller, entry in found["labellers"].items():
-        if entry["mean"] is None:
-            lines.append(f"  {labeller:<24}no unit could be scored")
-            continue
-        above = entry["above_dealt"]
-        numbers = [entry["mean"]] if above is None else [entry["mean"], above]
-        shown = ", above dealt labels ".join(
-            f"{n['mean']:+.3f}" + (f" ({n['se']:.3f})" if n["se"] is not None else "") for n in numbers
-        )
-        lines.append(f"  {labeller:<24}{shown}, {entry['mean']['units']} units")
-    return "\n".join([*lines, f"  nothing depends on {found['independent']} of {found['units']} units"])
+        mean, above = (entry[key] or {} for key in ("mean", "above_dealt"))
+        numbers = [tables.number(part.get(key), form) for part in (mean, above) for key, form in SCORE_FORMS]
+        if not mean:
+            numbers[0] = "no unit could be scored"
+        rows.append([labeller, str(mean.get("units", 0)), *numbers])
+    title = f"{name}: ablation scores (1: what the label predicts does the unit's work; 0: no better than its mean)"
+    last = f"nothing depends on {found['independent']} of {found['units']} units"
+    return "\n".join([title, tables.draw(("labeller", "units", "score", "se", "above dealt labels", "se"), rows), last])
 
 
 if __name__ == "__main__":

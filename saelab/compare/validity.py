@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saelab import tables
 from saelab.compare import whole_way
 from saelab.compare.worlds import KINDS, Kind, compared
 
+HEAD = ("world", "false alarms", "interval holds the truth", "a gain of 0.1 is called", "true gain", "bias", "error")
 GAIN = 0.1
 FALSE_ALARMS = 0.09  # at most: the bound of an exact 5 % test for 100 worlds
 COVERED = 0.90  # at least, of intervals of a nominal 95 %
@@ -77,8 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check the comparison on planted worlds.")
     parser.add_argument("--worlds", type=int, default=100, help="seeds of each world")
     worlds = parser.parse_args().worlds
-    print("| world | false alarms | interval holds the truth | a gain of 0.1 is called | true gain | bias | error |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    print(tables.draw_markdown(HEAD, []), flush=True)
     failed = False
     for line in table(worlds):
         print(show(line), flush=True)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, select, settle
+from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, select, settle, train
 from saelab.sae.distributed import World
 
 VARIANCE, TOKENS = 3.7, 48
@@ -255,7 +255,7 @@ def test_the_bfloat16_screen_changes_which_latents_are_looked_at_and_no_value():
     for step in range(4):
         _, x = problem(SAEConfig(12, 256, k=4), torch.float32, seed=step)
         a, b = plain.step(x), screened.step(x)
-        assert a.keys() == b.keys()
+        assert a.keys() == b.keys() - {"screen_recall"} and ("screen_recall" in b) == (step == 0)
         for name in a:
             torch.testing.assert_close(b[name], a[name], rtol=1e-4, atol=1e-6, msg=name)
         for name, tensor in plain.weights.items():
@@ -271,13 +271,55 @@ def test_the_screen_that_auto_comes_to_is_written_into_configs(monkeypatch):
         assert settle(other, "cuda") == other
 
 
-def test_the_screen_finds_the_true_members_with_float32_values():
+@pytest.mark.parametrize("rows", [64, 512, 513, 1300])
+def test_the_screen_finds_the_true_members_with_float32_values(rows):
+    """However many rows: on the CPU 512 at a time."""
     g = torch.Generator().manual_seed(0)
-    x, W, bias = torch.randn(64, 48, generator=g), torch.randn(512, 48, generator=g), torch.randn(512, generator=g)
+    x, W, bias = torch.randn(rows, 48, generator=g), torch.randn(512, 48, generator=g), torch.randn(512, generator=g)
     values, indices = select.screened_top_k(x, W, bias, 16)
     pre = x @ W.T + bias
     torch.testing.assert_close(values, pre.gather(1, indices), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(values.sort(1).values, pre.topk(16).values.sort(1).values, rtol=1e-5, atol=1e-5)
+
+
+def near_copies(groups: int = 8, copies: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows that differ by a quarter of bfloat16's resolution within a group, and tokens whose top k is one group."""
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(groups, 48, generator=g).repeat_interleave(copies, 0)
+    return rows[::copies].repeat(80, 1), rows + 1e-3 * torch.randn(rows.shape, generator=g)
+
+
+def test_the_screens_recall_counts_true_members_that_it_loses():
+    x, W = near_copies()
+    bias, k = torch.zeros(len(W)), 10
+    true = (x.double() @ W.double().T).topk(k, dim=1).indices
+    found = select.screened_top_k(x, W, bias, k)[1]
+    kept = sum(len(set(a) & set(b)) for a, b in zip(true.tolist(), found.tolist())) / true.numel()
+    assert kept < 0.9
+    assert float(select.screen_recall(x, W, bias, k)) == pytest.approx(kept, abs=0.01)
+    apart = torch.randn(300, 48, generator=torch.Generator().manual_seed(1))
+    assert float(select.screen_recall(x, apart, torch.zeros(300), k)) == 1
+
+
+def test_a_screen_that_loses_members_is_given_up_in_the_middle_of_a_run(monkeypatch, caplog):
+    """Encoder rows that have become near copies; checkpoints say which product chooses, so a resume goes on alike."""
+    x, W = near_copies()
+    monkeypatch.setattr(train, "RECALL_EVERY", 2)
+    trainer = Trainer(SAEConfig(48, len(W), k=10, screen="bfloat16", lr=1e-6))
+    assert float(trainer.step(x)["screen_recall"]) == 1 and trainer.screened
+    trainer.weights["W_enc"].copy_(W)
+    assert "screen_recall" not in trainer.step(x) and trainer.screened
+    state = {name: tensor.clone() for name, tensor in trainer.state().items()}
+    found = trainer.step(x)
+    assert float(found["screen_recall"]) < 0.9 and not trainer.screened
+    assert "the bfloat16 screen finds 0." in caplog.text and "at step 2" in caplog.text
+    assert not bool(trainer.state()["screened"]) and bool(state["screened"])
+    resumed = Trainer(trainer.config)
+    resumed.restore(trainer.state())
+    assert not resumed.screened
+    resumed.restore(state)
+    assert resumed.screened and float(resumed.step(x)["screen_recall"]) < 0.9
+    assert all(torch.equal(tensor, resumed.state()[name]) for name, tensor in trainer.state().items())
 
 
 def test_archetypal_rows_start_as_near_copies_that_the_screen_would_lose_members_among():

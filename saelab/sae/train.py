@@ -6,6 +6,8 @@ thresholds get the learning rate times the activations' spread per dimension, wh
 activations of unit spread.
 """
 
+import logging
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,9 +20,12 @@ from saelab.sae.distributed import World
 from saelab.sae.model import SAE, Meta
 from saelab.sae.revive import resample
 from saelab.sae.rules.rule import Weights
-from saelab.sae.select import widen
+from saelab.sae.select import screen_recall, widen
 from saelab.sae.start import check_fits, draw, pull_back, take_over
 
+log = logging.getLogger("saelab")
+RECALL = 0.9999  # of the true top k: below it, the screen is given up
+RECALL_EVERY = 1000  # steps between measurements
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
 THRESHOLD_SHARE = 10  # ... which in shorter runs looks back over about a tenth of the steps so far
 
@@ -46,6 +51,7 @@ class Trainer:
         self.config, self.device, self.world = config, torch.device(device), World()
         self.rule = rules.find(config.rule)
         self.screened = settle(config, self.device).screen == "bfloat16"
+        self.recall: Tensor | None = None  # of the screen, where this step or the start measured it
         self.counts_silent = self.device.type == "cpu"  # elsewhere, a count waits for the device
         self.steps = 0
         self._given, self._from = (mean, variance), start
@@ -62,6 +68,19 @@ class Trainer:
             self.world.from_first(tensor)
         held = weights["W_dec"].clone() if self.config.frozen == "soft_decoder" else None
         self._lay_out(weights, hull, variance, held)
+        self._watch_screen(x - weights["b_dec"])
+
+    def _watch_screen(self, centred: Tensor) -> None:
+        """Measure what share of the true top k the screen finds; rank the float32 product from here on if too few."""
+        if not self.screened:
+            return
+        k = self.config.k * (4 if self.config.multi_topk else 1)
+        recall = screen_recall(centred, self.weights["W_enc"], self.weights["b_enc"], k)
+        self.recall = self.world.sum_(recall) / self.world.size
+        if self.recall < RECALL:
+            self.screened = False
+            found = f"{float(self.recall):.5f} of the top {k} at step {self.steps}, {RECALL} wanted"
+            log.warning("the bfloat16 screen finds %s: float32 chooses from here on", found)
 
     def _lay_out(self, weights: Weights, hull: Hull | None, variance: Tensor, held: Tensor | None) -> None:
         self.weights, self.hull, self.variance, self.held = weights, hull, variance, held
@@ -110,8 +129,9 @@ class Trainer:
     def step(self, x: Float[Tensor, "batch d_in"], lr_factor: float = 1.0) -> dict[str, Tensor]:
         """One full optimiser step on raw activations (this process' share of the batch).
 
-        Returns 0-d tensors on the device: loss, fvu, l0, silent (latents silent for `dead_after` tokens), and auxk
-        where it ran (0 where nothing was silent). Raises UserError where x has another width than `d_in`.
+        Returns 0-d tensors on the device: loss, fvu, l0, silent (latents silent for `dead_after` tokens), auxk where it
+        ran (0 where nothing was silent), and screen_recall where it was measured. Raises UserError where x has another
+        width than `d_in`.
         """
         if x.ndim != 2 or x.shape[1] != self.config.d_in:
             raise UserError("activations", tuple(x.shape), f"[batch, {self.config.d_in}]", "set d_in to the cache's")
@@ -130,7 +150,9 @@ class Trainer:
             self._revive()
         self.silent.add_(tokens).masked_fill_(fired, 0)
         self.steps += 1
-        return {**found.metrics, "silent": (self.silent >= self.config.dead_after).sum()}
+        measured = {} if self.recall is None else {"screen_recall": self.recall}
+        self.recall = None
+        return {**found.metrics, **measured, "silent": (self.silent >= self.config.dead_after).sum()}
 
     def _revive(self) -> None:
         if isinstance(self.rule, rules.Selection) and self.config.revive:
@@ -144,6 +166,8 @@ class Trainer:
         weights = self.weights
         centred = x - weights["b_dec"]
         pre = None
+        if self.steps and self.steps % RECALL_EVERY == 0:
+            self._watch_screen(centred)
         if not self.screened:
             if self._pre is None or len(self._pre) != len(x):
                 self._pre = x.new_empty(len(x), self.config.latents)
@@ -236,7 +260,7 @@ class Trainer:
             state |= {f"adam.{i}.{name}": value for name, value in self.optimizer.state[parameter].items()}
         state |= {} if self.held is None else {"held": self.held}
         state |= {"silent": self.silent, "threshold": self.threshold, "variance": self.variance}
-        return {**state, "steps": torch.tensor(self.steps)}
+        return {**state, "steps": torch.tensor(self.steps), "screened": torch.tensor(self.screened)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Become the trainer that `state` was taken from."""
@@ -252,6 +276,7 @@ class Trainer:
         for i, parameter in enumerate(self._parameters()):
             self.optimizer.state[parameter] = _under(f"adam.{i}.", state, parameter.device)
         self.steps = int(state["steps"])
+        self.screened = bool(state.get("screened", self.screened))  # older checkpoints don't say
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -6,8 +6,10 @@ import io
 import json
 import os
 import socket
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,30 +21,37 @@ import pytest
 import torch
 import uvicorn
 from conftest import PATIENCE
-from PIL import Image
+from PIL import Image, ImageFile
 from report_fixture import ASKED, MINING, UNITS, Filters, World, crops, write_run
 from servers import free_port
 
 from saelab.cli.view import listen
+from saelab.errors import UserError
 from saelab.hosts import Host
 from saelab.hosts.transform import Transform
 from saelab.report import build, people, reading
-from saelab.report.live import Models, Search, application, rating, sheets, store
+from saelab.label.search import LEAST
+from saelab.report.live import Models, Search, application, rating, sheets, store, uploads
+from saelab.report.live.search import cell_at
 
 STUDY = rating.StudySettings(per_basis=4, checks=2, shown=5)
 
 
 class Words:
-    """The fixture's space of words as an encoder: a text lies at the mean of the words in it."""
-
-    name, recipe = "words", {"encoder": "words"}
+    """The fixture's space of words: a text lies at the mean of the words in it, any other word anywhere."""
 
     def __init__(self, world: World) -> None:
-        self.words, self.vectors, self.d_text = world.words, world.t, world.t.shape[1]
+        self.words = dict(zip(world.words, world.t.numpy(), strict=True))
 
-    def embed_sentences(self, sentences: Sequence[str]) -> torch.Tensor:
-        means = [self.vectors[[w in s.split() for w in self.words]].mean(0) for s in sentences]
-        return torch.stack(means) / torch.stack(means).norm(dim=1, keepdim=True)
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        means = np.stack([np.mean([self.vector(word) for word in text.split()], axis=0) for text in texts])
+        return torch.from_numpy(means / np.linalg.norm(means, axis=1, keepdims=True)).float()
+
+    def vector(self, word: str) -> np.ndarray:
+        if word in self.words:
+            return self.words[word]
+        vector = np.random.default_rng(list(word.encode())).standard_normal(len(next(iter(self.words.values()))))
+        return vector / np.linalg.norm(vector)
 
 
 class Reply(NamedTuple):
@@ -65,7 +74,8 @@ class Viewer:
         self.study = rating.draw(run, STUDY)
         self.listening = listen(0)
         self.port = self.listening.getsockname()[1]
-        app = application(report, Search(run, models), self.study, folder)
+        self.search, self.host = Search(run, models), models.host
+        app = application(report, self.search, self.study, folder)
         self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
         self.thread = threading.Thread(target=self.server.run, args=([self.listening],))
         self.thread.start()
@@ -116,7 +126,7 @@ def models_of(world: World, loads: list[str]) -> Models:
 
     host = Host(Filters(), Transform(100, (92, 92), mean=(0.5,) * 3, std=(0.25,) * 3), "filters")
     return Models(
-        encoder=lambda: load("encoder", Words(world)),
+        embed=lambda texts: load("encoder", Words(world)).embed(texts),
         embeddings=lambda: load("embeddings", world.e),
         host=lambda: load("host", host),
         mining=MINING,
@@ -153,10 +163,12 @@ def dense(run: reading.Run, name: str) -> np.ndarray:
 
 
 def test_words_find_the_units_whose_activations_follow_them(viewer):
-    found = viewer.ask("/api/search?text=blue+flower").json["found"]
+    answer = viewer.ask("/api/search?text=blue+flower").json
+    found = answer["found"]
+    assert answer["chance"] < 0.01 and answer["nothing"] is False
     assert [part["basis"] for part in found] == [b.name for b in viewer.run.bases]
     mine = viewer.run.images.ids("mine")
-    truth = (viewer.world.e @ Words(viewer.world).embed_sentences(["blue flower"])[0]).numpy()[mine]
+    truth = (viewer.world.e @ Words(viewer.world).embed(["blue flower"])[0]).numpy()[mine]
     for part in found:
         acts = dense(viewer.run, part["basis"])[mine].astype(np.float64)
         moving = np.flatnonzero(acts.std(0) > 0)
@@ -164,6 +176,12 @@ def test_words_find_the_units_whose_activations_follow_them(viewer):
         best = sorted(r.values(), reverse=True)[: len(part["hits"])]
         assert [hit["score"] for hit in part["hits"]] == pytest.approx(best, abs=1e-4)
         assert [r[hit["unit"]] for hit in part["hits"]] == pytest.approx(best, abs=1e-4)
+
+
+def test_words_that_mean_nothing_are_told(viewer):
+    answers = [viewer.ask(f"/api/search?text={word}").json for word in ("blorvex", "wuzzle", "kranpitch", "ommelt")]
+    assert sum(answer["nothing"] for answer in answers) >= 3
+    assert all(answer["nothing"] == (answer["chance"] > 0.05) and answer["found"] for answer in answers)
 
 
 def test_a_picture_of_the_run_fires_units_as_the_run_has_it(viewer):
@@ -176,10 +194,11 @@ def test_a_picture_of_the_run_fires_units_as_the_run_has_it(viewer):
         for hit in part["hits"]:
             own = acts[image, hit["unit"]]
             assert hit["activation"] == pytest.approx(own, rel=5e-3, abs=2e-3)
-            assert hit["share"] == pytest.approx(own / acts[:, hit["unit"]].max(), rel=5e-3, abs=2e-3)
+            assert hit["share"] == pytest.approx(own / acts[mine, hit["unit"]].max(), rel=5e-3, abs=2e-3)
+            assert hit["share"] >= LEAST - 2e-3
             others = np.delete(acts[mine, hit["unit"]], 3)
-            assert (others < own * 0.99).sum() / len(mine) <= hit["score"] + 1e-6
-            assert hit["score"] <= ((others < own * 1.01).sum() + 1) / len(mine) + 1e-6
+            assert (others < own * 0.99).sum() / len(mine) <= hit["below"] + 1e-6
+            assert hit["below"] <= ((others < own * 1.01).sum() + 1) / len(mine) + 1e-6
             cells = np.frombuffer(base64.b64decode(hit["cells"]), np.uint8)
             assert cells.size == np.prod(part["grid"])
             assert cells.max() == pytest.approx(255 * min(1, hit["share"]), abs=1)  # pooled by the maximum
@@ -188,7 +207,74 @@ def test_a_picture_of_the_run_fires_units_as_the_run_has_it(viewer):
 
 def test_an_upload_is_answered_as_the_same_picture_of_the_run(viewer):
     data = (viewer.run.images.path(7)).read_bytes()
-    assert viewer.post("/api/search", data).json == viewer.ask("/api/search?image=7").json
+    answer = viewer.post("/api/search", data).json
+    of_run = viewer.ask("/api/search?image=7").json
+    assert of_run["said"] == viewer.run.images.captions[7] and of_run["file"] == "00007.jpg"
+    assert [answer[key] for key in ("found", "picture")] == [of_run[key] for key in ("found", "picture")]
+    again = viewer.ask(f"/api/search?upload={answer['upload']}").json
+    assert again == {key: answer[key] for key in ("found", "picture")}
+    assert (viewer.folder / "asked" / answer["upload"]).read_bytes() == data
+
+
+@pytest.mark.parametrize("name", ["0" * 16, "../ratings.jsonl", "..", "", "0" * 17, "A" * 16, "%00"])
+def test_uploads_that_are_not_kept_are_one_line(viewer, name):
+    reply = viewer.ask(f"/api/search?upload={quote(name)}")
+    assert reply.status == 400 and "choose the picture again" in reply.json["error"]
+
+
+def test_uploads_longest_unused_make_room(tmp_path):
+    kept = uploads.Uploads(tmp_path, kept=25)
+    names = [kept.add(bytes([i]) * 10) for i in range(2)]
+    for i, name in enumerate(names):
+        os.utime(tmp_path / name, (100 + i, 100 + i))
+    assert kept.read(names[0]) == b"\0" * 10  # used: the other goes
+    third = kept.add(b"x" * 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[0], third])
+    large = kept.add(b"y" * 99)
+    assert [path.name for path in tmp_path.iterdir()] == [large]
+
+
+def test_a_place_in_a_picture_gives_the_units_that_fire_there(viewer):
+    """Against the host's own tokens, by hand: the crop of 92 of 100 pixels, 11 x 11 places of 8 pixels."""
+    image, places = 7, {"0.3,0.8": (9, 3), "0.5,0.5": (5, 5), "0.05,0.95": (10, 0)}
+    picture = viewer.run.images.load(image)
+    host = viewer.host()
+    tokens = host.tokens(host.transform(picture)[None], ["fire"], "all")["fire"][0]
+    mine = viewer.run.images.ids("mine")
+    for at, (row, column) in places.items():
+        answer = viewer.ask(f"/api/search?image={image}&at={at}").json
+        neurons = next(part for part in answer["found"] if part["basis"] == "neuron")
+        assert neurons["cell"] == [row, column]
+        here = tokens.reshape(11, 11, -1)[row, column].numpy()
+        highest = dense(viewer.run, "neuron")[mine].max(0)
+        assert {hit["unit"] for hit in neurons["hits"]} <= set(np.flatnonzero(here >= 0.199 * highest).tolist())
+        for hit in neurons["hits"]:
+            assert hit["activation"] == pytest.approx(here[hit["unit"]], rel=1e-4)
+            cells = np.frombuffer(base64.b64decode(hit["cells"]), np.uint8).reshape(11, 11)
+            assert cells[row, column] == pytest.approx(255 * min(1, hit["share"]), abs=1)
+    outside = viewer.ask(f"/api/search?image={image}&at=0.01,0.5").json
+    assert all(part["cell"] is None and part["hits"] == [] for part in outside["found"])
+
+
+@pytest.mark.parametrize("at", ["", "1", "0.5", "0.5,", "1.1,0", "-0.1,0", "nan,0", "0.5,0.5,0.5", "1e-3,0", "2,2"])
+def test_places_that_are_none_are_refused(viewer, at):
+    reply = viewer.ask(f"/api/search?image=7&at={at}")
+    assert reply.status == 400 and "give x,y" in reply.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("place", "grid", "box", "cell"),
+    [
+        ((0.5, 0.5), (7, 7), (1.0, 1.0), (3, 3)),
+        ((0.0, 0.999), (7, 7), (1.0, 1.0), (6, 0)),
+        ((1.0, 0.5), (7, 7), (1.0, 1.0), None),
+        ((0.1, 0.5), (7, 7), (0.8, 0.8), (3, 0)),
+        ((0.09, 0.5), (7, 7), (0.8, 0.8), None),
+        ((0.0, 0.0), (2, 4), (2.0, 1.0), (0, 1)),  # a wide picture seen whole: the square is its middle
+    ],
+)
+def test_a_place_lies_in_the_token_that_covers_it(place, grid, box, cell):
+    assert cell_at(place, grid, box) == cell
 
 
 def test_models_wait_for_the_first_search_that_needs_them(viewer):
@@ -197,6 +283,26 @@ def test_models_wait_for_the_first_search_that_needs_them(viewer):
     assert viewer.loads == []
     viewer.ask("/api/search?image=1")
     assert viewer.loads == ["host"]
+
+
+def test_warmed_the_first_search_finds_everything_loaded(viewer):
+    search = viewer.search
+    search.warm()
+    assert set(viewer.loads) == {"encoder", "embeddings", "host"} and "null" in vars(search)
+    before = len(viewer.loads)
+    assert viewer.ask("/api/search?text=red").json["nothing"] is False
+    assert viewer.loads[before:] == ["encoder"] + ["embeddings"] * len(viewer.run.bases), "no null is made again"
+
+
+def test_what_cannot_be_loaded_is_told_by_the_search_not_by_the_start(made, tmp_path, caplog):
+    def no_model(*_):
+        raise UserError("host", "none", "there is none here")
+
+    search = Search(reading.read(made[0]), Models(no_model, no_model, no_model, MINING, "pearson", "all", "max"))
+    search.warm()
+    assert "host=none" in caplog.text
+    with pytest.raises(UserError):
+        search.by_text("red", 3)
 
 
 @pytest.mark.parametrize(
@@ -403,10 +509,11 @@ def test_pages_carry_a_policy_that_names_no_other_place(viewer):
 
 
 def bomb() -> bytes:
-    """A PNG of few bytes that would unpack to 20,000 x 20,000 pixels."""
+    """A PNG of few bytes whose head promises 20,000 x 20,000 pixels."""
     file = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(file, "PNG")
-    return file.getvalue()
+    Image.new("1", (8, 8)).save(file, "PNG")
+    head = b"IHDR" + struct.pack(">II", 20_000, 20_000) + file.getvalue()[24:29]
+    return file.getvalue()[:12] + head + struct.pack(">I", zlib.crc32(head)) + file.getvalue()[33:]
 
 
 @pytest.mark.parametrize(
@@ -424,8 +531,16 @@ def test_uploads_that_are_no_pictures_or_too_large_are_refused(viewer, body, sta
     assert reply.status == status and reply.json["error"] and viewer.loads == []
 
 
-def test_a_picture_that_unpacks_to_gigabytes_is_refused(viewer):
-    assert viewer.post("/api/search", bomb()).status == 415
+def test_a_picture_that_unpacks_to_gigabytes_is_refused_before_a_pixel_is_decoded(viewer, monkeypatch):
+    decoded: list[tuple] = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image.size) or load(image))
+    for address in ("/api/search", "/api/what-if"):
+        reply = viewer.post(address, bomb())
+        assert reply.status == 415 and "megapixels" in reply.json["error"] and decoded == []
+    assert not (viewer.folder / "asked").exists()
+    viewer.post("/api/search", viewer.run.images.path(0).read_bytes())
+    assert decoded, "what is decoded is seen"
 
 
 def test_only_the_methods_that_are_meant_work(viewer):
@@ -435,8 +550,6 @@ def test_only_the_methods_that_are_meant_work(viewer):
 
 
 def test_a_port_that_is_taken_is_told_in_one_line():
-    from saelab.errors import UserError
-
     port = free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))

@@ -98,7 +98,7 @@ def models(cfg: DictConfig, run: reading.Run) -> Models:
     made = Stages(replace(read_config(run.path), device=cfg.device))
     own = made.config
     return Models(
-        encoder=lambda: made.encoder,
+        embed=made.embed_texts,
         embeddings=lambda: made.embeddings.images,
         host=lambda: made.host,
         mining=own.label.mining,

@@ -626,14 +626,79 @@ def test_search_by_words_by_picture_and_by_upload(page, viewer):
     page.keyboard.press("Enter")
     page.wait_for_selector(".found .near li")
     assert "text=red+flower" in page.url and page.locator(".found").count() == len(viewer.run.bases)
+    page.fill("input[name=text]", "kranpitch")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h2:has-text('Nothing like “kranpitch”')")
+    assert page.locator(".found:visible").count() == 0
+    page.click("details.nearest summary")
+    assert page.locator(".found:visible").count() == len(viewer.run.bases)
     page.click(".samples a >> nth=1")
     page.wait_for_selector(".found .pair canvas")
-    pairs = page.locator(".found .pair").count()
+    assert page.locator(".found .pair").count() > 0
     page.set_input_files("input[type=file]", viewer.run.images.path(0))
-    page.wait_for_selector(f"h2:has-text('{viewer.run.images.path(0).name}')")
-    assert page.locator(".found .pair").count() > 0 and pairs > 0
+    page.wait_for_selector("h2:has-text('Your picture')")
+    page.wait_for_selector(".found .pair")
     page.click(".found .pair a >> nth=0")
     page.wait_for_selector(".crumbs")
+
+
+GIVE = """([kind, bytes, type]) => {
+  const given = new DataTransfer()
+  given.items.add(new File([Uint8Array.from(atob(bytes), c => c.charCodeAt(0))], "mine.jpg", { type }))
+  const event = kind === "paste"
+    ? new ClipboardEvent("paste", { clipboardData: given, bubbles: true, cancelable: true })
+    : new DragEvent(kind, { dataTransfer: given, bubbles: true, cancelable: true })
+  document.querySelector("main").dispatchEvent(event)
+  return event.defaultPrevented
+}"""
+
+
+@pytest.mark.browser
+def test_pictures_are_pasted_and_dropped_and_an_address_brings_them_back(page, viewer):
+    seen = {}
+    for i, kind in enumerate(("paste", "drop")):
+        opened(page, "search.html")
+        picture = base64.b64encode(viewer.run.images.path(i).read_bytes()).decode()
+        if kind == "drop":
+            assert page.evaluate(GIVE, ["dragover", picture, "image/jpeg"]), "else the browser leaves for the file"
+            assert page.locator("body.dropping").count() == 1
+        assert page.evaluate(GIVE, [kind, picture, "image/jpeg"])
+        page.wait_for_selector(".found .pair")
+        assert "#upload=" in page.url and page.locator("body.dropping").count() == 0
+        seen[page.url] = page.locator(".found").all_inner_texts()
+    assert len(seen) == 2
+    for url, texts in seen.items():
+        opened(page, "index.html")
+        opened(page, url)
+        page.wait_for_selector(".found .pair")
+        assert page.locator(".found").all_inner_texts() == texts
+    big = "() => { try { live.upload('x', new File([new Uint8Array(33 * 2 ** 20)], 'b.jpg')) } catch (e) { return e.message } }"
+    assert page.evaluate(big) == "b.jpg has 33 MB; at most 32 MB are read"
+
+
+@pytest.mark.browser
+def test_a_click_in_a_photo_asks_what_fires_there(page, viewer):
+    opened(page, f"unit.html#neuron/{int(np.argmax((dense(viewer.run, 'neuron') > 0).sum(0)))}")
+    photo = page.locator(".pairs .pair > .frame .photo >> nth=0")
+    photo.scroll_into_view_if_needed()
+    box = photo.bounding_box()
+    page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + 0.8 * box["height"])
+    page.wait_for_selector("h2:has-text('Units that fire here')")
+    x, y = (float(part) for part in page.url.split("at=")[1].replace("%2C", ",").split(","))
+    assert (x, y) == (pytest.approx(0.3, abs=0.01), pytest.approx(0.8, abs=0.01))
+    assert page.locator(".place .token").count() == 1 and page.locator(".found .pair canvas").count() > 0
+    page.focus(".place")
+    page.keyboard.press("ArrowUp")  # a token higher; the focus stays
+    page.wait_for_function("old => !location.href.includes(old)", arg=f"{y:.4f}")
+    page.wait_for_selector("[role=status]:not([aria-busy])")
+    assert page.evaluate("() => document.activeElement.className") == "place"
+    page.mouse.click(*(page.locator(".place").bounding_box()[side] + 2 for side in ("x", "y")))
+    page.wait_for_selector("h2:has-text('Nothing is known here')")  # the crop leaves the corner out
+    page.go_back()
+    page.wait_for_selector("h2:has-text('Units that fire here')")
+    page.click("button.whole")
+    page.wait_for_selector("h2:has-text('Units that the picture fires')")
+    assert "at=" not in page.url
 
 
 @pytest.mark.browser

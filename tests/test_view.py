@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import pytest
@@ -417,6 +417,7 @@ def test_raters_see_each_item_once_in_their_own_order_and_nothing_of_the_basis(v
         seen[rater] = []
         while (answer := viewer.ask(f"/api/rating?rater={rater}").json)["item"]:
             assert set(answer["item"]) == {"code", "label", "images"} and answer["of"] == len(viewer.study.items)
+            assert [code for code, _ in answer["past"]] == seen[rater]
             assert answer == viewer.ask(f"/api/rating?rater={rater}").json  # coming back changes nothing
             seen[rater].append(answer["item"]["code"])
             grade = None if len(seen[rater]) == 1 else 1 + len(seen[rater]) % 5
@@ -426,6 +427,30 @@ def test_raters_see_each_item_once_in_their_own_order_and_nothing_of_the_basis(v
     answers = store.Ratings(viewer.study, viewer.folder).answers()
     assert {(a.rater, a.code): a.rating for a in answers}[("ada", seen["ada"][0])] is None
     assert {(a.rater, a.code): a.rating for a in answers}[("bob", seen["bob"][2])] == 4
+
+
+def test_answers_are_changed_and_taken_back_one_by_one(viewer):
+    def asked(**query) -> dict:
+        return viewer.ask(f"/api/rating?{urlencode({'rater': 'ada', **query})}").json
+
+    def give(code: str, value: int | None) -> None:
+        assert viewer.post("/api/rating", {"rater": "ada", "code": code, "rating": value}).status == 200
+
+    codes = [item.code for item in viewer.study.order("ada")]
+    give(codes[0], 2), give(codes[1], None), give(codes[0], 5)
+    viewer.post("/api/rating", {"rater": "bob", "code": codes[0], "rating": 1})
+    assert asked()["past"] == [[codes[0], 5], [codes[1], None]] and asked()["item"]["code"] == codes[2]
+    assert asked(code=codes[0])["item"]["code"] == codes[0]
+    for code, past in ((codes[0], [[codes[0], 2], [codes[1], None]]), (codes[1], [[codes[0], 2]]), (codes[0], [])):
+        assert viewer.post("/api/rating/undo", {"rater": "ada"}).json == {"code": code}
+        assert asked()["past"] == past
+    reply = viewer.post("/api/rating/undo", {"rater": "ada"})
+    assert reply.status == 400 and "no answer to take back" in reply.json["error"]
+    assert asked()["item"]["code"] == codes[0] and viewer.ask("/api/rating?rater=ada&code=q").status == 400
+    give(codes[0], 4)
+    answers = store.Ratings(viewer.study, viewer.folder).answers()
+    assert [(a.rater, a.rating) for a in answers] == [("ada", 4), ("bob", 1)]
+    assert len((viewer.folder / "ratings.jsonl").read_text().splitlines()) == 8, "nothing is removed"
 
 
 @pytest.mark.parametrize(
@@ -712,10 +737,23 @@ def test_rating_by_keyboard_to_the_end(page, viewer):
         assert page.locator(".sheet img").count() == STUDY.shown
         page.keyboard.press("x" if i == 0 else "4")
     page.wait_for_selector("h1:has-text('Done')")
-    page.keyboard.press("b")  # the last answer once more
+    opened(page, "rate.html")  # come back: answers are where they were
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h1:has-text('Done')")
+    for i in (total, total - 1):  # back over the last two answers, and the last of them once more
+        page.keyboard.press("b")
+        page.wait_for_selector(f".kicker:has-text('{i} of {total}, answered')")
+        assert page.inner_text(".grades button[aria-pressed=true]") == "4 well"
+    page.keyboard.press("f")
     page.wait_for_selector(f".kicker:has-text('{total} of {total}')")
     page.keyboard.press("5")
     page.wait_for_selector("h1:has-text('Done')")
+    page.keyboard.press("b")
+    page.wait_for_selector(".grades button[aria-pressed=true]:has-text('5')")
+    page.keyboard.press("1")
+    page.wait_for_selector("h1:has-text('Done')")
+    page.keyboard.press("u")  # what was changed is as it was
+    page.wait_for_selector(".grades button[aria-pressed=true]:has-text('5')")
     ratings = [a.rating for a in store.Ratings(viewer.study, viewer.folder).answers()]
     assert sorted(ratings, key=str) == [4] * (total - 2) + [5, None]
 

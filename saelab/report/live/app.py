@@ -53,6 +53,7 @@ def application(report: Path, search: Search, study: Study, folder: Path) -> Sta
         Route("/api/what-if", viewer.what_if, methods=["POST"]),
         Route("/api/rating", viewer.question),
         Route("/api/rating", viewer.rate, methods=["POST"]),
+        Route("/api/rating/undo", viewer.undo, methods=["POST"]),
         Mount("/live", StaticFiles(directory=str(files("saelab.report") / "static" / "live"))),
     ]
     routes += [Mount(f"/{name}", StaticFiles(directory=report / name)) for name in FOLDERS if (report / name).is_dir()]
@@ -145,18 +146,29 @@ class Viewer:
         return JSONResponse(await run_in_threadpool(answer))
 
     async def question(self, request: Request) -> Response:
-        """The next item for `?rater=`, without a word on where it comes from."""
-        rater = line("name", request.query_params.get("rater"))
-        answered = {a.code for a in await run_in_threadpool(self.ratings.answers) if a.rater == rater}
-        left = [item for item in self.ratings.study.order(rater) if item.code not in answered]
-        item = {"code": left[0].code, "label": left[0].label, "images": left[0].images} if left else None
-        return JSONResponse({"item": item, "done": len(answered), "of": len(answered) + len(left)})
+        """The next item for `?rater=`, or the one named `&code=`, without a word on where it comes from.
+
+        `{"item": {"code", "label", "images"}, "past", "of"}`; `past`: `[code, rating]` of what the rater answered.
+        """
+        rater, code = line("name", request.query_params.get("rater")), request.query_params.get("code")
+        past = {a.code: a.rating for a in await run_in_threadpool(self.ratings.answers) if a.rater == rater}
+        order = self.ratings.study.order(rater)
+        asked = [item for item in order if (item.code == code if code is not None else item.code not in past)]
+        if code is not None and not asked:
+            raise UserError("code", shown(code), "is no item of this study", "load the page again")
+        item = {"code": asked[0].code, "label": asked[0].label, "images": asked[0].images} if asked else None
+        return JSONResponse({"item": item, "past": list(past.items()), "of": len(order)})
 
     async def rate(self, request: Request) -> Response:
         """Keep an answer: `{"rater", "code", "rating"}`."""
         given = await _json(request, "rater", "code", "rating")
         await run_in_threadpool(self.ratings.add, *given)
         return JSONResponse({"kept": True})
+
+    async def undo(self, request: Request) -> Response:
+        """Take back the last answer of `{"rater"}`: `{"code"}` of its item."""
+        given = await _json(request, "rater")
+        return JSONResponse({"code": await run_in_threadpool(self.ratings.undo, *given)})
 
     def _kept(self, name: str) -> Callable[[], Image.Image]:
         return lambda: decode(self.uploads.read(name), self.search.run.images.square)

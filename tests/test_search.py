@@ -47,7 +47,9 @@ def test_a_picture_finds_the_units_that_it_fires_unusually(world, layout):
     hits = search.image_to_units(picture, stored, top=5)
     assert hits.units.tolist() == [8, 3, 12]  # by rank among images, not by raw activation; silent units left out
     n, as_much = len(acts), (acts >= picture).double().sum(0)
-    brute = torch.log((n + 1) / (1 + as_much)) / torch.log(torch.tensor(n + 1.0)) * (picture / acts.amax(0)).clamp(max=1)
+    brute = (
+        torch.log((n + 1) / (1 + as_much)) / torch.log(torch.tensor(n + 1.0)) * (picture / acts.amax(0)).clamp(max=1)
+    )
     torch.testing.assert_close(hits.scores, brute[hits.units].float())
     less = ((acts < picture).double() + 0.5 * (acts == picture).double()).mean(0)
     torch.testing.assert_close(hits.below, less[hits.units].float())

@@ -12,7 +12,7 @@ from saelab.errors import UserError
 from saelab.label import made_up
 from saelab.names import imagenet_definitions, imagenet_names
 
-ABSTRACT = "justice inflation theorem bankruptcy algorithm sincerity taxation philosophy tuesday grammar".split()
+ABSTRACT = ["justice", "inflation", "theorem", "bankruptcy", "sincerity", "taxation", "tuesday", "grammar"]
 
 
 def letters(rng: np.random.Generator) -> str:

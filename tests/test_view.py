@@ -29,8 +29,8 @@ from saelab.cli.view import listen
 from saelab.errors import UserError
 from saelab.hosts import Host
 from saelab.hosts.transform import Transform
-from saelab.report import build, people, reading
 from saelab.label.search import LEAST
+from saelab.report import build, people, reading
 from saelab.report.live import Models, Search, application, rating, sheets, store, uploads
 from saelab.report.live.search import cell_at
 
@@ -697,7 +697,7 @@ def test_pictures_are_pasted_and_dropped_and_an_address_brings_them_back(page, v
         opened(page, url)
         page.wait_for_selector(".found .pair")
         assert page.locator(".found").all_inner_texts() == texts
-    big = "() => { try { live.upload('x', new File([new Uint8Array(33 * 2 ** 20)], 'b.jpg')) } catch (e) { return e.message } }"
+    big = "() => live.upload('x', new File([new Uint8Array(33 * 2 ** 20)], 'b.jpg')).catch(error => error.message)"
     assert page.evaluate(big) == "b.jpg has 33 MB; at most 32 MB are read"
 
 

@@ -119,8 +119,8 @@ class Viewer:
         image = given.get("image", "")
         if not re.fullmatch("[0-9]{1,12}", image) or int(image) >= len(images):
             raise UserError("image", shown(image), "is no image of this run", f"use 0 to {len(images) - 1}")
-        answer = await run_in_threadpool(self._answer, lambda: images.load(int(image)), place, _said(images, int(image)))
-        return answer
+        said = _said(images, int(image))
+        return await run_in_threadpool(self._answer, lambda: images.load(int(image)), place, said)
 
     async def find_upload(self, request: Request) -> Response:
         """Units for the picture that is the request's body; it is kept, and `upload` names it from now on."""

@@ -23,7 +23,7 @@ class Uploads:
         self.folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
             file.write(data)
-        os.replace(file.name, self.folder / name)
+        Path(file.name).replace(self.folder / name)
         self._make_room(name)
         return name
 

@@ -11,7 +11,7 @@ const live = (() => {
   const get = (address, query) => ask(query ? `${address}?${new URLSearchParams(query)}` : address)
   const post = (address, value) => ask(address, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(value) })
   const largest = 32 // MB of a picture; the server refuses more
-  const upload = (address, file) => {
+  const upload = async (address, file) => {
     if (file.size > largest * 2 ** 20) throw new Error(`${file.name || "This picture"} has ${Math.ceil(file.size / 2 ** 20)} MB; at most ${largest} MB are read`)
     return ask(address, { method: "POST", headers: { "content-type": "application/octet-stream" }, body: file })
   }

@@ -122,6 +122,7 @@ class RunConfig:
     seeds: tuple[int, ...] = (0, 1, 2)  # one SAE each
     rotation_seeds: tuple[int, ...] = (0,)  # one random rotation each
     truth: str = "mention"  # when a label counts as true of a picture
+    second_judge: str | None = "auto"  # reads captions and labels again, apart from the encoder that labels
     compare: CompareSettings = field(default_factory=CompareSettings)
     also: tuple[str, ...] = ()  # SAEs of other settings to compare with: "sae.k=8", "sae=matryoshka"
     random_host: bool = False  # compare with SAEs on the host with random weights

@@ -50,14 +50,14 @@ class Stages(Labels):
     def judges(self) -> evaluate.Judges:
         """What labels are measured against."""
         labels, own = self.vocabulary.labels, self.label_settings
-        return make_judges(
-            labels, self.images, self.embeddings.images, self.encoder, own, self.config.truth, self.root, self.device
-        )
+        given = (self.encoder, own, self.config.truth, self.root, self.device, self.config.second_judge)
+        return make_judges(labels, self.images, self.embeddings.images, *given)
 
     @cached_property
     def evaluated(self) -> list[Basis]:
         """Bases with the numbers of their labels on the test split."""
         evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).check()  # before the long work
+        encoders.second_reader(self.config.second_judge, self.device)
         labelled = self.labelled
         if not any(self.images.captions):
             self.notes.append("The pictures have no captions, so caption_r and caption_clarity are missing.")

@@ -105,7 +105,7 @@ class RunConfig:
     batch_size: int = 32  # pictures at once through host and encoder
     images: dict[str, Any] = field(default_factory=lambda: {"source": "packaged"})  # saelab.images.load's arguments
     host: HostSettings = field(default_factory=HostSettings)
-    layers: tuple[str, ...] = ("_blocks.15",)  # dotted names; compared side by side
+    layers: tuple[str, ...] = ("_blocks.15", "in:_avg_pooling")  # dotted names; compared side by side
     policy: str = "all"  # which tokens: all, patches, cls, ...
     dtype: str = "float16"  # of the cached tokens
     tokens_per_image: int | None = None  # keep so many tokens of an image

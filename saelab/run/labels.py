@@ -1,6 +1,7 @@
 """The labels of a run: exemplars, candidates, one vocabulary for all bases, and the label of every unit."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -90,6 +91,12 @@ class Labels(Bases):
     def label_settings(self) -> pipeline.LabelSettings:
         """How labels are assigned."""
         return self.config.label_settings(len(self.images.ids("mine")))
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """[texts, d_text] as labels are embedded: in the same templates. Nothing is kept on disk."""
+        own = self.label_settings
+        templates = own.templates or self.encoder.templates
+        return encoders.embed_templates(self.encoder.embed_sentences, texts, templates, own.renormalize)
 
     @cached_property
     def labelled(self) -> list[Basis]:

@@ -59,6 +59,7 @@ SCRIPTS = (
     "heat.js",
     "vlm_answers.js",
 )
+BESIDE = {"compare": ("forest.js", "dictionaries.js")}  # scripts of one page, beside its own
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 
@@ -286,6 +287,6 @@ def _pages(run: reading.Run, out: Path) -> None:
     template = Environment(loader=PackageLoader("saelab.report", "pages"), autoescape=True).get_template("page.html")
     shown = {key: title for key, title in PAGES.items() if key != "compare" or run.comparisons}
     for key, title in shown.items():
-        scripts = [*SCRIPTS, f"page-{key}.js", *VENDOR]
+        scripts = [*SCRIPTS, *BESIDE.get(key, ()), f"page-{key}.js", *VENDOR]
         text = template.render(key=key, title=title, pages=shown, run=run.facts["name"], scripts=scripts)
         (out / f"{key}.html").write_text(text, encoding="utf-8")

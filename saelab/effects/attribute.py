@@ -15,7 +15,13 @@ from torch import Tensor
 
 from saelab.effects.ablate import Active
 from saelab.effects.answers import Answers
+from saelab.effects.by_captum import METHODS as CAPTUMS
+from saelab.effects.by_captum import values_by_captum
+from saelab.errors import UserError
+from saelab.settings import nearest
 
+METHODS = ("gradient_x_part", "integrated_gradients")
+CAPTUM = "captum:"  # before the name of one of captum's
 STEPS = 32  # of the path that integrated gradients follow
 INCOMPLETE = 0.02  # residual, as a share of what is explained, above which an attribution is not to be trusted
 
@@ -45,8 +51,8 @@ def gradient_x_part(
     answers: Answers, ids: Int[np.ndarray, "images"], active: Active, writes: Tensor, weights: Tensor
 ) -> Attribution:
     """Each unit's part times the gradient at the tokens: the first-order effect of taking it out. One backward pass."""
-    gradient = answers.gradient(ids, active.tokens, weights)
-    return _attribution(answers, ids, active, writes, weights, gradient)
+    values = by_token(active, writes, answers.gradient(ids, active.tokens, weights))
+    return attribution_of(values, answers, ids, active, writes, weights)
 
 
 def integrated_gradients(
@@ -62,12 +68,8 @@ def integrated_gradients(
     Values of all units sum to `whole` as steps grow: completeness (Sundararajan et al., ICML 2017). `steps` backward
     passes for all units at once.
     """
-    together = _parts(active, writes)
-    gradient = torch.zeros_like(active.tokens)
-    for step in range(steps):
-        share = (step + 0.5) / steps
-        gradient += answers.gradient(ids, active.tokens - (1 - share) * together, weights) / steps
-    return _attribution(answers, ids, active, writes, weights, gradient)
+    values = by_token(active, writes, _mean_gradient(answers, ids, active, writes, weights, steps))
+    return attribution_of(values, answers, ids, active, writes, weights)
 
 
 def exact(
@@ -100,11 +102,6 @@ def direct(
     return writes.double() @ (read_out.double() - read_out.double().mean(0)).T
 
 
-def _parts(active: Active, writes: Float[Tensor, "units d_in"]) -> Float[Tensor, "images tokens d_in"]:
-    """All units' parts together."""
-    return (active.acts * active.scale) @ writes
-
-
 def by_token(
     active: Active, writes: Float[Tensor, "units d_in"], gradient: Float[Tensor, "images tokens d_in"]
 ) -> Float[Tensor, "images tokens units"]:
@@ -112,11 +109,49 @@ def by_token(
     return (active.acts * active.scale).double() * (gradient.double() @ writes.double().T)
 
 
-def _attribution(
-    answers: Answers, ids: np.ndarray, active: Active, writes: Tensor, weights: Tensor, gradient: Tensor
+def _mean_gradient(
+    answers: Answers, ids: np.ndarray, active: Active, writes: Tensor, weights: Tensor, steps: int
+) -> Float[Tensor, "images tokens d_in"]:
+    """The mean gradient at the tokens while all units grow from 0 to what they are."""
+    together = active.parts(writes)
+    gradient = torch.zeros_like(active.tokens)
+    for step in range(steps):
+        share = (step + 0.5) / steps
+        gradient += answers.gradient(ids, active.tokens - (1 - share) * together, weights) / steps
+    return gradient
+
+
+def values_by(
+    method: str, answers: Answers, ids: np.ndarray, active: Active, writes: Tensor, weights: Tensor
+) -> Float[Tensor, "images tokens units"]:
+    """Each unit's value at each token, float64, by the name of a method: one of METHODS, or `captum:` and one of its.
+
+    Raises UserError for an unknown name, and where captum is asked for and not installed.
+    """
+    check_method(method)
+    if method.startswith(CAPTUM):
+        return values_by_captum(answers, ids, active, writes, weights, method.removeprefix(CAPTUM))
+    if method == "integrated_gradients":
+        return by_token(active, writes, _mean_gradient(answers, ids, active, writes, weights, STEPS))
+    return by_token(active, writes, answers.gradient(ids, active.tokens, weights))
+
+
+def check_method(method: str) -> None:
+    """Raise UserError for a method that there is not."""
+    known = (*METHODS, *(CAPTUM + name for name in CAPTUMS))
+    if method not in known:
+        raise UserError("method", method, "unknown", f"{nearest(method, known)}known: {', '.join(known)}")
+
+
+def attribution_of(
+    values: Float[Tensor, "images tokens units"],
+    answers: Answers,
+    ids: Int[np.ndarray, "images"],
+    active: Active,
+    writes: Float[Tensor, "units d_in"],
+    weights: Float[Tensor, "outputs"],
 ) -> Attribution:
-    """Parts times a gradient at the tokens, summed over tokens."""
-    values = by_token(active, writes, gradient).sum(1)
-    copies = torch.stack([active.tokens, active.tokens - _parts(active, writes)])
+    """Values summed over tokens, beside what all units together add to the output."""
+    copies = torch.stack([active.tokens, active.tokens - active.parts(writes)])
     whole, rest = answers.logits(ids, copies).double() @ weights.double()
-    return Attribution(values, whole - rest, whole - rest - values.sum(1))
+    return Attribution(values.sum(1), whole - rest, whole - rest - values.sum((1, 2)))

@@ -19,6 +19,7 @@ from saelab.errors import UserError
 from saelab.label.series import group_images
 from saelab.run import record
 from saelab.run.basis import Basis
+from saelab.run.controls import RANDOM_HOST, control_config, missing_controls
 from saelab.run.labels import Labels
 from saelab.run.stages.classes import measure_classes
 from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
@@ -38,6 +39,7 @@ from saelab.run.stages.images import record_images
 from saelab.run.stages.other_views import Labeller, views_of
 from saelab.run.stages.simulation import measure_simulation
 
+SHARED = ("images", "host", "random_host", "caches", "random_caches", "encoder", "embeddings")  # by a run's controls
 MATCHED = 2048  # latents up to which every run matches its seeds one to one (0.6 s two seeds; 4096 take 3 s)
 
 
@@ -93,6 +95,22 @@ class Stages(Labels):
             rows = {(b.layer, b.name): chosen_rows(b, own) for b in measured}
             how = own.facts
             return join_effects(measured, found, setups, self.config.compare, self.root, tested, rows, how)
+
+    @cached_property
+    def controls(self) -> "Stages":
+        """The controls of what units do that the run lacks, labelled with its vocabulary.
+
+        Without the random host where its network can't be had with random weights, or `saelab.run.controls` says so.
+        """
+        kinds = missing_controls(self.config, self.given)
+        if RANDOM_HOST in kinds:
+            try:
+                _ = self.random_host
+            except UserError:
+                kinds.remove(RANDOM_HOST)
+        made = Stages(control_config(self.config, kinds), replace(self.given, vocabulary=self.vocabulary))
+        vars(made).update({name: vars(self)[name] for name in SHARED if name in vars(self)})
+        return made
 
     def _views(self, bases: Sequence[Basis], sides: Mapping[str, compare.ComparedBasis]) -> compare.Views:
         """A layer's bases pooled otherwise and behind another gate, named anew."""

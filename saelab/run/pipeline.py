@@ -131,6 +131,14 @@ class Pipeline(Stages):
         )
 
     @property
+    def control_effects(self) -> ByBasis[Effects]:
+        """The same of the controls that the run lacks: what any set of units would do."""
+        made = self.controls
+        return ByBasis(
+            made.labelled, lambda some: Effects(some, made.measure_effects, EffectsSettings(), made.measure_simulation)
+        )
+
+    @property
     def class_units(self) -> ByBasis[Classes]:
         """What the host's classes are made of in each basis: `.table()`; and the least typical `.pictures()`."""
 

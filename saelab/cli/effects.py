@@ -7,6 +7,7 @@ With all bases measured, the run's comparison and pages say both when units fire
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -20,7 +21,8 @@ from saelab.run.config import as_tuple
 from saelab.run.controls import ALWAYS, OF_SAES, RANDOM_HOST
 from saelab.run.making import Stages
 from saelab.run.record import add_effects, read_config
-from saelab.run.stages.effects import SUMMARY, read_effects, table_line
+from saelab.run.stages.effects import SUMMARY, EffectsSettings, read_effects, table_line
+from saelab.run.stages.words import WORDS
 
 COLUMNS = {
     "measured": "units",
@@ -54,6 +56,7 @@ SCORE_FORMS = (("mean", "+.3f"), ("se", ".3f"))  # of an ablation score
         "value",
         "group",
         "simulate",
+        "words",
         "seconds",
         "controls",
     ),
@@ -68,7 +71,7 @@ def main(cfg: DictConfig) -> None:
     """Measure, and print a line for each basis."""
     given = plain(cfg)
     run = run_file(given.pop("run"))
-    wanted, controls = given.pop("bases"), given.pop("controls")
+    wanted, controls, words = (given.pop(name) for name in ("bases", "controls", "words"))
     own = read_effects(given)
     made = Stages(replace(read_config(run), effects=given))
     bases = choose(wanted, made.labelled)
@@ -81,6 +84,8 @@ def main(cfg: DictConfig) -> None:
     print(notes(found))
     for basis, folder in zip([*bases, *others], folders):
         print(f"{basis.name}: {folder}")
+    for line in words_lines(made, bases, own) if words else ():
+        print(line)
     for basis in bases if own.group else ():
         print(group_line(basis.name, made.measure_groups(basis, own)))
     for basis in bases if own.simulate else ():
@@ -131,6 +136,28 @@ def notes(found: Sequence[dict[str, Any]]) -> str:
     if lacking:
         lines.append(f"Not among these bases: {', '.join(lacking)}. A control that is not measured proves nothing.")
     return "\n".join(lines)
+
+
+def words_lines(made: Stages, bases: Sequence[Basis], own: EffectsSettings) -> list[str]:
+    """A line a basis, those of layers without a linear read-out too. Raises UserError where that is all of them."""
+    lines, refused = [], []
+    for basis in bases:
+        try:
+            lines.append(words_line(made.find_words(basis, own).path))
+        except UserError as error:
+            refused.append(error)
+            lines.append(f"{basis.name}: no words: {error}")
+    if len(refused) == len(bases):
+        raise refused[0]
+    return lines
+
+
+def words_line(folder: Path) -> str:
+    """How often what a unit writes says its label, without a picture."""
+    found = read_json(folder / "words.json")
+    pct = tables.number(found["pct"])
+    what = f"own class {pct} by what units write alone, first of all outputs for {found['first']} of {found['known']}"
+    return f"{found['basis']}: {what}: {folder / WORDS}"
 
 
 def group_line(name: str, found: dict[str, Any]) -> str:

@@ -21,6 +21,8 @@ from saelab.errors import UserError
 from saelab.settings import nearest
 
 METHODS = ("gradient_x_part", "integrated_gradients")
+LINEAR = 1e-3  # departure from linearity, as a share of the largest change, that float32 and float16 tokens explain
+AT_ONCE = 1 << 22  # numbers of edited tokens held at once
 CAPTUM = "captum:"  # before the name of one of captum's
 STEPS = 32  # of the path that integrated gradients follow
 INCOMPLETE = 0.02  # residual, as a share of what is explained, above which an attribution is not to be trusted
@@ -100,6 +102,28 @@ def direct(
     The vision twin of the logit lens: a table of output words for every unit, without a picture.
     """
     return writes.double() @ (read_out.double() - read_out.double().mean(0)).T
+
+
+def read_out(answers: Answers, ids: Int[np.ndarray, "images"], layer: str) -> Float[Tensor, "outputs d_in"]:
+    """What each 1 of a coordinate, at every token, adds to each output, where all that follows the layer is linear.
+
+    Asked of the host itself, a coordinate at a time; `ids`: pictures whose tokens are tried. Raises UserError where
+    outputs of their sum, of half of them, or of their negative are not what a linear read-out gives.
+    """
+    tokens = answers.tokens(ids[:2])
+    one, other = tokens[:1], tokens[-1:]
+    tried = torch.stack([torch.zeros_like(one), one, other, one + other, one / 2, -one])
+    nothing, a, b, both, half, minus = answers.logits(ids[:1], tried)[:, 0].double()
+    reach = (a - nothing).abs().max().clamp(min=1e-12)
+    apart = torch.stack([both - a - b + nothing, 2 * half - a - nothing, a + minus - 2 * nothing])
+    if apart.abs().max() > LINEAR * reach:
+        remedy = "name the last layer before a linear head, such as in:_avg_pooling"
+        raise UserError("layer", layer, "is not followed by a linear read-out alone", remedy)
+    n_tokens, d_in = tokens.shape[1:]
+    rows = []
+    for part in torch.eye(d_in).split(max(1, AT_ONCE // tokens[0].numel())):
+        rows.append(answers.logits(ids[:1], part[:, None, None].expand(-1, 1, n_tokens, -1))[:, 0].double() - nothing)
+    return torch.cat(rows).T
 
 
 def by_token(

@@ -8,7 +8,7 @@ from typing import Any
 from saelab.artifacts import Artifact, digest
 from saelab.cache import ActivationCache, UnstoredActivations
 from saelab.label import concepts
-from saelab.run.basis import KINDS, Basis
+from saelab.run.basis import KINDS, RANDOM_GROUP, Basis
 from saelab.run.config import RunConfig
 from saelab.run.given import Given
 from saelab.run.inputs import Inputs
@@ -56,7 +56,7 @@ class Bases(Inputs):
         if self.config.random_host:
             for store in self.random_caches.values():
                 found += [
-                    replace(b, name=f"SAE on random host, seed {b.seed}", group="SAE on a random host", control=True)
+                    replace(b, name=f"SAE on random host, seed {b.seed}", group=RANDOM_GROUP, control=True)
                     for b in self._features(store, self.config.sae, self.random_host.digest)
                 ]
         return found

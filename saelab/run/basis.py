@@ -27,6 +27,7 @@ KINDS = {
     "frozen_decoder": Kind("SAE features, frozen decoder", control=True, frozen="decoder"),
     "soft_frozen": Kind("SAE features, soft-frozen decoder", control=True, frozen="soft_decoder"),
 }
+RANDOM_GROUP = "SAE on a random host"
 
 
 @dataclass(frozen=True)

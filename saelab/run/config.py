@@ -14,6 +14,7 @@ from saelab.cache.layout import STORED
 from saelab.cache.superblocks import PICTURES
 from saelab.compare import Settings as CompareSettings
 from saelab.errors import UserError
+from saelab.hosts.layers import ROOT
 from saelab.label import pipeline
 from saelab.label.exemplars import MiningSettings
 from saelab.label.settings import final_scorer
@@ -170,6 +171,9 @@ class RunConfig:
         if not self.bases:
             raise UserError("bases", "[]", "expected at least one", f"known: {', '.join(KINDS)}")
         for kind in self.bases:
+            if kind == ROOT:
+                what = "is a layer, of which neurons are a basis"
+                raise UserError("bases", kind, what, f"use layers=[{ROOT}] bases=[neuron]")
             if kind not in KINDS:
                 near = settings.nearest(kind, list(KINDS))
                 raise UserError("bases", kind, "unknown", f"{near}known: {', '.join(KINDS)}")

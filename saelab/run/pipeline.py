@@ -126,9 +126,12 @@ class Pipeline(Stages):
     @property
     def effects(self) -> ByBasis[Effects]:
         """What units do to the host's outputs, of each basis; `.measure(units="all")` for more than 100 units."""
-        return ByBasis(
-            self.labelled, lambda some: Effects(some, self.measure_effects, EffectsSettings(), self.measure_simulation)
-        )
+        return _effects(self)
+
+    @property
+    def control_effects(self) -> ByBasis[Effects]:
+        """The same of the controls that the run lacks: what any set of units would do."""
+        return _effects(self.controls)
 
     @property
     def class_units(self) -> ByBasis[Classes]:
@@ -183,6 +186,11 @@ class Pipeline(Stages):
             )
         own = Path(out) if out is not None else self.root / "report" / self.config.name
         return report.build(self.save(), own, shown=shown)
+
+
+def _effects(made: Stages) -> ByBasis[Effects]:
+    calls = (made.measure_effects, made.measure_simulation, made.find_words)
+    return ByBasis(made.labelled, lambda some: Effects(some, EffectsSettings(), *calls))
 
 
 def _names(layers: Sequence[str] | str | None) -> list[str] | None:

@@ -68,8 +68,8 @@ def main(cfg: DictConfig) -> None:
     wanted = given.pop("bases")
     own = read_effects(given)
     made = Stages(replace(read_config(run), effects=given))
-    bases = choose(wanted, made.labelled)
-    whole = len(bases) == len(made.labelled) and own.labels_of == made.config.compare.scorer
+    bases = choose(wanted, made.acting)
+    whole = len(bases) == len(made.acting) and own.labels_of == made.config.compare.scorer
     folders = [b.effects or made.measure_effects(b, own) for b in (made.measured if whole else bases)]
     found = [read_json(folder / SUMMARY) for folder in folders]
     print(table(found))

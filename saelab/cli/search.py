@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
     if (cfg.text is None) == (cfg.image is None):
         raise UserError("text, image", f"{cfg.text}, {cfg.image}", "give one of the two", 'text="a bird" or image=PATH')
     made = stages(cfg, "text", "image", "top")
-    for basis in made.labelled:
+    for basis in made.labelled if cfg.image is None else made.acting:
         assert basis.labels is not None
         acts, rows = units.UnitActivations.load(basis.units.path), pipeline.read(basis.labels.path)
         by_text = cfg.text is not None

@@ -127,7 +127,7 @@ class Pipeline(Stages):
     def effects(self) -> ByBasis[Effects]:
         """What units do to the host's outputs, of each basis; `.measure(units="all")` for more than 100 units."""
         return ByBasis(
-            self.labelled, lambda some: Effects(some, self.measure_effects, EffectsSettings(), self.measure_simulation)
+            self.acting, lambda some: Effects(some, self.measure_effects, EffectsSettings(), self.measure_simulation)
         )
 
     @property
@@ -139,7 +139,7 @@ class Pipeline(Stages):
             labels = [row["label"] for row in read_jsonl(basis.labels.path / "labels.jsonl")]
             return Classes(self.measure_classes(basis).path, labels, self.images)
 
-        return ByBasis(self.labelled, lambda some: only(some, load))
+        return ByBasis(self.acting, lambda some: only(some, load))
 
     @property
     def comparison(self) -> Comparison:
@@ -154,7 +154,7 @@ class Pipeline(Stages):
         named outputs, and a setting that can't be used.
         """
         own = make(ExplainSettings, changes)
-        chosen = None if bases is None else ByBasis(self.labelled, lambda some: some)[bases]
+        chosen = None if bases is None else ByBasis(self.acting, lambda some: some)[bases]
         return Explained(self.explain_picture(image, own, chosen))
 
     def edit(self, photos: str | Path, concepts: Sequence[str], basis: str = "sae", **changes: Any) -> EditedConcept:
@@ -165,7 +165,7 @@ class Pipeline(Stages):
         no unit is named so, and for a setting that can't be used.
         """
         own = make(EditSettings, {"concepts": [concepts] if isinstance(concepts, str) else list(concepts)} | changes)
-        chosen = ByBasis(self.labelled, lambda some: only(some, lambda b: b))[basis]
+        chosen = ByBasis(self.acting, lambda some: only(some, lambda b: b))[basis]
         return EditedConcept(self.edit_concepts(Path(photos).expanduser(), own, chosen))
 
     def save(self) -> Path:

@@ -38,7 +38,7 @@ class Server:
             if len(line) > BODY:
                 while line and not line.endswith(b"\n"):
                     line = source.readline(BODY)
-                answer = _error(None, Refused(INVALID, f"a message has at most {BODY >> 20} MB"))
+                answer: dict[str, Any] | None = _error(None, Refused(INVALID, f"a message has at most {BODY >> 20} MB"))
             else:
                 answer = self.answer(line)
             if answer is not None:

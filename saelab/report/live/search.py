@@ -59,7 +59,7 @@ class Search:
             tokens = host.tokens(host.transform(picture)[None], layers, self.models.policy)
             box = maps.box(picture.size, self.run.images.square, host.transform_spec)
             found = []
-            for basis in self.run.bases:
+            for basis in (b for b in self.run.bases if b.of_tokens):
                 grid = host.choice(basis.layer, self.models.policy).grid
                 hits = self._fired(basis, tokens[basis.layer][0].float().cpu(), grid, top)
                 found.append({"basis": basis.name, "grid": grid, "box": box, "hits": hits})

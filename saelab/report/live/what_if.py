@@ -48,7 +48,7 @@ class WhatIf:
         picture = decode(data, self.run.images.square)
         with self.search.turn, torch.inference_mode():
             found: dict[str, Any] = {"bases": []}
-            for basis in self.run.bases:
+            for basis in (b for b in self.run.bases if b.of_tokens):
                 answers, project = self._of(basis, picture)
                 tokens = answers.tokens(ONE)
                 logits = answers.logits(ONE, tokens[None])[0, 0]

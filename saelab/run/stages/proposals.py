@@ -64,8 +64,9 @@ def propose_labels(
     recipe = {"stage": "proposals", "code": CODE, "exemplars": basis.exemplars.digest, "proposer": proposer.recipe}
     recipe |= {"mode": settings.mode, "units": settings.units, "seed": settings.seed}
     where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)
-    project = Projection.load(basis.units.path, basis.sae_path)
-    heat = heat_maps(store, project, shown.activations[:, 0])
+    heat = None
+    if basis.of_tokens:
+        heat = heat_maps(store, Projection.load(basis.units.path, basis.sae_path), shown.activations[:, 0])
     where.parent.mkdir(parents=True, exist_ok=True)
     with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
         left = budget and budget.less(list(spent))

@@ -1,6 +1,7 @@
 """The labels of a run: exemplars, candidates, one vocabulary for all bases, and the label of every unit."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -38,7 +39,11 @@ class Labels(Bases):
     @cached_property
     def proposer(self) -> propose.Proposer | None:
         """Who proposes, if anybody does."""
-        return load_proposer(self.config.proposer, self.images, self.embeddings, self.root)
+
+        def embed(sentences: Sequence[str]) -> torch.Tensor:
+            return self.encoder.embed_sentences(list(sentences))
+
+        return load_proposer(self.config.proposer, self.images, self.embeddings, embed, self.root)
 
     def estimates(self) -> list[tuple[Basis, int, Estimate]]:
         """Per basis: how many units would be asked about and what it takes. Nothing is sent."""

@@ -20,6 +20,7 @@ COMMANDS = {
     "report": "build the pages of a finished run",
     "push": "share the SAEs of a run on the Hugging Face hub, with labels and a card",
     "view": "serve a finished run on this machine: search, label editing, blind rating",
+    "serve": "serve the units of a finished run to programs and agents, over HTTP or MCP",
     "search": "find the units that match words or a picture",
     "layers": "list the layers of a model",
     "verify": "have a vision-language model look again at labels",

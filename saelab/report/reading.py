@@ -43,6 +43,11 @@ class ReadBasis:
     effects: what_it_does.Measured | None  # what its units do; None where it was not measured
     sources: dict[str, str]  # label -> where it comes from, joined by +; empty where no vocabulary was kept
 
+    @property
+    def of_tokens(self) -> bool:
+        """Are its units read from the layer's tokens? Planted ones are not: no new picture fires them."""
+        return self.kind != "planted"
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:

@@ -51,7 +51,7 @@ class EncoderSettings:
 class ProposerSettings:
     """Who proposes labels, about which units."""
 
-    name: str = "tagger"  # none, tagger, openai, transformers or recorded
+    name: str = "tagger"  # none, tagger, openai, agent, transformers or recorded
     mode: str = "contrast"  # what it sees: positives, contrast, or shuffled_contrast (the ablation)
     units: str = "all"  # which units: all, status:ok, top:100, usd:2.50, ...
     seed: int = 0  # of the order of photos, and of random units

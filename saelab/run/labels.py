@@ -15,7 +15,6 @@ from saelab.label.exemplars import check as check_mining
 from saelab.label.exemplars import exemplars
 from saelab.label.proposal import Estimate
 from saelab.label.vocabulary import Vocabulary
-from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run.bases import Bases
 from saelab.run.basis import Basis
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
@@ -40,7 +39,11 @@ class Labels(Bases):
     @cached_property
     def proposer(self) -> propose.Proposer | None:
         """Who proposes, if anybody does."""
-        return load_proposer(self.config.proposer, self.images, self.embeddings, self.root)
+
+        def embed(sentences: Sequence[str]) -> torch.Tensor:
+            return self.encoder.embed_sentences(list(sentences))
+
+        return load_proposer(self.config.proposer, self.images, self.embeddings, embed, self.root)
 
     def estimates(self) -> list[tuple[Basis, int, Estimate]]:
         """Per basis: how many units would be asked about and what it takes. Nothing is sent."""
@@ -71,12 +74,6 @@ class Labels(Bases):
         return made
 
     @cached_property
-    def named(self) -> Vocabulary:
-        """The labels of the vocabulary's sources, before anything is proposed."""
-        own = self.config.label
-        return self.given.vocabulary or build_vocabulary(own.vocabulary, self.images, own.keep_underscores)
-
-    @cached_property
     def vocabulary(self) -> Vocabulary:
         """One vocabulary for all bases: the sources' labels, and every candidate of every basis."""
         pooled = self.named
@@ -104,6 +101,11 @@ class Labels(Bases):
         proposed, words, embeddings = self.proposed, self.vocabulary, self.embeddings
         with self.timings.of("labels"):
             return [self._label(basis, words, embeddings) for basis in proposed]
+
+    @property
+    def acting(self) -> list[Basis]:
+        """Labelled bases whose units the host computes: those that can be taken out of it."""
+        return [basis for basis in self.labelled if basis.of_tokens]
 
     # ---- what can be known to be wrong before the long work ----------------------------------------------------
 
@@ -141,7 +143,8 @@ class Labels(Bases):
     def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
         assert basis.exemplars is not None
         own = self.label_settings
-        tokens = self.tokens(basis) if any(SCORERS[name].needs in ("maps", "decoder") for name in own.scorers) else None
+        wanted = basis.of_tokens and any(SCORERS[name].needs in ("maps", "decoder") for name in own.scorers)
+        tokens = self.tokens(basis) if wanted else None
         mined = pipeline.MinedBasis(basis.units, basis.exemplars, basis.proposals, tokens, self._vectors(basis))
         made = pipeline.labels(mined, self.images, pipeline.Space(self.encoder, embeddings), words, own, self.root)
         return replace(basis, labels=made)

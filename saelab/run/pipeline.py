@@ -142,7 +142,7 @@ class Pipeline(Stages):
             labels = [row["label"] for row in read_jsonl(basis.labels.path / "labels.jsonl")]
             return Classes(self.measure_classes(basis).path, labels, self.images)
 
-        return ByBasis(self.labelled, lambda some: only(some, load))
+        return ByBasis(self.acting, lambda some: only(some, load))
 
     @property
     def comparison(self) -> Comparison:
@@ -157,7 +157,7 @@ class Pipeline(Stages):
         named outputs, and a setting that can't be used.
         """
         own = make(ExplainSettings, changes)
-        chosen = None if bases is None else ByBasis(self.labelled, lambda some: some)[bases]
+        chosen = None if bases is None else ByBasis(self.acting, lambda some: some)[bases]
         return Explained(self.explain_picture(image, own, chosen))
 
     def edit(self, photos: str | Path, concepts: Sequence[str], basis: str = "sae", **changes: Any) -> EditedConcept:
@@ -168,7 +168,7 @@ class Pipeline(Stages):
         no unit is named so, and for a setting that can't be used.
         """
         own = make(EditSettings, {"concepts": [concepts] if isinstance(concepts, str) else list(concepts)} | changes)
-        chosen = ByBasis(self.labelled, lambda some: only(some, lambda b: b))[basis]
+        chosen = ByBasis(self.acting, lambda some: only(some, lambda b: b))[basis]
         return EditedConcept(self.edit_concepts(Path(photos).expanduser(), own, chosen))
 
     def save(self) -> Path:
@@ -190,7 +190,7 @@ class Pipeline(Stages):
 
 def _effects(made: Stages) -> ByBasis[Effects]:
     calls = (made.measure_effects, made.measure_simulation, made.find_words)
-    return ByBasis(made.labelled, lambda some: Effects(some, EffectsSettings(), *calls))
+    return ByBasis(made.acting, lambda some: Effects(some, EffectsSettings(), *calls))
 
 
 def _names(layers: Sequence[str] | str | None) -> list[str] | None:

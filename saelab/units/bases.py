@@ -91,6 +91,8 @@ class Projection:
 
         folder = open_artifact(folder).path
         info = read_json(folder / "units.json")["info"]
+        if "planted" in info:
+            raise UserError("units", folder, "planted units are read from no layer", "ask this of another basis")
         if "latents" in info:
             if sae is None:
                 raise UserError("sae", None, "these units are an SAE's latents", "give the SAE's folder")

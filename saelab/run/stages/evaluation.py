@@ -45,7 +45,7 @@ def evaluate_basis(
     judges: evaluate.Judges,
     encoder: encoders.Encoder,
     images: ImageSet,
-    tokens: concepts.Tokens,
+    tokens: concepts.Tokens | None,
     rule: str,
     k: int,
     root: Path,
@@ -63,7 +63,7 @@ def evaluate_basis(
     def build(folder: Path) -> None:
         acts, rows = units.UnitActivations.load(basis.units.path), pipeline.read(labelled.path)
         found, summary = evaluate.evaluate(acts, rows, judges, splits, k, groups=group_images(images))
-        if any("netdissect" in row["scores"] for row in rows):
+        if tokens is not None and any("netdissect" in row["scores"] for row in rows):
             chosen = [row["scores"].get("netdissect", {}).get("label") for row in rows]
             iou = concepts.held_out_iou(chosen, tokens, images, splits.mine, splits.test)
             evaluate.add_pixels(found, summary, iou)

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,8 @@ from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run.bases import Bases
 from saelab.run.basis import Basis
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
+from saelab.run.stages.synthesis import SynthesisRequest, synthesise_basis
+from saelab.run.stages.synthesis_pictures import Viewers
 
 log = logging.getLogger("saelab")
 
@@ -97,6 +100,21 @@ class Labels(Bases):
         proposed, words, embeddings = self.proposed, self.vocabulary, self.embeddings
         with self.timings.of("labels"):
             return [self._label(basis, words, embeddings) for basis in proposed]
+
+    # ---- pictures made to raise units ----------------------------------------------------------------------------
+
+    def synthesise_units(self, basis: Basis, own: SynthesisRequest) -> Path:
+        """Pictures that raise the units of a basis, with what each is worth: the folder of synthesised.jsonl.
+
+        Raises UserError where there is no host to look at pictures, and for settings that can't be used.
+        """
+        if self.weights == "arrays":
+            what = "there is no host that could look at a picture"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        host = self.host if basis.weights == self.weights else self.random_host
+        space = self.encoder, self.embeddings.images, self._label_vectors
+        with self.timings.of("synthesis"):
+            return synthesise_basis(basis, Viewers(host, self.config.policy, self.images, *space), own, self.root)
 
     # ---- what can be known to be wrong before the long work ----------------------------------------------------
 

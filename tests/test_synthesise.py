@@ -29,7 +29,7 @@ from saelab.sae.model import Meta
 from saelab.synthesise import Fourier, Maco, Photos, Sight, SynthesisSettings, measure_photos, synthesise_unit, to_free
 from saelab.synthesise.ascend import centre
 from saelab.synthesise.honesty import path, place, rank_correlations, reach
-from saelab.synthesise.parametrise import METHODS, from_spectrum, mirrored, parametrise
+from saelab.synthesise.parametrisations import METHODS, from_spectrum, mirrored, parametrise
 from saelab.synthesise.photos import to_pixels
 from saelab.synthesise.robust import crop, generator_for, shake
 from saelab.synthesise.summary import mean_of, path_in_words

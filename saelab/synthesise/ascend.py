@@ -14,7 +14,7 @@ from saelab import settings
 from saelab.errors import UserError
 from saelab.hosts import Host
 from saelab.settings import nearest
-from saelab.synthesise.parametrise import METHODS, Parametrisation, parametrise
+from saelab.synthesise.parametrisations import METHODS, Parametrisation, parametrise
 from saelab.synthesise.photos import Photos
 from saelab.synthesise.robust import generator_for, shake
 from saelab.units import POOLS, Projection, pool_tokens

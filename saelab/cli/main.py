@@ -16,6 +16,7 @@ COMMANDS = {
     "effects": "measure what units do: is the class that a label names the one that the unit raises?",
     "explain": "explain one picture: the class that the host sees, the units that carry it, and where",
     "edit": "take out the units named as a concept, and see what a classifier does on each group of pictures",
+    "synthesise": "make pictures that raise units, and say how far each can be believed",
     "compare": "compare bases: which units are easier to name, and how sure is it?",
     "report": "build the pages of a finished run",
     "push": "share the SAEs of a run on the Hugging Face hub, with labels and a card",

@@ -10,7 +10,7 @@ import saelab
 from saelab.artifacts import open_artifact, read_json, read_jsonl
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report import vlm_answers, what_it_does
+from saelab.report import synthesised, vlm_answers, what_it_does
 
 NEEDED = ("name", "version", "images", "encoder", "bases")
 COMPARISON_SCHEMA = 1
@@ -34,6 +34,7 @@ class ReadBasis:
     proposals: vlm_answers.Rows  # unit -> proposals
     sheets: Path | None  # the folder with the pictures that they saw
     verified: vlm_answers.Rows  # unit -> what models found when they looked again
+    synthesised: synthesised.Made  # unit -> pictures made to raise it
     units: Path  # the folder of its activations
     sae: Path | None  # the SAE's folder
     quality: dict[str, Any] | None  # of the SAE (quality.json of the quality stage); None where it was not measured
@@ -161,6 +162,7 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Re
         vlm_answers.proposals(at["labels"]),
         vlm_answers.sheets(run.parent, recipes["labels"]),
         vlm_answers.verification(run.parent, recipes["labels"]),
+        synthesised.read(run.parent, recipes["units"]),
         at["units"],
         sae,
         _quality(run, entry),

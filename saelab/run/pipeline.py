@@ -18,10 +18,12 @@ from saelab.run.basis import Basis
 from saelab.run.config import RunConfig
 from saelab.run.effect_views import Classes, EditedConcept, Effects, Explained
 from saelab.run.making import Stages
+from saelab.run.picture_views import Pictures
 from saelab.run.presets import preset
 from saelab.run.stages.edit import EditSettings
 from saelab.run.stages.effects import EffectsSettings
 from saelab.run.stages.explain import ExplainSettings
+from saelab.run.stages.synthesis import choose_units, read_request
 from saelab.run.views import ByBasis, Comparison, Evaluation, Labels, only
 from saelab.sae import SAE
 from saelab.settings import make
@@ -170,6 +172,19 @@ class Pipeline(Stages):
         own = make(EditSettings, {"concepts": [concepts] if isinstance(concepts, str) else list(concepts)} | changes)
         chosen = ByBasis(self.acting, lambda some: only(some, lambda b: b))[basis]
         return EditedConcept(self.edit_concepts(Path(photos).expanduser(), own, chosen))
+
+    def synthesise(
+        self, basis: str = "sae", units: str | int | Sequence[int] = "random:20", **changes: Any
+    ) -> Pictures:
+        """Pictures made to raise units of one basis, each with what it is worth; those that are there are reused.
+
+        `units`: as of `saelab synthesise`, a number, or a list of numbers. `changes`: fields of SynthesisSettings
+        (`method="maco"`, `count=4`, `steps=256`). Raises UserError for a setting that can't be used.
+        """
+        spec = units if isinstance(units, str) else str(units) if isinstance(units, int) else ",".join(map(str, units))
+        own = read_request(changes | {"units": spec})
+        chosen = ByBasis(self.labelled, lambda some: only(some, lambda b: b))[basis]
+        return Pictures(self.synthesise_units(chosen, own), choose_units(chosen, own))
 
     def save(self) -> Path:
         """Write the run's record, <root>/<name>.json, and return its path."""

@@ -60,6 +60,7 @@ function unitPage(now) {
     whatItDoes(record),
     meanings(record),
     record.positives.length ? exemplars(now) : null,
+    synthesised(record),
     record.histogram.length ? activity(run, basis, record) : null,
     candidates(run, basis, record),
     judged(run, basis, record),

@@ -18,6 +18,7 @@ COMMANDS = {
     "edit": "take out the units named as a concept, and see what a classifier does on each group of pictures",
     "compare": "compare bases: which units are easier to name, and how sure is it?",
     "report": "build the pages of a finished run",
+    "export": "write exemplars of a run for other people's tools (MILAN)",
     "push": "share the SAEs of a run on the Hugging Face hub, with labels and a card",
     "view": "serve a finished run on this machine: search, label editing, blind rating",
     "search": "find the units that match words or a picture",

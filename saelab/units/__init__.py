@@ -8,18 +8,18 @@ units.pool_tokens(project(tokens)[None], "max")         # one picture's activati
 
 from saelab.units.activations import UnitActivations, from_scipy, to_scipy
 from saelab.units.bases import SIGNED, Projection
-from saelab.units.maps import heat_maps
+from saelab.units.maps import HeatMaps
 from saelab.units.pooling import POOLS, pool_cache, pool_tokens
 from saelab.units.stage import heads, neuron, pca, random_rotation, sae
 
 __all__ = [
     "POOLS",
     "SIGNED",
+    "HeatMaps",
     "Projection",
     "UnitActivations",
     "from_scipy",
     "heads",
-    "heat_maps",
     "neuron",
     "pca",
     "pool_cache",

@@ -15,7 +15,7 @@ from saelab.label.proposal import Estimate
 from saelab.names import imagenet_names
 from saelab.run.basis import Basis
 from saelab.run.config import ProposerSettings
-from saelab.units import Projection, heat_maps
+from saelab.units import HeatMaps, Projection
 
 CODE = 2  # version of this stage; part of every recipe
 log = logging.getLogger("saelab")
@@ -65,7 +65,7 @@ def propose_labels(
     recipe |= {"mode": settings.mode, "units": settings.units, "seed": settings.seed}
     where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)
     project = Projection.load(basis.units.path, basis.sae_path)
-    heat = heat_maps(store, project, shown.activations[:, 0])
+    heat = HeatMaps(store, project, shown.activations[:, 0])
     where.parent.mkdir(parents=True, exist_ok=True)
     with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
         left = budget and budget.less(list(spent))

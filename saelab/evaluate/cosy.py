@@ -21,7 +21,7 @@ from saelab.hosts import Host
 from saelab.images import ImageSet
 from saelab.label.vocabulary import key
 from saelab.truth import Truth
-from saelab.units import Projection, pool_tokens
+from saelab.units import Projection, pool_units
 
 NUMBERS = ("auc_half", "auc_strict", "tie_share", "mad", "dma", "mann_whitney_p")
 FEWEST_CONTROLS = 2  # below, the controls have no spread
@@ -68,8 +68,7 @@ def activations(
             found = host.tokens(batch, layers, policy)
             for part, (layer, project) in zip(parts, projections, strict=True):
                 tokens = found[layer].to(getattr(torch, dtype)).float().cpu()
-                units = project(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-                part.append(pool_tokens(units, pool))
+                part.append(pool_units(project, tokens, pool))
     return [torch.cat(part) for part in parts]
 
 

@@ -42,7 +42,7 @@ def text_to_units(
 def image_to_units(activations: Float[Tensor, "units"], acts: Acts, top: int = 20) -> Hits:
     """Units that a picture fires unusually: by its activation's rank among `acts` [images, units].
 
-    `activations`: the picture's, of every unit (`units.Projection` and `units.pool_tokens`). A unit that the picture
+    `activations`: the picture's, of every unit (`units.Projection` and `units.pool_units`). A unit that the picture
     doesn't fire is never named. The score is the share of images that fire the unit less (ties count half), so a unit
     that everything fires does not crowd out the others; ties go to the larger share of the unit's maximum.
     """

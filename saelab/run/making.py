@@ -18,7 +18,7 @@ from saelab.effects import Head
 from saelab.errors import UserError
 from saelab.label.series import group_images
 from saelab.run import record
-from saelab.run.basis import Basis
+from saelab.run.basis import KINDS, Basis
 from saelab.run.labels import Labels
 from saelab.run.stages.classes import measure_classes
 from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
@@ -149,9 +149,12 @@ class Stages(Labels):
             what = "there is no host that could look at a picture"
             raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
         open_picture(Path(picture).expanduser())  # before the long work
-        own_bases = [b for b in (self.labelled if bases is None else bases) if b.weights == self.weights]
+        own_bases = [
+            b for b in (self.labelled if bases is None else bases) if b.weights == self.weights and not KINDS[b.kind].of
+        ]
         if not own_bases:
-            raise UserError("bases", [b.name for b in bases or ()], "are all of the random host", "name another basis")
+            what = "are all of the random host, or groups"
+            raise UserError("bases", [b.name for b in bases or ()], what, "name another basis")
         how = EffectsSettings(head=own.head)
 
         def head(basis: Basis) -> Head:

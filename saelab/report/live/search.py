@@ -76,7 +76,7 @@ class Search:
     def _fired(self, basis: ReadBasis, tokens: Tensor, grid: tuple[int, int] | None, top: int) -> list[dict[str, Any]]:
         project = units.Projection.load(basis.units, basis.sae)
         each = project(tokens)
-        fired = units.pool_tokens(each[None], self.models.pool)[0]
+        fired = units.pool_units(project, tokens[None], self.models.pool)[0]
         mined = self._acts(basis.units).rows(self.run.images.ids("mine"))
         hits = search.image_to_units(fired, mined, top)
         highest = basis.acts.max(0).toarray().ravel()

@@ -8,6 +8,7 @@ from typing import Any
 
 from saelab.artifacts import Artifact, digest
 from saelab.cache import ActivationCache, UnstoredActivations
+from saelab.errors import UserError
 from saelab.label import concepts
 from saelab.run.basis import KINDS, Basis
 from saelab.run.config import RunConfig
@@ -51,6 +52,9 @@ class Bases(Inputs):
         for store in self.caches.values():
             for kind in self.config.bases:
                 found += self._groups(kind, store) if KINDS[kind].of else self._bases_of(kind, store)
+        if not found:
+            remedy = "lower groups.sds or groups.support, or add bases"
+            raise UserError("bases", ", ".join(self.config.bases), "there are no groups", remedy)
         for text, given in self.variants.items():
             own = text.replace("sae.", "").replace("sae=", "")
             for store in self.caches.values():

@@ -1,5 +1,6 @@
 """CoSy: planted labels are preferred, wrong ones are not; numbers by brute force; pictures from all three sources."""
 
+import itertools
 import json
 import math
 import sys
@@ -15,6 +16,7 @@ from small_images import coloured
 from saelab import cache, images, truth, units
 from saelab.errors import UserError
 from saelab.evaluate import cosy, generation
+from saelab.run.stages.cosy import leave_out_black
 
 TEST = np.arange(100, 400)
 
@@ -159,6 +161,32 @@ def test_generated_pictures_depend_on_label_and_number_and_survive_a_stop(tiny_d
     assert (np.asarray(Image.open(files[3])) == before[3]).all() and files[0].stat().st_mtime_ns == kept
     found = cosy.in_folders(["red cup"], images.load("folder", root=str(root)))
     assert len(found["red cup"]) == 2
+
+
+@pytest.mark.slow
+def test_batches_have_the_same_files_and_a_safety_checkers_black_pictures_are_counted(
+    tiny_diffusion, tmp_path, monkeypatch
+):
+    """A checker that blackens every third picture, as Stable Diffusion's does: zeros in place of what it forbids."""
+    import diffusers
+
+    one, four = (generation.Generation(str(tiny_diffusion), count=6, steps=2, batch=n) for n in (1, 4))
+    roots = [generation.generate(["dog"], tmp_path / str(s.batch), s) for s in (one, four)]
+    each = [[np.asarray(Image.open(f), dtype=int) for f in sorted(root.rglob("*.png"))] for root in roots]
+    assert [len(own) for own in each] == [6, 6]
+    assert all(np.abs(a - b).max() <= 3 for a, b in zip(*each, strict=True))  # the same seeds; other rounding
+
+    count = itertools.count(1)
+
+    def check(self, image, device, dtype):
+        flags = [next(count) % 3 == 0 for _ in image]
+        return torch.stack([own * (not flag) for own, flag in zip(image, flags, strict=True)]), flags
+
+    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "run_safety_checker", check)
+    root = generation.generate(["dog"], tmp_path / "checked", one)
+    pictures = images.load("folder", root=str(root))
+    kept, black = leave_out_black(cosy.in_folders(["dog"], pictures), pictures)
+    assert black == {"dog": 2} and len(kept["dog"]) == 4
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path):

@@ -115,7 +115,8 @@ def measure_labels(
             row["strip"] = [] if shown is None else _strip(shown, shown_of.get(row["label"]), row["unit"])
         if shown is not None:
             _keep_small(shown.pictures, sorted({i for row in rows for i, _ in row["strip"]}), folder)
-        cosy.write(folder, rows, cosy.summarise(rows) | {"source": settings.source})
+        by = settings.generate.model if settings.source in PAINTERS else None
+        cosy.write(folder, rows, cosy.summarise(rows) | {"source": settings.source, "by": by})
 
     return ensure(root, "cosy", basis.name, recipe, build)
 

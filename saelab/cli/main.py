@@ -19,6 +19,7 @@ COMMANDS = {
     "synthesise": "make pictures that raise units, and say how far each can be believed",
     "compare": "compare bases: which units are easier to name, and how sure is it?",
     "report": "build the pages of a finished run",
+    "export": "write exemplars of a run for other people's tools (MILAN)",
     "push": "share the SAEs of a run on the Hugging Face hub, with labels and a card",
     "view": "serve a finished run on this machine: search, label editing, blind rating",
     "serve": "serve the units of a finished run to programs and agents, over HTTP or MCP",

@@ -69,7 +69,7 @@ def find_by_image(made: Stages, basis: Basis, acts: units.UnitActivations, image
     with torch.inference_mode():
         tokens = made.host.tokens(batch, [basis.layer], made.config.policy)[basis.layer][0].float().cpu()
         project = units.Projection.load(basis.units.path, basis.sae_path)
-        fired = units.pool_tokens(project(tokens)[None], made.config.pool)[0]
+        fired = units.pool_units(project, tokens[None], made.config.pool)[0]
     return search.image_to_units(fired, acts.rows(made.images.ids("mine")), top)
 
 

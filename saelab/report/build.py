@@ -21,6 +21,7 @@ from saelab.images import ImageSet
 from saelab.report import (
     exports,
     glossary,
+    label_pictures,
     maps,
     matched_pairs,
     meaning,
@@ -58,6 +59,7 @@ SCRIPTS = (
     "triage.js",
     "answers.js",
     "heat.js",
+    "label_pictures.js",
     "vlm_answers.js",
     "synthesised.js",
 )
@@ -119,6 +121,7 @@ def _source(run: reading.Run, shown: int, site: str | None) -> str:
         parts.append(str(basis.sheets and basis.sheets.name))
         folders = vlm_answers.find_verifications(run.path.parent, basis.recipes["labels"])
         folders += synthesised.find_folders(run.path.parent, basis.recipes["units"])
+        parts.append(str(label_pictures.find_measured(run.path.parent, basis.recipes["labels"])))
         parts += [file_digest(rows) for folder in folders for rows in sorted(folder.glob("*.jsonl"))]
     parts += [file_digest(path) for path in people.files(run.path)]
     here = Path(__file__).parent
@@ -144,6 +147,7 @@ def _write(run: reading.Run, out: Path, shown: int, site: str | None) -> None:
             record["maps"] = where
     random_directions.add(run, made)
     synthesised.add([b.synthesised for b in run.bases], [digest(b.recipes["labels"]) for b in run.bases], made, out)
+    label_pictures.add(run.path.parent, run.bases, made, out)
     prompts = _add_proposals(run, made, out)
     used = sorted({i for basis in made for record in basis for i in map(int, record["names"])})
     side = pictures.side_for(len(used))

@@ -22,7 +22,7 @@ from saelab.run.basis import KINDS
 from saelab.run.presets import preset
 from saelab.run.stages.effects import read_effects
 from saelab.run.stages.sae import check_sae, vary_sae
-from saelab.units import POOLS, SIGNED
+from saelab.units import POOLS, SIGNED, GroupSettings
 
 LISTS = ("layers", "bases", "seeds", "rotation_seeds", "scorer", "also")  # one value stands for a list of one
 MODES = {"mode": "contrast", "units": "all", "seed": 0, "dry_run": False}  # of the stage; the rest is the proposer's
@@ -122,6 +122,7 @@ class RunConfig:
     signed: str = "positive"  # positive, or split: two units of each direction
     seeds: tuple[int, ...] = (0, 1, 2)  # one SAE each
     rotation_seeds: tuple[int, ...] = (0,)  # one random rotation each
+    groups: GroupSettings = field(default_factory=GroupSettings)  # of the bases neuron_groups and sae_groups
     truth: str = "mention"  # when a label counts as true of a picture
     second_judge: str | None = "auto"  # reads captions and labels again, apart from the encoder that labels
     compare: CompareSettings = field(default_factory=CompareSettings)
@@ -144,6 +145,7 @@ class RunConfig:
         given["label"] = _label(given.get("label") or {})
         given["compare"] = settings.make(CompareSettings, given.get("compare") or {}, "compare.")
         given["effects"] = _effects(given.get("effects"))
+        given["groups"] = settings.make(GroupSettings, given.get("groups") or {}, "groups.")
         given["stream"] = _stream(given.get("stream"))
         given["arrays"] = settings.make(ArraySettings, given.get("arrays") or {}, "arrays.")
         return settings.make(cls, given, "").check()
@@ -177,6 +179,9 @@ class RunConfig:
             if kind not in KINDS:
                 near = settings.nearest(kind, list(KINDS))
                 raise UserError("bases", kind, "unknown", f"{near}known: {', '.join(KINDS)}")
+        if self.effects is not None and (groups := [kind for kind in self.bases if KINDS[kind].of]):
+            remedy = "leave them out of bases, or effects out"
+            raise UserError("effects", ", ".join(groups), "groups write nothing of their own", remedy)
         check_sae(self.sae)
         for text in self.also:
             vary_sae(text, self.sae)

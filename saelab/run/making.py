@@ -180,7 +180,8 @@ class Stages(Labels):
         open_picture(Path(picture).expanduser())  # before the long work
         own_bases = [b for b in (self.acting if bases is None else bases) if b.weights == self.weights]
         if not own_bases:
-            raise UserError("bases", [b.name for b in bases or ()], "are all of the random host", "name another basis")
+            what = "are all of the random host, or groups"
+            raise UserError("bases", [b.name for b in bases or ()], what, "name another basis")
         how = EffectsSettings(head=own.head)
 
         def head(basis: Basis) -> Head:

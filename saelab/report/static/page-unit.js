@@ -57,6 +57,7 @@ function unitPage(now) {
     crumbs(now),
     lede(now),
     heldOut(run, basis, record),
+    labelPictures(record),
     whatItDoes(record),
     meanings(record),
     record.positives.length ? exemplars(now) : null,

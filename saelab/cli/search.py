@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     made = stages(cfg, "text", "image", "top")
     if cfg.text is not None and (chance := chance_of(made, cfg.text)) > made_up.BY_CHANCE:
         print(f"nothing like that: {chance:.0%} of made-up words come as near to these images; the nearest units:")
-    for basis in made.labelled:
+    for basis in made.labelled if cfg.image is None else made.acting:
         assert basis.labels is not None
         acts, rows = units.UnitActivations.load(basis.units.path), pipeline.read(basis.labels.path)
         by_text = cfg.text is not None
@@ -69,7 +69,7 @@ def find_by_image(made: Stages, basis: Basis, acts: units.UnitActivations, image
     with torch.inference_mode():
         tokens = made.host.tokens(batch, [basis.layer], made.config.policy)[basis.layer][0].float().cpu()
         project = units.Projection.load(basis.units.path, basis.sae_path)
-        fired = units.pool_tokens(project(tokens)[None], made.config.pool)[0]
+        fired = units.pool_units(project, tokens[None], made.config.pool)[0]
     return search.image_to_units(fired, acts.rows(made.images.ids("mine")), top)
 
 

@@ -53,7 +53,7 @@ def text_to_units(
 def image_to_units(activations: Float[Tensor, "units"], acts: Acts, top: int = 20) -> Fired:
     """Units that a picture fires unusually *and* strongly, against what images do, `acts` [images, units].
 
-    `activations`: the picture's, of every unit (`units.Projection` and `units.pool_tokens`); or those of one place in
+    `activations`: the picture's, of every unit (`units.Projection` and `units.pool_units`); or those of one place in
     it. The score of a unit is
 
         log((n + 1) / (1 + images that fire it as much)) / log(n + 1)  x  min(1, activation / its highest on the images)

@@ -2,9 +2,8 @@
 
 import base64
 import io
-import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from starlette.staticfiles import StaticFiles
 
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.images.decode import Unreadable, decode
-from saelab.report.live import guard, pages
+from saelab.images.decode import decode
+from saelab.report.live import guard, pages, refusals
 from saelab.report.live.rating import Study
 from saelab.report.live.search import Place, Search
 from saelab.report.live.store import Edits, Judgements, Ratings, line, shown
@@ -57,13 +56,7 @@ def application(report: Path, search: Search, study: Study, folder: Path) -> Sta
         Mount("/live", StaticFiles(directory=str(files("saelab.report") / "static" / "live"))),
     ]
     routes += [Mount(f"/{name}", StaticFiles(directory=report / name)) for name in FOLDERS if (report / name).is_dir()]
-    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
-        UserError: _mistake,
-        HTTPException: _refusal,
-        Unreadable: _no_picture,
-        Exception: _fault,
-    }
-    return Starlette(routes=routes, middleware=[Middleware(guard.Guard)], exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=[Middleware(guard.Guard)], exception_handlers=refusals.HANDLERS)
 
 
 class Viewer:
@@ -207,34 +200,8 @@ def _preview(picture: Image.Image) -> str:
 
 async def _json(request: Request, *keys: str) -> list[Any]:
     """The values of `keys` in the request's JSON object; null is a value, a missing key is a mistake."""
-    try:
-        found = json.loads(await guard.body(request, QUESTION))
-    except (ValueError, RecursionError):  # not JSON, or nested without end
-        found = None
-    if not isinstance(found, dict):
-        raise HTTPException(400, "a JSON object was expected")
+    found = guard.json_object(await guard.body(request, QUESTION))
     missing = [key for key in keys if key not in found]
     if missing:
         raise HTTPException(400, f"the object lacks {', '.join(missing)}")
     return [found[key] for key in keys]
-
-
-async def _mistake(request: Request, error: UserError) -> Response:
-    return _line(str(error), 400)
-
-
-async def _no_picture(request: Request, error: Unreadable) -> Response:
-    return _line(f"not a readable picture: {error}", 415)
-
-
-async def _refusal(request: Request, error: HTTPException) -> Response:
-    return _line(error.detail, error.status_code)
-
-
-async def _fault(request: Request, error: Exception) -> Response:
-    """Whatever else is raised: a line for the reader, the traceback for the terminal."""
-    return _line(f"this could not be answered ({type(error).__name__}); the terminal says more", 500)
-
-
-def _line(text: str, status: int) -> Response:
-    return JSONResponse({"error": text.encode("utf-8", "replace").decode()}, status)

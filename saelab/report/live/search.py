@@ -94,7 +94,7 @@ class Search:
             tokens = host.tokens(host.transform(picture)[None], layers, self.models.policy)
             box = maps.box(picture.size, self.run.images.square, host.transform_spec)
             found = []
-            for basis in self.run.bases:
+            for basis in (b for b in self.run.bases if b.of_tokens):
                 grid = host.choice(basis.layer, self.models.policy).grid
                 cell = None if place is None or grid is None else cell_at(place, grid, box)
                 seen = tokens[basis.layer][0].float().cpu()
@@ -113,9 +113,10 @@ class Search:
     def _fired(
         self, basis: ReadBasis, tokens: Tensor, grid: tuple[int, int] | None, cell: tuple[int, int] | None, top: int
     ) -> list[dict[str, Any]]:
-        each = units.Projection.load(basis.units, basis.sae)(tokens)
+        project = units.Projection.load(basis.units, basis.sae)
+        each = project(tokens)
         if cell is None or grid is None:
-            fired = units.pool_tokens(each[None], self.models.pool)[0]
+            fired = units.pool_units(project, tokens[None], self.models.pool)[0]
         else:
             fired = each[len(each) - grid[0] * grid[1] + cell[0] * grid[1] + cell[1]]
         hits = search.image_to_units(fired, self._mined(basis.units), top)

@@ -32,7 +32,7 @@ page(async (run, main) => {
     show(() => answer ?? live.get("api/search", { [key]: asked.get(key), ...(at ? { at } : {}) }), async found => {
       await libraries // heat maps need D3's colours
       const choose = place => go({ [key]: asked.get(key), ...(place ? { at: place } : {}) })
-      if (known !== one || !picked.childElementCount) picked.replaceChildren(chooser(found, key === "image" ? `Image ${asked.get(key)} of the run` : "Your picture", choose))
+      if (known !== one || !picked.childElementCount) picked.replaceChildren(chooser(found, key === "image" ? `Image ${asked.get(key)} of the run` : "Your picture", one, choose))
       known = one
       point(picked.querySelector(".place"), found, at)
       picked.querySelector(".whole").hidden = !at
@@ -88,7 +88,7 @@ async function described(run, answer, text) {
 /* ---- pictures and places in them ---- */
 
 /* The picture that is asked about, as a button: a click or the arrow keys choose a place. */
-function chooser(answer, title, choose) {
+function chooser(answer, title, key, choose) {
   const photo = h("img.photo", { src: answer.picture, alt: answer.said ?? title })
   const step = 1 / (answer.found.find(part => part.grid)?.grid[1] ?? 10)
   const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }
@@ -106,7 +106,7 @@ function chooser(answer, title, choose) {
   }, photo)
   return h("div.asking", null, frame, h("h2", null, title), answer.said ? h("p.serif", null, answer.said) : null,
     h("p.note", null, "Click a place in the picture to see which units fire there. Arrow keys move the place."),
-    h("button.whole", { type: "button", onclick: () => choose(null) }, "The whole picture"))
+    h("div.turn", null, h("button.whole", { type: "button", onclick: () => choose(null) }, "The whole picture"), h("a.button", { href: `what-if.html#${key}` }, "What if?")))
 }
 
 /* Show the place, and outline the token that lies there (of each layer, where they differ). */

@@ -4,6 +4,7 @@ from omegaconf import DictConfig
 
 from saelab.cli.edge import command, dry_run, stages
 from saelab.cli.screens import label_table
+from saelab.cli.stage_lines import stage_lines
 
 
 @command(
@@ -16,10 +17,12 @@ def main(cfg: DictConfig) -> None:
     made = stages(cfg)
     if dry_run(made):
         return
-    for basis in made.evaluated:
+    with stage_lines(made, last="evaluation"):
+        bases = made.evaluated
+    for basis in bases:
         assert basis.evaluation is not None
         print(f"{basis.layer}  {basis.name}: {basis.evaluation.path}")
-    print(label_table(made.evaluated))
+    print(label_table(bases))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 import webbrowser
+from pathlib import Path
 
 import pytest
 
@@ -76,8 +77,8 @@ def test_view_opens_the_browser_where_somebody_looks_on_and_wants_it(monkeypatch
     monkeypatch.setattr(webbrowser, "_tryorder", None)  # as in a fresh process
     monkeypatch.setenv("BROWSER", str(program))
     ours, theirs = os.openpty()
-    with open(theirs, "w", encoding="utf-8") as terminal, open(os.devnull, "w", encoding="utf-8") as no_terminal:
-        for stdout, wanted in ((no_terminal, True), (terminal, False), (terminal, True)):
+    with os.fdopen(theirs, "w", encoding="utf-8") as terminal, Path(os.devnull).open("w", encoding="utf-8") as nothing:
+        for stdout, wanted in ((nothing, True), (terminal, False), (terminal, True)):
             monkeypatch.setattr(sys, "stdout", stdout)
             opening = show(f"http://127.0.0.1:8765/{wanted}{stdout.isatty()}", wanted)
             if opening is not None:

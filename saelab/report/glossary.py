@@ -22,6 +22,18 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "What each head of an attention says, before it is projected back: the direction in which it varies most.",
         "",
     ),
+    "neuron_groups": (
+        "Groups of neurons",
+        "Sets of neurons that are high on the same pictures, more often than by chance. A group fires where all its "
+        "members do.",
+        "after FALCON, Kalibhat et al., ICML 2023",
+    ),
+    "sae_groups": (
+        "Groups of SAE features",
+        "Sets of SAE features that are high on the same pictures, more often than by chance. A group fires where all "
+        "its members do.",
+        "after FALCON, Kalibhat et al., ICML 2023",
+    ),
     "pca": ("Principal components", "Directions of largest variance: a control without sparsity.", ""),
     "random_rotation": (
         "Random directions",

@@ -118,7 +118,7 @@ page(async (run, main) => {
     list.replaceChildren(
       h("h2", null, `${format.plural(found.length, "unit")}${inBox ? " in the rectangle" : ""}`),
       h("p.lead", null, common.map(([label, n]) => `${label} ${n}`).join(" · ")),
-      h("p", null, only ? h("a.button", { href: only }, "Open as a list") : found.length ? h("span.quiet", null, `Up to ${listed} units open as a list: draw a smaller rectangle.`) : null, " ", inBox ? h("button", { type: "button", "data-key": "whole", onclick: () => { keep({ box: "" }); choose() } }, "Take the rectangle away") : null),
+      h("p", null, only ? h("a.button", { href: only }, "Open as a list") : found.length ? h("span.quiet", null, `Up to ${listed} units open as a list: draw a smaller rectangle.`) : null, " ", inBox ? h("button", { type: "button", "data-key": "whole", onclick: () => { keep({ box: "" }); choose(); controls.q.focus({ preventScroll: true }) } }, "Take the rectangle away") : null),
       h("div.cards", null, some.map(r => h("a.card", { href: unitLink(r.basis, r.unit) }, h("span.mosaic", null, r.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${r.unit}`))),
         h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), `${inWords(run, r.basis)} · ${r.unit}`), h("div", null, marks(r), saidMarks(r.said))))))
   }
@@ -159,7 +159,7 @@ page(async (run, main) => {
     mark(current(), near)
     label.hidden = !near
     if (!near) return
-    label.replaceChildren(h("strong", null, near.row.label ?? "no label"), h("p", null, `${inWords(run, near.row.basis)} · ${near.row.unit}`))
+    label.replaceChildren(h("strong", null, inWordsOfMarks(near.row)), h("p", null, `${inWords(run, near.row.basis)} · ${near.row.unit}`))
     label.style.cssText = `left:${Math.min(near.px + 10, box.clientWidth - 220)}px;top:${near.py + 10}px`
   })
   box.addEventListener("pointerleave", () => { label.hidden = true; mark(current()) })

@@ -233,7 +233,7 @@ def run(
     cases = [build_case(exemplars, images, u, mode, seed, proposer.shown, heat) for u in dict.fromkeys(units)]
     todo = [case for case in cases if case.unit not in kept]
     found: dict[int, Proposal] = {}
-    with tqdm(total=len(todo), desc=proposer.name, disable=not progress) as bar:
+    with tqdm(total=len(todo), desc=proposer.name, leave=False, disable=not progress) as bar:
 
         def keep(proposal: Proposal) -> None:
             attempts, uncertain = ledger.tries(proposal.unit)

@@ -46,7 +46,7 @@ class Splice(nn.Module):
         """The weighted output of each copy of each picture, float64."""
         copies = self.codes(acts).unflatten(0, (-1, len(self.ids)))
         tokens = self.rest + (copies * self.scale) @ self.writes
-        found: Tensor = _Answer.apply(tokens, self.ids, self.answers, self.weights)  # type: ignore[no-untyped-call]
+        found: Tensor = _Answer.apply(tokens, self.ids, self.answers, self.weights)
         return found.flatten()
 
 

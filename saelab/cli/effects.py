@@ -74,8 +74,8 @@ def main(cfg: DictConfig) -> None:
     wanted, controls, words = (given.pop(name) for name in ("bases", "controls", "words"))
     own = read_effects(given)
     made = Stages(replace(read_config(run), effects=given))
-    bases = choose(wanted, made.labelled)
-    whole = len(bases) == len(made.labelled) and own.labels_of == made.config.compare.scorer
+    bases = choose(wanted, made.acting)
+    whole = len(bases) == len(made.acting) and own.labels_of == made.config.compare.scorer
     folders = [b.effects or made.measure_effects(b, own) for b in (made.measured if whole else bases)]
     others = made.controls.labelled if controls and wanted is None else []
     folders += [made.controls.measure_effects(basis, own) for basis in others]

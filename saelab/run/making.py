@@ -37,6 +37,8 @@ from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.explain import ExplainSettings, Seeing, explain_picture, open_picture
 from saelab.run.stages.images import record_images
 from saelab.run.stages.other_views import Labeller, views_of
+from saelab.run.stages.planted import measure_planted
+from saelab.run.stages.planted import sentence as say_planted
 from saelab.run.stages.simulation import measure_simulation
 from saelab.run.stages.words import find_words
 
@@ -53,19 +55,21 @@ class Stages(Labels):
     def judges(self) -> evaluate.Judges:
         """What labels are measured against."""
         labels, own = self.vocabulary.labels, self.label_settings
-        return make_judges(
-            labels, self.images, self.embeddings.images, self.encoder, own, self.config.truth, self.root, self.device
-        )
+        given = (self.encoder, own, self.config.truth, self.root, self.device, self.config.second_judge)
+        return make_judges(labels, self.images, self.embeddings.images, *given)
 
     @cached_property
     def evaluated(self) -> list[Basis]:
         """Bases with the numbers of their labels on the test split."""
         evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).check()  # before the long work
+        encoders.second_reader(self.config.second_judge, self.device)
         labelled = self.labelled
         if not any(self.images.captions):
             self.notes.append("The pictures have no captions, so caption_r and caption_clarity are missing.")
         with self.timings.of("evaluation"):
-            return [replace(basis, evaluation=self._evaluate(basis)) for basis in labelled]
+            found = [replace(basis, evaluation=self._evaluate(basis)) for basis in labelled]
+        self.notes += [say_planted(self.measure_planted(b)) for b in found if b.kind == "planted"]
+        return found
 
     @cached_property
     def measured(self) -> list[Basis]:
@@ -76,7 +80,7 @@ class Stages(Labels):
         if own.labels_of != self.config.compare.scorer:
             what = f"the comparison is of the labels of {self.config.compare.scorer}"
             raise UserError("effects.labels_of", own.labels_of, what, f"use {self.config.compare.scorer} for both")
-        return [replace(basis, effects=self.measure_effects(basis, own)) for basis in self.evaluated]
+        return [replace(b, effects=self.measure_effects(b, own)) if b.of_tokens else b for b in self.evaluated]
 
     @cached_property
     def comparisons(self) -> dict[str, Artifact]:
@@ -84,7 +88,7 @@ class Stages(Labels):
         if self.count_per_layer() < 2:  # known before the long work
             remedy = "for example bases=[neuron,sae]"
             raise UserError("bases", list(self.config.bases), "a comparison needs at least two", remedy)
-        measured = self.measured
+        measured = [basis for basis in self.measured if basis.of_tokens]
         with self.timings.of("comparison"):
             setups = {layer: self._setup(layer) for layer in self.caches}
             test = self.images.ids("test")
@@ -131,6 +135,11 @@ class Stages(Labels):
         with self.timings.of("effects"):
             return measure_basis(basis, self._seen(basis), own, self.root)
 
+    def measure_planted(self, basis: Basis) -> list[dict[str, Any]]:
+        """Recall and precision of every labeller on a planted basis: a row a labeller and kind of unit."""
+        assert basis.labels is not None and self.judges.truth is not None
+        return measure_planted(basis, self.judges.truth)
+
     def measure_groups(self, basis: Basis, own: EffectsSettings) -> dict[str, Any]:
         """What all units of one label do together, beside the sum of what each does: a summary over labels."""
         folder = self.measure_effects(basis, own)
@@ -169,9 +178,10 @@ class Stages(Labels):
         """
         self._need_host("that could look at a picture")
         open_picture(Path(picture).expanduser())  # before the long work
-        own_bases = [b for b in (self.labelled if bases is None else bases) if b.weights == self.weights]
+        own_bases = [b for b in (self.acting if bases is None else bases) if b.weights == self.weights]
         if not own_bases:
-            raise UserError("bases", [b.name for b in bases or ()], "are all of the random host", "name another basis")
+            what = "are all of the random host, or groups"
+            raise UserError("bases", [b.name for b in bases or ()], what, "name another basis")
         how = EffectsSettings(head=own.head)
 
         def head(basis: Basis) -> Head:
@@ -232,7 +242,7 @@ class Stages(Labels):
             self.judges,
             self.encoder,
             self.images,
-            self.tokens(basis),
+            self.tokens(basis) if basis.of_tokens else None,
             own.truth,
             own.label.mining.k,
             self.root,

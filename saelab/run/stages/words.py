@@ -69,8 +69,8 @@ def word_rows(
             row["pct"] = float(ranks[unit, places] @ torch.from_numpy(shares))
             row["first"] = int(order[unit, -1]) in places
         low, high = order[unit, :SHOWN].tolist(), order[unit, -SHOWN:].flip(0).tolist()
-        for name, side in (("raised", high), ("lowered", low)):
-            row[name] = [[names[i], float(table[unit, i])] for i in side]
+        for name, chosen in (("raised", high), ("lowered", low)):
+            row[name] = [[names[i], float(table[unit, i])] for i in chosen]
         rows.append(row)
     return rows
 

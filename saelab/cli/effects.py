@@ -76,7 +76,8 @@ def main(cfg: DictConfig) -> None:
     made = Stages(replace(read_config(run), effects=given))
     bases = choose(wanted, made.acting)
     whole = len(bases) == len(made.acting) and own.labels_of == made.config.compare.scorer
-    folders = [b.effects or made.measure_effects(b, own) for b in (made.measured if whole else bases)]
+    measured = [basis for basis in made.measured if basis.acts] if whole else bases
+    folders = [basis.effects or made.measure_effects(basis, own) for basis in measured]
     others = made.controls.labelled if controls and wanted is None else []
     folders += [made.controls.measure_effects(basis, own) for basis in others]
     found = [read_json(folder / SUMMARY) for folder in folders]

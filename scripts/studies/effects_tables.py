@@ -1,7 +1,7 @@
 """The tables of docs/effects.md, and the pictures of units: what units do, beside what descriptions say of them.
 
-`python scripts/studies/effects_tables.py RUN` after `saelab effects run=RUN`: a table a layer, of the run's bases and
-its controls; then, for each basis of SAE features, the units on which the two disagree most.
+`python scripts/studies/effects_tables.py RUN [controls]` after `saelab effects run=RUN`: a table a layer, of the run's
+bases and of the controls that it lacks; for each basis of SAE features, the units on which the two disagree most.
 `python scripts/studies/effects_tables.py RUN OUT.png LAYER BASIS UNIT [UNIT ...]`: the test pictures that fire these
 units most, a row a unit.
 """
@@ -29,10 +29,11 @@ EXTREME = 4  # units of each kind that are listed
 SIDE, SHOWN, GAP = 112, 6, 6  # of the strip: pixels a picture, pictures a unit, pixels between
 
 
-def main(run: Path) -> None:
+def main(run: Path, controls: bool = False) -> None:
     """Print a table a layer, then units on which descriptions and effects disagree."""
     made = Stages(read_config(run))
-    sides = [(made, basis) for basis in made.evaluated] + [(made.controls, b) for b in made.controls.evaluated]
+    sides = [(made, basis) for basis in made.evaluated if basis.acts]
+    sides += [(made.controls, basis) for basis in made.controls.evaluated] if controls else []
     for layer in made.config.layers:
         own = [(stages, basis) for stages, basis in sides if basis.layer == layer]
         found = [(basis, join(stages, basis)) for stages, basis in own]
@@ -111,7 +112,7 @@ def draw_units(run: Path, out: Path, layer: str, basis: str, units: list[int]) -
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 3:
         draw_units(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4], [int(unit) for unit in sys.argv[5:]])
     else:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), controls=sys.argv[2:] == ["controls"])

@@ -7,6 +7,7 @@ import torch
 import saelab
 from saelab.errors import UserError
 from saelab.label.planted import COMMONEST, FEWEST, KINDS, measure, plant
+from saelab.label.proposal import Proposal
 
 IMAGES, WORDS = 400, [f"word{i}" for i in range(8)]
 
@@ -71,6 +72,13 @@ def test_recall_and_precision_by_hand():
     assert found["one", "or"]["recall"] == 1 and found["one", "and"]["precision"] == 0.5
     assert (found["final", "all"]["recall"], found["final", "all"]["precision"]) == (2 / 6, 1.0)
     assert found["two", "mono"]["recall"] == 0 and found["two", "or"]["precision"] is None
+    asked = Proposal(1, ("c", "z", "a"), "answered", "tagger", "contrast", (), ())
+    more = [row | {"proposed": asked if unit == 1 else None} for unit, row in enumerate(rows)]
+    proposer = {
+        row["kind"]: row for row in measure(more, kinds, concepts, same) if row["labeller"] == "tagger (proposer)"
+    }
+    assert set(proposer) == {"all", "or"} and proposer["all"]["units"] == 1  # the one that it was asked about
+    assert (proposer["all"]["recall"], proposer["all"]["precision"]) == (0.5, 0.5)
     assert (found["meanings", "all"]["recall"], found["meanings", "all"]["precision"]) == (2 / 6, 1.0)
 
 

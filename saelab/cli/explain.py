@@ -19,11 +19,11 @@ from saelab.settings import make
 
 @command(
     "explain",
-    settings=("image", "run", "output", "bases", "top", "head"),
+    settings=("image", "run", "output", "bases", "top", "head", "method"),
     examples=(
         "explain image=photo.jpg",
         "explain image=photo.jpg output=tench bases=[sae]",
-        "explain image=a.png top=20",
+        "explain image=a.png top=20 method=integrated_gradients",
     ),
 )
 def main(cfg: DictConfig) -> None:

@@ -66,13 +66,13 @@ __all__ = [
 
 
 def load_proposer(name: str, **settings: Any) -> Proposer | None:
-    """A proposer by name: none (returns None), tagger, agent, or a backend of vision-language models in CHATS.
+    """A proposer by name: none (returns None), tagger, agent, command, or a backend of models in CHATS.
 
     `settings` are those listed in conf/proposer/<name>.yaml, save `name`, `mode` and `units`, which are the run's.
     Raises UserError for a name or a setting that does not exist, and for values that can't be.
     """
     makers: dict[str, Callable[..., Proposer | None]] = {"none": lambda: None, "tagger": _tagger}
-    makers["agent"] = _agent
+    makers |= {"agent": _agent, "command": _command}
     makers |= {backend: partial(_vlm, backend) for backend in CHATS}
     if name not in makers:
         raise UserError("proposer", name, f"must be one of {', '.join(makers)}")
@@ -90,6 +90,12 @@ def _tagger(**settings: Any) -> Proposer:
     from saelab.label.tagger import Tagger
 
     return Tagger(**settings)
+
+
+def _command(**settings: Any) -> Proposer:
+    from saelab.label.outside.command import CommandProposer
+
+    return CommandProposer(**settings)
 
 
 def _vlm(backend: str, **settings: Any) -> Proposer:

@@ -1,5 +1,6 @@
 """The bases of a run: SAEs, their features, neurons and controls, as units of every layer."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -7,19 +8,22 @@ from typing import Any
 
 from saelab.artifacts import Artifact, digest
 from saelab.cache import ActivationCache, UnstoredActivations
+from saelab.errors import UserError
 from saelab.label import concepts
 from saelab.label.vocabulary import Vocabulary
 from saelab.label.vocabulary import build as build_vocabulary
-from saelab.run.basis import KINDS, Basis
+from saelab.run.basis import KINDS, RANDOM_GROUP, Basis
 from saelab.run.config import RunConfig
 from saelab.run.given import Given
 from saelab.run.inputs import Inputs
 from saelab.run.stages.planted import plant_units
 from saelab.run.stages.quality import InHost, measure_sae
 from saelab.run.stages.sae import Logger, adopt_sae, stream_saes, train_saes
-from saelab.run.stages.units import heads_basis, sae_bases, simple_bases
+from saelab.run.stages.units import group_basis, heads_basis, sae_bases, simple_bases
 from saelab.sae.fit import LayerLogger
 from saelab.units import Projection, UnitActivations
+
+log = logging.getLogger("saelab")
 
 
 class Bases(Inputs):
@@ -50,7 +54,10 @@ class Bases(Inputs):
         found: list[Basis] = []
         for store in self.caches.values():
             for kind in self.config.bases:
-                found += self._bases_of(kind, store)
+                found += self._groups(kind, store) if KINDS[kind].of else self._bases_of(kind, store)
+        if not found:
+            remedy = "lower groups.sds or groups.support, or add bases"
+            raise UserError("bases", ", ".join(self.config.bases), "there are no groups", remedy)
         for text, given in self.variants.items():
             own = text.replace("sae.", "").replace("sae=", "")
             for store in self.caches.values():
@@ -59,7 +66,7 @@ class Bases(Inputs):
         if self.config.random_host:
             for store in self.random_caches.values():
                 found += [
-                    replace(b, name=f"SAE on random host, seed {b.seed}", group="SAE on a random host", control=True)
+                    replace(b, name=f"SAE on random host, seed {b.seed}", group=RANDOM_GROUP, control=True)
                     for b in self._features(store, self.config.sae, self.random_host.digest)
                 ]
         return found
@@ -160,6 +167,23 @@ class Bases(Inputs):
                 return [heads_basis(store, self.weights, self.root, own.pool, own.signed, count)]
         with self.timings.of("units"):
             return simple_bases(kind, store, self.weights, self.root, own.pool, own.signed, own.rotation_seeds)
+
+    def _groups(self, kind: str, store: ActivationCache) -> list[Basis]:
+        """Groups of a kind's units, of its first seed; none, with a note, where none fire together often enough."""
+        own = self.config
+        (of, *_) = (
+            self._features(store, own.sae, drawn=own.seeds[:1])
+            if KINDS[kind].of == "sae"
+            else self._bases_of(KINDS[kind].of or "", store)
+        )
+        with self.timings.of("units"):
+            made = group_basis(kind, of, store, self.images, self.root, own.groups)
+        if made is None:
+            what = f"no {KINDS[kind].group} are high together on {own.groups.support} pictures, beyond chance"
+            text = f"{store.layer}: {what}."
+            self.notes.append(text)
+            log.warning("%s", text)
+        return [] if made is None else [made]
 
     def _features(
         self,

@@ -13,6 +13,7 @@ class Kind:
     group: str  # what they are called together, in sentences
     control: bool = False  # are they there only to be beaten?
     seeds: str | None = None  # the setting that lists their seeds; None: one basis
+    of: str | None = None  # of groups (FALCON, ICML 2023): the kind whose units they are made of
     frozen: str | None = None  # of SAEs that learn less than they could: what keeps its random start
     of_tokens: bool = True  # are its units read from tokens? Else no map, no effect, no comparison with those that are
 
@@ -21,6 +22,8 @@ KINDS = {
     "neuron": Kind("neurons"),
     "sae": Kind("SAE features", seeds="seeds"),
     "heads": Kind("attention heads"),
+    "neuron_groups": Kind("groups of neurons", of="neuron"),
+    "sae_groups": Kind("groups of SAE features", of="sae"),
     "pca": Kind("principal components", control=True),
     "random_rotation": Kind("random directions", control=True, seeds="rotation_seeds"),
     # SAEs that learned nothing, or only their encoder (Sanity checks for SAEs, arXiv 2602.14111), of the first seed.
@@ -29,6 +32,7 @@ KINDS = {
     "soft_frozen": Kind("SAE features, soft-frozen decoder", control=True, frozen="soft_decoder"),
     "planted": Kind("planted units", control=True, of_tokens=False),
 }
+RANDOM_GROUP = "SAE on a random host"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -16,8 +17,10 @@ from saelab.label.exemplars import exemplars
 from saelab.label.proposal import Estimate
 from saelab.label.vocabulary import Vocabulary
 from saelab.run.bases import Bases
-from saelab.run.basis import Basis
+from saelab.run.basis import KINDS, Basis
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
+from saelab.run.stages.synthesis import SynthesisRequest, synthesise_basis
+from saelab.run.stages.synthesis_pictures import Viewers
 
 log = logging.getLogger("saelab")
 
@@ -89,6 +92,12 @@ class Labels(Bases):
         """How labels are assigned."""
         return self.config.label_settings(len(self.images.ids("mine")))
 
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """[texts, d_text] as labels are embedded: in the same templates. Nothing is kept on disk."""
+        own = self.label_settings
+        templates = own.templates or self.encoder.templates
+        return encoders.embed_templates(self.encoder.embed_sentences, texts, templates, own.renormalize)
+
     @cached_property
     def labelled(self) -> list[Basis]:
         """Bases with their labels."""
@@ -98,8 +107,23 @@ class Labels(Bases):
 
     @property
     def acting(self) -> list[Basis]:
-        """Labelled bases whose units the host computes: those that can be taken out of it."""
-        return [basis for basis in self.labelled if basis.of_tokens]
+        """Labelled bases whose units can be taken out of the host: it computes them, and they write of their own."""
+        return [basis for basis in self.labelled if basis.of_tokens and not KINDS[basis.kind].of]
+
+    # ---- pictures made to raise units ----------------------------------------------------------------------------
+
+    def synthesise_units(self, basis: Basis, own: SynthesisRequest) -> Path:
+        """Pictures that raise the units of a basis, with what each is worth: the folder of synthesised.jsonl.
+
+        Raises UserError where there is no host to look at pictures, and for settings that can't be used.
+        """
+        if self.weights == "arrays":
+            what = "there is no host that could look at a picture"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        host = self.host if basis.weights == self.weights else self.random_host
+        space = self.encoder, self.embeddings.images, self._label_vectors
+        with self.timings.of("synthesis"):
+            return synthesise_basis(basis, Viewers(host, self.config.policy, self.images, *space), own, self.root)
 
     # ---- what can be known to be wrong before the long work ----------------------------------------------------
 

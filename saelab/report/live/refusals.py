@@ -8,10 +8,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from saelab.errors import UserError
+from saelab.images.decode import Unreadable
 
 
 async def _mistake(request: Request, error: UserError) -> Response:
     return _line(str(error), 400)
+
+
+async def _no_picture(request: Request, error: Unreadable) -> Response:
+    return _line(f"not a readable picture: {error}", 415)
 
 
 async def _refusal(request: Request, error: HTTPException) -> Response:
@@ -30,5 +35,6 @@ def _line(text: str, status: int) -> Response:
 HANDLERS: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
     UserError: _mistake,
     HTTPException: _refusal,
+    Unreadable: _no_picture,
     Exception: _fault,
 }

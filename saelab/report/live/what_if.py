@@ -50,6 +50,8 @@ class WhatIf:
             found: dict[str, Any] = {"bases": []}
             for basis in (b for b in self.run.bases if b.of_tokens):
                 answers, project = self._of(basis, picture)
+                if project.groups is not None:
+                    continue  # groups write nothing of their own
                 tokens = answers.tokens(ONE)
                 logits = answers.logits(ONE, tokens[None])[0, 0]
                 found |= {"outputs": top_outputs(logits, self.head.outputs.names, SHOWN)}

@@ -18,7 +18,7 @@ from saelab.label.proposal import Estimate
 from saelab.names import imagenet_names
 from saelab.run.basis import Basis
 from saelab.run.config import ProposerSettings
-from saelab.units import Projection, UnitActivations, heat_maps
+from saelab.units import HeatMaps, Projection, UnitActivations
 
 CODE = 2  # version of this stage; part of every recipe
 Embed = Callable[[Sequence[str]], Tensor]  # sentences -> [sentences, d_text]
@@ -75,7 +75,7 @@ def propose_labels(
     where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)
     heat = None
     if basis.of_tokens:
-        heat = heat_maps(store, Projection.load(basis.units.path, basis.sae_path), shown.activations[:, 0])
+        heat = HeatMaps(store, Projection.load(basis.units.path, basis.sae_path), shown.activations[:, 0])
     where.parent.mkdir(parents=True, exist_ok=True)
     with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
         left = budget and budget.less(list(spent))

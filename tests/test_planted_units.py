@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import saelab
+from saelab.cli.screens import planted_table
 from saelab.errors import UserError
 from saelab.label.planted import COMMONEST, FEWEST, KINDS, measure, plant
 from saelab.label.proposal import Proposal
@@ -116,3 +117,15 @@ def test_planted_units_go_the_whole_way_and_are_compared_with_nothing(pipeline):
     assert "planted" not in pipeline.effects and "planted" in pipeline.labels
     with pytest.raises(UserError, match="read from no layer"):
         pipeline.tokens(basis)
+
+
+def test_the_table_has_a_line_a_labeller_and_a_column_a_kind():
+    rows = [
+        {"labeller": name, "kind": kind, "units": n, "recall": 0.5, "precision": p, "dealt": p}
+        for name, p in (("pearson", 0.25), ("final", None))
+        for kind, n in (("all", 3), ("mono", 3))
+    ]
+    lines = planted_table(rows).strip().splitlines()
+    assert lines[0].split()[-4:] == ["all", "(3)", "mono", "(3)"] and len(lines) == 3
+    assert lines[1].count("0.50 / 0.25 / 0.25") == 2 and lines[2].count("0.50 / - / -") == 2
+    assert planted_table([]) == ""

@@ -113,7 +113,8 @@ def _agent(sight: Any, **settings: Any) -> Proposer:
     from saelab.label.agent.proposer import AgentProposer, Bounds
     from saelab.label.vlm.show import Look
 
-    look = Look(**_take(settings, ["sheet_px"]))
+    settings.pop("guided", None)  # of openai.yaml: servers hold no answer to a schema where tools are on offer
+    look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
     bounds = Bounds(**_take(settings, [field.name for field in dataclasses.fields(Bounds)]))
     question = _take(settings, ["prompt", "shown"])
     return AgentProposer(_openai(**settings), sight, look, bounds, **question)

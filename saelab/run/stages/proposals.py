@@ -22,7 +22,6 @@ from saelab.units import HeatMaps, Projection, UnitActivations
 
 CODE = 2  # version of this stage; part of every recipe
 Embed = Callable[[Sequence[str]], Tensor]  # sentences -> [sentences, d_text]
-UNREAD = ("guided", "layout", "tiles", "part_px")  # settings of openai.yaml that an agent has no use for
 log = logging.getLogger("saelab")
 
 
@@ -41,8 +40,7 @@ def load_proposer(
             raise UserError("proposer", "tagger", "the encoder gives no class probabilities", remedy)
         own |= {"probabilities": probabilities, "names": imagenet_names(), "base": images.ids("mine")}
     if settings.name == "agent":
-        unread = [name for name in UNREAD if name in own]
-        own = {k: v for k, v in own.items() if k not in unread} | {"sight": Sight(embeddings.images, embed)}
+        own["sight"] = Sight(embeddings.images, embed)
     if settings.name in ("openai", "agent"):
         own.setdefault("cache", str(root / "answers"))
     return propose.load_proposer(**own)

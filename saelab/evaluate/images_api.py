@@ -70,7 +70,7 @@ class ImagesServer:
                 attempt += 1
                 try:
                     raw = self.client.images.with_raw_response.generate(prompt=prompt, n=len(seeds), **self.body)
-                    return read_pictures(raw.text, len(seeds))
+                    return list(read_pictures(raw.text, len(seeds)))
                 except BrokenError as error:
                     why = str(error)
                 except openai.APITimeoutError:

@@ -243,6 +243,12 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "",
     ),
     "decoder": ("Decoder cosine", "Cosine of the two features' directions in the layer.", ""),
+    "cliffs_delta": (
+        "Cliff's delta",
+        "How often a unit of the first side is above one of the second, less how often it is below: 1 where it always "
+        "is, 0 where neither is ahead. It needs no unit of measurement.",
+        "Cliff 1993",
+    ),
     "causal_net": (
         "Own class, net of other units",
         "Take the unit out, and rank all outputs of the network by how much they lose: the percentile of those that "

@@ -10,7 +10,7 @@ import saelab
 from saelab.artifacts import open_artifact, read_json, read_jsonl
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report import vlm_answers, what_it_does
+from saelab.report import synthesised, vlm_answers, what_it_does
 
 if TYPE_CHECKING:
     from saelab.units import HeatMaps
@@ -37,6 +37,7 @@ class ReadBasis:
     proposals: vlm_answers.Rows  # unit -> proposals
     sheets: Path | None  # the folder with the pictures that they saw
     verified: vlm_answers.Rows  # unit -> what models found when they looked again
+    synthesised: synthesised.Made  # unit -> pictures made to raise it
     units: Path  # the folder of its activations
     sae: Path | None  # the SAE's folder
     quality: dict[str, Any] | None  # of the SAE (quality.json of the quality stage); None where it was not measured
@@ -45,6 +46,11 @@ class ReadBasis:
     control: bool  # there only to be beaten
     effects: what_it_does.Measured | None  # what its units do; None where it was not measured
     sources: dict[str, str]  # label -> where it comes from, joined by +; empty where no vocabulary was kept
+
+    @property
+    def of_tokens(self) -> bool:
+        """Are its units read from the layer's tokens? Planted ones are not: no new picture fires them."""
+        return self.kind != "planted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +184,7 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Re
         vlm_answers.proposals(at["labels"]),
         vlm_answers.sheets(run.parent, recipes["labels"]),
         vlm_answers.verification(run.parent, recipes["labels"]),
+        synthesised.read(run.parent, recipes["units"]),
         at["units"],
         sae,
         _quality(run, entry),

@@ -10,10 +10,13 @@ from saelab.artifacts import Artifact, digest
 from saelab.cache import ActivationCache, UnstoredActivations
 from saelab.errors import UserError
 from saelab.label import concepts
-from saelab.run.basis import KINDS, Basis
+from saelab.label.vocabulary import Vocabulary
+from saelab.label.vocabulary import build as build_vocabulary
+from saelab.run.basis import KINDS, RANDOM_GROUP, Basis
 from saelab.run.config import RunConfig
 from saelab.run.given import Given
 from saelab.run.inputs import Inputs
+from saelab.run.stages.planted import plant_units
 from saelab.run.stages.quality import InHost, measure_sae
 from saelab.run.stages.sae import Logger, adopt_sae, stream_saes, train_saes
 from saelab.run.stages.units import group_basis, heads_basis, sae_bases, simple_bases
@@ -63,10 +66,16 @@ class Bases(Inputs):
         if self.config.random_host:
             for store in self.random_caches.values():
                 found += [
-                    replace(b, name=f"SAE on random host, seed {b.seed}", group="SAE on a random host", control=True)
+                    replace(b, name=f"SAE on random host, seed {b.seed}", group=RANDOM_GROUP, control=True)
                     for b in self._features(store, self.config.sae, self.random_host.digest)
                 ]
         return found
+
+    @cached_property
+    def named(self) -> Vocabulary:
+        """The labels of the vocabulary's sources, before anything is proposed."""
+        own = self.config.label
+        return self.given.vocabulary or build_vocabulary(own.vocabulary, self.images, own.keep_underscores)
 
     def measure_saes(self, loss: bool = False, widest: int | None = None) -> list[tuple[Basis, Artifact]]:
         """The `quality` artifact of every SAE. `loss`: also what the host still recognises with the SAE in it.
@@ -95,7 +104,7 @@ class Bases(Inputs):
         return (self.caches if basis.weights == self.weights else self.random_caches)[basis.layer]
 
     def tokens(self, basis: Basis) -> concepts.Tokens:
-        """Where a basis' activations at single tokens come from."""
+        """Where a basis' activations at single tokens come from. Raises UserError for units of no layer's tokens."""
         project = Projection.load(basis.units.path, basis.sae_path)
         return concepts.Tokens(self.store(basis), project)
 
@@ -150,6 +159,8 @@ class Bases(Inputs):
         if frozen is not None:
             (basis,) = self._features(store, own.sae | {"frozen": frozen}, drawn=own.seeds[:1])
             return [replace(basis, name=kind.replace("_", " "), group=group, kind=kind, control=True)]
+        if kind == "planted":
+            return [plant_units(self.named, self.images, own.truth, store, self.weights, self.root)]
         if kind == "heads":
             count = self.host.heads(store.layer)
             with self.timings.of("units"):
@@ -193,10 +204,10 @@ class Bases(Inputs):
             return sae_bases(saes, seeds, store, weights, self.root, own.pool, self.device)
 
     def count_per_layer(self) -> int:
-        """How many bases a layer is to have."""
+        """How many bases of a layer are to be compared."""
         own = self.config
         seeds = {"seeds": len(self.given.saes) or len(own.seeds), "rotation_seeds": len(own.rotation_seeds)}
-        named = sum(seeds.get(KINDS[kind].seeds or "", 1) for kind in own.bases)
+        named = sum(seeds.get(KINDS[kind].seeds or "", 1) for kind in own.bases if KINDS[kind].of_tokens)
         return named + (len(own.also) + own.random_host) * len(own.seeds)
 
 

@@ -15,6 +15,7 @@ class Kind:
     seeds: str | None = None  # the setting that lists their seeds; None: one basis
     of: str | None = None  # of groups (FALCON, ICML 2023): the kind whose units they are made of
     frozen: str | None = None  # of SAEs that learn less than they could: what keeps its random start
+    of_tokens: bool = True  # are its units read from tokens? Else no map, no effect, no comparison with those that are
 
 
 KINDS = {
@@ -29,7 +30,9 @@ KINDS = {
     "untrained": Kind("untrained SAE features", control=True, frozen="all"),
     "frozen_decoder": Kind("SAE features, frozen decoder", control=True, frozen="decoder"),
     "soft_frozen": Kind("SAE features, soft-frozen decoder", control=True, frozen="soft_decoder"),
+    "planted": Kind("planted units", control=True, of_tokens=False),
 }
+RANDOM_GROUP = "SAE on a random host"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Basis:
     def sae_path(self) -> Path | None:
         """The folder of its SAE, if it has one."""
         return None if self.sae is None else self.sae.path
+
+    @property
+    def of_tokens(self) -> bool:
+        """Are its units read from the layer's tokens?"""
+        return KINDS[self.kind].of_tokens
 
     @property
     def artifacts(self) -> list[Artifact]:

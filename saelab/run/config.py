@@ -14,6 +14,7 @@ from saelab.cache.layout import STORED
 from saelab.cache.superblocks import PICTURES
 from saelab.compare import Settings as CompareSettings
 from saelab.errors import UserError
+from saelab.hosts.layers import ROOT
 from saelab.label import pipeline
 from saelab.label.exemplars import MiningSettings
 from saelab.label.settings import final_scorer
@@ -50,7 +51,7 @@ class EncoderSettings:
 class ProposerSettings:
     """Who proposes labels, about which units."""
 
-    name: str = "tagger"  # none, tagger, openai, transformers or recorded
+    name: str = "tagger"  # none, tagger, openai, agent, transformers or recorded
     mode: str = "contrast"  # what it sees: positives, contrast, or shuffled_contrast (the ablation)
     units: str = "all"  # which units: all, status:ok, top:100, usd:2.50, ...
     seed: int = 0  # of the order of photos, and of random units
@@ -105,7 +106,7 @@ class RunConfig:
     batch_size: int = 32  # pictures at once through host and encoder
     images: dict[str, Any] = field(default_factory=lambda: {"source": "packaged"})  # saelab.images.load's arguments
     host: HostSettings = field(default_factory=HostSettings)
-    layers: tuple[str, ...] = ("_blocks.15",)  # dotted names; compared side by side
+    layers: tuple[str, ...] = ("_blocks.15", "in:_avg_pooling")  # dotted names; compared side by side
     policy: str = "all"  # which tokens: all, patches, cls, ...
     dtype: str = "float16"  # of the cached tokens
     tokens_per_image: int | None = None  # keep so many tokens of an image
@@ -123,6 +124,7 @@ class RunConfig:
     rotation_seeds: tuple[int, ...] = (0,)  # one random rotation each
     groups: GroupSettings = field(default_factory=GroupSettings)  # of the bases neuron_groups and sae_groups
     truth: str = "mention"  # when a label counts as true of a picture
+    second_judge: str | None = "auto"  # reads captions and labels again, apart from the encoder that labels
     compare: CompareSettings = field(default_factory=CompareSettings)
     also: tuple[str, ...] = ()  # SAEs of other settings to compare with: "sae.k=8", "sae=matryoshka"
     random_host: bool = False  # compare with SAEs on the host with random weights
@@ -171,6 +173,9 @@ class RunConfig:
         if not self.bases:
             raise UserError("bases", "[]", "expected at least one", f"known: {', '.join(KINDS)}")
         for kind in self.bases:
+            if kind == ROOT:
+                what = "is a layer, of which neurons are a basis"
+                raise UserError("bases", kind, what, f"use layers=[{ROOT}] bases=[neuron]")
             if kind not in KINDS:
                 near = settings.nearest(kind, list(KINDS))
                 raise UserError("bases", kind, "unknown", f"{near}known: {', '.join(KINDS)}")

@@ -4,6 +4,7 @@ By default a unit is its positive side: relu of the token's coordinate. `signed=
 direction, first all positive, then all negative sides. SAE latents are positive already.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,21 @@ class Projection:
         if self.directions is not None and self.shift is not None:
             values = values @ self.directions - self.shift
         return torch.cat([values, -values], dim=1).relu_() if self.signed == "split" else values.relu()
+
+    def before_gate(self, tokens: Float[Tensor, "tokens d_in"], units: Sequence[int]) -> Float[Tensor, "tokens chosen"]:
+        """What decides whether the units fire, float32, on the tokens' device; differentiable, also where none fires.
+
+        An SAE's pre-activations, a coordinate, or a projection less its shift; of a negative side, the same turned.
+        """
+        if self.sae is not None:
+            return self.sae.pre_activations_of(tokens, units).to(tokens.device)
+        values, width = tokens.float(), tokens.shape[1] if self.directions is None else self.directions.shape[1]
+        places = torch.tensor([unit % width for unit in units], device=values.device)
+        sides = torch.tensor([1.0 if unit < width else -1.0 for unit in units], device=values.device)
+        if self.directions is None or self.shift is None:
+            return values[:, places] * sides
+        directions, shift = self.directions.to(values.device), self.shift.to(values.device)
+        return (values @ directions[:, places] - shift[places]) * sides
 
     def writes(self, d_in: int) -> Float[Tensor, "units d_in"]:
         """What each unit adds to a token for every 1 of activation, float32, on the CPU; an SAE's before `scale`.
@@ -107,6 +123,8 @@ class Projection:
 
         folder = open_artifact(folder).path
         info = read_json(folder / "units.json")["info"]
+        if "planted" in info:
+            raise UserError("units", folder, "planted units are read from no layer", "ask this of another basis")
         groups = Grouping.load(folder) if "groups" in info else None
         if "latents" in info:
             sae = folder / info["sae"] if sae is None and "sae" in info else sae

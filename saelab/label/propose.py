@@ -105,7 +105,19 @@ def _vlm(backend: str, **settings: Any) -> Proposer:
 
     look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
     question = _take(settings, ["prompt", "guided", "shown", "max_tokens"])
-    return VLMProposer(load_chat(backend, **settings), look, **question)
+    rule, weight = settings.pop("rerank", None), _take(settings, ["weight"])
+    if rule not in (None, "pmi"):
+        raise UserError("proposer.rerank", rule, "must be null or pmi")
+    if rule == "pmi" and backend != "openai":
+        raise UserError(
+            "proposer.rerank", rule, f"{backend} names no log-probabilities", "use proposer=openai, or null"
+        )
+    asked = VLMProposer(load_chat(backend, **settings), look, **question)
+    if rule is None:
+        return asked
+    from saelab.label.vlm.reranked import RerankedProposer
+
+    return RerankedProposer(asked, **weight)
 
 
 def _agent(sight: Any, **settings: Any) -> Proposer:

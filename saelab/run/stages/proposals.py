@@ -22,7 +22,7 @@ from saelab.units import HeatMaps, Projection, UnitActivations
 
 CODE = 2  # version of this stage; part of every recipe
 Embed = Callable[[Sequence[str]], Tensor]  # sentences -> [sentences, d_text]
-UNREAD = ("guided", "layout", "tiles", "part_px")  # settings of openai.yaml that an agent has no use for
+UNREAD = ("guided", "layout", "tiles", "part_px", "rerank", "weight")  # of openai.yaml; an agent has no use for them
 log = logging.getLogger("saelab")
 
 

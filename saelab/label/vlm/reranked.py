@@ -70,12 +70,12 @@ class RerankedProposer:
         for proposal in some:
             yield self._ordered(proposal, replies[proposal.unit]) if proposal.unit in several else proposal
 
-    def _questions(self, proposal: Proposal, case: Case, folder: Path) -> tuple[Request, Request]:
+    def _questions(self, proposal: Proposal, case: Case, folder: Path) -> list[Request]:
         """With the unit's pictures, and without any."""
         look, labels = self.inner.look, proposal.labels[: len(LETTERS)]
         seen = self._request(case.unit, labels, look.positives(case), look.contrasts(case))
         blind = dataclasses.replace(self._request(case.unit, labels, (), ()), name=f"blind/{case.unit}")
-        return tuple(dataclasses.replace(own, buyer=buyer(folder)) for own in (seen, blind))
+        return [dataclasses.replace(own, buyer=buyer(folder)) for own in (seen, blind)]
 
     def _request(
         self, unit: int, labels: Sequence[str], positives: Sequence[str | Picture], contrasts: Sequence[str | Picture]
@@ -116,11 +116,10 @@ def letter_log_p(likely: Mapping[str, float], letter: str) -> float:
 
 def _charge(proposal: Proposal, replies: Sequence[Reply]) -> Proposal:
     """The proposal with what these answers took, too; a number that is not known stays so."""
-    added = {}
+    changed: dict[str, Any] = {}
     for name in SPENT:
         numbers = [getattr(proposal, name), *(0 if reply.cached else getattr(reply, name) for reply in replies)]
-        added[name] = None if None in numbers else sum(numbers)
-    tries = {
-        name: getattr(proposal, name) + sum(getattr(r, name) for r in replies) for name in ("attempts", "uncertain")
-    }
-    return dataclasses.replace(proposal, **added, **tries)
+        changed[name] = None if None in numbers else sum(numbers)
+    for name in ("attempts", "uncertain"):
+        changed[name] = getattr(proposal, name) + sum(getattr(reply, name) for reply in replies)
+    return dataclasses.replace(proposal, **changed)

@@ -15,8 +15,7 @@ from small_images import coloured
 
 from saelab import cache, images, truth, units
 from saelab.errors import UserError
-from saelab.evaluate import cosy, painting
-from saelab.evaluate.generation import Generation
+from saelab.evaluate import cosy, generation
 from saelab.run.stages.cosy import leave_out_black
 
 TEST = np.arange(100, 400)
@@ -110,7 +109,7 @@ def test_new_pictures_get_the_activations_that_the_cache_gave_them(tmp_path):
 def test_without_diffusers_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UserError, match="pip install diffusers"):
-        painting.generate(["dog"], tmp_path, Generation())
+        generation.generate(["dog"], tmp_path, generation.Generation())
 
 
 @pytest.fixture(scope="module")
@@ -150,15 +149,15 @@ def tiny_diffusion(tmp_path_factory):
 
 @pytest.mark.slow
 def test_generated_pictures_depend_on_label_and_number_and_survive_a_stop(tiny_diffusion, tmp_path):
-    settings = Generation(str(tiny_diffusion), count=2, steps=2)
-    root = painting.generate(["dog", "red cup"], tmp_path, settings)
+    settings = generation.Generation(str(tiny_diffusion), count=2, steps=2)
+    root = generation.generate(["dog", "red cup"], tmp_path, settings)
     files = sorted(root.rglob("*.png"))
     assert [str(f.relative_to(root)) for f in files] == [f"{x}/00{i}.png" for x in ("dog", "red cup") for i in (0, 1)]
     before = [np.asarray(Image.open(f)) for f in files]
     assert not any((a == b).all() for i, a in enumerate(before) for b in before[:i])
     files[3].unlink()
     kept = files[0].stat().st_mtime_ns
-    assert painting.generate(["dog", "red cup"], tmp_path, settings) == root
+    assert generation.generate(["dog", "red cup"], tmp_path, settings) == root
     assert (np.asarray(Image.open(files[3])) == before[3]).all() and files[0].stat().st_mtime_ns == kept
     found = cosy.in_folders(["red cup"], images.load("folder", root=str(root)))
     assert len(found["red cup"]) == 2
@@ -171,8 +170,8 @@ def test_batches_have_the_same_files_and_a_safety_checkers_black_pictures_are_co
     """A checker that blackens every third picture, as Stable Diffusion's does: zeros in place of what it forbids."""
     import diffusers
 
-    one, four = (Generation(str(tiny_diffusion), count=6, steps=2, batch=n) for n in (1, 4))
-    roots = [painting.generate(["dog"], tmp_path / str(s.batch), s) for s in (one, four)]
+    one, four = (generation.Generation(str(tiny_diffusion), count=6, steps=2, batch=n) for n in (1, 4))
+    roots = [generation.generate(["dog"], tmp_path / str(s.batch), s) for s in (one, four)]
     each = [[np.asarray(Image.open(f), dtype=int) for f in sorted(root.rglob("*.png"))] for root in roots]
     assert [len(own) for own in each] == [6, 6]
     assert all(np.abs(a - b).max() <= 3 for a, b in zip(*each, strict=True))  # the same seeds; other rounding
@@ -184,7 +183,7 @@ def test_batches_have_the_same_files_and_a_safety_checkers_black_pictures_are_co
         return torch.stack([own * (not flag) for own, flag in zip(image, flags, strict=True)]), flags
 
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "run_safety_checker", check)
-    root = painting.generate(["dog"], tmp_path / "checked", one)
+    root = generation.generate(["dog"], tmp_path / "checked", one)
     pictures = images.load("folder", root=str(root))
     kept, black = leave_out_black(cosy.in_folders(["dog"], pictures), pictures)
     assert black == {"dog": 2} and len(kept["dog"]) == 4
@@ -193,4 +192,4 @@ def test_batches_have_the_same_files_and_a_safety_checkers_black_pictures_are_co
 def test_a_model_that_is_not_there_is_told(tmp_path):
     pytest.importorskip("diffusers", reason="the extra diffusers is not installed")
     with pytest.raises(UserError, match=r"cosy\.model"):
-        painting.generate(["dog"], tmp_path, Generation(str(tmp_path / "none")))
+        generation.generate(["dog"], tmp_path, generation.Generation(str(tmp_path / "none")))

@@ -17,9 +17,9 @@ from PIL import Image
 
 from saelab import images
 from saelab.errors import UserError
-from saelab.evaluate import cosy, images_api, painting
-from saelab.evaluate.generation import Generation
-from saelab.evaluate.painting import generate
+from saelab.evaluate import cosy, generation, images_api
+from saelab.evaluate.generation import generate
+from saelab.evaluate.painters import Generation
 from saelab.run.presets import preset
 from saelab.run.stages.cosy import leave_out_black
 from saelab.settings import make
@@ -197,7 +197,7 @@ def test_batches_have_the_same_names_and_seeds(tmp_path, monkeypatch):
             seeds.setdefault(batch, []).extend(given)
             return [Image.new("RGB", (8, 8))] * len(given)
 
-        monkeypatch.setattr(painting, "_painter", lambda *_, painted=painted: painted)
+        monkeypatch.setattr(generation, "_painter", lambda *_, painted=painted: painted)
         root = generate(["dog", "cat"], tmp_path / str(batch), Generation("m", count=6, batch=batch))
         assert len(names(root)) == 12
     assert seeds[1] == seeds[4] and len(set(seeds[1])) == 12

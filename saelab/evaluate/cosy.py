@@ -1,7 +1,7 @@
 """CoSy (Kopf et al., NeurIPS 2024): does a unit fire more on pictures of its label than on other pictures?
 
 Pictures of a label are held-out ones that people described so, those of a folder with one sub-folder a label, or
-generated ones (`saelab.evaluate.painting` fills such a folder). Controls are the other pictures of the `test` split.
+generated ones (`saelab.evaluate.generation` fills such a folder). Controls are the other pictures of the `test` split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def match_descriptions(labels: Sequence[str], truth: Truth, test: np.ndarray) ->
 
 def find_black(pictures: ImageSet) -> Bool[np.ndarray, "pictures"]:
     """Which pictures are black all over: what a generator's safety checker leaves of those that it does not show."""
-    return np.array([np.asarray(pictures.load(i)).max() <= BLACK for i in range(len(pictures))], dtype=bool)
+    return np.array([int(np.asarray(pictures.load(i)).max()) <= BLACK for i in range(len(pictures))])
 
 
 def in_folders(labels: Sequence[str], pictures: ImageSet) -> dict[str, np.ndarray]:

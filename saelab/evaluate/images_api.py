@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from PIL import Image, UnidentifiedImageError
 
 from saelab.errors import UserError
-from saelab.evaluate.generation import Generation
+from saelab.evaluate.painters import Generation
 from saelab.label.vlm.attempts import LONGEST_WAIT
 from saelab.label.vlm.bounded import CutOff, bounded_client
 from saelab.label.vlm.secret import Secret
@@ -53,7 +53,7 @@ class ImagesServer:
         if settings.size is not None:
             self.body["size"] = f"{settings.size}x{settings.size}"
 
-    def __call__(self, prompt: str, seeds: Sequence[int]) -> Sequence[Image.Image | None]:
+    def __call__(self, prompt: str, seeds: Sequence[int]) -> list[Image.Image | None]:
         """A picture for each seed (servers don't take seeds: only their number counts); None: refused, as the log says.
 
         Raises UserError for what every request would meet: no server, a refused key, an unknown model, no credit, a

@@ -1,6 +1,6 @@
 """A null for words: how near made-up words, which mean nothing, come to a set of images.
 
-An encoder gives every string a vector, so a search for "blorvex" finds something too. What it means is told by
+An encoder gives every string a vector, so a search for "blorvex" finds something too. What it means shows by
 comparing it with words that are spelt like words and are none.
 """
 

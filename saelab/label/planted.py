@@ -48,7 +48,7 @@ def plant(names: Sequence[str], member: Bool[Tensor, "images concepts"], mine: T
     counts = both.diagonal()
     usable = np.flatnonzero((counts >= FEWEST) & (counts <= COMMONEST * len(mine)))
     if not len(usable):
-        what = f"no label of the vocabulary is said of {FEWEST} mined pictures or more, and of at most half of them"
+        what = f"no label of the vocabulary is true of {FEWEST} mined pictures or more, and of at most half of them"
         raise UserError(
             "bases", "planted", what, "give pictures with captions or classes, or label.vocabulary=[classes]"
         )

@@ -105,7 +105,7 @@ class Stages(Labels):
     def controls(self) -> "Stages":
         """The controls of what units do that the run lacks, labelled with its vocabulary.
 
-        Without the random host where its network can't be had with random weights, or `saelab.run.controls` says so.
+        Without the random host where its network doesn't exist with random weights, or `saelab.run.controls` says so.
         """
         kinds = missing_controls(self.config, self.given)
         if RANDOM_HOST in kinds:

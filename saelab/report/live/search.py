@@ -59,7 +59,7 @@ class Search:
                 with self.turn, torch.inference_mode():
                     step()
             except UserError as error:
-                log.warning("search: %s", error)  # whoever searches is told again
+                log.warning("search: %s", error)  # a search says so again
 
     @cached_property
     def null(self) -> made_up.MadeUp:

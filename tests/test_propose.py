@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -299,7 +300,7 @@ def test_every_shipped_config_loads_and_names_only_settings_that_there_are(name,
 
     (tmp_path / "answers.jsonl").write_text('{"unit": 0, "raw": "none"}\n')
     given = {"recorded": [f"proposer.answers={tmp_path}/answers.jsonl"], "openai": ["proposer.model=toy"]}
-    given["agent"] = given["openai"]
+    given |= {"agent": ["proposer.model=toy"], "command": [f"proposer.command={sys.executable}"]}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(overrides=[f"+proposer={name}", f"+root={tmp_path}", *given.get(name, [])])
     settings = OmegaConf.to_container(cfg.proposer, resolve=True)

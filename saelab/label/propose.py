@@ -105,7 +105,19 @@ def _vlm(backend: str, **settings: Any) -> Proposer:
 
     look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
     question = _take(settings, ["prompt", "guided", "shown", "max_tokens"])
-    return VLMProposer(load_chat(backend, **settings), look, **question)
+    rule, weight = settings.pop("rerank", None), _take(settings, ["weight"])
+    if rule not in (None, "pmi"):
+        raise UserError("proposer.rerank", rule, "must be null or pmi")
+    if rule == "pmi" and backend != "openai":
+        raise UserError(
+            "proposer.rerank", rule, f"{backend} names no log-probabilities", "use proposer=openai, or null"
+        )
+    asked = VLMProposer(load_chat(backend, **settings), look, **question)
+    if rule is None:
+        return asked
+    from saelab.label.vlm.reranked import RerankedProposer
+
+    return RerankedProposer(asked, **weight)
 
 
 def _agent(sight: Any, **settings: Any) -> Proposer:
@@ -113,7 +125,8 @@ def _agent(sight: Any, **settings: Any) -> Proposer:
     from saelab.label.agent.proposer import AgentProposer, Bounds
     from saelab.label.vlm.show import Look
 
-    settings.pop("guided", None)  # of openai.yaml: servers hold no answer to a schema where tools are on offer
+    for name in ("guided", "rerank", "weight"):  # of openai.yaml: where tools are on offer, no schema and no candidates
+        settings.pop(name, None)
     look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
     bounds = Bounds(**_take(settings, [field.name for field in dataclasses.fields(Bounds)]))
     question = _take(settings, ["prompt", "shown"])

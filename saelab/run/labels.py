@@ -1,6 +1,7 @@
 """The labels of a run: exemplars, candidates, one vocabulary for all bases, and the label of every unit."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run.bases import Bases
 from saelab.run.basis import Basis
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
-from saelab.run.stages.synthesis import SynthesisRequest, synthesise_basis
+from saelab.run.stages.synthesis import SynthesisRequest, chosen_pictures, synthesise_basis
 from saelab.run.stages.synthesis_pictures import Viewers
 
 log = logging.getLogger("saelab")
@@ -42,7 +43,7 @@ class Labels(Bases):
     @cached_property
     def proposer(self) -> propose.Proposer | None:
         """Who proposes, if anybody does."""
-        return load_proposer(self.config.proposer, self.images, self.embeddings, self.root)
+        return load_proposer(self.config.proposer, self.images, self.encoder, self.embeddings, self.root)
 
     def estimates(self) -> list[tuple[Basis, int, Estimate]]:
         """Per basis: how many units would be asked about and what it takes. Nothing is sent."""
@@ -63,7 +64,7 @@ class Labels(Bases):
             for basis in mined:
                 asked = self.config.proposer
                 place, rows, text = propose_labels(
-                    basis, proposer, asked, self.images, self.store(basis), self.root, spent
+                    basis, proposer, asked, self.images, self.store(basis), self.root, spent, self._make(basis)
                 )
                 spent += rows
                 self.notes.append(text)
@@ -131,6 +132,19 @@ class Labels(Bases):
         check_mining(self.images, self.config.label.mining)
 
     # ---- parts -------------------------------------------------------------------------------------------------
+
+    def _make(self, basis: Basis) -> Callable[[Sequence[int]], propose.MadePictures]:
+        """Pictures that raise units of the basis, for proposers: those that got as far as half of the unit's photos."""
+
+        def make(units: Sequence[int]) -> propose.MadePictures:
+            folder = self.synthesise_units(basis, SynthesisRequest(units=",".join(map(str, units))))
+            files: dict[int, tuple[str, ...]] = {}
+            for row in chosen_pictures(folder, units):
+                if row["reached"]:
+                    files[row["unit"]] = (*files.get(row["unit"], ()), row["file"])
+            return propose.MadePictures(folder, files)
+
+        return make
 
     @property
     def _tagless(self) -> bool:

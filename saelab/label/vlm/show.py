@@ -64,6 +64,17 @@ class Look:
         tiles: list[Image.Image | None] = [sheets.tile(photo, self.part_px) for photo in photos]
         return _number(tiles, name, "Photo", self.part_px)
 
+    def made(self, case: Case) -> list[str | Picture]:
+        """Pictures made to raise the unit, numbered. Raises UserError for one that is gone."""
+        pictures: list[Image.Image | None] = []
+        for path in case.made:
+            try:
+                with Image.open(path) as picture:
+                    pictures.append(sheets.tile(picture, self.part_px))
+            except OSError as error:
+                raise UserError("proposer.synthesised", path, f"is unreadable ({error})", "synthesise again") from None
+        return _number(pictures, f"unit-{case.unit:05d}-made", "Picture", self.part_px)
+
     def outline(self, count: int, name: str) -> list[str | Picture]:
         """Pictures of the right number and size without content: enough for an estimate."""
         if count == 0:

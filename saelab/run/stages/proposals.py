@@ -1,12 +1,16 @@
 """The proposals stage: who proposes, about which units, with what pictures."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
 
 from saelab.artifacts import folder, locked
 from saelab.cache import ActivationCache
-from saelab.encoders import ImageEmbeddings
+from saelab.encoders import Encoder, ImageEmbeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import propose, selection
@@ -22,9 +26,15 @@ log = logging.getLogger("saelab")
 
 
 def load_proposer(
-    settings: ProposerSettings, images: ImageSet, embeddings: ImageEmbeddings, root: Path
+    settings: ProposerSettings, images: ImageSet, encoder: Encoder, embeddings: ImageEmbeddings, root: Path
 ) -> propose.Proposer | None:
     """The proposer that the settings name, or None. Raises UserError where it needs what the encoder does not give."""
+
+    def look(file: Path) -> Tensor:
+        with Image.open(file) as picture:
+            batch = encoder.transform(picture.convert("RGB"))[None]
+        return encoder.embed_batch(batch)["probabilities"][0]
+
     own = {"name": settings.name} | settings.options
     if settings.name == "tagger":
         probabilities = embeddings.extra.get("probabilities")
@@ -32,6 +42,7 @@ def load_proposer(
             remedy = "use encoder=conse, or proposer=none, openai or transformers"
             raise UserError("proposer", "tagger", "the encoder gives no class probabilities", remedy)
         own |= {"probabilities": probabilities, "names": imagenet_names(), "base": images.ids("mine")}
+        own |= {"look": look}
     if settings.name == "openai":
         own.setdefault("cache", str(root / "answers"))
     return propose.load_proposer(**own)
@@ -53,11 +64,13 @@ def propose_labels(
     store: ActivationCache,
     root: Path,
     spent: Sequence[propose.Proposal] = (),
+    make: Callable[[Sequence[int]], propose.MadePictures] | None = None,
 ) -> tuple[Path, list[propose.Proposal], str]:
     """The folder with a basis' proposals.jsonl, its rows, and a sentence that sums them up.
 
     Units that have a row are not asked again; failed ones are, whenever the stage runs. `spent`: rows of earlier
-    bases, which have used up their part of a budget.
+    bases, which have used up their part of a budget. `make`: pictures that raise these units, for proposers that are to
+    see them. Eight parameters: who is asked, what of, and where things lie.
     """
     assert basis.exemplars is not None
     shown, chosen, budget = _choose(basis, settings)
@@ -66,12 +79,12 @@ def propose_labels(
     where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)
     project = Projection.load(basis.units.path, basis.sae_path)
     heat = heat_maps(store, project, shown.activations[:, 0])
+    made = make(chosen) if make is not None and settings.synthesised != "none" else None
     where.parent.mkdir(parents=True, exist_ok=True)
     with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
         left = budget and budget.less(list(spent))
-        rows = propose.run(
-            proposer, shown, images, chosen, where, mode=settings.mode, seed=settings.seed, heat=heat, budget=left
-        )
+        asked: dict[str, Any] = {"mode": settings.mode, "seed": settings.seed}
+        rows = propose.run(proposer, shown, images, chosen, where, **asked, heat=heat, budget=left, made=made)
     text = f"{basis.layer} {basis.name}, {proposer.name}: {propose.summary(rows, chosen)['text']}"
     return where, rows, text
 

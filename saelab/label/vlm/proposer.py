@@ -14,6 +14,7 @@ from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
 
+TILES = {"otsu": "crop"}  # what templates call it: either way a photo is cut to where the unit fires
 ANSWERS = {"most": 3, "words": 4}  # concepts asked for at most, words in each at most
 
 
@@ -101,7 +102,10 @@ class VLMProposer:
         )
 
     def _request(self, case: Case, groups: dict[str, list[str | Picture]], made: Sequence[str | Picture]) -> Request:
-        values: dict[str, Any] = {"layout": self.look.layout, "tiles": self.look.tiles} | ANSWERS
+        values: dict[str, Any] = {
+            "layout": self.look.layout,
+            "tiles": TILES.get(self.look.tiles, self.look.tiles),
+        } | ANSWERS
         if self.synthesised == "alone":
             parts = prompts.fill(self.templates["synthesised"], {"synthesised": made}, **values)
         else:

@@ -22,7 +22,7 @@ class Look:
     """How photos are put before a model."""
 
     layout: str = "sheet"  # sheet: a 3×3 grid per set; parts: each photo as a picture of its own
-    tiles: str = "raw"  # raw | heatmap | crop; the last two need heat maps
+    tiles: str = "raw"  # raw | heatmap | crop | otsu; all but raw need heat maps
     sheet_px: int = 896  # side of a sheet: with 896, a tile has 292 pixels
     part_px: int = 448  # side of a photo in the layout `parts`
 
@@ -48,7 +48,7 @@ class Look:
         """The case's contrasts, each at its positive's place; [] if there are none. Never cropped: nothing fires."""
         if all(image < 0 for image in case.contrasts):
             return []
-        style = "raw" if self.tiles == "crop" else self.tiles
+        style = "raw" if self.tiles in ("crop", "otsu") else self.tiles
         tiles = [
             None if image < 0 else self._tile(case.images, case.unit, image, case.heat, style)
             for image in case.contrasts

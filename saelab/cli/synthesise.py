@@ -66,7 +66,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 def notes(found: Sequence[Mapping[str, Any]]) -> str:
     """What the table's numbers mean, and what it leaves out."""
     lines = [
-        "Chance: retrieval .5, label .5; path 0 (of photos among themselves: the last column). A picture that does not reach its unit's median photo is not its face."
+        "Chance: retrieval .5, label .5, path 0 (photos among themselves: the last column).",
+        "A picture that does not reach its unit's median photo is not its face.",
     ]
     chance = [one["top1_chance"] for one in found if one["top1_chance"] is not None]
     if chance:

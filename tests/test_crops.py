@@ -12,7 +12,7 @@ from PIL import Image
 
 from saelab.label import sheets
 from saelab.label.crops import ALIKE, MOST, WHOLE, find_boxes, iou, otsu
-from saelab.label.rerank import rerank
+from saelab.label.describe.ranking import rerank
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "golden_describe_dissect.json").read_text())
 

@@ -16,9 +16,8 @@ from saelab.label.exemplars import check as check_mining
 from saelab.label.exemplars import exemplars
 from saelab.label.proposal import Estimate
 from saelab.label.vocabulary import Vocabulary
-from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run.bases import Bases
-from saelab.run.basis import Basis
+from saelab.run.basis import KINDS, Basis
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
 from saelab.run.stages.synthesis import SynthesisRequest, chosen_pictures, synthesise_basis
 from saelab.run.stages.synthesis_pictures import Viewers
@@ -74,12 +73,6 @@ class Labels(Bases):
         return made
 
     @cached_property
-    def named(self) -> Vocabulary:
-        """The labels of the vocabulary's sources, before anything is proposed."""
-        own = self.config.label
-        return self.given.vocabulary or build_vocabulary(own.vocabulary, self.images, own.keep_underscores)
-
-    @cached_property
     def vocabulary(self) -> Vocabulary:
         """One vocabulary for all bases: the sources' labels, and every candidate of every basis."""
         pooled = self.named
@@ -95,12 +88,23 @@ class Labels(Bases):
         """How labels are assigned."""
         return self.config.label_settings(len(self.images.ids("mine")))
 
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """[texts, d_text] as labels are embedded: in the same templates. Nothing is kept on disk."""
+        own = self.label_settings
+        templates = own.templates or self.encoder.templates
+        return encoders.embed_templates(self.encoder.embed_sentences, texts, templates, own.renormalize)
+
     @cached_property
     def labelled(self) -> list[Basis]:
         """Bases with their labels."""
         proposed, words, embeddings = self.proposed, self.vocabulary, self.embeddings
         with self.timings.of("labels"):
             return [self._label(basis, words, embeddings) for basis in proposed]
+
+    @property
+    def acting(self) -> list[Basis]:
+        """Labelled bases whose units can be taken out of the host: it computes them, and they write of their own."""
+        return [basis for basis in self.labelled if basis.of_tokens and not KINDS[basis.kind].of]
 
     # ---- pictures made to raise units ----------------------------------------------------------------------------
 
@@ -112,6 +116,8 @@ class Labels(Bases):
         if self.weights == "arrays":
             what = "there is no host that could look at a picture"
             raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        if not basis.of_tokens:
+            raise UserError("bases", basis.name, "is not read from tokens, so no gradient leads to it", "name another")
         host = self.host if basis.weights == self.weights else self.random_host
         space = self.encoder, self.embeddings.images, self._label_vectors
         with self.timings.of("synthesis"):
@@ -166,7 +172,8 @@ class Labels(Bases):
     def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
         assert basis.exemplars is not None
         own = self.label_settings
-        tokens = self.tokens(basis) if any(SCORERS[name].needs in ("maps", "decoder") for name in own.scorers) else None
+        wanted = basis.of_tokens and any(SCORERS[name].needs in ("maps", "decoder") for name in own.scorers)
+        tokens = self.tokens(basis) if wanted else None
         mined = pipeline.MinedBasis(basis.units, basis.exemplars, basis.proposals, tokens, self._vectors(basis))
         made = pipeline.labels(mined, self.images, pipeline.Space(self.encoder, embeddings), words, own, self.root)
         return replace(basis, labels=made)

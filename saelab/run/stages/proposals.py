@@ -14,14 +14,16 @@ from saelab.encoders import Encoder, ImageEmbeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import propose, selection
+from saelab.label.agent.hands import Sight
 from saelab.label.exemplars import Exemplars
 from saelab.label.proposal import Estimate
 from saelab.names import imagenet_names
 from saelab.run.basis import Basis
 from saelab.run.config import ProposerSettings
-from saelab.units import Projection, heat_maps
+from saelab.units import HeatMaps, Projection, UnitActivations
 
 CODE = 2  # version of this stage; part of every recipe
+UNREAD = ("guided", "layout", "tiles", "part_px", "synthesised")  # settings of openai.yaml that an agent has no use for
 log = logging.getLogger("saelab")
 
 
@@ -35,6 +37,9 @@ def load_proposer(
             batch = encoder.transform(picture.convert("RGB"))[None]
         return encoder.embed_batch(batch)["probabilities"][0]
 
+    def embed(sentences: Sequence[str]) -> Tensor:
+        return encoder.embed_sentences(list(sentences))
+
     own = {"name": settings.name} | settings.options
     if settings.name == "tagger":
         probabilities = embeddings.extra.get("probabilities")
@@ -43,7 +48,10 @@ def load_proposer(
             raise UserError("proposer", "tagger", "the encoder gives no class probabilities", remedy)
         own |= {"probabilities": probabilities, "names": imagenet_names(), "base": images.ids("mine")}
         own |= {"look": look}
-    if settings.name == "openai":
+    if settings.name == "agent":
+        unread = [name for name in UNREAD if name in own]
+        own = {k: v for k, v in own.items() if k not in unread} | {"sight": Sight(embeddings.images, embed)}
+    if settings.name in ("openai", "agent"):
         own.setdefault("cache", str(root / "answers"))
     return propose.load_proposer(**own)
 
@@ -77,8 +85,9 @@ def propose_labels(
     recipe = {"stage": "proposals", "code": CODE, "exemplars": basis.exemplars.digest, "proposer": proposer.recipe}
     recipe |= {"mode": settings.mode, "units": settings.units, "seed": settings.seed}
     where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)
-    project = Projection.load(basis.units.path, basis.sae_path)
-    heat = heat_maps(store, project, shown.activations[:, 0])
+    heat = None
+    if basis.of_tokens:
+        heat = HeatMaps(store, Projection.load(basis.units.path, basis.sae_path), shown.activations[:, 0])
     made = make(chosen) if make is not None and settings.synthesised != "none" else None
     where.parent.mkdir(parents=True, exist_ok=True)
     with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
@@ -98,4 +107,5 @@ def _choose(
     chosen, budget = selection.choose(
         settings.units, len(found.status), status=found.status, strength=strength, seed=settings.seed
     )
-    return propose.ShownExemplars(found.positives, found.contrasts, found.activations), chosen, budget
+    column = UnitActivations.load(basis.units.path).column if settings.name == "agent" else None
+    return propose.ShownExemplars(found.positives, found.contrasts, found.activations, column), chosen, budget

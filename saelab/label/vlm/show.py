@@ -23,7 +23,7 @@ class Look:
     """How photos are put before a model."""
 
     layout: str = "sheet"  # sheet: a 3×3 grid per set; parts: each photo as a picture of its own; captions: texts
-    tiles: str = "raw"  # raw | heatmap | crop; the last two need heat maps
+    tiles: str = "raw"  # raw | heatmap | crop | otsu; all but raw need heat maps
     sheet_px: int = 896  # side of a sheet: with 896, a tile has 292 pixels
     part_px: int = 448  # side of a photo in the layout `parts`
 
@@ -55,7 +55,7 @@ class Look:
             return []
         if self.layout == "captions":
             return _describe(case, case.contrasts, "Look-alike")
-        style = "raw" if self.tiles == "crop" else self.tiles
+        style = "raw" if self.tiles in ("crop", "otsu") else self.tiles
         tiles = [
             None if image < 0 else self._tile(case.images, case.unit, image, case.heat, style)
             for image in case.contrasts
@@ -70,6 +70,17 @@ class Look:
         """Numbered pictures that are drawn already, each on its own."""
         tiles: list[Image.Image | None] = [sheets.tile(photo, self.part_px) for photo in photos]
         return _number(tiles, name, "Photo", self.part_px)
+
+    def made(self, case: Case) -> list[str | Picture]:
+        """Pictures made to raise the unit, numbered. Raises UserError for one that is gone."""
+        pictures: list[Image.Image | None] = []
+        for path in case.made:
+            try:
+                with Image.open(path) as picture:
+                    pictures.append(sheets.tile(picture, self.part_px))
+            except OSError as error:
+                raise UserError("proposer.synthesised", path, f"is unreadable ({error})", "synthesise again") from None
+        return _number(pictures, f"unit-{case.unit:05d}-made", "Picture", self.part_px)
 
     def outline(self, count: int, name: str) -> list[str | Picture]:
         """Pictures (or text) of the right number and size without content: enough for an estimate."""

@@ -84,7 +84,7 @@ function spread(run) {
     h("p", null, legend(run)),
     h("div.multiples", null, keys.map(key => {
       const rows = run.bases.filter(b => b.quartiles[key]).map(b => ({ name: inWords(run, b.name), colour: hue(run, b.name), q: b.quartiles[key] }))
-      return h("div", null, h("h3", null, term(key)), ranges(rows, terms[key].title))
+      return h("div", null, h("h3", null, term(key)), ranges(rows, terms[key].title, shares.has(key) ? format.share : format.number))
     })))
 }
 

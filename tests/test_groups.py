@@ -13,7 +13,7 @@ from saelab import cache, units
 from saelab.errors import UserError
 from saelab.label.assign import Evidence, rankings
 from saelab.label.mine import ContrastRule
-from saelab.report import members
+from saelab.report import members as pages
 from saelab.sae import SAE, Meta
 from saelab.units import grouping as own
 from saelab.units.grouping import GroupSettings, find_groups, high_units
@@ -185,10 +185,10 @@ def test_pages_name_the_members_of_a_group_with_their_labels(store, tmp_path):
         SimpleNamespace(name="neuron groups", kind="neuron_groups", units=made.path, labels=[], **facts),
     ]
     records = [[{} for _ in range(6)], [{}]]
-    members.add(bases, records)
+    pages.add(bases, records)
     assert all(record["members"] is None for record in records[0])
     assert records[1][0]["members"] == {"basis": "neuron", "units": [[0, "paw"], [1, "fur"]], "support": 25}
-    members.add(bases[1:], records[1:])  # a run without the neurons
+    pages.add(bases[1:], records[1:])  # a run without the neurons
     assert records[1][0]["members"] == {"basis": None, "units": [[0, None], [1, None]], "support": 25}
 
 

@@ -53,6 +53,8 @@ def test_controls_that_a_run_lacks_are_made_with_its_own_labels(made):  # noqa: 
     own = EffectsSettings(units="all", targets=("exact",), measure=effects.MeasureSettings(count=5))
     summary = effects_of(run.controls, found["pca"], own)
     assert summary["control"] and summary["group"] == "principal components" and summary["measured"] > 0
+    none = Stages(control_config(run.config, []), run.given)  # where only the random host is missing
+    assert none.bases == [] == none.labelled
     assert set(made.control_effects) == {"pca", "untrained", "frozen decoder"}
 
 
@@ -77,6 +79,8 @@ def test_which_controls_are_missing():
     assert missing_controls(RunConfig(random_host=True), Given()) == wanted[:3]
     assert missing_controls(RunConfig.of({"host": {"weights": "random"}}), Given()) == wanted[:3]
     assert missing_controls(RunConfig(bases=("neuron",)), Given()) == ["random_rotation", "pca"]
+    alone = control_config(RunConfig(), ["random_host"])
+    assert alone.bases == () and alone.random_host
     made_for = control_config(RunConfig(also=("sae.k=8",)), wanted)
     assert made_for.bases == ("pca", "untrained", "frozen_decoder") and made_for.random_host and not made_for.also
     assert made_for.seeds == (0,) and made_for.proposer.name == "none"

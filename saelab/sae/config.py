@@ -8,7 +8,7 @@ import torch
 
 from saelab.artifacts import added
 from saelab.errors import UserError
-from saelab.sae import rules, select
+from saelab.sae import rules, screen
 
 DECODERS = ("free", "archetypal")
 FROZEN = ("none", "decoder", "soft_decoder", "all")
@@ -48,7 +48,7 @@ class SAEConfig:
     bandwidth: float = 1e-3  # jumprelu: width of the straight-through window, in units of the activations' spread
     candidates: int = 1024  # archetypal: data points whose hull holds the decoder
     delta: float = 0.1  # archetypal: distance that a row may leave the hull by, in units of the activations' spread
-    screen: str = "auto"  # product that chooses top-k candidates: auto | float32 | bfloat16 (always rescored)
+    screen: str = "auto"  # topk, batchtopk: product that chooses candidates: auto | float32 | bfloat16 (rescored)
     kernels: str = "torch"  # topk, batchtopk: who computes the sparse products: torch | triton (on CUDA)
     frozen: str = added("none")  # what keeps its random start, as a control: none | decoder | soft_decoder | all
 
@@ -158,8 +158,9 @@ def settle(config: SAEConfig, device: str | torch.device) -> SAEConfig:
     An archetypal decoder is never screened: each data point is the start of several rows, whose pre-activations
     bfloat16 cannot tell apart, so true members of the top k would fall behind all 1.5 k candidates.
     """
-    fits = "screen" in rules.find(config.rule).supports and config.decoder == "free"
-    fast = config.screen == "auto" and fits and select.has_fast_bfloat16(torch.device(device))
+    rule = rules.find(config.rule)
+    fits = "screen" in rule.supports and config.decoder == "free" and rule.screen_pays(config.latents, config.k)
+    fast = config.screen == "auto" and fits and screen.has_fast_bfloat16(torch.device(device))
     return replace(config, screen="bfloat16") if fast else config
 
 

@@ -20,6 +20,7 @@ from saelab.sae.quality import compare_held_out, quality
 from saelab.sae.train import Trainer
 
 log = logging.getLogger("saelab")
+WASTED = 0.1  # share of dead latents from which on the log says so, with what helps
 DIVERGED = 10.0  # times the FVU of the first line (or of the mean): then training is given up
 
 
@@ -141,6 +142,9 @@ class Job:
         found = quality(sae, batches)
         if held_out is not None:
             found["held_out"] = compare_held_out(sae, found, held_out)
+        if found["dead"] > WASTED:
+            name, share = self.folder or "the SAE", f"{found['dead']:.0%} of its {sae.latents} latents"
+            log.warning("%s: no token of training fires %s; take fewer latents or more tokens", name, share)
         if self.folder is not None and not self.trainer.world.rank:
             artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
             artifacts.write_json(self.folder / "quality.json", found)

@@ -155,7 +155,7 @@ class Trainer:
         return {**found.metrics, **measured, "silent": (self.silent >= self.config.dead_after).sum()}
 
     def _revive(self) -> None:
-        if isinstance(self.rule, rules.Selection) and self.config.revive:
+        if "revive" in self.rule.supports and self.config.revive:
             columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
             if len(columns):
                 auxk.revive(self.weights, columns, silent, self.config.revive)

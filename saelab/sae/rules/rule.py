@@ -85,7 +85,7 @@ class Rule:
 class Selection(Rule):
     """A rule that keeps the largest pre-activations: trained by sparse products over the (token, latent) pairs."""
 
-    supports: ClassVar[frozenset[str]] = frozenset({"prefixes", "kernels", "revive", "auxk_weight"})
+    supports: ClassVar[frozenset[str]] = frozenset({"prefixes", "kernels", "revive", "auxk_weight", "encoder_length"})
 
     def rebuild_first(
         self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int

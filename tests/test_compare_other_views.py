@@ -140,3 +140,26 @@ def test_without_views_nothing_is_said_of_them():
     _, sides, *_ = run_of(world, {"features": (2.0, 0.0), "neurons": (0.0, 0.6)}, "max")
     result = compare(list(sides.values()), SETTINGS, images_of(world))
     assert result["poolings"] == result["twins"] == [] and "twins" not in result["headline"]
+
+
+@pytest.mark.parametrize(("kept", "says"), [(1.0, "a"), (0.0, "none")])
+def test_a_second_reader_of_captions_judges_the_same_labels(kept, says):
+    """One that reads as the first does gives its numbers; one to whom captions mean nothing contradicts it."""
+    world, generator = planted(5), torch.Generator().manual_seed(0)
+    _, sides, *_ = run_of(world, {"features": (2.0, 0.0), "neurons": (0.0, 0.0)}, "max")
+    sides["neurons"] = evaluated("neurons", "neuron", None, torch.rand(IMAGES, UNITS, generator=generator), world)
+    images = images_of(world)
+    first = images.judges.captions
+    noise = torch.nn.functional.normalize(torch.randn(first.images.shape, generator=generator), dim=1)
+    other = replace(first, name="another reader", images=kept * first.images + (1 - kept) * noise)
+    heard = replace(images, judges=replace(images.judges, second=other))
+    result = compare(list(sides.values()), SETTINGS, heard)
+    (row,) = result["judges"]
+    whole = next(p for p in result["pairs"] if p["matching"] == "all")["results"]
+    primary = next(r for r in whole if r["role"] == "primary" and r["counting"] == "named")
+    assert primary["verdict"] == "a" and row["verdict"] == says and row["judge"] == "another reader"
+    same = [row[name] == pytest.approx(primary[name]) for name in ("mean_a", "mean_b", "difference", "low", "high")]
+    assert all(same) if kept else not any(same)
+    assert ("no difference is shown judged by another reader" in result["headline"]) == (not kept)
+    assert "Captions read by another reader instead: " in result["conclusion"]
+    assert compare(list(sides.values()), SETTINGS, images)["judges"] == []

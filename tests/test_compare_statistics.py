@@ -7,6 +7,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import CompareMeans
 
+from saelab import metrics
 from saelab.compare import Side, statistics
 from saelab.compare.evidence import cliffs_delta
 from saelab.compare.left_out import Measured, Parts, measure
@@ -47,7 +48,7 @@ def test_a_method_against_itself_is_no_difference_and_an_empty_column_is_none():
 
 @pytest.mark.parametrize("p", [[0.3], [0.04, 0.01, 0.03, 0.005], [0.5, 0.5, 0.001], [0.9, 0.0, 1.0, 0.02, 0.02, 0.4]])
 def test_holm_is_that_of_statsmodels(p):
-    assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
+    assert metrics.holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
 
 
 def side_of(values: list[np.ndarray]) -> Measured:

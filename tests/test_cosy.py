@@ -1,5 +1,6 @@
 """CoSy: planted labels are preferred, wrong ones are not; numbers by brute force; pictures from all three sources."""
 
+import itertools
 import json
 import math
 import sys
@@ -14,7 +15,8 @@ from small_images import coloured
 
 from saelab import cache, images, truth, units
 from saelab.errors import UserError
-from saelab.evaluate import cosy, diffusion
+from saelab.evaluate import cosy, generation
+from saelab.run.stages.cosy import leave_out_black
 
 TEST = np.arange(100, 400)
 
@@ -107,7 +109,7 @@ def test_new_pictures_get_the_activations_that_the_cache_gave_them(tmp_path):
 def test_without_diffusers_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UserError, match="pip install diffusers"):
-        diffusion.generate(["dog"], tmp_path, diffusion.Diffusion())
+        generation.generate(["dog"], tmp_path, generation.Generation())
 
 
 @pytest.fixture(scope="module")
@@ -147,21 +149,47 @@ def tiny_diffusion(tmp_path_factory):
 
 @pytest.mark.slow
 def test_generated_pictures_depend_on_label_and_number_and_survive_a_stop(tiny_diffusion, tmp_path):
-    settings = diffusion.Diffusion(str(tiny_diffusion), count=2, steps=2)
-    root = diffusion.generate(["dog", "red cup"], tmp_path, settings)
+    settings = generation.Generation(str(tiny_diffusion), count=2, steps=2)
+    root = generation.generate(["dog", "red cup"], tmp_path, settings)
     files = sorted(root.rglob("*.png"))
     assert [str(f.relative_to(root)) for f in files] == [f"{x}/00{i}.png" for x in ("dog", "red cup") for i in (0, 1)]
     before = [np.asarray(Image.open(f)) for f in files]
     assert not any((a == b).all() for i, a in enumerate(before) for b in before[:i])
     files[3].unlink()
     kept = files[0].stat().st_mtime_ns
-    assert diffusion.generate(["dog", "red cup"], tmp_path, settings) == root
+    assert generation.generate(["dog", "red cup"], tmp_path, settings) == root
     assert (np.asarray(Image.open(files[3])) == before[3]).all() and files[0].stat().st_mtime_ns == kept
     found = cosy.in_folders(["red cup"], images.load("folder", root=str(root)))
     assert len(found["red cup"]) == 2
 
 
+@pytest.mark.slow
+def test_batches_have_the_same_files_and_a_safety_checkers_black_pictures_are_counted(
+    tiny_diffusion, tmp_path, monkeypatch
+):
+    """A checker that blackens every third picture, as Stable Diffusion's does: zeros in place of what it forbids."""
+    import diffusers
+
+    one, four = (generation.Generation(str(tiny_diffusion), count=6, steps=2, batch=n) for n in (1, 4))
+    roots = [generation.generate(["dog"], tmp_path / str(s.batch), s) for s in (one, four)]
+    each = [[np.asarray(Image.open(f), dtype=int) for f in sorted(root.rglob("*.png"))] for root in roots]
+    assert [len(own) for own in each] == [6, 6]
+    assert all(np.abs(a - b).max() <= 3 for a, b in zip(*each, strict=True))  # the same seeds; other rounding
+
+    count = itertools.count(1)
+
+    def check(self, image, device, dtype):
+        flags = [next(count) % 3 == 0 for _ in image]
+        return torch.stack([own * (not flag) for own, flag in zip(image, flags, strict=True)]), flags
+
+    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "run_safety_checker", check)
+    root = generation.generate(["dog"], tmp_path / "checked", one)
+    pictures = images.load("folder", root=str(root))
+    kept, black = leave_out_black(cosy.in_folders(["dog"], pictures), pictures)
+    assert black == {"dog": 2} and len(kept["dog"]) == 4
+
+
 def test_a_model_that_is_not_there_is_told(tmp_path):
     pytest.importorskip("diffusers", reason="the extra diffusers is not installed")
     with pytest.raises(UserError, match=r"cosy\.model"):
-        diffusion.generate(["dog"], tmp_path, diffusion.Diffusion(str(tmp_path / "none")))
+        generation.generate(["dog"], tmp_path, generation.Generation(str(tmp_path / "none")))

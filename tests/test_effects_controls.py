@@ -16,6 +16,9 @@ from saelab.effects.ablate import Active
 from saelab.effects.attribute import exact, gradient_x_part, of_output
 from saelab.hosts import Host
 from saelab.label import pipeline
+from saelab.run.config import RunConfig
+from saelab.run.controls import control_config, missing_controls
+from saelab.run.given import Given
 from saelab.run.making import Stages
 from saelab.run.stages.effects import EffectsSettings, make_ground, measure_basis, read_labels
 from saelab.units.bases import Projection
@@ -31,8 +34,36 @@ def test_saes_that_learned_nothing_are_measured_with_the_others(made):  # noqa: 
     assert [s["control"] for s in found.values()] == [False, False, True, True]
     assert all(s["measured"] > 0 and s["chosen"] == 24 for name, s in found.items() if name != "neuron")
     text = notes(list(found.values()))
-    assert "Not among these bases: pca, random_rotation." in text
-    assert "untrained, frozen_decoder" in notes([found["sae seed 0"]]) and "untrained" not in notes([found["neuron"]])
+    assert "Not among these bases: random_rotation, pca, random_host." in text
+    assert "untrained, frozen_decoder, random_host" in notes([found["sae seed 0"]])
+    assert "untrained" not in notes([found["neuron"]])
+
+
+def test_controls_that_a_run_lacks_are_made_with_its_own_labels(made):  # noqa: F811
+    """They don't change the run; their labels are those that they would have had in it."""
+    run = Stages(dataclasses.replace(made.config, bases=("neuron", "sae"), rotation_seeds=(0,)), made.given)
+    assert missing_controls(run.config, run.given) == ["random_rotation", "pca", "untrained", "frozen_decoder"]
+    found = {b.name: b for b in run.controls.labelled}
+    assert list(found) == ["random rotation", "pca", "untrained", "frozen decoder"]
+    assert [b.name for b in run.labelled] == ["neuron", "sae seed 0"] and run.controls.vocabulary == run.vocabulary
+    both = Stages(dataclasses.replace(run.config, bases=("neuron", "sae", "pca", "untrained")), made.given)
+    inside = {b.name: b for b in both.labelled}
+    assert all(inside[name].labels.path == found[name].labels.path for name in ("pca", "untrained"))
+    own = EffectsSettings(units="all", targets=("exact",), measure=effects.MeasureSettings(count=5))
+    summary = effects_of(run.controls, found["pca"], own)
+    assert summary["control"] and summary["group"] == "principal components" and summary["measured"] > 0
+    assert set(made.control_effects) == {"pca", "untrained", "frozen decoder"}
+
+
+def test_which_controls_are_missing():
+    wanted = ["pca", "untrained", "frozen_decoder", "random_host"]
+    assert missing_controls(RunConfig(), Given()) == wanted
+    assert missing_controls(RunConfig(random_host=True), Given()) == wanted[:3]
+    assert missing_controls(RunConfig.of({"host": {"weights": "random"}}), Given()) == wanted[:3]
+    assert missing_controls(RunConfig(bases=("neuron",)), Given()) == ["random_rotation", "pca"]
+    made_for = control_config(RunConfig(also=("sae.k=8",)), wanted)
+    assert made_for.bases == ("pca", "untrained", "frozen_decoder") and made_for.random_host and not made_for.also
+    assert made_for.seeds == (0,) and made_for.proposer.name == "none"
 
 
 def effects_of(run, basis, own):

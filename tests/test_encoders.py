@@ -1,6 +1,8 @@
 """Encoders: unit length, templates as stated, what is on disk is what was computed, and a kill costs one part."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from tiny_clip import TOWER, siglip, transformers_clip
 
 from saelab import encoders
-from saelab.encoders import conse
+from saelab.encoders import averages, conse
 from saelab.encoders.base import embed_templates
 from saelab.encoders.embed import image_embeddings, label_embeddings
 from saelab.errors import UserError
@@ -250,3 +252,34 @@ def test_conse_keeps_its_class_vectors_for_all_runs_of_a_user(monkeypatch, tmp_p
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SAELAB_CACHE", str(tmp_path / "file"))  # nothing can be written there
     assert len(encoders.load("conse").classes) == 1
+
+
+TEXTS = ["a tabby cat", "kitten", "a power station at night", "nuclear plant", "", "naïve café — 北京", "word " * 700]
+
+
+def test_the_second_reader_gives_the_vectors_of_its_own_package():
+    """Their code in a process of its own, since importing it sets up logging."""
+    pytest.importorskip("wordllama")
+    theirs = "import json, sys, wordllama; "
+    theirs += "m = wordllama.WordLlama.load(cache_dir=wordllama.__path__[0], disable_download=True); "
+    theirs += "print(json.dumps(m.embed(json.loads(sys.argv[1]), norm=True).tolist()))"
+    some = [text for text in TEXTS if text]
+    found = subprocess.run([sys.executable, "-c", theirs, json.dumps(some)], capture_output=True, check=True, text=True)
+    reader = encoders.second_reader("auto")
+    vectors = reader.embed_sentences(TEXTS)
+    own = vectors[[bool(text) for text in TEXTS]]
+    torch.testing.assert_close(own, torch.tensor(json.loads(found.stdout)), atol=2e-5, rtol=0)
+    assert not vectors[TEXTS.index("")].any() and vectors.shape == (len(TEXTS), reader.d_text)
+    likeness = vectors @ vectors.T
+    assert min(likeness[0, 1], likeness[2, 3]) > likeness[:2, 2:4].max()  # a cat is no power station
+    assert reader.embed_sentences([]).shape == (0, 256)
+
+
+def test_a_second_reader_is_packaged_given_or_left_out(monkeypatch, tmp_path):
+    assert encoders.second_reader(None) is None
+    with pytest.raises(UserError, match=r"second_judge=.*no text model to load.*name a folder"):
+        encoders.second_reader(str(tmp_path))
+    monkeypatch.setattr(averages, "find_spec", lambda name: None)
+    assert encoders.second_reader("auto") is None
+    monkeypatch.setattr(averages, "find_spec", lambda name: type("Spec", (), {"origin": str(tmp_path / "__init__.py")}))
+    assert encoders.second_reader("auto") is None  # a package that has become another

@@ -90,6 +90,21 @@ def test_effects_are_what_the_host_answers_without_the_unit(made, tmp_path):  # 
     assert explained.summed == pytest.approx(explained.units, abs=1e-4), "relu and mean: linear in positive parts"
 
 
+@pytest.mark.parametrize("method", ["integrated_gradients", "captum:IntegratedGradients"])
+def test_another_method_screens_and_says_where(made, tmp_path, method):  # noqa: F811
+    if method.startswith("captum"):
+        pytest.importorskip("captum", reason="needs the extra captum")
+    found = made.explain(picture(tmp_path), bases="neuron", top=3, method=method)
+    usual = made.explain(picture(tmp_path), bases="neuron", top=3)
+    assert found.folder != usual.folder and found.facts["method"] == method
+    assert f"by {method}" in found.page.read_text(encoding="utf-8")
+    for one, other in zip(found.facts["bases"][0]["units"], usual.facts["bases"][0]["units"], strict=True):
+        assert (one["unit"], one["effect"]) == (other["unit"], other["effect"])
+        np.testing.assert_allclose(one["where"], other["where"], rtol=1e-3, atol=1e-5)  # a linear rest
+    with pytest.raises(saelab.UserError, match="did you mean integrated_gradients"):
+        made.explain(picture(tmp_path), method="integrated_gradient")
+
+
 def test_values_by_token_add_up_to_those_of_the_picture(made, tmp_path):  # noqa: F811
     host = made.host
     answers = OnePicture(

@@ -10,7 +10,7 @@ from small_images import coloured
 import saelab
 from saelab.artifacts import digest, read_json
 from saelab.compare import Settings
-from saelab.evaluate.diffusion import Diffusion
+from saelab.evaluate.painters import Generation
 from saelab.label.proposal import answers_digest
 from saelab.label.series import group_images
 from saelab.run.record import write
@@ -111,7 +111,7 @@ def test_embeddings_images_evaluation_comparison(made):
 
 def test_cosy(made):
     basis = made.labelled[0]
-    settings = CosySettings(scorer="pearson", generate=Diffusion())
+    settings = CosySettings(scorer="pearson", generate=Generation())
     found = measure_labels(basis, labels_of(basis, "pearson"), made.images, settings, "exact", made.root)
-    expected = {"stage": "cosy", "code": 2, "labels": basis.labels.digest, "truth": "exact", "scorer": "pearson"}
+    expected = {"stage": "cosy", "code": 3, "labels": basis.labels.digest, "truth": "exact", "scorer": "pearson"}
     assert recipe(found) == expected | {"images": made.images.fingerprint, "pictures": None}

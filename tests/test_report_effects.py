@@ -101,6 +101,12 @@ def test_pages_show_what_units_do(run_json, browser, tmp_path_factory):
     text = page.inner_text("section:has(h2:text('What it does'))")
     assert "It raises" in text and "It lowers" in text and "all 12 outputs" in text
     assert page.locator("section:has(h2:text('What it does')) tbody tr").count() == 10
+    basis = reading.read(run_json).bases[0]
+    shown = what_it_does.of_units(basis.effects, basis.labels)[2]
+    named = {"both": "in when and what:", "uses": "in only what it does:"}
+    assert shown["cell"] in named and named[shown["cell"]] in text
+    marked = sum(own for side in ("raised", "lowered") for *_, own in shown[side])
+    assert page.locator("section:has(h2:text('What it does')) th.chosen .tag").count() == marked
     page = reader.open("unit.html#neuron/0")
     page.reload()
     page.wait_for_selector(".crumbs")

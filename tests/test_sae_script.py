@@ -19,7 +19,8 @@ from small_images import coloured
 
 from saelab.errors import UserError
 from saelab.run.distributed import explain
-from saelab.run.stages.sae import sae_configs
+from saelab.run.presets import preset
+from saelab.run.stages.sae import check_names, sae_configs
 from saelab.sae import SAE, SAEConfig, TrainConfig, fit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,10 +45,11 @@ def test_every_preset_is_a_config_that_trains(preset):
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         settings = OmegaConf.to_container(compose("train", [f"sae={preset}"]).sae)
-    train = TrainConfig(**settings.pop("train"))
-    wide = settings.pop("latents") or settings["expansion"] * 12
-    settings.pop("expansion")
-    assert SAEConfig(d_in=12, latents=wide, **settings).latents == wide and train.epochs >= 20
+    (wide,), train = sae_configs(settings, "layer", 12, [0])
+    assert wide.latents == (settings["latents"] or 12 * (2 if preset == "quickstart" else settings["expansion"]))
+    assert train.epochs >= 20
+    for name in ("train", "latents", "expansion"):
+        settings.pop(name)
     x = torch.randn(600, 12, generator=torch.Generator().manual_seed(0)) + 3
     small = SAEConfig(d_in=12, latents=96, **{**settings, "k": 6} if "k" in settings else settings)
     lines: list[dict[str, float]] = []
@@ -70,11 +72,24 @@ SLIPS = {
 @pytest.mark.parametrize("slip", SLIPS)
 def test_a_slip_in_the_settings_is_told_in_one_line(slip):
     good = {"rule": "topk", "expansion": 2, "latents": None, "k": 4, "lr": 1e-3, "train": {"epochs": 2}}
-    found, train = sae_configs(good, 12, [0, 5])
+    found, train = sae_configs(good, "layer", 12, [0, 5])
     assert found[1] == SAEConfig(12, 24, k=4, lr=1e-3, seed=5) and train == TrainConfig(epochs=2)
     value, message = SLIPS[slip]
     with pytest.raises(UserError, match=message):
-        sae_configs({**good, slip: value}, 12, [0])
+        sae_configs({**good, slip: value}, "layer", 12, [0])
+
+
+def test_each_layer_has_its_own_expansion_by_name():
+    named = {"rule": "topk", "expansion": {"default": 2, "head": 0.5}, "k": 4}
+    assert [sae_configs(named, layer, 12, [0])[0][0].latents for layer in ("head", "other")] == [6, 24]
+    assert sae_configs(named | {"latents": 7}, "head", 12, [0])[0][0].latents == 7
+    check_names(named, ["head", "other"])
+    with pytest.raises(UserError, match=r"sae\.expansion=head: is no layer of this run; .*haed"):
+        check_names(named, ["haed", "other"])
+    for wrong in ({"head": 2}, {"default": "two"}, {"default": 2, "other": None}, {"default": True}, {}):
+        with pytest.raises(UserError, match=r"sae\.expansion=.*: has to be a number .*give a number, or one for each"):
+            sae_configs(named | {"expansion": wrong}, "layer", 12, [0])
+    check_names(preset("sae", "quickstart"), ["layer4"])  # the shipped one serves other hosts too
 
 
 NCCL = "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:275, {}, NCCL version 2.20.5\n{}\nLast error:\n{}"

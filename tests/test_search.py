@@ -46,5 +46,38 @@ def test_a_picture_finds_the_units_that_it_fires_unusually(world, layout):
     stored = acts if layout == "dense" else acts.to_sparse_csr()
     hits = search.image_to_units(picture, stored, top=5)
     assert hits.units.tolist() == [8, 3, 12]  # by rank among images, not by raw activation; silent units left out
-    brute = ((acts < picture).double() + 0.5 * (acts == picture).double()).mean(0)
+    n, as_much = len(acts), (acts >= picture).double().sum(0)
+    brute = (
+        torch.log((n + 1) / (1 + as_much)) / torch.log(torch.tensor(n + 1.0)) * (picture / acts.amax(0)).clamp(max=1)
+    )
     torch.testing.assert_close(hits.scores, brute[hits.units].float())
+    less = ((acts < picture).double() + 0.5 * (acts == picture).double()).mean(0)
+    torch.testing.assert_close(hits.below, less[hits.units].float())
+    torch.testing.assert_close(hits.shares, torch.tensor([1.1, 0.9, (picture[12] / always.max()).item()]))
+
+
+def test_what_fires_a_rare_unit_faintly_is_not_put_before_what_fires_strongly(world):
+    """By rank alone the rare unit would be first, by strength alone the one that always fires."""
+    _, _, acts = world
+    rare = torch.zeros(400, 3)
+    rare[:3] = torch.tensor([1.0, 2.0, 30.0])[:, None]
+    always = torch.full((400, 1), 2.0)
+    acts = torch.cat([acts, rare, always], dim=1)
+    picture = torch.zeros(16)
+    picture[3] = acts[:, 3].amax() * 0.8
+    picture[[12, 13, 14]] = torch.tensor([31.0, 7.0, 0.19 * 30])  # strongly, at .23 of its highest, under a fifth
+    picture[15] = 2.0
+    below = (acts < picture).double().mean(0)
+    assert below[14] > below[3], "rank alone is fooled"
+    hits = search.image_to_units(picture, acts, top=16)
+    assert hits.units.tolist() == [12, 3, 13, 15]
+    assert hits.scores[-1] == 0, "as every image does"
+
+
+def test_a_unit_that_no_image_fires_is_not_named(world):
+    """Nothing is usual for it, so nothing is unusual."""
+    _, _, acts = world
+    acts = torch.cat([acts, torch.zeros(400, 1)], dim=1)
+    picture = torch.zeros(13)
+    picture[12] = 5.0
+    assert len(search.image_to_units(picture, acts).units) == 0

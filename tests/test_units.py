@@ -179,10 +179,10 @@ def test_heat_maps_lie_where_the_tokens_are_and_share_one_scale(tmp_path):
     store = cache.adopt(maps, tmp_path / "cache", dtype="float32")
     made = units.neuron(store, tmp_path)
     peaks = load(made).acts.amax(0)
-    heat = units.heat_maps(store, units.Projection.load(made.path), peaks)
+    heat = units.HeatMaps(store, units.Projection.load(made.path), peaks)
     for unit in range(3):
         shares = np.stack([heat(unit, image) for image in range(4)])
         np.testing.assert_allclose(shares, np.maximum(maps[:, unit], 0) / peaks[unit].item(), rtol=1e-6)
         assert shares.max() == 1
     flat = cache.adopt(maps[:, :, 0, 0], tmp_path / "flat", dtype="float32")
-    assert units.heat_maps(flat, units.Projection(), peaks)(0, 0) is None
+    assert units.HeatMaps(flat, units.Projection(), peaks)(0, 0) is None

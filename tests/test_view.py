@@ -6,43 +6,52 @@ import io
 import json
 import os
 import socket
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import numpy as np
 import pytest
 import torch
 import uvicorn
 from conftest import PATIENCE
-from PIL import Image
+from PIL import Image, ImageFile
 from report_fixture import ASKED, MINING, UNITS, Filters, World, crops, write_run
 from servers import free_port
 
 from saelab.cli.view import listen
+from saelab.errors import UserError
 from saelab.hosts import Host
 from saelab.hosts.transform import Transform
+from saelab.label.search import LEAST
 from saelab.report import build, people, reading
-from saelab.report.live import Models, Search, application, rating, sheets, store
+from saelab.report.live import Models, Search, application, rating, sheets, store, uploads
+from saelab.report.live.search import cell_at
 
 STUDY = rating.StudySettings(per_basis=4, checks=2, shown=5)
 
 
 class Words:
-    """The fixture's space of words as an encoder: a text lies at the mean of the words in it."""
-
-    name, recipe = "words", {"encoder": "words"}
+    """The fixture's space of words: a text lies at the mean of the words in it, any other word anywhere."""
 
     def __init__(self, world: World) -> None:
-        self.words, self.vectors, self.d_text = world.words, world.t, world.t.shape[1]
+        self.words = dict(zip(world.words, world.t.numpy(), strict=True))
 
-    def embed_sentences(self, sentences: Sequence[str]) -> torch.Tensor:
-        means = [self.vectors[[w in s.split() for w in self.words]].mean(0) for s in sentences]
-        return torch.stack(means) / torch.stack(means).norm(dim=1, keepdim=True)
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        means = np.stack([np.mean([self.vector(word) for word in text.split()], axis=0) for text in texts])
+        return torch.from_numpy(means / np.linalg.norm(means, axis=1, keepdims=True)).float()
+
+    def vector(self, word: str) -> np.ndarray:
+        if word in self.words:
+            return self.words[word]
+        vector = np.random.default_rng(list(word.encode())).standard_normal(len(next(iter(self.words.values()))))
+        return vector / np.linalg.norm(vector)
 
 
 class Reply(NamedTuple):
@@ -65,7 +74,8 @@ class Viewer:
         self.study = rating.draw(run, STUDY)
         self.listening = listen(0)
         self.port = self.listening.getsockname()[1]
-        app = application(report, Search(run, models), self.study, folder)
+        self.search, self.host = Search(run, models), models.host
+        app = application(report, self.search, self.study, folder)
         self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
         self.thread = threading.Thread(target=self.server.run, args=([self.listening],))
         self.thread.start()
@@ -116,7 +126,7 @@ def models_of(world: World, loads: list[str]) -> Models:
 
     host = Host(Filters(), Transform(100, (92, 92), mean=(0.5,) * 3, std=(0.25,) * 3), "filters")
     return Models(
-        encoder=lambda: load("encoder", Words(world)),
+        embed=lambda texts: load("encoder", Words(world)).embed(texts),
         embeddings=lambda: load("embeddings", world.e),
         host=lambda: load("host", host),
         mining=MINING,
@@ -153,10 +163,12 @@ def dense(run: reading.Run, name: str) -> np.ndarray:
 
 
 def test_words_find_the_units_whose_activations_follow_them(viewer):
-    found = viewer.ask("/api/search?text=blue+flower").json["found"]
+    answer = viewer.ask("/api/search?text=blue+flower").json
+    found = answer["found"]
+    assert answer["chance"] < 0.01 and answer["nothing"] is False
     assert [part["basis"] for part in found] == [b.name for b in viewer.run.bases]
     mine = viewer.run.images.ids("mine")
-    truth = (viewer.world.e @ Words(viewer.world).embed_sentences(["blue flower"])[0]).numpy()[mine]
+    truth = (viewer.world.e @ Words(viewer.world).embed(["blue flower"])[0]).numpy()[mine]
     for part in found:
         acts = dense(viewer.run, part["basis"])[mine].astype(np.float64)
         moving = np.flatnonzero(acts.std(0) > 0)
@@ -164,6 +176,12 @@ def test_words_find_the_units_whose_activations_follow_them(viewer):
         best = sorted(r.values(), reverse=True)[: len(part["hits"])]
         assert [hit["score"] for hit in part["hits"]] == pytest.approx(best, abs=1e-4)
         assert [r[hit["unit"]] for hit in part["hits"]] == pytest.approx(best, abs=1e-4)
+
+
+def test_words_that_mean_nothing_are_told(viewer):
+    answers = [viewer.ask(f"/api/search?text={word}").json for word in ("blorvex", "wuzzle", "kranpitch", "ommelt")]
+    assert sum(answer["nothing"] for answer in answers) >= 3
+    assert all(answer["nothing"] == (answer["chance"] > 0.05) and answer["found"] for answer in answers)
 
 
 def test_a_picture_of_the_run_fires_units_as_the_run_has_it(viewer):
@@ -176,10 +194,11 @@ def test_a_picture_of_the_run_fires_units_as_the_run_has_it(viewer):
         for hit in part["hits"]:
             own = acts[image, hit["unit"]]
             assert hit["activation"] == pytest.approx(own, rel=5e-3, abs=2e-3)
-            assert hit["share"] == pytest.approx(own / acts[:, hit["unit"]].max(), rel=5e-3, abs=2e-3)
+            assert hit["share"] == pytest.approx(own / acts[mine, hit["unit"]].max(), rel=5e-3, abs=2e-3)
+            assert hit["share"] >= LEAST - 2e-3
             others = np.delete(acts[mine, hit["unit"]], 3)
-            assert (others < own * 0.99).sum() / len(mine) <= hit["score"] + 1e-6
-            assert hit["score"] <= ((others < own * 1.01).sum() + 1) / len(mine) + 1e-6
+            assert (others < own * 0.99).sum() / len(mine) <= hit["below"] + 1e-6
+            assert hit["below"] <= ((others < own * 1.01).sum() + 1) / len(mine) + 1e-6
             cells = np.frombuffer(base64.b64decode(hit["cells"]), np.uint8)
             assert cells.size == np.prod(part["grid"])
             assert cells.max() == pytest.approx(255 * min(1, hit["share"]), abs=1)  # pooled by the maximum
@@ -188,7 +207,74 @@ def test_a_picture_of_the_run_fires_units_as_the_run_has_it(viewer):
 
 def test_an_upload_is_answered_as_the_same_picture_of_the_run(viewer):
     data = (viewer.run.images.path(7)).read_bytes()
-    assert viewer.post("/api/search", data).json == viewer.ask("/api/search?image=7").json
+    answer = viewer.post("/api/search", data).json
+    of_run = viewer.ask("/api/search?image=7").json
+    assert of_run["said"] == viewer.run.images.captions[7] and of_run["file"] == "00007.jpg"
+    assert [answer[key] for key in ("found", "picture")] == [of_run[key] for key in ("found", "picture")]
+    again = viewer.ask(f"/api/search?upload={answer['upload']}").json
+    assert again == {key: answer[key] for key in ("found", "picture")}
+    assert (viewer.folder / "asked" / answer["upload"]).read_bytes() == data
+
+
+@pytest.mark.parametrize("name", ["0" * 16, "../ratings.jsonl", "..", "", "0" * 17, "A" * 16, "%00"])
+def test_uploads_that_are_not_kept_are_one_line(viewer, name):
+    reply = viewer.ask(f"/api/search?upload={quote(name)}")
+    assert reply.status == 400 and "choose the picture again" in reply.json["error"]
+
+
+def test_uploads_longest_unused_make_room(tmp_path):
+    kept = uploads.Uploads(tmp_path, kept=25)
+    names = [kept.add(bytes([i]) * 10) for i in range(2)]
+    for i, name in enumerate(names):
+        os.utime(tmp_path / name, (100 + i, 100 + i))
+    assert kept.read(names[0]) == b"\0" * 10  # used: the other goes
+    third = kept.add(b"x" * 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[0], third])
+    large = kept.add(b"y" * 99)
+    assert [path.name for path in tmp_path.iterdir()] == [large]
+
+
+def test_a_place_in_a_picture_gives_the_units_that_fire_there(viewer):
+    """Against the host's own tokens, by hand: the crop of 92 of 100 pixels, 11 x 11 places of 8 pixels."""
+    image, places = 7, {"0.3,0.8": (9, 3), "0.5,0.5": (5, 5), "0.05,0.95": (10, 0)}
+    picture = viewer.run.images.load(image)
+    host = viewer.host()
+    tokens = host.tokens(host.transform(picture)[None], ["fire"], "all")["fire"][0]
+    mine = viewer.run.images.ids("mine")
+    for at, (row, column) in places.items():
+        answer = viewer.ask(f"/api/search?image={image}&at={at}").json
+        neurons = next(part for part in answer["found"] if part["basis"] == "neuron")
+        assert neurons["cell"] == [row, column]
+        here = tokens.reshape(11, 11, -1)[row, column].numpy()
+        highest = dense(viewer.run, "neuron")[mine].max(0)
+        assert {hit["unit"] for hit in neurons["hits"]} <= set(np.flatnonzero(here >= 0.199 * highest).tolist())
+        for hit in neurons["hits"]:
+            assert hit["activation"] == pytest.approx(here[hit["unit"]], rel=1e-4)
+            cells = np.frombuffer(base64.b64decode(hit["cells"]), np.uint8).reshape(11, 11)
+            assert cells[row, column] == pytest.approx(255 * min(1, hit["share"]), abs=1)
+    outside = viewer.ask(f"/api/search?image={image}&at=0.01,0.5").json
+    assert all(part["cell"] is None and part["hits"] == [] for part in outside["found"])
+
+
+@pytest.mark.parametrize("at", ["", "1", "0.5", "0.5,", "1.1,0", "-0.1,0", "nan,0", "0.5,0.5,0.5", "1e-3,0", "2,2"])
+def test_places_that_are_none_are_refused(viewer, at):
+    reply = viewer.ask(f"/api/search?image=7&at={at}")
+    assert reply.status == 400 and "give x,y" in reply.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("place", "grid", "box", "cell"),
+    [
+        ((0.5, 0.5), (7, 7), (1.0, 1.0), (3, 3)),
+        ((0.0, 0.999), (7, 7), (1.0, 1.0), (6, 0)),
+        ((1.0, 0.5), (7, 7), (1.0, 1.0), None),
+        ((0.1, 0.5), (7, 7), (0.8, 0.8), (3, 0)),
+        ((0.09, 0.5), (7, 7), (0.8, 0.8), None),
+        ((0.0, 0.0), (2, 4), (2.0, 1.0), (0, 1)),  # a wide picture seen whole: the square is its middle
+    ],
+)
+def test_a_place_lies_in_the_token_that_covers_it(place, grid, box, cell):
+    assert cell_at(place, grid, box) == cell
 
 
 def test_models_wait_for_the_first_search_that_needs_them(viewer):
@@ -197,6 +283,26 @@ def test_models_wait_for_the_first_search_that_needs_them(viewer):
     assert viewer.loads == []
     viewer.ask("/api/search?image=1")
     assert viewer.loads == ["host"]
+
+
+def test_warmed_the_first_search_finds_everything_loaded(viewer):
+    search = viewer.search
+    search.warm()
+    assert set(viewer.loads) == {"encoder", "embeddings", "host"} and "null" in vars(search)
+    before = len(viewer.loads)
+    assert viewer.ask("/api/search?text=red").json["nothing"] is False
+    assert viewer.loads[before:] == ["encoder"] + ["embeddings"] * len(viewer.run.bases), "no null is made again"
+
+
+def test_what_cannot_be_loaded_is_told_by_the_search_not_by_the_start(made, tmp_path, caplog):
+    def no_model(*_):
+        raise UserError("host", "none", "there is none here")
+
+    search = Search(reading.read(made[0]), Models(no_model, no_model, no_model, MINING, "pearson", "all", "max"))
+    search.warm()
+    assert "host=none" in caplog.text
+    with pytest.raises(UserError):
+        search.by_text("red", 3)
 
 
 @pytest.mark.parametrize(
@@ -311,6 +417,7 @@ def test_raters_see_each_item_once_in_their_own_order_and_nothing_of_the_basis(v
         seen[rater] = []
         while (answer := viewer.ask(f"/api/rating?rater={rater}").json)["item"]:
             assert set(answer["item"]) == {"code", "label", "images"} and answer["of"] == len(viewer.study.items)
+            assert [code for code, _ in answer["past"]] == seen[rater]
             assert answer == viewer.ask(f"/api/rating?rater={rater}").json  # coming back changes nothing
             seen[rater].append(answer["item"]["code"])
             grade = None if len(seen[rater]) == 1 else 1 + len(seen[rater]) % 5
@@ -320,6 +427,30 @@ def test_raters_see_each_item_once_in_their_own_order_and_nothing_of_the_basis(v
     answers = store.Ratings(viewer.study, viewer.folder).answers()
     assert {(a.rater, a.code): a.rating for a in answers}[("ada", seen["ada"][0])] is None
     assert {(a.rater, a.code): a.rating for a in answers}[("bob", seen["bob"][2])] == 4
+
+
+def test_answers_are_changed_and_taken_back_one_by_one(viewer):
+    def asked(**query) -> dict:
+        return viewer.ask(f"/api/rating?{urlencode({'rater': 'ada', **query})}").json
+
+    def give(code: str, value: int | None) -> None:
+        assert viewer.post("/api/rating", {"rater": "ada", "code": code, "rating": value}).status == 200
+
+    codes = [item.code for item in viewer.study.order("ada")]
+    give(codes[0], 2), give(codes[1], None), give(codes[0], 5)
+    viewer.post("/api/rating", {"rater": "bob", "code": codes[0], "rating": 1})
+    assert asked()["past"] == [[codes[0], 5], [codes[1], None]] and asked()["item"]["code"] == codes[2]
+    assert asked(code=codes[0])["item"]["code"] == codes[0]
+    for code, past in ((codes[0], [[codes[0], 2], [codes[1], None]]), (codes[1], [[codes[0], 2]]), (codes[0], [])):
+        assert viewer.post("/api/rating/undo", {"rater": "ada"}).json == {"code": code}
+        assert asked()["past"] == past
+    reply = viewer.post("/api/rating/undo", {"rater": "ada"})
+    assert reply.status == 400 and "no answer to take back" in reply.json["error"]
+    assert asked()["item"]["code"] == codes[0] and viewer.ask("/api/rating?rater=ada&code=q").status == 400
+    give(codes[0], 4)
+    answers = store.Ratings(viewer.study, viewer.folder).answers()
+    assert [(a.rater, a.rating) for a in answers] == [("ada", 4), ("bob", 1)]
+    assert len((viewer.folder / "ratings.jsonl").read_text().splitlines()) == 8, "nothing is removed"
 
 
 @pytest.mark.parametrize(
@@ -403,10 +534,11 @@ def test_pages_carry_a_policy_that_names_no_other_place(viewer):
 
 
 def bomb() -> bytes:
-    """A PNG of few bytes that would unpack to 20,000 x 20,000 pixels."""
+    """A PNG of few bytes whose head promises 20,000 x 20,000 pixels."""
     file = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(file, "PNG")
-    return file.getvalue()
+    Image.new("1", (8, 8)).save(file, "PNG")
+    head = b"IHDR" + struct.pack(">II", 20_000, 20_000) + file.getvalue()[24:29]
+    return file.getvalue()[:12] + head + struct.pack(">I", zlib.crc32(head)) + file.getvalue()[33:]
 
 
 @pytest.mark.parametrize(
@@ -424,8 +556,16 @@ def test_uploads_that_are_no_pictures_or_too_large_are_refused(viewer, body, sta
     assert reply.status == status and reply.json["error"] and viewer.loads == []
 
 
-def test_a_picture_that_unpacks_to_gigabytes_is_refused(viewer):
-    assert viewer.post("/api/search", bomb()).status == 415
+def test_a_picture_that_unpacks_to_gigabytes_is_refused_before_a_pixel_is_decoded(viewer, monkeypatch):
+    decoded: list[tuple] = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image.size) or load(image))
+    for address in ("/api/search", "/api/what-if"):
+        reply = viewer.post(address, bomb())
+        assert reply.status == 415 and "megapixels" in reply.json["error"] and decoded == []
+    assert not (viewer.folder / "asked").exists()
+    viewer.post("/api/search", viewer.run.images.path(0).read_bytes())
+    assert decoded, "what is decoded is seen"
 
 
 def test_only_the_methods_that_are_meant_work(viewer):
@@ -435,8 +575,6 @@ def test_only_the_methods_that_are_meant_work(viewer):
 
 
 def test_a_port_that_is_taken_is_told_in_one_line():
-    from saelab.errors import UserError
-
     port = free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
@@ -513,14 +651,79 @@ def test_search_by_words_by_picture_and_by_upload(page, viewer):
     page.keyboard.press("Enter")
     page.wait_for_selector(".found .near li")
     assert "text=red+flower" in page.url and page.locator(".found").count() == len(viewer.run.bases)
+    page.fill("input[name=text]", "kranpitch")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h2:has-text('Nothing like “kranpitch”')")
+    assert page.locator(".found:visible").count() == 0
+    page.click("details.nearest summary")
+    assert page.locator(".found:visible").count() == len(viewer.run.bases)
     page.click(".samples a >> nth=1")
     page.wait_for_selector(".found .pair canvas")
-    pairs = page.locator(".found .pair").count()
+    assert page.locator(".found .pair").count() > 0
     page.set_input_files("input[type=file]", viewer.run.images.path(0))
-    page.wait_for_selector(f"h2:has-text('{viewer.run.images.path(0).name}')")
-    assert page.locator(".found .pair").count() > 0 and pairs > 0
+    page.wait_for_selector("h2:has-text('Your picture')")
+    page.wait_for_selector(".found .pair")
     page.click(".found .pair a >> nth=0")
     page.wait_for_selector(".crumbs")
+
+
+GIVE = """([kind, bytes, type]) => {
+  const given = new DataTransfer()
+  given.items.add(new File([Uint8Array.from(atob(bytes), c => c.charCodeAt(0))], "mine.jpg", { type }))
+  const event = kind === "paste"
+    ? new ClipboardEvent("paste", { clipboardData: given, bubbles: true, cancelable: true })
+    : new DragEvent(kind, { dataTransfer: given, bubbles: true, cancelable: true })
+  document.querySelector("main").dispatchEvent(event)
+  return event.defaultPrevented
+}"""
+
+
+@pytest.mark.browser
+def test_pictures_are_pasted_and_dropped_and_an_address_brings_them_back(page, viewer):
+    seen = {}
+    for i, kind in enumerate(("paste", "drop")):
+        opened(page, "search.html")
+        picture = base64.b64encode(viewer.run.images.path(i).read_bytes()).decode()
+        if kind == "drop":
+            assert page.evaluate(GIVE, ["dragover", picture, "image/jpeg"]), "else the browser leaves for the file"
+            assert page.locator("body.dropping").count() == 1
+        assert page.evaluate(GIVE, [kind, picture, "image/jpeg"])
+        page.wait_for_selector(".found .pair")
+        assert "#upload=" in page.url and page.locator("body.dropping").count() == 0
+        seen[page.url] = page.locator(".found").all_inner_texts()
+    assert len(seen) == 2
+    for url, texts in seen.items():
+        opened(page, "index.html")
+        opened(page, url)
+        page.wait_for_selector(".found .pair")
+        assert page.locator(".found").all_inner_texts() == texts
+    big = "() => live.upload('x', new File([new Uint8Array(33 * 2 ** 20)], 'b.jpg')).catch(error => error.message)"
+    assert page.evaluate(big) == "b.jpg has 33 MB; at most 32 MB are read"
+
+
+@pytest.mark.browser
+def test_a_click_in_a_photo_asks_what_fires_there(page, viewer):
+    opened(page, f"unit.html#neuron/{int(np.argmax((dense(viewer.run, 'neuron') > 0).sum(0)))}")
+    photo = page.locator(".pairs .pair > .frame .photo >> nth=0")
+    photo.scroll_into_view_if_needed()
+    box = photo.bounding_box()
+    page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + 0.8 * box["height"])
+    page.wait_for_selector("h2:has-text('Units that fire here')")
+    x, y = (float(part) for part in page.url.split("at=")[1].replace("%2C", ",").split(","))
+    assert (x, y) == (pytest.approx(0.3, abs=0.01), pytest.approx(0.8, abs=0.01))
+    assert page.locator(".place .token").count() == 1 and page.locator(".found .pair canvas").count() > 0
+    page.focus(".place")
+    page.keyboard.press("ArrowUp")  # a token higher; the focus stays
+    page.wait_for_function("old => !location.href.includes(old)", arg=f"{y:.4f}")
+    page.wait_for_selector("[role=status]:not([aria-busy])")
+    assert page.evaluate("() => document.activeElement.className") == "place"
+    page.mouse.click(*(page.locator(".place").bounding_box()[side] + 2 for side in ("x", "y")))
+    page.wait_for_selector("h2:has-text('Nothing is known here')")  # the crop leaves the corner out
+    page.go_back()
+    page.wait_for_selector("h2:has-text('Units that fire here')")
+    page.click("button.whole")
+    page.wait_for_selector("h2:has-text('Units that the picture fires')")
+    assert "at=" not in page.url
 
 
 @pytest.mark.browser
@@ -534,10 +737,23 @@ def test_rating_by_keyboard_to_the_end(page, viewer):
         assert page.locator(".sheet img").count() == STUDY.shown
         page.keyboard.press("x" if i == 0 else "4")
     page.wait_for_selector("h1:has-text('Done')")
-    page.keyboard.press("b")  # the last answer once more
+    opened(page, "rate.html")  # come back: answers are where they were
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h1:has-text('Done')")
+    for i in (total, total - 1):  # back over the last two answers, and the last of them once more
+        page.keyboard.press("b")
+        page.wait_for_selector(f".kicker:has-text('{i} of {total}, answered')")
+        assert page.inner_text(".grades button[aria-pressed=true]") == "4 well"
+    page.keyboard.press("f")
     page.wait_for_selector(f".kicker:has-text('{total} of {total}')")
     page.keyboard.press("5")
     page.wait_for_selector("h1:has-text('Done')")
+    page.keyboard.press("b")
+    page.wait_for_selector(".grades button[aria-pressed=true]:has-text('5')")
+    page.keyboard.press("1")
+    page.wait_for_selector("h1:has-text('Done')")
+    page.keyboard.press("u")  # what was changed is as it was
+    page.wait_for_selector(".grades button[aria-pressed=true]:has-text('5')")
     ratings = [a.rating for a in store.Ratings(viewer.study, viewer.folder).answers()]
     assert sorted(ratings, key=str) == [4] * (total - 2) + [5, None]
 

@@ -7,7 +7,8 @@ from saelab.artifacts import Artifact, read_json
 from saelab.cli.edge import command, plain, stages
 from saelab.errors import UserError
 from saelab.evaluate import cosy
-from saelab.evaluate.diffusion import Diffusion, generate
+from saelab.evaluate.generation import generate
+from saelab.evaluate.painters import SOURCES, Generation
 from saelab.images import ImageSet
 from saelab.run.basis import Basis
 from saelab.run.making import Stages
@@ -23,7 +24,7 @@ from saelab.run.stages.cosy import CosySettings, Shown, labels_of, measure_label
         "cosy.controls",
         "cosy.generate.model",
         "cosy.generate.count",
-        "cosy.generate.steps",
+        "cosy/generate",
         "truth",
         "bases",
         "layers",
@@ -33,16 +34,17 @@ from saelab.run.stages.cosy import CosySettings, Shown, labels_of, measure_label
     examples=(
         "cosy",
         "cosy cosy.source=folder cosy.folder=PICTURES",
-        "cosy cosy.source=diffusers cosy.generate.count=20 cosy.controls=COCO_VAL",
+        "cosy cosy.source=diffusers cosy/generate=csp cosy.controls=COCO_VAL",
+        "cosy cosy.source=openai cosy.generate.base_url=http://localhost:8000/v1 cosy.generate.model=NAME",
     ),
 )
 def main(cfg: DictConfig) -> None:
     """Measure the labels of every basis and print the means."""
     given = plain(cfg.cosy)
-    given["generate"] = settings.make(Diffusion, given["generate"], "cosy.generate.")
+    given["generate"] = settings.make(Generation, given["generate"], "cosy.generate.")
     own = settings.make(CosySettings, given, "cosy.")
     made = stages(cfg, "cosy")
-    bases = made.labelled
+    bases = made.acting
     labels = {(b.layer, b.name): labels_of(b, own.scorer) for b in bases}
     pictures = _pictures(made, own, sorted({x for some in labels.values() for x in some if x is not None}))
     controls = None if own.controls is None else _open(made, own.controls, "use cosy.controls=null")
@@ -60,8 +62,8 @@ def _pictures(made: Stages, own: CosySettings, labels: list[str]) -> ImageSet | 
     if own.source == "heldout":
         return None
     folder = own.folder
-    if own.source == "diffusers":
-        folder = str(generate(labels, made.root / "generated", own.generate, made.device))
+    if own.source in SOURCES:
+        folder = str(generate(labels, made.root / "generated", own.generate, own.source, made.device))
     assert folder is not None
     return _open(made, folder, "use cosy.source=heldout")
 
@@ -86,12 +88,12 @@ def _fire(made: Stages, bases: list[Basis], pictures: ImageSet | None) -> list[S
 
 def table(bases: list[Basis], made: list[Artifact]) -> str:
     """Basis x mean, with how many units were measured and why the others were not."""
-    heads = ("units", "unlabelled", "no images", "measured", "preferred", *cosy.NUMBERS[:-1])
+    heads = ("units", "unlabelled", "no images", "measured", "black", "preferred", "Holm", *cosy.NUMBERS[:-1])
     rows = []
     for basis, artifact in zip(bases, made, strict=True):
         found = read_json(artifact.path / "cosy.json")
-        counts = [found[name] for name in ("units", "unlabelled", "without_images", "measured")]
-        numbers = [found["preferred"], *found["mean"].values()]
+        counts = [found[name] for name in ("units", "unlabelled", "without_images", "measured", "black")]
+        numbers = [found["preferred"], found["preferred_holm"], *found["mean"].values()]
         rows.append([f"{basis.layer} {basis.name}", *map(str, counts), *map(tables.number, numbers)])
     return tables.draw(("basis", *heads), rows)
 

@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
     folder = composites() if photos == "packaged" else Path(str(photos)).expanduser()
     read_photos(folder)  # before anything is loaded
     made = Stages(read_config(run))
-    for basis in choose(wanted, made.labelled):
+    for basis in choose(wanted, made.acting):
         place = made.edit_concepts(folder, own, basis)
         print(f"{basis.layer}  {basis.name}: {sentence(read_json(place / 'edit.json'))}")
         print(place / "index.html")

@@ -1,11 +1,13 @@
 """Measure what units do: take each out, and see whether the outputs that its label means are those that it raised.
 
 Rows go to <root>/effects/<basis>-<hash>/, a line a unit; after a kill, or for more units, the same command goes on.
+Controls that the run lacks (random directions, components, SAEs that learned nothing) are made and measured as well.
 With all bases measured, the run's comparison and pages say both when units fire and what they do.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,11 +16,13 @@ from saelab import settings, tables
 from saelab.artifacts import read_json
 from saelab.cli.edge import command, plain, run_file
 from saelab.errors import UserError
-from saelab.run.basis import Basis
+from saelab.run.basis import RANDOM_GROUP, Basis
 from saelab.run.config import as_tuple
+from saelab.run.controls import ALWAYS, OF_SAES, RANDOM_HOST
 from saelab.run.making import Stages
 from saelab.run.record import add_effects, read_config
-from saelab.run.stages.effects import SUMMARY, read_effects, table_line
+from saelab.run.stages.effects import SUMMARY, EffectsSettings, read_effects, table_line
+from saelab.run.stages.words import WORDS
 
 COLUMNS = {
     "measured": "units",
@@ -52,7 +56,9 @@ SCORE_FORMS = (("mean", "+.3f"), ("se", ".3f"))  # of an ablation score
         "value",
         "group",
         "simulate",
+        "words",
         "seconds",
+        "controls",
     ),
     examples=(
         "effects",
@@ -65,17 +71,21 @@ def main(cfg: DictConfig) -> None:
     """Measure, and print a line for each basis."""
     given = plain(cfg)
     run = run_file(given.pop("run"))
-    wanted = given.pop("bases")
+    wanted, controls, words = (given.pop(name) for name in ("bases", "controls", "words"))
     own = read_effects(given)
     made = Stages(replace(read_config(run), effects=given))
-    bases = choose(wanted, made.labelled)
-    whole = len(bases) == len(made.labelled) and own.labels_of == made.config.compare.scorer
+    bases = choose(wanted, made.acting)
+    whole = len(bases) == len(made.acting) and own.labels_of == made.config.compare.scorer
     folders = [b.effects or made.measure_effects(b, own) for b in (made.measured if whole else bases)]
+    others = made.controls.labelled if controls and wanted is None else []
+    folders += [made.controls.measure_effects(basis, own) for basis in others]
     found = [read_json(folder / SUMMARY) for folder in folders]
     print(table(found))
     print(notes(found))
-    for basis, folder in zip(bases, folders):
+    for basis, folder in zip([*bases, *others], folders):
         print(f"{basis.name}: {folder}")
+    for line in words_lines(made, bases, own) if words else ():
+        print(line)
     for basis in bases if own.group else ():
         print(group_line(basis.name, made.measure_groups(basis, own)))
     for basis in bases if own.simulate else ():
@@ -120,11 +130,34 @@ def notes(found: Sequence[dict[str, Any]]) -> str:
         without = ", ".join(f"{name} {n}" for name, n in left.items())
         lines.append(f"{one['basis']}: {cells}" + (f"; not measured: {without}" if without else ""))
     there = {one["kind"] for one in found}
-    wanted = ["pca", "random_rotation", *(("untrained", "frozen_decoder") if "sae" in there else ())]
+    there |= {RANDOM_HOST} if any(one["group"] == RANDOM_GROUP for one in found) else set()
+    wanted = [*ALWAYS, *((*OF_SAES, RANDOM_HOST) if "sae" in there else ())]
     lacking = [kind for kind in wanted if kind not in there]
     if lacking:
         lines.append(f"Not among these bases: {', '.join(lacking)}. A control that is not measured proves nothing.")
     return "\n".join(lines)
+
+
+def words_lines(made: Stages, bases: Sequence[Basis], own: EffectsSettings) -> list[str]:
+    """A line a basis, those of layers without a linear read-out too. Raises UserError where that is all of them."""
+    lines, refused = [], []
+    for basis in bases:
+        try:
+            lines.append(words_line(made.find_words(basis, own).path))
+        except UserError as error:
+            refused.append(error)
+            lines.append(f"{basis.name}: no words: {error}")
+    if len(refused) == len(bases):
+        raise refused[0]
+    return lines
+
+
+def words_line(folder: Path) -> str:
+    """How often what a unit writes says its label, without a picture."""
+    found = read_json(folder / "words.json")
+    pct = tables.number(found["pct"])
+    what = f"own class {pct} by what units write alone, first of all outputs for {found['first']} of {found['known']}"
+    return f"{found['basis']}: {what}: {folder / WORDS}"
 
 
 def group_line(name: str, found: dict[str, Any]) -> str:

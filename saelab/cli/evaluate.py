@@ -3,13 +3,18 @@
 from omegaconf import DictConfig
 
 from saelab.cli.edge import command, dry_run, stages
-from saelab.cli.screens import label_table
+from saelab.cli.screens import label_table, planted_table
 
 
 @command(
     "evaluate",
     settings=("truth", "scorer", "bases", "layers", "images", "host", "sae", "encoder", "label.final", "name", "root"),
-    examples=("evaluate", "evaluate truth=exact", "evaluate images=folder images.root=PATH host=resnet50"),
+    examples=(
+        "evaluate",
+        "evaluate truth=exact",
+        "evaluate bases=[sae,planted]",
+        "evaluate images=folder images.root=PATH host=resnet50",
+    ),
 )
 def main(cfg: DictConfig) -> None:
     """Print where each basis' evaluation is, and the table basis x scorer x metric."""
@@ -20,6 +25,9 @@ def main(cfg: DictConfig) -> None:
         assert basis.evaluation is not None
         print(f"{basis.layer}  {basis.name}: {basis.evaluation.path}")
     print(label_table(made.evaluated))
+    for basis in made.evaluated:
+        if basis.kind == "planted":
+            print(planted_table(made.measure_planted(basis)), end="")
 
 
 if __name__ == "__main__":

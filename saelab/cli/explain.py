@@ -19,11 +19,11 @@ from saelab.settings import make
 
 @command(
     "explain",
-    settings=("image", "run", "output", "bases", "top", "head"),
+    settings=("image", "run", "output", "bases", "top", "head", "method"),
     examples=(
         "explain image=photo.jpg",
         "explain image=photo.jpg output=tench bases=[sae]",
-        "explain image=a.png top=20",
+        "explain image=a.png top=20 method=integrated_gradients",
     ),
 )
 def main(cfg: DictConfig) -> None:
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     own = make(ExplainSettings, given)
     open_picture(Path(str(image)).expanduser())  # before anything is loaded
     made = Stages(read_config(run))
-    folder = made.explain_picture(str(image), own, choose(wanted, made.labelled))
+    folder = made.explain_picture(str(image), own, choose(wanted, made.acting))
     found = read_json(folder / "explanation.json")
     print(f"{found['picture']}: " + ", ".join(f"{name} {share:.0%}" for name, share in found["predicted"]))
     for basis in found["bases"]:

@@ -6,7 +6,7 @@ Prints the counts per status and a table basis x scorer x metric on held-out ima
 from omegaconf import DictConfig
 
 from saelab.cli.edge import command, dry_run, stages
-from saelab.cli.screens import label_table, pixel_table
+from saelab.cli.screens import label_table, pixel_table, planted_table
 from saelab.label import pipeline
 
 
@@ -50,6 +50,9 @@ def main(cfg: DictConfig) -> None:
             print(f"  without {name}: {reason}")
     print(label_table(bases))
     print(pixel_table(bases), end="")
+    for basis in bases:
+        if basis.kind == "planted":
+            print(planted_table(made.measure_planted(basis)), end="")
 
 
 if __name__ == "__main__":

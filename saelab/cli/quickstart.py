@@ -34,7 +34,7 @@ from saelab.run import record
     examples=(
         "quickstart",
         "quickstart images=folder images.root=~/photos host=resnet50 layers=[layer4]",
-        'quickstart layers=\'["_blocks.15","in:_avg_pooling"]\' sae.k=32',
+        "quickstart layers=[_blocks.15] sae.k=32",
     ),
 )
 def main(cfg: DictConfig) -> None:

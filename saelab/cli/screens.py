@@ -30,6 +30,19 @@ def label_table(bases: Sequence[Basis]) -> str:
     return tables.draw(("basis", "scorer", *COLUMNS, "distinct"), rows, names=2)
 
 
+def planted_table(found: Sequence[dict[str, Any]]) -> str:
+    """Labeller x kind of planted unit: recall / precision / precision of the labels dealt out; empty without rows."""
+    kinds = list(dict.fromkeys(row["kind"] for row in found))
+    cells: dict[str, dict[str, str]] = {}
+    for row in found:
+        numbers = (tables.number(row[name], ".2f") for name in ("recall", "precision", "dealt"))
+        cells.setdefault(row["labeller"], {})[row["kind"]] = " / ".join(numbers)
+    units = {row["kind"]: row["units"] for row in found}
+    head = ("planted units: recall / precision / dealt", *(f"{kind} ({units[kind]})" for kind in kinds))
+    rows = [[name, *(own.get(kind, "-") for kind in kinds)] for name, own in cells.items()]
+    return "\n" + tables.draw(head, rows) + "\n" if rows else ""
+
+
 def pixel_table(bases: Sequence[Basis]) -> str:
     """NetDissect's IoU with marked pixels on the test pictures, for bases that have it; empty where none has."""
     rows = []

@@ -58,8 +58,10 @@ def serve(cfg: DictConfig, run: reading.Run, folder: Path) -> None:
     import uvicorn
 
     report = build(run.path, run.path.parent / "report" / run.path.stem, shown=cfg.shown).parent
-    app = application(report, Search(run, models(cfg, run)), study(cfg, run), folder)
+    search = Search(run, models(cfg, run))
+    app = application(report, search, study(cfg, run), folder)
     listening = listen(cfg.port)
+    threading.Thread(target=search.warm, daemon=True).start()  # while the first page is read
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
     print(f"viewer  {address}\n        Ctrl-C ends it", flush=True)
     if sys.stdout.isatty():  # somebody looks on; the socket listens, so the page waits for the server
@@ -94,11 +96,11 @@ def analyse(cfg: DictConfig, run: reading.Run, folder: Path) -> None:
 
 
 def models(cfg: DictConfig, run: reading.Run) -> Models:
-    """The models of the run's own config, loaded when a search first asks for them."""
+    """The models of the run's own config, loaded when they are first asked for."""
     made = Stages(replace(read_config(run.path), device=cfg.device))
     own = made.config
     return Models(
-        encoder=lambda: made.encoder,
+        embed=made.embed_texts,
         embeddings=lambda: made.embeddings.images,
         host=lambda: made.host,
         mining=own.label.mining,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from saelab.compare import statistics
+from saelab import metrics
 from saelab.compare.cautions import cautions
 from saelab.compare.evidence import TestImages, cliffs_delta
 from saelab.compare.glossary import Metric
@@ -224,7 +224,7 @@ def _correct(families: Sequence[dict[str, Any]], alpha: float) -> None:
                     own = (pair["role"],) if named else (str(number), pair["a"], pair["b"], row["counting"])
                     together.setdefault(own, []).append(row)
     for rows in together.values():
-        for row, p in zip(rows, statistics.holm([row["p"] for row in rows])):
+        for row, p in zip(rows, metrics.holm([row["p"] for row in rows])):
             row["p_holm"] = p
             if p < alpha and not row["low"] <= 0 <= row["high"]:
                 row["verdict"] = "a" if row["difference"] > 0 else "b"

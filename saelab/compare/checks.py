@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from saelab.compare import statistics
+from saelab import metrics
 from saelab.compare.evidence import CORRELATIONS, Ground
 from saelab.compare.inputs import ComparedBasis, Settings
 from saelab.compare.left_out import Measured
@@ -77,7 +77,7 @@ def _called(tested: Sequence[tuple[str, float | None]], settings: Settings) -> l
     known = [(metric, p) for metric, p in tested if p is not None]
     if not known:
         return None
-    corrected = statistics.holm([p for _, p in known])
+    corrected = metrics.holm([p for _, p in known])
     return sorted({metric for (metric, _), p in zip(known, corrected) if p < settings.alpha})
 
 

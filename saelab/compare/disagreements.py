@@ -1,4 +1,4 @@
-"""Where another counting, matching, layer or pooling says something else of the same pair, and what."""
+"""Where another counting, matching, judge, layer or pooling says something else of the same pair, and what."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +45,9 @@ def _other_ways(
     for row in result["poolings"]:
         if (row["a"], row["b"]) == (pair["a"], pair["b"]) and row["p"] is not None:
             ways.append((f"pooled by {row['pooling']}", row["verdict"]))
+    for row in result["judges"]:
+        if (row["a"], row["b"]) == (pair["a"], pair["b"]) and row["p"] is not None:
+            ways.append((f"judged by {row['judge']}", row["verdict"]))
     for other in results:
         here, there = result["setup"], other["setup"]
         differs = [name for name in ("layer", "pooling") if here[name] != there[name]]

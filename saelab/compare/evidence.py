@@ -1,7 +1,7 @@
 """Test images as a comparison needs them, and the units of a group measured on them, metric by metric."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -102,6 +102,13 @@ class Ground:
         assert known is not None
         groups = check_groups(self.images.groups, len(self.images.ids))[known.numpy()]
         return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+    def judged_by_second(self) -> "Ground | None":
+        """The same ground where the second reader of captions judges; None without one."""
+        if self.images is None or self.images.judges.second is None:
+            return None
+        judges = replace(self.images.judges, captions=self.images.judges.second)
+        return Ground(replace(self.images, judges=judges), self.kept, self.resamples, self.seed)
 
     def anew(self) -> "Ground":
         """The same ground for other activations of bases of these names."""

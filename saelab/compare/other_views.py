@@ -1,8 +1,10 @@
-"""The same units looked at another way: pooled otherwise, or behind another gate. Does the answer hang on it?
+"""The same units looked at another way: pooled otherwise, behind another gate, judged by another reader of captions.
 
-Labels are chosen anew in every view by the scorer that chose them, so no view is judged by another's labels.
+Does the answer hang on it? In the first two views labels are chosen anew by the scorer that chose them, so none is
+judged by another's labels; in the third they stay.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,12 +33,25 @@ class Views:
 def look_again(
     groups: Mapping[str, Sequence[ComparedBasis]], ground: Ground, views: Views, settings: Settings, metric: str | None
 ) -> dict[str, list[dict[str, Any]]]:
-    """`poolings` and `twins` of comparison.json, by the metric that decides; empty where there is none."""
+    """`judges`, `poolings` and `twins` of comparison.json, by the metric that decides; empty where there is none."""
+    judges = _judges(groups, ground, settings, metric)
     if metric is None or settings.scorer != "final":
-        return {"poolings": [], "twins": []}
+        return {"judges": judges, "poolings": [], "twins": []}
     twins = [*_twins(groups, ground, views.cut, "cut", views.rate, settings, metric)]
     twins += _twins(groups, ground, views.dense, "dense", None, settings, metric)
-    return {"poolings": _poolings(groups, ground, views, settings, metric), "twins": twins}
+    return {"judges": judges, "poolings": _poolings(groups, ground, views, settings, metric), "twins": twins}
+
+
+def _judges(
+    groups: Mapping[str, Sequence[ComparedBasis]], ground: Ground, settings: Settings, metric: str | None
+) -> list[dict[str, Any]]:
+    """Every two real groups, with the labels that they have, where the second reader of captions judges."""
+    second = ground.judged_by_second() if metric == "caption_r" else None
+    if second is None or second.images is None or second.images.judges.captions is None:
+        return []
+    real = {name: members for name, members in groups.items() if not members[0].control}
+    judge = second.images.judges.captions.name
+    return [row | {"judge": judge} for row in _told(real, second, settings, "caption_r", settings.scorer)]
 
 
 def _poolings(
@@ -44,18 +59,28 @@ def _poolings(
 ) -> list[dict[str, Any]]:
     """Every two real groups under the other pooling."""
     seen = {name: _of(views.pooled, members) for name, members in groups.items() if not members[0].control}
-    names = [name for name, members in seen.items() if members]
+    some = {name: members for name, members in seen.items() if members}
+    return [row | {"pooling": views.pooling} for row in _told(some, ground.anew(), settings, metric)]
+
+
+def _told(
+    groups: Mapping[str, Sequence[ComparedBasis]],
+    ground: Ground,
+    settings: Settings,
+    metric: str,
+    scorer: str | None = None,
+) -> list[dict[str, Any]]:
+    """Every two groups by one metric, every unit named: means, difference, interval, p uncorrected, verdict."""
     found = []
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            one, other, parts = ground.anew().sides(seen[a], seen[b], metric)
-            if parts is None:
-                continue
-            gap = combine(one, other, parts, settings.alpha)
-            told = gap.p is not None and gap.p < settings.alpha
-            row = {"a": a, "b": b, "pooling": views.pooling, "mean_a": gap.mean_a, "mean_b": gap.mean_b}
-            row |= {name: getattr(gap, name) for name in ("difference", "low", "high", "p", "refused")}
-            found.append(row | {"verdict": ("a" if (gap.difference or 0) > 0 else "b") if told else "none"})
+    for a, b in itertools.combinations(groups, 2):
+        one, other, parts = ground.sides(groups[a], groups[b], metric, scorer)
+        if parts is None:
+            continue
+        gap = combine(one, other, parts, settings.alpha)
+        told = gap.p is not None and gap.p < settings.alpha
+        row = {"a": a, "b": b, "mean_a": gap.mean_a, "mean_b": gap.mean_b}
+        row |= {name: getattr(gap, name) for name in ("difference", "low", "high", "p", "refused")}
+        found.append(row | {"verdict": ("a" if (gap.difference or 0) > 0 else "b") if told else "none"})
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from saelab.compare import statistics
+from saelab import metrics
 from saelab.compare.glossary import METRICS
 
 SHOWN = ("auprc", "f1", "iou")  # they mix labels that have truth with units that abstain: shown, never decided by
@@ -33,7 +33,7 @@ def correct_all(results: Sequence[dict[str, Any]]) -> None:
             families.setdefault(("methods", row["group"]), []).append(row)
     for family, rows in families.items():
         name = "p_wilcoxon" if family[0] == "methods" else "p"
-        for row, p in zip(rows, statistics.holm([row[name] for row in rows])):
+        for row, p in zip(rows, metrics.holm([row[name] for row in rows])):
             row["p_holm"] = p
 
 

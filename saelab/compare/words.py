@@ -83,8 +83,18 @@ def _on_twins(result: dict[str, Any]) -> str:
     return f"Is it the firing rate? Labels chosen anew, {'; '.join(parts)}." if parts else ""
 
 
+def _on_judges(result: dict[str, Any]) -> str:
+    """What another reader of the captions says of the same labels."""
+    parts = [
+        f"{row['difference']:+.3f} for {row['a']} over {row['b']}, interval {row['low']:+.3f} to {row['high']:+.3f}"
+        for row in result["judges"]
+        if row["low"] is not None
+    ]
+    return f"Captions read by {result['judges'][0]['judge']} instead: {'; '.join(parts)}." if parts else ""
+
+
 def _contradicted(result: dict[str, Any], pair: dict[str, Any]) -> str:
-    """What other countings, matchings, layers and poolings say, where it is something else."""
+    """What other countings, matchings, judges, layers and poolings say, where it is something else."""
     says = {"none": "no difference is shown", "a": f"{pair['a']} are ahead", "b": f"{pair['b']} are ahead"}
     found: dict[str, list[str]] = {}
     for other in result["disagreements"]:
@@ -121,7 +131,7 @@ def conclusion(result: dict[str, Any]) -> str:
     against = [_on_controls(result, group["name"]) for group in result["groups"] if not group["control"]]
     if any(against):
         text.append(f"Controls: {'; '.join(filter(None, against))}.")
-    text += [_among_random(result), _on_twins(result), *causal_words.conclusion(result)]
+    text += [_on_judges(result), _among_random(result), _on_twins(result), *causal_words.conclusion(result)]
     text.append("What this can't show: " + " ".join(result["cautions"]))
     return " ".join(part for part in text if part)
 

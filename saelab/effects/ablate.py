@@ -41,6 +41,10 @@ class Active:
         """Activation x scale x write. With another unit's write: its read and not its effect."""
         return self.acts[..., unit, None] * self.scale * write
 
+    def parts(self, writes: Float[Tensor, "units d_in"]) -> Tokens:
+        """All units' parts together: the tokens less what no unit holds."""
+        return (self.acts * self.scale) @ writes
+
     def without(self, unit: int, write: Float[Tensor, "d_in"], value: float = 0.0) -> Tokens:
         """The tokens with the unit's activation set to `value`: 0, or its mean. Silent and 0: the same bits."""
         return self.tokens + (value - self.acts[..., unit, None]) * self.scale * write

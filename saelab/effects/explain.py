@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.effects.ablate import Active, centred
-from saelab.effects.attribute import by_token, exact, of_output
+from saelab.effects.attribute import METHODS, exact, of_output, values_by
 from saelab.hosts import Host
 from saelab.units.bases import Projection
 
@@ -57,8 +57,8 @@ class Share:
 
     unit: int
     effect: float  # centred logit that is lost when the unit is taken out; > 0: it speaks for the output
-    first_order: float  # the same by gradient x part
-    tokens: Float[Tensor, "tokens"]  # first-order values, token by token: where
+    first_order: float  # the same by the method that screened
+    tokens: Float[Tensor, "tokens"]  # that value token by token: where
 
 
 @dataclass(frozen=True)
@@ -68,35 +68,39 @@ class Explanation:
     shares: list[Share]  # largest effect in size first
     whole: float  # the centred output
     units: float  # what all units together add to it: the output as it is, less the output without any
-    summed: float  # all units' first-order values, summed; far from `units` where the rest is not linear
+    summed: float  # all units' values, summed; far from `units` where gradient x part meets a rest that is not linear
     firing: int  # units that fire on the picture
-    where: Float[Tensor, "tokens"]  # first-order values of all units, token by token
-    totals: Float[Tensor, "units"]  # first-order value of every unit
+    where: Float[Tensor, "tokens"]  # values of all units, token by token
+    totals: Float[Tensor, "units"]  # value of every unit
     active: Active  # the picture's tokens with what every unit holds of them
 
 
 def explain(
-    answers: OnePicture, project: Projection, writes: Float[Tensor, "units d_in"], output: int, count: int = 10
+    answers: OnePicture,
+    project: Projection,
+    writes: Float[Tensor, "units d_in"],
+    output: int,
+    count: int = 10,
+    method: str = METHODS[0],
 ) -> Explanation:
     """The `count` units whose ablation changes an output most, on one picture.
 
-    Units are screened by gradient x part (one backward pass for all), then SCREENED x `count` of them are taken out one
-    by one. Values are of the logit less the mean of all, which is what softmax sees. An SAE's bias and error are no
-    unit, so that `whole` is more than `units`.
+    Units are screened by `method` (`values_by`; gradient x part is one backward pass for all), then SCREENED x `count`
+    of them are taken out one by one. Values are of the logit less the mean of all, which is what softmax sees. An SAE's
+    bias and error are no unit, so that `whole` is more than `units`.
     """
     tokens = answers.tokens(ONE)
     active = Active.of(project, tokens)
     before = answers.logits(ONE, tokens[None])[0]
     weights = of_output(output, before.shape[-1])
-    values = by_token(active, writes, answers.gradient(ONE, tokens, weights))[0]  # [tokens, units]
+    values = values_by(method, answers, ONE, active, writes, weights)[0]  # [tokens, units]
     totals = values.sum(0)
     strongest = torch.argsort(totals.abs(), descending=True, stable=True)[: SCREENED * count]
     tried = [unit for unit in strongest.tolist() if float(totals[unit])]
     effects = exact(answers, ONE, active, writes, weights, tried)[0]
     order = torch.argsort(effects.abs(), descending=True, stable=True)[:count].tolist()
     shares = [Share(tried[i], float(effects[i]), float(totals[tried[i]]), values[:, tried[i]]) for i in order]
-    rest = tokens - (active.acts * active.scale) @ writes
-    without = answers.logits(ONE, rest[None])[0]
+    without = answers.logits(ONE, (tokens - active.parts(writes))[None])[0]
     whole = float(centred(before)[0, output])
     units = whole - float(centred(without)[0, output])
     firing = int((active.acts[0] != 0).any(0).sum())

@@ -5,6 +5,7 @@
 `image_embeddings` and `label_embeddings` keep what they compute as artifacts.
 """
 
+from saelab.encoders.averages import WordAverages, second_reader
 from saelab.encoders.base import CSP_PAPER_TEMPLATES, Encoder, embed_templates
 from saelab.encoders.embed import ImageEmbeddings, image_embeddings, label_embeddings
 from saelab.encoders.loaders import load
@@ -15,8 +16,10 @@ __all__ = [
     "Encoder",
     "ImageEmbeddings",
     "SentenceEncoder",
+    "WordAverages",
     "embed_templates",
     "image_embeddings",
     "label_embeddings",
     "load",
+    "second_reader",
 ]

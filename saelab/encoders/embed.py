@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.artifacts import Artifact, ensure, write_json
+from saelab.encoders.averages import WordAverages
 from saelab.encoders.base import Encoder, embed_templates
 from saelab.encoders.sentences import SentenceEncoder
 from saelab.errors import UserError
@@ -83,7 +84,7 @@ def _embed_images(images: ImageSet, encoder: Encoder, folder: Path, batch_size: 
 
 def label_embeddings(
     labels: Sequence[str],
-    encoder: Encoder | SentenceEncoder,
+    encoder: Encoder | SentenceEncoder | WordAverages,
     root: Path | str,
     templates: Sequence[str] | None = None,
     renormalize: bool = True,

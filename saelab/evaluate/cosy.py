@@ -1,7 +1,7 @@
 """CoSy (Kopf et al., NeurIPS 2024): does a unit fire more on pictures of its label than on other pictures?
 
 Pictures of a label are held-out ones that people described so, those of a folder with one sub-folder a label, or
-generated ones (`saelab.evaluate.diffusion` fills such a folder). Controls are the other pictures of the `test` split.
+generated ones (`saelab.evaluate.generation` fills such a folder). Controls are the other pictures of the `test` split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelab import metrics
@@ -21,10 +21,12 @@ from saelab.hosts import Host
 from saelab.images import ImageSet
 from saelab.label.vocabulary import key
 from saelab.truth import Truth
-from saelab.units import Projection, pool_tokens
+from saelab.units import Projection, pool_units
 
 NUMBERS = ("auc_half", "auc_strict", "tie_share", "mad", "dma", "mann_whitney_p")
 FEWEST_CONTROLS = 2  # below, the controls have no spread
+BLACK = 8  # of 255: no channel of a black picture is above, JPEG or not
+STRIP = 8  # pictures of a label that its units' rows name, the first by number
 
 
 def match_descriptions(labels: Sequence[str], truth: Truth, test: np.ndarray) -> dict[str, np.ndarray]:
@@ -34,6 +36,11 @@ def match_descriptions(labels: Sequence[str], truth: Truth, test: np.ndarray) ->
     return {
         label: np.flatnonzero(member[:, truth.column[label]]) if label in truth.column else nothing for label in labels
     }
+
+
+def find_black(pictures: ImageSet) -> Bool[np.ndarray, "pictures"]:
+    """Which pictures are black all over: what a generator's safety checker leaves of those that it does not show."""
+    return np.array([int(np.asarray(pictures.load(i)).max()) <= BLACK for i in range(len(pictures))])
 
 
 def in_folders(labels: Sequence[str], pictures: ImageSet) -> dict[str, np.ndarray]:
@@ -68,8 +75,7 @@ def activations(
             found = host.tokens(batch, layers, policy)
             for part, (layer, project) in zip(parts, projections, strict=True):
                 tokens = found[layer].to(getattr(torch, dtype)).float().cpu()
-                units = project(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-                part.append(pool_tokens(units, pool))
+                part.append(pool_units(project, tokens, pool))
     return [torch.cat(part) for part in parts]
 
 
@@ -131,12 +137,15 @@ def _numbers(
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts and means: `units`, `unlabelled`, `without_images`, `measured`, and the mean of each of `NUMBERS`.
 
-    `preferred`: share of the measured units with half-credit AUC above 0.5 at a two-sided p below 0.05 (not corrected
-    for many units). Means are over the units that have the number, null where none has.
+    `preferred`: share of the measured units with half-credit AUC above 0.5 at a two-sided p below 0.05; in
+    `preferred_holm` p is corrected for the number of units (Holm). `black`: pictures that were left out, each once.
+    Means are over the units that have the number, null where none has.
     """
     labelled = [row for row in rows if row["label"] is not None]
     measured = [row for row in labelled if row["auc_half"] == row["auc_half"]]
-    preferred = [row for row in measured if row["auc_half"] > 0.5 and row["mann_whitney_p"] < 0.05]
+    corrected = metrics.holm([row["mann_whitney_p"] for row in measured])
+    above = [(row["mann_whitney_p"], p) for row, p in zip(measured, corrected, strict=True) if row["auc_half"] > 0.5]
+    black = {row["label"]: row.get("black", 0) for row in labelled}
     means = {}
     for name in NUMBERS[:-1]:
         values = [row[name] for row in labelled if np.isfinite(row[name])]
@@ -146,7 +155,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "unlabelled": len(rows) - len(labelled),
         "without_images": sum(row["images"] == 0 for row in labelled),
         "measured": len(measured),
-        "preferred": len(preferred) / len(measured) if measured else None,
+        "preferred": sum(p < 0.05 for p, _ in above) / len(measured) if measured else None,
+        "preferred_holm": sum(p < 0.05 for _, p in above) / len(measured) if measured else None,
+        "black": sum(black.values()),
         "mean": means,
     }
 

@@ -50,6 +50,7 @@ class Judges:
         Similarity | None
     )  # people's captions against labels in a sentence encoder: independent of any image encoder
     truth: Truth | None  # boolean truth of labels on images
+    second: Similarity | None = None  # captions and labels in another sentence encoder, for comparisons
 
 
 def faithfulness(

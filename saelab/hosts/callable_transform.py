@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -38,6 +39,28 @@ class CallableTransform(Transform):
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         function: Callable[[Image.Image], Tensor] = self._function  # type: ignore[attr-defined]
         return function(image.convert("RGB")).float()
+
+    def normalize(self, pixels: Float[Tensor, "*images 3 height width"]) -> Float[Tensor, "*images 3 height width"]:
+        """As `Transform.normalize`: the affine map of colours that the function applies to pictures of one colour.
+
+        Raises UserError for a function that treats colours in another way.
+        """
+        weight, bias = self._colours()
+        turned = torch.einsum("oc,...chw->...ohw", weight.to(pixels), pixels)
+        return turned + bias.to(pixels)[:, None, None]
+
+    def _colours(self) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "3"]]:
+        def see(*colour: int) -> Tensor:
+            found = self(Image.new("RGB", (self.size[1], self.size[0]), colour))
+            return found[:, found.shape[1] // 2, found.shape[2] // 2].double()
+
+        black = see(0, 0, 0)
+        weight = torch.stack([see(*(255 * (c == i) for i in range(3))) - black for c in range(3)], dim=1) / 255
+        for colour in ((128, 128, 128), (30, 200, 90)):
+            expected = weight @ torch.tensor(colour, dtype=torch.float64) + black
+            if not torch.allclose(see(*colour), expected, rtol=1e-3, atol=1e-3 * float(weight.abs().max()) * 255):
+                raise UserError("transform", "a callable", "is no affine map of colours", "give fields of Transform")
+        return weight, black
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -116,14 +116,18 @@ class Host:
         """How many attention heads' outputs the layer's tokens hold. Raises UserError where it holds none."""
         return count_heads(self._modules, layer, self.d_in(layer))
 
-    @torch.inference_mode()
     def tokens(
-        self, batch: Float[Tensor, "images 3 height width"], layers: Sequence[str], policy: str = "all"
+        self,
+        batch: Float[Tensor, "images 3 height width"],
+        layers: Sequence[str],
+        policy: str = "all",
+        grad: bool = False,
     ) -> dict[str, Float[Tensor, "images tokens d_in"]]:
         """Tokens of several layers in one pass, in the model's dtype and on its device.
 
         The pass ends after the last layer asked for. The tensors are copies: an in-place activation that follows the
-        layer does not change them. Raises UserError for an unknown layer or a policy that it can't give.
+        layer does not change them. With `grad` they carry a graph back to the batch; parameters get no gradient.
+        Raises UserError for an unknown layer or a policy that it can't give.
         """
         forms = {name: places.check(name, self.model, self._probe) for name in layers}
         patches = self._patches(*batch.shape[-2:])
@@ -136,7 +140,7 @@ class Host:
             if len(taken) == len(forms):
                 raise _Enough
 
-        with places.tap(self.model, list(forms), take), contextlib.suppress(_Enough):
+        with places.tap(self.model, list(forms), take), edits.mode(self.model, grad), contextlib.suppress(_Enough):
             self._forward(batch)
         for name in forms:
             if name not in taken:

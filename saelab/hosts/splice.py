@@ -42,7 +42,7 @@ def splice(
         choice = choose(policy, name, form, host.prefix, patches)
         return _edit(output, form, choice, replace, grad)
 
-    with places.tap(host.model, [layer], see), _mode(host.model, grad), _thin(host.model, len(batch), thin):
+    with places.tap(host.model, [layer], see), mode(host.model, grad), _thin(host.model, len(batch), thin):
         return host._answer(batch.clone() if grad and batch.is_inference() else batch)
 
 
@@ -173,8 +173,8 @@ def _agree(a: Tensor, b: Tensor) -> bool:
 
 
 @contextmanager
-def _mode(model: nn.Module, grad: bool) -> Iterator[None]:
-    """Inference, or gradients without those of parameters."""
+def mode(model: nn.Module, grad: bool) -> Iterator[None]:
+    """While inside: inference, or gradients without those of parameters."""
     if not grad:
         with torch.inference_mode():
             yield

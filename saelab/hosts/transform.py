@@ -54,11 +54,14 @@ class Transform:
         image = image.resize(self._size(image), _FILTERS[self.interpolation])
         if self.crop is not None:
             image = image.crop(self._box(image))  # Pillow fills what lies outside with black, as torchvision does
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32)
+        return self.normalize(torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32))
+
+    def normalize(self, pixels: Float[Tensor, "*images 3 height width"]) -> Float[Tensor, "*images 3 height width"]:
+        """RGB pixels in 0..255, already of the host's size, as the host sees them; differentiable."""
         if self.channels == "BGR":
-            pixels = pixels.flip(0)
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std))
-        return pixels.mul_(self.scale).sub_(mean).div_(std)
+            pixels = pixels.flip(-3)
+        mean, std = (pixels.new_tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        return (pixels * self.scale - mean) / std
 
     @property
     def size(self) -> tuple[int, int]:

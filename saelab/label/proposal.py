@@ -32,6 +32,7 @@ class ShownExemplars:
     positives: Int[Tensor, "units k"]  # image ids, strongest first; -1 = none
     contrasts: Int[Tensor, "units k"]  # the paired contrast of each positive; -1 = none
     activations: Float[Tensor, "units k"]  # of the positives: those that are not above 0 are not shown
+    column: Callable[[int], Float[Tensor, "images"]] | None = None  # a unit's activation on every image, for agents
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Case:
     contrasts: tuple[int, ...]  # contrasts[i] goes with positives[i], -1 = none; empty in mode "positives"
     images: "ImageSet"  # to load the pictures from
     heat: HeatMap | None = None  # where the unit fires within an image, if the caller has such maps
+    column: Callable[[], Float[Tensor, "images"]] | None = None  # its activation on every image, if the caller has it
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from saelab.images import ImageSet
     from saelab.label.selection import Budget
     from saelab.label.vlm.chat import Chat
+    from saelab.label.vlm.openai import OpenAIChat
 
 __all__ = [
     "CHATS",
@@ -65,12 +66,13 @@ __all__ = [
 
 
 def load_proposer(name: str, **settings: Any) -> Proposer | None:
-    """A proposer by name: none (returns None), tagger, or a backend of vision-language models in CHATS.
+    """A proposer by name: none (returns None), tagger, agent, command, or a backend of models in CHATS.
 
     `settings` are those listed in conf/proposer/<name>.yaml, save `name`, `mode` and `units`, which are the run's.
     Raises UserError for a name or a setting that does not exist, and for values that can't be.
     """
     makers: dict[str, Callable[..., Proposer | None]] = {"none": lambda: None, "tagger": _tagger}
+    makers |= {"agent": _agent, "command": _command}
     makers |= {backend: partial(_vlm, backend) for backend in CHATS}
     if name not in makers:
         raise UserError("proposer", name, f"must be one of {', '.join(makers)}")
@@ -90,6 +92,12 @@ def _tagger(**settings: Any) -> Proposer:
     return Tagger(**settings)
 
 
+def _command(**settings: Any) -> Proposer:
+    from saelab.label.outside.command import CommandProposer
+
+    return CommandProposer(**settings)
+
+
 def _vlm(backend: str, **settings: Any) -> Proposer:
     """A vision-language model's proposer; the settings are those of the picture, of the question and of the backend."""
     from saelab.label.vlm.proposer import VLMProposer
@@ -98,6 +106,17 @@ def _vlm(backend: str, **settings: Any) -> Proposer:
     look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
     question = _take(settings, ["prompt", "guided", "shown", "max_tokens"])
     return VLMProposer(load_chat(backend, **settings), look, **question)
+
+
+def _agent(sight: Any, **settings: Any) -> Proposer:
+    """A model that looks for itself; `sight` (`saelab.label.agent.hands.Sight`) is the caller's, not a setting."""
+    from saelab.label.agent.proposer import AgentProposer, Bounds
+    from saelab.label.vlm.show import Look
+
+    look = Look(**_take(settings, ["sheet_px"]))
+    bounds = Bounds(**_take(settings, [field.name for field in dataclasses.fields(Bounds)]))
+    question = _take(settings, ["prompt", "shown"])
+    return AgentProposer(_openai(**settings), sight, look, bounds, **question)
 
 
 def load_chat(name: str, **settings: Any) -> "Chat":
@@ -113,7 +132,7 @@ def _recorded(**settings: Any) -> "Chat":
     return RecordedChat(**settings)
 
 
-def _openai(prices: dict[str, Any] | None = None, **settings: Any) -> "Chat":
+def _openai(prices: dict[str, Any] | None = None, **settings: Any) -> "OpenAIChat":
     from saelab.label.vlm.openai import OpenAIChat
     from saelab.label.vlm.tokens import Prices
 
@@ -156,12 +175,13 @@ def build_case(
     places = [i for i, (image, on) in enumerate(zip(ids, fires, strict=True)) if image >= 0 and on][:shown]
     random.Random(f"{seed}/{unit}").shuffle(places)
     positives = tuple(ids[i] for i in places)
+    column = None if exemplars.column is None else partial(exemplars.column, unit)
     if mode == "positives":
-        return Case(unit, mode, positives, (), images, heat)
+        return Case(unit, mode, positives, (), images, heat, column)
     row = exemplars.contrasts[unit if mode == "contrast" else _stranger(exemplars.contrasts, unit, seed)].tolist()
     if mode == "shuffled_contrast":
         row = [-1 if image in ids else image for image in row]
-    return Case(unit, mode, positives, tuple(row[i] for i in places), images, heat)
+    return Case(unit, mode, positives, tuple(row[i] for i in places), images, heat, column)
 
 
 def _stranger(contrasts: Tensor, unit: int, seed: int) -> int:

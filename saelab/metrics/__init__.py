@@ -17,7 +17,7 @@ from saelab.metrics.faithfulness import (
     typical_column,
 )
 from saelab.metrics.generated import auroc, dma, mad, mann_whitney, tie_share
-from saelab.metrics.interval import bootstrap_interval
+from saelab.metrics.interval import bootstrap_interval, holm
 
 __all__ = [
     "auprc",
@@ -30,6 +30,7 @@ __all__ = [
     "cosine",
     "dma",
     "f1",
+    "holm",
     "iou",
     "mad",
     "mann_whitney",

@@ -1,5 +1,6 @@
-"""How sure is a mean over units? Bootstrap intervals."""
+"""How sure is a number over units? Bootstrap intervals, and p-values of many tests at once."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,3 +36,16 @@ def bootstrap_interval(
         (known,), np.mean, confidence_level=level, n_resamples=resamples, rng=np.random.default_rng(seed), batch=200
     ).confidence_interval
     return Interval(float(known.mean()), float(found.low), float(found.high), len(known))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's (1979) corrected p-values in the order given: the i-th smallest of m times m - i + 1, made monotone.
+
+    statsmodels' `multipletests` gives the same, but collects all of Python's garbage at every call (0.4 s each here).
+    """
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    corrected = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)) if len(values) else values
+    result = np.empty_like(values)
+    result[order] = np.minimum(corrected, 1.0)
+    return result.tolist()

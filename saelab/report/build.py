@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 import saelab
-from saelab.artifacts import file_digest, locked, plain, read_json
+from saelab.artifacts import digest, file_digest, locked, plain, read_json
 from saelab.errors import UserError
 from saelab.evaluate import BADGES
 from saelab.images import ImageSet
 from saelab.report import (
     exports,
     glossary,
+    label_pictures,
     maps,
     matched_pairs,
     meaning,
@@ -30,6 +31,7 @@ from saelab.report import (
     reading,
     records,
     sae_quality,
+    synthesised,
     vlm_answers,
     write,
 )
@@ -57,8 +59,11 @@ SCRIPTS = (
     "triage.js",
     "answers.js",
     "heat.js",
+    "label_pictures.js",
     "vlm_answers.js",
+    "synthesised.js",
 )
+BESIDE = {"compare": ("forest.js", "dictionaries.js")}  # scripts of one page, beside its own
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 
@@ -115,6 +120,8 @@ def _source(run: reading.Run, shown: int, site: str | None) -> str:
     for basis in run.bases:
         parts.append(str(basis.sheets and basis.sheets.name))
         folders = vlm_answers.find_verifications(run.path.parent, basis.recipes["labels"])
+        folders += synthesised.find_folders(run.path.parent, basis.recipes["units"])
+        parts.append(str(label_pictures.find_measured(run.path.parent, basis.recipes["labels"])))
         parts += [file_digest(rows) for folder in folders for rows in sorted(folder.glob("*.jsonl"))]
     parts += [file_digest(path) for path in people.files(run.path)]
     here = Path(__file__).parent
@@ -139,6 +146,8 @@ def _write(run: reading.Run, out: Path, shown: int, site: str | None) -> None:
         for record, where in zip(rows, maps.of_basis(run, b, rows, unstored), strict=True):
             record["maps"] = where
     random_directions.add(run, made)
+    synthesised.add([b.synthesised for b in run.bases], [digest(b.recipes["labels"]) for b in run.bases], made, out)
+    label_pictures.add(run.path.parent, run.bases, made, out)
     prompts = _add_proposals(run, made, out)
     used = sorted({i for basis in made for record in basis for i in map(int, record["names"])})
     side = pictures.side_for(len(used))
@@ -286,6 +295,6 @@ def _pages(run: reading.Run, out: Path) -> None:
     template = Environment(loader=PackageLoader("saelab.report", "pages"), autoescape=True).get_template("page.html")
     shown = {key: title for key, title in PAGES.items() if key != "compare" or run.comparisons}
     for key, title in shown.items():
-        scripts = [*SCRIPTS, f"page-{key}.js", *VENDOR]
+        scripts = [*SCRIPTS, *BESIDE.get(key, ()), f"page-{key}.js", *VENDOR]
         text = template.render(key=key, title=title, pages=shown, run=run.facts["name"], scripts=scripts)
         (out / f"{key}.html").write_text(text, encoding="utf-8")

@@ -22,6 +22,18 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "What each head of an attention says, before it is projected back: the direction in which it varies most.",
         "",
     ),
+    "neuron_groups": (
+        "Groups of neurons",
+        "Sets of neurons that are high on the same pictures, more often than by chance. A group fires where all its "
+        "members do.",
+        "after FALCON, Kalibhat et al., ICML 2023",
+    ),
+    "sae_groups": (
+        "Groups of SAE features",
+        "Sets of SAE features that are high on the same pictures, more often than by chance. A group fires where all "
+        "its members do.",
+        "after FALCON, Kalibhat et al., ICML 2023",
+    ),
     "pca": ("Principal components", "Directions of largest variance: a control without sparsity.", ""),
     "random_rotation": (
         "Random directions",
@@ -231,6 +243,12 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "",
     ),
     "decoder": ("Decoder cosine", "Cosine of the two features' directions in the layer.", ""),
+    "cliffs_delta": (
+        "Cliff's delta",
+        "How often a unit of the first side is above one of the second, less how often it is below: 1 where it always "
+        "is, 0 where neither is ahead. It needs no unit of measurement.",
+        "Cliff 1993",
+    ),
     "causal_net": (
         "Own class, net of other units",
         "Take the unit out, and rank all outputs of the network by how much they lose: the percentile of those that "

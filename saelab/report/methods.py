@@ -86,6 +86,8 @@ def _of_group(group: list[ReadBasis], host: str) -> str:
         sparse = f", k = {trained['k']}" if RULES[trained["rule"]].has_k else ""
         cited = "".join(_cite(key) for key in references.of_sae(trained))
         how = f", the latents of an SAE of rule {rule}{sparse}{cited}"
+    if not first.of_tokens:
+        host, how = "", ", planted: each fires for concepts that people wrote of the pictures"
     host += " with random weights" if trained and first.control else ""
     names = ", ".join(basis.short for basis in group)
     states = "; ".join(_states(basis) for basis in group)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +10,10 @@ import saelab
 from saelab.artifacts import open_artifact, read_json, read_jsonl
 from saelab.errors import UserError
 from saelab.images import ImageSet
-from saelab.report import vlm_answers, what_it_does
+from saelab.report import synthesised, vlm_answers, what_it_does
+
+if TYPE_CHECKING:
+    from saelab.units import HeatMaps
 
 NEEDED = ("name", "version", "images", "encoder", "bases")
 COMPARISON_SCHEMA = 1
@@ -34,6 +37,7 @@ class ReadBasis:
     proposals: vlm_answers.Rows  # unit -> proposals
     sheets: Path | None  # the folder with the pictures that they saw
     verified: vlm_answers.Rows  # unit -> what models found when they looked again
+    synthesised: synthesised.Made  # unit -> pictures made to raise it
     units: Path  # the folder of its activations
     sae: Path | None  # the SAE's folder
     quality: dict[str, Any] | None  # of the SAE (quality.json of the quality stage); None where it was not measured
@@ -42,6 +46,11 @@ class ReadBasis:
     control: bool  # there only to be beaten
     effects: what_it_does.Measured | None  # what its units do; None where it was not measured
     sources: dict[str, str]  # label -> where it comes from, joined by +; empty where no vocabulary was kept
+
+    @property
+    def of_tokens(self) -> bool:
+        """Are its units read from the layer's tokens? Planted ones are not: no new picture fires them."""
+        return self.kind != "planted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +101,25 @@ def artifact(run: Path, name: str, what: str) -> Path:
             "keep run.json beside the folders it names, or run again",
         )
     return open_artifact(folder).path
+
+
+def find_made(run: Path, stage: str, digest: str) -> Path:
+    """The folder of an artifact that a run used, by its recipe's digest. Raises UserError where it is gone."""
+    found = next((run.parent / stage).glob(f"*-{digest[:10]}"), None)
+    if found is None:
+        raise UserError("run", run, f"its {stage} are not there any more", "run its stages again")
+    return open_artifact(found).path
+
+
+def open_maps(run: Path, basis: ReadBasis) -> "HeatMaps":
+    """Where a basis' units fire within pictures. Raises UserError where the run's activations are gone."""
+    import torch
+
+    from saelab import cache, units
+
+    store = cache.open(find_made(run, "activations", basis.recipes["units"]["cache"]))
+    project = units.Projection.load(basis.units, basis.sae)
+    return units.HeatMaps(store, project, torch.from_numpy(basis.exemplars["activations"][:, 0]))
 
 
 def _compared(facts: dict[str, Any]) -> list[str]:
@@ -156,6 +184,7 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Re
         vlm_answers.proposals(at["labels"]),
         vlm_answers.sheets(run.parent, recipes["labels"]),
         vlm_answers.verification(run.parent, recipes["labels"]),
+        synthesised.read(run.parent, recipes["units"]),
         at["units"],
         sae,
         _quality(run, entry),

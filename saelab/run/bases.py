@@ -1,5 +1,6 @@
 """The bases of a run: SAEs, their features, neurons and controls, as units of every layer."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -7,16 +8,22 @@ from typing import Any
 
 from saelab.artifacts import Artifact, digest
 from saelab.cache import ActivationCache, UnstoredActivations
+from saelab.errors import UserError
 from saelab.label import concepts
-from saelab.run.basis import KINDS, Basis
+from saelab.label.vocabulary import Vocabulary
+from saelab.label.vocabulary import build as build_vocabulary
+from saelab.run.basis import KINDS, RANDOM_GROUP, Basis
 from saelab.run.config import RunConfig
 from saelab.run.given import Given
 from saelab.run.inputs import Inputs
+from saelab.run.stages.planted import plant_units
 from saelab.run.stages.quality import InHost, measure_sae
 from saelab.run.stages.sae import Logger, adopt_sae, stream_saes, train_saes
-from saelab.run.stages.units import heads_basis, sae_bases, simple_bases
+from saelab.run.stages.units import group_basis, heads_basis, sae_bases, simple_bases
 from saelab.sae.fit import LayerLogger
 from saelab.units import Projection, UnitActivations
+
+log = logging.getLogger("saelab")
 
 
 class Bases(Inputs):
@@ -47,7 +54,10 @@ class Bases(Inputs):
         found: list[Basis] = []
         for store in self.caches.values():
             for kind in self.config.bases:
-                found += self._bases_of(kind, store)
+                found += self._groups(kind, store) if KINDS[kind].of else self._bases_of(kind, store)
+        if not found:
+            remedy = "lower groups.sds or groups.support, or add bases"
+            raise UserError("bases", ", ".join(self.config.bases), "there are no groups", remedy)
         for text, given in self.variants.items():
             own = text.replace("sae.", "").replace("sae=", "")
             for store in self.caches.values():
@@ -56,10 +66,16 @@ class Bases(Inputs):
         if self.config.random_host:
             for store in self.random_caches.values():
                 found += [
-                    replace(b, name=f"SAE on random host, seed {b.seed}", group="SAE on a random host", control=True)
+                    replace(b, name=f"SAE on random host, seed {b.seed}", group=RANDOM_GROUP, control=True)
                     for b in self._features(store, self.config.sae, self.random_host.digest)
                 ]
         return found
+
+    @cached_property
+    def named(self) -> Vocabulary:
+        """The labels of the vocabulary's sources, before anything is proposed."""
+        own = self.config.label
+        return self.given.vocabulary or build_vocabulary(own.vocabulary, self.images, own.keep_underscores)
 
     def measure_saes(self, loss: bool = False, widest: int | None = None) -> list[tuple[Basis, Artifact]]:
         """The `quality` artifact of every SAE. `loss`: also what the host still recognises with the SAE in it.
@@ -88,7 +104,7 @@ class Bases(Inputs):
         return (self.caches if basis.weights == self.weights else self.random_caches)[basis.layer]
 
     def tokens(self, basis: Basis) -> concepts.Tokens:
-        """Where a basis' activations at single tokens come from."""
+        """Where a basis' activations at single tokens come from. Raises UserError for units of no layer's tokens."""
         project = Projection.load(basis.units.path, basis.sae_path)
         return concepts.Tokens(self.store(basis), project)
 
@@ -143,12 +159,31 @@ class Bases(Inputs):
         if frozen is not None:
             (basis,) = self._features(store, own.sae | {"frozen": frozen}, drawn=own.seeds[:1])
             return [replace(basis, name=kind.replace("_", " "), group=group, kind=kind, control=True)]
+        if kind == "planted":
+            return [plant_units(self.named, self.images, own.truth, store, self.weights, self.root)]
         if kind == "heads":
             count = self.host.heads(store.layer)
             with self.timings.of("units"):
                 return [heads_basis(store, self.weights, self.root, own.pool, own.signed, count)]
         with self.timings.of("units"):
             return simple_bases(kind, store, self.weights, self.root, own.pool, own.signed, own.rotation_seeds)
+
+    def _groups(self, kind: str, store: ActivationCache) -> list[Basis]:
+        """Groups of a kind's units, of its first seed; none, with a note, where none fire together often enough."""
+        own = self.config
+        (of, *_) = (
+            self._features(store, own.sae, drawn=own.seeds[:1])
+            if KINDS[kind].of == "sae"
+            else self._bases_of(KINDS[kind].of or "", store)
+        )
+        with self.timings.of("units"):
+            made = group_basis(kind, of, store, self.images, self.root, own.groups)
+        if made is None:
+            what = f"no {KINDS[kind].group} are high together on {own.groups.support} pictures, beyond chance"
+            text = f"{store.layer}: {what}."
+            self.notes.append(text)
+            log.warning("%s", text)
+        return [] if made is None else [made]
 
     def _features(
         self,
@@ -169,10 +204,10 @@ class Bases(Inputs):
             return sae_bases(saes, seeds, store, weights, self.root, own.pool, self.device)
 
     def count_per_layer(self) -> int:
-        """How many bases a layer is to have."""
+        """How many bases of a layer are to be compared."""
         own = self.config
         seeds = {"seeds": len(self.given.saes) or len(own.seeds), "rotation_seeds": len(own.rotation_seeds)}
-        named = sum(seeds.get(KINDS[kind].seeds or "", 1) for kind in own.bases)
+        named = sum(seeds.get(KINDS[kind].seeds or "", 1) for kind in own.bases if KINDS[kind].of_tokens)
         return named + (len(own.also) + own.random_host) * len(own.seeds)
 
 

@@ -13,20 +13,26 @@ class Kind:
     group: str  # what they are called together, in sentences
     control: bool = False  # are they there only to be beaten?
     seeds: str | None = None  # the setting that lists their seeds; None: one basis
+    of: str | None = None  # of groups (FALCON, ICML 2023): the kind whose units they are made of
     frozen: str | None = None  # of SAEs that learn less than they could: what keeps its random start
+    of_tokens: bool = True  # are its units read from tokens? Else no map, no effect, no comparison with those that are
 
 
 KINDS = {
     "neuron": Kind("neurons"),
     "sae": Kind("SAE features", seeds="seeds"),
     "heads": Kind("attention heads"),
+    "neuron_groups": Kind("groups of neurons", of="neuron"),
+    "sae_groups": Kind("groups of SAE features", of="sae"),
     "pca": Kind("principal components", control=True),
     "random_rotation": Kind("random directions", control=True, seeds="rotation_seeds"),
     # SAEs that learned nothing, or only their encoder (Sanity checks for SAEs, arXiv 2602.14111), of the first seed.
     "untrained": Kind("untrained SAE features", control=True, frozen="all"),
     "frozen_decoder": Kind("SAE features, frozen decoder", control=True, frozen="decoder"),
     "soft_frozen": Kind("SAE features, soft-frozen decoder", control=True, frozen="soft_decoder"),
+    "planted": Kind("planted units", control=True, of_tokens=False),
 }
+RANDOM_GROUP = "SAE on a random host"
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,11 @@ class Basis:
     def sae_path(self) -> Path | None:
         """The folder of its SAE, if it has one."""
         return None if self.sae is None else self.sae.path
+
+    @property
+    def of_tokens(self) -> bool:
+        """Are its units read from the layer's tokens?"""
+        return KINDS[self.kind].of_tokens
 
     @property
     def artifacts(self) -> list[Artifact]:

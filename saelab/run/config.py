@@ -14,6 +14,7 @@ from saelab.cache.layout import STORED
 from saelab.cache.superblocks import PICTURES
 from saelab.compare import Settings as CompareSettings
 from saelab.errors import UserError
+from saelab.hosts.layers import ROOT
 from saelab.label import pipeline
 from saelab.label.exemplars import MiningSettings
 from saelab.label.settings import final_scorer
@@ -21,7 +22,7 @@ from saelab.run.basis import KINDS
 from saelab.run.presets import preset
 from saelab.run.stages.effects import read_effects
 from saelab.run.stages.sae import check_sae, vary_sae
-from saelab.units import POOLS, SIGNED
+from saelab.units import POOLS, SIGNED, GroupSettings
 
 LISTS = ("layers", "bases", "seeds", "rotation_seeds", "scorer", "also")  # one value stands for a list of one
 MODES = {"mode": "contrast", "units": "all", "seed": 0, "dry_run": False}  # of the stage; the rest is the proposer's
@@ -50,7 +51,7 @@ class EncoderSettings:
 class ProposerSettings:
     """Who proposes labels, about which units."""
 
-    name: str = "tagger"  # none, tagger, openai, transformers or recorded
+    name: str = "tagger"  # none, tagger, openai, agent, transformers or recorded
     mode: str = "contrast"  # what it sees: positives, contrast, or shuffled_contrast (the ablation)
     units: str = "all"  # which units: all, status:ok, top:100, usd:2.50, ...
     seed: int = 0  # of the order of photos, and of random units
@@ -105,7 +106,7 @@ class RunConfig:
     batch_size: int = 32  # pictures at once through host and encoder
     images: dict[str, Any] = field(default_factory=lambda: {"source": "packaged"})  # saelab.images.load's arguments
     host: HostSettings = field(default_factory=HostSettings)
-    layers: tuple[str, ...] = ("_blocks.15",)  # dotted names; compared side by side
+    layers: tuple[str, ...] = ("_blocks.15", "in:_avg_pooling")  # dotted names; compared side by side
     policy: str = "all"  # which tokens: all, patches, cls, ...
     dtype: str = "float16"  # of the cached tokens
     tokens_per_image: int | None = None  # keep so many tokens of an image
@@ -121,7 +122,9 @@ class RunConfig:
     signed: str = "positive"  # positive, or split: two units of each direction
     seeds: tuple[int, ...] = (0, 1, 2)  # one SAE each
     rotation_seeds: tuple[int, ...] = (0,)  # one random rotation each
+    groups: GroupSettings = field(default_factory=GroupSettings)  # of the bases neuron_groups and sae_groups
     truth: str = "mention"  # when a label counts as true of a picture
+    second_judge: str | None = "auto"  # reads captions and labels again, apart from the encoder that labels
     compare: CompareSettings = field(default_factory=CompareSettings)
     also: tuple[str, ...] = ()  # SAEs of other settings to compare with: "sae.k=8", "sae=matryoshka"
     random_host: bool = False  # compare with SAEs on the host with random weights
@@ -142,6 +145,7 @@ class RunConfig:
         given["label"] = _label(given.get("label") or {})
         given["compare"] = settings.make(CompareSettings, given.get("compare") or {}, "compare.")
         given["effects"] = _effects(given.get("effects"))
+        given["groups"] = settings.make(GroupSettings, given.get("groups") or {}, "groups.")
         given["stream"] = _stream(given.get("stream"))
         given["arrays"] = settings.make(ArraySettings, given.get("arrays") or {}, "arrays.")
         return settings.make(cls, given, "").check()
@@ -169,9 +173,15 @@ class RunConfig:
         if not self.bases:
             raise UserError("bases", "[]", "expected at least one", f"known: {', '.join(KINDS)}")
         for kind in self.bases:
+            if kind == ROOT:
+                what = "is a layer, of which neurons are a basis"
+                raise UserError("bases", kind, what, f"use layers=[{ROOT}] bases=[neuron]")
             if kind not in KINDS:
                 near = settings.nearest(kind, list(KINDS))
                 raise UserError("bases", kind, "unknown", f"{near}known: {', '.join(KINDS)}")
+        if self.effects is not None and (groups := [kind for kind in self.bases if KINDS[kind].of]):
+            remedy = "leave them out of bases, or effects out"
+            raise UserError("effects", ", ".join(groups), "groups write nothing of their own", remedy)
         check_sae(self.sae)
         for text in self.also:
             vary_sae(text, self.sae)

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saelab.artifacts import read_json, read_jsonl
+from saelab.artifacts import Artifact, read_json, read_jsonl
 from saelab.effects.classes import ClassUnits, carriers
 from saelab.images import ImageSet
 from saelab.run.basis import Basis
 from saelab.run.stages.classes import read_classes
 from saelab.run.stages.effects import ROWS, SUMMARY, EffectsSettings, read_effects, table_line
+from saelab.run.stages.words import WORDS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -21,9 +22,10 @@ class Effects:
     """What the units of one basis or several do to the host's outputs; measured when asked for."""
 
     bases: Sequence[Basis]  # labelled
-    make: Callable[[Basis, EffectsSettings], Path]
     settings: EffectsSettings
+    make: Callable[[Basis, EffectsSettings], Path]
     simulate: Callable[[Basis, EffectsSettings], dict[str, Any]]
+    find_words: Callable[[Basis, EffectsSettings], Artifact]
 
     def measure(self, **changes: Any) -> "Effects":
         """The same with other settings: those of EffectsSettings (`units="all"`) and of MeasureSettings (`count=10`).
@@ -59,6 +61,21 @@ class Effects:
                 line = {"layer": basis.layer, "basis": basis.name, "labeller": name}
                 line |= {key: mean.get(key) for key in ("mean", "se", "units")}
                 lines.append(line | {"above_dealt": above.get("mean"), "above_dealt_se": above.get("se")})
+        return pd.DataFrame(lines)
+
+    def words(self) -> "DataFrame":
+        """A row a unit: basis, unit, label, the outputs that what it writes raises and lowers most, without a picture.
+
+        `pct`: percentile of the label's own outputs among all. Raises UserError where more than a linear read-out
+        follows the layer.
+        """
+        import pandas as pd
+
+        lines = []
+        for basis in self.bases:
+            for row in read_jsonl(self.find_words(basis, self.settings).path / WORDS):
+                words = {side: ", ".join(name for name, _ in row[side]) for side in ("raised", "lowered")}
+                lines.append({"basis": basis.name} | {k: row[k] for k in ("unit", "label", "pct")} | words)
         return pd.DataFrame(lines)
 
     def _repr_html_(self) -> str:

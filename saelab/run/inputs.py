@@ -13,7 +13,7 @@ from saelab.images import ImageSet
 from saelab.run.config import RunConfig
 from saelab.run.device import choose_device
 from saelab.run.given import Given
-from saelab.run.stages.sae import sae_configs, vary_sae
+from saelab.run.stages.sae import check_names, sae_configs, vary_sae
 from saelab.run.timings import Timings
 
 
@@ -111,9 +111,11 @@ class Inputs:
     def check_saes(self) -> None:
         """Raise UserError for SAEs that don't fit their layer."""
         self.check_layers()
-        for layer in self.host.resolve(self.config.layers) if self.weights != "arrays" else ():
-            for given in (self.config.sae, *self.variants.values()) if not self.given.saes else ():
-                sae_configs(given, self.host.d_in(layer), self.config.seeds)
+        layers = self.host.resolve(self.config.layers) if self.weights != "arrays" else ()
+        for given in (self.config.sae, *self.variants.values()) if layers and not self.given.saes else ():
+            check_names(given, layers)
+            for layer in layers:
+                sae_configs(given, layer, self.host.d_in(layer), self.config.seeds)
 
     # ---- parts -------------------------------------------------------------------------------------------------
 

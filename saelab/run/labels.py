@@ -1,8 +1,10 @@
 """The labels of a run: exemplars, candidates, one vocabulary for all bases, and the label of every unit."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -14,10 +16,11 @@ from saelab.label.exemplars import check as check_mining
 from saelab.label.exemplars import exemplars
 from saelab.label.proposal import Estimate
 from saelab.label.vocabulary import Vocabulary
-from saelab.label.vocabulary import build as build_vocabulary
 from saelab.run.bases import Bases
-from saelab.run.basis import Basis
+from saelab.run.basis import KINDS, Basis
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
+from saelab.run.stages.synthesis import SynthesisRequest, synthesise_basis
+from saelab.run.stages.synthesis_pictures import Viewers
 
 log = logging.getLogger("saelab")
 
@@ -39,7 +42,11 @@ class Labels(Bases):
     @cached_property
     def proposer(self) -> propose.Proposer | None:
         """Who proposes, if anybody does."""
-        return load_proposer(self.config.proposer, self.images, self.embeddings, self.root)
+
+        def embed(sentences: Sequence[str]) -> torch.Tensor:
+            return self.encoder.embed_sentences(list(sentences))
+
+        return load_proposer(self.config.proposer, self.images, self.embeddings, embed, self.root)
 
     def estimates(self) -> list[tuple[Basis, int, Estimate]]:
         """Per basis: how many units would be asked about and what it takes. Nothing is sent."""
@@ -70,12 +77,6 @@ class Labels(Bases):
         return made
 
     @cached_property
-    def named(self) -> Vocabulary:
-        """The labels of the vocabulary's sources, before anything is proposed."""
-        own = self.config.label
-        return self.given.vocabulary or build_vocabulary(own.vocabulary, self.images, own.keep_underscores)
-
-    @cached_property
     def vocabulary(self) -> Vocabulary:
         """One vocabulary for all bases: the sources' labels, and every candidate of every basis."""
         pooled = self.named
@@ -91,12 +92,38 @@ class Labels(Bases):
         """How labels are assigned."""
         return self.config.label_settings(len(self.images.ids("mine")))
 
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """[texts, d_text] as labels are embedded: in the same templates. Nothing is kept on disk."""
+        own = self.label_settings
+        templates = own.templates or self.encoder.templates
+        return encoders.embed_templates(self.encoder.embed_sentences, texts, templates, own.renormalize)
+
     @cached_property
     def labelled(self) -> list[Basis]:
         """Bases with their labels."""
         proposed, words, embeddings = self.proposed, self.vocabulary, self.embeddings
         with self.timings.of("labels"):
             return [self._label(basis, words, embeddings) for basis in proposed]
+
+    @property
+    def acting(self) -> list[Basis]:
+        """Labelled bases whose units can be taken out of the host: it computes them, and they write of their own."""
+        return [basis for basis in self.labelled if basis.of_tokens and not KINDS[basis.kind].of]
+
+    # ---- pictures made to raise units ----------------------------------------------------------------------------
+
+    def synthesise_units(self, basis: Basis, own: SynthesisRequest) -> Path:
+        """Pictures that raise the units of a basis, with what each is worth: the folder of synthesised.jsonl.
+
+        Raises UserError where there is no host to look at pictures, and for settings that can't be used.
+        """
+        if self.weights == "arrays":
+            what = "there is no host that could look at a picture"
+            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        host = self.host if basis.weights == self.weights else self.random_host
+        space = self.encoder, self.embeddings.images, self._label_vectors
+        with self.timings.of("synthesis"):
+            return synthesise_basis(basis, Viewers(host, self.config.policy, self.images, *space), own, self.root)
 
     # ---- what can be known to be wrong before the long work ----------------------------------------------------
 
@@ -134,7 +161,8 @@ class Labels(Bases):
     def _label(self, basis: Basis, words: Vocabulary, embeddings: encoders.ImageEmbeddings) -> Basis:
         assert basis.exemplars is not None
         own = self.label_settings
-        tokens = self.tokens(basis) if any(SCORERS[name].needs in ("maps", "decoder") for name in own.scorers) else None
+        wanted = basis.of_tokens and any(SCORERS[name].needs in ("maps", "decoder") for name in own.scorers)
+        tokens = self.tokens(basis) if wanted else None
         mined = pipeline.MinedBasis(basis.units, basis.exemplars, basis.proposals, tokens, self._vectors(basis))
         made = pipeline.labels(mined, self.images, pipeline.Space(self.encoder, embeddings), words, own, self.root)
         return replace(basis, labels=made)

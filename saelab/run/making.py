@@ -19,6 +19,7 @@ from saelab.errors import UserError
 from saelab.label.series import group_images
 from saelab.run import record
 from saelab.run.basis import Basis
+from saelab.run.controls import RANDOM_HOST, control_config, missing_controls
 from saelab.run.labels import Labels
 from saelab.run.stages.classes import measure_classes
 from saelab.run.stages.comparison import compare_bases, join_effects, pooling_of
@@ -36,8 +37,12 @@ from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.explain import ExplainSettings, Seeing, explain_picture, open_picture
 from saelab.run.stages.images import record_images
 from saelab.run.stages.other_views import Labeller, views_of
+from saelab.run.stages.planted import measure_planted
+from saelab.run.stages.planted import sentence as say_planted
 from saelab.run.stages.simulation import measure_simulation
+from saelab.run.stages.words import find_words
 
+SHARED = ("images", "host", "random_host", "caches", "random_caches", "encoder", "embeddings")  # by a run's controls
 MATCHED = 2048  # latents up to which every run matches its seeds one to one (0.6 s two seeds; 4096 take 3 s)
 
 
@@ -50,19 +55,21 @@ class Stages(Labels):
     def judges(self) -> evaluate.Judges:
         """What labels are measured against."""
         labels, own = self.vocabulary.labels, self.label_settings
-        return make_judges(
-            labels, self.images, self.embeddings.images, self.encoder, own, self.config.truth, self.root, self.device
-        )
+        given = (self.encoder, own, self.config.truth, self.root, self.device, self.config.second_judge)
+        return make_judges(labels, self.images, self.embeddings.images, *given)
 
     @cached_property
     def evaluated(self) -> list[Basis]:
         """Bases with the numbers of their labels on the test split."""
         evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).check()  # before the long work
+        encoders.second_reader(self.config.second_judge, self.device)
         labelled = self.labelled
         if not any(self.images.captions):
             self.notes.append("The pictures have no captions, so caption_r and caption_clarity are missing.")
         with self.timings.of("evaluation"):
-            return [replace(basis, evaluation=self._evaluate(basis)) for basis in labelled]
+            found = [replace(basis, evaluation=self._evaluate(basis)) for basis in labelled]
+        self.notes += [say_planted(self.measure_planted(b)) for b in found if b.kind == "planted"]
+        return found
 
     @cached_property
     def measured(self) -> list[Basis]:
@@ -73,7 +80,7 @@ class Stages(Labels):
         if own.labels_of != self.config.compare.scorer:
             what = f"the comparison is of the labels of {self.config.compare.scorer}"
             raise UserError("effects.labels_of", own.labels_of, what, f"use {self.config.compare.scorer} for both")
-        return [replace(basis, effects=self.measure_effects(basis, own)) for basis in self.evaluated]
+        return [replace(b, effects=self.measure_effects(b, own)) if b.of_tokens else b for b in self.evaluated]
 
     @cached_property
     def comparisons(self) -> dict[str, Artifact]:
@@ -81,7 +88,7 @@ class Stages(Labels):
         if self.count_per_layer() < 2:  # known before the long work
             remedy = "for example bases=[neuron,sae]"
             raise UserError("bases", list(self.config.bases), "a comparison needs at least two", remedy)
-        measured = self.measured
+        measured = [basis for basis in self.measured if basis.of_tokens]
         with self.timings.of("comparison"):
             setups = {layer: self._setup(layer) for layer in self.caches}
             test = self.images.ids("test")
@@ -93,6 +100,22 @@ class Stages(Labels):
             rows = {(b.layer, b.name): chosen_rows(b, own) for b in measured}
             how = own.facts
             return join_effects(measured, found, setups, self.config.compare, self.root, tested, rows, how)
+
+    @cached_property
+    def controls(self) -> "Stages":
+        """The controls of what units do that the run lacks, labelled with its vocabulary.
+
+        Without the random host where its network doesn't exist with random weights, or `saelab.run.controls` says so.
+        """
+        kinds = missing_controls(self.config, self.given)
+        if RANDOM_HOST in kinds:
+            try:
+                _ = self.random_host
+            except UserError:
+                kinds.remove(RANDOM_HOST)
+        made = Stages(control_config(self.config, kinds), replace(self.given, vocabulary=self.vocabulary))
+        vars(made).update({name: vars(self)[name] for name in SHARED if name in vars(self)})
+        return made
 
     def _views(self, bases: Sequence[Basis], sides: Mapping[str, compare.ComparedBasis]) -> compare.Views:
         """A layer's bases pooled otherwise and behind another gate, named anew."""
@@ -108,11 +131,14 @@ class Stages(Labels):
 
         Raises UserError where there is no host to run, and for settings that the run can't use.
         """
-        if self.weights == "arrays":
-            what = "there is no host whose outputs could change"
-            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        self._need_host("whose outputs could change")
         with self.timings.of("effects"):
             return measure_basis(basis, self._seen(basis), own, self.root)
+
+    def measure_planted(self, basis: Basis) -> list[dict[str, Any]]:
+        """Recall and precision of every labeller on a planted basis: a row a labeller and kind of unit."""
+        assert basis.labels is not None and self.judges.truth is not None
+        return measure_planted(basis, self.judges.truth)
 
     def measure_groups(self, basis: Basis, own: EffectsSettings) -> dict[str, Any]:
         """What all units of one label do together, beside the sum of what each does: a summary over labels."""
@@ -122,20 +148,25 @@ class Stages(Labels):
 
     def measure_simulation(self, basis: Basis, own: EffectsSettings) -> dict[str, Any]:
         """Ablation scores of every labeller on the chosen units of a basis: a summary over units."""
-        if self.weights == "arrays":
-            what = "there is no host whose outputs could change"
-            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        self._need_host("whose outputs could change")
         with self.timings.of("effects"):
             return measure_simulation(basis, self._seen(basis), own, self.judges, self.root)
+
+    def find_words(self, basis: Basis, own: EffectsSettings) -> Artifact:
+        """The outputs that each unit raises and lowers by what it writes alone, where a linear read-out follows.
+
+        Raises UserError where more than that follows the layer, and where there is no host.
+        """
+        self._need_host("whose outputs could change")
+        with self.timings.of("effects"):
+            return find_words(basis, self._seen(basis), own, self.root)
 
     def measure_classes(self, basis: Basis, head: str = "host") -> Artifact:
         """How much every unit of a basis raises every class, on pictures for mining: its `class_units` artifact.
 
         `head`: as of `EffectsSettings`. Raises UserError where there is no host, or none with named outputs.
         """
-        if self.weights == "arrays":
-            what = "there is no host whose classes could be asked for"
-            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        self._need_host("whose classes could be asked for")
         seen = self._seen(basis)
         with self.timings.of("effects"):
             return measure_classes(basis, seen, lambda: make_head(seen, EffectsSettings(head=head)), head, self.root)
@@ -145,13 +176,12 @@ class Stages(Labels):
 
         Raises UserError where there is no host to ask, for a file that is no picture, and for settings that can't be.
         """
-        if self.weights == "arrays":
-            what = "there is no host that could look at a picture"
-            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        self._need_host("that could look at a picture")
         open_picture(Path(picture).expanduser())  # before the long work
-        own_bases = [b for b in (self.labelled if bases is None else bases) if b.weights == self.weights]
+        own_bases = [b for b in (self.acting if bases is None else bases) if b.weights == self.weights]
         if not own_bases:
-            raise UserError("bases", [b.name for b in bases or ()], "are all of the random host", "name another basis")
+            what = "are all of the random host, or groups"
+            raise UserError("bases", [b.name for b in bases or ()], what, "name another basis")
         how = EffectsSettings(head=own.head)
 
         def head(basis: Basis) -> Head:
@@ -169,9 +199,7 @@ class Stages(Labels):
         `photos`: a folder with photos.csv. Raises UserError where there is no host, for pictures that no edit can be
         judged on, and where no unit is named so.
         """
-        if self.weights == "arrays":
-            what = "there is no host that could look at pictures"
-            raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        self._need_host("that could look at pictures")
         own_host = self.host if basis.weights == self.weights else self.random_host
         seeing = Looking(own_host, self.config.policy, self._sentence_vectors, self.images.square)
         return edit_concepts(photos, read_photos(photos), basis, seeing, own, self.root)
@@ -192,6 +220,12 @@ class Stages(Labels):
 
     # ---- parts -------------------------------------------------------------------------------------------------
 
+    def _need_host(self, what: str) -> None:
+        """Raise UserError where there are arrays and no host `what`."""
+        if self.weights == "arrays":
+            remedy = "give images and a host instead"
+            raise UserError("arrays", self.config.arrays.name, f"there is no host {what}", remedy)
+
     def _seen(self, basis: Basis) -> Seen:
         """A basis' host with what it saw."""
         host = self.host if basis.weights == self.weights else self.random_host
@@ -208,7 +242,7 @@ class Stages(Labels):
             self.judges,
             self.encoder,
             self.images,
-            self.tokens(basis),
+            self.tokens(basis) if basis.of_tokens else None,
             own.truth,
             own.label.mining.k,
             self.root,

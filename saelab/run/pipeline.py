@@ -18,10 +18,12 @@ from saelab.run.basis import Basis
 from saelab.run.config import RunConfig
 from saelab.run.effect_views import Classes, EditedConcept, Effects, Explained
 from saelab.run.making import Stages
+from saelab.run.picture_views import Pictures
 from saelab.run.presets import preset
 from saelab.run.stages.edit import EditSettings
 from saelab.run.stages.effects import EffectsSettings
 from saelab.run.stages.explain import ExplainSettings
+from saelab.run.stages.synthesis import choose_units, read_request
 from saelab.run.views import ByBasis, Comparison, Evaluation, Labels, only
 from saelab.sae import SAE
 from saelab.settings import make
@@ -126,9 +128,12 @@ class Pipeline(Stages):
     @property
     def effects(self) -> ByBasis[Effects]:
         """What units do to the host's outputs, of each basis; `.measure(units="all")` for more than 100 units."""
-        return ByBasis(
-            self.labelled, lambda some: Effects(some, self.measure_effects, EffectsSettings(), self.measure_simulation)
-        )
+        return _effects(self)
+
+    @property
+    def control_effects(self) -> ByBasis[Effects]:
+        """The same of the controls that the run lacks: what any set of units would do."""
+        return _effects(self.controls)
 
     @property
     def class_units(self) -> ByBasis[Classes]:
@@ -139,7 +144,7 @@ class Pipeline(Stages):
             labels = [row["label"] for row in read_jsonl(basis.labels.path / "labels.jsonl")]
             return Classes(self.measure_classes(basis).path, labels, self.images)
 
-        return ByBasis(self.labelled, lambda some: only(some, load))
+        return ByBasis(self.acting, lambda some: only(some, load))
 
     @property
     def comparison(self) -> Comparison:
@@ -154,7 +159,7 @@ class Pipeline(Stages):
         named outputs, and a setting that can't be used.
         """
         own = make(ExplainSettings, changes)
-        chosen = None if bases is None else ByBasis(self.labelled, lambda some: some)[bases]
+        chosen = None if bases is None else ByBasis(self.acting, lambda some: some)[bases]
         return Explained(self.explain_picture(image, own, chosen))
 
     def edit(self, photos: str | Path, concepts: Sequence[str], basis: str = "sae", **changes: Any) -> EditedConcept:
@@ -165,8 +170,21 @@ class Pipeline(Stages):
         no unit is named so, and for a setting that can't be used.
         """
         own = make(EditSettings, {"concepts": [concepts] if isinstance(concepts, str) else list(concepts)} | changes)
-        chosen = ByBasis(self.labelled, lambda some: only(some, lambda b: b))[basis]
+        chosen = ByBasis(self.acting, lambda some: only(some, lambda b: b))[basis]
         return EditedConcept(self.edit_concepts(Path(photos).expanduser(), own, chosen))
+
+    def synthesise(
+        self, basis: str = "sae", units: str | int | Sequence[int] = "random:20", **changes: Any
+    ) -> Pictures:
+        """Pictures made to raise units of one basis, each with what it is worth; those that are there are reused.
+
+        `units`: as of `saelab synthesise`, a number, or a list of numbers. `changes`: fields of SynthesisSettings
+        (`method="maco"`, `count=4`, `steps=256`). Raises UserError for a setting that can't be used.
+        """
+        spec = units if isinstance(units, str) else str(units) if isinstance(units, int) else ",".join(map(str, units))
+        own = read_request(changes | {"units": spec})
+        chosen = ByBasis(self.labelled, lambda some: only(some, lambda b: b))[basis]
+        return Pictures(self.synthesise_units(chosen, own), choose_units(chosen, own))
 
     def save(self) -> Path:
         """Write the run's record, <root>/<name>.json, and return its path."""
@@ -183,6 +201,11 @@ class Pipeline(Stages):
             )
         own = Path(out) if out is not None else self.root / "report" / self.config.name
         return report.build(self.save(), own, shown=shown)
+
+
+def _effects(made: Stages) -> ByBasis[Effects]:
+    calls = (made.measure_effects, made.measure_simulation, made.find_words)
+    return ByBasis(made.acting, lambda some: Effects(some, EffectsSettings(), *calls))
 
 
 def _names(layers: Sequence[str] | str | None) -> list[str] | None:

@@ -51,7 +51,8 @@ class ByBasis(Mapping[str, T], Generic[T]):
 def only(bases: Sequence[Basis], load: Callable[[Basis], T]) -> T:
     """The one basis' value. Raises UserError where a name covers several."""
     if len(bases) > 1:
-        names = ", ".join(dict.fromkeys(b.name for b in bases))
+        several = len({b.layer for b in bases}) > 1
+        names = ", ".join(f"{b.layer} {b.name}" if several else b.name for b in bases)
         raise UserError("basis", bases[0].kind, f"names {len(bases)} bases", f"name one of {names}")
     return load(bases[0])
 

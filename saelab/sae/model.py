@@ -9,7 +9,7 @@ All of it in the units of the raw activations: whatever scaling helped training 
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,14 @@ class SAE:
         """What the encoder's rows are multiplied with."""
         x, _ = self.normalize(as_matrix(x, self.d_in))
         return x - self.b_dec
+
+    def pre_activations_of(
+        self, x: Float[Tensor, "batch d_in"], latents: Sequence[int]
+    ) -> Float[Tensor, "batch chosen"]:
+        """`pre_activations` of some latents alone, with a graph back to `x`: what an input can be changed to raise."""
+        x, _ = self.normalize(x)
+        chosen = list(latents)
+        return torch.addmm(self.b_enc[chosen], x - self.b_dec, self.W_enc[chosen].T)
 
     @property
     def fixed_l0(self) -> bool:

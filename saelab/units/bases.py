@@ -4,6 +4,7 @@ By default a unit is its positive side: relu of the token's coordinate. `signed=
 direction, first all positive, then all negative sides. SAE latents are positive already.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from saelab.artifacts import open_artifact, read_json
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.sae import SAE
+from saelab.units.grouping import Grouping
 
 SIGNED = ("positive", "split")
 FILE = "directions.safetensors"
@@ -30,9 +32,18 @@ class Projection:
     shift: Float[Tensor, "units"] | None = None  # subtracted: where the centre lies along each direction
     sae: SAE | None = None
     gated: bool = True  # False: an SAE's latents before its rule, their positive side
+    groups: Grouping | None = None  # of the units that all this gives: then a unit is a group of them
 
     def __call__(self, tokens: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens units"]:
-        """Activations, float32, >= 0, on the CPU. `tokens` is left as it is."""
+        """Activations, float32, >= 0, on the CPU. `tokens` is left as it is.
+
+        A group's is the mean of its members', in standard deviations above their means: a map of the group. What the
+        group does in a picture, `pool_units` says: it is not this, pooled.
+        """
+        return self.groups.mean_of(self.members(tokens)) if self.groups else self.members(tokens)
+
+    def members(self, tokens: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens units"]:
+        """Activations of the units that groups are made of; without groups, of the units themselves."""
         if self.sae is not None and not self.gated:
             with torch.no_grad():
                 return self.sae.pre_activations(tokens.to(self.sae.device)).relu().cpu()
@@ -43,11 +54,29 @@ class Projection:
             values = values @ self.directions - self.shift
         return torch.cat([values, -values], dim=1).relu_() if self.signed == "split" else values.relu()
 
+    def before_gate(self, tokens: Float[Tensor, "tokens d_in"], units: Sequence[int]) -> Float[Tensor, "tokens chosen"]:
+        """What decides whether the units fire, float32, on the tokens' device; differentiable, also where none fires.
+
+        An SAE's pre-activations, a coordinate, or a projection less its shift; of a negative side, the same turned.
+        """
+        if self.sae is not None:
+            return self.sae.pre_activations_of(tokens, units).to(tokens.device)
+        values, width = tokens.float(), tokens.shape[1] if self.directions is None else self.directions.shape[1]
+        places = torch.tensor([unit % width for unit in units], device=values.device)
+        sides = torch.tensor([1.0 if unit < width else -1.0 for unit in units], device=values.device)
+        if self.directions is None or self.shift is None:
+            return values[:, places] * sides
+        directions, shift = self.directions.to(values.device), self.shift.to(values.device)
+        return (values @ directions[:, places] - shift[places]) * sides
+
     def writes(self, d_in: int) -> Float[Tensor, "units d_in"]:
         """What each unit adds to a token for every 1 of activation, float32, on the CPU; an SAE's before `scale`.
 
-        `d_in`: the layer's width. Raises UserError for a transcoder's encoder, which writes to another layer.
+        `d_in`: the layer's width. Raises UserError for a transcoder's encoder, which writes to another layer, and for
+        groups.
         """
+        if self.groups is not None:
+            raise UserError("bases", "groups", "write nothing of their own", "ask this of their members' basis")
         if self.sae is not None:
             if self.sae.meta.source.get("transcoder"):
                 raise UserError("sae", "a transcoder's encoder", "writes to another layer than it reads", "use an SAE")
@@ -75,30 +104,37 @@ class Projection:
         return amount * self.writes(tokens.shape[1])[unit]
 
     def save(self, folder: Path) -> None:
-        """Write what a linear basis has learnt into a units artifact; neurons and SAEs need nothing."""
+        """Write what a linear basis has learnt, and groups, into a units artifact; neurons and SAEs need nothing."""
         from safetensors.torch import save_file
 
         if self.directions is not None and self.shift is not None:
             save_file({"directions": self.directions.contiguous(), "shift": self.shift}, str(folder / FILE))
+        if self.groups is not None:
+            self.groups.save(folder)
 
     @classmethod
     def load(cls, folder: Path | str, sae: Path | str | None = None) -> "Projection":
         """The projection of a units artifact; `sae`: the SAE that its latents are of (a file or an artifact's folder).
 
-        Raises UserError for a missing or damaged folder, and where the units are an SAE's but `sae` is not given.
+        Raises UserError for a missing or damaged folder, and where the units are an SAE's but `sae` is not given
+        (groups of latents know theirs).
         """
         from safetensors.torch import load_file
 
         folder = open_artifact(folder).path
         info = read_json(folder / "units.json")["info"]
+        if "planted" in info:
+            raise UserError("units", folder, "planted units are read from no layer", "ask this of another basis")
+        groups = Grouping.load(folder) if "groups" in info else None
         if "latents" in info:
+            sae = folder / info["sae"] if sae is None and "sae" in info else sae
             if sae is None:
                 raise UserError("sae", None, "these units are an SAE's latents", "give the SAE's folder")
-            return cls(info["signed"], sae=SAE.load(sae_file(sae)))
+            return cls(info["signed"], sae=SAE.load(sae_file(sae)), groups=groups)
         if (folder / FILE).is_file():
             learnt = load_file(str(folder / FILE))
-            return cls(info["signed"], learnt["directions"], learnt["shift"])
-        return cls(info["signed"])
+            return cls(info["signed"], learnt["directions"], learnt["shift"], groups=groups)
+        return cls(info["signed"], groups=groups)
 
 
 def sae_file(path: Path | str) -> Path:

@@ -34,7 +34,8 @@ def pool_cache(cache: ActivationCache, project: Projection, pool: str, at_once: 
             stop = min(stop, len(offsets) - 1)
             # A copy: the map is read-only.
             raw = np.array(cache.tokens[offsets[start] : offsets[stop]], dtype=np.float32)
-            block = _pool(project(torch.from_numpy(raw)), offsets[start : stop + 1] - offsets[start], pool)
+            block = _pool(project.members(torch.from_numpy(raw)), offsets[start : stop + 1] - offsets[start], pool)
+            block = project.groups.least_of(block) if project.groups else block
             blocks.append(csr_array(block.numpy()))
             kept += block.numel()
             bar.update(stop - start)
@@ -51,6 +52,13 @@ def _pool(tokens: Float[Tensor, "tokens units"], offsets: np.ndarray, pool: str)
         grid = rearrange(tokens, "(images t) units -> images t units", images=len(lengths))
         return pool_tokens(grid, pool)
     return torch.cat([pool_tokens(part[None], pool) for part in tokens.split(lengths.tolist())])
+
+
+def pool_units(project: Projection, tokens: Float[Tensor, "images t d_in"], pool: str) -> Float[Tensor, "images units"]:
+    """What a basis' units do in pictures of equally many tokens, as `pool_cache` would have it."""
+    grid = project.members(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+    found = pool_tokens(grid, pool)
+    return project.groups.least_of(found) if project.groups else found
 
 
 def pool_tokens(grid: Float[Tensor, "images t units"], pool: str) -> Float[Tensor, "images units"]:

@@ -1,20 +1,24 @@
 """The units stage: a cache and a basis in, one artifact with the pooled activations of every unit out."""
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from saelab.artifacts import Artifact, ensure, file_digest
+from saelab.artifacts import Artifact, digest, ensure, file_digest
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.sae import SAE
 from saelab.units.activations import UnitActivations
 from saelab.units.attention import head_directions
 from saelab.units.bases import SIGNED, Projection, principal, rotation, sae_file
-from saelab.units.pooling import POOLS, pool_cache
+from saelab.units.grouping import Grouping, GroupSettings, find_groups, high_units
+from saelab.units.pooling import POOLS, SPARSE_BELOW, pool_cache
 
 CODE = 2  # version of this stage; part of every recipe
 
@@ -69,6 +73,48 @@ def sae(
     screen = "bfloat16" if model.screens(model.tokens_at_once) else "float32"  # the codes are float32's with either
     info = {"latents": model.latents, "screen": screen}
     return _units(cache, root, name, extra, lambda: Projection(sae=model), pool, "positive", info)
+
+
+def groups(
+    cache: ActivationCache,
+    root: Path | str,
+    of: Artifact,
+    project: Projection,
+    mine: np.ndarray,
+    alike: np.ndarray,
+    settings: GroupSettings,
+    sae: Path | None = None,
+) -> Artifact | None:
+    """Groups of the units of the artifact `of` that are high together on the `mine` pictures; None: there are none.
+
+    `project`: of these units. `alike`: a number a picture of the set, equal for near-duplicates. `sae`: the folder of
+    the SAE whose latents they are. Eight parameters: a basis, what decides its groups, and where they go.
+    """
+    recipe = {"stage": "units", "code": CODE, "basis": "groups", "of": of.digest, "settings": settings}
+    recipe |= {"mine": digest(mine.tolist()), "alike": digest(alike.tolist())}
+    own = UnitActivations.load(of.path)
+
+    def build(folder: Path) -> None:
+        found = find_groups(high_units(own.rows(mine), settings.sds), settings, alike[mine])
+        if not found.members:
+            raise NoGroupsError
+        grouping = Grouping.fit(found.members, own.rows(mine))
+        replace(project, groups=grouping).save(folder)
+        acts = grouping.least_of(own.acts)
+        sparse = (acts != 0).float().mean() < SPARSE_BELOW
+        facts = own.info | {"groups": len(found.members), "of": own.basis, "members": found.members}
+        facts |= {"support": found.support, "bound": found.bound}
+        facts |= {} if sae is None else {"sae": os.path.relpath(sae, Path(root) / "units" / "groups")}
+        UnitActivations(acts.to_sparse_csr() if sparse else acts, "groups", facts).save(folder)
+
+    try:
+        return ensure(root, "units", f"groups-{own.basis}-{cache.layer}", recipe, build)
+    except NoGroupsError:
+        return None
+
+
+class NoGroupsError(Exception):
+    """No units are high together often enough."""
 
 
 def _linear(signed: str, directions: Tensor, shift: Tensor) -> Projection:

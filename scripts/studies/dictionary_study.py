@@ -1,11 +1,11 @@
 """Which dictionary do few photos allow? Held-out FVU by width, k and epochs, cross-validated inside `mine`.
 
 `python scripts/studies/dictionary_study.py CACHE [CACHE ...]` with folders of `saelab cache`; prints a table a layer.
-No test photo is looked at: the mining photos are cut into three folds, near-duplicates together.
+`--latents`, `--k`, `--epochs` name other values. No test photo is looked at: the mining photos are cut in three.
 """
 
+import argparse
 import itertools
-import sys
 
 import numpy as np
 
@@ -14,20 +14,27 @@ from saelab.cache import ActivationCache
 from saelab.sae import SAEConfig, TrainConfig, fit, quality
 
 FOLDS = 3
-EXPANSIONS, KS, EPOCHS, RATES = (1.0, 2.0, 4.0), (16, 32), (5, 10, 20, 40), (1e-3,)
+RATE = 1e-3
 
 
 def main() -> None:
     """Print a row a setting: FVU on the folds it was trained on and on those left out, dead latents."""
-    for path in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("caches", nargs="+")
+    parser.add_argument("--latents", nargs="+", type=int, help="default: 1, 2 and 4 times the layer's width")
+    parser.add_argument("--k", nargs="+", type=int, default=[16, 32])
+    parser.add_argument("--epochs", nargs="+", type=int, default=[5, 10, 20, 40])
+    asked = parser.parse_args()
+    for path in asked.caches:
         store = cache.open(path)
         tokens, fold_of = mine_tokens(store)
         print(f"\n{store.layer}: {len(tokens)} mine tokens x {store.d_in}")
-        print(f"{'x':>5}{'k':>5}{'lr':>8}{'epochs':>8}{'train':>8}{'held out':>10}{'dead':>7}")
-        for expansion, k, rate, epochs in itertools.product(EXPANSIONS, KS, RATES, EPOCHS):
-            rows = [measure(tokens, fold_of, fold, expansion, k, rate, epochs) for fold in range(FOLDS)]
+        print(f"{'latents':>8}{'k':>5}{'epochs':>8}{'train':>8}{'held out':>10}{'dead':>7}")
+        widths = asked.latents or [times * store.d_in for times in (1, 2, 4)]
+        for latents, k, epochs in itertools.product(widths, asked.k, asked.epochs):
+            rows = [measure(tokens, fold_of, fold, latents, k, epochs) for fold in range(FOLDS)]
             train, held, dead = np.mean(rows, axis=0)
-            print(f"{expansion:>5g}{k:>5}{rate:>8g}{epochs:>8}{train:>8.3f}{held:>10.3f}{dead:>7.2f}", flush=True)
+            print(f"{latents:>8}{k:>5}{epochs:>8}{train:>8.3f}{held:>10.3f}{dead:>7.2f}", flush=True)
 
 
 def mine_tokens(store: ActivationCache) -> tuple[np.ndarray, np.ndarray]:
@@ -40,11 +47,11 @@ def mine_tokens(store: ActivationCache) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(
-    tokens: np.ndarray, fold_of: np.ndarray, fold: int, expansion: float, k: int, rate: float, epochs: float
+    tokens: np.ndarray, fold_of: np.ndarray, fold: int, latents: int, k: int, epochs: int
 ) -> tuple[float, float, float]:
     """FVU on the other folds, on this one, and the share of latents dead on the others."""
     inside, outside = tokens[fold_of != fold], tokens[fold_of == fold]
-    config = SAEConfig(tokens.shape[1], round(expansion * tokens.shape[1]), k=k, lr=rate, dead_after=20_000)
+    config = SAEConfig(tokens.shape[1], latents, k=k, lr=RATE, dead_after=20_000)
     sae = fit(inside, config, TrainConfig(batch_size=1024, epochs=epochs), progress=False).sae
     train, held = quality(sae, inside), quality(sae, outside)
     return train["fvu"], held["fvu"], train["dead"]

@@ -51,7 +51,7 @@ def main(path: str) -> None:
     for parts in PARTS:
         found = []
         for seed in SEEDS:
-            (config,), train = sae_configs(preset("sae", "quickstart"), stored.d_in, [seed])
+            (config,), train = sae_configs(preset("sae", "quickstart"), stored.layer, stored.d_in, [seed])
             made = cache.stream(live, train.batch_size, seed, -(-len(mine) // parts))[stored.layer]
             first = (made.blocks.ids_of(0)[:, None] * tokens + np.arange(tokens)).ravel()
             mean, variance = Batches(stored.tokens, 1024, rows=first).moments()

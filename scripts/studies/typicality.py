@@ -42,7 +42,7 @@ class Resumed:
 
     def logits(self, ids: np.ndarray, edited: Tensor) -> Tensor:
         """Outputs for every copy."""
-        return torch.stack([self.host.resume(one, self.layer).float() for one in edited])
+        return self.host.resume(edited.flatten(0, 1), self.layer).float().unflatten(0, edited.shape[:2])
 
     def gradient(self, ids: np.ndarray, tokens: Tensor, weights: Tensor) -> Tensor:
         """Gradient of the weighted sum of outputs."""

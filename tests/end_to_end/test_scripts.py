@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
+    "layers=[_blocks.15]",
     "seeds=[0,1]",
     "sae.latents=160",
     "sae.train.epochs=3",

@@ -78,4 +78,4 @@ def test_quickstart_on_a_folder_of_pictures_and_the_object(place):
     )
     assert made.returncode == 0, made.stderr
     count, file = made.stdout.split()
-    assert count == "320" and Path(file).is_relative_to(folder / "site")
+    assert count == "1600" and Path(file).is_relative_to(folder / "site")

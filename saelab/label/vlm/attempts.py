@@ -125,7 +125,10 @@ class Attempts:
     def _blot(self, found: Completion) -> Completion:
         """The same once more, for a key that stood in the body in JSON's escapes."""
         text, model, reason = (self.secret.blot(own or "") for own in (found.text, found.model, found.finish_reason))
-        return replace(found, text=text, model=model or None, finish_reason=reason or None)
+        calls = tuple(
+            replace(c, name=self.secret.blot(c.name), arguments=self.secret.blot(c.arguments)) for c in found.calls
+        )
+        return replace(found, text=text, model=model or None, finish_reason=reason or None, calls=calls)
 
     def _again(self, error: Any, why: str) -> bool:
         """Whether a status is worth another attempt. Raises UserError for those that are final for all requests."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from saelab.label.proposal import Estimate
+from saelab.label.vlm.completion import ToolCall
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What a model said in the middle of a request, and what its tools answered."""
+
+    said: str  # beside its calls; often ""
+    calls: tuple[ToolCall, ...]
+    answers: tuple[str, ...]  # one a call
+    shown: tuple[str | Picture, ...] = ()  # pictures that belong to the answers, each after a text with its name
+
+
+@dataclass(frozen=True)
 class Request:
     """One question to a model."""
 
@@ -36,22 +47,37 @@ class Request:
     schema: dict[str, Any] | None = None  # JSON schema of the answer, for backends that can hold a model to it
     max_tokens: int = 300  # of the answer
     buyer: str = ""  # the run that asks: with the name it says whose an answer in the cache is; not in the digest
+    turns: tuple[Turn, ...] = ()  # what was said since, where tools are on offer
+    tools: tuple[dict[str, Any], ...] = ()  # `{"name", "description", "parameters"}` each; for backends that know them
+    answer_now: bool = False  # the tools are there to be read about, and may not be called any more
 
     @property
     def text(self) -> str:
-        """The prompt as text, with `[name]` where a picture stands."""
+        """The prompt as text, with `[name]` where a picture stands; turns are not part of it."""
         return "".join(part if isinstance(part, str) else f"[{part.name}]" for part in self.parts)
 
     @property
     def pictures(self) -> list[Picture]:
-        """The pictures, in order."""
-        return [part for part in self.parts if isinstance(part, Picture)]
+        """The pictures, in order, those of turns too."""
+        own = [*self.parts, *(part for turn in self.turns for part in turn.shown)]
+        return [part for part in own if isinstance(part, Picture)]
+
+    @property
+    def written(self) -> int:
+        """Characters that the model has to read beside pictures."""
+        turns = sum(len(turn.said) + sum(map(len, turn.answers)) for turn in self.turns)
+        calls = sum(len(call.name) + len(call.arguments) for turn in self.turns for call in turn.calls)
+        return len(self.text) + turns + calls + (len(json.dumps(self.tools)) if self.tools else 0)
 
     @property
     def digest(self) -> str:
         """SHA-256 of everything that the answer depends on; equal digests are the same question."""
-        parts = [part if isinstance(part, str) else {"picture": part.digest} for part in self.parts]
-        content = {"parts": parts, "schema": self.schema, "max_tokens": self.max_tokens}
+        content: dict[str, Any] = {"parts": _digests(self.parts), "schema": self.schema, "max_tokens": self.max_tokens}
+        if self.tools:
+            turns = [
+                [t.said, [[c.name, c.arguments] for c in t.calls], t.answers, _digests(t.shown)] for t in self.turns
+            ]
+            content |= {"turns": turns, "tools": self.tools, "answer_now": self.answer_now}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -71,12 +97,17 @@ class Reply:
     uncertain: int = 0  # attempts without an answer that may have been charged
     seconds: float | None = None
     unfinished: str | None = None  # why the model stopped before the answer's end, if it did
+    calls: tuple[ToolCall, ...] = ()  # tools that it asks for instead of answering
 
     @property
     def record(self) -> dict[str, Any]:
         """The fields that a proposal, a detection and a choice keep of it."""
         names = ("request", "model", "prompt_tokens", "completion_tokens", "cost", "cached", "attempts", "uncertain")
         return {name: getattr(self, name) for name in names} | {"seconds": self.seconds, "error": self.error}
+
+
+def _digests(parts: Iterable[str | Picture]) -> list[Any]:
+    return [part if isinstance(part, str) else {"picture": part.digest} for part in parts]
 
 
 class Chat(Protocol):

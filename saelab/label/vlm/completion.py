@@ -8,9 +8,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from saelab.files import added
 from saelab.label.vlm import loose
 from saelab.label.vlm.text import one_line, readable, without_thoughts
 
+MOST_CALLS = 16  # tools that an answer may ask for; more is a model in a loop
 LONGEST = 100_000  # characters of an answer; more is a model in a loop
 MOST_TOKENS = 10**9  # a larger count is an error of the server's
 THOUGHTS = ("thinking", "reasoning", "thought")  # types of parts that are no answer
@@ -19,6 +21,15 @@ CUT_OFF = ("length", "max_tokens")  # finish_reason of an answer that reached it
 
 class Broken(Exception):
     """An answer that is no completion; its text says what it is instead."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool that a model asks for, as it wrote it: nothing here has been checked."""
+
+    id: str  # by which the answer refers to it
+    name: str
+    arguments: str  # JSON, as a rule
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class Completion:
     uncertain: int = 0  # attempts that ended without an answer and may have been charged
     name: str = ""  # of the request that bought it
     buyer: str = ""  # of the run that bought it
+    calls: tuple[ToolCall, ...] = added(())  # tools that the model asks for
 
 
 def read(body: str) -> Completion:
@@ -57,6 +69,7 @@ def read(body: str) -> Completion:
         count(usage.get("prompt_tokens")),
         count(usage.get("completion_tokens")),
         short_text(choice.get("finish_reason")),
+        calls=_calls(choice.get("message")),
     )
 
 
@@ -75,7 +88,32 @@ def restore(row: Any) -> Completion | None:
         count(row.get("uncertain")) or 0,
         short_text(row.get("name")) or "",
         short_text(row.get("buyer")) or "",
+        _read_calls(row.get("calls")),
     )
+
+
+def _calls(message: Any) -> tuple[ToolCall, ...]:
+    """The tools that a message asks for, as far as they can be read."""
+    asked = message.get("tool_calls") if isinstance(message, dict) else None
+    named = [own for own in asked if isinstance(own, dict)] if isinstance(asked, list) else []
+    rows = [own["function"] | {"id": own.get("id")} for own in named if isinstance(own.get("function"), dict)]
+    return _read_calls(rows)
+
+
+def _read_calls(rows: Any) -> tuple[ToolCall, ...]:
+    """Calls from rows `{"id", "name", "arguments"}` of any shape. Ids are made where there are none, or one twice."""
+    found: list[ToolCall] = []
+    for row in rows[:MOST_CALLS] if isinstance(rows, list) else ():
+        name = short_text(row.get("name")) if isinstance(row, dict) else None
+        if name is None:
+            continue
+        own = short_text(row.get("id"))
+        taken = own is None or any(call.id == own for call in found)
+        written = row.get("arguments")
+        found.append(
+            ToolCall(f"call-{len(found)}" if taken else str(own), name, text_of("{}" if written is None else written))
+        )
+    return tuple(found)
 
 
 def unfinished(finish_reason: str | None, max_tokens: int) -> str | None:

@@ -32,7 +32,17 @@ from saelab.label.vlm.secret import Secret
 from saelab.label.vlm.tokens import Prices
 
 log = logging.getLogger("saelab")
-OURS = ("model", "messages", "stream", "n", "max_tokens", "temperature", "seed")  # never in extra_body
+OURS = (
+    "model",
+    "messages",
+    "stream",
+    "n",
+    "max_tokens",
+    "temperature",
+    "seed",
+    "tools",
+    "tool_choice",
+)  # never in extra_body
 KEY_NAMES = re.compile(r'"[^"]*(api[-_]?key|authorization|password|secret|credential)[^"]*"\s*:', re.IGNORECASE)
 
 
@@ -190,12 +200,15 @@ class OpenAIChat:
             uncertain=answer.uncertain,
             seconds=answer.seconds,
             unfinished=unfinished(answer.finish_reason, request.max_tokens),
+            calls=answer.calls,
         )
 
     def _body(self, request: Request, pictures: bool = True) -> dict[str, Any]:
         """The request as the client's keyword arguments."""
-        content = [_part(part) for part in request.parts if pictures or isinstance(part, str)]
-        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        body: dict[str, Any] = {"model": self.model, "messages": _messages(request, pictures)}
+        if request.tools:
+            body["tools"] = [{"type": "function", "function": tool} for tool in request.tools]
+            body["tool_choice"] = "none" if request.answer_now else "auto"
         body |= {"max_tokens": request.max_tokens, **{k: v for k, v in self.options.items() if v is not None}}
         if request.schema:
             schema = {"name": "answer", "schema": request.schema, "strict": True}
@@ -249,6 +262,24 @@ class OpenAIChat:
         weakref.finalize(self, http.close)
         key = self.secret.key or "none"
         return openai.OpenAI(api_key=key, base_url=self.base_url, timeout=timeout, max_retries=0, http_client=http)
+
+
+def _messages(request: Request, pictures: bool) -> list[dict[str, Any]]:
+    """The question, then each turn: the model's calls, their answers, and pictures, which only a user may send."""
+
+    def user(parts: Iterable[str | Picture]) -> dict[str, Any]:
+        return {"role": "user", "content": [_part(part) for part in parts if pictures or isinstance(part, str)]}
+
+    found = [user(request.parts)]
+    for turn in request.turns:
+        calls = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in turn.calls
+        ]
+        found.append({"role": "assistant", "content": turn.said, "tool_calls": calls})
+        pairs = zip(turn.calls, turn.answers, strict=True)
+        found += [{"role": "tool", "tool_call_id": call.id, "content": answer} for call, answer in pairs]
+        found += [user(turn.shown)] if turn.shown else []
+    return found
 
 
 def _part(part: str | Picture) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Prices:
 
 def estimate(request: Request, prices: Prices, rule: str | int) -> Estimate:
     """One request's tokens and money: text by its length, pictures by `rule`, the answer at its limit."""
-    text = math.ceil(len(request.text) / CHARACTERS_PER_TOKEN)
+    text = math.ceil(request.written / CHARACTERS_PER_TOKEN)
     prompt = text + sum(picture_tokens(picture.size, rule) for picture in request.pictures)
     return Estimate(1, prompt, request.max_tokens, prices.cost(prompt, request.max_tokens))
 

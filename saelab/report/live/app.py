@@ -2,9 +2,8 @@
 
 import base64
 import io
-import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from saelab.errors import UserError
-from saelab.images.decode import Unreadable, decode
-from saelab.report.live import guard, pages
+from saelab.images import ImageSet
+from saelab.images.decode import decode
+from saelab.report.live import guard, pages, refusals
 from saelab.report.live.rating import Study
-from saelab.report.live.search import Search
+from saelab.report.live.search import Place, Search
 from saelab.report.live.store import Edits, Judgements, Ratings, line, shown
+from saelab.report.live.uploads import Uploads
 from saelab.report.live.what_if import WhatIf
 
 UPLOAD = 32 * 2**20  # bytes of a picture at most
@@ -37,7 +38,8 @@ FOLDERS = ("assets", "data", "thumbs", "sheets", "takeaway")  # of the report; n
 
 def application(report: Path, search: Search, study: Study, folder: Path) -> Starlette:
     """The viewer of the report in `report`; what people say is kept in `folder`."""
-    viewer = Viewer(search, Edits(search.run, folder), Judgements(search.run, folder), Ratings(study, folder))
+    said = Edits(search.run, folder), Judgements(search.run, folder), Ratings(study, folder)
+    viewer = Viewer(search, *said, Uploads(folder / "asked"))
     routes: list[Route | Mount] = [
         Route("/", lambda request: RedirectResponse("index.html")),
         Route("/{page}.html", viewer.page),
@@ -50,22 +52,21 @@ def application(report: Path, search: Search, study: Study, folder: Path) -> Sta
         Route("/api/what-if", viewer.what_if, methods=["POST"]),
         Route("/api/rating", viewer.question),
         Route("/api/rating", viewer.rate, methods=["POST"]),
+        Route("/api/rating/undo", viewer.undo, methods=["POST"]),
         Mount("/live", StaticFiles(directory=str(files("saelab.report") / "static" / "live"))),
     ]
     routes += [Mount(f"/{name}", StaticFiles(directory=report / name)) for name in FOLDERS if (report / name).is_dir()]
-    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
-        UserError: _mistake,
-        HTTPException: _refusal,
-        Exception: _fault,
-    }
-    return Starlette(routes=routes, middleware=[Middleware(guard.Guard)], exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=[Middleware(guard.Guard)], exception_handlers=refusals.HANDLERS)
 
 
 class Viewer:
     """Answers of one run's viewer."""
 
-    def __init__(self, search: Search, edits: Edits, judgements: Judgements, ratings: Ratings) -> None:
+    def __init__(
+        self, search: Search, edits: Edits, judgements: Judgements, ratings: Ratings, uploads: Uploads
+    ) -> None:
         self.search, self.labels, self.judgements, self.ratings = search, edits, judgements, ratings
+        self.uploads = uploads
         self.changes = WhatIf(search)
         self.pages = pages.render(search.run)
 
@@ -95,21 +96,35 @@ class Viewer:
         return JSONResponse(await run_in_threadpool(self.judgements.add, *given))
 
     async def find(self, request: Request) -> Response:
-        """Units for words, `?text=`, or for a picture of the run, `?image=`."""
-        text, image = request.query_params.get("text"), request.query_params.get("image")
-        if text is not None:
-            if not 0 < len(text.strip()) <= WORDS:
+        """Units for words, `?text=`, or for a picture: of the run, `?image=`, or an upload kept before, `?upload=`.
+
+        With a picture, `at=x,y` asks for one place in it, in shares of its centre square.
+        """
+        given = request.query_params
+        if "text" in given:
+            text = given["text"].strip()
+            if not 0 < len(text) <= WORDS:
                 raise UserError("text", shown(text), f"expected 1 to {WORDS} characters", "ask in a few words")
-            return JSONResponse({"found": await run_in_threadpool(self.search.by_text, text.strip(), TOP)})
-        images = self.search.run.images
-        if image is None or not re.fullmatch("[0-9]{1,12}", image) or int(image) >= len(images):
+            return JSONResponse(await run_in_threadpool(self.search.by_text, text, TOP))
+        place, images = _place(given.get("at")), self.search.run.images
+        if "upload" in given:
+            return await run_in_threadpool(self._answer, self._kept(given["upload"]), place)
+        image = given.get("image", "")
+        if not re.fullmatch("[0-9]{1,12}", image) or int(image) >= len(images):
             raise UserError("image", shown(image), "is no image of this run", f"use 0 to {len(images) - 1}")
-        return await run_in_threadpool(self._answer, lambda: images.load(int(image)))
+        said = _said(images, int(image))
+        return await run_in_threadpool(self._answer, lambda: images.load(int(image)), place, said)
 
     async def find_upload(self, request: Request) -> Response:
-        """Units for the picture that is the request's body."""
+        """Units for the picture that is the request's body; it is kept, and `upload` names it from now on."""
         data = await guard.body(request, UPLOAD)
-        return await run_in_threadpool(self._answer, lambda: decode(data, self.search.run.images.square))
+
+        def answer() -> Response:
+            picture = decode(data, self.search.run.images.square)
+            found = {"upload": self.uploads.add(data)}
+            return self._answer(lambda: picture, None, found)
+
+        return await run_in_threadpool(answer)
 
     async def what_if(self, request: Request) -> Response:
         """What the host says of the picture that is the body; with `?basis=`, `unit=`, `strength=`: with it changed."""
@@ -121,18 +136,21 @@ class Viewer:
             picture, found = self.changes.outputs(data)
             return found | {"picture": _preview(picture)}
 
-        try:
-            return JSONResponse(await run_in_threadpool(answer))
-        except Unreadable as error:
-            raise HTTPException(415, f"not a readable picture: {error}") from None
+        return JSONResponse(await run_in_threadpool(answer))
 
     async def question(self, request: Request) -> Response:
-        """The next item for `?rater=`, without a word on where it comes from."""
-        rater = line("name", request.query_params.get("rater"))
-        answered = {a.code for a in await run_in_threadpool(self.ratings.answers) if a.rater == rater}
-        left = [item for item in self.ratings.study.order(rater) if item.code not in answered]
-        item = {"code": left[0].code, "label": left[0].label, "images": left[0].images} if left else None
-        return JSONResponse({"item": item, "done": len(answered), "of": len(answered) + len(left)})
+        """The next item for `?rater=`, or the one named `&code=`, without a word on where it comes from.
+
+        `{"item": {"code", "label", "images"}, "past", "of"}`; `past`: `[code, rating]` of what the rater answered.
+        """
+        rater, code = line("name", request.query_params.get("rater")), request.query_params.get("code")
+        past = {a.code: a.rating for a in await run_in_threadpool(self.ratings.answers) if a.rater == rater}
+        order = self.ratings.study.order(rater)
+        asked = [item for item in order if (item.code == code if code is not None else item.code not in past)]
+        if code is not None and not asked:
+            raise UserError("code", shown(code), "is no item of this study", "load the page again")
+        item = {"code": asked[0].code, "label": asked[0].label, "images": asked[0].images} if asked else None
+        return JSONResponse({"item": item, "past": list(past.items()), "of": len(order)})
 
     async def rate(self, request: Request) -> Response:
         """Keep an answer: `{"rater", "code", "rating"}`."""
@@ -140,13 +158,36 @@ class Viewer:
         await run_in_threadpool(self.ratings.add, *given)
         return JSONResponse({"kept": True})
 
-    def _answer(self, load: Callable[[], Image.Image]) -> Response:
-        try:
-            picture = load()
-        except Unreadable as error:
-            raise HTTPException(415, f"not a readable picture: {error}") from None
-        found = self.search.by_picture(picture, TOP)
-        return JSONResponse({"found": found, "picture": _preview(picture)})
+    async def undo(self, request: Request) -> Response:
+        """Take back the last answer of `{"rater"}`: `{"code"}` of its item."""
+        given = await _json(request, "rater")
+        return JSONResponse({"code": await run_in_threadpool(self.ratings.undo, *given)})
+
+    def _kept(self, name: str) -> Callable[[], Image.Image]:
+        return lambda: decode(self.uploads.read(name), self.search.run.images.square)
+
+    def _answer(
+        self, load: Callable[[], Image.Image], place: Place | None, more: dict[str, Any] | None = None
+    ) -> Response:
+        picture = load()
+        found = self.search.by_picture(picture, TOP, place)
+        return JSONResponse({"found": found, "picture": _preview(picture)} | (more or {}))
+
+
+def _place(text: str | None) -> Place | None:
+    """`x,y`, each from 0 to 1. Raises UserError for anything else."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([01](?:\.[0-9]{1,9})?),([01](?:\.[0-9]{1,9})?)", text)
+    x, y = (float(found[1]), float(found[2])) if found else (2.0, 2.0)
+    if x > 1 or y > 1:
+        raise UserError("at", shown(text), "is no place in a picture", "give x,y, each from 0 (left, top) to 1")
+    return x, y
+
+
+def _said(images: ImageSet, i: int) -> dict[str, Any]:
+    """What people wrote of an image of the run."""
+    return {"said": images.captions[i] or ", ".join(images.classes[i]) or None, "file": images.files[i]}
 
 
 def _preview(picture: Image.Image) -> str:
@@ -159,30 +200,8 @@ def _preview(picture: Image.Image) -> str:
 
 async def _json(request: Request, *keys: str) -> list[Any]:
     """The values of `keys` in the request's JSON object; null is a value, a missing key is a mistake."""
-    try:
-        found = json.loads(await guard.body(request, QUESTION))
-    except (ValueError, RecursionError):  # not JSON, or nested without end
-        found = None
-    if not isinstance(found, dict):
-        raise HTTPException(400, "a JSON object was expected")
+    found = guard.json_object(await guard.body(request, QUESTION))
     missing = [key for key in keys if key not in found]
     if missing:
         raise HTTPException(400, f"the object lacks {', '.join(missing)}")
     return [found[key] for key in keys]
-
-
-async def _mistake(request: Request, error: UserError) -> Response:
-    return _line(str(error), 400)
-
-
-async def _refusal(request: Request, error: HTTPException) -> Response:
-    return _line(error.detail, error.status_code)
-
-
-async def _fault(request: Request, error: Exception) -> Response:
-    """Whatever else is raised: a line for the reader, the traceback for the terminal."""
-    return _line(f"this could not be answered ({type(error).__name__}); the terminal says more", 500)
-
-
-def _line(text: str, status: int) -> Response:
-    return JSONResponse({"error": text.encode("utf-8", "replace").decode()}, status)

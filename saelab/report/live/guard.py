@@ -6,7 +6,9 @@ point there (DNS rebinding). So only requests that name this machine are answere
 
 import base64
 import hashlib
+import json
 import re
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -27,10 +29,13 @@ KEPT = {
 
 
 class Guard:
-    """Refuses other hosts' names and other sites' requests; adds the headers that keep pages to themselves."""
+    """Refuses other hosts' names and other sites' requests; adds the headers that keep pages to themselves.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    `programs`: whether changes are also taken from what sends no Origin, which browsers never leave out of a POST.
+    """
+
+    def __init__(self, app: ASGIApp, programs: bool = False) -> None:
+        self.app, self.programs = app, programs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's entry."""
@@ -43,13 +48,13 @@ class Guard:
                 MutableHeaders(scope=message).update(KEPT)
             await send(message)
 
-        refusal = refused(scope["method"], Headers(scope=scope))
+        refusal = refused(scope["method"], Headers(scope=scope), self.programs)
         answer = PlainTextResponse(refusal[1], refusal[0]) if refusal else self.app
         await answer(scope, receive, sent)
 
 
-def refused(method: str, headers: Headers) -> tuple[int, str] | None:
-    """The status and the reason with which a request is refused; None for one of our own pages."""
+def refused(method: str, headers: Headers, programs: bool = False) -> tuple[int, str] | None:
+    """The status and the reason with which a request is refused; None for one of our own pages (or `programs`)."""
     host = headers.get("host", "")
     try:
         name = urlsplit(f"//{host}").hostname
@@ -59,7 +64,8 @@ def refused(method: str, headers: Headers) -> tuple[int, str] | None:
         return 403, "only this machine is served, by the address 127.0.0.1 or localhost\n"
     if headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate":
         return 403, "another site's page may not ask\n"
-    if method not in ("GET", "HEAD") and headers.get("origin") != f"http://{host}":
+    own = (f"http://{host}", None) if programs else (f"http://{host}",)
+    if method not in ("GET", "HEAD") and headers.get("origin") not in own:
         return 403, "changes are taken from this viewer's own pages only\n"
     return None
 
@@ -76,6 +82,17 @@ async def body(request: Request, limit: int) -> bytes:
     if seen > limit:
         raise HTTPException(413, f"at most {limit / 2**20:g} MB")
     return bytes(held)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises HTTPException 400 for anything else."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):  # not JSON, or nested without end
+        found = None
+    if not isinstance(found, dict):
+        raise HTTPException(400, "a JSON object was expected")
+    return found
 
 
 def policy(page: str) -> str:

@@ -1,31 +1,39 @@
-"""Search over the units of a run: words, or a picture, to the units of every basis."""
+"""Search over the units of a run: words, or a picture or a place in one, to the units of every basis."""
 
 import base64
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from saelab import units
-from saelab.encoders import Encoder
+from saelab.errors import UserError
 from saelab.hosts import Host
-from saelab.label import pipeline, search
+from saelab.label import made_up, pipeline, search
 from saelab.label.exemplars import Exemplars, MiningSettings
+from saelab.names import imagenet_names
 from saelab.report import maps
 from saelab.report.reading import ReadBasis, Run
+
+log = logging.getLogger("saelab")
+
+Place = tuple[float, float]  # (x, y) from the top left, as shares of a picture's centre square
 
 
 @dataclass(frozen=True)
 class Models:
     """What search needs beside the run's files. The callables are asked at the first search, and load once."""
 
-    encoder: Callable[[], Encoder]
+    embed: Callable[[Sequence[str]], Tensor]  # texts to [texts, d_text], as the run's labels were embedded
     embeddings: Callable[[], Tensor]  # [images, d_text] of the run's images
     host: Callable[[], Host]
     mining: MiningSettings
@@ -40,18 +48,44 @@ class Search:
     def __init__(self, run: Run, models: Models) -> None:
         self.run, self.models, self.turn = run, models, threading.Lock()
         self._acts = lru_cache(maxsize=None)(units.UnitActivations.load)
+        self._mined = lru_cache(maxsize=None)(self._rows)
 
-    def by_text(self, text: str, top: int) -> list[dict[str, Any]]:
-        """Per basis `{"basis", "hits": [{"unit", "score"}]}`, best first; scores are `models.scorer`'s."""
+    def warm(self) -> None:
+        """Load what the first search would load; a search that comes meanwhile waits for one step at most."""
+        steps: list[Callable[[], object]] = [lambda: self.models.embed(["a"]), lambda: self.null, self.models.host]
+        steps += [partial(self._mined, basis.units) for basis in self.run.bases]
+        for step in steps:
+            try:
+                with self.turn, torch.inference_mode():
+                    step()
+            except UserError as error:
+                log.warning("search: %s", error)  # a search says so again
+
+    @cached_property
+    def null(self) -> made_up.MadeUp:
+        """How near words that mean nothing come to the run's mined images."""
+        mined = torch.as_tensor(self.run.images.ids("mine"))
+        return made_up.MadeUp.drawn(self.models.embed, imagenet_names(), self.models.embeddings()[mined])
+
+    def by_text(self, text: str, top: int) -> dict[str, Any]:
+        """`{"chance", "nothing", "found": [{"basis", "hits": [{"unit", "score"}]}]}`, best first.
+
+        Scores are `models.scorer`'s. `chance`: that words which mean nothing come as near to the run's images
+        (`label.made_up`); `nothing` where they do so too often for the text to name something in them.
+        """
         with self.turn, torch.inference_mode():
-            vector = self.models.encoder().embed_sentences([text])
-            return [{"basis": basis.name, "hits": self._ranked(basis, vector, top)} for basis in self.run.bases]
+            vector = self.models.embed([text])
+            chance = self.null.chance(vector[0])
+            found = [{"basis": basis.name, "hits": self._ranked(basis, vector, top)} for basis in self.run.bases]
+            return {"chance": chance, "nothing": chance > made_up.BY_CHANCE, "found": found}
 
-    def by_picture(self, picture: Image.Image, top: int) -> list[dict[str, Any]]:
-        """Per basis `{"basis", "grid", "box", "hits": [{"unit", "score", "activation", "share", "cells"}]}`.
+    def by_picture(self, picture: Image.Image, top: int, place: Place | None = None) -> list[dict[str, Any]]:
+        """Per basis `{"basis", "grid", "box", "cell", "hits": [...]}`, of the picture or of one `place` in it.
 
-        `score`: share of mine images that fire the unit less. `share`: the activation as a share of the unit's highest
-        on any image of the run. `cells`: base64 of uint8 [height, width], 255 at that highest; None without a grid.
+        A hit is `{"unit", "score", "activation", "below", "share", "cells"}`, ranked by `label.search.image_to_units`:
+        `score`, `below` and `share` are its. `cells`: base64 of uint8 [height, width], 255 at the unit's highest
+        activation on mined images; None without a grid. `cell`: (row, column) of the token at the place; None without
+        a place or grid, or where the host does not see the place: then nothing is found.
         """
         with self.turn, torch.inference_mode():
             host = self.models.host()
@@ -59,10 +93,12 @@ class Search:
             tokens = host.tokens(host.transform(picture)[None], layers, self.models.policy)
             box = maps.box(picture.size, self.run.images.square, host.transform_spec)
             found = []
-            for basis in self.run.bases:
+            for basis in (b for b in self.run.bases if b.of_tokens):
                 grid = host.choice(basis.layer, self.models.policy).grid
-                hits = self._fired(basis, tokens[basis.layer][0].float().cpu(), grid, top)
-                found.append({"basis": basis.name, "grid": grid, "box": box, "hits": hits})
+                cell = None if place is None or grid is None else cell_at(place, grid, box)
+                seen = tokens[basis.layer][0].float().cpu()
+                hits = [] if place is not None and cell is None else self._fired(basis, seen, grid, cell, top)
+                found.append({"basis": basis.name, "grid": grid, "box": box, "cell": cell, "hits": hits})
             return found
 
     def _ranked(self, basis: ReadBasis, vector: Tensor, top: int) -> list[dict[str, Any]]:
@@ -73,19 +109,36 @@ class Search:
         hits = search.text_to_units(vector[0], evidence, self.models.scorer, top)
         return [{"unit": u, "score": s} for u, s in zip(hits.units.tolist(), hits.scores.tolist(), strict=True)]
 
-    def _fired(self, basis: ReadBasis, tokens: Tensor, grid: tuple[int, int] | None, top: int) -> list[dict[str, Any]]:
+    def _fired(
+        self, basis: ReadBasis, tokens: Tensor, grid: tuple[int, int] | None, cell: tuple[int, int] | None, top: int
+    ) -> list[dict[str, Any]]:
         project = units.Projection.load(basis.units, basis.sae)
         each = project(tokens)
-        fired = units.pool_tokens(each[None], self.models.pool)[0]
-        mined = self._acts(basis.units).rows(self.run.images.ids("mine"))
-        hits = search.image_to_units(fired, mined, top)
-        highest = basis.acts.max(0).toarray().ravel()
+        if cell is None or grid is None:
+            fired = units.pool_units(project, tokens[None], self.models.pool)[0]
+        else:
+            fired = each[len(each) - grid[0] * grid[1] + cell[0] * grid[1] + cell[1]]
+        hits = search.image_to_units(fired, self._mined(basis.units), top)
+        found = zip(hits.units.tolist(), hits.scores.tolist(), hits.below.tolist(), hits.shares.tolist(), strict=True)
         rows = []
-        for u, score in zip(hits.units.tolist(), hits.scores.tolist(), strict=True):
-            peak = max(float(highest[u]), 1e-12)
-            row = {"unit": u, "score": score, "activation": float(fired[u]), "share": float(fired[u]) / peak}
-            rows.append(row | {"cells": _cells(each[:, u], peak, grid)})
+        for u, score, below, share in found:
+            row = {"unit": u, "score": score, "activation": float(fired[u]), "below": below, "share": share}
+            rows.append(row | {"cells": _cells(each[:, u], float(fired[u]) / share, grid)})
         return rows
+
+    def _rows(self, folder: Path) -> Float[Tensor, "images units"]:
+        return self._acts(folder).rows(self.run.images.ids("mine"))
+
+
+def cell_at(place: Place, grid: tuple[int, int], box: Sequence[float]) -> tuple[int, int] | None:
+    """(row, column) of the token that lies at a place; None outside what the host sees.
+
+    `box`: (width, height) of what it sees, centred, as shares of the picture's centre square (`report.maps.box`).
+    """
+    x, y = ((at - 0.5) / share + 0.5 for at, share in zip(place, box, strict=True))
+    if not (0 <= x < 1 and 0 <= y < 1):
+        return None
+    return int(y * grid[0]), int(x * grid[1])
 
 
 def _cells(tokens: Tensor, peak: float, grid: tuple[int, int] | None) -> str | None:

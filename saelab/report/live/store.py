@@ -1,7 +1,8 @@
 """People's answers about a run, written beside it to append-only JSONL files.
 
 `labels_edited.jsonl` and `judgements.jsonl`: what people say of units (`saelab.report.people` reads them).
-`ratings.jsonl`: `{"study", "rater", "code", "rating", "when"}` a line; rating 1 to 5, or null for "can't say".
+`ratings.jsonl`: `{"study", "rater", "code", "rating", "when"}` a line; rating 1 to 5, or null for "can't say"; a line
+with `"undone": true` takes back the rater's last line that still stands.
 """
 
 import fcntl
@@ -125,8 +126,8 @@ class Ratings:
         self.codes = {item.code for item in study.items}
 
     def answers(self) -> list[Answer]:
-        """The last answer of each rater to each item of this study."""
-        rows = [row for row in _rows(self.path, {"study", "rater", "code", "rating"}) if self._is_own(row)]
+        """The last answer of each rater to each item of this study, in the order of their first answers."""
+        rows = [row for own in self._standing().values() for row in own]
         last = {(row["rater"], row["code"]): row["rating"] for row in rows}
         return [Answer(rater, code, rating) for (rater, code), rating in last.items()]
 
@@ -139,6 +140,34 @@ class Ratings:
             raise UserError("rating", shown(rating), "is not 1 to 5", "use null for can't say")
         row = {"study": self.study.name, "rater": name, "code": code, "rating": rating, "when": _now()}
         append(self.path, row)
+
+    def undo(self, rater: object) -> str:
+        """Take back the rater's last answer, so that the one before it counts, and return its item's code.
+
+        Raises UserError where the rater has given none.
+        """
+        name = line("name", rater)
+
+        def row() -> dict[str, Any]:
+            given = self._standing().get(name)
+            if not given:
+                raise UserError("name", shown(name), "has no answer to take back", "rate something first")
+            own = {"study": self.study.name, "rater": name, "code": given[-1]["code"], "rating": None}
+            return own | {"undone": True, "when": _now()}
+
+        code: str = append(self.path, row)["code"]
+        return code
+
+    def _standing(self) -> dict[str, list[dict[str, Any]]]:
+        """Each rater's lines that were not taken back, oldest first."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in (row for row in _rows(self.path, {"study", "rater", "code", "rating"}) if self._is_own(row)):
+            own = found.setdefault(row["rater"], [])
+            if row.get("undone") is not True:
+                own.append(row)
+            elif own:
+                own.pop()
+        return found
 
     def _is_own(self, row: dict[str, Any]) -> bool:
         named = row["study"] == self.study.name and str(row["code"]) in self.codes and isinstance(row["rater"], str)

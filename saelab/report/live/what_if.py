@@ -18,7 +18,7 @@ from saelab.errors import UserError
 from saelab.images.decode import decode
 from saelab.report.live.search import Search
 from saelab.report.live.store import shown
-from saelab.report.reading import ReadBasis
+from saelab.report.reading import ReadBasis, Run
 
 SHOWN = 5  # outputs that are shown, as things are and after the change
 UNITS = 8  # units of each basis
@@ -48,8 +48,10 @@ class WhatIf:
         picture = decode(data, self.run.images.square)
         with self.search.turn, torch.inference_mode():
             found: dict[str, Any] = {"bases": []}
-            for basis in self.run.bases:
+            for basis in (b for b in self.run.bases if b.of_tokens):
                 answers, project = self._of(basis, picture)
+                if project.groups is not None:
+                    continue  # groups write nothing of their own
                 tokens = answers.tokens(ONE)
                 logits = answers.logits(ONE, tokens[None])[0, 0]
                 found |= {"outputs": top_outputs(logits, self.head.outputs.names, SHOWN)}
@@ -68,7 +70,10 @@ class WhatIf:
         than the run's, and a strength outside 0 to STRONGEST.
         """
         basis, unit, strength = self._asked(given)
-        picture = decode(data, self.run.images.square)
+        return self.change(decode(data, self.run.images.square), basis, unit, strength)
+
+    def change(self, picture: Image.Image, basis: ReadBasis, unit: int, strength: float) -> dict[str, Any]:
+        """`changed` for what was decoded and looked up already."""
         with self.search.turn, torch.inference_mode():
             answers, project = self._of(basis, picture)
             active = Active.of(project, answers.tokens(ONE))
@@ -100,18 +105,29 @@ class WhatIf:
         return float(np.quantile(fired, USUAL)) if len(fired) else 0.0
 
     def _asked(self, given: Mapping[str, str]) -> tuple[ReadBasis, int, float]:
-        basis = next((b for b in self.run.bases if b.name == given.get("basis")), None)
-        if basis is None:
-            names = ", ".join(b.name for b in self.run.bases)
-            raise UserError("basis", shown(given.get("basis")), "is not in this run", f"use {names}")
-        text = given.get("unit", "")
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(basis.labels)):
-            remedy = f"use 0 to {len(basis.labels) - 1}"
-            raise UserError("unit", shown(text), f"is not a unit of {basis.name}", remedy)
+        basis, text = find_basis(self.run, given.get("basis")), given.get("unit", "")
+        unit = check_unit(basis, int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text)
         try:
             strength = float(given.get("strength", ""))
         except ValueError:
             strength = math.nan
         if not 0 <= strength <= STRONGEST:
             raise UserError("strength", shown(given.get("strength")), f"is not 0 to {STRONGEST:g}", "move the slider")
-        return basis, int(text), strength
+        return basis, unit, strength
+
+
+def find_basis(run: Run, name: object) -> ReadBasis:
+    """The basis of this name. Raises UserError, with the names that there are."""
+    basis = next((b for b in run.bases if b.name == name), None)
+    if basis is None:
+        names = ", ".join(b.name for b in run.bases)
+        raise UserError("basis", shown(name), "is not in this run", f"use {names}")
+    return basis
+
+
+def check_unit(basis: ReadBasis, unit: object) -> int:
+    """The number of a unit of the basis. Raises UserError for anything else."""
+    if type(unit) is not int or not 0 <= unit < len(basis.labels):
+        remedy = f"use 0 to {len(basis.labels) - 1}"
+        raise UserError("unit", shown(unit), f"is not a unit of {basis.name}", remedy)
+    return unit

@@ -79,12 +79,12 @@ function verdictOf(run, c) {
   return h("div.verdict", null, hold, answered.some(a => a.verdict !== "refused") ? line("Looked at in other ways", null, otherWays(c)) : null, coherent, controlsLine(run, c))
 }
 
-/* Where another counting, matching, layer or pooling says something else, in its words. */
+/* Where another counting, matching, judge, layer or pooling says something else, in its words. */
 function otherWays(c) {
   const says = d => ({ a: `${lower(groupWords(c, d.a))} are ahead`, b: `${lower(groupWords(c, d.b))} are ahead`, none: "no difference is shown", mixed: "metrics disagree", refused: "too few units are left" })[d.verdict]
   const found = new Map()
   for (const d of c.disagreements ?? []) found.set(says(d), [...(found.get(says(d)) ?? []), d.way])
-  if (!found.size) return h("p.plainly", null, "The other countings, matchings, layers and poolings that were run don’t contradict this.")
+  if (!found.size) return h("p.plainly", null, "The other countings, matchings, judges, layers and poolings that were run don’t contradict this.")
   return h("p.plainly", null, "It depends on the choice: ", [...found].map(([what, ways]) => `${what} ${ways.join(", ")}`).join("; "), ".")
 }
 

@@ -4,6 +4,12 @@
 const matchings = { all: "all units", rate: "matched on firing rate", strength: "matched on strength" }
 const countings = { named: "every named unit", all: "units that abstain count as 0", labelled: "without units that abstain" }
 
+/* Sections by fewer words, for the contents. */
+const shortly = {
+  "Metric by metric": "Metrics", "How units are spread": "Spread", "Quality against firing rate": "Against rate", "Which scorer names best?": "Scorers", "What was compared": "Selection",
+  "Coverage and redundancy": "Coverage", "Do units react to anything that has a name?": "Any name", "Does the comparison itself hold?": "Checks",
+}
+
 page(async (run, main) => {
   const chosen = async () => {
     const wanted = decodeURIComponent(location.hash.slice(1))
@@ -33,14 +39,10 @@ const termOf = (c, key) => (c.metrics[key]?.above_chance ? `above:${key}` : key)
 
 async function drawComparison(run, main, c) {
   for (const [key, m] of Object.entries(c.metrics)) terms[termOf(c, key)] ??= { title: m.title, text: m.explanation, source: m.source }
-  const state = { matching: "all", counting: "named" }
-  const tables = h("div")
-  const switches = h("div")
-  const draw = () => {
-    switches.replaceChildren(choice("Units", matchings, state, "matching", draw), choice("Counting", countings, state, "counting", draw))
-    tables.replaceChildren(...c.pairs.filter(p => p.matching === state.matching).sort((a, b) => (a.role > b.role ? -1 : 1)).map(p => pairTable(run, c, p, state.counting)))
-  }
-  draw()
+  const axis = sharedAxis([...c.pairs, ...c.causal?.pairs ?? []])
+  const saes = new Set(dictionaryGroups(c).map(g => g.name))
+  const ofSaes = p => saes.has(p.a) && saes.has(p.b)
+  const tablesOf = (key, keep) => pairTables(run, c, c.pairs.filter(keep), axis, key)
   main.replaceChildren(...[
     h("p.kicker", null, [c.setup.host, c.setup.layer, `${format.count(c.setup.images?.count ?? run.images.count)} images`].filter(Boolean).join(" · ")),
     h("h1", null, "The comparison"),
@@ -49,28 +51,36 @@ async function drawComparison(run, main, c) {
     h("nav.contents", { "aria-label": "On this page" }),
     glance(run, c),
     inWordsOf(c),
-    section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval; the dotted tick is the difference that shuffled labels show. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero."], switches, tables),
-    whatUnitsDo(run, c),
+    section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval, the dotted line the difference that shuffled labels show. All bars of this page stand on one axis. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero."],
+      tablesOf("of", p => !ofSaes(p))),
+    dictionaries(run, c, c.pairs.some(ofSaes) ? tablesOf("of-saes", ofSaes) : null),
+    whatUnitsDo(run, c, axis),
     distributions(run, c),
     againstRate(run, c),
+    scorers(run, c),
+    await sideBySide(run),
     selection(run, c),
     reuse(run, c),
     nullTable(run, c),
     checks(run, c),
-    scorers(run, c),
-    await sideBySide(run),
   ].filter(Boolean))
-  contents(main)
+  contents(main, shortly)
 }
 
-/* Links to the sections; the address names the layer, so a link scrolls and moves the focus. */
-function contents(main) {
-  const links = [...main.querySelectorAll("section > h2")].map(heading => h("button", { type: "button", onclick: () => {
-    heading.tabIndex = -1
-    heading.focus({ preventScroll: true })
-    heading.scrollIntoView()
-  } }, heading.textContent))
-  main.querySelector(".contents").append(...links)
+/* Tables of pairs under switches for matching and counting; those against controls are folded. `key` names the group of
+   switches on the page. */
+function pairTables(run, c, pairs, axis, key) {
+  const [matching, counting] = [`matching-${key}`, `counting-${key}`]
+  const state = { [matching]: "all", [counting]: "named" }
+  const [switches, tables] = [h("div"), h("div")]
+  let open = false
+  const draw = () => {
+    switches.replaceChildren(choice("Units", matchings, state, matching, draw), choice("Counting", countings, state, counting, draw))
+    const [main, controls] = ["main", "control"].map(role => pairs.filter(p => p.matching === state[matching] && p.role === role).map(p => pairTable(run, c, p, state[counting], axis)))
+    tables.replaceChildren(...main, ...controls.length ? [h("details", { open, ontoggle: event => { open = event.target.open } }, h("summary", null, "Against the controls ", h("span.quiet", null, format.plural(controls.length, "table"))), controls)] : [])
+  }
+  draw()
+  return [switches, tables]
 }
 
 /* One comparison for each layer: links to the others. */
@@ -89,13 +99,16 @@ function glance(run, c) {
     rows.get(key).by[answer.matching] = answer
   }
   const used = Object.keys(matchings).filter(m => c.answers.some(a => a.matching === m))
+  const role = row => (c.pairs.find(p => p.a === row.a && p.b === row.b)?.role ?? "main")
+  const [own, controls] = ["main", "control"].map(wanted => [...rows.values()].filter(row => role(row) === wanted))
+  const table = some => h("div.scroll", null, h("table.glance", null,
+    h("thead", null, h("tr", null, h("th", null, "Compared"), h("th", null, "Question"), used.map(m => h("th", null, upper(matchings[m]))))),
+    h("tbody", null, some.map(row => h("tr", null,
+      h("th", { scope: "row" }, groupDot(run, c, row.a), groupWords(c, row.a), h("span.quiet", null, " against "), groupDot(run, c, row.b), groupWords(c, row.b)),
+      h("td.quiet", null, families[row.family] ?? row.family),
+      used.map(m => h("td.verdictcell", { "data-title": matchings[m] }, row.by[m] ? verdictChip(run, c, row.by[m]) : "–")))))))
   return section("At a glance", "Does one side come out ahead? “No difference shown” is not “equal”: it means that so few units cannot tell.",
-    h("div.scroll", null, h("table.glance", null,
-      h("thead", null, h("tr", null, h("th", null, "Compared"), h("th", null, "Question"), used.map(m => h("th", null, matchings[m])))),
-      h("tbody", null, [...rows.values()].map(row => h("tr", null,
-        h("th", { scope: "row" }, groupDot(run, c, row.a), groupWords(c, row.a), h("span.quiet", null, " against "), groupDot(run, c, row.b), groupWords(c, row.b)),
-        h("td.quiet", null, families[row.family] ?? row.family),
-        used.map(m => h("td", null, row.by[m] ? verdictChip(run, c, row.by[m]) : "–"))))))))
+    table(own), controls.length ? h("details", null, h("summary", null, "Against the controls ", h("span.quiet", null, format.plural(controls.length, "row"))), table(controls)) : null)
 }
 
 function verdictChip(run, c, answer) {
@@ -111,64 +124,15 @@ function verdictChip(run, c, answer) {
 function inWordsOf(c) {
   const prose = c.conclusion.split(" What this can't show:")[0].split(/ (?=Compared on layer|Label faithfulness|Unit coherence|Controls: |What units do, )/)
   return h("div.two", { style: "margin-bottom:3rem" },
-    h("div", null, h("h3", null, "In words"), prose.map((part, i) => h(i ? "p.quiet" : "p", null, part))),
+    h("div", null, h("h3", null, "In words"), h("p", null, prose[0]), prose.length > 1 ? h("details", null, h("summary", null, "In full"), prose.slice(1).map(part => h("p.quiet", null, part))) : null),
     c.cautions.length ? h("div.cautions", null, h("h3", null, "What this cannot show"), h("ul", null, c.cautions.map(t => h("li", null, t)))) : null)
-}
-
-/* ---- a pair of groups ---- */
-
-function pairTable(run, c, pair, counting) {
-  const heading = h("h3", null, groupDot(run, c, pair.a), groupWords(c, pair.a), h("span.quiet", null, " against "), groupDot(run, c, pair.b), groupWords(c, pair.b), pair.role === "control" ? h("span.tag", null, "control") : null)
-  if (pair.refused) return h("div.pairing", null, heading, h("p.note", null, pair.refused))
-  const sum = list => list.reduce((a, b) => a + b, 0)
-  const rows = pair.results.filter(r => r.counting === counting)
-  const reach = Math.max(...rows.flatMap(r => [Math.abs(r.low ?? r.difference ?? 0), Math.abs(r.high ?? r.difference ?? 0)]), 1e-9)
-  return h("div.pairing", null, heading,
-    h("p.note", null, `${format.count(sum(pair.units_a))} and ${format.count(sum(pair.units_b))} units; ${pair.interval}.`, balance(pair)),
-    h("div.scroll", null, h("table.forest", null,
-      h("thead", null, h("tr", null, h("th", null, "Metric"), h("th.num", null, groupWords(c, pair.a)), h("th.num", null, groupWords(c, pair.b)),
-        h("th.axis", null, h("span", null, `← ${groupWords(c, pair.b)} more`), h("span", null, `${groupWords(c, pair.a)} more →`)),
-        h("th.num", null, "Difference (95 %)"), h("th.num", null, "p, corrected"), h("th.num", null, "Cliff's δ"), h("th", null, "Better"))),
-      h("tbody", null, Object.keys(c.metrics).flatMap(key => rows.filter(r => r.metric === key)).map(r => resultRow(run, c, pair, r, reach))))))
-}
-
-function balance(pair) {
-  if (!pair.balance) return ""
-  const [before, after] = [pair.balance.before, pair.balance.after].map(two => two.map(x => format.number(x, 3)).join(" and "))
-  return ` Means of what was matched: ${before} before, ${after} after.`
-}
-
-function resultRow(run, c, pair, r, reach) {
-  const side = better(pair, r.verdict)
-  const lower = c.metrics[r.metric].higher_is_better === false ? h("small.quiet", null, " (lower is better)") : null
-  const shuffled = typeof r.null_difference === "number" ? `; with shuffled labels ${format.number(r.null_difference, 3)}` : ""
-  return h("tr", null,
-    h("th", { scope: "row" }, term(termOf(c, r.metric)), lower),
-    h("td.num", null, format.number(r.mean_a, 3)), h("td.num", null, format.number(r.mean_b, 3)),
-    h("td.axis", null, interval(r, reach, side ? groupHue(run, c, side) : "var(--soft)", shuffled)),
-    h("td.num", null, r.difference === null ? "–" : [signed(r.difference), r.low === null ? "" : h("small.quiet", null, ` ${signed(r.low)} to ${signed(r.high)}`)]),
-    h("td.num", null, r.p_holm === null ? "–" : r.p_holm < 0.001 ? "<0.001" : r.p_holm.toFixed(3)),
-    h("td.num", null, r.cliffs_delta === null ? "–" : signed(r.cliffs_delta, 2)),
-    h("td", null, side ? h("strong", null, groupDot(run, c, side), groupWords(c, side)) : h("span.quiet", null, "none shown")))
-}
-
-const signed = (x, digits = 3) => (x >= 0.5 * 10 ** -digits ? "+" : "") + format.number(x, digits)
-
-function interval(r, reach, css, shuffled) {
-  if (r.difference === null) return h("span.quiet", null, "undefined")
-  const at = x => 50 + (50 * x) / reach
-  const text = `difference ${signed(r.difference)}${r.low === null ? "" : `, interval ${signed(r.low)} to ${signed(r.high)}`}${shuffled}`
-  return h("span.whisker", { role: "img", "aria-label": text, title: text, style: `--c:${css}` },
-    r.low === null ? null : h("b", { style: `left:${at(r.low)}%;right:${100 - at(r.high)}%` }),
-    typeof r.null_difference === "number" && Math.abs(r.null_difference) <= reach ? h("u", { style: `left:${at(r.null_difference)}%` }) : null,
-    h("i", { style: `left:${at(r.difference)}%` }))
 }
 
 /* ---- what units do: detects x uses, and the network's use of them, pair by pair ---- */
 
 const cells = { both: "when and what", detects: "only when it fires", uses: "only what it does", neither: "neither" }
 
-function whatUnitsDo(run, c) {
+function whatUnitsDo(run, c, axis) {
   const known = (c.causal?.bases ?? []).filter(b => b.chosen)
   if (!known.length) return null
   const own = { ...c, metrics: c.causal.metrics }
@@ -179,7 +143,7 @@ function whatUnitsDo(run, c) {
       h("tbody", null, known.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)),
         Object.keys(cells).map(k => h("td.num", null, bar(format.share(b.four_field[k]), b.four_field[k], hue(run, b.name)))),
         h("td.num", null, meanOf(b.means[c.causal.primary])), h("td.num", null, format.count(b.measured)), h("td.quiet", null, left(b) || "none")))))),
-    c.causal.pairs.filter(p => known.some(b => b.group === p.a) && known.some(b => b.group === p.b)).map(p => pairTable(run, own, p, "named")),
+    c.causal.pairs.filter(p => known.some(b => b.group === p.a) && known.some(b => b.group === p.b)).map(p => pairTable(run, own, p, "named", axis)),
     h("p.note", null, "Outputs are classes: a label that names a colour, a texture or a part may be right and yet have no output. Units that stand in for each other each look unnecessary. Between a late layer and the outputs lies little more than one linear step."))
 }
 
@@ -243,7 +207,8 @@ function againstRate(run, c) {
 /* ---- what was compared ---- */
 
 function selection(run, c) {
-  return section("What was compared", c.selection, h("div.scroll", null, h("table", null,
+  const total = key => d3Sum(c.bases.map(b => b[key]))
+  return folded("What was compared", `${format.count(total("after"))} of ${format.plural(total("before"), "unit")}`, c.selection, false, h("div.scroll", null, h("table", null,
     h("thead", null, h("tr", null, ["Basis", "Units", "Selected", "Share", "Named", "With confidence", "With truth"].map((t, i) => h(i ? "th.num" : "th", null, t)), h("th", null, "Left out"))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)),
       [b.before, b.after].map(n => h("td.num", null, format.count(n))), h("td.num", null, format.share(b.coverage)),
@@ -252,7 +217,7 @@ function selection(run, c) {
 }
 
 function reuse(run, c) {
-  return section("Coverage and redundancy", "How many different things the basis names. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", h("div.scroll", null, h("table", null,
+  return folded("Coverage and redundancy", c.bases.map(b => `${inWords(run, b.name)} ${format.count(b.labels.distinct)}`).join(", "), "How many different things the basis names. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", false, h("div.scroll", null, h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Distinct labels"), h("th.num", null, "Units per label"), h("th.num", null, "Evenness"), h("th", null, "Used most"))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), h("td.num", null, format.count(b.labels.distinct)), h("td.num", null, format.number(b.labels.reuse, 1)), h("td.num", null, format.number(b.labels.evenness)),
       h("td.quiet", null, b.labels.most_used.slice(0, 4).map(([label, n]) => `${label} (${n})`).join(", ")))))))) 
@@ -261,7 +226,8 @@ function reuse(run, c) {
 function nullTable(run, c) {
   const names = [...new Set(c.bases.flatMap(b => Object.keys(b.null_percentile ?? {})))]
   if (!names.length) return null
-  return section("Do units react to anything that has a name?", [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit; 5 % of units unrelated to any label would. It says that a unit reacts to something, not that this label is right: random directions pass too."], h("div.scroll", null, h("table.even", null,
+  const says = c.bases.filter(b => b.null_percentile?.[names[0]]).map(b => `${inWords(run, b.name)} ${format.share(b.null_percentile[names[0]].share_above_95)}`).join(", ")
+  return folded("Do units react to anything that has a name?", `by ${terms[`scorer:${names[0]}`]?.title ?? names[0]}: ${says}`, [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit; 5 % of units unrelated to any label would. It says that a unit reacts to something, not that this label is right: random directions pass too."], false, h("div.scroll", null, h("table.even", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), names.map(s => h("th.num", null, term(`scorer:${s}`, terms[`scorer:${s}`]?.title ?? s))))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), names.map(s => h("td.num", null, b.null_percentile[s] ? bar(format.share(b.null_percentile[s].share_above_95), b.null_percentile[s].share_above_95, hue(run, b.name)) : "–"))))))))
 }
@@ -271,7 +237,9 @@ function nullTable(run, c) {
 function checks(run, c) {
   if (!c.validity?.length) return null
   const keys = Object.keys(c.metrics).filter(k => c.metrics[k].above_chance && c.bases.some(b => typeof b.shuffled?.[k] === "number"))
-  return section("Does the comparison itself hold?", "A basis against itself must show no difference, and labels dealt out anew among a basis's units must score 0. Each check fails by luck in at most about one run of twenty.",
+  const [fails, tested] = [false, true].map(passed => c.validity.filter(v => v.passed === passed).length)
+  const says = fails ? `${format.plural(fails, "check")} of ${fails + tested} ${fails === 1 ? "fails" : "fail"}` : tested ? (tested === 1 ? "the check holds" : `all ${tested} checks hold`) : "not tested"
+  return folded("Does the comparison itself hold?", says, "A basis against itself must show no difference, and labels dealt out anew among a basis's units must score 0. Each check fails by luck in at most about one run of twenty.", fails > 0,
     h("ul", { class: "checks" }, c.validity.map(v => h("li", null, h("strong", null, { true: "holds", false: "fails" }[v.passed] ?? "not tested"), ` · ${v.check}: ${v.detail}`))),
     keys.length ? h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Shuffled labels of"), keys.map(k => h("th.num", null, term(termOf(c, k)))))),

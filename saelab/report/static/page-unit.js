@@ -57,9 +57,11 @@ function unitPage(now) {
     crumbs(now),
     lede(now),
     heldOut(run, basis, record),
+    labelPictures(record),
     whatItDoes(record),
     meanings(record),
     record.positives.length ? exemplars(now) : null,
+    synthesised(record),
     record.histogram.length ? activity(run, basis, record) : null,
     candidates(run, basis, record),
     judged(run, basis, record),
@@ -278,11 +280,11 @@ function enriched(record) {
 
 /* ---- what it does to the network's outputs ---- */
 
-const axes = {
-  both: "Its label says both when it fires and what it does.",
-  detects: "Its label says when it fires, but other labels name what it raises as well or better.",
-  uses: "What it raises is what its label says, but shuffles of its activations give labels that score as high.",
-  neither: "Its label says neither when it fires nor what it does.",
+const axes = { // named as the comparison's table names its columns
+  both: ["when and what", "its label says both when it fires and what it does."],
+  detects: ["only when it fires", "other labels name what it raises as well or better."],
+  uses: ["only what it does", "what it raises is what its label says, but shuffles of its activations give labels that score as high."],
+  neither: ["neither", "its label says neither when it fires nor what it does."],
 }
 
 function whatItDoes(record) {
@@ -295,7 +297,7 @@ function whatItDoes(record) {
   const meant = d.own.length ? ` Its label means the ${d.own.length === 1 ? "output" : "outputs"} ${format.list(d.own)}: ${d.drop > 0 ? "+" : ""}${format.number(d.drop, 3)}.` : " No output of the network means its label, so what it does can’t be held against it."
   return section("What it does", `The outputs that lose most when the unit is taken out (it raises them) and those that gain most (it lowers them): changes of the logit, centred over all ${format.count(d.outputs)} outputs, mean over the ${format.plural(d.pictures, "test picture")} that fire it most.${meant}`,
     h("div.two", null, table("It raises", d.raised), table("It lowers", d.lowered)),
-    d.cell ? h("p", null, h("strong", null, axes[d.cell])) : null,
+    d.cell ? h("p.cell", null, "Of the four fields ", h("em", null, "detects × uses"), " it is in ", h("strong", null, axes[d.cell][0]), `: ${axes[d.cell][1]}`) : null,
     d.causal_pct === null ? null : h("dl.facts", null, row("causal_pct", format.number(d.causal_pct)), d.causal_net === null ? null : row("causal_net", format.number(d.causal_net)), row("causal_p", format.share(d.causal_p))),
     h("p.note", null, `One unit nudges nearly every output, so its most raised output alone makes it specific to nothing. Units that stand in for each other each look unnecessary.`))
 }

@@ -88,6 +88,34 @@ function section(title, lead, ...children) {
   return h("section", null, h("h2", null, title), lead ? h("p.lead", null, lead) : null, ...children)
 }
 
+/* A section of second rank: its heading says what it found, its tables are folded. */
+function folded(title, says, lead, open, ...children) {
+  return h("section.folded", null, h("details", { open }, h("summary", null, h("h2", null, title), h("span.quiet", null, says)), h("p.lead", null, lead), ...children))
+}
+
+/* Links to the sections, `shortly` some of their names in fewer words; the one that is read is marked. An address may name
+   what the page shows, so a link scrolls and moves the focus. */
+function contents(main, shortly) {
+  const nav = main.querySelector(".contents")
+  const links = new Map([...main.querySelectorAll("section h2")].map(heading => [heading, h("button", { type: "button", onclick: () => {
+    heading.closest("details")?.setAttribute("open", "")
+    heading.tabIndex = -1
+    heading.focus({ preventScroll: true })
+    heading.scrollIntoView()
+  } }, shortly[heading.textContent] ?? heading.textContent)]))
+  nav.append(...links.values())
+  const mark = () => {
+    const edge = nav.getBoundingClientRect().bottom + 24
+    const read = [...links.keys()].findLast(heading => heading.getBoundingClientRect().top <= edge)
+    for (const [heading, link] of links) heading === read ? link.setAttribute("aria-current", "true") : link.removeAttribute("aria-current")
+    const link = links.get(read)
+    if (nav.scrollWidth > nav.clientWidth) nav.scrollTo({ left: link ? link.offsetLeft - nav.clientWidth / 3 : 0 })
+  }
+  let waiting = 0
+  addEventListener("scroll", () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(mark) }, { passive: true })
+  mark()
+}
+
 /* In place of a page for something that the report doesn't have: says so, and leads to what there is. */
 function nothing(run, main, what) {
   main.replaceChildren(h("h1", null, "Not in this report"), h("p.standfirst", { role: "alert" }, what), h("p", null, "It has:"),

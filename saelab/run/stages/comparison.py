@@ -11,7 +11,7 @@ from saelab.compare import causal
 from saelab.run.basis import Basis
 from saelab.units import UnitActivations
 
-CODE = 8  # version of this stage; part of every recipe
+CODE = 9  # version of this stage; part of every recipe
 CAUSAL = 1  # version of the family `causal`; part of the recipes of comparisons that have it
 
 
@@ -48,6 +48,7 @@ def compare_bases(
         recipe = {"stage": "comparison", "code": CODE, "layer": layer, "evaluations": evaluations, "settings": settings}
         recipe |= {"groups": digest([str(group) for group in (() if tested.groups is None else tested.groups)])}
         recipe |= {"names": [[b.name, b.group] for b in bases if b.layer == layer]}
+        recipe |= {} if tested.judges.second is None else {"second": tested.judges.second.name}
 
         def build(folder: Path, layer: str = layer) -> None:
             compare.write(folder, result_of(layer))

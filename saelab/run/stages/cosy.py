@@ -1,9 +1,11 @@
 """The cosy stage: do a basis' units fire on pictures of their labels? (CoSy, Kopf et al., NeurIPS 2024)"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,25 +16,29 @@ from saelab.acts import columns
 from saelab.artifacts import Artifact, ensure
 from saelab.errors import UserError
 from saelab.evaluate import cosy
-from saelab.evaluate.diffusion import Diffusion
+from saelab.evaluate.painters import SOURCES as PAINTERS
+from saelab.evaluate.painters import Generation
 from saelab.images import ImageSet
 from saelab.label import pipeline
 from saelab.label.mine import top_images
 from saelab.run.basis import Basis
 
-CODE = 2  # version of this stage; part of every recipe
-SOURCES = ("heldout", "folder", "diffusers")
+SMALL = 224  # pixels of a picture that is kept for the unit page
+CODE = 3  # version of this stage; part of every recipe
+SOURCES = ("heldout", "folder", *PAINTERS)
 
 
 @dataclass(frozen=True)
 class CosySettings:
     """Where pictures of labels come from, and whose labels are measured."""
 
-    source: str = "heldout"  # heldout: described test pictures; folder: one sub-folder a label; diffusers: generated
+    source: str = (
+        "heldout"  # heldout: described test pictures; folder: one sub-folder a label; diffusers, openai: generated
+    )
     scorer: str = "final"  # whose labels: final, or a scorer's name
     folder: str | None = None  # of `folder`
     controls: str | None = None  # folder of other pictures to hold labels against; None: the test split's
-    generate: Diffusion = field(default_factory=Diffusion)  # of `diffusers`
+    generate: Generation = field(default_factory=Generation)  # of `diffusers` and `openai`
 
     def __post_init__(self) -> None:
         """Raise UserError for an unknown source, and for `folder` without one."""
@@ -101,8 +107,39 @@ def measure_labels(
             pictures = control.pictures
             described = truth.from_descriptions(distinct, pictures.captions, pictures.classes, rule)
             true_of, quiet = cosy.match_descriptions(distinct, described, pictures.ids()), control.acts
+        shown_of, black = (shown_of, {}) if shown is None else leave_out_black(shown_of, shown.pictures)
         strongest = top_images(columns(acts.rows(images.ids("mine"))), 1)[1][:, 0].nan_to_num()
         rows = cosy.cosy(labels, own if shown is None else shown.acts, shown_of, quiet, true_of, strongest)
-        cosy.write(folder, rows, cosy.summarise(rows) | {"source": settings.source})
+        for row in rows:
+            row["black"] = black.get(row["label"], 0)
+            row["strip"] = [] if shown is None else _strip(shown, shown_of.get(row["label"]), row["unit"])
+        if shown is not None:
+            _keep_small(shown.pictures, sorted({i for row in rows for i, _ in row["strip"]}), folder)
+        by = settings.generate.model if settings.source in PAINTERS else None
+        cosy.write(folder, rows, cosy.summarise(rows) | {"source": settings.source, "by": by})
 
     return ensure(root, "cosy", basis.name, recipe, build)
+
+
+def leave_out_black(
+    shown_of: dict[str, np.ndarray], pictures: ImageSet
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Each label's pictures without black ones, and how many of these it has."""
+    black = cosy.find_black(pictures)
+    kept = {label: ids[~black[ids]] for label, ids in shown_of.items()}
+    return kept, {label: int(black[ids].sum()) for label, ids in shown_of.items()}
+
+
+def _strip(shown: Shown, ids: np.ndarray | None, unit: int) -> list[list[Any]]:
+    """The first pictures of a label, [number, activation] each: a strip for the unit's page."""
+    some = [] if ids is None else ids[: cosy.STRIP].tolist()
+    return [[i, float(shown.acts[i, unit])] for i in some]
+
+
+def _keep_small(pictures: ImageSet, ids: Sequence[int], folder: Path) -> None:
+    """Small copies, `pictures/<number>.jpg`: generated folders may be gone when a report is made."""
+    (folder / "pictures").mkdir(exist_ok=True)
+    for i in ids:
+        picture = pictures.load(i)
+        picture.thumbnail((SMALL, SMALL))
+        picture.save(folder / "pictures" / f"{i}.jpg", quality=85)

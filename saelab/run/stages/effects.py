@@ -105,6 +105,7 @@ def measure_basis(basis: Basis, seen: Seen, own: EffectsSettings, root: Path) ->
         kept = [found[unit] for unit in sorted(chosen) if unit in found]
         summary = effects.summarise(kept, [beats[row["unit"]] for row in kept], len(labels))
         facts = {"basis": basis.name, "layer": basis.layer, "kind": basis.kind, "control": basis.control}
+        facts |= {"group": basis.group}
         asked = {"head": own.head, "labels_of": own.labels_of, "wanted": own.units, "left": len(chosen) - len(kept)}
         artifacts.write_json(folder / SUMMARY, facts | asked | {"dtype": str(seen.host.dtype)} | summary)
     return folder

@@ -23,17 +23,21 @@ def make_judges(
     rule: str,
     root: Path,
     device: str,
+    second: str | None = None,
 ) -> evaluate.Judges:
     """The judging encoder, people's captions, and people's words as truth, for a vocabulary.
 
-    Eight parameters: the judges join the labels, the images and two encoders, which no one noun holds.
+    `second`: who reads the captions a second time, as `encoders.second_reader` names it.
+    Nine parameters: the judges join the labels, the images and three encoders, which no one noun holds.
     """
     # The labeller's own file of vectors, whatever their length there; the judge's have length 1.
     vectors = encoders.label_embeddings(labels, encoder, root, settings.templates, settings.renormalize)
     vectors = torch.nn.functional.normalize(vectors, dim=-1)
     judge = truth.Similarity.of(encoder.name, image_emb, labels, vectors)
     stated = truth.from_descriptions(labels, images.captions, images.classes, rule)
-    return evaluate.Judges(judge, _captions(labels, images, root, device), stated)
+    first, other = encoders.SentenceEncoder(device=device), encoders.second_reader(second, device)
+    read = [None if reader is None else _captions(labels, images, root, reader) for reader in (first, other)]
+    return evaluate.Judges(judge, read[0], stated, read[1])
 
 
 def evaluate_basis(
@@ -41,7 +45,7 @@ def evaluate_basis(
     judges: evaluate.Judges,
     encoder: encoders.Encoder,
     images: ImageSet,
-    tokens: concepts.Tokens,
+    tokens: concepts.Tokens | None,
     rule: str,
     k: int,
     root: Path,
@@ -59,7 +63,7 @@ def evaluate_basis(
     def build(folder: Path) -> None:
         acts, rows = units.UnitActivations.load(basis.units.path), pipeline.read(labelled.path)
         found, summary = evaluate.evaluate(acts, rows, judges, splits, k, groups=group_images(images))
-        if any("netdissect" in row["scores"] for row in rows):
+        if tokens is not None and any("netdissect" in row["scores"] for row in rows):
             chosen = [row["scores"].get("netdissect", {}).get("label") for row in rows]
             iou = concepts.held_out_iou(chosen, tokens, images, splits.mine, splits.test)
             evaluate.add_pixels(found, summary, iou)
@@ -68,12 +72,13 @@ def evaluate_basis(
     return ensure(root, "evaluation", basis.name, recipe, build)
 
 
-def _captions(labels: tuple[str, ...], images: ImageSet, root: Path, device: str) -> truth.Similarity | None:
+def _captions(
+    labels: tuple[str, ...], images: ImageSet, root: Path, reader: encoders.SentenceEncoder | encoders.WordAverages
+) -> truth.Similarity | None:
     """What people wrote, in a sentence encoder; None where nobody did."""
     captions = [caption or "" for caption in images.captions]
     if not any(captions):
         return None
-    reader = encoders.SentenceEncoder(device=device)
     distinct = sorted(set(captions))
     vectors = encoders.label_embeddings(distinct, reader, root)
     place = {caption: row for row, caption in enumerate(distinct)}

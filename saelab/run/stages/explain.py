@@ -13,6 +13,7 @@ from PIL import Image
 
 from saelab import artifacts, settings, units
 from saelab.effects import Head
+from saelab.effects.attribute import METHODS, check_method
 from saelab.effects.classes import compare_to_class
 from saelab.effects.explain import ONE, Explanation, OnePicture, explain, grid_of, top_outputs
 from saelab.errors import UserError
@@ -34,9 +35,11 @@ class ExplainSettings:
     output: str | None = None  # name of the output to explain; None: the host's first choice
     top: int = 10  # units shown of each basis
     head: str = "host"  # what gives outputs: host | probe | text, as of `saelab effects`
+    method: str = METHODS[0]  # what screens units and says where: gradient_x_part | integrated_gradients | captum:NAME
 
     def __post_init__(self) -> None:
         """Raise UserError for settings that can't be used."""
+        check_method(self.method)
         settings.check(self, "", {"top": (1, float("inf"))})
 
 
@@ -63,13 +66,14 @@ def explain_picture(
     head = seeing.head(bases[0])
     batch = seeing.host.load_images([image])
     found: dict[str, Any] = {"picture": _readable(path.name), "host": seeing.host.name, "head": head.how, "bases": []}
+    found |= {"method": own.method}
     for basis in bases:
         answers = OnePicture(seeing.host, basis.layer, seeing.policy, batch, head)
         if "predicted" not in found:
             logits = answers.logits(ONE, answers.tokens(ONE)[None])[0, 0]
             output = find_output(own.output, head.outputs.names, logits)
             found |= {"predicted": top_outputs(logits, head.outputs.names), "output": head.outputs.names[output]}
-        found["bases"].append(_explain_basis(basis, answers, output, own.top, seeing.classes(basis)))
+        found["bases"].append(_explain_basis(basis, answers, output, own, seeing.classes(basis)))
     folder = root / "explain" / f"{_safe(path.stem)}-{_digest(path, own, bases)}"
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(folder / "explanation.json", found)
@@ -96,12 +100,14 @@ def find_output(wanted: str | None, names: Sequence[str], logits: torch.Tensor) 
     return same[0]
 
 
-def _explain_basis(basis: Basis, answers: OnePicture, output: int, top: int, classes: Path) -> dict[str, Any]:
+def _explain_basis(
+    basis: Basis, answers: OnePicture, output: int, own: ExplainSettings, classes: Path
+) -> dict[str, Any]:
     assert basis.labels is not None
     rows = pipeline.read(basis.labels.path)
     project = units.Projection.load(basis.units.path, basis.sae_path)
     tokens = answers.tokens(ONE)
-    made = explain(answers, project, project.writes(tokens.shape[-1]), output, top)
+    made = explain(answers, project, project.writes(tokens.shape[-1]), output, own.top, own.method)
     grid = answers.host.choice(basis.layer, answers.policy).grid
     facts = {"name": basis.name, "layer": basis.layer, "kind": basis.kind, "firing": made.firing}
     facts |= {"whole": made.whole, "all_units": made.units, "first_order_sum": made.summed}

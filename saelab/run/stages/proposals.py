@@ -1,8 +1,10 @@
 """The proposals stage: who proposes, about which units, with what pictures."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from saelab.artifacts import folder, locked
 from saelab.cache import ActivationCache
@@ -10,21 +12,27 @@ from saelab.encoders import ImageEmbeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import propose, selection
+from saelab.label.agent.hands import Sight
 from saelab.label.exemplars import Exemplars
 from saelab.label.proposal import Estimate
 from saelab.names import imagenet_names
 from saelab.run.basis import Basis
 from saelab.run.config import ProposerSettings
-from saelab.units import Projection, heat_maps
+from saelab.units import HeatMaps, Projection, UnitActivations
 
 CODE = 2  # version of this stage; part of every recipe
+Embed = Callable[[Sequence[str]], Tensor]  # sentences -> [sentences, d_text]
+UNREAD = ("guided", "layout", "tiles", "part_px")  # settings of openai.yaml that an agent has no use for
 log = logging.getLogger("saelab")
 
 
 def load_proposer(
-    settings: ProposerSettings, images: ImageSet, embeddings: ImageEmbeddings, root: Path
+    settings: ProposerSettings, images: ImageSet, embeddings: ImageEmbeddings, embed: Embed, root: Path
 ) -> propose.Proposer | None:
-    """The proposer that the settings name, or None. Raises UserError where it needs what the encoder does not give."""
+    """The proposer that the settings name, or None. Raises UserError where it needs what the encoder does not give.
+
+    `embed`: sentences in the space of `embeddings`, for agents that look for photos by words.
+    """
     own = {"name": settings.name} | settings.options
     if settings.name == "tagger":
         probabilities = embeddings.extra.get("probabilities")
@@ -32,7 +40,10 @@ def load_proposer(
             remedy = "use encoder=conse, or proposer=none, openai or transformers"
             raise UserError("proposer", "tagger", "the encoder gives no class probabilities", remedy)
         own |= {"probabilities": probabilities, "names": imagenet_names(), "base": images.ids("mine")}
-    if settings.name == "openai":
+    if settings.name == "agent":
+        unread = [name for name in UNREAD if name in own]
+        own = {k: v for k, v in own.items() if k not in unread} | {"sight": Sight(embeddings.images, embed)}
+    if settings.name in ("openai", "agent"):
         own.setdefault("cache", str(root / "answers"))
     return propose.load_proposer(**own)
 
@@ -64,8 +75,9 @@ def propose_labels(
     recipe = {"stage": "proposals", "code": CODE, "exemplars": basis.exemplars.digest, "proposer": proposer.recipe}
     recipe |= {"mode": settings.mode, "units": settings.units, "seed": settings.seed}
     where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)
-    project = Projection.load(basis.units.path, basis.sae_path)
-    heat = heat_maps(store, project, shown.activations[:, 0])
+    heat = None
+    if basis.of_tokens:
+        heat = HeatMaps(store, Projection.load(basis.units.path, basis.sae_path), shown.activations[:, 0])
     where.parent.mkdir(parents=True, exist_ok=True)
     with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
         left = budget and budget.less(list(spent))
@@ -85,4 +97,5 @@ def _choose(
     chosen, budget = selection.choose(
         settings.units, len(found.status), status=found.status, strength=strength, seed=settings.seed
     )
-    return propose.ShownExemplars(found.positives, found.contrasts, found.activations), chosen, budget
+    column = UnitActivations.load(basis.units.path).column if settings.name == "agent" else None
+    return propose.ShownExemplars(found.positives, found.contrasts, found.activations, column), chosen, budget

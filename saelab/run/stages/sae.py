@@ -19,18 +19,25 @@ LATER = {"jumprelu": 6}  # ... of rules that have come to train otherwise since:
 Logger = Callable[..., None]  # as saelab.sae.fit_many takes it
 
 
-def sae_configs(given: Mapping[str, Any], d_in: int, seeds: Sequence[int]) -> tuple[list[SAEConfig], TrainConfig]:
-    """One SAEConfig for each seed, and how they are trained. `latents`, or `expansion` times d_in of them.
+def sae_configs(
+    given: Mapping[str, Any], layer: str, d_in: int, seeds: Sequence[int]
+) -> tuple[list[SAEConfig], TrainConfig]:
+    """One SAEConfig for each seed of a layer, and how they are trained. `latents`, or `expansion` times d_in of them.
 
-    Raises UserError for a setting that does not exist, one of another type, and values that can't be trained.
+    `expansion` may be a number for each layer by name, with `default` for the others. Raises UserError for a setting
+    that does not exist, one of another type, and values that can't be trained.
     """
     own = dict(given)
     train = settings.make(TrainConfig, own.pop("train", {}), "sae.train.")
     expansion, latents = own.pop("expansion", None), own.pop("latents", None)
     if latents is None:
-        if not isinstance(expansion, int | float):
-            raise UserError("sae.expansion", expansion, "has to be a number where sae.latents is null")
-        latents = round(expansion * d_in)
+        named = expansion if isinstance(expansion, Mapping) else {"default": expansion}
+        wrong = [times for times in named.values() if isinstance(times, bool) or not isinstance(times, int | float)]
+        times = named.get(layer, named.get("default"))
+        if wrong or times is None:
+            remedy = "give a number, or one for each layer by name and a `default`"
+            raise UserError("sae.expansion", expansion, "has to be a number where sae.latents is null", remedy)
+        latents = round(times * d_in)
     own["latents"] = latents
     filled = [{"d_in": d_in, "seed": seed} for seed in seeds]
     return [settings.make(SAEConfig, own, "sae.", fixed, beside=("expansion", "train")) for fixed in filled], train
@@ -38,7 +45,17 @@ def sae_configs(given: Mapping[str, Any], d_in: int, seeds: Sequence[int]) -> tu
 
 def check_sae(given: Mapping[str, Any]) -> None:
     """Raise UserError for names and types; whether it fits a layer is checked with the layer's width."""
-    sae_configs(given, 1 << 20, [0])
+    sae_configs(given, "default", 1 << 20, [0])
+
+
+def check_names(given: Mapping[str, Any], layers: Sequence[str]) -> None:
+    """Raise UserError where `expansion` names a layer that is not among `layers`, save those that the preset names."""
+    named = given.get("expansion")
+    if isinstance(named, Mapping):
+        shipped = preset("sae", "quickstart")["expansion"]
+        for layer in named.keys() - {"default", *layers, *shipped}:
+            remedy = f"{settings.nearest(layer, list(layers))}layers of this run: {', '.join(layers)}"
+            raise UserError("sae.expansion", layer, "is no layer of this run", remedy)
 
 
 def vary_sae(text: str, base: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +90,7 @@ def train_saes(
     logger: Logger | None = None,
 ) -> list[Artifact]:
     """One `sae` artifact for each seed, trained on the mine tokens. `logger(place in seeds, step, numbers)`."""
-    configs, train = sae_configs(given, store.d_in, seeds)
+    configs, train = sae_configs(given, store.layer, store.d_in, seeds)
     configs = [settle(config, device) for config in configs]
     wanted = [_recipe(store, config, train) for config in configs]
 
@@ -111,7 +128,7 @@ def stream_saes(
         (which, layer, settle(config, device), train)
         for which, (given, seeds) in enumerate(wanted)
         for layer, store in stores.items()
-        for configs, train in [sae_configs(given, store.d_in, seeds)]
+        for configs, train in [sae_configs(given, layer, store.d_in, seeds)]
         for config in configs
     ]
     found: list[dict[str, list[Artifact]]] = [{layer: [] for layer in stores} for _ in wanted]

@@ -6,6 +6,7 @@ from pathlib import Path
 from saelab import units
 from saelab.artifacts import Artifact
 from saelab.cache import ActivationCache
+from saelab.images import ImageSet
 from saelab.run.basis import KINDS, Basis
 
 
@@ -56,3 +57,15 @@ def sae_bases(
         Basis(name, group, "sae", seed, store.layer, unit, weights, sae=sae)
         for name, seed, sae, unit in zip(names, seeds, saes, made)
     ]
+
+
+def group_basis(
+    kind: str, of: Basis, store: ActivationCache, images: ImageSet, root: Path, settings: units.GroupSettings
+) -> Basis | None:
+    """The groups of a basis' units; None where no units fire together often enough."""
+    project = units.Projection.load(of.units.path, of.sae_path)
+    made = units.groups(store, root, of.units, project, images.ids("mine"), images.groups, settings, of.sae_path)
+    if made is None:
+        return None
+    name = kind.replace("_", " ")
+    return Basis(name, KINDS[kind].group, kind, of.seed, store.layer, made, of.weights)

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saelab import artifacts, cache, tables, units, verify
+from saelab import artifacts, tables, units, verify
 from saelab.errors import UserError
 from saelab.label import propose, selection
 from saelab.label.assign import SCORERS
@@ -238,7 +237,7 @@ class Verification:
         """The pictures in the space in which the labels were made."""
         from safetensors.torch import load_file
 
-        folder = self._find_made("embeddings", self.basis.recipes["labels"]["encoder"])
+        folder = reading.find_made(self.run_path, "embeddings", self.basis.recipes["labels"]["encoder"])
         return load_file(str(folder / "embeddings.safetensors"))["images"]
 
     def _heat(self) -> HeatMap | None:
@@ -246,16 +245,7 @@ class Verification:
         return None if self.proposer.look.tiles == "raw" else self._heat_maps()
 
     def _heat_maps(self) -> HeatMap:
-        store = cache.open(self._find_made("activations", self.basis.recipes["units"]["cache"]))
-        project = units.Projection.load(self.basis.units, self.basis.sae)
-        return units.heat_maps(store, project, self.exemplars.activations[:, 0])
-
-    def _find_made(self, stage: str, digest: str) -> Path:
-        """The folder of an artifact of the run by its recipe's digest."""
-        found = next((self.root / stage).glob(f"*-{digest[:10]}"), None)
-        if found is None:
-            raise UserError("run", self.run_path, f"its {stage} are not there any more", "run its stages again")
-        return artifacts.open_artifact(found).path
+        return reading.open_maps(self.run_path, self.basis)
 
 
 def describe(found: verify.Accuracy | None, encoder: float | None) -> str:

@@ -10,9 +10,43 @@ const live = (() => {
   }
   const get = (address, query) => ask(query ? `${address}?${new URLSearchParams(query)}` : address)
   const post = (address, value) => ask(address, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(value) })
-  const upload = (address, file) => ask(address, { method: "POST", headers: { "content-type": "application/octet-stream" }, body: file })
-  return { get, post, upload, name: people.name }
+  const largest = 32 // MB of a picture; the server refuses more
+  const upload = async (address, file) => {
+    if (file.size > largest * 2 ** 20) throw new Error(`${file.name || "This picture"} has ${Math.ceil(file.size / 2 ** 20)} MB; at most ${largest} MB are read`)
+    return ask(address, { method: "POST", headers: { "content-type": "application/octet-stream" }, body: file })
+  }
+
+  /* The field for a picture of one's own; chosen there, pasted, or dropped anywhere on the page, it is handed to `take`. */
+  function pictures(take) {
+    const file = h("input", { type: "file", name: "picture", accept: "image/*", "aria-label": "A picture of yours" })
+    const first = files => [...(files ?? [])].find(one => one.type.startsWith("image/") || one.type === "")
+    const given = (event, files) => {
+      const own = first(files)
+      if (!own) return
+      event.preventDefault()
+      take(own)
+    }
+    const carries = event => event.dataTransfer?.types.includes("Files")
+    file.addEventListener("change", event => given(event, file.files))
+    document.addEventListener("paste", event => given(event, event.clipboardData?.files))
+    document.addEventListener("dragover", event => { if (carries(event)) { event.preventDefault(); document.body.classList.add("dropping") } })
+    document.addEventListener("dragleave", event => { if (!event.relatedTarget) document.body.classList.remove("dropping") })
+    document.addEventListener("drop", event => {
+      document.body.classList.remove("dropping")
+      if (carries(event)) event.preventDefault() // else the browser leaves the page for the file
+      given(event, event.dataTransfer?.files)
+    })
+    return h("label", null, "A picture of yours: choose, paste or drop it (it stays on this machine)", file)
+  }
+
+  return { get, post, upload, pictures, name: people.name }
 })()
+
+/* Where in a photo was clicked: "x,y" in shares of its centre square, which is what is seen of it. */
+function placeIn(photo, event) {
+  const box = photo.getBoundingClientRect()
+  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map(x => Math.min(0.9999, Math.max(0, x)).toFixed(4)).join(",")
+}
 
 Object.assign(people.source, {
   where: "files",
@@ -24,8 +58,10 @@ Object.assign(people.source, {
   },
 })
 
-/* A picture of a unit opens the search for what else it fires. */
+/* A click on a unit's photo opens the photo at that place: which units fire here. */
 document.addEventListener("click", event => {
-  const id = event.target.closest?.(".pairs .photo")?.src.match(/(\d+)\.webp$/)?.[1]
-  if (id) location.href = `search.html#image=${id}`
+  const photo = event.target.closest?.(".pairs .photo, .photos .photo")
+  const id = photo?.src.match(/(\d+)\.webp$/)?.[1]
+  if (!id || photo.closest("a")) return
+  location.href = `search.html#${new URLSearchParams({ image: id, ...(photo.closest(".strip") ? {} : { at: placeIn(photo, event) }) })}`
 })

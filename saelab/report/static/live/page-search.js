@@ -1,39 +1,67 @@
-/* Search: words, or a picture, to the units of every basis; the address keeps what was asked. */
+/* Search: words, a picture, or a place in a picture, to the units of every basis; the address keeps what was asked. */
 "use strict"
 
 page(async (run, main) => {
   const words = h("input", { type: "search", name: "text", size: 34, maxlength: 300, placeholder: "a dog in the snow", "aria-label": "Words" })
-  const file = h("input", { type: "file", name: "picture", accept: "image/*", "aria-label": "A picture of yours" })
   const results = h("div", { role: "status" })
+  const picked = h("div") // the picture that is asked about; it stays, with the focus, while places in it are tried
   const samples = h("div.strip.samples")
-  const show = async (asking, what) => {
-    results.replaceChildren(h("p.quiet", null, "Searching; the first search loads the models …"))
+  let last = 0
+  let known = null // what `picked` shows: "image=3" or "upload=..."
+
+  const go = asked => { location.hash = new URLSearchParams(asked) }
+  const show = async (asking, draw) => {
+    const own = ++last
+    results.setAttribute("aria-busy", "true")
+    if (!results.childElementCount) results.replaceChildren(h("p.quiet", null, "Searching …"))
+    let made
     try {
-      results.replaceChildren(...await drawn(run, await asking, what))
+      made = await draw(await asking())
     } catch (error) {
-      results.replaceChildren(h("p.fault", { role: "alert" }, error.message))
+      made = [h("p.fault", { role: "alert" }, error.message)]
     }
+    if (own !== last) return // something else was asked since
+    results.replaceChildren(...made)
+    results.removeAttribute("aria-busy")
+  }
+  /* A picture by its key, at a place or whole; `answer` where it is known already. */
+  const pictured = (asked, answer) => {
+    const key = ["image", "upload"].find(name => asked.has(name))
+    const one = `${key}=${asked.get(key)}`
+    const at = asked.get("at")
+    show(() => answer ?? live.get("api/search", { [key]: asked.get(key), ...(at ? { at } : {}) }), async found => {
+      await libraries // heat maps need D3's colours
+      const choose = place => go({ [key]: asked.get(key), ...(place ? { at: place } : {}) })
+      if (known !== one || !picked.childElementCount) picked.replaceChildren(chooser(found, key === "image" ? `Image ${asked.get(key)} of the run` : "Your picture", choose))
+      known = one
+      point(picked.querySelector(".place"), found, at)
+      picked.querySelector(".whole").hidden = !at
+      return firing(run, found, at, choose)
+    })
   }
   const look = () => {
     const asked = new URLSearchParams(location.hash.slice(1))
     words.value = asked.get("text") ?? ""
-    if (asked.has("text")) show(live.get("api/search", { text: asked.get("text") }), `“${asked.get("text")}”`)
-    else if (asked.has("image")) show(live.get("api/search", { image: asked.get("image") }), `image ${asked.get("image")} of the run`)
+    if (asked.has("image") || asked.has("upload")) return pictured(asked)
+    picked.replaceChildren()
+    known = null
+    if (asked.has("text")) show(() => live.get("api/search", { text: asked.get("text") }), answer => described(run, answer, asked.get("text")))
     else results.replaceChildren()
   }
-  file.addEventListener("change", () => {
-    if (!file.files.length) return
-    history.replaceState(null, "", "#")
+  const field = live.pictures(file => show(() => live.upload("api/search", file), async answer => {
+    const asked = new URLSearchParams({ upload: answer.upload })
+    history.pushState(null, "", `#${asked}`)
     words.value = ""
-    show(live.upload("api/search", file.files[0]), file.files[0].name)
-  })
+    pictured(asked, answer)
+    return [h("p.quiet", null, "Drawing …")]
+  }))
 
   main.replaceChildren(
     h("h1", null, "Search"),
-    h("p.lead", null, "Words find the units they describe, whether or not the vocabulary has them. A picture finds the units that it fires unusually strongly, and shows where."),
-    h("form.controls", { onsubmit: event => { event.preventDefault(); if (words.value.trim()) location.hash = new URLSearchParams({ text: words.value.trim() }) } },
-      h("label", null, "Words", words), h("button", null, "Search"), h("label", null, "Or a picture of yours (it stays on this machine)", file)),
-    h("p.note", null, "Or one of the run’s:"), samples, results)
+    h("p.lead", null, "Words find the units they describe, whether or not the vocabulary has them. A picture finds the units that it fires unusually strongly, and where; click a place in it to see which units fire there."),
+    h("form.controls", { onsubmit: event => { event.preventDefault(); if (words.value.trim()) go({ text: words.value.trim() }) } },
+      h("label", null, "Words", words), h("button", null, "Search"), field),
+    h("p.note", null, "Or one of the run’s:"), samples, picked, results)
   addEventListener("hashchange", look)
   const first = await saelab.need("summary-0")
   const ids = [...new Set(first.thumbs.flatMap(t => t.slice(0, 1)))]
@@ -42,18 +70,72 @@ page(async (run, main) => {
   look()
 })
 
-/* What was found, a section for each basis. */
-async function drawn(run, answer, what) {
-  const parts = await Promise.all(answer.found.map(async found => {
+/* ---- words ---- */
+
+async function described(run, answer, text) {
+  const lists = await Promise.all(answer.found.map(async found => {
     const summary = await saelab.need(`summary-${number(run, found.basis)}`)
-    const row = hit => (answer.picture ? fired(run, found, hit, summary, answer.picture) : listed(run, found, hit, summary))
-    return h("section.found", { style: `--c:${hue(run, found.basis)}` }, h("h3", null, dot(run, found.basis), inWords(run, found.basis)),
-      found.hits.length ? h(answer.picture ? "div.pairs" : "ul.near", null, found.hits.map(row)) : h("p.quiet", null, "No unit."))
+    return basisSection(run, found, found.hits.length ? h("ul.near", null, found.hits.map(hit => listed(run, found, hit, summary))) : h("p.quiet", null, "No unit."))
   }))
-  const asked = answer.picture ? h("img.photo.asked", { src: answer.picture, alt: what }) : null
-  const scale = answer.picture ? h("p.note", null, "Ranked by the share of images that fire the unit less. Heat:", heatScale()) : null
-  return [h("h2", null, `Units for ${what}`), asked, scale, answer.picture ? parts : h("div.two", null, parts)].flat().filter(Boolean)
+  if (!answer.nothing) return [h("h2", null, `Units for “${text}”`), h("div.two", null, lists)]
+  return [
+    h("h2", null, `Nothing like “${text}”`),
+    h("p.lead", null, `${format.share(answer.chance)} of made-up words, which mean nothing, come as near to these pictures. “${text}” means nothing to the encoder, or something that they don’t show.`),
+    h("details.nearest", null, h("summary", null, "The nearest units all the same"), h("div.two", null, lists)),
+  ]
 }
+
+/* ---- pictures and places in them ---- */
+
+/* The picture that is asked about, as a button: a click or the arrow keys choose a place. */
+function chooser(answer, title, choose) {
+  const photo = h("img.photo", { src: answer.picture, alt: answer.said ?? title })
+  const step = 1 / (answer.found.find(part => part.grid)?.grid[1] ?? 10)
+  const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }
+  const frame = h("button.place", {
+    type: "button", "aria-label": "Choose a place in the picture: click, or use the arrow keys",
+    onclick: event => choose(event.detail ? placeIn(photo, event) : "0.5000,0.5000"), // Enter: the middle
+    onkeydown: event => {
+      const move = moves[event.key]
+      if (!move || event.ctrlKey || event.metaKey || event.altKey) return
+      event.preventDefault()
+      const now = (frame.dataset.at ?? "0.5,0.5").split(",").map(Number)
+      frame.dataset.at = now.map((x, i) => Math.min(0.9999, Math.max(0, x + move[i])).toFixed(4)).join(",")
+      choose(frame.dataset.at)
+    },
+  }, photo)
+  return h("div.asking", null, frame, h("div", null, h("h2", null, title), answer.said ? h("p.standfirst", null, answer.said) : null,
+    h("p.note", null, "Click a place in the picture: which units fire here? Arrow keys move the place."),
+    h("button.whole", { type: "button", onclick: () => choose(null) }, "The whole picture")))
+}
+
+/* Show the place, and outline the token that lies there (of each layer, where they differ). */
+function point(frame, answer, at) {
+  for (const older of frame.querySelectorAll("i")) older.remove()
+  if (!at) return delete frame.dataset.at
+  frame.dataset.at = at
+  const [x, y] = at.split(",").map(share => 100 * share)
+  const outlines = new Map(answer.found.filter(part => part.cell).map(({ grid, cell, box }) => {
+    const [w, h_] = [box[0] / grid[1], box[1] / grid[0]].map(share => 100 * share)
+    const style = `left:${50 - 50 * box[0] + cell[1] * w}%;top:${50 - 50 * box[1] + cell[0] * h_}%;width:${w}%;height:${h_}%`
+    return [style, h("i.token", { style, "aria-hidden": "true" })]
+  }))
+  frame.append(...outlines.values(), h("i.spot", { style: `left:${x}%;top:${y}%`, "aria-hidden": "true" }))
+}
+
+async function firing(run, answer, at, choose) {
+  const unseen = at && answer.found.every(part => part.cell === null)
+  const parts = unseen ? [] : await Promise.all(answer.found.map(async found => {
+    const summary = await saelab.need(`summary-${number(run, found.basis)}`)
+    const none = at && !found.cell ? "Tokens of this layer have no place in the picture." : `No unit at a fifth of its highest or more${at ? " here" : ""}.`
+    return basisSection(run, found, found.hits.length ? h("div.pairs", null, found.hits.map(hit => fired(found, hit, summary, answer.picture, choose))) : h("p.quiet", null, none))
+  }))
+  if (unseen) return [h("h2", null, "Nothing is known here"), h("p.lead", { role: "alert" }, "The model does not see this place: it looks at the middle of a picture, or its tokens have no place.")]
+  return [h("h2", null, at ? "Units that fire here" : "Units that the picture fires"),
+    h("p.note", null, `Ranked by how few images fire the unit as much, times its share of its highest activation${at ? ", at this place" : ""}. Heat, on one scale for all:`, heatScale()), ...parts]
+}
+
+const basisSection = (run, found, list) => h("section.found", { style: `--c:${hue(run, found.basis)}` }, h("h3", null, dot(run, found.basis), inWords(run, found.basis)), list)
 
 const labelOf = (summary, unit) => (summary.label[unit] < 0 ? "no label" : summary.labels[summary.label[unit]])
 
@@ -65,16 +147,18 @@ function listed(run, found, hit, summary) {
     h("span.tabular.quiet", null, format.number(hit.score, 3)))
 }
 
-function fired(run, found, hit, summary, src) {
-  const frame = h("div.frame", null, h("img.photo", { src, alt: `where unit ${hit.unit} fires` }))
+function fired(found, hit, summary, src, choose) {
+  const photo = h("img.photo", { src, alt: `where unit ${hit.unit} fires` })
+  const frame = h("div.frame", { onclick: event => choose(placeIn(photo, event)) }, photo)
   if (hit.cells) {
     const [height, width] = found.grid
     frame.append(overlay({ height, width, cells: Uint8Array.from(atob(hit.cells), c => c.charCodeAt(0)), box: found.box }))
+    if (found.cell) frame.append(h("i.spot", { style: `left:${50 + 100 * found.box[0] * ((found.cell[1] + 0.5) / width - 0.5)}%;top:${50 + 100 * found.box[1] * ((found.cell[0] + 0.5) / height - 0.5)}%`, "aria-hidden": "true" }))
   }
   return h("figure.pair", null, frame,
     h("div.level", null, h("i", { style: `width:${Math.min(100, 100 * hit.share)}%` })),
     h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, labelOf(summary, hit.unit))),
     h("small", null, marksOf(summary, hit.unit)),
     h("small", null, `unit ${hit.unit} · ${format.share(hit.share)} of its highest`),
-    h("small", null, `more than ${format.share(hit.score)} of images`), strip(summary.thumbs[hit.unit].slice(0, 3)))
+    h("small", null, `more than ${format.share(hit.below)} of images`), strip(summary.thumbs[hit.unit].slice(0, 3)))
 }

@@ -2,13 +2,10 @@
 "use strict"
 
 page(async (run, main) => {
-  const file = h("input", { type: "file", name: "picture", accept: "image/*", "aria-label": "A picture of yours" })
   const results = h("div", { role: "status" })
-  file.addEventListener("change", async () => {
-    if (!file.files.length) return
-    results.replaceChildren(h("p.quiet", null, "Looking; the first picture loads the model …"))
+  const field = live.pictures(async own => {
+    results.replaceChildren(h("p.quiet", null, "Looking …"))
     try {
-      const own = file.files[0]
       results.replaceChildren(...seen(run, await live.upload("api/what-if", own), own))
     } catch (error) {
       results.replaceChildren(fault(error))
@@ -16,8 +13,8 @@ page(async (run, main) => {
   })
   main.replaceChildren(
     h("h1", null, "What if?"),
-    h("p.lead", null, "Choose a picture. You see what the model says, and which units carry its first choice. Then take a unit out, or make it stronger, and see what the model says instead."),
-    h("form.controls", { onsubmit: event => event.preventDefault() }, h("label", null, "A picture of yours (it stays on this machine)", file)),
+    h("p.lead", null, "Give a picture. You see what the model says, and which units carry its first choice. Then take a unit out, or make it stronger, and see what the model says instead."),
+    h("form.controls", { onsubmit: event => event.preventDefault() }, field),
     results)
 })
 

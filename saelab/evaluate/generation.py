@@ -1,0 +1,76 @@
+"""Pictures of labels by a generator, for CoSy: a folder with one sub-folder a label, filled as pictures come."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from saelab.artifacts import atomic, digest
+from saelab.evaluate.painters import Generation, Paint
+
+
+def generate(
+    labels: Sequence[str], folder: Path, settings: Generation, source: str = "diffusers", device: str = "cpu"
+) -> Path:
+    """Write the pictures that are not there yet as `<folder>/<recipe>/<label>/<number>.png`; returns that folder.
+
+    A picture of `diffusers` is seeded by label, number and seed alone, so that a run that was stopped goes on where it
+    stopped, and a larger `count` only adds. In a larger `batch` seeds and names are the same, pixels differ by
+    rounding. What a server refuses to paint is left out, and asked for again by the next run. Raises UserError where
+    the model can't be loaded, and for whatever the server says to every request.
+    """
+    root = folder / f"{Path(settings.model).name}-{_recipe(settings, source)}"
+    missing = _missing(dict.fromkeys(labels), root, settings)
+    if not missing:
+        return root
+    paint = _painter(settings, source, device)
+    total = sum(len(numbers) for numbers in missing.values())
+    with tqdm(total=total, desc="generate pictures", unit="img") as bar:
+        for label, numbers in _batches(missing, settings.batch):
+            seeds = [int(digest([label, i, settings.seed])[:12], 16) for i in numbers]
+            for number, picture in zip(numbers, paint(settings.prompt.format(label), seeds), strict=True):
+                if picture is not None:
+                    _save(picture, _file(root, label, number))
+            bar.update(len(numbers))
+    return root
+
+
+def _recipe(settings: Generation, source: str) -> str:
+    names = ["model", "size", "prompt"] + (["steps", "guidance", "seed"] if source == "diffusers" else ["base_url"])
+    return digest({"source": source, "code": 2} | {name: getattr(settings, name) for name in names})[:10]
+
+
+def _missing(labels: dict[str, None], root: Path, settings: Generation) -> dict[str, list[int]]:
+    """Per label the numbers of the pictures that are not there; labels that have all are left out."""
+    found = {}
+    for label in labels:
+        if numbers := [i for i in range(settings.count) if not _file(root, label, i).is_file()]:
+            found[label] = numbers
+    return found
+
+
+def _batches(missing: dict[str, list[int]], size: int) -> Iterator[tuple[str, list[int]]]:
+    for label, numbers in missing.items():
+        for first in range(0, len(numbers), size):
+            yield label, numbers[first : first + size]
+
+
+def _painter(settings: Generation, source: str, device: str) -> Paint:
+    if source == "openai":
+        from saelab.evaluate.images_api import ImagesServer
+
+        return ImagesServer(settings)
+    from saelab.evaluate.diffusion import load_painter
+
+    return load_painter(settings, device)
+
+
+def _file(root: Path, label: str, number: int) -> Path:
+    return root / label.replace("/", " ") / f"{number:03}.png"
+
+
+def _save(picture: Image.Image, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as temporary:
+        picture.save(temporary, format="PNG")

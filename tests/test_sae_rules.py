@@ -152,6 +152,21 @@ def test_encoder_rows_begin_as_long_as_asked_or_shorter_where_they_would_rebuild
         assert (least < wanted) == (wanted == 0.9), "only the wide one, at 0.9, has to be shortened"
 
 
+def test_a_short_run_at_the_rate_of_long_ones_is_told_what_explains_more(caplog, monkeypatch):
+    x, _ = planted(600)
+    runs = {"long rate": {}, "own rate": {"lr": 5e-4}, "few latents": {"latents": 48}, "control": {"frozen": "all"}}
+    told = {}
+    for name, given in runs.items():
+        caplog.clear()
+        fit(x, SAEConfig(**{"d_in": D_IN, "latents": 2048, "k": 3} | given), TrainConfig(300, steps=2), progress=False)
+        told[name] = "lr=None means 5.7e-04, made for long runs: in 2 steps" in caplog.text
+    assert told == {"long rate": True, "own rate": False, "few latents": False, "control": False}
+    monkeypatch.setattr("saelab.sae.job.SHORT", 2)
+    caplog.clear()
+    fit(x, SAEConfig(D_IN, 2048, k=3), TrainConfig(300, steps=2), progress=False)
+    assert "long runs" not in caplog.text
+
+
 def test_a_jumprelu_latent_that_fell_silent_goes_back_to_its_decoder_row():
     x, _ = planted(600)
     config = SAEConfig(D_IN, 64, rule="jumprelu", k=3, dead_after=1000)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from test_sae_step import near_copies
 
-from saelab.sae import SAE, SAEConfig, Trainer, screen, select, settle
+from saelab.sae import SAE, SAEConfig, Trainer, rules, screen, select, settle
+from saelab.sae.distributed import World
 from saelab.sae.model import Meta
 
 
@@ -70,6 +71,29 @@ def test_batchtopk_trains_by_the_screen_as_without():
             torch.testing.assert_close(screened.weights[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     torch.testing.assert_close(screened.threshold, plain.threshold, rtol=1e-4, atol=0)
     assert "auxk" in b and screened._pre is None, "no float32 matrix of the batch's pre-activations"
+
+
+def test_two_processes_keep_their_parts_of_the_batchs_largest():
+    x, W, bias = problem(128, 640)
+    halves, k = x.split([64, 64]), 4
+    weights, config = {"W_enc": W, "b_enc": bias}, SAEConfig(48, 640, rule="batchtopk", k=k, screen="bfloat16")
+    best = [screen.screened_top_of_batch(half, W, bias, 2 * k * 64)[0] for half in halves]
+    found = []
+
+    class Two(World):
+        def __init__(self) -> None:
+            self.size, self.rank = 2, 0
+
+        def gather(self, rows: torch.Tensor) -> torch.Tensor:
+            return torch.cat(best)
+
+    for half in halves:
+        pairs, _ = rules.find("batchtopk").pairs(None, config, Two(), weights, half)
+        rows = torch.arange(64).repeat_interleave(pairs.offsets.diff())
+        found.append(torch.zeros(64, 640).index_put((rows, pairs.latents), pairs.values))
+    pre = exactly(x, W, bias).flatten()
+    whole = torch.zeros(128 * 640).double().scatter(0, pre.topk(128 * k).indices, pre.topk(128 * k).values)
+    torch.testing.assert_close(torch.cat(found).double().flatten(), whole.relu(), rtol=1e-5, atol=1e-4)
 
 
 def test_batchtopk_is_screened_where_its_largest_are_found_by_groups(monkeypatch):

@@ -2,6 +2,7 @@
 the pipeline."""
 
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from saelab import cache, units
 from saelab.errors import UserError
 from saelab.label.assign import Evidence, rankings
 from saelab.label.mine import ContrastRule
+from saelab.report import members as pages
 from saelab.sae import SAE, Meta
 from saelab.units import grouping as own
 from saelab.units.grouping import GroupSettings, find_groups, high_units
@@ -169,6 +171,25 @@ def test_groups_are_a_basis_that_new_pictures_go_through_too(store, tmp_path):
         assert where.argmax() == 2  # the map shows the token at which both fire
         with pytest.raises(UserError, match="write nothing of their own"):
             project.writes(6)
+
+
+def test_pages_name_the_members_of_a_group_with_their_labels(store, tmp_path):
+    of, ids = units.neuron(store, tmp_path), np.arange(60)
+    made = units.groups(
+        store, tmp_path, of, units.Projection.load(of.path), ids, ids, GroupSettings(sds=1.0, support=8)
+    )
+    facts = {"layer": store.layer, "control": False}
+    labels = [{"label": word} for word in ("paw", "fur", None, None, None, None)]
+    bases = [
+        SimpleNamespace(name="neuron", kind="neuron", units=of.path, labels=labels, **facts),
+        SimpleNamespace(name="neuron groups", kind="neuron_groups", units=made.path, labels=[], **facts),
+    ]
+    records = [[{} for _ in range(6)], [{}]]
+    pages.add(bases, records)
+    assert all(record["members"] is None for record in records[0])
+    assert records[1][0]["members"] == {"basis": "neuron", "units": [[0, "paw"], [1, "fur"]], "support": 25}
+    pages.add(bases[1:], records[1:])  # a run without the neurons
+    assert records[1][0]["members"] == {"basis": None, "units": [[0, None], [1, None]], "support": 25}
 
 
 def test_no_groups_is_no_basis(store, tmp_path):

@@ -128,4 +128,7 @@ def test_the_table_has_a_line_a_labeller_and_a_column_a_kind():
     lines = planted_table(rows).strip().splitlines()
     assert lines[0].split()[-4:] == ["all", "(3)", "mono", "(3)"] and len(lines) == 3
     assert lines[1].count("0.50 / 0.25 / 0.25") == 2 and lines[2].count("0.50 / - / -") == 2
+    asked = {"labeller": "openai (proposer)", "kind": "all", "units": 2, "recall": 0.0, "precision": 0.0, "dealt": 0.0}
+    lines = planted_table([*rows, asked]).strip().splitlines()
+    assert lines[0].split()[-3] == "(3)" and " ".join(lines[3].split()) == "openai (proposer) 0.00 / 0.00 / 0.00 of 2 -"
     assert planted_table([]) == ""

@@ -1,4 +1,4 @@
-"""axe-core on what only the live viewer shows: nothing found, a place in a picture, rating; light, dark, wide, phone."""
+"""axe-core on what only the live viewer shows: nothing found, a place in a picture, rating; in four looks."""
 
 import pytest
 from test_report_accessible import FOUND, RULES, axe

@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     given["generate"] = settings.make(Generation, given["generate"], "cosy.generate.")
     own = settings.make(CosySettings, given, "cosy.")
     made = stages(cfg, "cosy")
-    bases = made.acting
+    bases = [basis for basis in made.labelled if basis.of_tokens]
     labels = {(b.layer, b.name): labels_of(b, own.scorer) for b in bases}
     pictures = _pictures(made, own, sorted({x for some in labels.values() for x in some if x is not None}))
     controls = None if own.controls is None else _open(made, own.controls, "use cosy.controls=null")

@@ -33,11 +33,12 @@ def label_table(bases: Sequence[Basis]) -> str:
 def planted_table(found: Sequence[dict[str, Any]]) -> str:
     """Labeller x kind of planted unit: recall / precision / precision of the labels dealt out; empty without rows."""
     kinds = list(dict.fromkeys(row["kind"] for row in found))
+    units = {kind: max(row["units"] for row in found if row["kind"] == kind) for kind in kinds}
     cells: dict[str, dict[str, str]] = {}
     for row in found:
         numbers = (tables.number(row[name], ".2f") for name in ("recall", "precision", "dealt"))
-        cells.setdefault(row["labeller"], {})[row["kind"]] = " / ".join(numbers)
-    units = {row["kind"]: row["units"] for row in found}
+        some = "" if row["units"] == units[row["kind"]] else f" of {row['units']}"  # a proposer was asked about fewer
+        cells.setdefault(row["labeller"], {})[row["kind"]] = " / ".join(numbers) + some
     head = ("planted units: recall / precision / dealt", *(f"{kind} ({units[kind]})" for kind in kinds))
     rows = [[name, *(own.get(kind, "-") for kind in kinds)] for name, own in cells.items()]
     return "\n" + tables.draw(head, rows) + "\n" if rows else ""

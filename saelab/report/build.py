@@ -25,6 +25,7 @@ from saelab.report import (
     maps,
     matched_pairs,
     meaning,
+    members,
     people,
     pictures,
     random_directions,
@@ -60,6 +61,7 @@ SCRIPTS = (
     "answers.js",
     "heat.js",
     "label_pictures.js",
+    "members.js",
     "vlm_answers.js",
     "synthesised.js",
 )
@@ -147,6 +149,7 @@ def _write(run: reading.Run, out: Path, shown: int, site: str | None) -> None:
             record["maps"] = where
     random_directions.add(run, made)
     synthesised.add([b.synthesised for b in run.bases], [digest(b.recipes["labels"]) for b in run.bases], made, out)
+    members.add(run.bases, made)
     label_pictures.add(run.path.parent, run.bases, made, out)
     prompts = _add_proposals(run, made, out)
     used = sorted({i for basis in made for record in basis for i in map(int, record["names"])})

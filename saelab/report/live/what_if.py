@@ -34,7 +34,7 @@ class WhatIf:
     @cached_property
     def head(self) -> Head:
         """The host's own classifier. Raises UserError where its outputs have no names."""
-        host = self.models.host()
+        host = self.search.host()
         width = host.logits(torch.zeros(1, 3, *host.transform.size)).shape[-1]
         return host_head(host.model, int(width))
 
@@ -85,7 +85,7 @@ class WhatIf:
         return {"outputs": self._both(*logits.double().softmax(-1)), "silent": silent}
 
     def _of(self, basis: ReadBasis, picture: Image.Image) -> tuple[OnePicture, units.Projection]:
-        host = self.models.host()
+        host = self.search.host()
         batch = host.transform(picture)[None]
         answers = OnePicture(host, basis.layer, self.models.policy, batch, self.head)
         return answers, units.Projection.load(basis.units, basis.sae)

@@ -56,6 +56,7 @@ function unitPage(now) {
   return [
     crumbs(now),
     lede(now),
+    members(record),
     heldOut(run, basis, record),
     labelPictures(record),
     whatItDoes(record),

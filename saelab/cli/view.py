@@ -58,11 +58,11 @@ def serve(cfg: DictConfig, run: reading.Run, folder: Path) -> None:
     """Answer on loopback until interrupted."""
     import uvicorn
 
-    report = build(run.path, run.path.parent / "report" / run.path.stem, shown=cfg.shown).parent
     search = Search(run, models(cfg, run))
+    threading.Thread(target=search.warm, daemon=True).start()  # while the report is made and its first page read
+    report = build(run.path, run.path.parent / "report" / run.path.stem, shown=cfg.shown).parent
     app = application(report, search, study(cfg, run), folder)
     listening = listen(cfg.port)
-    threading.Thread(target=search.warm, daemon=True).start()  # while the first page is read
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
     print(f"viewer  {address}\n        Ctrl-C ends it", flush=True)
     show(address, wanted=cfg.browser)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +14,7 @@ from torch import Tensor
 from saelab import artifacts
 from saelab.errors import UserError
 from saelab.label.vlm.completion import amount, count
+from saelab.settings import nearest
 
 # The fields of a proposal that say what an answer took, not what was asked and answered.
 TAKEN = ("request", "prompt_tokens", "completion_tokens", "cost", "cached", "attempts", "uncertain", "seconds", "error")
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from saelab.images import ImageSet
 
 MODES = ("positives", "contrast", "shuffled_contrast")
+SYNTHESISED = ("none", "beside", "alone")  # are pictures made to raise a unit shown, beside its photos or instead?
 HeatMap = Callable[[int, int], np.ndarray | None]  # (unit, image id) -> float [height, width] in 0..1, or None
 
 
@@ -36,6 +38,18 @@ class ShownExemplars:
 
 
 @dataclass(frozen=True)
+class MadePictures:
+    """Pictures that were made to raise units (`saelab synthesise`)."""
+
+    folder: Path  # its name says how they were made
+    files: Mapping[int, tuple[str, ...]]  # unit -> its pictures
+
+    def of(self, unit: int) -> tuple[Path, ...]:
+        """The unit's pictures."""
+        return tuple(self.folder / name for name in self.files.get(unit, ()))
+
+
+@dataclass(frozen=True)
 class Case:
     """One unit as it is put to a proposer."""
 
@@ -46,6 +60,7 @@ class Case:
     images: "ImageSet"  # to load the pictures from
     heat: HeatMap | None = None  # where the unit fires within an image, if the caller has such maps
     column: Callable[[], Float[Tensor, "images"]] | None = None  # its activation on every image, if the caller has it
+    made: tuple[Path, ...] = ()  # pictures that were made to raise the unit
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,14 @@ class Proposer(Protocol):
     def estimate(self, case: Case) -> Estimate:
         """What `propose` would take for this case; sends nothing."""
         ...
+
+
+def check_synthesised(value: str) -> str:
+    """One of SYNTHESISED. Raises UserError for another word."""
+    if value not in SYNTHESISED:
+        near = nearest(value, SYNTHESISED)
+        raise UserError("proposer.synthesised", value, "unknown", f"{near}known: {', '.join(SYNTHESISED)}")
+    return value
 
 
 def summary(proposals: Sequence[Proposal], units: Sequence[int]) -> dict[str, Any]:

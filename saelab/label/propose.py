@@ -34,6 +34,7 @@ from saelab.label.proposal import (
     Case,
     Estimate,
     HeatMap,
+    MadePictures,
     Proposal,
     Proposer,
     ShownExemplars,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHATS",
+    "MadePictures",
     "Proposal",
     "Proposer",
     "ShownExemplars",
@@ -104,8 +106,20 @@ def _vlm(backend: str, **settings: Any) -> Proposer:
     from saelab.label.vlm.show import Look
 
     look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
-    question = _take(settings, ["prompt", "guided", "shown", "max_tokens"])
-    return VLMProposer(load_chat(backend, **settings), look, **question)
+    question = _take(settings, ["prompt", "guided", "shown", "max_tokens", "synthesised"])
+    rule, weight = settings.pop("rerank", None), _take(settings, ["weight"])
+    if rule not in (None, "pmi"):
+        raise UserError("proposer.rerank", rule, "must be null or pmi")
+    if rule == "pmi" and backend != "openai":
+        raise UserError(
+            "proposer.rerank", rule, f"{backend} names no log-probabilities", "use proposer=openai, or null"
+        )
+    asked = VLMProposer(load_chat(backend, **settings), look, **question)
+    if rule is None:
+        return asked
+    from saelab.label.vlm.reranked import RerankedProposer
+
+    return RerankedProposer(asked, **weight)
 
 
 def _agent(sight: Any, **settings: Any) -> Proposer:
@@ -113,7 +127,9 @@ def _agent(sight: Any, **settings: Any) -> Proposer:
     from saelab.label.agent.proposer import AgentProposer, Bounds
     from saelab.label.vlm.show import Look
 
-    look = Look(**_take(settings, ["sheet_px"]))
+    for name in ("guided", "rerank", "weight", "synthesised"):  # of openai.yaml, for questions of another kind
+        settings.pop(name, None)
+    look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
     bounds = Bounds(**_take(settings, [field.name for field in dataclasses.fields(Bounds)]))
     question = _take(settings, ["prompt", "shown"])
     return AgentProposer(_openai(**settings), sight, look, bounds, **question)
@@ -217,6 +233,7 @@ def run(
     seed: int = 0,
     heat: HeatMap | None = None,
     budget: "Budget | None" = None,
+    made: MadePictures | None = None,
     progress: bool = True,
 ) -> list[Proposal]:
     """Ask `proposer` about each of `units`; return their proposals in the order of unit numbers.
@@ -225,12 +242,15 @@ def run(
     positives gets a row of status "no_positives". When `budget` is used up, the remaining units get no row. Raises
     UserError for a folder that holds proposals of another recipe, where all units that were asked failed, and for what
     stops the proposer itself (no server, a refused key); what had been answered until then is on disk.
-    Ten parameters: who is asked about what, where it is written, and five settings with defaults.
+    Eleven parameters: who is asked about what, where it is written, and six settings with defaults.
     """
     folder = Path(folder)
-    ledger = Ledger(folder, "proposals", _recipe(proposer, exemplars, images, mode, seed))
+    recipe = _recipe(proposer, exemplars, images, mode, seed)
+    ledger = Ledger(folder, "proposals", recipe | ({} if made is None else {"made": made.folder.name}))
     kept = {unit: from_row(row) for unit, row in ledger.kept.items()}
     cases = [build_case(exemplars, images, u, mode, seed, proposer.shown, heat) for u in dict.fromkeys(units)]
+    if made is not None:
+        cases = [dataclasses.replace(case, made=made.of(case.unit)) for case in cases]
     todo = [case for case in cases if case.unit not in kept]
     found: dict[int, Proposal] = {}
     with tqdm(total=len(todo), desc=proposer.name, leave=False, disable=not progress) as bar:

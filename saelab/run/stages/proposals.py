@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from saelab.artifacts import folder, locked
 from saelab.cache import ActivationCache
-from saelab.encoders import ImageEmbeddings
+from saelab.encoders import Encoder, ImageEmbeddings
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import propose, selection
@@ -22,17 +24,22 @@ from saelab.units import HeatMaps, Projection, UnitActivations
 
 CODE = 2  # version of this stage; part of every recipe
 Embed = Callable[[Sequence[str]], Tensor]  # sentences -> [sentences, d_text]
-UNREAD = ("guided", "layout", "tiles", "part_px")  # settings of openai.yaml that an agent has no use for
 log = logging.getLogger("saelab")
 
 
 def load_proposer(
-    settings: ProposerSettings, images: ImageSet, embeddings: ImageEmbeddings, embed: Embed, root: Path
+    settings: ProposerSettings, images: ImageSet, encoder: Encoder, embeddings: ImageEmbeddings, root: Path
 ) -> propose.Proposer | None:
-    """The proposer that the settings name, or None. Raises UserError where it needs what the encoder does not give.
+    """The proposer that the settings name, or None. Raises UserError where it needs what the encoder does not give."""
 
-    `embed`: sentences in the space of `embeddings`, for agents that look for photos by words.
-    """
+    def look(file: Path) -> Tensor:
+        with Image.open(file) as picture:
+            batch = encoder.transform(picture.convert("RGB"))[None]
+        return encoder.embed_batch(batch)["probabilities"][0]
+
+    def embed(sentences: Sequence[str]) -> Tensor:
+        return encoder.embed_sentences(list(sentences))
+
     own = {"name": settings.name} | settings.options
     if settings.name == "tagger":
         probabilities = embeddings.extra.get("probabilities")
@@ -40,9 +47,9 @@ def load_proposer(
             remedy = "use encoder=conse, or proposer=none, openai or transformers"
             raise UserError("proposer", "tagger", "the encoder gives no class probabilities", remedy)
         own |= {"probabilities": probabilities, "names": imagenet_names(), "base": images.ids("mine")}
+        own |= {"look": look}
     if settings.name == "agent":
-        unread = [name for name in UNREAD if name in own]
-        own = {k: v for k, v in own.items() if k not in unread} | {"sight": Sight(embeddings.images, embed)}
+        own["sight"] = Sight(embeddings.images, embed)
     if settings.name in ("openai", "agent"):
         own.setdefault("cache", str(root / "answers"))
     return propose.load_proposer(**own)
@@ -64,11 +71,13 @@ def propose_labels(
     store: ActivationCache,
     root: Path,
     spent: Sequence[propose.Proposal] = (),
+    make: Callable[[Sequence[int]], propose.MadePictures] | None = None,
 ) -> tuple[Path, list[propose.Proposal], str]:
     """The folder with a basis' proposals.jsonl, its rows, and a sentence that sums them up.
 
     Units that have a row are not asked again; failed ones are, whenever the stage runs. `spent`: rows of earlier
-    bases, which have used up their part of a budget.
+    bases, which have used up their part of a budget. `make`: pictures that raise these units, for proposers that are to
+    see them. Eight parameters: who is asked, what of, and where things lie.
     """
     assert basis.exemplars is not None
     shown, chosen, budget = _choose(basis, settings)
@@ -78,12 +87,12 @@ def propose_labels(
     heat = None
     if basis.of_tokens:
         heat = HeatMaps(store, Projection.load(basis.units.path, basis.sae_path), shown.activations[:, 0])
+    made = make(chosen) if make is not None and settings.synthesised != "none" else None
     where.parent.mkdir(parents=True, exist_ok=True)
     with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
         left = budget and budget.less(list(spent))
-        rows = propose.run(
-            proposer, shown, images, chosen, where, mode=settings.mode, seed=settings.seed, heat=heat, budget=left
-        )
+        asked: dict[str, Any] = {"mode": settings.mode, "seed": settings.seed}
+        rows = propose.run(proposer, shown, images, chosen, where, **asked, heat=heat, budget=left, made=made)
     text = f"{basis.layer} {basis.name}, {proposer.name}: {propose.summary(rows, chosen)['text']}"
     return where, rows, text
 

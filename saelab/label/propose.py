@@ -68,9 +68,9 @@ __all__ = [
 ]
 
 
+OF_RUN = ("mode", "units", "seed", "dry_run")
 # Settings of a vision-language proposer that are not its backend's: its question, its picture, and the run's.
-OF_VLM = ("prompt", "guided", "shown", "max_tokens", "synthesised", "layout", "tiles", "sheet_px", "part_px")
-OF_VLM += ("mode", "units", "seed", "dry_run")
+OF_VLM = ("prompt", "guided", "shown", "max_tokens", "synthesised", "layout", "tiles", "sheet_px", "part_px", *OF_RUN)
 
 
 def load_proposer(name: str, **settings: Any) -> Proposer | None:

@@ -13,7 +13,7 @@ SLIPS = {
     "sae.k": "saelab: sae.k: has no value; write sae.k=VALUE",
     "images.root=/my=photos": "saelab: command line: mismatched input '='",
     "name=a/b": "saelab: name=a/b: has to be the name of a file",
-    "bases=neurn": "saelab: bases=neurn: unknown; did you mean neuron? known: neuron, sae, heads, pca, random_rotation",
+    "bases=neurn": "saelab: bases=neurn: unknown; did you mean neuron? known: neuron, sae, heads",
     "bases=[neuron]": "saelab: bases=['neuron']: a comparison needs at least two; for example bases=[neuron,sae]",
 }
 

@@ -18,7 +18,8 @@ from PIL import Image
 from saelab import images
 from saelab.errors import UserError
 from saelab.evaluate import cosy, generation, images_api
-from saelab.evaluate.generation import Generation, generate
+from saelab.evaluate.generation import generate
+from saelab.evaluate.painters import Generation
 from saelab.run.presets import preset
 from saelab.run.stages.cosy import leave_out_black
 from saelab.settings import make

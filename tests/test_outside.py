@@ -133,7 +133,7 @@ def test_a_program_that_answers_nothing_stops_the_run_in_one_line(tmp_path):
         ({"command": ""}, "names no program"),
         ({"command": "python '"}, "close its quotes"),
         ({"command": "/no/such/program x"}, "no such program"),
-        ({"command": "python {wrong}"}, "none of {exemplars}, {answers}"),
+        ({"command": "python @wrong"}, "is none of @exemplars, @answers"),
         ({"command": "python", "timeout": 0}, "proposer.timeout"),
         ({"command": "python", "batch": 0}, "proposer.batch"),
         ({"command": "python", "weight": -1.0}, "proposer.weight"),
@@ -222,7 +222,7 @@ def test_a_program_reads_exemplars_as_the_authors_tools_do_and_answers_in_their_
     found = acts.acts[images.ids("mine")].T.topk(4)
     ids = torch.from_numpy(images.ids("mine"))[found.indices]
     shown = propose.ShownExemplars(ids, torch.full_like(ids, -1), found.values)
-    proposer = CommandProposer(program(tmp_path, READ, head="") + " {exemplars} {answers}", shown=4)
+    proposer = CommandProposer(program(tmp_path, READ, head="") + " @exemplars @answers", shown=4)
     rows = propose.run(proposer, shown, images, chosen, tmp_path / "made", heat=maps, mode="positives", progress=False)
     assert [row.labels for row in rows] == [("4 pictures, 224 pixels",)] * 3
     assert not (tmp_path / "made/command/run-001/exemplars").exists()  # they take space and can be made again

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -350,12 +351,15 @@ def test_every_shipped_config_loads_and_names_only_settings_that_there_are(name,
     (tmp_path / "answers.jsonl").write_text('{"unit": 0, "raw": "none"}\n')
     given = {"recorded": [f"proposer.answers={tmp_path}/answers.jsonl"], "openai": ["proposer.model=toy"]}
     given["describe_dissect"] = ["proposer.chat.model=toy"]
+    given |= {"agent": ["proposer.model=toy"], "command": [f"proposer.command={sys.executable}"]}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(overrides=[f"+proposer={name}", f"+root={tmp_path}", *given.get(name, [])])
     settings = OmegaConf.to_container(cfg.proposer, resolve=True)
     of_the_run = {key: settings.pop(key) for key in ("mode", "units", "seed", "dry_run") if key in settings}
     if name == "tagger":
         settings |= {"probabilities": one_hot(*range(6)), "names": NAMES}
+    if name == "agent":
+        settings["sight"] = None
     proposer = propose.load_proposer(**settings)
     if name == "none":
         assert proposer is None

@@ -10,7 +10,7 @@ from small_images import coloured
 import saelab
 from saelab.artifacts import digest, read_json
 from saelab.compare import Settings
-from saelab.evaluate.generation import Generation
+from saelab.evaluate.painters import Generation
 from saelab.label.proposal import answers_digest
 from saelab.label.series import group_images
 from saelab.run.record import write

@@ -64,6 +64,8 @@ def test_a_picture_goes_to_outputs_and_to_units(named):
     ]
     assert [share for _, share in answer["outputs"]] == pytest.approx(sorted(plain, reverse=True), abs=1e-5)
     assert answer["picture"].startswith("data:image/webp")
+    again = named.ask(f"/api/what-if?upload={answer.pop('upload')}").json
+    assert again == answer == named.ask("/api/what-if?image=5").json
     assert [part["basis"] for part in answer["bases"]] == [b.name for b in named.run.bases]
     first = answer["bases"][0]["units"]
     assert len(first) == 8 and [abs(u["effect"]) for u in first] == sorted(
@@ -77,6 +79,9 @@ def test_the_slider_gives_what_the_edited_model_says(named, strength):
     data, basis = named.run.images.path(5).read_bytes(), named.run.bases[0]
     unit = named.post("/api/what-if", data).json["bases"][0]["units"][0]["unit"]
     answer = named.post(f"/api/what-if?basis={basis.name}&unit={unit}&strength={strength}", data).json
+    assert named.ask(f"/api/what-if?image=5&basis={basis.name}&unit={unit}&strength={strength}").json == {
+        key: answer[key] for key in ("outputs", "silent")
+    }
 
     def edit(tokens):
         changed = tokens.clone()
@@ -157,7 +162,9 @@ def test_a_slider_changes_what_the_model_says(page, named):
     page.wait_for_selector("main:not([aria-busy])")
     page.set_input_files("input[type=file]", named.run.images.path(5))
     page.wait_for_selector(".found .near li")
-    assert page.locator(".found").count() == len(named.run.bases)
+    assert page.locator(".found").count() == len(named.run.bases) and "#upload=" in page.url
+    page.reload()  # the address brings the picture back
+    page.wait_for_selector(".found .near li")
     page.click(".found .near li button >> nth=0")
     page.wait_for_selector(".what-if .note:has-text('Multiples')")
     before = page.locator(".outputs tbody td.tabular").all_inner_texts()

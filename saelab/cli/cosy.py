@@ -7,7 +7,8 @@ from saelab.artifacts import Artifact, read_json
 from saelab.cli.edge import command, plain, stages
 from saelab.errors import UserError
 from saelab.evaluate import cosy
-from saelab.evaluate.generation import SOURCES, Generation, generate
+from saelab.evaluate.generation import generate
+from saelab.evaluate.painters import SOURCES, Generation
 from saelab.images import ImageSet
 from saelab.run.basis import Basis
 from saelab.run.making import Stages

@@ -65,8 +65,8 @@ def last_screen(images: ImageSet, outcome: Outcome, run: Path, index: Path, seco
     lines = ["", f"{len(images)} photos{skipped}, {outcome.host}, labels by {outcome.encoder}"]
     for layer, made in outcome.comparisons.items():
         result = read_json(made.path / "comparison.json")
-        lines += ["", *_headline(layer, result), "", _wrap(result["headline"])]
-        lines += [_wrap(text) for text in _overfits(outcome.bases, layer)]
+        lines += ["", *_headline(layer, result), "", wrapped(result["headline"])]
+        lines += [wrapped(text) for text in _overfits(outcome.bases, layer)]
     reused = all(artifact.reused for artifact in (*outcome.comparisons.values(), *outcome.artifacts))
     lines += [
         "",
@@ -77,7 +77,7 @@ def last_screen(images: ImageSet, outcome: Outcome, run: Path, index: Path, seco
     return "\n".join(lines)
 
 
-def _wrap(text: str) -> str:
+def wrapped(text: str) -> str:
     """Text in lines that a terminal of 80 columns or more doesn't break; no word is cut."""
     width = max(80, min(110, shutil.get_terminal_size().columns))
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

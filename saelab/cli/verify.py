@@ -75,7 +75,8 @@ def load(asked: ProposerSettings) -> VLMProposer:
     known = ", ".join(propose.CHATS)
     if asked.name not in propose.CHATS:
         raise UserError("proposer", asked.name, "answers no questions about labels", f"use one of {known}")
-    found = propose.load_proposer(name=asked.name, **asked.options)
+    own = {name: value for name, value in asked.options.items() if name not in ("rerank", "weight")}
+    found = propose.load_proposer(name=asked.name, **own)
     assert isinstance(found, VLMProposer)
     return found
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from saelab.errors import UserError
-from saelab.evaluate.generation import Generation, Paint
+from saelab.evaluate.painters import Generation, Paint
 
 
 def load_pipeline(model: str, device: str) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from PIL import Image, UnidentifiedImageError
 
 from saelab.errors import UserError
-from saelab.evaluate.generation import Generation
+from saelab.evaluate.painters import Generation
 from saelab.label.vlm.attempts import LONGEST_WAIT
 from saelab.label.vlm.bounded import CutOff, bounded_client
 from saelab.label.vlm.secret import Secret

@@ -113,7 +113,19 @@ def _vlm(backend: str, **settings: Any) -> Proposer:
 
     look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
     question = _take(settings, ["prompt", "guided", "shown", "max_tokens", "synthesised"])
-    return VLMProposer(load_chat(backend, **settings), look, **question)
+    rule, weight = settings.pop("rerank", None), _take(settings, ["weight"])
+    if rule not in (None, "pmi"):
+        raise UserError("proposer.rerank", rule, "must be null or pmi")
+    if rule == "pmi" and backend != "openai":
+        raise UserError(
+            "proposer.rerank", rule, f"{backend} names no log-probabilities", "use proposer=openai, or null"
+        )
+    asked = VLMProposer(load_chat(backend, **settings), look, **question)
+    if rule is None:
+        return asked
+    from saelab.label.vlm.reranked import RerankedProposer
+
+    return RerankedProposer(asked, **weight)
 
 
 def _agent(sight: Any, **settings: Any) -> Proposer:
@@ -121,7 +133,9 @@ def _agent(sight: Any, **settings: Any) -> Proposer:
     from saelab.label.agent.proposer import AgentProposer, Bounds
     from saelab.label.vlm.show import Look
 
-    look = Look(**_take(settings, ["sheet_px"]))
+    for name in ("guided", "rerank", "weight", "synthesised"):  # of openai.yaml, for questions of another kind
+        settings.pop(name, None)
+    look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
     bounds = Bounds(**_take(settings, [field.name for field in dataclasses.fields(Bounds)]))
     question = _take(settings, ["prompt", "shown"])
     return AgentProposer(_openai(**settings), sight, look, bounds, **question)
@@ -263,7 +277,7 @@ def run(
         cases = [dataclasses.replace(case, made=made.of(case.unit)) for case in cases]
     todo = [case for case in cases if case.unit not in kept]
     found: dict[int, Proposal] = {}
-    with tqdm(total=len(todo), desc=proposer.name, disable=not progress) as bar:
+    with tqdm(total=len(todo), desc=proposer.name, leave=False, disable=not progress) as bar:
 
         def keep(proposal: Proposal) -> None:
             attempts, uncertain = ledger.tries(proposal.unit)

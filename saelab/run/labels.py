@@ -17,7 +17,7 @@ from saelab.label.exemplars import exemplars
 from saelab.label.proposal import Estimate
 from saelab.label.vocabulary import Vocabulary
 from saelab.run.bases import Bases
-from saelab.run.basis import KINDS, Basis
+from saelab.run.basis import Basis
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
 from saelab.run.stages.synthesis import SynthesisRequest, chosen_pictures, synthesise_basis
 from saelab.run.stages.synthesis_pictures import Viewers
@@ -105,8 +105,8 @@ class Labels(Bases):
 
     @property
     def acting(self) -> list[Basis]:
-        """Labelled bases whose units can be taken out of the host: it computes them, and they write of their own."""
-        return [basis for basis in self.labelled if basis.of_tokens and not KINDS[basis.kind].of]
+        """Labelled bases whose units can be taken out of the host."""
+        return [basis for basis in self.labelled if basis.acts]
 
     # ---- pictures made to raise units ----------------------------------------------------------------------------
 

@@ -144,7 +144,7 @@ class Calls:
             tokens = host.tokens(batch, [own.layer], policy)[own.layer].float().cpu()
             grid = host.choice(own.layer, policy).grid
             each = project(tokens.flatten(0, 1))[:, unit].unflatten(0, tokens.shape[:2])
-            pooled = units.pool_tokens(each[..., None], self.models.pool)[:, 0]
+            pooled = units.pool_units(project, tokens, self.models.pool)[:, unit]
         rows = []
         for (image, _), value, own_map in zip(loaded, pooled.tolist(), each, strict=True):
             heat = None if grid is None else own_map[-grid[0] * grid[1] :].reshape(grid).double().numpy()

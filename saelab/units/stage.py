@@ -88,7 +88,8 @@ def groups(
     `project`: of these units. `alike`: a number a picture of the set, equal for near-duplicates. `sae`: the folder of
     the SAE whose latents they are. Eight parameters: a basis, what decides its groups, and where they go.
     """
-    recipe = {"stage": "units", "code": CODE, "basis": "groups", "of": of.digest, "settings": settings}
+    recipe = {"stage": "units", "code": CODE, "cache": cache.digest, "basis": "groups", "of": of.digest}
+    recipe |= {"settings": settings}
     recipe |= {"mine": digest(mine.tolist()), "alike": digest(alike.tolist())}
     own = UnitActivations.load(of.path)
 

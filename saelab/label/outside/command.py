@@ -23,16 +23,16 @@ from saelab.label.vlm.show import Look
 from saelab.units import HeatMaps
 
 log = logging.getLogger("saelab")
-PLACES = ("exemplars", "answers")  # what a command may hold in braces
+EXEMPLARS, ANSWERS = "@exemplars", "@answers"  # words of a command that stand for a folder and a file
 TOLD = 3  # unreadable lines of a run that are reported
 
 
 class CommandProposer:
     """Runs `command` for up to `batch` units at a time.
 
-    command: a command line, split as a shell would, without a shell. {exemplars} in it becomes a folder in MILAN's
-    layout; {answers} the file that the program will write. Without {exemplars} pictures are files named on its standard
-    input. timeout: seconds that it may take from one unit's answer to the next, or to write {answers}. weight: of the
+    command: a command line, split as a shell would, without a shell. @exemplars in it becomes a folder in MILAN's
+    layout; @answers the file that the program will write. Without @exemplars pictures are files named on its standard
+    input. timeout: seconds that it may take from one unit's answer to the next, or to write @answers. weight: of the
     prior, where it answers with log-probabilities (`rerank`). shown: positives, the strongest (15 in MILAN). tiles,
     part_px: how those files look, as for a vision-language model.
     """
@@ -49,7 +49,7 @@ class CommandProposer:
         tiles: str = "raw",
         part_px: int = 448,
     ) -> None:
-        self.words = split_command(command, PLACES)
+        self.words = split_command(command, (EXEMPLARS, ANSWERS))
         if not timeout > 0 or batch < 1 or shown < 1:
             setting, value = next(
                 (name, value) for name, value in (("timeout", timeout), ("batch", batch), ("shown", shown)) if value < 1
@@ -57,7 +57,7 @@ class CommandProposer:
             raise UserError(f"proposer.{setting}", value, "expected a number of at least 1")
         order_by_information([], weight)
         self.printed = "output.txt"
-        self.written = "answers.csv" if "{answers}" in command else None  # then what it prints is for people
+        self.written = "answers.csv" if ANSWERS in self.words else None  # then what it prints is for people
         self.look = Look(layout="parts", tiles=tiles, part_px=part_px)
         self.command, self.timeout, self.batch, self.weight = command, timeout, batch, weight
         self.shown: int | None = shown
@@ -100,9 +100,8 @@ class CommandProposer:
 
     def _ask(self, cases: Sequence[Case], own: Path, lock: int) -> Iterator[Proposal]:
         """Run the program for these cases."""
-        words = fill(
-            self.words, {"exemplars": (own / "exemplars").resolve(), "answers": (own / "answers.csv").resolve()}
-        )
+        places = {EXEMPLARS: own.resolve() / "exemplars", ANSWERS: own.resolve() / "answers.csv"}
+        words = fill(self.words, places)
         waiting, told = {case.unit: case for case in cases}, Told(self.command)
         self._write(cases, own)
         clock, why = Clock(self.timeout), "ended without an answer about this unit"
@@ -144,7 +143,7 @@ class CommandProposer:
 
     def _write(self, cases: Sequence[Case], own: Path) -> None:
         """What the program is given: `cases.jsonl`, a line a unit, and pictures or exemplars."""
-        exemplars = "{exemplars}" in self.command
+        exemplars = EXEMPLARS in self.words
         own.mkdir(parents=True)
         if exemplars:
             _write_exemplars(cases, own / "exemplars")
@@ -220,9 +219,7 @@ class Told:
 def _write_exemplars(cases: Sequence[Case], folder: Path) -> None:
     maps = cases[0].heat
     if not isinstance(maps, HeatMaps):
-        raise UserError(
-            "proposer.command", "{exemplars}", "needs maps, which these units lack", "leave {exemplars} out"
-        )
+        raise UserError("proposer.command", "@exemplars", "needs maps, which these units lack", "leave @exemplars out")
     chosen = []
     for case in cases:
         own = sorted(case.positives, key=lambda image: -_peak(maps, case.unit, image))

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,22 +28,19 @@ class Ended(Exception):
 
 
 def split_command(command: str, known: Sequence[str]) -> list[str]:
-    """The words of a command line. Raises UserError for none, unknown {places}, and a program that isn't there."""
+    """The words of a command line. Raises UserError for none, unknown @places, and a program that isn't there."""
     setting = "proposer.command"
     try:
         words = shlex.split(command)
     except ValueError as error:
         raise UserError(setting, command, f"can't be split into words ({error})", "close its quotes") from None
     if not words:
-        raise UserError(setting, command, "names no program", "for example 'python describe.py {exemplars} {answers}'")
+        raise UserError(setting, command, "names no program", "for example 'python describe.py @exemplars @answers'")
     if shutil.which(words[0]) is None:
         raise UserError(setting, words[0], "no such program", "give its path, or make it executable")
     for word in words:
-        try:
-            word.format(**dict.fromkeys(known, ""))
-        except (KeyError, IndexError, ValueError):
-            places = ", ".join(f"{{{name}}}" for name in known)
-            raise UserError(setting, word, f"holds braces that are none of {places}", "double other braces") from None
+        if re.fullmatch(r"@\w+", word) and word not in known:
+            raise UserError(setting, word, f"is none of {', '.join(known)}")
     return words
 
 
@@ -118,8 +116,8 @@ class Clock:
 
 
 def fill(words: Sequence[str], places: Mapping[str, Path]) -> list[str]:
-    """The command's words with paths in place of {names}."""
-    return [word.format(**places) for word in words]
+    """The command's words with paths in place of @names."""
+    return [str(places.get(word, word)) for word in words]
 
 
 def _lines(written: BinaryIO, done: bool) -> Iterator[str]:

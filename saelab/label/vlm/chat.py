@@ -6,7 +6,7 @@ and the second look all ask through it.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,6 +49,7 @@ class Request:
     buyer: str = ""  # the run that asks: with the name it says whose an answer in the cache is; not in the digest
     turns: tuple[Turn, ...] = ()  # what was said since, where tools are on offer
     tools: tuple[dict[str, Any], ...] = ()  # `{"name", "description", "parameters"}` each; for backends that know them
+    likely: bool = False  # how likely is each first word of the answer? For backends that say so
     answer_now: bool = False  # the tools are there to be read about, and may not be called any more
 
     @property
@@ -73,6 +74,8 @@ class Request:
     def digest(self) -> str:
         """SHA-256 of everything that the answer depends on; equal digests are the same question."""
         content: dict[str, Any] = {"parts": _digests(self.parts), "schema": self.schema, "max_tokens": self.max_tokens}
+        if self.likely:
+            content["likely"] = True
         if self.tools:
             turns = [
                 [t.said, [[c.name, c.arguments] for c in t.calls], t.answers, _digests(t.shown)] for t in self.turns
@@ -98,6 +101,7 @@ class Reply:
     seconds: float | None = None
     unfinished: str | None = None  # why the model stopped before the answer's end, if it did
     calls: tuple[ToolCall, ...] = ()  # tools that it asks for instead of answering
+    likely: Mapping[str, float] | None = None  # first words of the answer and their log-probabilities, where asked for
 
     @property
     def record(self) -> dict[str, Any]:

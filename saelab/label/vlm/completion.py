@@ -5,6 +5,7 @@ Everything passes through here before it is cached, and again when it is read fr
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class Completion:
     name: str = ""  # of the request that bought it
     buyer: str = ""  # of the run that bought it
     calls: tuple[ToolCall, ...] = added(())  # tools that the model asks for
+    likely: Mapping[str, float] | None = added(None)  # first tokens of the answer, with their log-probabilities
 
 
 def read(body: str) -> Completion:
@@ -70,6 +72,7 @@ def read(body: str) -> Completion:
         count(usage.get("completion_tokens")),
         short_text(choice.get("finish_reason")),
         calls=_calls(choice.get("message")),
+        likely=_likely(choice.get("logprobs")),
     )
 
 
@@ -89,7 +92,25 @@ def restore(row: Any) -> Completion | None:
         short_text(row.get("name")) or "",
         short_text(row.get("buyer")) or "",
         _read_calls(row.get("calls")),
+        _log_probabilities(row.get("likely")),
     )
+
+
+def _likely(found: Any) -> dict[str, float] | None:
+    """The log-probabilities of an answer's first token and of those that might have stood there; None: not said."""
+    tokens = found.get("content") if isinstance(found, dict) else None
+    first = tokens[0] if isinstance(tokens, list) and tokens else None
+    rows = first.get("top_logprobs") if isinstance(first, dict) else None
+    named = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return _log_probabilities({str(row.get("token")): row.get("logprob") for row in named})
+
+
+def _log_probabilities(rows: Any) -> dict[str, float] | None:
+    """Of tokens; numbers that are none, or above 0, are left out. None where nothing is left."""
+    if not isinstance(rows, dict):
+        return None
+    numbers = {str(t)[:100]: p for t, p in rows.items() if isinstance(p, int | float) and not isinstance(p, bool)}
+    return {token: float(p) for token, p in numbers.items() if p <= 0} or None
 
 
 def _calls(message: Any) -> tuple[ToolCall, ...]:

@@ -43,6 +43,7 @@ OURS = (
     "tools",
     "tool_choice",
 )  # never in extra_body
+MOST_LIKELY = 20  # first words of an answer that are listed with their probability; servers give no more
 KEY_NAMES = re.compile(r'"[^"]*(api[-_]?key|authorization|password|secret|credential)[^"]*"\s*:', re.IGNORECASE)
 
 
@@ -201,11 +202,14 @@ class OpenAIChat:
             seconds=answer.seconds,
             unfinished=unfinished(answer.finish_reason, request.max_tokens),
             calls=answer.calls,
+            likely=answer.likely,
         )
 
     def _body(self, request: Request, pictures: bool = True) -> dict[str, Any]:
         """The request as the client's keyword arguments."""
         body: dict[str, Any] = {"model": self.model, "messages": _messages(request, pictures)}
+        if request.likely:
+            body |= {"logprobs": True, "top_logprobs": MOST_LIKELY}
         if request.tools:
             body["tools"] = [{"type": "function", "function": tool} for tool in request.tools]
             body["tool_choice"] = "none" if request.answer_now else "auto"

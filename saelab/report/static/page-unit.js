@@ -205,7 +205,7 @@ function exemplars({ record, params, link, steps }) {
     fill()
   }
   const more = record.positives.length > limit
-    ? h("button", { type: "button", onclick: event => { limit = record.positives.length; fill(); event.target.remove() } }, `show all ${record.positives.length}`)
+    ? h("button", { type: "button", onclick: event => { limit = record.positives.length; fill(); event.target.remove(); grid.tabIndex = -1; grid.focus({ preventScroll: true }) } }, `show all ${record.positives.length}`)
     : null
   fill()
   const fewer = record.fires_on <= record.positives.length ? ` It fires on ${format.plural(record.positives.length, "image")} only.` : ""

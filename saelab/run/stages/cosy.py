@@ -16,8 +16,8 @@ from saelab.acts import columns
 from saelab.artifacts import Artifact, ensure
 from saelab.errors import UserError
 from saelab.evaluate import cosy
-from saelab.evaluate.generation import SOURCES as PAINTERS
-from saelab.evaluate.generation import Generation
+from saelab.evaluate.painters import SOURCES as PAINTERS
+from saelab.evaluate.painters import Generation
 from saelab.images import ImageSet
 from saelab.label import pipeline
 from saelab.label.mine import top_images

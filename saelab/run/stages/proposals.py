@@ -24,7 +24,7 @@ from saelab.run.config import ProposerSettings
 from saelab.units import HeatMaps, Projection, UnitActivations
 
 CODE = 2  # version of this stage; part of every recipe
-UNREAD = ("guided", "layout", "tiles", "part_px", "synthesised")  # settings of openai.yaml that an agent has no use for
+Embed = Callable[[Sequence[str]], Tensor]  # sentences -> [sentences, d_text]
 log = logging.getLogger("saelab")
 
 
@@ -57,8 +57,7 @@ def load_proposer(
         if own["chat"].get("name") == "openai":  # bought answers are kept with the run
             own["chat"] = {"cache": str(root / "answers")} | own["chat"]
     if settings.name == "agent":
-        unread = [name for name in UNREAD if name in own]
-        own = {k: v for k, v in own.items() if k not in unread} | {"sight": Sight(embeddings.images, embed)}
+        own["sight"] = Sight(embeddings.images, embed)
     if settings.name in ("openai", "agent"):
         own.setdefault("cache", str(root / "answers"))
     return propose.load_proposer(**own)

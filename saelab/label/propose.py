@@ -70,7 +70,8 @@ __all__ = [
 
 OF_RUN = ("mode", "units", "seed", "dry_run")
 # Settings of a vision-language proposer that are not its backend's: its question, its picture, and the run's.
-OF_VLM = ("prompt", "guided", "shown", "max_tokens", "synthesised", "layout", "tiles", "sheet_px", "part_px", *OF_RUN)
+OF_QUESTION = ("prompt", "guided", "shown", "max_tokens", "synthesised", "rerank", "weight")
+OF_VLM = (*OF_QUESTION, "layout", "tiles", "sheet_px", "part_px", *OF_RUN)
 
 
 def load_proposer(name: str, **settings: Any) -> Proposer | None:

@@ -350,6 +350,7 @@ def test_every_shipped_config_loads_and_names_only_settings_that_there_are(name,
 
     (tmp_path / "answers.jsonl").write_text('{"unit": 0, "raw": "none"}\n')
     given = {"recorded": [f"proposer.answers={tmp_path}/answers.jsonl"], "openai": ["proposer.model=toy"]}
+    given["describe_dissect"] = ["proposer.chat.model=toy"]
     given |= {"agent": ["proposer.model=toy"], "command": [f"proposer.command={sys.executable}"]}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(overrides=[f"+proposer={name}", f"+root={tmp_path}", *given.get(name, [])])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL.Image import Image as PILImage
 from torch import Tensor
 
 from saelab import artifacts
@@ -27,6 +28,18 @@ SYNTHESISED = ("none", "beside", "alone")  # are pictures made to raise a unit s
 HeatMap = Callable[[int, int], np.ndarray | None]  # (unit, image id) -> float [height, width] in 0..1, or None
 
 
+class Bench(Protocol):
+    """A basis at work: what its units do on pictures, and on photos of words."""
+
+    def fire(self, unit: int, pictures: Sequence[PILImage]) -> Float[Tensor, "pictures"]:
+        """The unit's activation on pictures that are in no set."""
+        ...
+
+    def described(self, unit: int, label: str) -> tuple[Float[Tensor, "photos"], Float[Tensor, "photos"]]:
+        """Of held-out photos that people described so: the unit's activation, and mean cosine with its exemplars."""
+        ...
+
+
 @dataclass(frozen=True)
 class ShownExemplars:
     """What proposers look at of the mined images (`saelab.label.exemplars`). Row u belongs to unit u."""
@@ -35,6 +48,7 @@ class ShownExemplars:
     contrasts: Int[Tensor, "units k"]  # the paired contrast of each positive; -1 = none
     activations: Float[Tensor, "units k"]  # of the positives: those that are not above 0 are not shown
     column: Callable[[int], Float[Tensor, "images"]] | None = None  # a unit's activation on every image, for agents
+    bench: Bench | None = None  # for proposers that try units on pictures
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,7 @@ class Case:
     heat: HeatMap | None = None  # where the unit fires within an image, if the caller has such maps
     column: Callable[[], Float[Tensor, "images"]] | None = None  # its activation on every image, if the caller has it
     made: tuple[Path, ...] = ()  # pictures that were made to raise the unit
+    bench: Bench | None = None  # its basis at work, if the caller has it
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from saelab.run.basis import Basis
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
 from saelab.run.stages.synthesis import SynthesisRequest, chosen_pictures, synthesise_basis
 from saelab.run.stages.synthesis_pictures import Viewers
+from saelab.run.stages.unit_bench import UnitBench
 
 log = logging.getLogger("saelab")
 
@@ -62,8 +63,9 @@ class Labels(Bases):
         with self.timings.of("proposals"):
             for basis in mined:
                 asked = self.config.proposer
+                aids = (spent, self._make(basis), self._bench(basis))
                 place, rows, text = propose_labels(
-                    basis, proposer, asked, self.images, self.store(basis), self.root, spent, self._make(basis)
+                    basis, proposer, asked, self.images, self.store(basis), self.root, *aids
                 )
                 spent += rows
                 self.notes.append(text)
@@ -151,6 +153,13 @@ class Labels(Bases):
             return propose.MadePictures(folder, files)
 
         return make
+
+    def _bench(self, basis: Basis) -> UnitBench | None:
+        """The basis at work; None where there is no host, or its units are not read from tokens."""
+        if self.weights == "arrays" or not basis.of_tokens:
+            return None
+        host = self.host if basis.weights == self.weights else self.random_host
+        return UnitBench(basis, host, self.config.policy, self.images, self.embeddings.images, self.config.truth)
 
     @property
     def _tagless(self) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from saelab.images import ImageSet
 from saelab.label import propose, selection
 from saelab.label.agent.hands import Sight
 from saelab.label.exemplars import Exemplars
-from saelab.label.proposal import Estimate
+from saelab.label.proposal import Bench, Estimate
 from saelab.names import imagenet_names
 from saelab.run.basis import Basis
 from saelab.run.config import ProposerSettings
@@ -32,10 +33,12 @@ def load_proposer(
 ) -> propose.Proposer | None:
     """The proposer that the settings name, or None. Raises UserError where it needs what the encoder does not give."""
 
+    def see(picture: Image.Image) -> Tensor:
+        return encoder.embed_batch(encoder.transform(picture)[None])["probabilities"][0]
+
     def look(file: Path) -> Tensor:
         with Image.open(file) as picture:
-            batch = encoder.transform(picture.convert("RGB"))[None]
-        return encoder.embed_batch(batch)["probabilities"][0]
+            return see(picture.convert("RGB"))
 
     def embed(sentences: Sequence[str]) -> Tensor:
         return encoder.embed_sentences(list(sentences))
@@ -48,6 +51,11 @@ def load_proposer(
             raise UserError("proposer", "tagger", "the encoder gives no class probabilities", remedy)
         own |= {"probabilities": probabilities, "names": imagenet_names(), "base": images.ids("mine")}
         own |= {"look": look}
+    if settings.name == "describe_dissect":
+        if "probabilities" in embeddings.extra:
+            own |= {"see": see, "names": imagenet_names()}
+        if own["chat"].get("name") == "openai":  # bought answers are kept with the run
+            own["chat"] = {"cache": str(root / "answers")} | own["chat"]
     if settings.name == "agent":
         own["sight"] = Sight(embeddings.images, embed)
     if settings.name in ("openai", "agent"):
@@ -72,15 +80,18 @@ def propose_labels(
     root: Path,
     spent: Sequence[propose.Proposal] = (),
     make: Callable[[Sequence[int]], propose.MadePictures] | None = None,
+    bench: Bench | None = None,
 ) -> tuple[Path, list[propose.Proposal], str]:
     """The folder with a basis' proposals.jsonl, its rows, and a sentence that sums them up.
 
     Units that have a row are not asked again; failed ones are, whenever the stage runs. `spent`: rows of earlier
     bases, which have used up their part of a budget. `make`: pictures that raise these units, for proposers that are to
-    see them. Eight parameters: who is asked, what of, and where things lie.
+    see them; `bench`: the basis at work, for those that try units on pictures. Nine parameters: who is asked, what of,
+    where things lie, and three aids.
     """
     assert basis.exemplars is not None
     shown, chosen, budget = _choose(basis, settings)
+    shown = replace(shown, bench=bench)
     recipe = {"stage": "proposals", "code": CODE, "exemplars": basis.exemplars.digest, "proposer": proposer.recipe}
     recipe |= {"mode": settings.mode, "units": settings.units, "seed": settings.seed}
     where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)

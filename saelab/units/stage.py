@@ -103,7 +103,7 @@ def groups(
         sparse = (acts != 0).float().mean() < SPARSE_BELOW
         facts = own.info | {"groups": len(found.members), "of": own.basis, "members": found.members}
         facts |= {"support": found.support, "bound": found.bound}
-        facts |= {} if sae is None else {"sae": os.path.relpath(sae, Path(root) / "units" / "groups")}
+        facts |= {} if sae is None else {"sae_folder": os.path.relpath(sae, Path(root) / "units" / "groups")}
         UnitActivations(acts.to_sparse_csr() if sparse else acts, "groups", facts).save(folder)
 
     try:

@@ -277,3 +277,30 @@ def test_a_killed_talk_goes_on_without_asking_twice(tmp_path):
     # what was under way at the kill may have been paid: it is the only one that was sent again, and its row says so
     assert sum(server.paid.values()) - 12 <= sum(row.uncertain for row in rows) <= 1
     assert [row.prompt_tokens for row in rows] == [4000] * 3 and not any(row.cached for row in rows)
+
+
+@pytest.mark.slow
+def test_the_command_asks_an_agent_about_units_of_a_real_host(tmp_path):
+    """`saelab label proposer=agent`: its labels join the vocabulary, and the second run asks nothing."""
+    import commands
+    from small_images import coloured
+
+    pytest.importorskip("efficientnet_lite_pytorch")
+    coloured(tmp_path / "pictures", 40, size=64)
+
+    def script(turn: int, body: dict):
+        return [[call("find_photos", text="a red square", count=3), call("look", "b", photo=0)], LABEL][turn]
+
+    with Scripted(script) as server:
+        command = [sys.executable, str(Path(__file__).parents[1] / "scripts" / "label.py"), "images=folder"]
+        command += [f"images.root={tmp_path / 'pictures'}", f"root={tmp_path / 'runs'}", "bases=[neuron]"]
+        command += ["scorer=[pearson]", "label.nulls=5", "label.mining.k=5", "label.vocabulary=[classes]", "workers=0"]
+        command += ["device=cpu", "proposer=agent", f"proposer.base_url={server.url}", "proposer.model=toy"]
+        command += ["proposer.units=top:3"]
+        first, paid = commands.run(command), sum(server.paid.values())
+        again = commands.run(command)
+    assert first.returncode == 0, first.stderr
+    assert "agent: 3 units: 3 answered" in first.stdout and paid == 6 == sum(server.paid.values())
+    assert again.returncode == 0 and again.stdout == first.stdout
+    (vocabulary,) = (tmp_path / "runs" / "labels").glob("*/vocabulary.json")
+    assert "red squares" in json.loads(vocabulary.read_text())["labels"]

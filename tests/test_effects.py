@@ -60,6 +60,17 @@ def test_only_units_that_write_their_class_have_an_effect_above_chance(worlds):
         assert abs(permuted - pct) > 0.3 or kind != "writes"
 
 
+def test_the_percentile_is_the_rank_that_the_class_has_in_what_the_unit_writes(worlds):
+    """Exact, unit by unit: whatever is left of 0 in the means above is the draw of the worlds."""
+    kinds = [kind for kind in KINDS for _ in range(EACH)]
+    for seed in range(0, WORLDS, 10):
+        own, found = world(seed, kinds), [row for kind in KINDS for row in worlds[seed][kind]]
+        for unit, row in enumerate(found):
+            written = own.answers.head[unit]
+            planted = float((written < written[int(own.labels[unit].split()[1])]).sum()) + 0.5
+            assert row["causal_pct"] == pytest.approx(planted / OUTPUTS)
+
+
 def test_a_difference_of_bases_is_rarely_seen_where_there_is_none(worlds):
     """Units that only read, against units that write elsewhere: the network uses neither for their labels."""
     found = [difference(world_["reads"], world_["elsewhere"]) for world_ in worlds]

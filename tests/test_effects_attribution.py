@@ -43,12 +43,15 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def project_of(kind: str) -> Projection:
+    if kind == "neurons":
+        return Projection()
+    own = SAE(draw(1, 9, 5), draw(2, 9), draw(3, 9, 5), draw(4, 5), Meta(rule="topk", k=3, input_norm="unit"))
+    return Projection(sae=own)
+
+
 def inputs(kind: str, host: type):
-    project = Projection()
-    if kind == "sae":
-        sae = SAE(draw(1, 9, 5), draw(2, 9), draw(3, 9, 5), draw(4, 5), Meta(rule="topk", k=3, input_norm="unit"))
-        project = Projection(sae=sae)
-    tokens = draw(5, 6, 4, 5)
+    project, tokens = project_of(kind), draw(5, 6, 4, 5)
     return host(tokens, draw(6, 5, 7)), Active.of(project, tokens), project.writes(5)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_effects_attribution import IDS, Curved, Linear, draw, inputs
+from test_effects_attribution import IDS, Curved, Linear, draw, inputs, project_of
 from test_effects_controls import Resumed
 
 from saelab import hosts
@@ -20,6 +20,7 @@ from saelab.effects.attribute import (
     values_by,
 )
 from saelab.effects.by_captum import METHODS, Splice, values_by_captum
+from saelab.effects.classes import find_class_units
 from saelab.errors import UserError
 from saelab.sae import SAE, Meta
 from saelab.units.bases import Projection
@@ -67,6 +68,19 @@ def test_gradient_x_part_is_captums_gradient_x_input(kind):
     splice = Splice(answers, IDS, active, writes, weights)
     there = attr.LayerGradientXActivation(splice, splice.codes).attribute(active.acts.clone())
     torch.testing.assert_close(found, there.sum(1).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_class_units_are_captums_gradient_x_activation():
+    """WWW's matrix: the mean over a class' pictures, of captum's layer method at the codes."""
+    answers, active, writes = inputs("sae", Curved)
+    project, of = project_of("sae"), np.array([0, 0, 4, 4, 4, 0])
+    found = find_class_units(answers, IDS, of, project, writes, 7)
+    for output, scores in zip(found.outputs, found.scores):
+        own = np.flatnonzero(of == output)
+        some = Active.of(project, active.tokens[own])
+        splice = Splice(answers, own, some, writes, of_output(int(output), 7))
+        there = attr.LayerGradientXActivation(splice, splice.codes).attribute(some.acts.clone())
+        torch.testing.assert_close(scores, there.sum(1).mean(0).double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("own", "captums"), [("integrated_gradients", "IntegratedGradients"), (None, None)])

@@ -12,7 +12,7 @@ import saelab
 from saelab.artifacts import read_jsonl
 from saelab.cli.effects import words_lines
 from saelab.effects import MeasureSettings
-from saelab.effects.attribute import direct, read_out
+from saelab.effects.attribute import check_linear, direct, read_out
 from saelab.effects.targets import Outputs, find_targets
 from saelab.run.making import Stages
 from saelab.run.stages.effects import EffectsSettings
@@ -29,11 +29,12 @@ def last(made):  # noqa: F811
 
 def test_the_read_out_is_the_heads_weight():
     answers, active, _ = inputs("neurons", Linear)
-    found = read_out(answers, IDS, "last")
+    check_linear(answers, IDS, "last")
+    found = read_out(answers, IDS)
     torch.testing.assert_close(found, answers.head.T.double(), rtol=1e-4, atol=1e-6)
     curved, *_ = inputs("neurons", Curved)
     with pytest.raises(saelab.UserError, match=r"not followed by a linear read-out alone"):
-        read_out(curved, IDS, "last")
+        check_linear(curved, IDS, "last")
     assert active.tokens.shape[0] == len(IDS)
 
 

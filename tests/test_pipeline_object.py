@@ -1,5 +1,7 @@
 """`saelab.Pipeline`: a caller's own model, arrays, words and SAEs, in a folder, without Hydra."""
 
+import json
+
 import numpy as np
 import pytest
 import tiny_clip
@@ -8,6 +10,7 @@ from small_images import coloured
 from torch import nn
 
 import saelab
+from saelab.images import ImageSet
 from saelab.images.rows import rows
 from saelab.run.config import RunConfig
 from saelab.run.presets import preset
@@ -84,6 +87,9 @@ def test_names_cover_one_basis_or_all_of_a_kind(from_arrays):
 def test_a_report_needs_pictures(from_arrays):
     with pytest.raises(saelab.UserError, match="no pictures to show"):
         from_arrays.report()
+    record = json.loads(from_arrays.save().read_text())  # the run itself is kept
+    kept = ImageSet.read(from_arrays.root / record["images"])
+    assert kept.files == from_arrays.images.files and kept.sizes == () and len(kept) == 120
 
 
 def test_a_model_of_ones_own_on_a_folder(encoder, tmp_path):

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import saelab
+from saelab.cli.screens import planted_table
 from saelab.errors import UserError
 from saelab.label.planted import COMMONEST, FEWEST, KINDS, measure, plant
+from saelab.label.proposal import Proposal
 
 IMAGES, WORDS = 400, [f"word{i}" for i in range(8)]
 
@@ -71,6 +73,13 @@ def test_recall_and_precision_by_hand():
     assert found["one", "or"]["recall"] == 1 and found["one", "and"]["precision"] == 0.5
     assert (found["final", "all"]["recall"], found["final", "all"]["precision"]) == (2 / 6, 1.0)
     assert found["two", "mono"]["recall"] == 0 and found["two", "or"]["precision"] is None
+    asked = Proposal(1, ("c", "z", "a"), "answered", "tagger", "contrast", (), ())
+    more = [row | {"proposed": asked if unit == 1 else None} for unit, row in enumerate(rows)]
+    proposer = {
+        row["kind"]: row for row in measure(more, kinds, concepts, same) if row["labeller"] == "tagger (proposer)"
+    }
+    assert set(proposer) == {"all", "or"} and proposer["all"]["units"] == 1  # the one that it was asked about
+    assert (proposer["all"]["recall"], proposer["all"]["precision"]) == (0.5, 0.5)
     assert (found["meanings", "all"]["recall"], found["meanings", "all"]["precision"]) == (2 / 6, 1.0)
 
 
@@ -108,3 +117,18 @@ def test_planted_units_go_the_whole_way_and_are_compared_with_nothing(pipeline):
     assert "planted" not in pipeline.effects and "planted" in pipeline.labels
     with pytest.raises(UserError, match="read from no layer"):
         pipeline.tokens(basis)
+
+
+def test_the_table_has_a_line_a_labeller_and_a_column_a_kind():
+    rows = [
+        {"labeller": name, "kind": kind, "units": n, "recall": 0.5, "precision": p, "dealt": p}
+        for name, p in (("pearson", 0.25), ("final", None))
+        for kind, n in (("all", 3), ("mono", 3))
+    ]
+    lines = planted_table(rows).strip().splitlines()
+    assert lines[0].split()[-4:] == ["all", "(3)", "mono", "(3)"] and len(lines) == 3
+    assert lines[1].count("0.50 / 0.25 / 0.25") == 2 and lines[2].count("0.50 / - / -") == 2
+    asked = {"labeller": "openai (proposer)", "kind": "all", "units": 2, "recall": 0.0, "precision": 0.0, "dealt": 0.0}
+    lines = planted_table([*rows, asked]).strip().splitlines()
+    assert lines[0].split()[-3] == "(3)" and " ".join(lines[3].split()) == "openai (proposer) 0.00 / 0.00 / 0.00 of 2 -"
+    assert planted_table([]) == ""

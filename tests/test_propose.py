@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from pictures import Pictures, exemplars, mined
+from PIL import Image
 
 from saelab.errors import UserError
 from saelab.label import propose, selection
@@ -17,7 +18,6 @@ from saelab.label.ledger import Ledger
 from saelab.label.proposal import Case, Estimate, Proposal
 from saelab.label.selection import Budget
 from saelab.label.tagger import Tagger
-from saelab.run.stages.proposals import UNREAD
 
 IMAGES = Pictures()
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -155,6 +155,20 @@ def test_a_unit_without_contrasts_is_held_against_the_base_rate():
     assert [Tagger(images, NAMES, top=1).classes(case) for case in modes] == [[0], [0]]
 
 
+def test_the_tagger_counts_pictures_made_to_raise_the_unit_or_looks_at_them_alone():
+    images = one_hot(0, 0, 2, 3)
+    made = (Path("a.png"), Path("b.png"))
+    case = Case(0, "positives", (0, 1), (), IMAGES, made=made)
+    say = dict(zip(made, one_hot(1, 1)))
+    for how, expected in (("none", [0]), ("beside", [1, 0]), ("alone", [1])):
+        tagger = Tagger(images, NAMES, base=[2, 3], top=1, synthesised=how, look=say.__getitem__)
+        assert sorted(tagger.classes(case)) == sorted(expected) and ("synthesised" in tagger.recipe) == (how != "none")
+    alone = Tagger(images, NAMES, synthesised="alone", look=say.__getitem__)
+    assert alone.classes(dataclasses.replace(case, made=())) == []
+    with pytest.raises(UserError, match="did you mean beside"):
+        Tagger(images, NAMES, synthesised="besides")
+
+
 @pytest.mark.parametrize("rows", [torch.ones(4, 6), torch.full((4, 6), float("nan"))])
 def test_tagger_refuses_what_are_no_probabilities(rows):
     with pytest.raises(UserError, match="sum to 1"):
@@ -195,6 +209,27 @@ def test_a_run_in_which_every_unit_failed_is_an_error(tmp_path):
         propose.run(Scripted(fails=range(6)), exemplars(), IMAGES, range(6), tmp_path, progress=False)
 
 
+def test_a_model_sees_pictures_made_to_raise_the_unit_as_what_they_are(tmp_path):
+    """Beside the photos, called no photos; or alone; without one a unit is judged by its photos, or not at all."""
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(json.dumps({"unit": u, "raw": '{"concepts": ["fur"]}'}) + "\n" for u in range(2)))
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "unit-00001-0.png")
+    made = propose.MadePictures(tmp_path, {1: ("unit-00001-0.png",)})
+    for how in ("beside", "alone"):
+        asking = propose.load_proposer("recorded", answers=str(answers), synthesised=how, sheet_px=448, part_px=64)
+        rows = propose.run(
+            asking, exemplars(), IMAGES, [0, 1], tmp_path / how, mode="positives", made=made, progress=False
+        )
+        assert "no photos" in rows[1].prompt and "sheets/unit-00001-made-1.jpg" in rows[1].sheets
+        assert (tmp_path / how / "sheets" / "unit-00001-made-1.jpg").is_file() and rows[1].labels == ("fur",)
+        assert len(rows[1].sheets) == (2 if how == "beside" else 1) and ("trust" in rows[1].prompt) == (how == "beside")
+        assert rows[0].status == ("answered" if how == "beside" else "no_positives")
+        case = dataclasses.replace(propose.build_case(exemplars(), IMAGES, 1, "positives", 0, 9), made=made.of(1))
+        request = asking.request(case)
+        assert len(request.pictures) == len(rows[1].sheets)
+    assert rows[0].prompt is None, "nothing was asked"
+
+
 def test_another_recipe_is_refused_and_more_units_are_added(tmp_path):
     propose.run(Scripted(), exemplars(), IMAGES, [1], tmp_path, progress=False)
     with pytest.raises(UserError, match="another recipe"):
@@ -202,6 +237,20 @@ def test_another_recipe_is_refused_and_more_units_are_added(tmp_path):
     more = Scripted()
     rows = propose.run(more, exemplars(), IMAGES, [0, 1], tmp_path, progress=False)
     assert more.asked == [0] and [p.unit for p in rows] == [0, 1]
+
+
+def test_pictures_made_to_raise_a_unit_belong_to_the_recipe_and_reach_the_proposer(tmp_path):
+    asked = []
+
+    class Seeing(Scripted):
+        def propose(self, cases, folder):
+            return super().propose((asked.append(case.made) or case for case in cases), folder)
+
+    made = propose.MadePictures(tmp_path / "sae-0123456789", {1: ("unit-00001-0.png",)})
+    propose.run(Seeing(), exemplars(), IMAGES, [0, 1], tmp_path / "rows", made=made, progress=False)
+    assert asked == [(), (tmp_path / "sae-0123456789" / "unit-00001-0.png",)]
+    with pytest.raises(UserError, match="another recipe"):
+        propose.run(Seeing(), exemplars(), IMAGES, [0, 1], tmp_path / "rows", progress=False)
 
 
 def test_a_unit_without_positives_gets_a_row_and_is_never_sent(tmp_path):
@@ -301,6 +350,7 @@ def test_every_shipped_config_loads_and_names_only_settings_that_there_are(name,
 
     (tmp_path / "answers.jsonl").write_text('{"unit": 0, "raw": "none"}\n')
     given = {"recorded": [f"proposer.answers={tmp_path}/answers.jsonl"], "openai": ["proposer.model=toy"]}
+    given["describe_dissect"] = ["proposer.chat.model=toy"]
     given |= {"agent": ["proposer.model=toy"], "command": [f"proposer.command={sys.executable}"]}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(overrides=[f"+proposer={name}", f"+root={tmp_path}", *given.get(name, [])])
@@ -308,8 +358,8 @@ def test_every_shipped_config_loads_and_names_only_settings_that_there_are(name,
     of_the_run = {key: settings.pop(key) for key in ("mode", "units", "seed", "dry_run") if key in settings}
     if name == "tagger":
         settings |= {"probabilities": one_hot(*range(6)), "names": NAMES}
-    if name == "agent":  # as the stage does: what an agent has no use for, and what it sees through
-        settings = {key: value for key, value in settings.items() if key not in UNREAD} | {"sight": None}
+    if name == "agent":
+        settings["sight"] = None
     proposer = propose.load_proposer(**settings)
     if name == "none":
         assert proposer is None

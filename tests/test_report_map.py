@@ -54,6 +54,42 @@ def test_axes_are_the_two_directions_of_most_variance():
     assert (again == placed).all()
 
 
+def planted(rng: np.random.Generator, per: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Eight groups of directions in 32 dimensions, three times as far apart as they are wide; which is whose."""
+    middles = np.linalg.qr(rng.normal(size=(32, 8)))[0].T
+    of = np.repeat(np.arange(8), per)
+    rows = middles[of] + 0.06 * rng.normal(size=(8 * per, 32))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True), of
+
+
+def test_umap_keeps_neighbours_where_two_components_cannot():
+    """Two axes of eight directions at right angles let groups fall on each other; UMAP has to keep them apart."""
+    pytest.importorskip("umap", reason="needs umap-learn (the map extra)")
+    rows, of = planted(np.random.default_rng(0))
+    placed = meaning.neighbourhoods(rows)
+    assert placed.shape == (len(of), 2) and placed.min() == 0 and placed.max() == meaning.SIDE
+    kept = [own(xy, of) for xy in (placed, meaning.axes(rows)[0])]
+    assert kept[0] > 0.97 > kept[1]
+    assert (meaning.neighbourhoods(rows) == placed).all()
+
+
+def own(placed: np.ndarray, of: np.ndarray, near: int = 5) -> float:
+    """The share of the `near` nearest on a map that are of the same group."""
+    apart = np.linalg.norm(placed[:, None] - placed[None], axis=2) + np.diag(np.full(len(of), np.inf))
+    return float((of[np.argsort(apart, axis=1)[:, :near]] == of[:, None]).mean())
+
+
+def test_a_map_says_how_it_was_drawn(run):
+    """By what is installed; fewer units than UMAP has neighbours are drawn on two components."""
+    found = meaning.maps(run, meaning.of_bases(run))
+    assert {row["by"] for row in found} == {meaning.method()}
+    for row in found:
+        assert len(row["shares"]) == (2 if row["by"] == "pca" else 0)
+        assert [len(xs) for xs in row["x"]] == [len(run.bases[b].labels) for b in row["bases"]]
+    rows = np.eye(8, 12)
+    assert meaning._map("layer", "decoder", [0], [rows])["by"] == "pca"
+
+
 def test_a_run_without_its_embeddings_has_maps_of_directions_alone(tmp_path):
     path = write_run(tmp_path)
     shutil.rmtree(path.parent / "embeddings")
@@ -84,11 +120,37 @@ def test_a_rectangle_on_the_map_lists_what_lies_in_it(browser):
         low_x <= x <= high_x and low_y <= y <= high_y for xs, ys in zip(first["x"], first["y"]) for x, y in zip(xs, ys)
     )
     assert inside > 0 and page.inner_text("[aria-label='Units of the map'] h2").startswith(f"{inside} unit")
+    how = {"pca": "principal components of the mean embedding", "umap": "UMAP of the mean embedding"}[first["by"]]
+    assert how in page.inner_text("p.note") and page.inner_text("select[name=map]").count(first["by"].upper()) >= 1
     page.click("text=Open as a list")
     page.wait_for_selector(".units tbody tr")
     page.wait_for_selector(f"[role=status]:has-text('{inside} unit')")
     page = reader.open("map.html#q=temple NOT flower&by=badge")
     assert page.locator("[aria-label='Units of the map'] .card").count() > 0
     assert set(page.locator("[aria-label='Units of the map'] .card .name").all_inner_texts()) == {"temple"}
+    assert reader.faults == []
+    reader.context.close()
+
+
+@pytest.mark.browser
+def test_dots_are_coloured_by_label_with_the_commonest_in_the_legend(browser):
+    reader = Reader(browser, made_report())
+    page = reader.open("map.html#by=label")
+    rows = page.evaluate("saelab.need('run').then(run => load(run, '*')).then(rows => rows.map(r => r.label))")
+    counts = {label: rows.count(label) for label in set(rows) if label}
+    legend = page.locator("p.legend > span").all_inner_texts()
+    assert legend[-1] == "no label"
+    assert [counts[label] for label in legend[:-1]] == sorted(counts.values(), reverse=True)
+    pixels = """() => { const from = document.querySelector(".map canvas"), to = document.createElement("canvas")
+      Object.assign(to, { width: from.width, height: from.height })
+      const own = to.getContext("2d", { willReadFrequently: true }), seen = new Set()
+      own.drawImage(from, 0, 0)
+      const data = new Uint32Array(own.getImageData(0, 0, to.width, to.height).data.buffer)
+      for (const x of data) if (x >>> 24 > 180) seen.add(x)
+      return seen.size }"""
+    assert page.evaluate(pixels) >= len(counts)
+    for by in ("basis", "badge", "firing_rate", "clarity"):
+        page.select_option("select[name=by]", by)
+        assert page.locator("p.legend").inner_text() and page.evaluate(pixels) > 1, by
     assert reader.faults == []
     reader.context.close()

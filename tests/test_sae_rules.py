@@ -1,5 +1,7 @@
 """Each architecture learns planted directions and keeps its own promise; few latents die, even far from the origin."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -132,6 +134,67 @@ def test_the_first_reconstructions_are_no_longer_than_the_input(rule, decoder):
     few = Trainer(SAEConfig(D_IN, 24, k=2))
     few.start(x)
     assert torch.equal(few.weights["W_enc"], few.weights["W_dec"]), "and is not lengthened"
+
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk"])
+def test_encoder_rows_begin_as_long_as_asked_or_shorter_where_they_would_rebuild_too_much(rule):
+    x, _ = planted(2000, offset=5.0)
+    for wanted in (0.2, 0.9):
+        for latents, k in ((24, 2), (480, 24)):
+            trainer = Trainer(SAEConfig(D_IN, latents, rule=rule, k=k, encoder_length=wanted))
+            trainer.start(x)
+            lengths = trainer.weights["W_enc"].norm(dim=1)
+            shortest = Trainer(SAEConfig(D_IN, latents, rule=rule, k=k))
+            shortest.start(x)
+            least = min(wanted, float(shortest.weights["W_enc"][0].norm()))
+            torch.testing.assert_close(lengths, torch.full((latents,), least), rtol=1e-5, atol=0)
+            torch.testing.assert_close(trainer.weights["W_dec"].norm(dim=1), torch.ones(latents), rtol=1e-5, atol=0)
+        assert (least < wanted) == (wanted == 0.9), "only the wide one, at 0.9, has to be shortened"
+
+
+def test_a_short_run_at_the_rate_of_long_ones_is_told_what_explains_more(caplog, monkeypatch):
+    x, _ = planted(600)
+    runs = {"long rate": {}, "own rate": {"lr": 5e-4}, "few latents": {"latents": 48}, "control": {"frozen": "all"}}
+    told = {}
+    for name, given in runs.items():
+        caplog.clear()
+        fit(x, SAEConfig(**{"d_in": D_IN, "latents": 2048, "k": 3} | given), TrainConfig(300, steps=2), progress=False)
+        told[name] = "lr=None means 5.7e-04, made for long runs: in 2 steps" in caplog.text
+    assert told == {"long rate": True, "own rate": False, "few latents": False, "control": False}
+    monkeypatch.setattr("saelab.sae.job.SHORT", 2)
+    caplog.clear()
+    fit(x, SAEConfig(D_IN, 2048, k=3), TrainConfig(300, steps=2), progress=False)
+    assert "long runs" not in caplog.text
+
+
+def test_a_jumprelu_latent_that_fell_silent_goes_back_to_its_decoder_row():
+    x, _ = planted(600)
+    config = SAEConfig(D_IN, 64, rule="jumprelu", k=3, dead_after=1000)
+    still, revived = Trainer(replace(config, revive=0.0)), Trainer(replace(config, revive=0.1))
+    for trainer in (still, revived):
+        trainer.start(x)
+        trainer.weights["W_enc"][:9] *= -0.5
+        trainer.weights["b_enc"][:9] = -4.0
+        trainer.silent[:9] = 1000
+        trainer.step(x)
+    a, b = still.weights, revived.weights
+    wanted = {"W_enc": 0.9 * a["W_enc"] + 0.1 * a["W_dec"], "b_enc": 0.9 * a["b_enc"]}
+    for name in ("W_enc", "b_enc", "threshold", "W_dec"):
+        torch.testing.assert_close(b[name][:9], wanted.get(name, a[name])[:9], rtol=1e-5, atol=1e-6)
+        assert torch.equal(a[name][9:], b[name][9:])
+
+
+def test_on_a_small_set_revived_jumprelu_latents_live_and_a_warning_names_what_helps(caplog):
+    x, _ = planted(4000)
+    dead = {}
+    for revive in (0.0, 0.02):
+        config = SAEConfig(D_IN, 192, rule="jumprelu", k=4, lr=5e-3, bandwidth=0.02, revive=revive)
+        dead[revive] = fit(x, config, TrainConfig(batch_size=512, steps=200), progress=False).quality["dead"]
+    assert dead[0.0] > 0.5 and dead[0.02] < dead[0.0] / 2
+    assert f"no token of training fires {dead[0.0]:.0%} of its 192 latents; take fewer latents" in caplog.text
+    caplog.clear()
+    fit(x, SAEConfig(D_IN, 48, k=3), TrainConfig(batch_size=512, steps=4), progress=False)
+    assert "no token" not in caplog.text
 
 
 def test_jumprelu_begins_at_the_l0_that_it_is_to_keep():

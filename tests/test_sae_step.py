@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, select, settle, train
+from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, screen, select, settle, train
 from saelab.sae.distributed import World
 
 VARIANCE, TOKENS = 3.7, 48
@@ -213,11 +213,14 @@ def test_a_step_refuses_another_width_and_a_constant_batch():
         ({"multi_topk": True, "k": 32}, "multi_topk"),
         ({"kernels": "cuda"}, "kernels=cuda"),
         ({"kernels": "triton", "rule": "relu"}, "kernels"),
-        ({"screen": "bfloat16", "rule": "batchtopk"}, "screen=bfloat16: needs rule=topk"),
+        ({"screen": "bfloat16", "rule": "jumprelu"}, "screen=bfloat16: needs rule=topk or batchtopk"),
         ({"screen": "bfloat16", "decoder": "archetypal"}, "screen=bfloat16: .*decoder=free"),
         ({"clip": -1.0}, "clip=-1.0: 0 or more"),
         ({"l1": float("nan"), "rule": "relu"}, "l1=nan"),
         ({"revive": 1.5}, "revive=1.5: from 0 to 1"),
+        ({"encoder_length": 0.0}, "encoder_length=0.0: above 0, at most 1"),
+        ({"encoder_length": 1.5}, "encoder_length=1.5"),
+        ({"encoder_length": 0.2, "rule": "jumprelu"}, "encoder_length=0.2: needs rule=topk or batchtopk"),
         ({"bandwidth": 0.0, "rule": "jumprelu"}, "bandwidth=0.0"),
         ({"auxk_k": 0}, "auxk_k=0"),
         ({"prefixes": ("a", 1)}, "prefixes=.*a list of numbers"),
@@ -263,7 +266,7 @@ def test_the_bfloat16_screen_changes_which_latents_are_looked_at_and_no_value():
 
 
 def test_the_screen_that_auto_comes_to_is_written_into_configs(monkeypatch):
-    monkeypatch.setattr(select, "has_fast_bfloat16", lambda device: device.type == "cuda")
+    monkeypatch.setattr(screen, "has_fast_bfloat16", lambda device: device.type == "cuda")
     auto = SAEConfig(12, 64, k=4)
     assert settle(auto, "cuda").screen == "bfloat16" and settle(auto, "cpu") == auto
     others = ({"screen": "float32"}, {"rule": "batchtopk"}, {"decoder": "archetypal"})
@@ -276,7 +279,7 @@ def test_the_screen_finds_the_true_members_with_float32_values(rows):
     """However many rows: on the CPU 512 at a time."""
     g = torch.Generator().manual_seed(0)
     x, W, bias = torch.randn(rows, 48, generator=g), torch.randn(512, 48, generator=g), torch.randn(512, generator=g)
-    values, indices = select.screened_top_k(x, W, bias, 16)
+    values, indices = screen.screened_top_k(x, W, bias, 16)
     pre = x @ W.T + bias
     torch.testing.assert_close(values, pre.gather(1, indices), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(values.sort(1).values, pre.topk(16).values.sort(1).values, rtol=1e-5, atol=1e-5)
@@ -293,12 +296,12 @@ def test_the_screens_recall_counts_true_members_that_it_loses():
     x, W = near_copies()
     bias, k = torch.zeros(len(W)), 10
     true = (x.double() @ W.double().T).topk(k, dim=1).indices
-    found = select.screened_top_k(x, W, bias, k)[1]
+    found = screen.screened_top_k(x, W, bias, k)[1]
     kept = sum(len(set(a) & set(b)) for a, b in zip(true.tolist(), found.tolist())) / true.numel()
     assert kept < 0.9
-    assert float(select.screen_recall(x, W, bias, k)) == pytest.approx(kept, abs=0.01)
+    assert float(screen.screen_recall(x, W, bias, k)) == pytest.approx(kept, abs=0.01)
     apart = torch.randn(300, 48, generator=torch.Generator().manual_seed(1))
-    assert float(select.screen_recall(x, apart, torch.zeros(300), k)) == 1
+    assert float(screen.screen_recall(x, apart, torch.zeros(300), k)) == 1
 
 
 def test_a_screen_that_loses_members_is_given_up_in_the_middle_of_a_run(monkeypatch, caplog):
@@ -330,7 +333,7 @@ def test_archetypal_rows_start_as_near_copies_that_the_screen_would_lose_members
         trainer = Trainer(SAEConfig(12, 200, k=4, decoder=decoder, candidates=10))
         trainer.start(x)
         weights = trainer.weights
-        found, _ = select.screened_top_k(x - weights["b_dec"], weights["W_enc"], weights["b_enc"], 4)
+        found, _ = screen.screened_top_k(x - weights["b_dec"], weights["W_enc"], weights["b_enc"], 4)
         true = trainer.sae.pre_activations(x).topk(4).values
         lost[decoder] = int((found.sort(1).values < true.sort(1).values - 1e-5).any(1).sum())
     assert lost["free"] == 0 and lost["archetypal"] > 20

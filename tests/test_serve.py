@@ -38,8 +38,9 @@ class Served:
 
     def __init__(self, file: Path) -> None:
         self.file, self.run = file, reading.read(file)
-        self.host = Host(Classifier(), Transform(100, (92, 92), mean=(0.5,) * 3, std=(0.25,) * 3), "classifier")
-        models = dataclasses.replace(models_of(World.of(crops()), []), host=lambda: self.host)
+        host = Host(Classifier(), Transform(100, (92, 92), mean=(0.5,) * 3, std=(0.25,) * 3), "classifier")
+        self.host = lambda: host
+        models = dataclasses.replace(models_of(World.of(crops()), []), host=self.host)
         self.box = Toolbox(units.tools(self.run, models))
 
     def ask(self, name: str, **given):

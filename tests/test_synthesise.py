@@ -419,6 +419,18 @@ def test_the_command_prints_numbers_beside_chance(made):  # noqa: F811
     assert "top-1 0.1250" in notes([other])
 
 
+def test_proposers_get_the_pictures_that_got_as_far_as_photos(made, monkeypatch):  # noqa: F811
+    basis = next(basis for basis in made.mined if basis.name == "neuron")
+    real = made.synthesise_units
+    monkeypatch.setattr(
+        made, "synthesise_units", lambda b, own: real(b, dataclasses.replace(own, how=SynthesisSettings(**QUICK)))
+    )
+    shown = made._make(basis)([0, 1, 2])
+    rows = stage.chosen_pictures(shown.folder, [0, 1, 2])
+    assert {row["unit"] for row in rows if row["reached"]} == set(shown.files) != set()
+    assert all(path.is_file() for unit in shown.files for path in shown.of(unit)) and shown.of(99) == ()
+
+
 def test_what_can_not_be_made_is_one_line(made, tmp_path):  # noqa: F811
     for changes, words in (
         ({"units": "usd:3"}, "tokens and money"),

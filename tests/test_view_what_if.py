@@ -1,6 +1,7 @@
 """The viewer's slider: outputs of an uploaded picture with a unit taken out or amplified, against the edited model."""
 
 import dataclasses
+import functools
 import io
 import os
 
@@ -39,10 +40,13 @@ class Classifier(nn.Module):
 
 @pytest.fixture
 def named(made, world, tmp_path):  # noqa: F811
-    host = Host(Classifier(), Transform(100, (92, 92), mean=(0.5,) * 3, std=(0.25,) * 3), "classifier")
-    models = dataclasses.replace(models_of(world, []), host=lambda: host)
+    @functools.cache
+    def host():
+        """Made when it is first asked for, as the command's is."""
+        return Host(Classifier(), Transform(100, (92, 92), mean=(0.5,) * 3, std=(0.25,) * 3), "classifier")
+
+    models = dataclasses.replace(models_of(world, []), host=host)
     viewer = Viewer(made[1], clear(reading.read(made[0])), models, tmp_path / "said")
-    viewer.host = host
     yield viewer
     viewer.stop()
 
@@ -50,8 +54,8 @@ def named(made, world, tmp_path):  # noqa: F811
 def shares(viewer, data: bytes, edit=None, layer: str = "fire") -> np.ndarray:
     """By hand: the whole model, the layer's tokens edited."""
     with Image.open(io.BytesIO(data)) as image:
-        batch = viewer.host.transform(image.convert("RGB"))[None]
-    logits = viewer.host.logits_with(batch, layer, edit or (lambda tokens: tokens))[0]
+        batch = viewer.host().transform(image.convert("RGB"))[None]
+    logits = viewer.host().logits_with(batch, layer, edit or (lambda tokens: tokens))[0]
     return logits.double().softmax(-1).numpy()
 
 
@@ -64,6 +68,8 @@ def test_a_picture_goes_to_outputs_and_to_units(named):
     ]
     assert [share for _, share in answer["outputs"]] == pytest.approx(sorted(plain, reverse=True), abs=1e-5)
     assert answer["picture"].startswith("data:image/webp")
+    again = named.ask(f"/api/what-if?upload={answer.pop('upload')}").json
+    assert again == answer == named.ask("/api/what-if?image=5").json
     assert [part["basis"] for part in answer["bases"]] == [b.name for b in named.run.bases]
     first = answer["bases"][0]["units"]
     assert len(first) == 8 and [abs(u["effect"]) for u in first] == sorted(
@@ -72,11 +78,19 @@ def test_a_picture_goes_to_outputs_and_to_units(named):
     assert first[0]["label"] == named.run.bases[0].labels[first[0]["unit"]]["label"]
 
 
+def test_a_host_that_a_search_loaded_has_gradients_too(named):
+    named.search.warm()
+    assert named.ask("/api/what-if?image=5").status == 200
+
+
 @pytest.mark.parametrize("strength", [0, 0.5, 1, 4])
 def test_the_slider_gives_what_the_edited_model_says(named, strength):
     data, basis = named.run.images.path(5).read_bytes(), named.run.bases[0]
     unit = named.post("/api/what-if", data).json["bases"][0]["units"][0]["unit"]
     answer = named.post(f"/api/what-if?basis={basis.name}&unit={unit}&strength={strength}", data).json
+    assert named.ask(f"/api/what-if?image=5&basis={basis.name}&unit={unit}&strength={strength}").json == {
+        key: answer[key] for key in ("outputs", "silent")
+    }
 
     def edit(tokens):
         changed = tokens.clone()
@@ -134,7 +148,7 @@ def test_changes_of_nothing_are_refused(named, query):
 
 def test_what_is_no_picture_and_a_host_without_names_are_one_line(named):
     assert named.post("/api/what-if", b"no picture").status == 415
-    del named.host.model.config
+    del named.host().model.config
     reply = named.post("/api/what-if", named.run.images.path(5).read_bytes())
     assert reply.status == 400 and "have no names" in reply.json["error"]
 
@@ -157,7 +171,9 @@ def test_a_slider_changes_what_the_model_says(page, named):
     page.wait_for_selector("main:not([aria-busy])")
     page.set_input_files("input[type=file]", named.run.images.path(5))
     page.wait_for_selector(".found .near li")
-    assert page.locator(".found").count() == len(named.run.bases)
+    assert page.locator(".found").count() == len(named.run.bases) and "#upload=" in page.url
+    page.reload()  # the address brings the picture back
+    page.wait_for_selector(".found .near li")
     page.click(".found .near li button >> nth=0")
     page.wait_for_selector(".what-if .note:has-text('Multiples')")
     before = page.locator(".outputs tbody td.tabular").all_inner_texts()

@@ -174,7 +174,9 @@ def run_pass(
     waiting: deque[Future[None]] = deque()
     with ExitStack() as stack:
         disk = stack.enter_context(ThreadPoolExecutor(1))
-        bar = stack.enter_context(tqdm(total=len(ids), desc=f"activations, {title}", unit="img", disable=quiet))
+        bar = stack.enter_context(
+            tqdm(total=len(ids), desc=f"activations, {title}", unit="img", leave=False, disable=quiet)
+        )
         for numbers, batch in images.batches(host.transform, batch_size, workers, ids):
             tokens = host.tokens(batch, layers, writers[0].plan.policy)
             for writer in writers:

@@ -4,10 +4,14 @@
 weights. What was compared is recorded in <root>/<name>.json, for `saelab report`.
 """
 
+import shlex
+
 from omegaconf import DictConfig
 
 from saelab.artifacts import read_json
 from saelab.cli.edge import command, dry_run, stages
+from saelab.cli.screens import wrapped
+from saelab.cli.stage_lines import stage_lines
 from saelab.run import record
 
 
@@ -39,14 +43,16 @@ def main(cfg: DictConfig) -> None:
     made = stages(cfg)
     if dry_run(made):
         return
-    for layer, found in made.comparisons.items():
-        print(f"{layer}: {read_json(found.path / 'comparison.json')['conclusion']}\n{found.path}")
     path = made.root / f"{made.config.name}.json"
-    if (
-        made.config.also or made.config.random_host or not path.exists()
-    ):  # one that compares no more has a record already
-        record.write(made.outcome(), made.root, made.config.name)
-    print(f"pages: saelab report run={path}")
+    with stage_lines(made, last="quality of SAEs"):
+        compared = made.comparisons
+        # one that compares no more has a record already
+        if made.config.also or made.config.random_host or not path.exists():
+            record.write(made.outcome(), made.root, made.config.name)
+    for layer, found in compared.items():
+        print(wrapped(f"{layer}: {read_json(found.path / 'comparison.json')['conclusion']}") + f"\n{found.path}")
+    print(f"Pages: saelab report run={shlex.quote(str(path))}")
+    print(f"Search them, decide, rate: saelab view run={shlex.quote(str(path))}")
 
 
 if __name__ == "__main__":

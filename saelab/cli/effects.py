@@ -76,20 +76,21 @@ def main(cfg: DictConfig) -> None:
     made = Stages(replace(read_config(run), effects=given))
     bases = choose(wanted, made.acting)
     whole = len(bases) == len(made.acting) and own.labels_of == made.config.compare.scorer
-    folders = [b.effects or made.measure_effects(b, own) for b in (made.measured if whole else bases)]
+    measured = [basis for basis in made.measured if basis.acts] if whole else bases
+    folders = [basis.effects or made.measure_effects(basis, own) for basis in measured]
     others = made.controls.labelled if controls and wanted is None else []
     folders += [made.controls.measure_effects(basis, own) for basis in others]
     found = [read_json(folder / SUMMARY) for folder in folders]
     print(table(found))
     print(notes(found))
     for basis, folder in zip([*bases, *others], folders):
-        print(f"{basis.name}: {folder}")
+        print(f"{basis.layer} {basis.name}: {folder}")
     for line in words_lines(made, bases, own) if words else ():
         print(line)
     for basis in bases if own.group else ():
-        print(group_line(basis.name, made.measure_groups(basis, own)))
+        print(group_line(f"{basis.layer} {basis.name}", made.measure_groups(basis, own)))
     for basis in bases if own.simulate else ():
-        print(simulation_lines(basis.name, made.measure_simulation(basis, own)))
+        print(simulation_lines(f"{basis.layer} {basis.name}", made.measure_simulation(basis, own)))
     if whole and made.count_per_layer() > 1:  # only then do all bases of the comparison have effects
         for layer, compared in made.comparisons.items():
             print(f"{layer}: {read_json(compared.path / 'comparison.json')['headline']}\n{compared.path}")
@@ -128,7 +129,7 @@ def notes(found: Sequence[dict[str, Any]]) -> str:
         left |= {"for lack of time": one["left"]} if one["left"] else {}
         cells = ", ".join(f"{name} {share:.2f}" for name, share in one["four_field"].items())
         without = ", ".join(f"{name} {n}" for name, n in left.items())
-        lines.append(f"{one['basis']}: {cells}" + (f"; not measured: {without}" if without else ""))
+        lines.append(f"{one['layer']} {one['basis']}: {cells}" + (f"; not measured: {without}" if without else ""))
     there = {one["kind"] for one in found}
     there |= {RANDOM_HOST} if any(one["group"] == RANDOM_GROUP for one in found) else set()
     wanted = [*ALWAYS, *((*OF_SAES, RANDOM_HOST) if "sae" in there else ())]
@@ -146,7 +147,7 @@ def words_lines(made: Stages, bases: Sequence[Basis], own: EffectsSettings) -> l
             lines.append(words_line(made.find_words(basis, own).path))
         except UserError as error:
             refused.append(error)
-            lines.append(f"{basis.name}: no words: {error}")
+            lines.append(f"{basis.layer} {basis.name}: no words: {error}")
     if len(refused) == len(bases):
         raise refused[0]
     return lines
@@ -157,7 +158,7 @@ def words_line(folder: Path) -> str:
     found = read_json(folder / "words.json")
     pct = tables.number(found["pct"])
     what = f"own class {pct} by what units write alone, first of all outputs for {found['first']} of {found['known']}"
-    return f"{found['basis']}: {what}: {folder / WORDS}"
+    return f"{found['layer']} {found['basis']}: {what}: {folder / WORDS}"
 
 
 def group_line(name: str, found: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from omegaconf import DictConfig
 
 from saelab.cli.edge import command, dry_run, stages
 from saelab.cli.screens import label_table, planted_table
+from saelab.cli.stage_lines import stage_lines
 
 
 @command(
@@ -21,11 +22,13 @@ def main(cfg: DictConfig) -> None:
     made = stages(cfg)
     if dry_run(made):
         return
-    for basis in made.evaluated:
+    with stage_lines(made, last="evaluation"):
+        bases = made.evaluated
+    for basis in bases:
         assert basis.evaluation is not None
         print(f"{basis.layer}  {basis.name}: {basis.evaluation.path}")
-    print(label_table(made.evaluated))
-    for basis in made.evaluated:
+    print(label_table(bases))
+    for basis in bases:
         if basis.kind == "planted":
             print(planted_table(made.measure_planted(basis)), end="")
 

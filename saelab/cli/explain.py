@@ -19,9 +19,10 @@ from saelab.settings import make
 
 @command(
     "explain",
-    settings=("image", "run", "output", "bases", "top", "head", "method"),
+    settings=("image", "run", "output", "bases", "top", "head", "method", "pixels"),
     examples=(
         "explain image=photo.jpg",
+        "explain image=photo.jpg pixels=true",
         "explain image=photo.jpg output=tench bases=[sae]",
         "explain image=a.png top=20 method=integrated_gradients",
     ),

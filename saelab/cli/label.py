@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from saelab.cli.edge import command, dry_run, stages
 from saelab.cli.screens import label_table, pixel_table, planted_table
+from saelab.cli.stage_lines import stage_lines
 from saelab.label import pipeline
 
 
@@ -39,7 +40,8 @@ def main(cfg: DictConfig) -> None:
     made = stages(cfg)
     if dry_run(made):
         return
-    bases = made.evaluated
+    with stage_lines(made, last="evaluation"):
+        bases = made.evaluated
     for note in made.notes:  # what was asked of a proposer and what it took
         print(note)
     for basis in bases:

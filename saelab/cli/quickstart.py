@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from saelab import report
 from saelab.cli.edge import command, dry_run, stages
 from saelab.cli.screens import last_screen
+from saelab.cli.stage_lines import stage_lines
 from saelab.run import record
 
 
@@ -43,9 +44,11 @@ def main(cfg: DictConfig) -> None:
     made = stages(cfg)
     if dry_run(made):
         return
-    outcome = made.outcome()
-    run_json = record.write(outcome, made.root, made.config.name)
-    index = report.build(run_json, made.root / "report" / made.config.name)
+    with stage_lines(made, last="report") as lines:
+        outcome = made.outcome()
+        run_json = record.write(outcome, made.root, made.config.name)
+        lines.begin("report")
+        index = report.build(run_json, made.root / "report" / made.config.name)
     print(last_screen(made.images, outcome, run_json, index, time.perf_counter() - start))
 
 

@@ -1,5 +1,6 @@
 """Build the pages of a finished run, and the files to take away. They open from disk, without a server or a network."""
 
+import shlex
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,6 +20,7 @@ def main(cfg: DictConfig) -> None:
     out = Path(cfg.out) if cfg.out else run.parent / "report" / run.stem
     index = build(run, out, shown=cfg.shown, site=cfg.site)
     print(f"report  {index.resolve()}\n        open it in a browser; it needs no server and no network")
+    print(f"        search it, decide, rate: saelab view run={shlex.quote(str(run))}")
 
 
 if __name__ == "__main__":

@@ -33,11 +33,12 @@ def label_table(bases: Sequence[Basis]) -> str:
 def planted_table(found: Sequence[dict[str, Any]]) -> str:
     """Labeller x kind of planted unit: recall / precision / precision of the labels dealt out; empty without rows."""
     kinds = list(dict.fromkeys(row["kind"] for row in found))
+    units = {kind: max(row["units"] for row in found if row["kind"] == kind) for kind in kinds}
     cells: dict[str, dict[str, str]] = {}
     for row in found:
         numbers = (tables.number(row[name], ".2f") for name in ("recall", "precision", "dealt"))
-        cells.setdefault(row["labeller"], {})[row["kind"]] = " / ".join(numbers)
-    units = {row["kind"]: row["units"] for row in found}
+        some = "" if row["units"] == units[row["kind"]] else f" of {row['units']}"  # a proposer was asked about fewer
+        cells.setdefault(row["labeller"], {})[row["kind"]] = " / ".join(numbers) + some
     head = ("planted units: recall / precision / dealt", *(f"{kind} ({units[kind]})" for kind in kinds))
     rows = [[name, *(own.get(kind, "-") for kind in kinds)] for name, own in cells.items()]
     return "\n" + tables.draw(head, rows) + "\n" if rows else ""
@@ -65,8 +66,8 @@ def last_screen(images: ImageSet, outcome: Outcome, run: Path, index: Path, seco
     lines = ["", f"{len(images)} photos{skipped}, {outcome.host}, labels by {outcome.encoder}"]
     for layer, made in outcome.comparisons.items():
         result = read_json(made.path / "comparison.json")
-        lines += ["", *_headline(layer, result), "", _wrap(result["headline"])]
-        lines += [_wrap(text) for text in _overfits(outcome.bases, layer)]
+        lines += ["", *_headline(layer, result), "", wrapped(result["headline"])]
+        lines += [wrapped(text) for text in _overfits(outcome.bases, layer)]
     reused = all(artifact.reused for artifact in (*outcome.comparisons.values(), *outcome.artifacts))
     lines += [
         "",
@@ -77,7 +78,7 @@ def last_screen(images: ImageSet, outcome: Outcome, run: Path, index: Path, seco
     return "\n".join(lines)
 
 
-def _wrap(text: str) -> str:
+def wrapped(text: str) -> str:
     """Text in lines that a terminal of 80 columns or more doesn't break; no word is cut."""
     width = max(80, min(110, shutil.get_terminal_size().columns))
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

@@ -17,7 +17,7 @@ from saelab.run.making import Stages
 from saelab.run.record import read_config
 from saelab.run.stages.synthesis import SUMMARY, read_request
 
-COLUMNS = ("units", "reached", "beyond photos", "ratio", "retrieval", "se", "top-1", "label", "se", "path")
+COLUMNS = ("units", "reached", "beyond photos", "ratio", "retrieval", "se", "top-1", "label", "se", "path", "photos'")
 
 
 @command(
@@ -50,16 +50,25 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     """Basis x numbers, aligned."""
     rows = []
     for one in found:
-        seen, says, way = (one[key] or {} for key in ("retrieval", "label_agrees", "path_share"))
+        seen, says, way, most = (one[key] or {} for key in ("retrieval", "label_agrees", "path", "path_most"))
         numbers = [one["ratio"], seen.get("mean"), seen.get("se"), one["top1"], says.get("mean"), says.get("se")]
         texts = [str(one["units"]), f"{one['reached']}/{one['pictures']}", f"{one['beyond']}/{one['pictures']}"]
-        rows.append([f"{one['layer']} {one['basis']}", *texts, *map(tables.number, (*numbers, way.get("mean")))])
+        rows.append(
+            [
+                f"{one['layer']} {one['basis']}",
+                *texts,
+                *map(tables.number, (*numbers, way.get("mean"), most.get("mean"))),
+            ]
+        )
     return tables.draw(("basis", *COLUMNS), rows)
 
 
 def notes(found: Sequence[Mapping[str, Any]]) -> str:
     """What the table's numbers mean, and what it leaves out."""
-    lines = ["Chance: retrieval .5, label .5. A picture that does not reach its unit's median photo is not its face."]
+    lines = [
+        "Chance: retrieval .5, label .5, path 0 (photos among themselves: the last column).",
+        "A picture that does not reach its unit's median photo is not its face.",
+    ]
     chance = [one["top1_chance"] for one in found if one["top1_chance"] is not None]
     if chance:
         lines[0] = lines[0].replace("label .5", f"top-1 {max(chance):.4f}, label .5")

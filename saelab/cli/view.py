@@ -28,6 +28,7 @@ from saelab.run.record import read_config
         "run",
         "do",
         "port",
+        "browser",
         "device",
         "shown",
         "study.per_basis",
@@ -57,16 +58,24 @@ def serve(cfg: DictConfig, run: reading.Run, folder: Path) -> None:
     """Answer on loopback until interrupted."""
     import uvicorn
 
-    report = build(run.path, run.path.parent / "report" / run.path.stem, shown=cfg.shown).parent
     search = Search(run, models(cfg, run))
+    threading.Thread(target=search.warm, daemon=True).start()  # while the report is made and its first page read
+    report = build(run.path, run.path.parent / "report" / run.path.stem, shown=cfg.shown).parent
     app = application(report, search, study(cfg, run), folder)
     listening = listen(cfg.port)
-    threading.Thread(target=search.warm, daemon=True).start()  # while the first page is read
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
     print(f"viewer  {address}\n        Ctrl-C ends it", flush=True)
-    if sys.stdout.isatty():  # somebody looks on; the socket listens, so the page waits for the server
-        threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
+    show(address, wanted=cfg.browser)
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+
+
+def show(address: str, wanted: bool) -> threading.Thread | None:
+    """Open the browser where somebody looks on and wants it; its thread. The socket listens, so the page waits."""
+    if not (wanted and sys.stdout.isatty()):
+        return None
+    opening = threading.Thread(target=webbrowser.open, args=[address], daemon=True)
+    opening.start()
+    return opening
 
 
 def write_sheets(cfg: DictConfig, run: reading.Run, folder: Path) -> None:

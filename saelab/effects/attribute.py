@@ -103,11 +103,10 @@ def direct(
     return writes.double() @ (read_out.double() - read_out.double().mean(0)).T
 
 
-def read_out(answers: Answers, ids: Int[np.ndarray, "images"], layer: str) -> Float[Tensor, "outputs d_in"]:
-    """What each 1 of a coordinate, at every token, adds to each output, where all that follows the layer is linear.
+def check_linear(answers: Answers, ids: Int[np.ndarray, "images"], layer: str) -> None:
+    """Raise UserError where more than a linear read-out follows the layer, as the host itself is asked.
 
-    Asked of the host itself, a coordinate at a time; `ids`: pictures whose tokens are tried. Raises UserError where
-    outputs of their sum, of half of them, or of their negative are not what a linear read-out gives.
+    `ids`: pictures whose tokens are tried: outputs of their sum, of half of them, and of their negative.
     """
     tokens = answers.tokens(ids[:2])
     one, other = tokens[:1], tokens[-1:]
@@ -118,9 +117,18 @@ def read_out(answers: Answers, ids: Int[np.ndarray, "images"], layer: str) -> Fl
     if apart.abs().max() > LINEAR * reach:
         remedy = "name the last layer before a linear head, such as in:_avg_pooling"
         raise UserError("layer", layer, "is not followed by a linear read-out alone", remedy)
+
+
+def read_out(answers: Answers, ids: Int[np.ndarray, "images"]) -> Float[Tensor, "outputs d_in"]:
+    """What each 1 of a coordinate, at every token, adds to each output, where all that follows the layer is linear.
+
+    Asked of the host itself, a coordinate at a time; `ids`: any picture. Whether it is linear says `check_linear`.
+    """
+    tokens = answers.tokens(ids[:1])
     n_tokens, d_in = tokens.shape[1:]
+    nothing = answers.logits(ids[:1], torch.zeros_like(tokens)[None])[0, 0].double()
     rows = []
-    for part in torch.eye(d_in).split(max(1, AT_ONCE // tokens[0].numel())):
+    for part in torch.eye(d_in).split(max(1, AT_ONCE // tokens.numel())):
         rows.append(answers.logits(ids[:1], part[:, None, None].expand(-1, 1, n_tokens, -1))[:, 0].double() - nothing)
     return torch.cat(rows).T
 

@@ -62,7 +62,11 @@ def _embed_images(images: ImageSet, encoder: Encoder, folder: Path, batch_size: 
     todo = np.concatenate([np.arange(i, min(i + per_part, len(images))) for i in starts] or [np.arange(0)])
     done: dict[str, list[Tensor]] = {}
     with tqdm(
-        total=len(images), initial=len(images) - len(todo), desc=f"embed images, {encoder.name}", unit="img"
+        total=len(images),
+        initial=len(images) - len(todo),
+        desc=f"embed images, {encoder.name}",
+        unit="img",
+        leave=False,
     ) as bar:
         for ids, batch in images.batches(encoder.transform, batch_size, workers=workers, ids=todo):
             for key, value in encoder.embed_batch(batch).items():

@@ -169,7 +169,7 @@ class ImageSet:
             fingerprint=head["fingerprint"],
             skipped=tuple((file, reason) for file, reason in head["skipped"]),
             credit=head["credit"],
-            sizes=tuple((r["width"], r["height"]) for r in rows),
+            sizes=tuple((r["width"], r["height"]) for r in rows if "width" in r),
             masks=tuple(r.get("mask") for r in rows) if any("mask" in r for r in rows) else (),
             mask_names=tuple(head["mask_names"]),
             square=head["square"],
@@ -185,9 +185,9 @@ class ImageSet:
             "classes": self.classes[i],
             "split": str(self.splits[i]),
             "group": int(self.groups[i]),
-            "width": self.sizes[i][0],
-            "height": self.sizes[i][1],
         }
+        if self.sizes:
+            row |= {"width": self.sizes[i][0], "height": self.sizes[i][1]}
         if self.masks:
             row["mask"] = self.masks[i]
         if self.files[i] in self.credits:

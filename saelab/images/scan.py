@@ -54,7 +54,7 @@ def look_at_all(root: Path, files: Sequence[tuple[str, str | None]], title: str)
     def own(file: tuple[str, str | None]) -> Scan | str:
         return _look_at(root, *file, memory)
 
-    outcomes = list(tqdm(in_order(own, files), total=len(files), desc=title, unit="image", disable=None))
+    outcomes = list(tqdm(in_order(own, files), total=len(files), desc=title, unit="image", leave=False, disable=None))
     if len(files) >= WORTH and len(memory) > known:
         _remember(root, memory)
     return outcomes

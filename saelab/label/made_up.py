@@ -1,7 +1,7 @@
 """A null for words: how near made-up words, which mean nothing, come to a set of images.
 
-An encoder gives every string a vector, so a search for "blorvex" finds something too. What it means shows by
-comparing it with words that are spelt like words and are none.
+An encoder gives every string a vector, so a search for "blorvex" finds something too. Words that are spelt like words
+and are none show what that is worth.
 """
 
 from collections.abc import Callable, Sequence

@@ -111,7 +111,7 @@ def _rounds(n: int, seed: int, progress: bool) -> Iterator[torch.Generator]:
     from tqdm.auto import tqdm
 
     generator = torch.Generator().manual_seed(seed)
-    for _ in tqdm(range(n), "permutations", disable=not progress):
+    for _ in tqdm(range(n), "permutations", leave=False, disable=not progress):
         yield generator
 
 

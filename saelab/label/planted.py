@@ -48,7 +48,7 @@ def plant(names: Sequence[str], member: Bool[Tensor, "images concepts"], mine: T
     counts = both.diagonal()
     usable = np.flatnonzero((counts >= FEWEST) & (counts <= COMMONEST * len(mine)))
     if not len(usable):
-        what = f"no label of the vocabulary is true of {FEWEST} mined pictures or more, and of at most half of them"
+        what = f"no label of the vocabulary holds on {FEWEST} mined pictures or more, and on at most half of them"
         raise UserError(
             "bases", "planted", what, "give pictures with captions or classes, or label.vocabulary=[classes]"
         )
@@ -84,16 +84,25 @@ def measure(
 
     `rows`: of labels.jsonl, in the order of units. `same`: what two names of one concept share (None: no concept). A
     labeller names as many labels as its unit has concepts, best first: its label and runners-up; `final` its label
-    alone and nothing where it abstains; `meanings` one label for each meaning. `recall`: share of the planted
-    concepts that are named, over all units. `precision`: share of the labels named that are planted in their unit; None
-    where nothing is named. `dealt`: the precision of the same labels dealt out among the units of the kind.
+    alone and nothing where it abstains; `meanings` one label for each meaning; a proposer its candidates, over the
+    units that it was asked about (`proposed` of a row: its `Proposal`, or None).
+
+    `recall`: share of the planted concepts that are named, over all units. `precision`: share of the labels named that
+    are planted in their unit; None where nothing is named. `dealt`: the precision of the same labels dealt out among
+    the units of the kind.
     """
     planted = [[same(name) for name in own] for own in concepts]
     said = {name: [_named(row, name, len(own)) for row, own in zip(rows, planted)] for name in _labellers(rows)}
     found = []
+    asked = [row.get("proposed") for row in rows]
+    said |= {
+        f"{name} (proposer)": [p.labels[: len(own)] if p is not None else [] for p, own in zip(asked, planted)]
+        for name in dict.fromkeys(p.proposer for p in asked if p is not None)
+    }
     for name, labels in said.items():
+        among = [name in _labellers(rows) or p is not None for p in asked]
         for kind in ("all", *KINDS):
-            of = [u for u, own in enumerate(kinds) if kind in ("all", own)]
+            of = [u for u, own in enumerate(kinds) if kind in ("all", own) and among[u]]
             if of:
                 found.append(
                     {"labeller": name, "kind": kind, **_rates([labels[u] for u in of], [planted[u] for u in of], same)}

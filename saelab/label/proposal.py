@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
+from PIL.Image import Image as PILImage
 from torch import Tensor
 
 from saelab import artifacts
 from saelab.errors import UserError
 from saelab.label.vlm.completion import amount, count
+from saelab.settings import nearest
 
 # The fields of a proposal that say what an answer took, not what was asked and answered.
 TAKEN = ("request", "prompt_tokens", "completion_tokens", "cost", "cached", "attempts", "uncertain", "seconds", "error")
@@ -22,7 +24,20 @@ if TYPE_CHECKING:
     from saelab.images import ImageSet
 
 MODES = ("positives", "contrast", "shuffled_contrast")
+SYNTHESISED = ("none", "beside", "alone")  # are pictures made to raise a unit shown, beside its photos or instead?
 HeatMap = Callable[[int, int], np.ndarray | None]  # (unit, image id) -> float [height, width] in 0..1, or None
+
+
+class Bench(Protocol):
+    """A basis at work: what its units do on pictures, and on photos of words."""
+
+    def fire(self, unit: int, pictures: Sequence[PILImage]) -> Float[Tensor, "pictures"]:
+        """The unit's activation on pictures that are in no set."""
+        ...
+
+    def described(self, unit: int, label: str) -> tuple[Float[Tensor, "photos"], Float[Tensor, "photos"]]:
+        """Of held-out photos that people described so: the unit's activation, and mean cosine with its exemplars."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,19 @@ class ShownExemplars:
     contrasts: Int[Tensor, "units k"]  # the paired contrast of each positive; -1 = none
     activations: Float[Tensor, "units k"]  # of the positives: those that are not above 0 are not shown
     column: Callable[[int], Float[Tensor, "images"]] | None = None  # a unit's activation on every image, for agents
+    bench: Bench | None = None  # for proposers that try units on pictures
+
+
+@dataclass(frozen=True)
+class MadePictures:
+    """Pictures that were made to raise units (`saelab synthesise`)."""
+
+    folder: Path  # its name says how they were made
+    files: Mapping[int, tuple[str, ...]]  # unit -> its pictures
+
+    def of(self, unit: int) -> tuple[Path, ...]:
+        """The unit's pictures."""
+        return tuple(self.folder / name for name in self.files.get(unit, ()))
 
 
 @dataclass(frozen=True)
@@ -46,6 +74,8 @@ class Case:
     images: "ImageSet"  # to load the pictures from
     heat: HeatMap | None = None  # where the unit fires within an image, if the caller has such maps
     column: Callable[[], Float[Tensor, "images"]] | None = None  # its activation on every image, if the caller has it
+    made: tuple[Path, ...] = ()  # pictures that were made to raise the unit
+    bench: Bench | None = None  # its basis at work, if the caller has it
 
 
 @dataclass(frozen=True)
@@ -124,6 +154,14 @@ class Proposer(Protocol):
     def estimate(self, case: Case) -> Estimate:
         """What `propose` would take for this case; sends nothing."""
         ...
+
+
+def check_synthesised(value: str) -> str:
+    """One of SYNTHESISED. Raises UserError for another word."""
+    if value not in SYNTHESISED:
+        near = nearest(value, SYNTHESISED)
+        raise UserError("proposer.synthesised", value, "unknown", f"{near}known: {', '.join(SYNTHESISED)}")
+    return value
 
 
 def summary(proposals: Sequence[Proposal], units: Sequence[int]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from saelab.label.proposal import (
     Case,
     Estimate,
     HeatMap,
+    MadePictures,
     Proposal,
     Proposer,
     ShownExemplars,
@@ -42,6 +43,7 @@ from saelab.label.proposal import (
     read,
     summary,
 )
+from saelab.settings import nearest
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHATS",
+    "MadePictures",
     "Proposal",
     "Proposer",
     "ShownExemplars",
@@ -65,14 +68,20 @@ __all__ = [
 ]
 
 
+OF_RUN = ("mode", "units", "seed", "dry_run")
+# Settings of a vision-language proposer that are not its backend's: its question, its picture, and the run's.
+OF_QUESTION = ("prompt", "guided", "shown", "max_tokens", "synthesised", "rerank", "weight")
+OF_VLM = (*OF_QUESTION, "layout", "tiles", "sheet_px", "part_px", *OF_RUN)
+
+
 def load_proposer(name: str, **settings: Any) -> Proposer | None:
-    """A proposer by name: none (returns None), tagger, agent, command, or a backend of models in CHATS.
+    """A proposer by name: none (returns None), tagger, agent, command, describe_dissect, or a model's backend in CHATS.
 
     `settings` are those listed in conf/proposer/<name>.yaml, save `name`, `mode` and `units`, which are the run's.
     Raises UserError for a name or a setting that does not exist, and for values that can't be.
     """
     makers: dict[str, Callable[..., Proposer | None]] = {"none": lambda: None, "tagger": _tagger}
-    makers |= {"agent": _agent, "command": _command}
+    makers |= {"agent": _agent, "command": _command, "describe_dissect": _describe}
     makers |= {backend: partial(_vlm, backend) for backend in CHATS}
     if name not in makers:
         raise UserError("proposer", name, f"must be one of {', '.join(makers)}")
@@ -104,7 +113,7 @@ def _vlm(backend: str, **settings: Any) -> Proposer:
     from saelab.label.vlm.show import Look
 
     look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
-    question = _take(settings, ["prompt", "guided", "shown", "max_tokens"])
+    question = _take(settings, ["prompt", "guided", "shown", "max_tokens", "synthesised"])
     rule, weight = settings.pop("rerank", None), _take(settings, ["weight"])
     if rule not in (None, "pmi"):
         raise UserError("proposer.rerank", rule, "must be null or pmi")
@@ -125,10 +134,29 @@ def _agent(sight: Any, **settings: Any) -> Proposer:
     from saelab.label.agent.proposer import AgentProposer, Bounds
     from saelab.label.vlm.show import Look
 
-    look = Look(**_take(settings, ["sheet_px"]))
+    for name in ("guided", "rerank", "weight", "synthesised"):  # of openai.yaml, for questions of another kind
+        settings.pop(name, None)
+    look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
     bounds = Bounds(**_take(settings, [field.name for field in dataclasses.fields(Bounds)]))
     question = _take(settings, ["prompt", "shown"])
     return AgentProposer(_openai(**settings), sight, look, bounds, **question)
+
+
+def _describe(
+    chat: dict[str, Any], captions: str = "tagger", see: Any = None, names: Sequence[str] = (), **settings: Any
+) -> Proposer:
+    """Describe-and-Dissect; `see` and `names`, a classifier's, are the caller's, not settings."""
+    from saelab.label.describe.captions import CAPTIONS, Captioner, ChatCaptioner, TaggerCaptioner
+    from saelab.label.describe.proposer import DescribeDissect
+
+    text = load_chat(**{name: value for name, value in chat.items() if name not in OF_VLM})
+    if captions not in CAPTIONS:
+        near = nearest(captions, CAPTIONS)
+        raise UserError("proposer.captions", captions, "unknown", f"{near}known: {', '.join(CAPTIONS)}")
+    if captions == "tagger" and see is None:
+        raise UserError("proposer.captions", "tagger", "the encoder gives no class probabilities", "use captions=chat")
+    captioner: Captioner = ChatCaptioner(text) if captions == "chat" else TaggerCaptioner(see, names)
+    return DescribeDissect(captioner, text, **settings)
 
 
 def load_chat(name: str, **settings: Any) -> "Chat":
@@ -229,6 +257,7 @@ def run(
     seed: int = 0,
     heat: HeatMap | None = None,
     budget: "Budget | None" = None,
+    made: MadePictures | None = None,
     progress: bool = True,
 ) -> list[Proposal]:
     """Ask `proposer` about each of `units`; return their proposals in the order of unit numbers.
@@ -237,15 +266,19 @@ def run(
     positives gets a row of status "no_positives". When `budget` is used up, the remaining units get no row. Raises
     UserError for a folder that holds proposals of another recipe, where all units that were asked failed, and for what
     stops the proposer itself (no server, a refused key); what had been answered until then is on disk.
-    Ten parameters: who is asked about what, where it is written, and five settings with defaults.
+    Eleven parameters: who is asked about what, where it is written, and six settings with defaults.
     """
     folder = Path(folder)
-    ledger = Ledger(folder, "proposals", _recipe(proposer, exemplars, images, mode, seed))
+    recipe = _recipe(proposer, exemplars, images, mode, seed)
+    ledger = Ledger(folder, "proposals", recipe | ({} if made is None else {"made": made.folder.name}))
     kept = {unit: from_row(row) for unit, row in ledger.kept.items()}
     cases = [build_case(exemplars, images, u, mode, seed, proposer.shown, heat) for u in dict.fromkeys(units)]
+    cases = [dataclasses.replace(case, bench=exemplars.bench) for case in cases]
+    if made is not None:
+        cases = [dataclasses.replace(case, made=made.of(case.unit)) for case in cases]
     todo = [case for case in cases if case.unit not in kept]
     found: dict[int, Proposal] = {}
-    with tqdm(total=len(todo), desc=proposer.name, disable=not progress) as bar:
+    with tqdm(total=len(todo), desc=proposer.name, leave=False, disable=not progress) as bar:
 
         def keep(proposal: Proposal) -> None:
             attempts, uncertain = ledger.tries(proposal.unit)

@@ -182,6 +182,6 @@ def _draws(of: Int[Tensor, "images"], n: int, seed: int, progress: bool) -> Iter
     from tqdm.auto import tqdm
 
     generator, series = torch.Generator().manual_seed(seed), int(of.max()) + 1
-    for _ in tqdm(range(n), "resamples", disable=not progress):
+    for _ in tqdm(range(n), "resamples", leave=False, disable=not progress):
         drawn = torch.randint(series, (series,), generator=generator).to(of.device)
         yield torch.bincount(drawn, minlength=series)[of]

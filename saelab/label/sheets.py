@@ -9,8 +9,9 @@ from jaxtyping import Float
 from PIL import Image
 
 from saelab.errors import UserError
+from saelab.label.crops import find_boxes
 
-TILES = ("raw", "heatmap", "crop")
+TILES = ("raw", "heatmap", "crop", "otsu")
 SMALLEST = 448  # pixels a side; below, a 3×3 sheet's tiles are too small to be recognised
 PAPER = (255, 255, 255)
 GAP = 6  # pixels of paper between two tiles
@@ -23,8 +24,9 @@ def tile(
 ) -> Image.Image:
     """`image` whole within a square of `side` pixels, its proportions kept, the rest paper.
 
-    style: `raw`; `heatmap` lays the heat over it in red to yellow; `crop` cuts out where the heat is. heat: 0..1, any
-    resolution, covering the whole image; without it every style is raw. Raises UserError for an unknown style.
+    style: `raw`; `heatmap` lays the heat over it in red to yellow; `crop` cuts out where the heat is; `otsu` the
+    largest box of `crops.find_boxes`. heat: 0..1, any resolution, covering the whole image; without it every style is
+    raw. Raises UserError for an unknown style.
     """
     if style not in TILES:
         raise UserError("proposer.tiles", style, f"must be one of {', '.join(TILES)}")
@@ -33,6 +35,8 @@ def tile(
         image = overlay(image, heat)
     if heat is not None and style == "crop":
         image = image.crop(hot_box(heat, image.size))
+    if heat is not None and style == "otsu":
+        image = image.crop(next(iter(find_boxes(heat, image.size)), (0, 0, *image.size)))
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     square = Image.new("RGB", (side, side), PAPER)

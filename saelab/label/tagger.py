@@ -5,7 +5,7 @@ is called `tagger` wherever its candidates appear.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.label.proposal import Case, Estimate, Proposal
+from saelab.label.proposal import Case, Estimate, Proposal, check_synthesised
 
 
 class Tagger:
@@ -28,6 +28,8 @@ class Tagger:
     probabilities: [images, classes], rows sum to 1 (logits: softmax them first), row number = image id.
     names: one name a class; of comma-separated synonyms the first is proposed.
     base: ids of the images that give the base rate (default: all; give the `mine` split to keep held-out images out).
+    synthesised: `beside` counts pictures made to raise the unit among its positives, `alone` looks at nothing else;
+    `look(file)` gives the class probabilities of one.
     """
 
     name = "tagger"
@@ -41,7 +43,10 @@ class Tagger:
         top: int = 5,
         support: int = 2,
         shown: int | None = None,
+        synthesised: str = "none",
+        look: Callable[[Path], Float[Tensor, "classes"]] | None = None,
     ) -> None:
+        """Nine parameters: what is known of images and classes, and settings with defaults."""
         if probabilities.ndim != 2 or probabilities.shape[1] != len(names):
             raise UserError("tagger.names", len(names), f"must name the {probabilities.shape[-1]} classes")
         if not torch.isfinite(probabilities).all() or (probabilities.sum(1) - 1).abs().max() > 1e-2:
@@ -49,8 +54,8 @@ class Tagger:
         self.names = [name.split(",")[0].strip() for name in names]
         self.candidates, self.support, self.shown = candidates, support, shown
         probabilities = probabilities.detach().cpu().float()
-        largest = probabilities.topk(min(top, len(names)), dim=1)
-        self.presence = torch.zeros_like(probabilities).scatter_(1, largest.indices, largest.values)
+        self.synthesised, self.look, self.top = check_synthesised(synthesised), look, min(top, len(names))
+        self.presence = _presence(probabilities, self.top)
         self.base_rate = (self.presence if base is None else self.presence[torch.as_tensor(base)]).mean(0)
         self.recipe = {
             "name": self.name,
@@ -62,6 +67,8 @@ class Tagger:
             "support": support,
             "shown": shown,
         }
+        if synthesised != "none":
+            self.recipe["synthesised"] = synthesised
 
     def propose(self, cases: Iterable[Case], folder: Path) -> Iterator[Proposal]:
         """A proposal for each case, at once and in their order; nothing is written to `folder`."""
@@ -77,9 +84,24 @@ class Tagger:
 
     def classes(self, case: Case) -> list[int]:
         """The proposed classes of a case, best first; ties to the lower class number."""
-        positives = self.presence[list(case.positives)]
+        positives = self._positives(case)
+        if not len(positives):
+            return []
         reference = [image for image in case.contrasts if image >= 0]
         score = positives.mean(0) - (self.presence[reference].mean(0) if reference else self.base_rate)
         score[(positives > 0).sum(0) < min(self.support, len(positives))] = 0
         order = torch.argsort(score, descending=True, stable=True)[: self.candidates]
         return [c for c in order.tolist() if score[c] > 0]
+
+    def _positives(self, case: Case) -> Float[Tensor, "pictures classes"]:
+        photos = self.presence[list(case.positives)]
+        if self.synthesised == "none" or self.look is None:
+            return photos
+        made = [_presence(self.look(path).float().cpu()[None], self.top) for path in case.made]
+        return torch.cat([*([] if self.synthesised == "alone" else [photos]), photos[:0], *made])
+
+
+def _presence(probabilities: Float[Tensor, "images classes"], top: int) -> Float[Tensor, "images classes"]:
+    """All but the `top` largest set to 0."""
+    largest = probabilities.topk(top, dim=1)
+    return torch.zeros_like(probabilities).scatter_(1, largest.indices, largest.values)

@@ -110,7 +110,7 @@ def _build(run_json: Path, out: Path, shown: int, site: str | None) -> Path:
 
 def _source(run: reading.Run, shown: int, site: str | None) -> str:
     """A digest of the report's inputs: the run, its artifacts' recipes, this code."""
-    parts = [json.dumps(plain(run.facts), sort_keys=True), str(shown), str(site), saelab.__version__]
+    parts = [json.dumps(plain(run.facts), sort_keys=True), str(shown), str(site), saelab.__version__, meaning.method()]
     stages = ("units", "labels", "evaluation", "quality")
     folders = [run.facts["images"], *(basis[s] for basis in run.facts["bases"] for s in stages if basis.get(s))]
     folders += list((run.facts.get("comparisons") or {}).values())

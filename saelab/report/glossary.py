@@ -55,6 +55,12 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "Latents of an SAE whose directions stayed near their random start.",
         "Sanity checks for SAEs, arXiv 2602.14111",
     ),
+    "planted": (
+        "Planted units",
+        "Units made to fire for concepts that people wrote of the pictures: whether labels are right is known. They "
+        "are in no model, and compared with nothing.",
+        "after the synthetic neurons of MAIA, Shaham et al., ICML 2024",
+    ),
     "label": ("Label", "The name that this run's scorer ranks first for the unit.", ""),
     "score": (
         "Score",

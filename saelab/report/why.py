@@ -42,11 +42,19 @@ def _basis(basis: Mapping[str, Any], seen: Image.Image) -> dict[str, Any]:
     top = max((np.abs(unit["where"]).max() for unit in basis["units"] if unit["where"]), default=0.0)
     small = seen.resize((seen.size[0] // 2, seen.size[1] // 2))
     rows = [
-        unit | {"share": 100 * abs(unit["effect"]) / reach, "map": _map(small, unit["where"], top)}
+        unit
+        | {"share": 100 * abs(unit["effect"]) / reach, "map": _map(small, unit["where"], top)}
+        | {"cause": _map(small, unit.get("causes"), None)}
         for unit in basis["units"]
     ]
     own = _class(seen, basis["class"]) if basis.get("class") else None
-    return {**basis, "units": rows, "map": _map(seen, basis["where"], None), "carried": own}
+    return {
+        **basis,
+        "units": rows,
+        "caused": any(row["cause"] for row in rows),
+        "map": _map(seen, basis["where"], None),
+        "carried": own,
+    }
 
 
 def _class(seen: Image.Image, found: Mapping[str, Any]) -> dict[str, Any]:

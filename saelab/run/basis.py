@@ -66,6 +66,11 @@ class Basis:
         return KINDS[self.kind].of_tokens
 
     @property
+    def acts(self) -> bool:
+        """Can its units be taken out of the host: does the host compute them, and do they write of their own?"""
+        return self.of_tokens and not KINDS[self.kind].of
+
+    @property
     def artifacts(self) -> list[Artifact]:
         """Its artifacts so far."""
         found = (self.units, self.sae, self.exemplars, self.labels, self.evaluation, self.quality)

@@ -58,6 +58,11 @@ class ProposerSettings:
     dry_run: bool = False  # only say what asking would take
     options: dict[str, Any] = field(default_factory=dict)  # the proposer's own settings, by name
 
+    @property
+    def synthesised(self) -> str:
+        """Is the proposer shown pictures made to raise a unit: none, beside its photos, or alone?"""
+        return str(self.options.get("synthesised", "none"))
+
 
 @dataclass(frozen=True)
 class LabelConfig:

@@ -1,7 +1,7 @@
 """The labels of a run: exemplars, candidates, one vocabulary for all bases, and the label of every unit."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,11 @@ from saelab.label.exemplars import exemplars
 from saelab.label.proposal import Estimate
 from saelab.label.vocabulary import Vocabulary
 from saelab.run.bases import Bases
-from saelab.run.basis import KINDS, Basis
+from saelab.run.basis import Basis
 from saelab.run.stages.proposals import estimate, load_proposer, propose_labels
-from saelab.run.stages.synthesis import SynthesisRequest, synthesise_basis
+from saelab.run.stages.synthesis import SynthesisRequest, chosen_pictures, synthesise_basis
 from saelab.run.stages.synthesis_pictures import Viewers
+from saelab.run.stages.unit_bench import UnitBench
 
 log = logging.getLogger("saelab")
 
@@ -42,11 +43,7 @@ class Labels(Bases):
     @cached_property
     def proposer(self) -> propose.Proposer | None:
         """Who proposes, if anybody does."""
-
-        def embed(sentences: Sequence[str]) -> torch.Tensor:
-            return self.encoder.embed_sentences(list(sentences))
-
-        return load_proposer(self.config.proposer, self.images, self.embeddings, embed, self.root)
+        return load_proposer(self.config.proposer, self.images, self.encoder, self.embeddings, self.root)
 
     def estimates(self) -> list[tuple[Basis, int, Estimate]]:
         """Per basis: how many units would be asked about and what it takes. Nothing is sent."""
@@ -66,8 +63,9 @@ class Labels(Bases):
         with self.timings.of("proposals"):
             for basis in mined:
                 asked = self.config.proposer
+                aids = (spent, self._make(basis), self._bench(basis))
                 place, rows, text = propose_labels(
-                    basis, proposer, asked, self.images, self.store(basis), self.root, spent
+                    basis, proposer, asked, self.images, self.store(basis), self.root, *aids
                 )
                 spent += rows
                 self.notes.append(text)
@@ -107,8 +105,8 @@ class Labels(Bases):
 
     @property
     def acting(self) -> list[Basis]:
-        """Labelled bases whose units can be taken out of the host: it computes them, and they write of their own."""
-        return [basis for basis in self.labelled if basis.of_tokens and not KINDS[basis.kind].of]
+        """Labelled bases whose units can be taken out of the host."""
+        return [basis for basis in self.labelled if basis.acts]
 
     # ---- pictures made to raise units ----------------------------------------------------------------------------
 
@@ -120,6 +118,8 @@ class Labels(Bases):
         if self.weights == "arrays":
             what = "there is no host that could look at a picture"
             raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
+        if not basis.of_tokens:
+            raise UserError("bases", basis.name, "is not read from tokens, so no gradient leads to it", "name another")
         host = self.host if basis.weights == self.weights else self.random_host
         space = self.encoder, self.embeddings.images, self._label_vectors
         with self.timings.of("synthesis"):
@@ -140,6 +140,26 @@ class Labels(Bases):
         check_mining(self.images, self.config.label.mining)
 
     # ---- parts -------------------------------------------------------------------------------------------------
+
+    def _make(self, basis: Basis) -> Callable[[Sequence[int]], propose.MadePictures]:
+        """Pictures that raise units of the basis, for proposers: those that got as far as half of the unit's photos."""
+
+        def make(units: Sequence[int]) -> propose.MadePictures:
+            folder = self.synthesise_units(basis, SynthesisRequest(units=",".join(map(str, units))))
+            files: dict[int, tuple[str, ...]] = {}
+            for row in chosen_pictures(folder, units):
+                if row["reached"]:
+                    files[row["unit"]] = (*files.get(row["unit"], ()), row["file"])
+            return propose.MadePictures(folder, files)
+
+        return make
+
+    def _bench(self, basis: Basis) -> UnitBench | None:
+        """The basis at work; None where there is no host, or its units are not read from tokens."""
+        if self.weights == "arrays" or not basis.of_tokens:
+            return None
+        host = self.host if basis.weights == self.weights else self.random_host
+        return UnitBench(basis, host, self.config.policy, self.images, self.embeddings.images, self.config.truth)
 
     @property
     def _tagless(self) -> bool:

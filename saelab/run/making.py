@@ -80,7 +80,7 @@ class Stages(Labels):
         if own.labels_of != self.config.compare.scorer:
             what = f"the comparison is of the labels of {self.config.compare.scorer}"
             raise UserError("effects.labels_of", own.labels_of, what, f"use {self.config.compare.scorer} for both")
-        return [replace(b, effects=self.measure_effects(b, own)) if b.of_tokens else b for b in self.evaluated]
+        return [replace(b, effects=self.measure_effects(b, own)) if b.acts else b for b in self.evaluated]
 
     @cached_property
     def comparisons(self) -> dict[str, Artifact]:
@@ -97,7 +97,7 @@ class Stages(Labels):
             if self.config.effects is None:
                 return found
             own = read_effects(self.config.effects)
-            rows = {(b.layer, b.name): chosen_rows(b, own) for b in measured}
+            rows = {(b.layer, b.name): chosen_rows(b, own) for b in measured if b.effects}
             how = own.facts
             return join_effects(measured, found, setups, self.config.compare, self.root, tested, rows, how)
 
@@ -105,7 +105,7 @@ class Stages(Labels):
     def controls(self) -> "Stages":
         """The controls of what units do that the run lacks, labelled with its vocabulary.
 
-        Without the random host where its network doesn't exist with random weights, or `saelab.run.controls` says so.
+        Without the random host where nobody gives the network random weights (`saelab.run.controls`).
         """
         kinds = missing_controls(self.config, self.given)
         if RANDOM_HOST in kinds:

@@ -1,4 +1,4 @@
-"""Silent latents of topk and batchtopk: which they are, the loss that trains them, and their encoders' way back."""
+"""Silent latents: which they are, the loss that trains those of topk and batchtopk, and their encoders' way back."""
 
 import torch
 from jaxtyping import Bool, Float, Int

@@ -8,7 +8,7 @@ import torch
 
 from saelab.artifacts import added
 from saelab.errors import UserError
-from saelab.sae import rules, select
+from saelab.sae import rules, screen
 
 DECODERS = ("free", "archetypal")
 FROZEN = ("none", "decoder", "soft_decoder", "all")
@@ -40,7 +40,7 @@ class SAEConfig:
     auxk_k: int | None = None  # silent latents that AuxK uses a token; None: d_in / 2
     auxk_stride: int = 8  # AuxK looks at every so-many-th token
     dead_after: int = 131_072  # tokens without firing after which a latent counts as silent
-    revive: float = 0.02  # topk, batchtopk: share of the way back to its decoder row that a silent encoder goes a step
+    revive: float = 0.02  # all but relu: share of the way back to its decoder row that a silent encoder goes a step
     multi_topk: bool = False  # topk: add an eighth of the loss with 4 k latents (Gao et al. 2025, section 4.3)
     l1: float = 0.03  # relu: weight of the L1 penalty, in units of the activations' spread
     resample_every: int = 0  # relu: steps between resamplings of silent latents; 0: never
@@ -48,8 +48,9 @@ class SAEConfig:
     bandwidth: float = 1e-3  # jumprelu: width of the straight-through window, in units of the activations' spread
     candidates: int = 1024  # archetypal: data points whose hull holds the decoder
     delta: float = 0.1  # archetypal: distance that a row may leave the hull by, in units of the activations' spread
-    screen: str = "auto"  # product that chooses top-k candidates: auto | float32 | bfloat16 (always rescored)
+    screen: str = "auto"  # topk, batchtopk: product that chooses candidates: auto | float32 | bfloat16 (rescored)
     kernels: str = "torch"  # topk, batchtopk: who computes the sparse products: torch | triton (on CUDA)
+    encoder_length: float = added(1.0)  # topk, batchtopk: of the first encoder rows; less where those rebuild too much
     frozen: str = added("none")  # what keeps its random start, as a control: none | decoder | soft_decoder | all
 
     def __post_init__(self) -> None:
@@ -65,6 +66,11 @@ class SAEConfig:
             _at_least_1(self, "auxk_k")
         _within(self, math.inf, "weight_decay", "clip", "auxk_weight", "l1", "resample_every", "l0_weight", "delta")
         _within(self, 1, "revive")
+        if not 0 < self.encoder_length <= 1:
+            raise UserError("encoder_length", self.encoder_length, "above 0, at most 1")
+        if self.encoder_length != 1 and "encoder_length" not in supports:
+            needs = f"needs {rules.name_supporting('encoder_length')}"
+            raise UserError("encoder_length", self.encoder_length, needs, "leave it at 1")
         if not 0 < self.bandwidth < math.inf:
             raise UserError("bandwidth", self.bandwidth, "must be positive and finite")
         if self.k > self.latents:
@@ -158,8 +164,9 @@ def settle(config: SAEConfig, device: str | torch.device) -> SAEConfig:
     An archetypal decoder is never screened: each data point is the start of several rows, whose pre-activations
     bfloat16 cannot tell apart, so true members of the top k would fall behind all 1.5 k candidates.
     """
-    fits = "screen" in rules.find(config.rule).supports and config.decoder == "free"
-    fast = config.screen == "auto" and fits and select.has_fast_bfloat16(torch.device(device))
+    rule = rules.find(config.rule)
+    fits = "screen" in rule.supports and config.decoder == "free" and rule.screen_pays(config.latents, config.k)
+    fast = config.screen == "auto" and fits and screen.has_fast_bfloat16(torch.device(device))
     return replace(config, screen="bfloat16") if fast else config
 
 

@@ -219,7 +219,7 @@ def _loop(
             for i, job in enumerate(own):
                 for line in job.lines:
                     logger(layer, i, line["step"], {name: value for name, value in line.items() if name != "step"})
-    bar = tqdm(total=total, initial=first, unit="tok", unit_scale=True, disable=hidden)
+    bar = tqdm(total=total, initial=first, unit="tok", unit_scale=True, leave=False, disable=hidden)
     with bar, contextlib.closing(feed):  # a stream's host stops where training does
         for layer, step, x in feed:
             last = spans[layer][1]

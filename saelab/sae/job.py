@@ -20,6 +20,8 @@ from saelab.sae.quality import compare_held_out, quality
 from saelab.sae.train import Trainer
 
 log = logging.getLogger("saelab")
+SHORT, SLOW = 2000, 1e-3  # steps and rate under which lr=None leaves much unexplained (docs/sae.md)
+WASTED = 0.1  # share of dead latents from which on the log says so, with what helps
 DIVERGED = 10.0  # times the FVU of the first line (or of the mean): then training is given up
 
 
@@ -64,6 +66,15 @@ class Job:
         self.lines: list[dict[str, Any]] = []
         self.finished: Fit | None = None  # by an earlier call
         self._resume()
+        self._advise()
+
+    def _advise(self) -> None:
+        """Say so where the rate of long runs is taken for a short one."""
+        config = self.trainer.config
+        short = config.lr is None and self.total < SHORT and config.learning_rate < SLOW and config.frozen != "all"
+        if short and self.finished is None:
+            rate = f"lr=None means {config.learning_rate:.1e}, made for long runs"
+            log.warning("%s: in %d steps, lr=1e-3 to 2e-3 explains more", rate, self.total)
 
     def _recipe(self, config: SAEConfig, data: Data) -> record.Recipe:
         """Everything that the SAE, its metrics and its quality depend on."""
@@ -141,6 +152,9 @@ class Job:
         found = quality(sae, batches)
         if held_out is not None:
             found["held_out"] = compare_held_out(sae, found, held_out)
+        if found["dead"] > WASTED:
+            name, share = self.folder or "the SAE", f"{found['dead']:.0%} of its {sae.latents} latents"
+            log.warning("%s: no token of training fires %s; take fewer latents or more tokens", name, share)
         if self.folder is not None and not self.trainer.world.rank:
             artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
             artifacts.write_json(self.folder / "quality.json", found)

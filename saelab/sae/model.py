@@ -23,7 +23,7 @@ from torch import Tensor
 from saelab.arrays import as_matrix
 from saelab.artifacts import atomic, check_file
 from saelab.errors import UserError
-from saelab.sae import rules
+from saelab.sae import rules, screen
 from saelab.sae.fetch import fetch
 from saelab.sae.sparse import decode_rows
 
@@ -101,8 +101,12 @@ class SAE:
 
     def pre_activations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
         """The encoder's output before the rule. Raises UserError where x has another width."""
+        return torch.addmm(self.b_enc, self._centre(x), self.W_enc.T)
+
+    def _centre(self, x: Tensor) -> Tensor:
+        """What the encoder's rows are multiplied with."""
         x, _ = self.normalize(as_matrix(x, self.d_in))
-        return torch.addmm(self.b_enc, x - self.b_dec, self.W_enc.T)
+        return x - self.b_dec
 
     def pre_activations_of(
         self, x: Float[Tensor, "batch d_in"], latents: Sequence[int]
@@ -122,12 +126,24 @@ class SAE:
         """Tokens whose pre-activations fit into a chunk."""
         return max(1, AT_ONCE // self.latents)
 
+    def screens(self, tokens: int) -> bool:
+        """Whether so many are encoded by the bfloat16 screen: where it is faster and the rule has no way of its own."""
+        plain = self.rule.picks_plainly if self.fixed_l0 else self.threshold is not None and self.rule.gates_plainly
+        return plain and screen.pays_to_encode(tokens, self.W_enc, self.meta.k)
+
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Codes:
-        """Raw activations, any float dtype, to sparse codes (float32)."""
+        """Raw activations, any float dtype, to sparse codes (float32).
+
+        On CPUs with bfloat16 instructions a rough product may say which of them to look at (`screen.py`); the codes are
+        those of the float32 product, but for the order in which sums are rounded.
+        """
         if not self.fixed_l0:
             return _pack(self.encode_dense(x))
-        values, indices = self.rule.pick(self.pre_activations(x), self.meta.k)
+        if self.screens(len(x)):
+            values, indices = screen.exact_top_k(self._centre(x), self.W_enc, self.b_enc, self.meta.k)
+        else:
+            values, indices = self.rule.pick(self.pre_activations(x), self.meta.k)
         return Codes(values, indices, self.latents)
 
     @torch.no_grad()
@@ -135,6 +151,10 @@ class SAE:
         """The same as a dense matrix. Nothing is ranked where L0 is not fixed, so that it may be in the thousands."""
         if self.fixed_l0:
             return self.encode(x).dense()
+        if self.threshold is not None and self.screens(len(x)):
+            codes = screen.exact_codes(self._centre(x), self.W_enc, self.b_enc, self.threshold)
+            if codes is not None:
+                return codes
         return self.rule.gate(self.pre_activations(x), self.threshold)
 
     @torch.no_grad()

@@ -41,7 +41,7 @@ def sparse_gradients(
 ) -> tuple[Gradients, Float[Tensor, "batch d_in"]]:
     """Gradients of the reconstruction loss, from x - b_dec and the pre-activations; also x^ - x of the whole SAE.
 
-    `pre` None: topk's latents are chosen by the bfloat16 screen. The decoder's gradient has its radial part removed.
+    `pre` None: latents are chosen by the bfloat16 screen. The decoder's gradient has its radial part removed.
     `tokens` is the batch size over all processes. `out` may hold W_enc and W_dec to write those gradients into.
     Eight parameters: a formula's tensors by name, which no other function takes together.
     """

@@ -11,13 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
-from saelab.sae.sparse import sampled_products
-
 GROUP = 16  # latents a group: a cache line of float32
 FAN = 4  # groups a group of groups, and numbers a group where rows are short
 SPARE = 29  # bits of a float64's fraction that a float32 leaves at zero
-ROUNDING = 1e-5  # of a number: two sums of the same float32 products differ by less
-SCREENED = 512  # rows that a CPU screens at once: what is ranked is still in its cache
 
 
 def top_k(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
@@ -25,9 +21,9 @@ def top_k(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
     rows, n = x.shape
     group = next((size for size in (GROUP, FAN) if n % size == 0 and n >= 2 * size * k), 1)
     if group == 1 or not rows:
-        return _rank(x, k)
+        return rank(x, k)
     x = x.contiguous()
-    best = top_k(_maxima(x, group), k)[1]
+    best = top_k(maxima_of(x, group), k)[1]
     lines = best + torch.arange(0, rows * n // group, n // group, device=x.device).unsqueeze(1)
     near = x.view(-1, group).index_select(0, lines.view(-1)).view(rows, k * group)
     values, inner = top_k(near, k)
@@ -38,62 +34,28 @@ def top_k(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
 def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"]]:
     """The `count` largest of all of x and their flat positions, in the order of these (BatchTopK)."""
     rows, n = x.shape
-    flat = x.reshape(-1)
-    if n % GROUP or rows * n // GROUP < 4 * count:
-        places = _find_largest(flat, count)
+    if not grouped(rows, n, count):
+        flat = x.reshape(-1)
+        places = find_largest(flat, count)
         return flat[places], places
-    maxima = _maxima(x, GROUP).view(-1)
-    lines = _find_largest(maxima, count)
-    near = flat.view(-1, GROUP).index_select(0, lines).view(-1)
-    inner = _find_largest(near, count, floor=maxima[lines].min())
+    return top_by_maxima(x, maxima_of(x, GROUP), count)
+
+
+def grouped(rows: int, n: int, count: int) -> bool:
+    """Whether the `count` largest of rows x n numbers are found faster by the maxima of groups."""
+    return n % GROUP == 0 and rows * n // GROUP >= 4 * count
+
+
+def top_by_maxima(
+    x: Float[Tensor, "rows n"], maxima: Float[Tensor, "rows groups"], count: int
+) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"]]:
+    """`top_of_batch` of x, in the dtype of the maxima of its groups of neighbours, which are known."""
+    maxima = maxima.view(-1)
+    lines = find_largest(maxima, count)
+    near = x.reshape(-1, GROUP).index_select(0, lines).view(-1).to(maxima.dtype)
+    inner = find_largest(near, count, floor=maxima[lines].min())
     which, within = _split(inner, GROUP)
     return near[inner], lines[which] * GROUP + within
-
-
-def screened_top_k(
-    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], k: int
-) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """The k largest of each row of x W' + bias: a bfloat16 product chooses 1.5 k candidates, float32 rescores them.
-
-    Values are float32's own; a true member is lost only where bfloat16's rounding ranks it below all candidates
-    (`screen_recall` counts). On the CPU the rough product exists for 512 rows at a time.
-    """
-    count = min(len(W), k + (k + 1) // 2)
-    candidates = _candidates(x.bfloat16(), W.bfloat16().T, bias.bfloat16(), count)
-    bags = torch.arange(0, candidates.numel() + 1, count, device=x.device)
-    exact = sampled_products(bags, candidates.reshape(-1), x, W).view(-1, count) + bias[candidates]
-    values, inner = _rank(exact, k)
-    return values, candidates.gather(1, inner)
-
-
-def screen_recall(
-    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], k: int
-) -> Float[Tensor, ""]:
-    """Share of the k largest of each row of x W' + bias that `screened_top_k` finds.
-
-    One that is missing counts as found where a number within float32's rounding stands in its place.
-    """
-    lost = torch.zeros((), dtype=torch.int64, device=x.device)
-    for some in x.split(SCREENED):
-        true, members = torch.addmm(bias, some, W.T).topk(k, dim=1)
-        values, found = screened_top_k(some, W, bias, k)
-        absent = (members.unsqueeze(2) != found.unsqueeze(1)).all(2)
-        lost += (absent & (true - values.amin(1, keepdim=True) > ROUNDING * true.abs())).sum()
-    return 1 - lost / (len(x) * k)
-
-
-def _candidates(
-    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "d_in n"], bias: Float[Tensor, "n"], count: int
-) -> Int[Tensor, "rows count"]:
-    """Where the `count` largest of each row of x W + bias lie, ranked as float32."""
-    if x.device.type != "cpu":
-        return top_k(torch.addmm(bias, x, W).float(), count)[1]
-    rough, wide = (torch.empty(min(SCREENED, len(x)), W.shape[1], dtype=t) for t in (x.dtype, torch.float32))
-    found = []
-    for some in x.split(SCREENED):
-        torch.addmm(bias, some, W, out=rough[: len(some)])
-        found.append(top_k(wide[: len(some)].copy_(rough[: len(some)]), count)[1])
-    return torch.cat(found) if found else torch.empty(0, count, dtype=torch.int64)
 
 
 def widen(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -101,15 +63,7 @@ def widen(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, test, bool)() for test in tests)
-
-
-def _maxima(x: Float[Tensor, "rows n"], group: int) -> Float[Tensor, "rows groups"]:
+def maxima_of(x: Float[Tensor, "rows n"], group: int) -> Float[Tensor, "rows groups"]:
     """The largest of each group of neighbours."""
     return max_pool1d(x.unsqueeze(1), group).squeeze(1)
 
@@ -119,7 +73,7 @@ def _split(places: Int[Tensor, "..."], group: int) -> tuple[Int[Tensor, "..."], 
     return places >> (group.bit_length() - 1), places & (group - 1)
 
 
-def _rank(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+def rank(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """The k largest of each row and where they lie, by looking at every number.
 
     On the CPU each float32 is widened to a float64 that has the number's place in the bits left over, since numpy sorts
@@ -136,7 +90,7 @@ def _rank(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
     return x.gather(1, places), places
 
 
-def _find_largest(flat: Float[Tensor, "n"], count: int, floor: Tensor | None = None) -> Int[Tensor, "count"]:
+def find_largest(flat: Float[Tensor, "n"], count: int, floor: Tensor | None = None) -> Int[Tensor, "count"]:
     """Where the `count` largest lie, in the order of their places; of equals at the edge the first.
 
     `floor`: a number that at least `count` reach, where one is known: the others then need no ranking.

@@ -19,7 +19,7 @@ def draw(
 ) -> tuple[Weights, Hull | None]:
     """Random decoder rows of length 1 (archetypal: among the tokens x), encoder rows along them, b_dec = mean.
 
-    The encoder rows have length 1, or less where reconstructions of x would be longer than x.
+    The encoder rows have length `encoder_length`, or less where reconstructions of x would be longer than x.
     """
     rule = rules.find(config.rule)
     generator = torch.Generator().manual_seed(config.seed)
@@ -29,8 +29,9 @@ def draw(
         hull = Hull.start(config, world.gather(x) - mean, variance.sqrt(), generator)
         rows = hull.rows()
     W_dec = torch.nn.functional.normalize(rows, dim=1)
+    balance = _balance(rule.rebuild_first(x - mean, W_dec, config.k), x - mean, world)
     weights = {
-        "W_enc": W_dec * _balance(rule.rebuild_first(x - mean, W_dec, config.k), x - mean, world),
+        "W_enc": W_dec * min(config.encoder_length, balance),
         "b_enc": torch.zeros(config.latents, device=mean.device),
         "W_dec": W_dec,
         "b_dec": mean.clone(),

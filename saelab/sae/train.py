@@ -20,7 +20,7 @@ from saelab.sae.distributed import World
 from saelab.sae.model import SAE, Meta
 from saelab.sae.revive import resample
 from saelab.sae.rules.rule import Weights
-from saelab.sae.select import screen_recall, widen
+from saelab.sae.select import widen
 from saelab.sae.start import check_fits, draw, pull_back, take_over
 
 log = logging.getLogger("saelab")
@@ -74,12 +74,12 @@ class Trainer:
         """Measure what share of the true top k the screen finds; rank the float32 product from here on if too few."""
         if not self.screened:
             return
-        k = self.config.k * (4 if self.config.multi_topk else 1)
-        recall = screen_recall(centred, self.weights["W_enc"], self.weights["b_enc"], k)
+        assert isinstance(self.rule, rules.Selection)
+        recall = self.rule.screen_recall(self.weights, centred, self.config)
         self.recall = self.world.sum_(recall) / self.world.size
         if self.recall < RECALL:
             self.screened = False
-            found = f"{float(self.recall):.5f} of the top {k} at step {self.steps}, {RECALL} wanted"
+            found = f"{float(self.recall):.5f} of the top k at step {self.steps}, {RECALL} wanted"
             log.warning("the bfloat16 screen finds %s: float32 chooses from here on", found)
 
     def _lay_out(self, weights: Weights, hull: Hull | None, variance: Tensor, held: Tensor | None) -> None:
@@ -155,7 +155,7 @@ class Trainer:
         return {**found.metrics, **measured, "silent": (self.silent >= self.config.dead_after).sum()}
 
     def _revive(self) -> None:
-        if isinstance(self.rule, rules.Selection) and self.config.revive:
+        if "revive" in self.rule.supports and self.config.revive:
             columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
             if len(columns):
                 auxk.revive(self.weights, columns, silent, self.config.revive)

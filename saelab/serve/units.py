@@ -139,7 +139,7 @@ class Calls:
         if not loaded:
             raise UserError("images", "null", "there is no picture to look at", "give images or pictures")
         with self.changes.search.turn, torch.inference_mode():
-            host, policy = self.models.host(), self.models.policy
+            host, policy = self.changes.search.host(), self.models.policy
             batch = host.load_images([picture for _, picture in loaded])
             tokens = host.tokens(batch, [own.layer], policy)[own.layer].float().cpu()
             grid = host.choice(own.layer, policy).grid

@@ -49,10 +49,14 @@ class Path:
         return float(np.mean(list(self.layers.values()))) if self.layers else None
 
     @property
+    def most(self) -> float | None:
+        """The same mean of the unit's photos among themselves: what a picture like them would have."""
+        return float(np.mean(list(self.ceiling.values()))) if self.ceiling else None
+
+    @property
     def share(self) -> float | None:
-        """`similarity` as a share of what the unit's photos have among themselves; None where that is not above 0."""
-        most = float(np.mean(list(self.ceiling.values()))) if self.ceiling else 0.0
-        return self.similarity / most if self.similarity is not None and most > 0 else None
+        """`similarity` as a share of `most`; None where that is not above 0."""
+        return self.similarity / self.most if self.similarity is not None and self.most and self.most > 0 else None
 
 
 def path(

@@ -23,7 +23,7 @@ def summarise_pictures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "top1_chance": sum(1 / place["of"] for place in places) / len(places) if places else None,
         "label_agrees": mean_of([row["label_agrees"] for row in rows]),
         "path": mean_of([row["path"] for row in rows]),
-        "path_share": mean_of([row["path_share"] for row in rows]),
+        "path_most": mean_of([row["path_most"] for row in rows]),
         "independent": all(row["independent"] for row in rows),
     }
 

@@ -127,7 +127,8 @@ class Projection:
             raise UserError("units", folder, "planted units are read from no layer", "ask this of another basis")
         groups = Grouping.load(folder) if "groups" in info else None
         if "latents" in info:
-            sae = folder / info["sae_folder"] if sae is None and "sae_folder" in info else sae
+            if sae is None and groups is not None and "sae" in info:  # a folder; elsewhere, the file's checksum
+                sae = folder / info["sae"]
             if sae is None:
                 raise UserError("sae", None, "these units are an SAE's latents", "give the SAE's folder")
             return cls(info["signed"], sae=SAE.load(sae_file(sae)), groups=groups)

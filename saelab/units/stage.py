@@ -69,8 +69,10 @@ def sae(
     if model.d_in != cache.d_in:
         raise UserError("sae", path, f"has d_in {model.d_in}, the cache {cache.d_in}", "use an SAE of this layer")
     extra = {"sae": file_digest(file)}
-    fit = lambda: Projection(sae=model.to(device))  # noqa: E731
-    return _units(cache, root, name, extra, fit, pool, "positive", {"latents": model.latents})
+    model = model.to(device)
+    screen = "bfloat16" if model.screens(model.tokens_at_once) else "float32"  # the codes are float32's with either
+    info = {"latents": model.latents, "screen": screen}
+    return _units(cache, root, name, extra, lambda: Projection(sae=model), pool, "positive", info)
 
 
 def groups(
@@ -103,7 +105,7 @@ def groups(
         sparse = (acts != 0).float().mean() < SPARSE_BELOW
         facts = own.info | {"groups": len(found.members), "of": own.basis, "members": found.members}
         facts |= {"support": found.support, "bound": found.bound}
-        facts |= {} if sae is None else {"sae_folder": os.path.relpath(sae, Path(root) / "units" / "groups")}
+        facts |= {} if sae is None else {"sae": os.path.relpath(sae, Path(root) / "units" / "groups")}
         UnitActivations(acts.to_sparse_csr() if sparse else acts, "groups", facts).save(folder)
 
     try:

@@ -74,10 +74,12 @@ class AgentProposer:
         return Estimate(self.bounds.rounds, prompt, answers, self.chat.prices.cost(prompt, answers))
 
     def _begin(self, case: Case, folder: Path) -> Talk:
+        self.look.check(case)
         hands = Hands(case, self.sight, self.look.sheet_px)
         box = Toolbox(hands.tools())
         groups = {"positives": self.look.positives(case), "contrasts": self.look.contrasts(case)}
-        parts = prompts.fill(self.template, groups, rounds=self.bounds.rounds - 1, calls=CALLS, **ANSWERS)
+        told = {"layout": self.look.layout, "tiles": self.look.tiles, "rounds": self.bounds.rounds - 1, "calls": CALLS}
+        parts = prompts.fill(self.template, groups, **told, **ANSWERS)
         tools = tuple({"name": t.name, "description": t.about, "parameters": t.schema} for t in box.tools.values())
         own = Request(f"propose/{case.unit}", parts, None, self.bounds.max_tokens, buyer(folder), tools=tools)
         return Talk(own, box, self.bounds, self.chat.estimate)

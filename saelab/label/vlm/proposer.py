@@ -9,11 +9,12 @@ from typing import Any
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.label.proposal import Case, Estimate, Proposal
+from saelab.label.proposal import Case, Estimate, Proposal, check_synthesised
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Chat, Picture, Reply, Request
 from saelab.label.vlm.show import Look
 
+TILES = {"otsu": "crop"}  # what templates call it: either way a photo is cut to where the unit fires
 ANSWERS = {"most": 3, "words": 4}  # concepts asked for at most, words in each at most
 
 
@@ -22,7 +23,8 @@ class VLMProposer:
 
     prompt: a family of shipped templates ("concepts": JSON; "list": comma list, as in the CSP paper) of which the mode
     picks `<family>_positives` or `<family>_contrast`, or a template file of one's own for every mode. guided: hold the
-    model to the JSON schema where the backend can. shown: positives on a sheet (9 fill it).
+    model to the JSON schema where the backend can. shown: positives on a sheet (9 fill it). synthesised: `beside` shows
+    pictures made to raise the unit before its photos, `alone` nothing else.
     """
 
     def __init__(
@@ -33,15 +35,17 @@ class VLMProposer:
         guided: bool = True,
         shown: int = 9,
         max_tokens: int = 300,
+        synthesised: str = "none",
     ) -> None:
         self.chat, self.look, self.max_tokens = chat, look or Look(), max_tokens
         self.shown: int | None = shown
         self.name = chat.name
         self.schema = parse.CONCEPTS_SCHEMA if guided else None
-        family = prompt in ("concepts", "list")
-        self.templates = {
-            shape: prompts.load(f"{prompt}_{shape}" if family else prompt) for shape in ("positives", "contrast")
-        }
+        self.synthesised, family = check_synthesised(synthesised), prompt in ("concepts", "list")
+        shapes = ("synthesised",) if synthesised == "alone" else ("positives", "contrast")
+        self.templates = {shape: prompts.load(f"{prompt}_{shape}" if family else prompt) for shape in shapes}
+        if synthesised == "beside":
+            self.templates["beside"] = prompts.load("beside_synthesised")
         self.recipe: dict[str, Any] = {
             "chat": chat.recipe,
             "look": asdict(self.look),
@@ -50,6 +54,8 @@ class VLMProposer:
             "shown": shown,
             "max_tokens": max_tokens,
         }
+        if synthesised != "none":
+            self.recipe["synthesised"] = synthesised
 
     def propose(self, cases: Iterable[Case], folder: Path) -> Iterator[Proposal]:
         """A proposal for each case as its answer comes; the pictures sent are kept in `<folder>/sheets`.
@@ -62,6 +68,9 @@ class VLMProposer:
         def requests() -> Iterator[Request]:
             for case in cases:
                 self.look.check(case)
+                if self.synthesised == "alone" and not case.made:
+                    unreadable.append(self._proposal(case, None, Reply(None), "no_positives"))
+                    continue
                 try:
                     request = replace(self.request(case), buyer=buyer(folder))
                 except UserError as error:
@@ -78,21 +87,35 @@ class VLMProposer:
     def estimate(self, case: Case) -> Estimate:
         """Tokens and money of the case's request, from its text and its pictures' sizes; nothing is drawn or sent."""
         contrasts = len([image for image in case.contrasts if image >= 0])
-        shown = self.look.outline(len(case.positives), "positives"), self.look.outline(contrasts, "contrasts")
-        return self.chat.estimate(self._request(case, *shown))
+        counts = {"positives": len(case.positives), "contrasts": contrasts}
+        groups = {name: self.look.outline(count, name) for name, count in counts.items()}
+        made = [Picture(b"", (self.look.part_px,) * 2, f"made-{i}") for i in range(len(case.made))]
+        return self.chat.estimate(self._request(case, groups, made))
 
     def request(self, case: Case) -> Request:
         """What is sent for a case."""
-        return self._request(case, self.look.positives(case), self.look.contrasts(case))
+        made = self.look.made(case) if self.synthesised != "none" else []
+        if self.synthesised == "alone":
+            return self._request(case, {}, made)
+        return self._request(
+            case, {"positives": self.look.positives(case), "contrasts": self.look.contrasts(case)}, made
+        )
 
-    def _request(self, case: Case, positives: Sequence[str | Picture], contrasts: Sequence[str | Picture]) -> Request:
-        template = self.templates["contrast" if contrasts else "positives"]
-        groups = {"positives": positives, "contrasts": contrasts}
-        parts = prompts.fill(template, groups, layout=self.look.layout, tiles=self.look.tiles, **ANSWERS)
+    def _request(self, case: Case, groups: dict[str, list[str | Picture]], made: Sequence[str | Picture]) -> Request:
+        values: dict[str, Any] = {
+            "layout": self.look.layout,
+            "tiles": TILES.get(self.look.tiles, self.look.tiles),
+        } | ANSWERS
+        if self.synthesised == "alone":
+            parts = prompts.fill(self.templates["synthesised"], {"synthesised": made}, **values)
+        else:
+            parts = prompts.fill(self.templates["contrast" if groups["contrasts"] else "positives"], groups, **values)
+        if self.synthesised == "beside" and made:
+            parts = (*prompts.fill(self.templates["beside"], {"synthesised": made}), "\n\n", *parts)
         return Request(f"propose/{case.unit}", parts, self.schema, self.max_tokens)
 
-    def _proposal(self, case: Case, request: Request | None, reply: Reply) -> Proposal:
-        answer = parse.Answer(status="failed") if reply.text is None else parse.concepts(reply.text, **ANSWERS)
+    def _proposal(self, case: Case, request: Request | None, reply: Reply, status: str = "failed") -> Proposal:
+        answer = parse.Answer(status=status) if reply.text is None else parse.concepts(reply.text, **ANSWERS)
         return Proposal(
             unit=case.unit,
             labels=answer.concepts if answer.status == "answered" else (),

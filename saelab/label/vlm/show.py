@@ -14,15 +14,16 @@ from saelab.label.vlm.chat import Picture
 if TYPE_CHECKING:
     from saelab.images import ImageSet
 
-LAYOUTS = ("sheet", "parts")
+LAYOUTS = ("sheet", "parts", "captions")
+CAPTION = 60  # characters of a caption, for estimates
 
 
 @dataclass(frozen=True)
 class Look:
     """How photos are put before a model."""
 
-    layout: str = "sheet"  # sheet: a 3×3 grid per set; parts: each photo as a picture of its own
-    tiles: str = "raw"  # raw | heatmap | crop; the last two need heat maps
+    layout: str = "sheet"  # sheet: a 3×3 grid per set; parts: each photo as a picture of its own; captions: texts
+    tiles: str = "raw"  # raw | heatmap | crop | otsu; all but raw need heat maps
     sheet_px: int = 896  # side of a sheet: with 896, a tile has 292 pixels
     part_px: int = 448  # side of a photo in the layout `parts`
 
@@ -38,9 +39,13 @@ class Look:
         """Raise UserError where these units have no tiles of this style."""
         if self.tiles != "raw" and case.heat is None:
             raise UserError("proposer.tiles", self.tiles, "needs heat maps, which these units lack", "use tiles=raw")
+        if self.layout == "captions" and not any(case.images.captions):
+            raise UserError("proposer.layout", self.layout, "nobody described these pictures", "use sheet or parts")
 
     def positives(self, case: Case) -> list[str | Picture]:
         """The case's positives."""
+        if self.layout == "captions":
+            return _describe(case, case.positives, "Photo")
         tiles = [self._tile(case.images, case.unit, image, case.heat, self.tiles) for image in case.positives]
         return self._group(tiles, f"unit-{case.unit:05d}-positives", "Photo")
 
@@ -48,7 +53,9 @@ class Look:
         """The case's contrasts, each at its positive's place; [] if there are none. Never cropped: nothing fires."""
         if all(image < 0 for image in case.contrasts):
             return []
-        style = "raw" if self.tiles == "crop" else self.tiles
+        if self.layout == "captions":
+            return _describe(case, case.contrasts, "Look-alike")
+        style = "raw" if self.tiles in ("crop", "otsu") else self.tiles
         tiles = [
             None if image < 0 else self._tile(case.images, case.unit, image, case.heat, style)
             for image in case.contrasts
@@ -64,10 +71,23 @@ class Look:
         tiles: list[Image.Image | None] = [sheets.tile(photo, self.part_px) for photo in photos]
         return _number(tiles, name, "Photo", self.part_px)
 
+    def made(self, case: Case) -> list[str | Picture]:
+        """Pictures made to raise the unit, numbered. Raises UserError for one that is gone."""
+        pictures: list[Image.Image | None] = []
+        for path in case.made:
+            try:
+                with Image.open(path) as picture:
+                    pictures.append(sheets.tile(picture, self.part_px))
+            except OSError as error:
+                raise UserError("proposer.synthesised", path, f"is unreadable ({error})", "synthesise again") from None
+        return _number(pictures, f"unit-{case.unit:05d}-made", "Picture", self.part_px)
+
     def outline(self, count: int, name: str) -> list[str | Picture]:
-        """Pictures of the right number and size without content: enough for an estimate."""
+        """Pictures (or text) of the right number and size without content: enough for an estimate."""
         if count == 0:
             return []
+        if self.layout == "captions":
+            return ["." * CAPTION * count]
         sizes = [self.sheet_px] if self.layout == "sheet" else [self.part_px] * count
         return [Picture(b"", (side, side), f"{name}-{i}") for i, side in enumerate(sizes)]
 
@@ -81,6 +101,12 @@ class Look:
             return _number(tiles, name, word, self.part_px)
         side = self.sheet_px
         return [Picture(sheets.jpeg(sheets.sheet(tiles, side)), (side, side), name)]
+
+
+def _describe(case: Case, ids: Sequence[int], word: str) -> list[str | Picture]:
+    """What people wrote of the images, a line each; `-` where they wrote nothing."""
+    lines = [f"{word} {n}: {case.images.captions[i] or '-'}" for n, i in enumerate(ids, start=1) if i >= 0]
+    return ["\n".join(lines)]
 
 
 def _number(tiles: Sequence[Image.Image | None], name: str, word: str, side: int) -> list[str | Picture]:

@@ -3,7 +3,7 @@
 import base64
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from saelab.errors import UserError
-from saelab.images import ImageSet
 from saelab.images.decode import decode
 from saelab.report.live import guard, pages, refusals
 from saelab.report.live.rating import Study
@@ -49,7 +48,8 @@ def application(report: Path, search: Search, study: Study, folder: Path) -> Sta
         Route("/api/judgements", viewer.judge, methods=["POST"]),
         Route("/api/search", viewer.find),
         Route("/api/search", viewer.find_upload, methods=["POST"]),
-        Route("/api/what-if", viewer.what_if, methods=["POST"]),
+        Route("/api/what-if", viewer.what_if),
+        Route("/api/what-if", viewer.what_if_upload, methods=["POST"]),
         Route("/api/rating", viewer.question),
         Route("/api/rating", viewer.rate, methods=["POST"]),
         Route("/api/rating/undo", viewer.undo, methods=["POST"]),
@@ -106,14 +106,8 @@ class Viewer:
             if not 0 < len(text) <= WORDS:
                 raise UserError("text", shown(text), f"expected 1 to {WORDS} characters", "ask in a few words")
             return JSONResponse(await run_in_threadpool(self.search.by_text, text, TOP))
-        place, images = _place(given.get("at")), self.search.run.images
-        if "upload" in given:
-            return await run_in_threadpool(self._answer, self._kept(given["upload"]), place)
-        image = given.get("image", "")
-        if not re.fullmatch("[0-9]{1,12}", image) or int(image) >= len(images):
-            raise UserError("image", shown(image), "is no image of this run", f"use 0 to {len(images) - 1}")
-        said = _said(images, int(image))
-        return await run_in_threadpool(self._answer, lambda: images.load(int(image)), place, said)
+        place, (load, said) = _place(given.get("at")), self._asked(given)
+        return await run_in_threadpool(self._answer, load, place, said)
 
     async def find_upload(self, request: Request) -> Response:
         """Units for the picture that is the request's body; it is kept, and `upload` names it from now on."""
@@ -121,20 +115,24 @@ class Viewer:
 
         def answer() -> Response:
             picture = decode(data, self.search.run.images.square)
-            found = {"upload": self.uploads.add(data)}
-            return self._answer(lambda: picture, None, found)
+            return self._answer(lambda: picture, None, {"upload": self.uploads.add(data)})
 
         return await run_in_threadpool(answer)
 
     async def what_if(self, request: Request) -> Response:
-        """What the host says of the picture that is the body; with `?basis=`, `unit=`, `strength=`: with it changed."""
-        data, given = await guard.body(request, UPLOAD), dict(request.query_params)
+        """What the host says of a picture, `?image=` or `?upload=`; changed, with `basis`, `unit` and `strength`."""
+        given = dict(request.query_params)
+        load, _ = self._asked(given)
+        change = {key: value for key, value in given.items() if key not in ("image", "upload")}
+        return JSONResponse(await run_in_threadpool(lambda: self._outputs(load(), change)))
+
+    async def what_if_upload(self, request: Request) -> Response:
+        """The same for the picture that is the body; it is kept, and `upload` names it from now on."""
+        data, change = await guard.body(request, UPLOAD), dict(request.query_params)
 
         def answer() -> dict[str, Any]:
-            if given:
-                return self.changes.changed(data, given)
-            picture, found = self.changes.outputs(data)
-            return found | {"picture": _preview(picture)}
+            picture = decode(data, self.search.run.images.square)
+            return self._outputs(picture, change) | {"upload": self.uploads.add(data)}
 
         return JSONResponse(await run_in_threadpool(answer))
 
@@ -163,15 +161,27 @@ class Viewer:
         given = await _json(request, "rater")
         return JSONResponse({"code": await run_in_threadpool(self.ratings.undo, *given)})
 
-    def _kept(self, name: str) -> Callable[[], Image.Image]:
-        return lambda: decode(self.uploads.read(name), self.search.run.images.square)
+    def _asked(self, given: Mapping[str, str]) -> tuple[Callable[[], Image.Image], dict[str, Any]]:
+        """What loads the picture that an address names, and what people wrote of it, where it is the run's."""
+        images = self.search.run.images
+        if "upload" in given:
+            return lambda: decode(self.uploads.read(given["upload"]), images.square), {}
+        image = given.get("image", "")
+        if not re.fullmatch("[0-9]{1,12}", image) or int(image) >= len(images):
+            raise UserError("image", shown(image), "is no image of this run", f"use 0 to {len(images) - 1}")
+        i = int(image)
+        said = {"said": images.captions[i] or ", ".join(images.classes[i]) or None, "file": images.files[i]}
+        return lambda: images.load(i), said
 
-    def _answer(
-        self, load: Callable[[], Image.Image], place: Place | None, more: dict[str, Any] | None = None
-    ) -> Response:
+    def _outputs(self, picture: Image.Image, change: Mapping[str, str]) -> dict[str, Any]:
+        if change:
+            return self.changes.changed(picture, change)
+        return self.changes.outputs(picture) | {"picture": _preview(picture)}
+
+    def _answer(self, load: Callable[[], Image.Image], place: Place | None, more: dict[str, Any]) -> Response:
         picture = load()
         found = self.search.by_picture(picture, TOP, place)
-        return JSONResponse({"found": found, "picture": _preview(picture)} | (more or {}))
+        return JSONResponse({"found": found, "picture": _preview(picture)} | more)
 
 
 def _place(text: str | None) -> Place | None:
@@ -183,11 +193,6 @@ def _place(text: str | None) -> Place | None:
     if x > 1 or y > 1:
         raise UserError("at", shown(text), "is no place in a picture", "give x,y, each from 0 (left, top) to 1")
     return x, y
-
-
-def _said(images: ImageSet, i: int) -> dict[str, Any]:
-    """What people wrote of an image of the run."""
-    return {"said": images.captions[i] or ", ".join(images.classes[i]) or None, "file": images.files[i]}
 
 
 def _preview(picture: Image.Image) -> str:

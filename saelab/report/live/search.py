@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +46,26 @@ class Search:
     """Units of every basis by words or picture. One search at a time: models are not made for threads."""
 
     def __init__(self, run: Run, models: Models) -> None:
-        self.run, self.models, self.turn = run, models, threading.Lock()
+        self.run, self.models, self.turn = run, models, threading.RLock()
         self._acts = lru_cache(maxsize=None)(units.UnitActivations.load)
         self._mined = lru_cache(maxsize=None)(self._rows)
 
     def warm(self) -> None:
-        """Load what the first search would load; a search that comes meanwhile waits for one step at most."""
-        steps: list[Callable[[], object]] = [lambda: self.models.embed(["a"]), lambda: self.null, self.models.host]
-        steps += [partial(self._mined, basis.units) for basis in self.run.bases]
+        """Load what first searches would load; a search that comes meanwhile waits for one step at most."""
+        blank = Image.new("RGB", (64, 64))
+        steps: list[Callable[[], object]] = [lambda: self.models.embed(["a"]), lambda: self.null]
+        steps += [lambda: self.by_text("a", 1), self.host, lambda: self.by_picture(blank, 1)]
         for step in steps:
             try:
                 with self.turn, torch.inference_mode():
                     step()
             except UserError as error:
-                log.warning("search: %s", error)  # a search says so again
+                log.warning("search: %s", error)  # a search raises it again
+
+    def host(self) -> Host:
+        """The run's host, fit for gradients: what is loaded in inference mode never is."""
+        with torch.inference_mode(False):
+            return self.models.host()
 
     @cached_property
     def null(self) -> made_up.MadeUp:
@@ -88,7 +94,7 @@ class Search:
         a place or grid, or where the host does not see the place: then nothing is found.
         """
         with self.turn, torch.inference_mode():
-            host = self.models.host()
+            host = self.host()
             layers = list(dict.fromkeys(basis.layer for basis in self.run.bases))
             tokens = host.tokens(host.transform(picture)[None], layers, self.models.policy)
             box = maps.box(picture.size, self.run.images.square, host.transform_spec)

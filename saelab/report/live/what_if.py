@@ -15,7 +15,6 @@ from saelab.effects.ablate import Active
 from saelab.effects.explain import ONE, OnePicture, explain, top_outputs
 from saelab.effects.heads import Head, host_head
 from saelab.errors import UserError
-from saelab.images.decode import decode
 from saelab.report.live.search import Search
 from saelab.report.live.store import shown
 from saelab.report.reading import ReadBasis, Run
@@ -35,17 +34,16 @@ class WhatIf:
     @cached_property
     def head(self) -> Head:
         """The host's own classifier. Raises UserError where its outputs have no names."""
-        host = self.models.host()
+        host = self.search.host()
         width = host.logits(torch.zeros(1, 3, *host.transform.size)).shape[-1]
         return host_head(host.model, int(width))
 
-    def outputs(self, data: bytes) -> tuple[Image.Image, dict[str, Any]]:
-        """The picture, and `{"output", "outputs": [[name, share]], "bases": [{"basis", "units": [...]}]}`.
+    def outputs(self, picture: Image.Image) -> dict[str, Any]:
+        """What the host says: `{"output", "outputs": [[name, share]], "bases": [{"basis", "units": [...]}]}`.
 
         `units`: those that carry the first output most, `{"unit", "label", "effect"}`. Raises UserError where the
         host's outputs have no names.
         """
-        picture = decode(data, self.run.images.square)
         with self.search.turn, torch.inference_mode():
             found: dict[str, Any] = {"bases": []}
             for basis in (b for b in self.run.bases if b.of_tokens):
@@ -60,9 +58,9 @@ class WhatIf:
                     {"unit": s.unit, "label": basis.labels[s.unit]["label"], "effect": s.effect} for s in made.shares
                 ]
                 found["bases"].append({"basis": basis.name, "units": rows})
-            return picture, found | {"output": found["outputs"][0][0]}
+            return found | {"output": found["outputs"][0][0]}
 
-    def changed(self, data: bytes, given: Mapping[str, str]) -> dict[str, Any]:
+    def changed(self, picture: Image.Image, given: Mapping[str, str]) -> dict[str, Any]:
         """The outputs with one unit at `strength` times what it has: `{"outputs": [[name, before, after]], "silent"}`.
 
         `given`: `basis`, `unit`, `strength` (0 takes it out). A unit that is silent on the picture is added at every
@@ -70,7 +68,7 @@ class WhatIf:
         than the run's, and a strength outside 0 to STRONGEST.
         """
         basis, unit, strength = self._asked(given)
-        return self.change(decode(data, self.run.images.square), basis, unit, strength)
+        return self.change(picture, basis, unit, strength)
 
     def change(self, picture: Image.Image, basis: ReadBasis, unit: int, strength: float) -> dict[str, Any]:
         """`changed` for what was decoded and looked up already."""
@@ -87,7 +85,7 @@ class WhatIf:
         return {"outputs": self._both(*logits.double().softmax(-1)), "silent": silent}
 
     def _of(self, basis: ReadBasis, picture: Image.Image) -> tuple[OnePicture, units.Projection]:
-        host = self.models.host()
+        host = self.search.host()
         batch = host.transform(picture)[None]
         answers = OnePicture(host, basis.layer, self.models.policy, batch, self.head)
         return answers, units.Projection.load(basis.units, basis.sae)

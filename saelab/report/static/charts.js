@@ -33,13 +33,13 @@ function activationHistogram(record, css) {
   const step = (high - low) / record.histogram.length
   const bins = record.histogram.map((n, i) => ({ x1: low + i * step, x2: low + (i + 1) * step, n }))
   const fires = record.images - record.silent
-  return figure(`Histogram: ${fires} of ${record.images} images excite the unit, up to ${format.number(high)}`, width =>
+  return figure(`Histogram: the unit fires on ${fires} of ${format.plural(record.images, "image")}, up to ${format.number(high)}`, width =>
     Plot.plot({
       width, height: 196, marginLeft: 46, marginBottom: 44, marginTop: 22, style: plotStyle,
       x: { label: "activation →", ticks: 5 },
       y: { label: "↑ images", type: "sqrt", ticks: 4, grid: true, tickFormat: "d" },
       marks: [
-        Plot.rectY(bins, { x1: "x1", x2: "x2", y: "n", fill: colour(css), insetLeft: 0.5, insetRight: 0.5, title: b => `${b.n} images between ${format.number(b.x1)} and ${format.number(b.x2)}` }),
+        Plot.rectY(bins, { x1: "x1", x2: "x2", y: "n", fill: colour(css), insetLeft: 0.5, insetRight: 0.5, title: b => `${format.plural(b.n, "image")} between ${format.number(b.x1)} and ${format.number(b.x2)}` }),
         Plot.ruleY([0], { stroke: "currentColor" }),
       ],
     }))
@@ -51,13 +51,13 @@ const many = 6000 // dots above which a scatter plot shows counts of units in he
    of the rate, [low, high] of the number). rows: {rate, value, label, basis, unit} */
 function scatter(rows, { title, colours, open, brushed, height = 320 }) {
   const drawn = rows.filter(r => r.rate > 0 && r.value !== null)
-  const says = `Scatter plot of ${drawn.length} units: share of images on which a unit fires against ${title}`
+  const says = `Scatter plot of ${format.plural(drawn.length, "unit")}: share of images on which a unit fires against ${title}`
   return figure(says, width => {
     const dots = drawn.length <= many
     const fill = r => colour(colours[r.basis])
     const tip = Plot.tip(drawn, Plot.pointer({
       x: "rate", y: "value", maxRadius: 24, fill: "var(--paper)", stroke: "var(--line)", textPadding: 10,
-      title: r => `${r.label ?? "no label"}\n${r.basis} ${r.unit}\n${title} ${format.number(r.value)}, fires on ${format.share(r.rate)}`,
+      title: r => `${inWordsOfMarks(r)}\n${r.basis} ${r.unit}\n${title} ${format.number(r.value)}, fires on ${format.share(r.rate)}`,
     }))
     const plot = Plot.plot({
       width, height, marginLeft: 46, marginBottom: 46, marginTop: 24, style: plotStyle,
@@ -88,18 +88,18 @@ function brush(plot, width, height, brushed) {
   }))
 }
 
-/* Medians and middle halves of one number per basis. rows: {name, colour, q: [q1, q2, q3]} */
-function ranges(rows, title) {
-  const says = `${title}: ` + rows.map(r => `${r.name} median ${format.number(r.q[1])}`).join("; ")
+/* Medians and middle halves of one number per basis. rows: {name, colour, q: [q1, q2, q3]}; `show`: a number in words. */
+function ranges(rows, title, show = format.number) {
+  const says = `${title}: ` + rows.map(r => `${r.name} median ${show(r.q[1])}`).join("; ")
   return figure(says, width =>
     Plot.plot({
       width, height: 34 * rows.length + 34, marginLeft: 14, marginRight: 30, marginTop: 6, marginBottom: 26, style: plotStyle,
-      x: { label: null, ticks: 4, nice: true, grid: true },
+      x: { label: null, ticks: 4, nice: true, grid: true, tickFormat: show === format.share ? show : undefined },
       y: { axis: null, domain: rows.map(r => r.name) },
       marks: [
         Plot.ruleY(rows, { x1: r => r.q[0], x2: r => r.q[2], y: "name", stroke: r => colour(r.colour), strokeWidth: 6, strokeOpacity: 0.35, strokeLinecap: "round" }),
         Plot.dot(rows, { x: r => r.q[1], y: "name", fill: r => colour(r.colour), r: 5, stroke: "var(--paper)", strokeWidth: 1.5 }),
-        Plot.text(rows, { x: r => r.q[1], y: "name", text: r => format.number(r.q[1]), dy: -13, fill: "currentColor", fontVariant: "tabular-nums" }),
+        Plot.text(rows, { x: r => r.q[1], y: "name", text: r => show(r.q[1]), dy: -13, fill: "currentColor", fontVariant: "tabular-nums" }),
       ],
     }))
 }
@@ -110,7 +110,7 @@ function forest(rows, { title, reference, at }) {
   const ends = [0, ...rows.flatMap(r => [r.mean, r.low, r.high])].filter(x => x !== null)
   const span = Math.max(...ends) - Math.min(...ends) || 1
   return figure(says, width => Plot.plot({
-    width, height: 42 * rows.length + 44, marginLeft: 10, marginRight: 12, marginTop: 14, marginBottom: 44, style: plotStyle,
+    width, height: 42 * rows.length + 44, marginLeft: 18, marginRight: 20, marginTop: 14, marginBottom: 44, style: plotStyle,
     x: { label: `${title} →`, ticks: width < 420 ? 4 : 6, grid: true, domain: [Math.min(...ends) - 0.04 * span, Math.max(...ends) + 0.06 * span] },
     y: { axis: null, domain: rows.map(r => r.name), padding: 0.5 },
     marks: [

@@ -121,7 +121,7 @@ function hue(run, name) {
 const strange = basis => basis.kind === "sae" && basis.control
 const colour = css => (css.startsWith("var(") ? getComputedStyle(document.documentElement).getPropertyValue(css.slice(4, -1)).trim() : css)
 const number = (run, name) => run.bases.findIndex(b => b.name === name)
-const alone = { neuron_groups: "group", sae_groups: "group", untrained: "untrained feature", frozen_decoder: "feature", soft_frozen: "feature",  neuron: "neuron", sae: "SAE feature", pca: "component", random_rotation: "random direction" }
+const alone = { planted: "planted unit", neuron_groups: "group", sae_groups: "group", untrained: "untrained feature", frozen_decoder: "feature", soft_frozen: "feature",  neuron: "neuron", sae: "SAE feature", pca: "component", random_rotation: "random direction" }
 
 /* A basis in words: "neurons", "SAE features, seed 1"; with its layer where the run has several. */
 function inWords(run, name) {

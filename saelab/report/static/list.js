@@ -90,13 +90,15 @@ function filtered(run, rows, state) {
     wanted(r))
 }
 
+const collator = new Intl.Collator("en") // several times as fast as asking each text to compare itself
+
 function sorted(rows, state) {
   const sign = state.down ? -1 : 1
   const key = state.sort
   const missing = r => r[key] === null || r[key] === undefined
   return [...rows].sort((a, b) => {
     if (missing(a) || missing(b)) return missing(a) - missing(b) // what has no number comes last either way
-    const order = typeof a[key] === "string" ? a[key].localeCompare(b[key]) : a[key] - b[key]
+    const order = typeof a[key] === "string" ? collator.compare(a[key], b[key]) : a[key] - b[key]
     return sign * order || a.unit - b.unit
   })
 }

@@ -281,7 +281,7 @@ async function sideBySide(run) {
   const one = ([name, u, r]) => {
     const s = parts.get(name)
     return h("a.card", { href: unitLink(name, s.units[u]) }, h("span.mosaic", null, s.thumbs[u].slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1}`))),
-      h("div.name", null, s.label[u] < 0 ? "no label" : s.labels[s.label[u]]), h("div.meta", null, dot(run, name), `${inWords(run, name)} · ${s.units[u]}${r === undefined ? "" : ` · r ${format.number(r)}`}`))
+      h("div.name", null, s.label[u] < 0 ? "no label" : s.labels[s.label[u]]), h("div.meta", null, dot(run, name), `${inWords(run, name)} · ${s.units[u]}${r === undefined ? "" : ` · r ${format.number(r)}`}`), h("div", null, marks({ label: s.label[u] < 0 ? null : s.labels[s.label[u]], abstained: s.abstained.includes(u), badge: s.badges[s.badge[u]] })))
   }
   const block = (title, lead, rows) => (rows.length ? h("div.gallery", null, h("h3", null, title), h("p.lead", null, lead), rows.map(row => h("div.cards.side", null, row.map(one)))) : null)
   return section("Side by side", "Neurons and the SAE features that fire most with them (r: correlation over images). Drawn by a fixed seed.",

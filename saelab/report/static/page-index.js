@@ -39,9 +39,10 @@ function title(run) {
 }
 
 function standfirst(run) {
-  const sum = key => run.bases.reduce((total, b) => total + (key(b) ?? 0), 0)
-  const judged = run.bases.some(b => b.badges)
-  return `${format.plural(sum(b => b.units), "unit")} of ${run.bases.length === 1 ? "1 basis" : `${run.bases.length} bases`} went through one pipeline: the same images, contrasts, vocabulary and scorers. ` +
+  const own = run.bases.filter(b => b.kind !== "planted")
+  const sum = key => own.reduce((total, b) => total + (key(b) ?? 0), 0)
+  const judged = own.some(b => b.badges)
+  return `${format.plural(sum(b => b.units), "unit")} of ${own.length === 1 ? "1 basis" : `${own.length} bases`} went through one pipeline: the same images, contrasts, vocabulary and scorers. ` +
     `${format.count(sum(b => b.labelled))} were given a label` +
     (judged ? `; on held-out images ${format.count(sum(b => b.badges?.holds))} of these labels hold, ${format.count(sum(b => b.badges?.weak))} are weak, and ${format.count(sum(b => b.badges?.["may be luck"]))} may be luck.` : ".")
 }
@@ -83,12 +84,12 @@ function spread(run) {
     h("p", null, legend(run)),
     h("div.multiples", null, keys.map(key => {
       const rows = run.bases.filter(b => b.quartiles[key]).map(b => ({ name: inWords(run, b.name), colour: hue(run, b.name), q: b.quartiles[key] }))
-      return h("div", null, h("h3", null, term(key)), ranges(rows, terms[key].title))
+      return h("div", null, h("h3", null, term(key)), ranges(rows, terms[key].title, shares.has(key) ? format.share : format.number))
     })))
 }
 
 function gallery(run, key, heading, lead) {
-  const bases = run.bases.filter(b => b[key].length)
+  const bases = run.bases.filter(b => b[key].length && b.kind !== "planted")
   if (!bases.length) return null
   return section(heading, lead,
     bases.map(b => h("div.gallery", null,

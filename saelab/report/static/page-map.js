@@ -2,6 +2,8 @@
 "use strict"
 
 const shownOfMap = 24
+const listed = 500 // units that an address can name
+const hues = ["#d1495b", "#2e86ab", "#4d9f5d", "#b07aa1", "#d98324", "#7b6ccf", "#3a9e9e", "#a3803c", "#c45a9b", "#6f8f2f"] // of the most common labels; 3 : 1 on both papers
 const usualMap = { map: "0", by: "basis", q: "", box: "" }
 
 page(async (run, main) => {
@@ -52,32 +54,55 @@ page(async (run, main) => {
       context.fillRect(p.px - size / 2, p.py - size / 2, size, size)
     }
     tree = d3.quadtree(points, p => p.px, p => p.py)
+    if (paint.named) names(context, paint.named, width, height)
     key.replaceChildren(...paint.legend)
     const map = chosenMap()
     const inside = points.filter(p => p.in).length
     box.setAttribute("aria-label", `Map of ${format.plural(points.length, "unit")}${state.q ? `, ${format.count(inside)} of them found` : ""}; the list below names those in the rectangle`)
-    note.replaceChildren(map.of === "meaning"
-      ? "Two principal components of the mean embedding of each unit’s strongest images, in the space in which labels were made: "
-      : "Two principal components of the directions that this SAE’s features write: ",
-    `they hold ${map.shares.map(s => format.share(s)).join(" and ")} of the variance, so units that lie together need not be alike, while units far apart differ.`)
+    note.replaceChildren(...described(map))
     choose()
   }
 
   /* The colour of a row, and what the colours mean. */
   function painter() {
+    const none = colour("var(--line)")
     if (state.by === "basis") {
       const css = Object.fromEntries(run.bases.map(b => [b.name, colour(hue(run, b.name))]))
       return { of: r => css[r.basis], legend: chosenMap().bases.map(b => h("span", null, dot(run, run.bases[b].name), inWords(run, run.bases[b].name))) }
     }
     if (state.by === "badge") {
-      const css = { holds: colour("var(--good)"), weak: colour("var(--warn)"), "may be luck": colour("var(--soft)"), null: colour("var(--line)") }
-      return { of: r => css[r.badge], legend: ["holds", "weak", "may be luck"].map(word => h("span", null, h("i.dot", { style: `background:${css[word]}` }), word)) }
+      const css = { holds: colour("var(--good)"), weak: colour("var(--warn)"), "may be luck": colour("var(--soft)") }
+      return { of: r => css[r.badge] ?? none, legend: legendOf([...Object.entries(css), ["no label", none]]) }
+    }
+    if (state.by === "label") {
+      const common = d3.rollups(points.filter(p => p.in && p.row.label), own => own, p => p.row.label).sort((a, b) => b[1].length - a[1].length)
+      const css = new Map(common.slice(0, hues.length).map(([label], i) => [label, hues[i]]))
+      return { of: r => css.get(r.label) ?? none, named: common.slice(0, 40), legend: legendOf([...css, [common.length > css.size ? `${format.plural(common.length - css.size, "other label")}, or none` : "no label", none]]) }
     }
     const numbers = points.map(p => p.row[state.by]).filter(x => x !== null && x !== undefined).sort(d3.ascending)
     const [low, high] = [d3.quantileSorted(numbers, 0.02), d3.quantileSorted(numbers, 0.98)]
-    const ramp = x => d3.interpolateViridis(high > low ? Math.max(0, Math.min(1, (x - low) / (high - low))) : 0.5)
-    const stops = d3.range(0, 1.01, 0.1).map(d3.interpolateViridis)
-    return { of: r => (r[state.by] === null || r[state.by] === undefined ? colour("var(--line)") : ramp(r[state.by])), legend: [h("span.scale", null, shown(state.by, low), h("i", { style: `background:linear-gradient(to right,${stops})`, "aria-hidden": "true" }), shown(state.by, high))] }
+    const [first, last] = d3.lab(colour("var(--paper)")).l > 50 ? [0, 0.88] : [0.2, 1] // what stands out from the paper
+    const ramp = d3.range(0, 1.001, 0.01).map(t => d3.interpolateViridis(first + (last - first) * t))
+    const of = x => (x === null || x === undefined ? none : ramp[high > low ? Math.round(100 * Math.max(0, Math.min(1, (x - low) / (high - low)))) : 50])
+    return { of: r => of(r[state.by]), legend: [h("span.scale", null, `${terms[state.by].title}: ${shown(state.by, low)}`, h("i", { style: `background:linear-gradient(to right,${ramp.filter((_, i) => i % 10 === 0)})`, "aria-hidden": "true" }), shown(state.by, high)), ...legendOf([["no number", none]])] }
+  }
+
+  /* The labels of most units, each at the unit in the middle of them, as far as they find room. */
+  function names(context, groups, width, height) {
+    const taken = []
+    context.globalAlpha = 1
+    context.font = "600 12px Inter, sans-serif"
+    Object.assign(context, { textAlign: "center", textBaseline: "middle", lineJoin: "round", lineWidth: 4, strokeStyle: colour("var(--paper)"), fillStyle: colour("var(--ink)") })
+    for (const [label, own] of groups) {
+      const [mx, my] = [d3.median(own, p => p.px), d3.median(own, p => p.py)]
+      const middle = own[d3.leastIndex(own, p => (p.px - mx) ** 2 + (p.py - my) ** 2)]
+      const half = context.measureText(label).width / 2 + 4
+      const [x, y] = [Math.max(half, Math.min(width - half, middle.px)), Math.max(10, Math.min(height - 10, middle.py - 11))]
+      if (taken.some(t => Math.abs(t.x - x) < t.half + half && Math.abs(t.y - y) < 16)) continue
+      taken.push({ x, y, half })
+      context.strokeText(label, x, y)
+      context.fillText(label, x, y)
+    }
   }
 
   /* The units in the rectangle, or without one those that the search finds. */
@@ -89,11 +114,11 @@ page(async (run, main) => {
     if (!inBox && !state.q) return list.replaceChildren(h("p.quiet", null, "Draw a rectangle on the map, or search, to list units. A click on a dot opens its unit."))
     const common = d3.rollups(found.filter(r => r.label), rows => rows.length, r => r.label).sort((a, b) => b[1] - a[1]).slice(0, 12)
     const some = sorted(found, { sort: "score", down: "1" }).slice(0, shownOfMap)
-    const only = found.length && found.length <= 500 ? `units.html#${new URLSearchParams({ basis: "*", only: found.map(r => code(run, r.basis, r.unit)).join("_") })}` : null
+    const only = found.length && found.length <= listed ? `units.html#${new URLSearchParams({ basis: "*", only: found.map(r => code(run, r.basis, r.unit)).join("_") })}` : null
     list.replaceChildren(
       h("h2", null, `${format.plural(found.length, "unit")}${inBox ? " in the rectangle" : ""}`),
       h("p.lead", null, common.map(([label, n]) => `${label} ${n}`).join(" · ")),
-      h("p", null, only ? h("a.button", { href: only }, "Open as a list") : null, " ", inBox ? h("button", { type: "button", "data-key": "whole", onclick: () => { keep({ box: "" }); choose() } }, "Take the rectangle away") : null),
+      h("p", null, only ? h("a.button", { href: only }, "Open as a list") : found.length ? h("span.quiet", null, `Up to ${listed} units open as a list: draw a smaller rectangle.`) : null, " ", inBox ? h("button", { type: "button", "data-key": "whole", onclick: () => { keep({ box: "" }); choose(); controls.q.focus({ preventScroll: true }) } }, "Take the rectangle away") : null),
       h("div.cards", null, some.map(r => h("a.card", { href: unitLink(r.basis, r.unit) }, h("span.mosaic", null, r.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${r.unit}`))),
         h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), `${inWords(run, r.basis)} · ${r.unit}`), h("div", null, marks(r), saidMarks(r.said))))))
   }
@@ -134,7 +159,7 @@ page(async (run, main) => {
     mark(current(), near)
     label.hidden = !near
     if (!near) return
-    label.replaceChildren(h("strong", null, near.row.label ?? "no label"), h("p", null, `${inWords(run, near.row.basis)} · ${near.row.unit}`))
+    label.replaceChildren(h("strong", null, inWordsOfMarks(near.row)), h("p", null, `${inWords(run, near.row.basis)} · ${near.row.unit}`))
     label.style.cssText = `left:${Math.min(near.px + 10, box.clientWidth - 220)}px;top:${near.py + 10}px`
   })
   box.addEventListener("pointerleave", () => { label.hidden = true; mark(current()) })
@@ -147,10 +172,10 @@ page(async (run, main) => {
 
   box.addEventListener("pointercancel", () => { from = null; mark(current()) }) // a finger that scrolls the page
   const option = (value, text, now) => h("option", { value, selected: value === now }, text)
-  const title = map => `${map.of === "meaning" ? "meaning: all bases" : `directions: ${inWords(run, run.bases[map.bases[0]].name)}`}${run.bases.some(b => b.layer !== map.layer) ? ` of ${map.layer}` : ""}`
+  const title = map => `${map.of === "meaning" ? "meaning" : `directions: ${inWords(run, run.bases[map.bases[0]].name)}`}, by ${map.by === "umap" ? "UMAP" : "PCA"}${run.bases.some(b => b.layer !== map.layer) ? ` of ${map.layer}` : ""}`
   controls.append(
     h("label", null, "Map of", h("select", { name: "map", onchange: e => { keep({ map: e.target.value, box: "" }); read() } }, maps.map((map, i) => option(String(i), title(map), state.map)))),
-    h("label", null, "Colour", h("select", { name: "by", onchange: e => { keep({ by: e.target.value }); draw() } }, option("basis", "basis", state.by), run.bases.some(b => b.badges) ? option("badge", "does the label hold", state.by) : null, numberColumns.filter(k => run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, state.by)))),
+    h("label", null, "Colour", h("select", { name: "by", onchange: e => { keep({ by: e.target.value }); draw() } }, option("basis", "basis", state.by), option("label", "label", state.by), run.bases.some(b => b.badges) ? option("badge", "does the label hold", state.by) : null, numberColumns.filter(k => run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, state.by)))),
     h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog ( / )", oninput: e => { keep({ q: e.target.value }); draw() } })))
   main.replaceChildren(h("h1", null, "Map"), h("p.lead", null, "Every unit of a layer is a dot. Draw a rectangle to list what lies in it."), controls, key, box, note, list)
   new ResizeObserver(() => points.length && draw()).observe(main)
@@ -158,3 +183,13 @@ page(async (run, main) => {
   addEventListener("keydown", event => { if (event.key === "/" && !event.target.closest("input, select")) { event.preventDefault(); controls.q.focus() } })
   await read()
 })
+
+/* Dots of a legend with their words: [[word, CSS colour]]. */
+const legendOf = rows => rows.map(([word, css]) => h("span", null, h("i.dot", { style: `background:${css}`, "aria-hidden": "true" }), word))
+
+/* How the map was made and what may be read from it. */
+function described(map) {
+  const what = map.of === "meaning" ? "the mean embedding of each unit’s strongest images, in the space in which labels were made" : "the directions that this SAE’s features write"
+  if (map.by === "umap") return [h("b", null, "UMAP"), ` of ${what}: units that are near each other are alike; how far apart groups lie, and how dense they are, means little.`]
+  return ["Two ", h("b", null, "principal components"), ` of ${what}: they hold ${map.shares.map(s => format.share(s)).join(" and ")} of the variance, so units that lie together need not be alike, while units far apart differ. With `, h("code", null, "pip install 'saelab[map]'"), " the map is drawn by UMAP instead, which keeps neighbours together."]
+}

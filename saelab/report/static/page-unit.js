@@ -206,7 +206,7 @@ function exemplars({ record, params, link, steps }) {
     fill()
   }
   const more = record.positives.length > limit
-    ? h("button", { type: "button", onclick: event => { limit = record.positives.length; fill(); event.target.remove() } }, `show all ${record.positives.length}`)
+    ? h("button", { type: "button", onclick: event => { limit = record.positives.length; fill(); event.target.remove(); grid.tabIndex = -1; grid.focus({ preventScroll: true }) } }, `show all ${record.positives.length}`)
     : null
   fill()
   const fewer = record.fires_on <= record.positives.length ? ` It fires on ${format.plural(record.positives.length, "image")} only.` : ""
@@ -368,6 +368,6 @@ function neighbourhood(run, basis, record) {
 async function neighbour(run, [name, u, value], word) {
   const s = await saelab.need(`summary-${number(run, name)}`)
   const label = s.label[u] < 0 ? "no label" : s.labels[s.label[u]]
-  return h("li", null, strip(s.thumbs[u].slice(0, 3)), h("a", { href: unitLink(name, s.units[u]) }, h("span.serif", null, label), h("small", null, marks({ label: s.label[u] < 0 ? null : label, abstained: s.abstained.includes(u), badge: s.badges[s.badge[u]] }), dot(run, name), `${inWords(run, name)} · ${s.units[u]}`)),
+  return h("li", null, strip(s.thumbs[u].slice(0, 3)), h("a", { href: unitLink(name, s.units[u]) }, h("span.serif", null, label), h("small", null, marks({ label: s.label[u] < 0 ? null : label, abstained: s.abstained.includes(u), badge: s.badges[s.badge[u]] }), dot(run, name), `${inWords(run, name)}\u00a0·\u00a0${s.units[u]}`)),
     h("span.tabular.quiet", null, word ? `${word} ${format.number(value)}` : ""))
 }

@@ -38,7 +38,7 @@ page(async (run, main) => {
   const y = () => state.y || faithful.find(key => present(run, state.basis).includes(key)) || "score"
   const drawChart = () => {
     const plotted = rows.map(r => ({ ...r, rate: r.firing_rate, value: r[y()] }))
-    chart.replaceChildren(scatter(plotted, {
+    chart.replaceChildren(...state.basis === "*" ? [h("p", null, legend(run))] : [], scatter(plotted, {
       title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), height: 240,
       open: r => { location.href = unitLink(r.basis, r.unit) + along(state) },
       brushed: (rate, value) => change({ range: withBounds(state.range, { firing_rate: rate, [y()]: value }) }),
@@ -53,11 +53,11 @@ page(async (run, main) => {
     drawPicked()
   })
 
-  main.replaceChildren(
+  main.replaceChildren(...[
     h("h1", null, "Units"), h("div.tally", null, tally, download), controls, more,
     h("details.plotted", { open: innerWidth > 720 }, h("summary", null, "Rate against quality", h("span.quiet", null, " – each dot is a unit that matches; drag over dots to keep those, click one to open it")), chart),
     h("div.scroll.wide", null, table), picked, decisions(run),
-  )
+  ].filter(Boolean))
   addEventListener("hashchange", () => { Object.assign(state, defaults, { basis: run.bases[0].name }, fromAddress()); if (state.basis !== "*" && number(run, state.basis) < 0) return location.reload(); draw().then(drawChart) })
   addEventListener("keydown", event => keys(event, state, rows, change))
   if (untouched(state)) { // draw the first page before reading the whole basis
@@ -144,7 +144,7 @@ function controlsOf(form, more, run, state, change, y) {
     if (!focused) return
     const again = form[focused] ?? more.querySelector(`[data-key="${focused}"]`)
     if (again && typed !== null) again.value = typed
-    again?.focus({ preventScroll: true })
+    ;(again ?? form.q).focus({ preventScroll: true }) // what was taken away leaves the focus to the search
     if (at !== null) form.q.setSelectionRange(at, at)
   }
 }
@@ -174,7 +174,7 @@ function tableOf(run, rows, columns, state, change) {
   }
   const link = r => unitLink(r.basis, r.unit) + along(state)
   const body = onPage(rows, state).map(r => h("tr", { onclick: event => { if (!event.target.closest("a, [data-term], input")) location.href = link(r) } },
-    h("td.id", null, tick(run, r), dot(run, r.basis), state.basis === "*" ? `${r.basis} ${r.unit}` : r.unit),
+    h("td.id", null, tick(run, r), dot(run, r.basis), state.basis === "*" ? `${r.basis} · ${r.unit}` : r.unit),
     h("td.pics", null, strip(r.thumbs)),
     h("td.name", null, h("a", { href: link(r), class: r.abstained ? "abstained" : null }, r.label ?? "no label"), r.several ? h("span.tag", { "data-term": "meanings", tabindex: 0 }, "two meanings") : null, h("div.marks", null, marks(r), saidMarks(r.said))),
     columns.map(key => h("td.num", { "data-title": terms[key].title }, shown(key, r[key]))),
@@ -233,7 +233,7 @@ function pickedOf(run, state, change, redraw) {
     chosen.size > 1 && chosen.size < 5 ? h("a.button", { href: `beside.html#${list}` }, "Side by side") : h("span.quiet", null, chosen.size < 2 ? "tick two to four to compare them" : "four at most stand side by side"),
     h("form", { onsubmit: add }, name, h("button", null, "Add to collection")), h("datalist", { id: "collections" }, people.collections().map(value => h("option", { value }))),
     h("button", { type: "button", onclick: () => change({ ...listDefaults, basis: "*", only: list }) }, "Only these (an address to share)"),
-    h("button", { type: "button", onclick: () => { chosen.clear(); redraw() } }, "Clear"),
+    h("button", { type: "button", onclick: () => { chosen.clear(); redraw(); document.querySelector(".tick")?.focus({ preventScroll: true }) } }, "Clear"),
   ]
 }
 

@@ -24,6 +24,9 @@ function mark(word, key, explained) {
 /* What is known of a label in words: that the unit abstains, and what held-out images say of it. */
 const marks = (row, explained = false) => (row.label === null || row.label === undefined ? [] : [row.abstained ? mark("abstains", "abstains", explained) : null, row.badge ? mark(row.badge, "badge", explained) : null])
 
+/* A label and its marks as plain text. */
+const inWordsOfMarks = row => [row.label ?? "no label", ...(row.label === null || row.label === undefined ? [] : [row.abstained ? "abstains" : null, row.badge])].filter(Boolean).join(" · ")
+
 /* holds / weak / may be luck of a basis as one stacked bar; null where nothing was judged. */
 function badgeBar(basis) {
   if (!basis.badges) return null

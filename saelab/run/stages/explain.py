@@ -16,6 +16,7 @@ from saelab.effects import Head
 from saelab.effects.attribute import METHODS, check_method
 from saelab.effects.classes import compare_to_class
 from saelab.effects.explain import ONE, Explanation, OnePicture, explain, grid_of, top_outputs
+from saelab.effects.pixels import find_causes
 from saelab.errors import UserError
 from saelab.hosts import Host
 from saelab.images.decode import Unreadable, decode
@@ -36,6 +37,7 @@ class ExplainSettings:
     top: int = 10  # units shown of each basis
     head: str = "host"  # what gives outputs: host | probe | text, as of `saelab effects`
     method: str = METHODS[0]  # what screens units and says where: gradient_x_part | integrated_gradients | captum:NAME
+    pixels: bool = False  # also which pixels make each unit fire
 
     def __post_init__(self) -> None:
         """Raise UserError for settings that can't be used."""
@@ -116,6 +118,10 @@ def _explain_basis(
         | {"effect": share.effect, "first_order": share.first_order, "where": grid_of(share.tokens, grid)}
         for share in made.shares
     ]
+    if own.pixels:
+        where = (answers.host, basis.layer, answers.policy, project)
+        causes = find_causes(*where, [share.unit for share in made.shares], answers.batch).places()
+        shares = [share | {"causes": places.tolist()} for share, places in zip(shares, causes)]
     facts |= {"class": _class_of(made, output, classes, grid, [row["label"] for row in rows])}
     return facts | {"units": shares, "where": grid_of(made.where, grid)}
 

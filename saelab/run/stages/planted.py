@@ -9,9 +9,9 @@ from saelab import truth
 from saelab.artifacts import digest, ensure, read_json
 from saelab.cache import ActivationCache
 from saelab.images import ImageSet
-from saelab.label import pipeline
+from saelab.label import pipeline, propose
 from saelab.label.planted import measure, plant
-from saelab.label.vocabulary import Vocabulary
+from saelab.label.vocabulary import Vocabulary, key
 from saelab.run.basis import KINDS, Basis
 from saelab.units import UnitActivations
 
@@ -54,8 +54,11 @@ def sentence(rows: list[dict[str, Any]]) -> str:
 
 
 def measure_planted(basis: Basis, stated: truth.Truth) -> list[dict[str, Any]]:
-    """The rows of `saelab.label.planted.measure` for a labelled planted basis."""
+    """The rows of `saelab.label.planted.measure` for a labelled planted basis; its proposer is a labeller too."""
     assert basis.labels is not None
     units = read_json(basis.units.path / "units.json")["info"]["planted"]
-    rows = pipeline.read(basis.labels.path)
-    return measure(rows, [u["kind"] for u in units], [u["concepts"] for u in units], stated.column.get)
+    columns = {key(label): column for label, column in stated.column.items()}
+    said = {} if basis.proposals is None else {row.unit: row for row in propose.read(basis.proposals)}
+    rows = [row | {"proposed": said.get(row["unit"])} for row in pipeline.read(basis.labels.path)]
+    kinds, concepts = [u["kind"] for u in units], [u["concepts"] for u in units]
+    return measure(rows, kinds, concepts, lambda name: columns.get(key(name)))

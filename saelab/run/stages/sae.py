@@ -15,6 +15,7 @@ from saelab.sae.config import settle
 from saelab.sae.fit import LayerLogger
 
 CODE = 5  # version of this stage; part of every recipe
+LATER = {"jumprelu": 6}  # ... of rules that have come to train otherwise since: silent latents are revived
 Logger = Callable[..., None]  # as saelab.sae.fit_many takes it
 
 
@@ -177,7 +178,8 @@ def _recipe(
 ) -> tuple[str, dict[str, Any]]:
     """The name and recipe of an SAE's artifact."""
     kept = f"-k{config.k}" if RULES[config.rule].has_k else ""
-    recipe = {"stage": "sae", "code": CODE, "cache": store.digest, "sae": config, "train": train} | dict(more or {})
+    code = LATER.get(config.rule, CODE)
+    recipe = {"stage": "sae", "code": code, "cache": store.digest, "sae": config, "train": train} | dict(more or {})
     return f"{store.layer}-{config.latents}{kept}-seed{config.seed}", recipe
 
 

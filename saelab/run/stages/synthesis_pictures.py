@@ -158,9 +158,9 @@ class PictureMaker:
         if self._earlier and len(strongest) > 1:
             own = self._means(self._pixels(strongest[:COMPARED]))
             way = path({k: v[0] for k, v in self._means(pixels).items()}, own, self._others)
-            row |= {"path": way.similarity, "path_share": way.share, "path_layers": way.layers}
+            row |= {"path": way.similarity, "path_most": way.most, "path_share": way.share, "path_layers": way.layers}
         else:
-            row |= {"path": None, "path_share": None, "path_layers": {}}
+            row |= {"path": None, "path_most": None, "path_share": None, "path_layers": {}}
         seen = self._embed(Image.fromarray(picture.numpy()))
         found = None if seen is None else place(seen, self._meanings, unit)
         row |= {"retrieval": None if found is None else asdict(found)}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saelab import artifacts, effects, units
 from saelab.artifacts import Artifact
-from saelab.effects.attribute import direct, read_out
+from saelab.effects.attribute import check_linear, direct, read_out
 from saelab.effects.causal import SHOWN
 from saelab.label import pipeline
 from saelab.run.basis import Basis
@@ -36,11 +36,12 @@ def find_words(basis: Basis, seen: Seen, own: EffectsSettings, root: Path) -> Ar
     recipe = {"stage": "words", "code": CODE, "labels": basis.labels.digest, "units": basis.units.digest}
     recipe |= {"host": seen.host.recipe, "labels_of": own.labels_of, "head": own.head, "targets": list(own.targets)}
 
+    head, test = make_head(seen, own), np.asarray(seen.images.ids("test"))
+    answers = effects.HostAnswers(seen.host, seen.store, seen.images, head)
+    check_linear(answers, test, basis.layer)
+
     def make(folder: Path) -> None:
-        head = make_head(seen, own)
-        answers = effects.HostAnswers(seen.host, seen.store, seen.images, head)
-        test = np.asarray(seen.images.ids("test"))
-        matrix = read_out(answers, test, basis.layer)
+        matrix = read_out(answers, test)
         writes = units.Projection.load(basis.units.path, basis.sae_path).writes(matrix.shape[1])
         named = [label for label in labels if label is not None]
         embed = seen.embed if "text" in own.targets else None

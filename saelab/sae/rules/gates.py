@@ -56,6 +56,7 @@ class JumpReLU(Gate):
     citation = literature.JUMPRELU
     names: ClassVar = {"SAELens": "jumprelu", "dictionary_learning": "JumpReluAutoEncoder"}
     threshold = "learned"
+    supports = Gate.supports | {"revive"}
 
     def open(
         self,

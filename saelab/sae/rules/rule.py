@@ -37,6 +37,20 @@ class Rule:
         """Whether encoding keeps k latents of each token; else it keeps those above 0 or the threshold."""
         return False
 
+    def screen_pays(self, latents: int, k: int) -> bool:
+        """Whether training is faster with the bfloat16 screen, where it supports `screen` and the processor is fast."""
+        return True
+
+    @property
+    def picks_plainly(self) -> bool:
+        """Whether `pick` is the one below: then a screen may choose what it looks at."""
+        return type(self).pick is Rule.pick
+
+    @property
+    def gates_plainly(self) -> bool:
+        """Whether `gate` is the one below: then a screen may choose what it looks at."""
+        return type(self).gate is Rule.gate
+
     def pick(
         self, pre: Float[Tensor, "batch latents"], k: int
     ) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
@@ -71,7 +85,7 @@ class Rule:
 class Selection(Rule):
     """A rule that keeps the largest pre-activations: trained by sparse products over the (token, latent) pairs."""
 
-    supports: ClassVar[frozenset[str]] = frozenset({"prefixes", "kernels", "revive", "auxk_weight"})
+    supports: ClassVar[frozenset[str]] = frozenset({"prefixes", "kernels", "revive", "auxk_weight", "encoder_length"})
 
     def rebuild_first(
         self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
@@ -91,6 +105,12 @@ class Selection(Rule):
 
         `pre` None: only where the rule supports `screen`; the pre-activations follow from `weights` and `centred`.
         """
+        raise NotImplementedError
+
+    def screen_recall(
+        self, weights: Weights, centred: Float[Tensor, "batch d_in"], config: "SAEConfig"
+    ) -> Float[Tensor, ""]:
+        """Where it supports `screen`: share of what it would keep of the float32 product that the screen finds."""
         raise NotImplementedError
 
 

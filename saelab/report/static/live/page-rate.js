@@ -57,7 +57,7 @@ page(async (run, main) => {
   }
   const tools = () => {
     const i = place()
-    return h("div.tools", null,
+    return h("div.turn", null,
       h("button", { type: "button", disabled: i === 0, onclick: () => walk(-1) }, "← Back", h("kbd", null, "b")),
       h("button", { type: "button", disabled: i === now.past.length, onclick: () => walk(1) }, "Forward →", h("kbd", null, "f")),
       h("button", { type: "button", disabled: !now.past.length, onclick: undo }, "Undo the last answer", h("kbd", null, "u")))

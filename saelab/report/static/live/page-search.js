@@ -32,7 +32,7 @@ page(async (run, main) => {
     show(() => answer ?? live.get("api/search", { [key]: asked.get(key), ...(at ? { at } : {}) }), async found => {
       await libraries // heat maps need D3's colours
       const choose = place => go({ [key]: asked.get(key), ...(place ? { at: place } : {}) })
-      if (known !== one || !picked.childElementCount) picked.replaceChildren(chooser(found, key === "image" ? `Image ${asked.get(key)} of the run` : "Your picture", choose))
+      if (known !== one || !picked.childElementCount) picked.replaceChildren(chooser(found, key === "image" ? `Image ${asked.get(key)} of the run` : "Your picture", one, choose))
       known = one
       point(picked.querySelector(".place"), found, at)
       picked.querySelector(".whole").hidden = !at
@@ -61,7 +61,7 @@ page(async (run, main) => {
     h("p.lead", null, "Words find the units they describe, whether or not the vocabulary has them. A picture finds the units that it fires unusually strongly, and where; click a place in it to see which units fire there."),
     h("form.controls", { onsubmit: event => { event.preventDefault(); if (words.value.trim()) go({ text: words.value.trim() }) } },
       h("label", null, "Words", words), h("button", null, "Search"), field),
-    h("p.note", null, "Or one of the run’s:"), samples, picked, results)
+    h("p.note", null, "Or one of the run’s:"), samples, h("div.looking", null, picked, results))
   addEventListener("hashchange", look)
   const first = await saelab.need("summary-0")
   const ids = [...new Set(first.thumbs.flatMap(t => t.slice(0, 1)))]
@@ -88,7 +88,7 @@ async function described(run, answer, text) {
 /* ---- pictures and places in them ---- */
 
 /* The picture that is asked about, as a button: a click or the arrow keys choose a place. */
-function chooser(answer, title, choose) {
+function chooser(answer, title, key, choose) {
   const photo = h("img.photo", { src: answer.picture, alt: answer.said ?? title })
   const step = 1 / (answer.found.find(part => part.grid)?.grid[1] ?? 10)
   const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }
@@ -104,9 +104,9 @@ function chooser(answer, title, choose) {
       choose(frame.dataset.at)
     },
   }, photo)
-  return h("div.asking", null, frame, h("div", null, h("h2", null, title), answer.said ? h("p.standfirst", null, answer.said) : null,
-    h("p.note", null, "Click a place in the picture: which units fire here? Arrow keys move the place."),
-    h("button.whole", { type: "button", onclick: () => choose(null) }, "The whole picture")))
+  return h("div.asking", null, frame, h("h2", null, title), answer.said ? h("p.serif", null, answer.said) : null,
+    h("p.note", null, "Click a place in the picture to see which units fire there. Arrow keys move the place."),
+    h("div.turn", null, h("button.whole", { type: "button", onclick: () => choose(null) }, "The whole picture"), h("a.button", { href: `what-if.html#${key}` }, "What if?")))
 }
 
 /* Show the place, and outline the token that lies there (of each layer, where they differ). */
@@ -132,7 +132,7 @@ async function firing(run, answer, at, choose) {
   }))
   if (unseen) return [h("h2", null, "Nothing is known here"), h("p.lead", { role: "alert" }, "The model does not see this place: it looks at the middle of a picture, or its tokens have no place.")]
   return [h("h2", null, at ? "Units that fire here" : "Units that the picture fires"),
-    h("p.note", null, `Ranked by how few images fire the unit as much, times its share of its highest activation${at ? ", at this place" : ""}. Heat, on one scale for all:`, heatScale()), ...parts]
+    h("p.note", null, `Ranked by how few images fire the unit as much, times its share of its highest activation${at ? ", at this place" : ""}. Heat maps share one scale:`, heatScale()), ...parts]
 }
 
 const basisSection = (run, found, list) => h("section.found", { style: `--c:${hue(run, found.basis)}` }, h("h3", null, dot(run, found.basis), inWords(run, found.basis)), list)

@@ -3,30 +3,45 @@
 
 page(async (run, main) => {
   const results = h("div", { role: "status" })
-  const field = live.pictures(async own => {
+  let last = 0
+  const show = async (asking, key) => {
+    const own = ++last
     results.replaceChildren(h("p.quiet", null, "Looking …"))
     try {
-      results.replaceChildren(...seen(run, await live.upload("api/what-if", own), own))
+      const answer = await asking()
+      if (own !== last) return // another picture was given since
+      const asked = key ?? { upload: answer.upload }
+      if (!key) history.pushState(null, "", `#${new URLSearchParams(asked)}`)
+      results.replaceChildren(...seen(run, answer, asked))
     } catch (error) {
-      results.replaceChildren(fault(error))
+      if (own === last) results.replaceChildren(fault(error))
     }
-  })
+  }
+  const look = () => {
+    const given = new URLSearchParams(location.hash.slice(1))
+    const name = ["image", "upload"].find(one => given.has(one))
+    if (!name) return results.replaceChildren()
+    const key = { [name]: given.get(name) }
+    return show(() => live.get("api/what-if", key), key)
+  }
   main.replaceChildren(
     h("h1", null, "What if?"),
     h("p.lead", null, "Give a picture. You see what the model says, and which units carry its first choice. Then take a unit out, or make it stronger, and see what the model says instead."),
-    h("form.controls", { onsubmit: event => event.preventDefault() }, field),
+    h("form.controls", { onsubmit: event => event.preventDefault() }, live.pictures(own => show(() => live.upload("api/what-if", own)))),
     results)
+  addEventListener("hashchange", look)
+  look()
 })
 
 const fault = error => h("p.fault", { role: "alert" }, error.message)
 
 /* The picture's outputs, and a list of units for each basis; a unit opens the slider. */
-function seen(run, answer, file) {
+function seen(run, answer, asked) {
   const table = h("div.outputs", null, rows(answer.outputs.map(([name, share]) => [name, share, share])))
   const control = h("div.what-if", { "aria-live": "polite" }, h("p.quiet", null, "Choose a unit below, or any by its number."))
-  const choose = (basis, unit, label) => control.replaceChildren(...slider(run, basis, unit, label, file, table))
+  const choose = (basis, unit, label) => control.replaceChildren(...slider(run, basis, unit, label, asked, table))
   return [
-    h("div.two", null, h("img.photo.asked", { src: answer.picture, alt: file.name }), h("div", null, table, control)),
+    h("div.two", null, h("a", { href: `search.html#${new URLSearchParams(asked)}`, title: "which units fire where" }, h("img.photo.asked", { src: answer.picture, alt: "the picture: search with it" })), h("div", null, table, control)),
     h("h2", null, `What carries ${answer.output}`),
     h("p.note", null, "Effect: what its logit, less the mean of all, loses without the unit."),
     ...answer.bases.map(found => units(run, found, choose)),
@@ -45,7 +60,7 @@ function units(run, found, choose) {
     h("form.controls", { onsubmit: ask }, h("label", null, "Another unit", number), h("button", null, "Choose")))
 }
 
-function slider(run, basis, unit, label, file, table) {
+function slider(run, basis, unit, label, picture, table) {
   const range = h("input", { type: "range", name: "strength", min: 0, max: 4, step: 0.25, value: 1, "aria-label": `Strength of unit ${unit}` })
   const said = h("output", null, "1 ×"), note = h("p.note")
   let asked = 0
@@ -53,8 +68,7 @@ function slider(run, basis, unit, label, file, table) {
     const own = ++asked
     said.textContent = `${range.value} ×`
     try {
-      const query = new URLSearchParams({ basis, unit, strength: range.value })
-      const answer = await live.upload(`api/what-if?${query}`, file)
+      const answer = await live.get("api/what-if", { ...picture, basis, unit, strength: range.value })
       if (own !== asked) return
       table.replaceChildren(rows(answer.outputs))
       note.textContent = answer.silent

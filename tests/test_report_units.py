@@ -1,0 +1,121 @@
+"""The browser of units: numeric ranges, columns, the gallery, brushing; and that pages say nothing empty."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from report_reader import Reader, made_report
+
+pytestmark = pytest.mark.browser
+ALL = """async () => {
+  const rows = await load(await saelab.need("run"), "*")
+  return rows.map(r => ({ basis: r.basis, unit: r.unit, clarity: r.clarity, rate: r.firing_rate, score: r.score }))
+}"""
+
+
+@pytest.fixture
+def reader(browser) -> Iterator[Reader]:
+    reader = Reader(browser, made_report())
+    yield reader
+    assert reader.faults == []
+    reader.context.close()
+
+
+def matches(page) -> int:
+    """How many units the page says that it shows."""
+    return int(page.inner_text("[role=status]").split()[0].replace(",", ""))
+
+
+def test_a_numeric_range_keeps_what_lies_in_it_and_can_be_dropped(reader):
+    page = reader.open("units.html#basis=*")
+    clarity = [row["clarity"] for row in page.evaluate(ALL)]
+    page.click("summary:has-text('Ranges')")
+    page.fill("[name=clarity-0]", "0.3")
+    page.wait_for_url(re.compile("range=clarity%3A0.3"))
+    assert page.evaluate("document.activeElement.name") == "clarity-0", "who types goes on typing"
+    page.keyboard.press("Tab")
+    page.keyboard.type("0.6")
+    page.wait_for_url(re.compile("range=clarity%3A0.3%3A0.6"))
+    page.wait_for_selector("[role=status]:has-text('match')")
+    assert matches(page) == sum(x is not None and 0.3 <= x <= 0.6 for x in clarity) > 0
+    shown = [float(t.replace("−", "-")) for t in page.locator("td[data-title=Clarity]").all_inner_texts()]
+    assert shown and all(0.295 <= x <= 0.605 for x in shown)
+    page.focus(".chips [data-key=drop-clarity]")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("^((?!range).)*$"))
+    assert matches(page) == len(clarity) and page.evaluate("document.activeElement.name") == "q"
+
+
+def heads(page) -> list[str]:
+    """The numbers that are columns."""
+    return page.locator(".units thead th.num button").evaluate_all("all => all.map(b => b.dataset.key)")
+
+
+def test_columns_can_be_chosen_and_stay_in_the_address(reader):
+    page = reader.open("units.html")
+    usual = heads(page)
+    page.click("summary:has-text('Columns')")
+    page.click("[data-key=col-clarity]")
+    page.wait_for_url(re.compile("cols="))
+    assert heads(page) == [key for key in usual if key != "clarity"]
+    assert page.evaluate("document.activeElement.dataset.key") == "col-clarity"
+    page.click("[data-key=col-redundancy]")
+    page.wait_for_selector(".units thead [data-key=redundancy]")
+    page.reload()
+    page.wait_for_selector(".units thead [data-key=redundancy]")
+    assert "clarity" not in heads(page)
+    page.click("summary:has-text('Columns')")
+    page.click("[data-key=col-reset]")
+    page.wait_for_url(re.compile("^((?!cols=).)*$"))
+    assert heads(page) == usual
+
+
+def test_the_gallery_shows_the_same_units_in_the_same_order(reader):
+    page = reader.open("units.html#basis=*&sort=score&down=1")
+    rows = page.locator(".units td.name a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
+    page.select_option("select[name=view]", "gallery")
+    page.wait_for_url(re.compile("view=gallery"))
+    cards = page.locator(".units-gallery a.card").evaluate_all("all => all.map(a => a.getAttribute('href'))")
+    assert cards == rows and len(cards) == 40
+    assert set(page.locator(".units-gallery .badge").all_inner_texts()) & {"holds", "abstains"}
+    page.click(".units-gallery a.card >> nth=3")
+    page.wait_for_selector(".triage")
+    assert page.inner_text(".triage .place b").startswith("4 of"), "the unit's page walks along the gallery's list"
+
+
+def test_a_rectangle_over_the_plot_keeps_its_dots(reader):
+    page = reader.open("units.html#basis=*&y=score")
+    page.wait_for_selector(".plotted .brush .overlay")
+    assert page.locator(".plotted .legend").count() == 1, "dots of several bases say which is which"
+    box = page.locator(".plotted .brush .overlay").bounding_box()
+    x, y = box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"]
+    page.mouse.move(x, box["y"] + 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 2, y, steps=4)
+    page.mouse.up()
+    page.wait_for_url(re.compile("range="))
+    text = page.evaluate("new URLSearchParams(location.hash.slice(1)).get('range')")
+    bounds = {key: (float(low), float(high)) for key, low, high in (part.split(":") for part in text.split(","))}
+    inside = [
+        row
+        for row in page.evaluate(ALL)
+        if all(
+            row[name] is not None and bounds[key][0] <= row[name] <= bounds[key][1]
+            for key, name in (("firing_rate", "rate"), ("score", "score"))
+        )
+    ]
+    page.wait_for_selector(f"[role=status]:has-text('{len(inside)} unit')")
+    assert set(bounds) == {"firing_rate", "score"} and 0 < len(inside) < 144
+    assert page.locator(".chips button").count() == 2
+
+
+def test_nothing_is_written_where_there_is_nothing_to_say(reader):
+    """A child that is null must not appear as the word."""
+    for address in ("index.html", "units.html", "units.html#view=gallery", "map.html", "compare.html", "methods.html"):
+        page = reader.open(address)
+        words = page.evaluate(
+            "[...document.querySelectorAll('main, main *')].flatMap(x => [...x.childNodes])"
+            ".filter(n => n.nodeType === 3).map(n => n.data.trim())"
+        )
+        assert not {"null", "undefined", "NaN", "[object Object]"} & set(words), address
+        assert not [text for text in words if re.search(r"(^|\s)1 (units|images|pictures|photos|labels|seeds)\b", text)]

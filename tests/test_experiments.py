@@ -131,7 +131,7 @@ def test_cosy_holds_labels_against_other_pictures_where_some_are_given(places, t
             noise = np.random.default_rng(100 + i).integers(-60, 60, (64, 64, 3))
             Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(folder / f"{i}.png")
     own = [f"root={tmp_path / 'runs'}", *TINY, "images=folder", f"images.root={places / 'pictures'}"]
-    own += ["bases=[neuron]", "cosy.scorer=pearson", f"cosy.controls={tmp_path / 'controls'}"]
+    own += ["layers=[_blocks.15]", "bases=[neuron]", "cosy.scorer=pearson", f"cosy.controls={tmp_path / 'controls'}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("cosy", own)
         run = stages(cfg, "cosy")

@@ -295,6 +295,7 @@ def test_the_command_asks_an_agent_about_units_of_a_real_host(tmp_path):
         command = [sys.executable, str(Path(__file__).parents[1] / "scripts" / "label.py"), "images=folder"]
         command += [f"images.root={tmp_path / 'pictures'}", f"root={tmp_path / 'runs'}", "bases=[neuron]"]
         command += ["scorer=[pearson]", "label.nulls=5", "label.mining.k=5", "label.vocabulary=[classes]", "workers=0"]
+        command += ["layers=[_blocks.15]"]
         command += ["device=cpu", "proposer=agent", f"proposer.base_url={server.url}", "proposer.model=toy"]
         command += ["proposer.units=top:3"]
         first, paid = commands.run(command), sum(server.paid.values())

@@ -165,7 +165,7 @@ HOSTS = {
     "transformers_vit": ("host=dinov2_small", "host.name=transformers:{places}/dinov2", "policy=patches"),
     "open_clip_cnn": ("host=own", "host.name=open_clip:tiny-cnn-for-tests", "host.layers=[layer4]"),
     "open_clip_vit": ("host=own", "host.name=open_clip:tiny-for-tests", "host.layers=[transformer.resblocks.1]"),
-    "real_cnn": ("host=efficientnet_lite0",),
+    "real_cnn": ("host=efficientnet_lite0", "host.layers=[_blocks.15]"),
     "real_vit": ("host=dinov2_small_focus", "policy=patches"),
 }
 

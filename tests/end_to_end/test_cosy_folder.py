@@ -14,6 +14,7 @@ from saelab.units import UnitActivations
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = "images.limit=90 bases=[neuron] scorer=[invert] label.final=invert label.vocabulary=[classes] proposer=none"
 SETTINGS = [*SETTINGS.split(), "label.nulls=0", "label.meanings=false", "label.mining.k=5", "workers=0", "device=cpu"]
+SETTINGS += ["layers=[_blocks.15]"]
 
 
 def measured(folder: Path, *more: str) -> tuple[list[dict], str]:

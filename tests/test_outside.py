@@ -17,7 +17,9 @@ from pictures import Pictures, exemplars
 from saelab import cache, units
 from saelab.errors import UserError
 from saelab.label import milan, propose
+from saelab.label.outside import answers
 from saelab.label.outside.command import CommandProposer
+from saelab.label.outside.program import digest_files
 from saelab.label.rerank import Candidate, information, order_by_information
 
 IMAGES = Pictures()
@@ -295,3 +297,28 @@ def test_log_probabilities_of_a_program_put_its_labels_in_order(tmp_path):
     (tmp_path / "two").mkdir()
     found = ask(tmp_path / "two", program(tmp_path, body), weight=0)
     assert found[1].labels == ("objects", "cats") and found[0].status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("text", "units", "broken"),
+    [
+        ('loading the model\n{"unit": 3, "labels": ["cat"]}\n{"unit": 4, "labels": ["a\u2028b"]}\n', [3, 4], 1),
+        ("unit,description\n3,cat\n\u00b2,dog\n99999999999999999999,dog\n", [3], 2),
+        ('unit,description\n3,cat\n4,"' + "x" * 140_000, [3], 1),
+        ('{"unit": 3, "candidates": [{"text": "a", "log_p": ' + "1" * 400 + ', "log_prior": 0}]}\n', [], 1),
+    ],
+    ids=["a banner", "odd numbers", "an open quote", "a number beyond all"],
+)
+def test_what_a_program_left_is_read_as_far_as_it_goes(tmp_path, text, units, broken):
+    (tmp_path / "output").write_text(text, encoding="utf-8")
+    found = list(answers.read_file(tmp_path / "output", 0.2))
+    assert [own.unit for own in found if isinstance(own, answers.Answer)] == units
+    assert sum(isinstance(own, answers.Unreadable) for own in found) == broken
+
+
+def test_a_command_that_is_a_script_changes_with_it(tmp_path):
+    script = tmp_path / "describe.py"
+    script.write_text("#!/bin/sh\n")
+    before = digest_files([str(script), "sh"])
+    script.write_text("#!/bin/sh\necho\n")
+    assert before != digest_files([str(script), "sh"]) and set(before) == {str(script)}

@@ -279,14 +279,14 @@ def message(method: str, own=1, **params) -> dict:
 def test_a_client_introduces_itself_lists_tools_and_calls_them(served):
     hello, tools, called, shown, wrong = talk(
         served,
-        message("initialize", protocolVersion="2025-03-26", capabilities={}, clientInfo={"name": "x", "version": "1"}),
+        message("initialize", protocolVersion="2024-11-05", capabilities={}, clientInfo={"name": "x", "version": "1"}),
         {"jsonrpc": "2.0", "method": "notifications/initialized"},
         message("tools/list", own="two"),
         message("tools/call", name="labels", arguments={"basis": "neuron", "unit": 2}),
         message("tools/call", name="exemplars", arguments={"basis": "neuron", "unit": 2, "count": 2}),
         message("tools/call", name="labels", arguments={"basis": "neuron", "unit": 999}),
     )
-    assert hello["result"]["protocolVersion"] == "2025-03-26" and hello["result"]["serverInfo"]["name"] == "saelab"
+    assert hello["result"]["protocolVersion"] == "2024-11-05" and hello["result"]["serverInfo"]["name"] == "saelab"
     assert tools["id"] == "two" and [tool["name"] for tool in tools["result"]["tools"]] == CALLS
     assert called["result"]["structuredContent"] == served.ask("labels", basis="neuron", unit=2)
     assert json.loads(called["result"]["content"][0]["text"]) == called["result"]["structuredContent"]

@@ -102,12 +102,16 @@ def choose(wanted: Any, bases: Sequence[Basis]) -> list[Basis]:
     """The bases that are named, all by default. Raises UserError for one that the run lacks."""
     if wanted is None:
         return list(bases)
-    known = {name for basis in bases for name in (basis.name, basis.kind)}
+    known = {name for basis in bases for name in _names(basis)}
     for name in as_tuple(wanted):
         if name not in known:
             near = settings.nearest(name, sorted(known))
             raise UserError("bases", name, "is not in this run", f"{near}it has {', '.join(sorted(known))}")
-    return [basis for basis in bases if {basis.name, basis.kind} & set(as_tuple(wanted))]
+    return [basis for basis in bases if _names(basis) & set(as_tuple(wanted))]
+
+
+def _names(basis: Basis) -> set[str]:
+    return {basis.name, basis.kind, basis.layer, f"{basis.layer} {basis.name}"}
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:

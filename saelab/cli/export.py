@@ -21,7 +21,10 @@ FORMATS = ("milan",)
 @command(
     "export",
     settings=("run", "format", "bases", "units", "k", "out"),
-    examples=("export format=milan", "export run=runs/quickstart.json bases=['sae seed 0'] units='status:ok top:100'"),
+    examples=(
+        "export format=milan",
+        "export run=runs/quickstart.json bases=['_blocks.15 sae seed 0'] units='status:ok top:100'",
+    ),
 )
 def main(cfg: DictConfig) -> None:
     """Write a folder for each basis, and say where."""
@@ -30,7 +33,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError("format", given["format"], "unknown", f"known: {', '.join(FORMATS)}")
     run = reading.read(run_file(given["run"]))
     out = run.path.parent / "export" / run.path.stem if given["out"] is None else Path(given["out"]).expanduser()
-    known = {basis.name: basis for basis in run.bases}
+    known = {basis.name: basis for basis in run.bases if basis.of_tokens}
     for name in known if given["bases"] is None else as_tuple(given["bases"]):
         if name not in known:
             near = settings.nearest(name, list(known))

@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     made = stages(cfg, "text", "image", "top")
     if cfg.text is not None and (chance := chance_of(made, cfg.text)) > made_up.BY_CHANCE:
         print(f"nothing like that: {chance:.0%} of made-up words come as near to these images; the nearest units:")
-    for basis in (b for b in made.labelled if cfg.image is None or b.of_tokens):
+    for basis in (b for b in made.labelled if cfg.image is None or (b.of_tokens and b.weights == made.weights)):
         assert basis.labels is not None
         acts, rows = units.UnitActivations.load(basis.units.path), pipeline.read(basis.labels.path)
         by_text = cfg.text is not None

@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     run, wanted = run_file(given.pop("run")), given.pop("bases")
     own = read_request(given)
     made = Stages(read_config(run))
-    bases = choose(wanted, made.labelled)
+    bases = choose(wanted, made.acting)
     folders = [made.synthesise_units(basis, own) for basis in bases]
     found = [read_json(folder / SUMMARY) for folder in folders]
     print(table(found))

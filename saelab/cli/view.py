@@ -135,6 +135,7 @@ def listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
+        listening.listen()
     except (OSError, OverflowError) as error:
         raise UserError("port", port, f"is not free ({error})", "give another one, or port=0 for any") from None
     return listening

@@ -83,8 +83,10 @@ def exact(
     units: Sequence[int],
 ) -> Float[Tensor, "images units"]:
     """The output less the output without the unit, one unit at a time: what the other two approximate; float64."""
-    before = answers.logits(ids, active.tokens[None])[0].double() @ weights.double()
     found = torch.zeros(len(ids), len(units), dtype=torch.float64)
+    if not len(units):
+        return found
+    before = answers.logits(ids, active.tokens[None])[0].double() @ weights.double()
     fires = (active.acts[..., list(units)] != 0).any(1)  # a picture that a unit is silent on keeps its bits
     for places in torch.arange(len(units)).split(max(1, AT_ONCE // active.tokens.numel())):
         edited = torch.stack([active.without(units[i], writes[units[i]]) for i in places.tolist()])

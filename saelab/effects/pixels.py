@@ -32,7 +32,7 @@ class Causes:
 
     def places(self, rows: int = PLACES, columns: int = PLACES) -> Float[Tensor, "units rows columns"]:
         """Sums over rectangles of the picture."""
-        area = self.pixels[0].numel() / (rows * columns)
+        area = self.pixels.shape[-2] * self.pixels.shape[-1] / (rows * columns)
         return adaptive_avg_pool2d(self.pixels[None], (rows, columns))[0] * area
 
 

@@ -66,6 +66,9 @@ def _vlm(backend: str, **settings: Any) -> Proposer:
         raise UserError(
             "proposer.rerank", rule, f"{backend} names no log-probabilities", "use proposer=openai, or null"
         )
+    if rule == "pmi" and question.get("synthesised", "none") != "none":
+        what = "asks about photos, not about pictures made to raise the unit"
+        raise UserError("proposer.rerank", rule, what, "use synthesised=none, or rerank=null")
     asked = VLMProposer(load_chat(backend, **settings), look, **question)
     if rule is None:
         return asked
@@ -82,6 +85,8 @@ def _agent(sight: Any, **settings: Any) -> Proposer:
     for name in ("guided", "rerank", "weight", "synthesised"):  # of openai.yaml, for questions of another kind
         settings.pop(name, None)
     look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
+    if look.layout == "captions":
+        raise UserError("proposer.layout", "captions", "an agent looks for itself", "use sheet or parts")
     bounds = Bounds(**_take(settings, [field.name for field in dataclasses.fields(Bounds)]))
     question = _take(settings, ["prompt", "shown"])
     return AgentProposer(_openai(**settings), sight, look, bounds, **question)

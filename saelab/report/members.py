@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from saelab.artifacts import read_json
+from saelab.artifacts import digest, read_json
 from saelab.report.reading import ReadBasis
 
 
@@ -15,7 +15,8 @@ def add(bases: Sequence[ReadBasis], made: Sequence[list[dict[str, Any]]]) -> Non
     for basis, records in zip(bases, made, strict=True):
         info = read_json(basis.units / "units.json")["info"]
         groups = info.get("members")
-        of = next((b for b in bases if (b.kind, b.layer, b.control) == (info.get("of"), basis.layer, False)), None)
+        own_recipe = basis.recipes["units"].get("of")
+        of = next((b for b in bases if groups is not None and digest(b.recipes["units"]) == own_recipe), None)
         for number, record in enumerate(records):
             record["members"] = None
             if groups is not None:

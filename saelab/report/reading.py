@@ -45,12 +45,18 @@ class ReadBasis:
     recipes: dict[str, Any]  # stage -> recipe
     control: bool  # there only to be beaten
     effects: what_it_does.Measured | None  # what its units do; None where it was not measured
+    random_host: bool  # of the host with random weights, through which no picture goes here
     sources: dict[str, str]  # label -> where it comes from, joined by +; empty where no vocabulary was kept
 
     @property
     def of_tokens(self) -> bool:
         """Are its units read from the layer's tokens? Planted ones are not: no new picture fires them."""
         return self.kind != "planted"
+
+    @property
+    def fired_by_pictures(self) -> bool:
+        """Can a new picture fire its units? Those of the run's own host."""
+        return self.of_tokens and not self.random_host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +198,7 @@ def _basis(run: Path, entry: dict[str, Any], n_images: int, several: bool) -> Re
         recipes,
         bool(entry.get("control")),
         what_it_does.read(run.parent / entry["effects"]) if entry.get("effects") else None,
+        bool(entry.get("random_host")),
         _sources(at["labels"] / "vocabulary.json"),
     )
 

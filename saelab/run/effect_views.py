@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from saelab.artifacts import Artifact, read_json, read_jsonl
 from saelab.effects.classes import ClassUnits, carriers
+from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.run.basis import Basis
 from saelab.run.stages.classes import read_classes
@@ -64,18 +65,27 @@ class Effects:
         return pd.DataFrame(lines)
 
     def words(self) -> "DataFrame":
-        """A row a unit: basis, unit, label, the outputs that what it writes raises and lowers most, without a picture.
+        """A row a unit: layer, basis, unit, label, outputs that it raises and lowers most, without a picture.
 
-        `pct`: percentile of the label's own outputs among all. Raises UserError where more than a linear read-out
-        follows the layer.
+        `pct`: percentile of the label's own outputs among all. Bases of layers that more than a linear read-out follows
+        are left out; raises UserError where that leaves none.
         """
         import pandas as pd
 
         lines = []
+        refused: list[UserError] = []
         for basis in self.bases:
-            for row in read_jsonl(self.find_words(basis, self.settings).path / WORDS):
+            try:
+                found = self.find_words(basis, self.settings)
+            except UserError as error:
+                refused.append(error)
+                continue
+            for row in read_jsonl(found.path / WORDS):
                 words = {side: ", ".join(name for name, _ in row[side]) for side in ("raised", "lowered")}
-                lines.append({"basis": basis.name} | {k: row[k] for k in ("unit", "label", "pct")} | words)
+                line = {"layer": basis.layer, "basis": basis.name}
+                lines.append(line | {k: row[k] for k in ("unit", "label", "pct")} | words)
+        if refused and not lines:
+            raise refused[0]
         return pd.DataFrame(lines)
 
     def _repr_html_(self) -> str:

@@ -63,7 +63,11 @@ class Labels(Bases):
         with self.timings.of("proposals"):
             for basis in mined:
                 asked = self.config.proposer
-                aids = (spent, self._make(basis), self._bench(basis))
+                aids = (spent, self._make(basis) if basis.acts else None, self._bench(basis))
+                if proposer.name == "describe_dissect" and not basis.of_tokens:
+                    self.notes.append(f"{basis.name}: {proposer.name} was not asked, since no picture fires its units")
+                    made.append(basis)
+                    continue
                 place, rows, text = propose_labels(
                     basis, proposer, asked, self.images, self.store(basis), self.root, *aids
                 )
@@ -118,8 +122,11 @@ class Labels(Bases):
         if self.weights == "arrays":
             what = "there is no host that could look at a picture"
             raise UserError("arrays", self.config.arrays.name, what, "give images and a host instead")
-        if not basis.of_tokens:
-            raise UserError("bases", basis.name, "is not read from tokens, so no gradient leads to it", "name another")
+        if not basis.acts:
+            raise UserError("bases", basis.name, "has no direction that a picture could follow", "name another")
+        if self.config.tokens_per_image is not None:  # a new picture would be pooled over other tokens than the photos
+            what = "made pictures keep all their tokens, the cache does not"
+            raise UserError("tokens_per_image", self.config.tokens_per_image, what, "set it to null")
         host = self.host if basis.weights == self.weights else self.random_host
         space = self.encoder, self.embeddings.images, self._label_vectors
         with self.timings.of("synthesis"):

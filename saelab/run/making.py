@@ -255,7 +255,7 @@ class Stages(Labels):
             layer=layer,
             images=self.images.fingerprint,
             splits=digest(self.images.splits.tolist())[:16],
-            pooling=pooling_of(next(b for b in self.bases if b.layer == layer)),
+            pooling=pooling_of(next(b for b in self.bases if b.layer == layer and b.of_tokens)),
             signed=own.signed,
             k=own.label.mining.k,
             encoder=self.encoder.name,

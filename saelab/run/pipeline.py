@@ -178,12 +178,13 @@ class Pipeline(Stages):
     ) -> Pictures:
         """Pictures made to raise units of one basis, each with what it is worth; those that are there are reused.
 
+        `basis`: a name, kind, group or layer; of several bases that it covers, the first.
         `units`: as of `saelab synthesise`, a number, or a list of numbers. `changes`: fields of SynthesisSettings
         (`method="maco"`, `count=4`, `steps=256`). Raises UserError for a setting that can't be used.
         """
         spec = units if isinstance(units, str) else str(units) if isinstance(units, int) else ",".join(map(str, units))
         own = read_request(changes | {"units": spec})
-        chosen = ByBasis(self.labelled, lambda some: only(some, lambda b: b))[basis]
+        chosen = ByBasis(self.acting, lambda some: some[0])[basis]
         return Pictures(self.synthesise_units(chosen, own), choose_units(chosen, own))
 
     def save(self) -> Path:

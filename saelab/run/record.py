@@ -9,7 +9,7 @@ from typing import Any
 from saelab import __version__
 from saelab.artifacts import Artifact, plain, read_json, write_json
 from saelab.errors import UserError
-from saelab.run.basis import Basis
+from saelab.run.basis import RANDOM_GROUP, Basis
 from saelab.run.config import RunConfig
 
 
@@ -85,6 +85,7 @@ def _record(outcome: Outcome, root: Path, name: str) -> dict[str, Any]:
             "quality": place(b.quality),
         }
         | ({} if b.effects is None else {"effects": str(b.effects.relative_to(root))})
+        | ({"random_host": True} if b.group == RANDOM_GROUP else {})
         for b in outcome.bases
     ]
     return {

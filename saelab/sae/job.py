@@ -21,6 +21,7 @@ from saelab.sae.train import Trainer
 
 log = logging.getLogger("saelab")
 SHORT, SLOW = 2000, 1e-3  # steps and rate under which lr=None leaves much unexplained (docs/sae.md)
+LATER = {"jumprelu": 2}  # rules that train otherwise than they once did: since 2, silent latents are revived
 WASTED = 0.1  # share of dead latents from which on the log says so, with what helps
 DIVERGED = 10.0  # times the FVU of the first line (or of the mean): then training is given up
 
@@ -79,9 +80,10 @@ class Job:
     def _recipe(self, config: SAEConfig, data: Data) -> record.Recipe:
         """Everything that the SAE, its metrics and its quality depend on."""
         batches = data.batches
+        later = {"code": LATER[config.rule]} if config.rule in LATER else {}
         silent = ("keep", "checkpoint_every", "steps")
         return {
-            "sae": {**artifacts.plain(config), "screen": self.trainer.screened},
+            "sae": {**artifacts.plain(config), "screen": self.trainer.screened, **later},
             "train": {name: value for name, value in dataclasses.asdict(self.train).items() if name not in silent},
             "steps": self.total,
             "data": {

@@ -140,11 +140,11 @@ class SAE:
         """
         if not self.fixed_l0:
             return _pack(self.encode_dense(x))
-        rows = self._centre(x)
-        if self.screens(len(rows)):
-            values, indices = screen.exact_top_k(rows, self.W_enc, self.b_enc, self.meta.k)
+        x = as_matrix(x, self.d_in)
+        if self.screens(len(x)):
+            values, indices = screen.exact_top_k(self._centre(x), self.W_enc, self.b_enc, self.meta.k)
         else:
-            values, indices = self.rule.pick(torch.addmm(self.b_enc, rows, self.W_enc.T), self.meta.k)
+            values, indices = self.rule.pick(self.pre_activations(x), self.meta.k)
         return Codes(values, indices, self.latents)
 
     @torch.no_grad()
@@ -152,12 +152,12 @@ class SAE:
         """The same as a dense matrix. Nothing is ranked where L0 is not fixed, so that it may be in the thousands."""
         if self.fixed_l0:
             return self.encode(x).dense()
-        rows = self._centre(x)
-        if self.threshold is not None and self.screens(len(rows)):
-            codes = screen.exact_codes(rows, self.W_enc, self.b_enc, self.threshold)
+        x = as_matrix(x, self.d_in)
+        if self.threshold is not None and self.screens(len(x)):
+            codes = screen.exact_codes(self._centre(x), self.W_enc, self.b_enc, self.threshold)
             if codes is not None:
                 return codes
-        return self.rule.gate(torch.addmm(self.b_enc, rows, self.W_enc.T), self.threshold)
+        return self.rule.gate(self.pre_activations(x), self.threshold)
 
     @torch.no_grad()
     def decode(self, codes: Codes | Float[Tensor, "batch latents"]) -> Float[Tensor, "batch d_in"]:

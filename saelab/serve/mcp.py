@@ -13,7 +13,7 @@ from saelab.errors import UserError
 from saelab.label.tools import Answer, Toolbox
 from saelab.serve.web import BODY, describe_tools
 
-VERSIONS = ("2025-06-18", "2025-03-26", "2024-11-05")  # revisions that are spoken, newest first
+VERSIONS = ("2025-06-18", "2024-11-05")  # revisions that are spoken, newest first
 PARSE, INVALID, METHOD, PARAMS, FAULT = -32700, -32600, -32601, -32602, -32603  # JSON-RPC's error codes
 log = logging.getLogger("saelab")
 

@@ -19,7 +19,7 @@ from saelab.label.tools import Answer, Argument, Tool
 from saelab.label.vlm.chat import Picture
 from saelab.report import what_it_does
 from saelab.report.live.search import Models, Search
-from saelab.report.live.what_if import STRONGEST, WhatIf, check_unit, find_basis
+from saelab.report.live.what_if import STRONGEST, WhatIf, check_host, check_unit, find_basis
 from saelab.report.reading import ReadBasis, Run
 
 PICTURES = 16  # of a call at most
@@ -180,7 +180,8 @@ class Calls:
         return own, Strengths(column, self._mine)
 
     def _projection(self, own: ReadBasis) -> units.Projection:
-        """Raises UserError for units that no layer's tokens give."""
+        """Raises UserError for units that no layer's tokens give, or only those of another host."""
+        check_host(own)
         return self._project(own.units, own.sae)
 
     def _image(self, image: int) -> Image.Image:

@@ -17,7 +17,7 @@ from saelab.settings import nearest
 from saelab.synthesise.parametrisations import METHODS, Parametrisation, parametrise
 from saelab.synthesise.photos import Photos
 from saelab.synthesise.robust import generator_for, shake
-from saelab.units import POOLS, Projection, pool_tokens
+from saelab.units import POOLS, Projection, pool_tokens, pool_units
 
 RATES = {"pixel": 0.05, "fourier": 0.05, "maco": 0.1, "accentuate": 0.05}  # Adam's step
 MANY = float("inf")
@@ -70,8 +70,7 @@ class Sight:
     def activations(self, pictures: Float[Tensor, "pictures 3 height width"]) -> Float[Tensor, "pictures units"]:
         """Every unit's activation by the basis' own code and pooling, as the run measured its photos."""
         tokens = self.tokens(pictures).float().cpu()
-        flat = self.project(tokens.flatten(0, 1))
-        return pool_tokens(flat.unflatten(0, tokens.shape[:2]), self.pool)
+        return pool_units(self.project, tokens, self.pool)
 
     def _pool(self, tokens: Tensor, unit: int, pool: str) -> Tensor:
         read = self.project.before_gate(tokens.flatten(0, 1), [unit]).unflatten(0, tokens.shape[:2])

@@ -58,7 +58,12 @@ class Projection:
         """What decides whether the units fire, float32, on the tokens' device; differentiable, also where none fires.
 
         An SAE's pre-activations, a coordinate, or a projection less its shift; of a negative side, the same turned.
+        Raises UserError for groups, which have no gate of their own.
         """
+        if self.groups is not None:
+            raise UserError(
+                "units", "groups", "have no gate of their own", "ask this of the units that they are made of"
+            )
         if self.sae is not None:
             return self.sae.pre_activations_of(tokens, units).to(tokens.device)
         values, width = tokens.float(), tokens.shape[1] if self.directions is None else self.directions.shape[1]

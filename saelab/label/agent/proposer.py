@@ -21,7 +21,7 @@ from saelab.label.tools import Toolbox
 from saelab.label.vlm import parse, prompts
 from saelab.label.vlm.chat import Picture, Reply, Request
 from saelab.label.vlm.openai import OpenAIChat
-from saelab.label.vlm.proposer import ANSWERS, buyer
+from saelab.label.vlm.proposer import ANSWERS, TILES, buyer
 from saelab.label.vlm.show import Look
 
 TOOLS = 1  # version of the tools; part of the recipe
@@ -78,7 +78,12 @@ class AgentProposer:
         hands = Hands(case, self.sight, self.look.sheet_px)
         box = Toolbox(hands.tools())
         groups = {"positives": self.look.positives(case), "contrasts": self.look.contrasts(case)}
-        told = {"layout": self.look.layout, "tiles": self.look.tiles, "rounds": self.bounds.rounds - 1, "calls": CALLS}
+        told = {
+            "layout": self.look.layout,
+            "tiles": TILES.get(self.look.tiles, self.look.tiles),
+            "rounds": self.bounds.rounds - 1,
+            "calls": CALLS,
+        }
         parts = prompts.fill(self.template, groups, **told, **ANSWERS)
         tools = tuple({"name": t.name, "description": t.about, "parameters": t.schema} for t in box.tools.values())
         own = Request(f"propose/{case.unit}", parts, None, self.bounds.max_tokens, buyer(folder), tools=tools)
@@ -151,6 +156,6 @@ def keep(talk: Talk, unit: int, folder: Path) -> None:
 
 
 def _write(place: Path, picture: Picture) -> None:
-    if not place.exists():
+    if not place.exists() or place.read_bytes() != picture.jpeg:
         with artifacts.atomic(place) as temporary:
             temporary.write_bytes(picture.jpeg)

@@ -78,7 +78,8 @@ class TaggerCaptioner:
         for picture in pictures:
             shown = self.see(Image.open(io.BytesIO(picture.jpeg)).convert("RGB"))
             classes = shown.topk(NAMED).indices.tolist()
-            found.append(Reply(" or ".join(f"a photo of a {self.names[c]}" for c in classes), cached=True))
+            text = " or ".join(f"a photo of a {self.names[c]}" for c in classes)
+            found.append(Reply(text, cached=True, prompt_tokens=0, completion_tokens=0, cost=0.0))
         return found
 
     def estimate(self) -> Estimate:

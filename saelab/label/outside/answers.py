@@ -63,21 +63,32 @@ def read_file(path: Path, weight: float) -> Iterator[Answer | Unreadable]:
     if not path.is_file():
         return
     text = path.read_text(encoding="utf-8-sig", errors="replace")
-    if text.lstrip().startswith("{"):
-        rows = (line for line in text.splitlines() if line.strip())
-    else:
-        rows = (json.dumps(_cast(row)) for row in csv.DictReader(io.StringIO(text)))
-    for line in rows:
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not any(line.lstrip().startswith("{") for line in lines):
+        lines, broken = _rows(text)
+        yield from broken
+    for line in lines:
         try:
             yield read_line(line, weight)
         except Unreadable as error:
             yield error
 
 
+def _rows(text: str) -> tuple[list[str], list[Unreadable]]:
+    """A table's rows as lines of JSON, up to where it breaks, if it does."""
+    found: list[str] = []
+    try:
+        for row in csv.DictReader(io.StringIO(text)):
+            found.append(json.dumps(_cast(row)))
+    except csv.Error as error:
+        return found, [Unreadable(f"the table breaks after row {len(found)}: {error}")]
+    return found, []
+
+
 def _cast(row: dict[str | None, Any]) -> dict[str, Any]:
     unit = str(row.get("unit") or "").strip()
     named = {name: value for name, value in row.items() if name in TEXTS}
-    return named | {"unit": int(unit) if unit.isdigit() else None}
+    return named | {"unit": int(unit) if unit.isascii() and unit.isdigit() and len(unit) < 10 else None}
 
 
 def _labels(row: dict[str, Any], weight: float) -> tuple[str, ...]:
@@ -85,7 +96,7 @@ def _labels(row: dict[str, Any], weight: float) -> tuple[str, ...]:
         try:
             found = [Candidate(str(c["text"]), float(c["log_p"]), float(c["log_prior"])) for c in row["candidates"]]
             given: Any = [own.text for own in order_by_information(found, weight)]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise Unreadable(f"unit {row['unit']}: candidates need text, log_p and log_prior") from None
         except UserError as error:
             raise Unreadable(f"unit {row['unit']}: {error}") from None

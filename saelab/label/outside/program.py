@@ -45,8 +45,9 @@ def split_command(command: str, known: Sequence[str]) -> list[str]:
 
 
 def digest_files(words: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of each file that a command names after the program: who changes the script asks another one."""
-    return {word: file_digest(Path(word)) for word in words[1:] if Path(word).is_file()}
+    """SHA-256 of each file that a command names by its path: who changes the script asks another one."""
+    named = [word for place, word in enumerate(words) if (place or "/" in word) and Path(word).is_file()]
+    return {word: file_digest(Path(word)) for word in named}
 
 
 @contextlib.contextmanager

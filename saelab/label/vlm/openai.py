@@ -98,6 +98,7 @@ class OpenAIChat:
         if extra_body:
             self.options["extra_body"] = self._check_extra(extra_body)
         self.recipe = {"name": self.name, "model": model, "base_url": base_url, **self.options}
+        self.failed_in_a_row = 0  # over all rounds of questions, however few a round has
         self._sight = threading.Lock()
         self._sighted = False
 
@@ -122,7 +123,6 @@ class OpenAIChat:
         self.attempts.check_server()
         waiting: dict[Future[Reply], Request] = {}
         fatal: UserError | None = None
-        failed_in_a_row = 0
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
                 while waiting or (fatal is None and first is not None):
@@ -138,9 +138,9 @@ class OpenAIChat:
                             fatal = fatal or error
                             self.attempts.stop()
                             continue
-                        failed_in_a_row = failed_in_a_row + 1 if reply.text is None else 0
-                        if failed_in_a_row >= max(8, 2 * self.concurrency):
-                            fatal = fatal or self._too_many(failed_in_a_row, reply)
+                        self.failed_in_a_row = self.failed_in_a_row + 1 if reply.text is None else 0
+                        if self.failed_in_a_row >= max(8, 2 * self.concurrency):
+                            fatal = fatal or self._too_many(self.failed_in_a_row, reply)
                             self.attempts.stop()
                         yield request, reply
             finally:

@@ -99,7 +99,7 @@ class Search:
             tokens = host.tokens(host.transform(picture)[None], layers, self.models.policy)
             box = maps.box(picture.size, self.run.images.square, host.transform_spec)
             found = []
-            for basis in (b for b in self.run.bases if b.of_tokens):
+            for basis in (b for b in self.run.bases if b.fired_by_pictures):
                 grid = host.choice(basis.layer, self.models.policy).grid
                 cell = None if place is None or grid is None else cell_at(place, grid, box)
                 seen = tokens[basis.layer][0].float().cpu()

@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from threading import Lock
 
 from saelab.errors import UserError
 
@@ -16,16 +17,21 @@ class Uploads:
 
     def __init__(self, folder: Path, kept: int = KEPT) -> None:
         self.folder, self.kept = folder, kept
+        self._turn = Lock()
 
     def add(self, data: bytes) -> str:
         """Keep a picture, whole or not at all, and return its name. One larger than all room there is stays alone."""
         name = hashlib.sha256(data).hexdigest()[:NAME]
         self.folder.mkdir(parents=True, exist_ok=True)
+        with self._turn:
+            self._keep(name, data)
+        return name
+
+    def _keep(self, name: str, data: bytes) -> None:
         with NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
             file.write(data)
         Path(file.name).replace(self.folder / name)
         self._make_room(name)
-        return name
 
     def read(self, name: str) -> bytes:
         """A kept picture's bytes. Raises UserError for one that is not there."""

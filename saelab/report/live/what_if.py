@@ -46,7 +46,7 @@ class WhatIf:
         """
         with self.search.turn, torch.inference_mode():
             found: dict[str, Any] = {"bases": []}
-            for basis in (b for b in self.run.bases if b.of_tokens):
+            for basis in (b for b in self.run.bases if b.fired_by_pictures):
                 answers, project = self._of(basis, picture)
                 if project.groups is not None:
                     continue  # groups write nothing of their own
@@ -58,6 +58,8 @@ class WhatIf:
                     {"unit": s.unit, "label": basis.labels[s.unit]["label"], "effect": s.effect} for s in made.shares
                 ]
                 found["bases"].append({"basis": basis.name, "units": rows})
+            if "outputs" not in found:
+                raise UserError("run", self.run.path, "has no units that write to the host", "add bases=[neuron]")
             return found | {"output": found["outputs"][0][0]}
 
     def changed(self, picture: Image.Image, given: Mapping[str, str]) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class WhatIf:
         return {"outputs": self._both(*logits.double().softmax(-1)), "silent": silent}
 
     def _of(self, basis: ReadBasis, picture: Image.Image) -> tuple[OnePicture, units.Projection]:
+        check_host(basis)
         host = self.search.host()
         batch = host.transform(picture)[None]
         answers = OnePicture(host, basis.layer, self.models.policy, batch, self.head)
@@ -121,6 +124,12 @@ def find_basis(run: Run, name: object) -> ReadBasis:
         names = ", ".join(b.name for b in run.bases)
         raise UserError("basis", shown(name), "is not in this run", f"use {names}")
     return basis
+
+
+def check_host(basis: ReadBasis) -> None:
+    """Raise UserError for units of the host with random weights, which no picture passes here."""
+    if basis.random_host:
+        raise UserError("basis", basis.name, "is of the host with random weights", "name one of the run's own host")
 
 
 def check_unit(basis: ReadBasis, unit: object) -> int:

@@ -58,7 +58,7 @@ async function drawComparison(run, main, c) {
     distributions(run, c),
     againstRate(run, c),
     scorers(run, c),
-    await sideBySide(run),
+    await sideBySide(run, c),
     selection(run, c),
     reuse(run, c),
     nullTable(run, c),
@@ -275,8 +275,8 @@ function scorers(run, c) {
 
 /* ---- units side by side ---- */
 
-async function sideBySide(run) {
-  if (!run.sides) return null
+async function sideBySide(run, c) {
+  if (!run.sides || !run.sides.bases.every(name => run.bases.find(b => b.name === name)?.layer === c.setup.layer)) return null
   const parts = new Map(await Promise.all(run.sides.bases.map(async name => [name, await saelab.need(`summary-${number(run, name)}`)])))
   const one = ([name, u, r]) => {
     const s = parts.get(name)

@@ -54,7 +54,8 @@ def load_proposer(
     if settings.name == "describe_dissect":
         if "probabilities" in embeddings.extra:
             own |= {"see": see, "names": imagenet_names()}
-        if own["chat"].get("name") == "openai":  # bought answers are kept with the run
+        own["seed"] = settings.seed
+        if (own.get("chat") or {}).get("name") == "openai":  # bought answers are kept with the run
             own["chat"] = {"cache": str(root / "answers")} | own["chat"]
     if settings.name == "agent":
         own["sight"] = Sight(embeddings.images, embed)

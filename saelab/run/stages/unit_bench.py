@@ -14,7 +14,7 @@ from saelab.hosts import Host
 from saelab.images import ImageSet
 from saelab.label.exemplars import Exemplars
 from saelab.run.basis import Basis
-from saelab.units import Projection, UnitActivations, pool_tokens
+from saelab.units import Projection, UnitActivations, pool_units
 
 BATCH = 16
 SPLIT = "show"  # photos that no unit was mined on and that judge no label in the end
@@ -39,8 +39,7 @@ class UnitBench:
         for start in range(0, len(pictures), BATCH):
             batch = self.host.load_images(pictures[start : start + BATCH])
             tokens = self.host.tokens(batch, [self.basis.layer], self.policy)[self.basis.layer].float().cpu()
-            acts = project(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-            found.append(pool_tokens(acts, pool)[:, unit])
+            found.append(pool_units(project, tokens, pool)[:, unit])
         return torch.cat(found)
 
     def described(self, unit: int, label: str) -> tuple[Float[Tensor, "photos"], Float[Tensor, "photos"]]:

@@ -8,7 +8,7 @@ from test_effects_stage import made  # noqa: F401  (a fixture)
 from test_explain import picture
 from torch import nn
 
-from saelab.effects.pixels import Causes, blurred, find_causes, pre_activations
+from saelab.effects.pixels import Causes, blurred, find_causes
 from saelab.hosts import Host, Transform
 from saelab.sae import SAE, Meta
 from saelab.units.bases import Projection
@@ -64,8 +64,9 @@ def test_pixels_sum_to_what_the_picture_adds_to_the_blurred_one(kind, curved):
         "sae": Projection(sae=sae),
     }[kind]
     found = find_causes(host, "moved", "all", project, [0, 3], batch, steps=64)
-    ends = pre_activations(project, host.tokens(torch.cat([batch, blurred(batch)]), ["moved"])["moved"])
-    gap = torch.stack([ends[0, t, u] - ends[1, t, u] for u, t in zip([0, 3], found.tokens)])
+    tokens = host.tokens(torch.cat([batch, blurred(batch)]), ["moved"])["moved"]
+    ends = project.before_gate(tokens.flatten(0, 1), [0, 3]).unflatten(0, tokens.shape[:2])
+    gap = torch.stack([ends[0, t, u] - ends[1, t, u] for u, t in enumerate(found.tokens)])
     torch.testing.assert_close(found.whole, gap.detach(), rtol=1e-4, atol=1e-5)
     bound = 1e-4 if not curved and kind != "sae" else 0.02 * found.pixels.abs().sum((1, 2)).max()
     assert (found.residual.abs() <= bound).all() and found.pixels.abs().max() > 0

@@ -52,17 +52,17 @@ def find_causes(
     batch = batch.to(host.device, host.dtype)
     base = blurred(batch)
     with torch.inference_mode(False), torch.enable_grad():
-        ends = pre_activations(project, _tokens(host, layer, policy, torch.cat([batch, base])))
-        tokens = [int(ends[0, :, unit].argmax()) for unit in units]
+        ends = _before_gate(project, _tokens(host, layer, policy, torch.cat([batch, base])), units)
+        tokens = ends[0].argmax(0).tolist()
         shares = ((torch.arange(steps) + 0.5) / steps).to(batch)[:, None, None, None]
         path = (base + shares * (batch - base)).detach().requires_grad_()
-        along = pre_activations(project, _tokens(host, layer, policy, path))
+        along = _before_gate(project, _tokens(host, layer, policy, path), units)
         pixels = torch.zeros(len(units), *batch.shape[-2:])
-        for place, (unit, token) in enumerate(zip(units, tokens)):
-            gradient = torch.autograd.grad(along[:, token, unit].sum(), path, retain_graph=True)[0]
+        for place, token in enumerate(tokens):
+            gradient = torch.autograd.grad(along[:, token, place].sum(), path, retain_graph=True)[0]
             pixels[place] = (gradient.float().mean(0) * (batch - base)[0].float()).sum(0).cpu()
     gaps = (ends[0] - ends[1]).detach().float().cpu()
-    whole = gaps[tokens, list(units)]
+    whole = gaps[tokens, range(len(tokens))]
     return Causes(pixels, tokens, whole, whole - pixels.sum((1, 2)))
 
 
@@ -75,21 +75,10 @@ def blurred(batch: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "ima
     return gaussian_blur(batch, [size, size], [spread, spread])
 
 
-def pre_activations(
-    project: Projection, tokens: Float[Tensor, "images tokens d_in"]
-) -> Float[Tensor, "images tokens units"]:
-    """Units before their gate, so of either sign, and open to autograd."""
-    flat = tokens.flatten(0, 1).float()
-    if project.sae is not None:
-        sae = project.sae
-        normed, _ = sae.normalize(flat.to(sae.device))
-        values = ((normed - sae.b_dec) @ sae.W_enc.T + sae.b_enc).to(flat.device)  # its own function leaves the graph
-    elif project.directions is not None and project.shift is not None:
-        values = flat @ project.directions.to(flat) - project.shift.to(flat)
-    else:
-        values = flat
-    values = torch.cat([values, -values], dim=1) if project.signed == "split" and project.sae is None else values
-    return values.unflatten(0, tokens.shape[:2])
+def _before_gate(
+    project: Projection, tokens: Float[Tensor, "images tokens d_in"], units: Sequence[int]
+) -> Float[Tensor, "images tokens chosen"]:
+    return project.before_gate(tokens.flatten(0, 1), units).unflatten(0, tokens.shape[:2])
 
 
 def _tokens(host: Host, layer: str, policy: str, batch: Tensor) -> Tensor:

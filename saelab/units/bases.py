@@ -65,9 +65,9 @@ class Projection:
                 "units", "groups", "have no gate of their own", "ask this of the units that they are made of"
             )
         if self.sae is not None:
-            return self.sae.pre_activations_of(tokens, units).to(tokens.device)
+            return self.sae.pre_activations_of(tokens.float().to(self.sae.device), units).to(tokens.device)
         values, width = tokens.float(), tokens.shape[1] if self.directions is None else self.directions.shape[1]
-        places = torch.tensor([unit % width for unit in units], device=values.device)
+        places = torch.tensor([unit % width for unit in units], dtype=torch.long, device=values.device)
         sides = torch.tensor([1.0 if unit < width else -1.0 for unit in units], device=values.device)
         if self.directions is None or self.shift is None:
             return values[:, places] * sides

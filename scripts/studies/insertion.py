@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from saelab import hosts, tables
-from saelab.effects.pixels import blurred, find_causes, pre_activations
+from saelab.effects.pixels import blurred, find_causes
 from saelab.hosts import Host
 from saelab.units.bases import Projection
 
@@ -61,7 +61,8 @@ def area(host: Host, layer: str, policy: str, unit: int, batch: Tensor, values: 
     rank = interpolate(rank, batch.shape[-2:], mode="nearest")
     counts = torch.linspace(0, len(order), STEPS + 1)
     frames = torch.cat([torch.where(rank < count, batch, blurred(batch)) for count in counts])
-    acts = pre_activations(Projection(), host.tokens(frames, [layer], policy)[layer])[..., unit].amax(1)
+    tokens = host.tokens(frames, [layer], policy)[layer]
+    acts = Projection().before_gate(tokens.flatten(0, 1), [unit]).unflatten(0, tokens.shape[:2])[..., 0].amax(1)
     return float(((acts[:-1] + acts[1:]) / 2).mean() / acts[-1])
 
 

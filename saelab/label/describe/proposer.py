@@ -79,7 +79,10 @@ class DescribeDissect:
 
     def _propose(self, case: Case, bench: Bench, folder: Path) -> Proposal:
         replies = _Replies()
-        pictures = self._strongest(case, bench)
+        try:
+            pictures = self._strongest(case, bench)
+        except UserError as error:  # a photo that can't be read any more
+            raise _Failed(str(error), []) from None
         keep_pictures(Request(f"describe/{case.unit}", tuple(pictures)), folder)
         captions = replies.texts(self.captioner.caption(case.unit, pictures, folder))
         own = buyer(folder)

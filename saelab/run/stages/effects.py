@@ -188,7 +188,7 @@ def read_labels(rows: Sequence[dict[str, Any]], whose: str) -> tuple[list[str | 
         near = settings.nearest(whose, list(known))
         raise UserError("labels_of", whose, "gave no labels", f"{near}known: final, {', '.join(known)}")
     given = [row["scores"].get(whose) or {"label": None} for row in rows]
-    beats = [None if g["label"] is None else (g.get("null_percentile") or 0.0) >= 0.95 for g in given]
+    beats = [None if g["label"] is None else (g.get("null_percentile") or 0.0) > 0.95 for g in given]
     return [g["label"] for g in given], beats
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saelab.effects.ablate import Active, Tokens
 from saelab.effects.answers import Answers
-from saelab.effects.causal import run_edits
+from saelab.effects.ground import run_edits
 from saelab.units.bases import Projection
 
 TEMPERATURE = 1.1  # of the loss, the authors'

@@ -83,7 +83,8 @@ def _fire(made: Stages, bases: list[Basis], pictures: ImageSet | None) -> list[S
     """Each basis' activations on new pictures, one pass for each host: bases of the random host are of another."""
     if pictures is None:
         return [None] * len(bases)
-    c, found = made.config, {}
+    c = made.config
+    found: dict[tuple[str, str], Shown] = {}
     for host_of in dict.fromkeys(b.weights for b in bases):
         own = [b for b in bases if b.weights == host_of]
         host = made.host if host_of == made.weights else made.random_host

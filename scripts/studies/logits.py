@@ -46,7 +46,7 @@ def main(pictures: Path, root: Path) -> None:
 
 def _numbers(scores: Tensor, right: Tensor, alike: Tensor) -> list[float]:
     """Hit rate, own class among the best five, mean cosine of best label and class name, hit rate of labels dealt."""
-    order = scores.argsort(1, descending=True, stable=True)
+    order = torch.argsort(scores, dim=1, descending=True, stable=True)
     each, best = torch.arange(len(scores)), order[:, 0]
     among = right.gather(1, order[:, :5]).any(1)
     rng = np.random.default_rng(0)

@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 import torch
 from effects_worlds import Planted
+from test_effects_attribution import Curved, draw
 
-from saelab.effects.simulate import Curves, Stand, Tried, fit_by_loss, score_unit
+from saelab.effects.ablate import Active
+from saelab.effects.simulate import (
+    Curves,
+    Stand,
+    Tried,
+    find_losses,
+    fit_by_loss,
+    fit_line,
+    score_unit,
+    with_pooled,
+)
 from saelab.units.bases import Projection
 
 
@@ -144,3 +155,33 @@ def test_a_constant_prediction_is_fitted_to_a_constant():
     c, d = found["fits"]["same"]
     mean = float(own.features[own.checked, 5].double().mean())
     assert found["scores"]["same"] == pytest.approx(own.score(torch.full((100,), c * mean + d).double()), abs=1e-3)
+
+
+def test_seventeen_amounts_are_enough_where_outputs_bend():
+    """Maps of four tokens before a network with GELUs: the twin goes through it at every step."""
+    host, acts = Curved(draw(5, 90, 4, 5), 3 * draw(6, 5, 7)), draw(5, 90, 4, 5).amax(1).relu()
+    checked, test, values = np.arange(45), np.arange(45, 90), acts[:, 2] + 0.4 * draw(8, 90)
+    classes = np.arange(90) % 7
+    tried = Tried(checked, classes[checked])
+    stand = Stand(host, Projection(), torch.eye(5), checked, test, classes[test], tried)
+    found = score_unit(2, stand, acts[:, 2], {"label": values})
+    slope, start = fit_line(values[checked], acts[checked, 2])
+    line, a = slope * values.double() + start, acts[:, 2].double()
+    sd = float(a[checked].std(correction=0))
+    shape = [float(host.all[i, :, 2].relu().double().mean() / a[i]) for i in np.argsort(-a[checked].numpy())[:20]]
+
+    def change(ids: np.ndarray, wanted: torch.Tensor) -> torch.Tensor:
+        own = host.answer(host.all[ids]).detach()
+        active = Active.of(Projection(), host.all[ids])
+        edited = with_pooled(active, 2, torch.eye(5)[2], a[ids], wanted.clamp(min=0), float(np.mean(shape)))
+        return (find_losses(host.answer(edited), own, classes[ids]) - find_losses(own, own, classes[ids])).abs().sum()
+
+    c, d = torch.ones((), dtype=torch.float64).requires_grad_(), torch.zeros((), dtype=torch.float64).requires_grad_()
+    adam = torch.optim.Adam([c, d], lr=0.01)
+    for _ in range(100):
+        adam.zero_grad()
+        change(checked, c * line[checked] + d * sd).backward()
+        adam.step()
+    fitted = [change(test, x).item() for x in (c * line[test] + d * sd, a[checked].mean().expand(45))]
+    assert found["scores"]["label"] == pytest.approx(1 - fitted[0] / fitted[1], abs=0.01)
+    assert abs(c.item() - 1) > 0.02 or abs(d.item()) > 0.02

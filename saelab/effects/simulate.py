@@ -29,6 +29,14 @@ AMOUNTS = 17  # of a unit, at which `optim` asks the host; in between, outputs a
 
 
 @dataclass(frozen=True)
+class Tried:
+    """Images that a fit takes its loss on."""
+
+    ids: Int[np.ndarray, "tried"]
+    classes: Int[np.ndarray, "tried"]  # as of `Stand`
+
+
+@dataclass(frozen=True)
 class Stand:
     """What all units of a basis are scored on."""
 
@@ -38,15 +46,7 @@ class Stand:
     mine: Int[np.ndarray, "mine"]  # images that predictions are fitted on
     scored: Int[np.ndarray, "scored"]  # images that the loss is taken on
     classes: Int[np.ndarray, "scored"]  # output that each belongs to; -1: the host's own answer stands for the truth
-    tried: "Tried | None" = None  # images of `mine` that the fit `optim` takes its loss on; None: the fit is `norm`
-
-
-@dataclass(frozen=True)
-class Tried:
-    """Images that a fit takes its loss on."""
-
-    ids: Int[np.ndarray, "tried"]
-    classes: Int[np.ndarray, "tried"]  # as of the scored ones
+    tried: Tried | None = None  # images of `mine` that the fit `optim` takes its loss on; None: the fit is `norm`
 
 
 def fit_line(values: Float[Tensor, "images"], acts: Float[Tensor, "images"]) -> tuple[float, float]:

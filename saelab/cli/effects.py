@@ -56,6 +56,7 @@ SCORE_FORMS = (("mean", "+.3f"), ("se", ".3f"))  # of an ablation score
         "value",
         "group",
         "simulate",
+        "fit",
         "words",
         "seconds",
         "controls",

@@ -206,7 +206,7 @@ def test_a_unit_with_an_unreadable_photo_fails_alone(tmp_path):
 
 def test_a_batch_without_a_readable_photo_runs_no_program(tmp_path):
     command = program(tmp_path, count_runs(tmp_path) + ANSWER)
-    with pytest.raises(UserError, match="all 2 units failed, the first with: the command was not asked: image=1.jpg"):
+    with pytest.raises(UserError, match=r"all 2 units failed, .* was not asked: image=1\.jpg"):
         propose.run(CommandProposer(command), exemplars(), Gone(1, 5), [0, 1], tmp_path / "made", progress=False)
     assert not (tmp_path / "asked").exists() and not list((tmp_path / "made/command").glob("run-*"))
 

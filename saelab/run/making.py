@@ -155,8 +155,7 @@ class Stages(Labels):
 
     def measure_planted(self, basis: Basis) -> list[dict[str, Any]]:
         """Recall and precision of every labeller on a planted basis: a row a labeller and kind of unit."""
-        assert basis.labels is not None and self.judges.truth is not None
-        return measure_planted(basis, self.judges.truth)
+        return measure_planted(basis, self.judges, self.images)
 
     def measure_groups(self, basis: Basis, own: EffectsSettings) -> dict[str, Any]:
         """What all units of one label do together, beside the sum of what each does: a summary over labels."""

@@ -10,6 +10,7 @@ from typing import Any
 from saelab import tables
 from saelab.artifacts import read_json
 from saelab.images import ImageSet
+from saelab.label.sets import CANDIDATES
 from saelab.run.basis import Basis
 from saelab.run.record import Outcome
 
@@ -53,6 +54,21 @@ def planted_table(found: Sequence[dict[str, Any]]) -> str:
     counts = ", ".join(f"{kind} {whole[kind]['seen']} of {whole[kind]['concepts']}" for kind in kinds)
     line = f"seen: concepts whose words the encoder tells from others, {counts}\n" if seen else ""
     return "\n" + tables.draw(head, rows) + "\n" + line
+
+
+def sets_line(rows: Sequence[dict[str, Any]]) -> str:
+    """How many labels the sets of named units hold, on a line; empty where `label.sets` made none.
+
+    `rows`: of labels.jsonl.
+    """
+    named = [row for row in rows if row["label"] is not None and not row["abstained"]]
+    sizes = sorted(len(row["label_set"]) for row in named if row.get("label_set") is not None)
+    if not sizes:
+        return ""
+    counts = f"{sum(n == 1 for n in sizes)} hold one label, {sum(n <= 3 for n in sizes)} at most three"
+    most = f"{sum(n >= CANDIDATES for n in sizes)} the most that are looked at ({CANDIDATES})"
+    none = "" if len(sizes) == len(named) else f"; {len(named) - len(sizes)} fire on too few pictures for one"
+    return f"label sets of {len(sizes)} named units: {counts}, {most}; median {sizes[len(sizes) // 2]}{none}"
 
 
 def pixel_table(bases: Sequence[Basis]) -> str:

@@ -17,7 +17,6 @@ from saelab.label import pipeline
         "scorer",
         "label.final",
         "label.vocabulary",
-        "label.sets",
         "label.nulls",
         "label.sets",
         "label.abstain_below",

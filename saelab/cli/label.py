@@ -22,6 +22,7 @@ from saelab.label import pipeline
         "label.abstain_below",
         "label.mining.k",
         "label.mining.rule",
+        "label.mining.exact_below",
         "proposer",
         "proposer.units",
         "encoder",

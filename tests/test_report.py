@@ -54,6 +54,10 @@ def data(report: Path, key: str):
     return json.loads(unescaped)
 
 
+def summary_of(report: Path, number: int) -> dict:
+    return write.read_summary(data(report, f"summary-{number}"))
+
+
 def unit(report: Path, run: reading.Run, basis: str, u: int) -> dict:
     number = [b.name for b in run.bases].index(basis)
     return data(report, f"units/{number}/{u // write.CHUNK}")[u % write.CHUNK]
@@ -141,7 +145,7 @@ def run_label(run: reading.Run, name: str, u: int) -> str:
 
 def test_numbers_on_pages_are_those_of_the_artifacts(report, run):
     for i, basis in enumerate(run.bases):
-        summary = data(report, f"summary-{i}")
+        summary = summary_of(report, i)
         for u, (row, found) in enumerate(zip(basis.labels, basis.evaluation, strict=True)):
             label = summary["label"][u]
             assert (summary["labels"][label] if label >= 0 else None) == row["label"]
@@ -157,7 +161,7 @@ def test_every_picture_that_a_page_names_lies_in_the_folder(report, run):
     for number, basis in enumerate(run.bases):
         for u in range(len(basis.labels)):
             named |= set(map(int, unit(report, run, basis.name, u)["names"]))
-        named |= {i for row in data(report, f"summary-{number}")["thumbs"] for i in row}
+        named |= {i for row in summary_of(report, number)["thumbs"] for i in row}
     assert named and all((report / pictures.place(i)).is_file() for i in named)
 
 
@@ -422,7 +426,7 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
     lines = {(x["basis"], x["unit"]): x for x in read_jsonl(report / "takeaway" / "units.jsonl")}
     several = bounded = 0
     for number, basis in enumerate(run.bases):
-        marked = set(data(report, f"summary-{number}")["several"])
+        marked = {u for u, flags in enumerate(summary_of(report, number)["flags"]) if flags & 2}
         for u, (row, found) in enumerate(zip(basis.labels, basis.evaluation, strict=True)):
             record, line = unit(report, run, basis.name, u), lines[basis.name, u]
             assert set(record["sources"].values()) <= {"classes"}
@@ -582,7 +586,7 @@ def _f1(column: np.ndarray, true: set, images: list[int], threshold: float) -> f
 def test_badges_stand_wherever_a_label_does(report, run):
     facts = data(report, "run")["bases"]
     for number, (basis, fact) in enumerate(zip(run.bases, facts, strict=True)):
-        summary = data(report, f"summary-{number}")
+        summary = summary_of(report, number)
         words = [found["badge"] for found in basis.evaluation]
         assert [summary["badges"][b] if b >= 0 else None for b in summary["badge"]] == words
         assert [unit(report, run, basis.name, u)["badge"] for u in range(len(words))] == words

@@ -366,8 +366,7 @@ function neighbourhood(run, basis, record) {
 }
 
 async function neighbour(run, [name, u, value], word) {
-  const s = await saelab.need(`summary-${number(run, name)}`)
-  const label = s.label[u] < 0 ? "no label" : s.labels[s.label[u]]
-  return h("li", null, strip(s.thumbs[u].slice(0, 3)), h("a", { href: unitLink(name, s.units[u]) }, h("span.serif", null, label), h("small", null, marks({ label: s.label[u] < 0 ? null : label, abstained: s.abstained.includes(u), badge: s.badges[s.badge[u]] }), dot(run, name), `${inWords(run, name)}\u00a0·\u00a0${s.units[u]}`)),
+  const row = (await load(run, name))[u]
+  return h("li", null, strip(row.thumbs.slice(0, 3)), h("a", { href: unitLink(name, u) }, h("span.serif", null, row.label ?? "no label"), h("small", null, marks(row), dot(run, name), `${inWords(run, name)}\u00a0·\u00a0${u}`)),
     h("span.tabular.quiet", null, word ? `${word} ${format.number(value)}` : ""))
 }

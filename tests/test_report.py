@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import neuronpedia_database
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from report_fixture import ASKED, UNITS, write_run
 
 from saelab import cache, integrity
@@ -178,6 +181,26 @@ def test_texts_from_data_survive_and_stay_text(tmp_path):
     hostile = "</script><script>alert(1)</script> ' \" \\ \u2028 \n émigré"
     write.put(tmp_path, "x", {"label": hostile, "nan": float("nan"), "pi": 3.14159265})
     assert data(tmp_path, "x") == {"label": hostile, "nan": None, "pi": 3.142}
+
+
+@given(st.lists(st.none() | st.floats(1e-120, 1e120) | st.floats(-1e120, -1e-120) | st.sampled_from([0.0, 9.9996])))
+def test_packed_numbers_are_the_rounded_ones(values):
+    packed = {"units": len(values), "labels": [], "badges": [], "statuses": [], "columns": {}, "thumbs": ""}
+    found = write.read_summary(packed | {"measured": {"x": write.decimals(values)}})["measured"]["x"]
+    assert found == write.rounded(values)
+
+
+def test_packed_numbers_that_are_none_or_out_of_reach():
+    odd = [math.nan, math.inf, 1e200, 1e-200, 3]
+    packed = {
+        "units": 5,
+        "labels": [],
+        "badges": [],
+        "statuses": [],
+        "columns": {"label": write.integers([-1, 2**31 - 1])},
+    }
+    found = write.read_summary(packed | {"thumbs": "", "measured": {"x": write.decimals(odd)}})
+    assert found["measured"]["x"] == [None, None, None, 0.0, 3.0] and found["label"] == [-1, 2**31 - 1]
 
 
 def test_small_pictures_shrink_as_there_are_more():

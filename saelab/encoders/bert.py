@@ -48,8 +48,8 @@ class Bert:
         x = self._norm(x + w["embeddings.position_embeddings.weight"][: ids.shape[1]], "embeddings")
         for i in range(self.layers):
             layer = f"encoder.layer.{i}"
-            attended = self._dense(self._attention(x, mask.bool(), f"{layer}.attention.self"), f"{layer}.attention.output")
-            x = self._norm(attended + x, f"{layer}.attention.output")
+            attended = self._attention(x, mask.bool(), f"{layer}.attention.self")
+            x = self._norm(self._dense(attended, f"{layer}.attention.output") + x, f"{layer}.attention.output")
             inner = gelu(self._dense(x, f"{layer}.intermediate"))
             x = self._norm(self._dense(inner, f"{layer}.output") + x, f"{layer}.output")
         return x

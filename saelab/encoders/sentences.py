@@ -33,7 +33,7 @@ class SentenceEncoder:
 
     @cached_property
     def _loaded(self) -> Bert | tuple[Any, Any]:
-        """The packaged model, or another's tokenizer and model; loaded when first used, which runs from caches don't."""
+        """The packaged model, or another's tokenizer and model; loaded when first used: a run from caches doesn't."""
         if self.packaged:
             return Bert(Path(self.source), self.device)
         from transformers import AutoModel, AutoTokenizer

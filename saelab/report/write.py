@@ -106,8 +106,9 @@ def read_summary(found: dict[str, Any]) -> dict[str, Any]:
 
     def numbers(text: str) -> list[float | None]:
         data = base64.b64decode(text)
-        pairs = zip(np.frombuffer(data[: 2 * count], "<i2").tolist(), np.frombuffer(data[2 * count :], np.int8).tolist())
-        return [None if digits == NONE else float(f"{digits}e{exponent}") for digits, exponent in pairs]
+        digits, exponents = np.frombuffer(data[: 2 * count], "<i2"), np.frombuffer(data[2 * count :], np.int8)
+        pairs = zip(digits.tolist(), exponents.tolist(), strict=True)
+        return [None if d == NONE else float(f"{d}e{e}") for d, e in pairs]
 
     thumbs = whole(found["thumbs"])
     wide = len(thumbs) // max(count, 1)

@@ -67,16 +67,16 @@ def enlarge(folder: Path, units: int) -> None:
     for name, count in (("summary-0", units), ("summary-0-first", write.CHUNK)):
         own = {key: write.integers(column[:count]) for key, column in columns.items()}
         numbers = {key: write.decimals(column[:count]) for key, column in measured.items()}
-        part = {"units": count, "columns": own, "thumbs": write.integers(thumbs[:count].ravel()), "measured": numbers}
-        write.put(folder, name, packed | part)
+        part = {"columns": own, "thumbs": write.integers(thumbs[:count].ravel()), "measured": numbers}
+        write.put(folder, name, packed | part | {"units": count})
     records = read(folder, "units/0/0")
     for shard in range(old // write.CHUNK, -(-units // write.CHUNK)):
         write.put(folder, f"units/0/{shard}", [records[i % len(records)] for i in range(write.CHUNK)])
     run["bases"][0]["units"] = units
     write.put(folder, "run", run)
     x, y = np.round(rng.normal(500, 150, size=(2, units))).clip(0, 1000).astype(int).tolist()
-    own = {"layer": run["bases"][0]["layer"], "of": "meaning", "by": "pca", "bases": [0], "x": [x], "y": [y]}
-    write.put(folder, "maps", [own | {"shares": [0.1, 0.1]}])
+    shown = {"layer": run["bases"][0]["layer"], "of": "meaning", "by": "pca", "bases": [0], "x": [x], "y": [y]}
+    write.put(folder, "maps", [shown | {"shares": [0.1, 0.1]}])
 
 
 class Meter:

@@ -118,7 +118,7 @@ function controlsOf(form, more, run, state, change, y) {
     const statuses = statusOrder.filter(s => run.bases.some(b => (state.basis === "*" || b.name === state.basis) && b.statuses[s]))
     const collections = people.collections()
     form.replaceChildren(...[
-      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog -wild ( / )", title: "All words must be found. OR separates alternatives, NOT or - excludes, \"quotes\" keep words together; a number is a unit.", oninput: later(e => change({ q: e.target.value })) })),
+      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog -wild ( / )", title: "All words must be found. OR separates alternatives, NOT or - excludes, \"quotes\" keep words together; a number is a unit.", oninput: later(e => change({ q: e.target.value }), 40) })),
       h("label", null, "Basis", h("select", { name: "basis", onchange: e => change({ basis: e.target.value, status: "" }) },
         run.bases.map(b => option(b.name, `${inWords(run, b.name)} (${format.count(b.units)})`, state.basis)), option("*", "all bases", state.basis))),
       h("label", null, "Status", h("select", { name: "status", onchange: e => change({ status: e.target.value }) },

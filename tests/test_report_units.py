@@ -183,7 +183,7 @@ def test_many_dots_are_counted_at_the_nearest_hexagon(reader):
           const [width, height] = [600, 170], random = d3.randomLcg(0.5)
           const unit = i => ({ row: { basis: i % 3 ? "a" : "b" }, x: 10 ** (-3 * random()), y: random() - 0.3 })
           const drawn = Array.from({ length: 2000 }, (_, i) => unit(i))
-          const axes = { x: [1e-3, 1], y: [-0.3, 0.7] }
+          const axes = { type: "log", x: [1e-3, 1], y: [-0.3, 0.7] }
           const found = counted(drawn, axes, width, height)
           const [x, y] = [d3.scaleLog(axes.x, [0, width]), d3.scaleLinear(axes.y, [height, 0])]
           const middles = []

@@ -36,7 +36,7 @@ function activationHistogram(record, css) {
   return figure(`Histogram: the unit fires on ${fires} of ${format.plural(record.images, "image")}, up to ${format.number(high)}`, width =>
     Plot.plot({
       width, height: 196, marginLeft: 46, marginBottom: 44, marginTop: 22, style: plotStyle,
-      x: { label: "activation →", ticks: 5 },
+      x: { label: "activation →", ticks: width < 200 ? 2 : 5 },
       y: { label: "↑ images", type: "sqrt", ticks: 4, grid: true, tickFormat: "d" },
       marks: [
         Plot.rectY(bins, { x1: "x1", x2: "x2", y: "n", fill: colour(css), insetLeft: 0.5, insetRight: 0.5, title: b => `${format.plural(b.n, "image")} between ${format.number(b.x1)} and ${format.number(b.x2)}` }),
@@ -59,14 +59,16 @@ function scatter(rows, { rate, value, title, colours, open, brushed, height = 32
   return figure(says, width => {
     const dots = drawn.length <= many
     const css = Object.fromEntries(Object.entries(colours).map(([basis, own]) => [basis, colour(own)]))
-    const axes = dots ? {} : { x: d3.extent(drawn, d => d.x), y: d3.nice(...d3.extent(drawn, d => d.y), 10) }
+    const [least, most] = d3.extent(drawn, d => d.x)
+    const type = most < 5 * least ? "linear" : "log" // a logarithmic axis of less than a decade has hardly a tick
+    const axes = dots ? {} : { type, x: [least, most], y: d3.nice(...d3.extent(drawn, d => d.y), 10) }
     const tip = () => Plot.tip(drawn, Plot.pointer({
       x: "x", y: "y", maxRadius: 24, fill: "var(--paper)", stroke: "var(--line)", textPadding: 10,
       title: ({ row, x, y }) => `${inWordsOfMarks(row)}\n${row.basis} ${row.unit}\n${title} ${format.number(y)}, fires on ${format.share(x)}`,
     }))
     const plot = Plot.plot({
       width, height, marginLeft: 46, marginBottom: 46, marginTop: 24, style: plotStyle,
-      x: { type: "log", domain: axes.x, label: "fires on, share of images (log) →", tickFormat: x => `${+(100 * x).toPrecision(2)} %`, ticks: width < 500 ? 4 : 7 },
+      x: { type, domain: axes.x, label: `fires on, share of images${type === "log" ? " (log)" : ""} →`, tickFormat: x => `${+(100 * x).toPrecision(3)} %`, ticks: width < 500 ? 4 : 7 },
       y: { label: `↑ ${title}`, grid: true, nice: true, domain: axes.y },
       r: { range: [0, 12] },
       marks: [
@@ -86,7 +88,7 @@ function scatter(rows, { rate, value, title, colours, open, brushed, height = 32
 /* Units of a basis counted in hexagons, 14 pixels apart, on a field of so many pixels: {basis, x, y, count}, largest first.
    A hexagon's middle is the nearest point of two lattices of rectangles, each in the middle of the other's. */
 function counted(drawn, axes, width, height) {
-  const [x, y] = [d3.scaleLog(axes.x, [0, width]), d3.scaleLinear(axes.y, [height, 0])]
+  const [x, y] = [(axes.type === "log" ? d3.scaleLog : d3.scaleLinear)(axes.x, [0, width]), d3.scaleLinear(axes.y, [height, 0])]
   const [wide, high] = [14, 14 * Math.sqrt(3)]
   const found = new Map()
   for (const { row, x: rate, y: value } of drawn) {

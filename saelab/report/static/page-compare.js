@@ -239,7 +239,7 @@ function checks(run, c) {
   const keys = Object.keys(c.metrics).filter(k => c.metrics[k].above_chance && c.bases.some(b => typeof b.shuffled?.[k] === "number"))
   const [fails, tested] = [false, true].map(passed => c.validity.filter(v => v.passed === passed).length)
   const says = fails ? `${format.plural(fails, "check")} of ${fails + tested} ${fails === 1 ? "fails" : "fail"}` : tested ? (tested === 1 ? "the check holds" : `all ${tested} checks hold`) : "not tested"
-  return folded("Does the comparison itself hold?", says, "A basis against itself must show no difference, and labels dealt out anew among a basis's units must score 0. Each check fails by luck in at most about one run of twenty.", fails > 0,
+  return folded("Does the comparison itself hold?", says, "A basis against itself must show no difference, and labels dealt out anew among a basis’s units must score 0. Each check fails by luck in at most about one run of twenty.", fails > 0,
     h("ul", { class: "checks" }, c.validity.map(v => h("li", null, h("strong", null, { true: "holds", false: "fails" }[v.passed] ?? "not tested"), ` · ${v.check}: ${v.detail}`))),
     keys.length ? h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Shuffled labels of"), keys.map(k => h("th.num", null, term(termOf(c, k)))))),

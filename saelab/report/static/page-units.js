@@ -35,7 +35,8 @@ page(async (run, main) => {
     drawControls()
     drawPicked()
   }
-  const y = () => state.y || faithful.find(key => present(run, state.basis).includes(key)) || "score"
+  const judge = () => run.bases.find(b => (state.basis === "*" || b.name === state.basis) && b.judge)?.judge // units that it judges are most
+  const y = () => state.y || judge() || faithful.find(key => present(run, state.basis).includes(key)) || "score"
   const drawChart = () => {
     const key = y()
     chart.replaceChildren(...state.basis === "*" ? [h("p", null, legend(run))] : [], scatter(rows, {
@@ -118,7 +119,7 @@ function controlsOf(form, more, run, state, change, y) {
     const statuses = statusOrder.filter(s => run.bases.some(b => (state.basis === "*" || b.name === state.basis) && b.statuses[s]))
     const collections = people.collections()
     form.replaceChildren(...[
-      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog -wild ( / )", title: "All words must be found. OR separates alternatives, NOT or - excludes, \"quotes\" keep words together; a number is a unit.", oninput: later(e => change({ q: e.target.value }), 40) })),
+      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: innerWidth > 720 ? "cat OR dog -wild ( / )" : "cat OR dog", title: "All words must be found. OR separates alternatives, NOT or - excludes, \"quotes\" keep words together; a number is a unit.", oninput: later(e => change({ q: e.target.value }), 40) })),
       h("label", null, "Basis", h("select", { name: "basis", onchange: e => change({ basis: e.target.value, status: "" }) },
         run.bases.map(b => option(b.name, `${inWords(run, b.name)} (${format.count(b.units)})`, state.basis)), option("*", "all bases", state.basis))),
       h("label", null, "Status", h("select", { name: "status", onchange: e => change({ status: e.target.value }) },

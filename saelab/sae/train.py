@@ -7,20 +7,20 @@ activations of unit spread.
 """
 
 import logging
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import auxk, objectives, rules, sparse
+from saelab.sae import auxk, objectives, rules, select, sparse
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SOFT_COSINE, SAEConfig, settle
 from saelab.sae.distributed import World
 from saelab.sae.model import SAE, Meta
 from saelab.sae.revive import resample
 from saelab.sae.rules.rule import Weights
-from saelab.sae.select import widen
 from saelab.sae.start import check_fits, draw, pull_back, take_over
 
 log = logging.getLogger("saelab")
@@ -94,7 +94,7 @@ class Trainer:
 
     def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
         given_mean, given_variance = self._given
-        exact = widen(x)
+        exact = select.widen(x)
         count = self.world.size * len(x)
         first = self.world.sum_(exact.sum(0)) / count
         mean = first if given_mean is None else torch.as_tensor(given_mean, dtype=torch.float64)
@@ -168,12 +168,15 @@ class Trainer:
         pre = None
         if self.steps and self.steps % RECALL_EVERY == 0:
             self._watch_screen(centred)
-        if not self.screened:
+        config = self.config
+        if self._holds(len(x)):
             if self._pre is None or len(self._pre) != len(x):
-                self._pre = x.new_empty(len(x), self.config.latents)
+                self._pre = x.new_empty(len(x), config.latents)
             pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T, out=self._pre)
+        elif not self.screened:
+            config = replace(config, screen="float32")
         found, error = objectives.sparse_gradients(
-            weights, centred, pre, self.config, self.variance, tokens, self._grads, self.world
+            weights, centred, pre, config, self.variance, tokens, self._grads, self.world
         )
         columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
         if len(columns) and self.config.auxk_weight:
@@ -184,6 +187,11 @@ class Trainer:
             found.grads["b_dec"] += grads["b_dec"]
             found.metrics["auxk"] = loss if silent is None else loss * silent.any()
         return found
+
+    def _holds(self, batch: int) -> bool:
+        """Whether a step computes all pre-activations of the batch at once: few enough, and no screen chooses."""
+        chunks = "screen" in self.rule.supports and batch > select.rows_at_once(self.config.latents)
+        return not self.screened and not chunks
 
     def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.weights.items()}

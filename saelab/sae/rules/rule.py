@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saelab.sae import sparse
 from saelab.sae.distributed import World
-from saelab.sae.select import top_k
+from saelab.sae.select import rows_at_once, top_k
 
 if TYPE_CHECKING:
     from saelab.sae.config import SAEConfig
@@ -90,8 +90,9 @@ class Selection(Rule):
     def rebuild_first(
         self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
     ) -> Float[Tensor, "batch d_in"] | None:
-        values, indices = self.pick((centred @ W_dec.T).relu_(), k)
-        return sparse.decode_rows(values, indices, W_dec)
+        parts = centred.split(rows_at_once(len(W_dec)))
+        picked = (self.pick((part @ W_dec.T).relu_(), k) for part in parts)
+        return torch.cat([sparse.decode_rows(values, indices, W_dec) for values, indices in picked])
 
     def pairs(
         self,
@@ -103,7 +104,8 @@ class Selection(Rule):
     ) -> tuple[sparse.Pairs, Tensor | None]:
         """The pairs kept of a training batch, one bag a token; and the smallest value, where a threshold follows it.
 
-        `pre` None: only where the rule supports `screen`; the pre-activations follow from `weights` and `centred`.
+        `pre` None: only where the rule supports `screen`; the pre-activations follow from `weights` and `centred`, by
+        the float32 product in chunks of rows where `config.screen` says float32, else by the bfloat16 screen.
         """
         raise NotImplementedError
 
@@ -145,4 +147,5 @@ class Gate(Rule):
     def rebuild_first(
         self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
     ) -> Float[Tensor, "batch d_in"] | None:
-        return torch.relu_(centred @ W_dec.T) @ W_dec
+        parts = centred.split(rows_at_once(len(W_dec)))
+        return torch.cat([torch.relu_(part @ W_dec.T) @ W_dec for part in parts])

@@ -11,7 +11,7 @@ from saelab.sae import screen, sparse
 from saelab.sae.distributed import World
 from saelab.sae.rules import literature
 from saelab.sae.rules.rule import Selection, Weights
-from saelab.sae.select import grouped, top_k, top_of_batch
+from saelab.sae.select import chunked_top_k, chunked_top_of_batch, grouped, top_k, top_of_batch
 
 if TYPE_CHECKING:
     from saelab.sae.config import SAEConfig
@@ -44,10 +44,14 @@ class TopK(Selection):
         weights: Weights,
         centred: Float[Tensor, "batch d_in"],
     ) -> tuple[sparse.Pairs, Tensor | None]:
-        """The k largest of each token, or 4 k with Multi-TopK; where `pre` is None, a bfloat16 screen chooses them."""
+        """The k largest of each token, or 4 k with Multi-TopK.
+
+        Where `pre` is None, a bfloat16 screen chooses them, or with screen=float32 the product in chunks of rows.
+        """
         k = config.k * (4 if config.multi_topk else 1)
         if pre is None:
-            values, indices = screen.screened_top_k(centred, weights["W_enc"], weights["b_enc"], k)
+            find = chunked_top_k if config.screen == "float32" else screen.screened_top_k
+            values, indices = find(centred, weights["W_enc"], weights["b_enc"], k)
         else:
             values, indices = top_k(pre, k)
         return sparse.pairs_of_rows(values.relu_(), indices), None
@@ -90,13 +94,14 @@ class BatchTopK(Selection):
     ) -> tuple[sparse.Pairs, Tensor | None]:
         """The largest of the whole batch, over all processes, and the smallest of them that is above 0.
 
-        Where `pre` is None, a bfloat16 screen chooses them.
+        Where `pre` is None, a bfloat16 screen chooses them, or with screen=float32 the product in chunks of rows.
         """
 
         def find(count: int) -> tuple[Tensor, Tensor]:
-            if pre is None:
-                return screen.screened_top_of_batch(centred, weights["W_enc"], weights["b_enc"], count)
-            return top_of_batch(pre, count)
+            if pre is not None:
+                return top_of_batch(pre, count)
+            find_without = chunked_top_of_batch if config.screen == "float32" else screen.screened_top_of_batch
+            return find_without(centred, weights["W_enc"], weights["b_enc"], count)
 
         values, flat = _share_of_batch(find, config.k * len(centred), config.latents * len(centred), world)
         values = values.relu_()

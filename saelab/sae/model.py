@@ -202,7 +202,7 @@ class SAE:
         # One key: safetensors writes several in a random order, and the same recipe is to give the same bytes.
         meta = {"saelab": json.dumps({"format": FORMAT, **dataclasses.asdict(self.meta)}, sort_keys=True)}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors().items()}
-        file = _file(path)
+        file = file_of(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic(file) as temporary:
             save_file(tensors, temporary, metadata=meta)
@@ -210,7 +210,7 @@ class SAE:
     @classmethod
     def load(cls, path: Path | str, device: str | torch.device = "cpu") -> "SAE":
         """Read a file written by `save`. Raises UserError for a missing, damaged or foreign file."""
-        file = _file(path)
+        file = file_of(path)
         if not file.is_file():
             raise UserError("sae", file, "there is no such file", "train one, or convert one with saelab.sae.convert")
         check_file(file)
@@ -261,7 +261,8 @@ def _join(parts: Sequence[Codes]) -> Codes:
     return Codes(values, indices, parts[0].latents)
 
 
-def _file(path: Path | str) -> Path:
+def file_of(path: Path | str) -> Path:
+    """The file that `save` and `load` mean: the path itself, or `sae.safetensors` in a folder."""
     path = Path(path).expanduser()
     return path if path.suffix == ".safetensors" else path / "sae.safetensors"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
+from saelab.sae.distributed import Group
 from saelab.sae.model import SAE, Codes
 from saelab.sae.select import widen
 
@@ -20,7 +21,7 @@ CHUNK = 4096  # tokens encoded at once
 OVERFIT = 1.25  # times the training rows' FVU from which on held-out rows' FVU is called an overfit
 
 
-def quality(sae: SAE, data: Any) -> dict[str, Any]:
+def quality(sae: SAE, data: Any, shards: Group | None = None) -> dict[str, Any]:
     """Quality over all of `data`: a Batches (its rows, in order), an array [tokens, d_in], or an iterable of such.
 
     fvu          residual sum of squares / sum of squares about the per-dimension mean; both in float64
@@ -30,22 +31,23 @@ def quality(sae: SAE, data: Any) -> dict[str, Any]:
     dead, rare, dense    shares of the latents: fired by no token; by fewer than 10; by 80 % of the tokens or more
     density      {"edges": log10 of firing rate, "counts": latents in between}; dead latents are in no bin
     tokens       tokens seen
+    `shards`: the processes that hold the SAE's latents together (shards.py), each of which gives its own.
     Independent of how the data is cut up, but for the float32 rounding of single reconstructions.
     """
-    sums = _Sums(sae)
+    sums = _Sums(sae, shards or Group())
     for x in chunks(data):
         for part in x.split(sae.tokens_at_once):
             sums.add(part)
     return sums.result()
 
 
-def compare_held_out(sae: SAE, trained: dict[str, Any], data: Batches) -> dict[str, Any]:
+def compare_held_out(sae: SAE, trained: dict[str, Any], data: Batches, shards: Group | None = None) -> dict[str, Any]:
     """Quality over held-out rows, beside that over the training rows (`trained`).
 
     The keys of `quality`, and: `rows`, a fingerprint of the rows; `fvu_ratio`, held-out FVU / training FVU (None where
     either is undefined); `overfit`, a sentence where the ratio is 1.25 or more, else None.
     """
-    found = quality(sae, data)
+    found = quality(sae, data, shards)
     before, now = trained["fvu"], found["fvu"]
     ratio = now / before if before and now is not None else None
     found |= {"rows": data.fingerprint(), "fvu_ratio": ratio, "overfit": None}
@@ -60,10 +62,10 @@ def compare_held_out(sae: SAE, trained: dict[str, Any], data: Batches) -> dict[s
 class _Sums:
     """Sums over tokens, in float64. Second moments are taken about the first chunk's mean, and moved at the end."""
 
-    def __init__(self, sae: SAE) -> None:
-        self.sae, self.tokens = sae, 0
+    def __init__(self, sae: SAE, shards: Group) -> None:
+        self.sae, self.shards, self.tokens = sae, shards, 0
         self.fired = torch.zeros(sae.latents, dtype=torch.int64, device=sae.device)
-        self.residual, self.cosine, self.nonzero = 0.0, 0.0, 0
+        self.residual, self.cosine = 0.0, 0.0
         self.shift: Tensor | None = None
 
     def add(self, x: Float[Tensor, "chunk d_in"]) -> None:
@@ -81,9 +83,7 @@ class _Sums:
         self.residual += float((exact - rebuilt).square().sum())
         centre = widen(self.sae.b_dec)
         self.cosine += float(torch.cosine_similarity(exact - centre, rebuilt - centre, dim=1).sum())
-        fired = _count_fired(codes, self.sae.latents)
-        self.nonzero += int(fired.sum())
-        self.fired += fired
+        self.fired += _count_fired(codes, self.sae.latents)
         self.tokens += len(x)
 
     def result(self) -> dict[str, Any]:
@@ -91,13 +91,13 @@ class _Sums:
             raise UserError("data", 0, "at least one token to measure quality on")
         total = float((self.square - self.sum.square() / self.tokens).sum())
         fvu = self.residual / total if total > 0 else None
-        fired = self.fired.cpu().numpy()
+        fired = self.shards.gather(self.fired).cpu().numpy()
         rate = fired[fired > 0] / self.tokens
         counts, _ = np.histogram(np.log10(rate).clip(EDGES[0], EDGES[-1]), bins=EDGES)
         return {
             "fvu": fvu,
             "r2": None if fvu is None else 1 - fvu,
-            "l0": self.nonzero / self.tokens,
+            "l0": int(fired.sum()) / self.tokens,
             "cosine": self.cosine / self.tokens,
             "dead": float((fired == 0).mean()),
             "rare": float(((fired > 0) & (fired < RARE_TOKENS)).mean()),

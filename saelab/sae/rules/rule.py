@@ -31,7 +31,7 @@ class Rule:
     names: ClassVar[Mapping[str, str]] = {}  # what other packages call it, by package
     has_k: ClassVar[bool] = True  # whether `k` means anything to it
     threshold: ClassVar[str] = "none"  # none; learned: one a latent, a weight; followed: a running mean over batches
-    supports: ClassVar[frozenset[str]] = frozenset()  # fields of SAEConfig that not every rule honours, but this one
+    supports: ClassVar[frozenset[str]] = frozenset()  # settings that not every rule honours, but this one
 
     def fixed_l0(self, threshold: Float[Tensor, "latents"] | None) -> bool:
         """Whether encoding keeps k latents of each token; else it keeps those above 0 or the threshold."""

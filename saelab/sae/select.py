@@ -24,7 +24,7 @@ def top_k(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
     """The k largest of each row and where they lie (int64), in no particular order; of equals the first."""
     rows, n = x.shape
     group = next((size for size in (GROUP, FAN) if n % size == 0 and n >= 2 * size * k), 1)
-    if group == 1 or not rows:
+    if group == 1 or not rows or not k:
         return rank(x, k)
     x = x.contiguous()
     best = _ascending(top_k(maxima_of(x, group), k)[1])  # in the order of x, so that of equals the first stays first

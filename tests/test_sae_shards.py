@@ -9,6 +9,7 @@ import pytest
 import torch
 from sae_processes import each
 from safetensors.torch import load_file, save_file
+from test_sae_memory import Held
 
 from saelab.sae import SAEConfig, Trainer, objectives, rules, start
 from saelab.sae.distributed import Group, World
@@ -169,3 +170,32 @@ def choose_all_in_one(folder: Path) -> None:
 
 def test_all_winners_in_one_shard_are_kept(tmp_path):
     assert each(4, tmp_path / "store", choose_all_in_one, tmp_path) == [0] * 4
+
+
+WIDE, WIDTH, TOKENS = 4096, 64, 64  # so that rows of weights weigh more than tokens
+
+
+def hold(shards: int) -> int:
+    """Peak of the bytes of tensors in three steps of a new trainer."""
+    config = SAEConfig(WIDTH, WIDE, k=8, screen="float32")
+    x = torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
+    world = World(shards)
+    with Held() as held:
+        trainer = Trainer(config, world=world)
+        for _ in range(3):
+            trainer.step(x)
+    return held.peak
+
+
+def hold_shards(folder: Path, shards: int) -> None:
+    (folder / f"{shards}-{torch.distributed.get_rank()}").write_text(str(hold(shards)))
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+def test_each_process_holds_its_share_of_the_memory(shards, tmp_path):
+    whole = hold(1)
+    assert 32 * WIDE * WIDTH < whole < 1.5 * 32 * WIDE * WIDTH + 8 * TOKENS * WIDE, "docs/scale.md's formula"
+    assert each(shards, tmp_path / "store", hold_shards, tmp_path, shards) == [0] * shards
+    for rank in range(shards):
+        peak = int((tmp_path / f"{shards}-{rank}").read_text())
+        assert peak <= 1.15 / shards * whole + TOKENS * (WIDE // shards) * 4, (rank, peak, whole)

@@ -50,14 +50,19 @@ def latest(folder: Path, recipe: str, own: Holding | None = None) -> tuple[int, 
 
     `own`: what of the state this process holds (all of it, if None); one that other shards wrote is read by rows. A
     damaged file is passed over with a warning, by all processes where there are shards. Raises UserError for a
-    checkpoint of another recipe.
+    checkpoint of another recipe, and for shards that find different files.
     """
-    for file in _newest_first(folder):
+    files = _newest_first(folder)
+    if own is not None:
+        own.check_same(folder, len(files), sum(map(_step_of, files)))
+    for file in files:
         metadata: dict[str, Any] = {}
         problem = None
         try:
-            whole = own is None or (own.world.latents.size == 1 and file.suffix != ".json")
-            metadata, state = _read_whole(file) if whole else parts.read(file, own)  # type: ignore[arg-type]
+            if own is None or (own.world.latents.size == 1 and file.suffix != ".json"):
+                metadata, state = _read_whole(file)
+            else:
+                metadata, state = parts.read(file, own)
         except parts.Damaged as error:
             problem = str(error)
         if own is not None and own.somewhere(problem is not None):

@@ -106,7 +106,9 @@ class Job:
         folder = self.folder
         if folder is None:
             return
-        if record.holds(folder, self.recipe):
+        finished = record.holds(folder, self.recipe)
+        self.trainer.holding.check_same(folder, finished)
+        if finished:
             self.finished = Fit(self._load(), artifacts.read_json(folder / "quality.json"), folder)
             self.lines = _lines(folder, self.total)
             log.info("%s is finished: nothing to train", folder)
@@ -154,10 +156,10 @@ class Job:
         """Measure, and write the SAE; last of all its weights, for a folder that has these is finished."""
         if self.finished is not None:
             return self._finish_again(self.finished, held_out)
-        sae, shards = self.trainer.sae, self.world.latents
-        found = quality(sae, batches, shards)
+        sae = self.trainer.sae
+        found = quality(sae, batches)
         if held_out is not None:
-            found["held_out"] = compare_held_out(sae, found, held_out, shards)
+            found["held_out"] = compare_held_out(sae, found, held_out)
         if found["dead"] > WASTED:
             name, share = self.folder or "the SAE", f"{found['dead']:.0%} of its {self.trainer.config.latents} latents"
             log.warning("%s: no token of training fires %s; take fewer latents or more tokens", name, share)
@@ -168,7 +170,7 @@ class Job:
             record.write(self.folder, self.recipe)
         if self.folder is not None and not self.world.data.rank:
             sae.save(self.folder)
-        if shards.size > 1:
+        if sae.group.size > 1:
             self._wait()
             sae = self._load()
             self._wait()  # the first process may move the folder

@@ -25,6 +25,7 @@ from saelab.arrays import as_matrix
 from saelab.artifacts import atomic, check_file
 from saelab.errors import UserError
 from saelab.sae import rules, screen, select
+from saelab.sae.distributed import Group
 from saelab.sae.fetch import fetch
 from saelab.sae.sparse import decode_rows
 
@@ -64,6 +65,8 @@ class SAE:
     `threshold` [latents] or None: with rules batchtopk and jumprelu, a latent stays where pre > threshold. Raises
     UserError for a rule that does not exist.
     """
+
+    group = Group()  # the processes that hold its latents together: this one alone, but for a Shard
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saelab.artifacts import atomic, read_json, write_json
+from saelab.errors import UserError
 from saelab.sae.distributed import World
 
 INDEX = ".safetensors.index.json"
@@ -48,6 +49,15 @@ class Holding:
         if self.world.latents.size == 1:
             return fact
         return bool(self.world.all.any(torch.tensor([fact], device=self.device)))
+
+    def check_same(self, folder: Path, *numbers: int) -> None:
+        """Raise UserError in all processes where they found different things in the folder and there are shards."""
+        if self.world.latents.size == 1:
+            return
+        found = self.world.all.gather(torch.tensor([numbers], device=self.device))
+        if bool((found != found[0]).any()):
+            remedy = "it has to be one that all of them see"
+            raise UserError("folder", folder, "the processes find different SAEs or checkpoints", remedy)
 
 
 def write(folder: Path, step: int, state: Mapping[str, Tensor], recipe: str, own: Holding) -> None:
@@ -82,7 +92,7 @@ def read(file: Path, own: Holding) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 if (opened.metadata() or {}).get("sha256") != _checksum_of(opened):
                     raise Damaged(f"wrong checksum of {part}")
         return metadata, _take(file.parent, places, own)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, UserError, OSError, ValueError, KeyError) as error:
         raise Damaged(str(error)) from None
 
 

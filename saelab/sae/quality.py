@@ -10,7 +10,6 @@ from torch import Tensor
 
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
-from saelab.sae.distributed import Group
 from saelab.sae.model import SAE, Codes
 from saelab.sae.select import widen
 
@@ -21,7 +20,7 @@ CHUNK = 4096  # tokens encoded at once
 OVERFIT = 1.25  # times the training rows' FVU from which on held-out rows' FVU is called an overfit
 
 
-def quality(sae: SAE, data: Any, shards: Group | None = None) -> dict[str, Any]:
+def quality(sae: SAE, data: Any) -> dict[str, Any]:
     """Quality over all of `data`: a Batches (its rows, in order), an array [tokens, d_in], or an iterable of such.
 
     fvu          residual sum of squares / sum of squares about the per-dimension mean; both in float64
@@ -31,23 +30,22 @@ def quality(sae: SAE, data: Any, shards: Group | None = None) -> dict[str, Any]:
     dead, rare, dense    shares of the latents: fired by no token; by fewer than 10; by 80 % of the tokens or more
     density      {"edges": log10 of firing rate, "counts": latents in between}; dead latents are in no bin
     tokens       tokens seen
-    `shards`: the processes that hold the SAE's latents together (shards.py), each of which gives its own.
     Independent of how the data is cut up, but for the float32 rounding of single reconstructions.
     """
-    sums = _Sums(sae, shards or Group())
+    sums = _Sums(sae)
     for x in chunks(data):
         for part in x.split(sae.tokens_at_once):
             sums.add(part)
     return sums.result()
 
 
-def compare_held_out(sae: SAE, trained: dict[str, Any], data: Batches, shards: Group | None = None) -> dict[str, Any]:
+def compare_held_out(sae: SAE, trained: dict[str, Any], data: Batches) -> dict[str, Any]:
     """Quality over held-out rows, beside that over the training rows (`trained`).
 
     The keys of `quality`, and: `rows`, a fingerprint of the rows; `fvu_ratio`, held-out FVU / training FVU (None where
     either is undefined); `overfit`, a sentence where the ratio is 1.25 or more, else None.
     """
-    found = quality(sae, data, shards)
+    found = quality(sae, data)
     before, now = trained["fvu"], found["fvu"]
     ratio = now / before if before and now is not None else None
     found |= {"rows": data.fingerprint(), "fvu_ratio": ratio, "overfit": None}
@@ -62,8 +60,8 @@ def compare_held_out(sae: SAE, trained: dict[str, Any], data: Batches, shards: G
 class _Sums:
     """Sums over tokens, in float64. Second moments are taken about the first chunk's mean, and moved at the end."""
 
-    def __init__(self, sae: SAE, shards: Group) -> None:
-        self.sae, self.shards, self.tokens = sae, shards, 0
+    def __init__(self, sae: SAE) -> None:
+        self.sae, self.tokens = sae, 0
         self.fired = torch.zeros(sae.latents, dtype=torch.int64, device=sae.device)
         self.residual, self.cosine = 0.0, 0.0
         self.shift: Tensor | None = None
@@ -91,7 +89,7 @@ class _Sums:
             raise UserError("data", 0, "at least one token to measure quality on")
         total = float((self.square - self.sum.square() / self.tokens).sum())
         fvu = self.residual / total if total > 0 else None
-        fired = self.shards.gather(self.fired).cpu().numpy()
+        fired = self.sae.group.gather(self.fired).cpu().numpy()
         rate = fired[fired > 0] / self.tokens
         counts, _ = np.histogram(np.log10(rate).clip(EDGES[0], EDGES[-1]), bins=EDGES)
         return {

@@ -54,7 +54,7 @@ def _draw_rows(config: SAEConfig, generator: torch.Generator, world: World) -> F
     latents, d_in, own = config.latents, config.d_in, world.rows(config.latents)
     if world.latents.size == 1:
         return torch.randn(latents, d_in, generator=generator)
-    rows, step, first = torch.empty(own.stop - own.start, d_in), DRAWN * max(1, (1 << 16) // d_in), 0
+    rows, step, first = torch.empty(own.stop - own.start, d_in), DRAWN * max(1, (1 << 12) // d_in), 0
     while first < latents:
         last = first + step if latents - first >= 2 * step else latents  # torch draws a short rest in another way
         some = torch.randn(last - first, d_in, generator=generator)

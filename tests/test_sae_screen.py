@@ -5,7 +5,7 @@ import torch
 from test_sae_step import near_copies
 
 from saelab.sae import SAE, SAEConfig, Trainer, rough, rules, screen, select, settle
-from saelab.sae.distributed import World
+from saelab.sae.distributed import Group, World
 from saelab.sae.model import Meta
 
 
@@ -81,15 +81,15 @@ def test_two_processes_keep_their_parts_of_the_batchs_largest():
     best = [screen.screened_top_of_batch(half, W, bias, 2 * k * 64)[0] for half in halves]
     found = []
 
-    class Two(World):
-        def __init__(self) -> None:
-            self.size, self.rank = 2, 0
-
-        def gather(self, rows: torch.Tensor) -> torch.Tensor:
+    class Two(Group):
+        def gather(self, tensor: torch.Tensor) -> torch.Tensor:
             return torch.cat(best)
 
-    for half in halves:
-        pairs, _ = rules.find("batchtopk").pairs(None, config, Two(), weights, half)
+    for rank, half in enumerate(halves):
+        world, two = World(), Two()
+        two.size, two.rank = 2, rank
+        world.all = world.data = two
+        pairs, _ = rules.find("batchtopk").pairs(None, config, world, weights, half)
         rows = torch.arange(64).repeat_interleave(pairs.offsets.diff())
         found.append(torch.zeros(64, 640).index_put((rows, pairs.latents), pairs.values))
     pre = exactly(x, W, bias).flatten()

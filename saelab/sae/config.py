@@ -134,6 +134,7 @@ class TrainConfig:
     log_every: int = 25  # steps between lines in metrics.jsonl
     checkpoint_every: int = 1000  # steps between checkpoints
     keep: int = 2  # checkpoints that are kept
+    latent_shards: int = added(1)  # topk, batchtopk: shards of the latents, each in another process (docs/scale.md)
 
     def __post_init__(self) -> None:
         wanted = "pairs of numbers: (share of the steps, factor)"
@@ -141,7 +142,7 @@ class TrainConfig:
         if any(len(stair) != 2 for stair in stairs):
             raise UserError("decay", self.decay, wanted)
         object.__setattr__(self, "decay", stairs)
-        _at_least_1(self, "batch_size", "log_every", "checkpoint_every", "keep")
+        _at_least_1(self, "batch_size", "log_every", "checkpoint_every", "keep", "latent_shards")
         _within(self, 1, "warmup", "anneal")
         if not 0 < self.epochs < math.inf or (self.steps is not None and self.steps < 1):
             raise UserError("steps", self.steps, "train for at least one step (steps or epochs)")

@@ -6,6 +6,7 @@ most of their time.
 
 import multiprocessing
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -54,6 +55,37 @@ def together(size: int, store: Path, file: Path, folder: Path, rule: str) -> lis
     for process in processes:
         process.kill()
     return codes
+
+
+def each(size: int, store: Path, action: Callable[..., None], *arguments: object) -> list[int | None]:
+    """Call `action(*arguments)` in `size` processes of one gloo group. Returns their exit codes.
+
+    An error ends a process with status 1, and its last line lies in `<store>.<rank>`.
+    """
+    processes = [CONTEXT.Process(target=_act, args=(r, size, store, action, arguments)) for r in range(size)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + PATIENCE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def _act(rank: int, size: int, store: Path, action: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    try:
+        action(*arguments)
+    except Exception as error:
+        store.with_name(f"{store.name}.{rank}").write_text(f"{type(error).__name__}: {error}")
+        raise
+    dist.destroy_process_group()
 
 
 def _config(rule: str):

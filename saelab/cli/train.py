@@ -29,6 +29,7 @@ from saelab.run.distributed import join
         "sae.lr",
         "sae.train.batch_size",
         "sae.train.epochs",
+        "sae.train.latent_shards",
         "layers",
         "seeds",
         "stream",

@@ -3,11 +3,13 @@
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from saelab.sae import sparse
+from saelab.sae.choose import winners
 from saelab.sae.config import SAEConfig
-from saelab.sae.distributed import World
-from saelab.sae.select import top_k
+from saelab.sae.distributed import Group, World
+from saelab.sae.select import rows_at_once, top_k
 
 Weights = dict[str, Tensor]
 
@@ -25,8 +27,8 @@ def find_silent(
     """
     if counts:
         return (silent_for >= config.dead_after).nonzero().squeeze(1), None
-    pool = max(config.aux_latents, config.latents // POOL)
-    longest, columns = silent_for.topk(min(pool, config.latents), sorted=False)
+    pool = max(config.aux_latents, len(silent_for) // POOL)
+    longest, columns = silent_for.topk(min(pool, len(silent_for)), sorted=False)
     return columns, longest >= config.dead_after
 
 
@@ -48,11 +50,14 @@ def gradients(
     the weights' names, for `columns` only but for b_dec, and the plain loss.
     Eight parameters: a formula's tensors by name, which no other function takes together.
     """
-    tokens = range(0, len(centred), config.auxk_stride)
-    at_once = max(1, len(centred) * config.latents // (SHARE * len(columns)))
-    power = world.sum_(error[:: config.auxk_stride].square().sum()).clamp(min=1e-30)
+    tokens, shards = range(0, len(centred), config.auxk_stride), world.latents
+    counts = silent_of_shards(columns, silent, shards)
+    widest, total = max(counts), sum(counts)
+    held = len(centred) * (config.latents // shards.size)
+    at_once = min(max(1, held // (SHARE * widest)), rows_at_once(widest))
+    power = world.data.sum_(error[:: config.auxk_stride].square().sum()).clamp(min=1e-30)
     W_enc, b_enc, W_dec = (weights[name][columns] for name in ("W_enc", "b_enc", "W_dec"))
-    count = min(config.aux_latents, len(columns))
+    count = min(config.aux_latents, total)
     dW_enc, db_enc, dW_dec = torch.empty_like(W_enc), torch.zeros_like(b_enc), torch.empty_like(W_dec)
     loss = torch.zeros_like(power)
     for first in range(0, len(tokens), at_once):
@@ -62,12 +67,15 @@ def gradients(
         codes = torch.addmm(b_enc, x, W_enc.T) if pre is None else pre[rows][:, columns]
         if silent is not None:
             codes.masked_fill_(~silent, -torch.inf)
-        if count < len(columns):
+        if count == total:
+            codes.relu_()
+        elif shards.size == 1:
             values, inner = top_k(codes, count)
             codes.zero_().scatter_(1, inner, values.relu_())
         else:
-            codes.relu_()
-        outer = torch.addmm(error[rows], codes, W_dec)  # guess - (x - x^)
+            _keep_winners(codes, count, min(count, widest), shards)
+        outer = torch.addmm(error[rows], codes, W_dec, beta=float(shards.rank == 0))
+        shards.sum_(outer)  # guess - (x - x^)
         flat = outer.view(-1)
         loss += torch.dot(flat, flat) / power
         outer.mul_(2 * config.auxk_weight / power)
@@ -76,7 +84,23 @@ def gradients(
         dW_enc.addmm_(slopes.T, x, beta=more)
         db_enc += slopes.sum(0)
     sparse.remove_radial(dW_dec, W_dec, (dW_dec * W_dec).sum(1))
-    return {"W_enc": dW_enc, "b_enc": db_enc, "W_dec": dW_dec, "b_dec": -(db_enc @ W_enc)}, loss
+    return {"W_enc": dW_enc, "b_enc": db_enc, "W_dec": dW_dec, "b_dec": -shards.sum_(db_enc @ W_enc)}, loss
+
+
+def silent_of_shards(columns: Int[Tensor, "silent"], silent: Bool[Tensor, "silent"] | None, shards: Group) -> list[int]:
+    """How many latents AuxK works on in each shard (`silent` given: as many in each)."""
+    if shards.size == 1 or silent is not None:
+        return [len(columns)] * shards.size
+    return shards.gather(torch.tensor([len(columns)], device=columns.device)).tolist()
+
+
+def _keep_winners(codes: Float[Tensor, "tokens silent"], count: int, each: int, shards: Group) -> None:
+    """Leave the `count` largest of each token over all shards, at 0 at the least, of which each offers `each`."""
+    own = min(each, codes.shape[1])
+    inner = top_k(codes, own)[1].sort(dim=1).values
+    values = codes.gather(1, inner)
+    kept = winners(pad(values, (0, each - own), value=-torch.inf), count, shards)[:, :own]
+    codes.zero_().scatter_(1, inner, values.relu_() * kept)
 
 
 def revive(

@@ -1,22 +1,31 @@
-"""The processes that train one SAE together; alone, every method does nothing."""
+"""The processes that train one SAE together, as a grid of data x latents; alone, every method does nothing.
+
+Process i S + s holds the s-th of S equal shards of the latents and takes the i-th share of each batch. So processes of
+one `data` group hold the same latents and see other tokens, those of one `latents` group see the same tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from saelab.errors import UserError
 
-class World:
-    """Sums, maxima and copies over the processes of torch.distributed's default group, where it is initialised."""
 
-    def __init__(self) -> None:
-        together = dist.is_available() and dist.is_initialized()
-        self.size = dist.get_world_size() if together else 1
-        self.rank = dist.get_rank() if together else 0
+class Group:
+    """Sums, unions and copies over some processes of torch.distributed, by their ranks; by default of one alone."""
+
+    def __init__(self, ranks: Sequence[int] = (0,), handle: Any = None) -> None:
+        self.size = len(ranks)
+        self.rank = list(ranks).index(dist.get_rank()) if self.size > 1 else 0
+        self._ranks, self._handle = ranks, handle
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self._handle)
         return tensor
 
     def any(self, mask: Tensor) -> Tensor:
@@ -28,11 +37,57 @@ class World:
         if self.size == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous())
+        dist.all_gather(parts, tensor.contiguous(), group=self._handle)
         return torch.cat(parts)
+
+    def copy_from(self, rank: int, tensor: Tensor) -> Tensor:
+        """The tensor of the group's process of that rank, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, self._ranks[rank], group=self._handle)
+        return tensor
 
     def from_first(self, tensor: Tensor) -> Tensor:
         """The first process' tensor, in place."""
-        if self.size > 1:
-            dist.broadcast(tensor, 0)
-        return tensor
+        return self.copy_from(0, tensor)
+
+
+class World:
+    """All processes of torch.distributed, where it is initialised, and this one's groups `data` and `latents`.
+
+    `shards`: of the latents, 1 for processes that hold all of them. All processes make it together. Raises UserError
+    where the shards don't divide the processes.
+    """
+
+    def __init__(self, shards: int = 1) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        size = dist.get_world_size() if together else 1
+        if size % shards:
+            remedy = f"start a multiple of {shards} (torchrun --nproc-per-node {shards}), or set it to 1"
+            raise UserError("latent_shards", shards, f"has to divide the number of processes, {size}", remedy)
+        self.all = Group(range(size))
+        if shards in (1, size):
+            self.data, self.latents = (self.all, Group()) if shards == 1 else (Group(), self.all)
+            return
+        rows = [range(first, first + shards) for first in range(0, size, shards)]
+        columns = [range(first, size, shards) for first in range(shards)]
+        self.latents, self.data = _own(rows), _own(columns)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.all.rank == 0
+
+    def rows(self, latents: int) -> slice:
+        """Which of so many latents this process holds."""
+        size, rank = self.latents.size, self.latents.rank
+        return slice(rank * latents // size, (rank + 1) * latents // size)
+
+
+def _own(groups: Sequence[Sequence[int]]) -> Group:
+    """This process' group of those that all processes make."""
+    found = [Group(ranks, handle) for ranks in groups for handle in [dist.new_group(list(ranks))] if _is_in(ranks)]
+    return found[0]
+
+
+def _is_in(ranks: Sequence[int]) -> bool:
+    return dist.get_rank() in ranks

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from saelab.cache.batches import Batches, spool
 from saelab.cache.stream import ActivationStream, together
 from saelab.errors import UserError
+from saelab.sae import rules
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World
 from saelab.sae.job import Data, Fit, Job
@@ -95,15 +96,16 @@ def fit_many(
     Eleven parameters: the data and the configs are enough; the others have defaults and stand alone.
     """
     train = train or TrainConfig()
+    world = _grid(configs, train, folders)
     batches = _batches(data, train)
     held = None if held_out is None else _batches(held_out, train)
     if held is not None and held.d_in != batches.d_in:
         raise UserError("held_out", f"d_in {held.d_in}", f"d_in {batches.d_in}, that of the data", "use its own layer")
     given = None if mean is None or variance is None else (mean, variance)
-    jobs = _jobs(batches, configs, train, folders, given, starts, torch.device(device))
+    jobs = _jobs(batches, configs, train, folders, given, starts, torch.device(device), world)
     first, total = _span(jobs)
-    world = World()
-    feed = (("", step, x) for step, x in enumerate(batches.prefetch(first, total, world.rank, world.size), first))
+    data = world.data
+    feed = (("", step, x) for step, x in enumerate(batches.prefetch(first, total, data.rank, data.size), first))
     own = None if logger is None else lambda _, which, step, numbers: logger(which, step, numbers)
     _loop({"": jobs}, feed, {"": batches.batch_size}, train, own, progress)
     return _finish({"": jobs}, {"": batches}, {"": held})[""]
@@ -128,12 +130,14 @@ def fit_layers(
     The other parameters, and what is raised, are `fit_many`'s.
     """
     train = train or TrainConfig()
+    world = _grid([config for own in configs.values() for config in own], train, folders)
+    places = {layer: None if folders is None else folders[layer] for layer in configs}
     jobs = {
-        layer: _jobs(streams[layer], own, train, None if folders is None else folders[layer], None, None, device)
+        layer: _jobs(streams[layer], own, train, places[layer], None, None, device, world)
         for layer, own in configs.items()
     }
-    world = World()
-    feed = together(streams, {layer: _span(own) for layer, own in jobs.items()}, world.rank, world.size)
+    spans = {layer: _span(own) for layer, own in jobs.items()}
+    feed = together(streams, spans, world.data.rank, world.data.size)
     _loop(jobs, feed, {layer: streams[layer].batch_size for layer in jobs}, train, logger, progress)
     return _finish(jobs, streams, dict.fromkeys(jobs))
 
@@ -146,8 +150,12 @@ def _jobs(
     moments: tuple[Any, float] | None,
     starts: Sequence[SAE | None] | None,
     device: str | torch.device,
+    world: World,
 ) -> list[Job]:
-    """The SAEs of one layer, each where an earlier call left it."""
+    """The SAEs of one layer, each where an earlier call left it.
+
+    Eight parameters: what both ways in hand on, and the processes.
+    """
     for config in configs:
         if config.d_in != batches.d_in:
             raise UserError("d_in", config.d_in, f"the activations have {batches.d_in}", "set d_in to the cache's")
@@ -162,11 +170,25 @@ def _jobs(
     configs = [dataclasses.replace(c, dead_after=min(c.dead_after, batches.n_tokens)) for c in configs]
     places = [None] * len(configs) if folders is None else [Path(folder) for folder in folders]
     jobs = [
-        Job(config, place, Data(batches, mean, variance, facts), train, torch.device(device), start)
+        Job(config, place, Data(batches, mean, variance, facts), train, torch.device(device), start, world)
         for config, place, start in zip(configs, places, starts, strict=True)
     ]
     _agree(jobs)
     return jobs
+
+
+def _grid(configs: Sequence[SAEConfig], train: TrainConfig, folders: Any) -> World:
+    """The processes, as data x latents. Raises UserError where the latents can't be shared as `train` says."""
+    shards = train.latent_shards
+    for config in configs if shards > 1 else ():
+        if "latent_shards" not in rules.find(config.rule).supports or config.decoder != "free" or config.multi_topk:
+            needs = f"needs {rules.name_supporting('latent_shards')}, decoder=free and multi_topk=false"
+            raise UserError("latent_shards", shards, needs, "set it to 1")
+        if config.latents % shards:
+            raise UserError("latent_shards", shards, f"has to divide the {config.latents} latents", "choose another")
+    if shards > 1 and folders is None:
+        raise UserError("latent_shards", shards, "the parts of an SAE meet in its folder", "name a folder")
+    return World(shards)
 
 
 def _span(jobs: list[Job]) -> tuple[int, int]:
@@ -195,7 +217,7 @@ def _agree(jobs: list[Job]) -> None:
     """Wait until all processes have looked into the folders. Raises UserError where they found different things."""
     device, world = jobs[0].trainer.device, jobs[0].trainer.world
     for job in jobs:
-        found = world.gather(torch.tensor([job.steps], device=device)).tolist()
+        found = world.all.gather(torch.tensor([job.steps], device=device)).tolist()
         if len(set(found)) > 1:
             problem = f"the processes find {' and '.join(map(str, sorted(set(found))))} steps done"
             raise UserError("folder", job.folder, problem, "it has to be one that all of them see")
@@ -212,8 +234,9 @@ def _loop(
     """The steps of all layers' SAEs, in the order in which `feed` gives (layer, step, batch)."""
     spans = {layer: _span(own) for layer, own in jobs.items()}
     first, total = (sum(sizes[layer] * spans[layer][end] for layer in jobs) for end in (0, 1))
-    hidden = not progress or World().rank > 0 or first == total
-    logger = None if World().rank else logger
+    writes = World().first
+    hidden = not progress or not writes or first == total
+    logger = logger if writes else None
     if logger is not None:
         for layer, own in jobs.items():
             for i, job in enumerate(own):

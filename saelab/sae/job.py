@@ -15,6 +15,7 @@ from saelab.cache.batches import Batches
 from saelab.errors import UserError
 from saelab.sae import checkpoints, record, summary
 from saelab.sae.config import SAEConfig, TrainConfig
+from saelab.sae.distributed import World
 from saelab.sae.model import SAE
 from saelab.sae.quality import compare_held_out, quality
 from saelab.sae.train import Trainer
@@ -56,14 +57,16 @@ class Job:
         train: TrainConfig,
         device: torch.device,
         start: SAE | None = None,
+        world: World | None = None,
     ) -> None:
         self.folder, self.train = folder, train
         self.total = train.total(data.batches.steps_per_epoch)
-        self.trainer = Trainer(config, device, torch.as_tensor(data.mean), data.variance, start)
+        self.trainer = Trainer(config, device, torch.as_tensor(data.mean), data.variance, start, world)
         self.recipe = self._recipe(config, data)
         if start is not None:
             self.recipe["start"] = checkpoints.checksum(start.tensors())
-        self.digest = artifacts.digest(self.recipe)
+        # however many processes: they change how sums are rounded, so a run may go on with others
+        self.digest = artifacts.digest({**self.recipe, "data": {**self.recipe["data"], "processes": 1}})
         self.lines: list[dict[str, Any]] = []
         self.finished: Fit | None = None  # by an earlier call
         self._resume()
@@ -81,16 +84,18 @@ class Job:
         """Everything that the SAE, its metrics and its quality depend on."""
         batches = data.batches
         later = {"code": LATER[config.rule]} if config.rule in LATER else {}
-        silent = ("keep", "checkpoint_every", "steps")
+        silent = ("keep", "checkpoint_every", "steps", "latent_shards")
+        screen = self.trainer.screen
+        chosen = screen if screen == "int8" else screen == "bfloat16"  # as folders say that int8 is older than
         return {
-            "sae": {**artifacts.plain(config), "screen": self.trainer.screened, **later},
+            "sae": {**artifacts.plain(config), "screen": chosen, **later},
             "train": {name: value for name, value in dataclasses.asdict(self.train).items() if name not in silent},
             "steps": self.total,
             "data": {
                 "tokens": batches.n_tokens,
                 "batch_size": batches.batch_size,
                 "seed": batches.seed,
-                "processes": self.trainer.world.size,
+                "processes": self.world.all.size,
                 "rows": batches.fingerprint(),
                 **data.facts,
                 "variance": float(data.variance),
@@ -103,15 +108,16 @@ class Job:
         folder = self.folder
         if folder is None:
             return
-        if record.holds(folder, self.recipe):
-            sae = SAE.load(folder, self.trainer.device)
-            self.finished = Fit(sae, artifacts.read_json(folder / "quality.json"), folder)
+        finished = record.holds(folder, self.recipe)
+        self.trainer.holding.check_same(folder, finished)
+        if finished:
+            self.finished = Fit(self._load(), artifacts.read_json(folder / "quality.json"), folder)
             self.lines = _lines(folder, self.total)
             log.info("%s is finished: nothing to train", folder)
             return
-        if not self.trainer.world.rank:
+        if self.world.first:
             folder.mkdir(parents=True, exist_ok=True)
-        found = checkpoints.latest(folder / "checkpoints", self.digest)
+        found = checkpoints.latest(folder / "checkpoints", self.digest, self.trainer.holding)
         if found is None:
             return
         step, state = found
@@ -141,10 +147,12 @@ class Job:
 
     def save(self, step: int) -> None:
         """Write the metrics so far, then the checkpoint that follows from them."""
-        if self.folder is None or self.trainer.world.rank:
+        if self.folder is None or self.world.data.rank:
             return
-        artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
-        checkpoints.write(self.folder / "checkpoints", step, self.trainer.state(), self.digest, self.train.keep)
+        if self.world.first:
+            artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
+        where, trainer = self.folder / "checkpoints", self.trainer
+        checkpoints.write(where, step, trainer.state(), self.digest, self.train.keep, trainer.holding)
 
     def finish(self, batches: Batches, held_out: Batches | None) -> Fit:
         """Measure, and write the SAE; last of all its weights, for a folder that has these is finished."""
@@ -155,15 +163,33 @@ class Job:
         if held_out is not None:
             found["held_out"] = compare_held_out(sae, found, held_out)
         if found["dead"] > WASTED:
-            name, share = self.folder or "the SAE", f"{found['dead']:.0%} of its {sae.latents} latents"
+            name, share = self.folder or "the SAE", f"{found['dead']:.0%} of its {self.trainer.config.latents} latents"
             log.warning("%s: no token of training fires %s; take fewer latents or more tokens", name, share)
-        if self.folder is not None and not self.trainer.world.rank:
+        if self.folder is not None and self.world.first:
             artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
             artifacts.write_json(self.folder / "quality.json", found)
             summary.draw(self.lines, found, self.folder / "summary.png")
             record.write(self.folder, self.recipe)
+        if self.folder is not None and not self.world.data.rank:
             sae.save(self.folder)
+        if sae.group.size > 1:
+            self._wait()
+            sae = self._load()
+            self._wait()  # the first process may move the folder
         return Fit(sae, found, self.folder)
+
+    def _load(self) -> SAE:
+        """The finished SAE: on the device, or where processes share it in the CPU's memory, which maps the file."""
+        assert self.folder is not None
+        return SAE.load(self.folder, self.trainer.device if self.world.latents.size == 1 else "cpu")
+
+    def _wait(self) -> None:
+        """Until all processes are here."""
+        self.world.all.sum_(torch.zeros(1, device=self.trainer.device))
+
+    @property
+    def world(self) -> World:
+        return self.trainer.world
 
     def _finish_again(self, fit: Fit, held_out: Batches | None) -> Fit:
         """An SAE that was finished before; held-out rows that quality.json doesn't cover are measured, not written."""
@@ -175,7 +201,7 @@ class Job:
 
     def clear(self) -> None:
         """Delete the checkpoints, which the finished SAE replaces."""
-        if self.folder is not None and not self.trainer.world.rank:
+        if self.folder is not None and self.world.first:
             checkpoints.clear(self.folder / "checkpoints")
 
 

@@ -19,11 +19,13 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from saelab.arrays import as_matrix
 from saelab.artifacts import atomic, check_file
 from saelab.errors import UserError
-from saelab.sae import rules, screen
+from saelab.sae import rules, screen, select
+from saelab.sae.distributed import Group
 from saelab.sae.fetch import fetch
 from saelab.sae.sparse import decode_rows
 
@@ -63,6 +65,8 @@ class SAE:
     `threshold` [latents] or None: with rules batchtopk and jumprelu, a latent stays where pre > threshold. Raises
     UserError for a rule that does not exist.
     """
+
+    group = Group()  # the processes that hold its latents together: this one alone, but for a Shard
 
     def __init__(
         self,
@@ -136,16 +140,16 @@ class SAE:
         """Raw activations, any float dtype, to sparse codes (float32).
 
         On CPUs with bfloat16 instructions a rough product may say which of them to look at (`screen.py`); the codes are
-        those of the float32 product, but for the order in which sums are rounded.
+        those of the float32 product, but for the order in which sums are rounded. Memory doesn't grow with the batch x
+        latents.
         """
-        if not self.fixed_l0:
-            return _pack(self.encode_dense(x))
         x = as_matrix(x, self.d_in)
+        parts = x.split(select.rows_at_once(self.latents))
+        if not self.fixed_l0:
+            return _join([_pack(self.encode_dense(part)) for part in parts])
         if self.screens(len(x)):
-            values, indices = screen.exact_top_k(self._centre(x), self.W_enc, self.b_enc, self.meta.k)
-        else:
-            values, indices = self.rule.pick(self.pre_activations(x), self.meta.k)
-        return Codes(values, indices, self.latents)
+            return Codes(*screen.exact_top_k(self._centre(x), self.W_enc, self.b_enc, self.meta.k), self.latents)
+        return _join([Codes(*self.rule.pick(self.pre_activations(p), self.meta.k), self.latents) for p in parts])
 
     @torch.no_grad()
     def encode_dense(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch latents"]:
@@ -201,7 +205,7 @@ class SAE:
         # One key: safetensors writes several in a random order, and the same recipe is to give the same bytes.
         meta = {"saelab": json.dumps({"format": FORMAT, **dataclasses.asdict(self.meta)}, sort_keys=True)}
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors().items()}
-        file = _file(path)
+        file = file_of(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic(file) as temporary:
             save_file(tensors, temporary, metadata=meta)
@@ -209,7 +213,7 @@ class SAE:
     @classmethod
     def load(cls, path: Path | str, device: str | torch.device = "cpu") -> "SAE":
         """Read a file written by `save`. Raises UserError for a missing, damaged or foreign file."""
-        file = _file(path)
+        file = file_of(path)
         if not file.is_file():
             raise UserError("sae", file, "there is no such file", "train one, or convert one with saelab.sae.convert")
         check_file(file)
@@ -250,7 +254,18 @@ def _pack(dense: Float[Tensor, "batch latents"]) -> Codes:
     return Codes(values, indices, dense.shape[1])
 
 
-def _file(path: Path | str) -> Path:
+def _join(parts: Sequence[Codes]) -> Codes:
+    """The codes of batch after batch, each padded to the widest."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.values.shape[1] for part in parts)
+    padded = [[pad(a, (0, width - a.shape[1])) for a in (part.values, part.indices)] for part in parts]
+    values, indices = (torch.cat(each) for each in zip(*padded, strict=True))
+    return Codes(values, indices, parts[0].latents)
+
+
+def file_of(path: Path | str) -> Path:
+    """The file that `save` and `load` mean: the path itself, or `sae.safetensors` in a folder."""
     path = Path(path).expanduser()
     return path if path.suffix == ".safetensors" else path / "sae.safetensors"
 

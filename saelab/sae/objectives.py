@@ -41,19 +41,20 @@ def sparse_gradients(
 ) -> tuple[Gradients, Float[Tensor, "batch d_in"]]:
     """Gradients of the reconstruction loss, from x - b_dec and the pre-activations; also x^ - x of the whole SAE.
 
-    `pre` None: latents are chosen by the bfloat16 screen. The decoder's gradient has its radial part removed.
-    `tokens` is the batch size over all processes. `out` may hold W_enc and W_dec to write those gradients into.
+    `pre` None: latents are chosen without all of them (`Selection.pairs`). The decoder's gradient has its radial part
+    removed. `tokens` is the batch size over all processes. `out` may hold W_enc and W_dec, for those gradients.
     Eight parameters: a formula's tensors by name, which no other function takes together.
     """
     W_enc, W_dec = weights["W_enc"], weights["W_dec"]
     out = out or {name: torch.empty_like(W_dec) for name in ("W_enc", "W_dec")}
     batch = len(centred)
-    pairs, level_weights, smallest = keep(pre, config, world or World(), weights, centred)
+    world = world or World()
+    pairs, level_weights, smallest = keep(pre, config, world, weights, centred)
     levels, by = len(level_weights), sparse.products(config.kernels, centred.device)
-    grouped = sparse.sort_by_latent(pairs, config.latents)
+    grouped = sparse.sort_by_latent(pairs, len(W_dec))
 
     added = sparse.decode_pairs(pairs, W_dec, centred.new_empty(levels * batch, centred.shape[1]), by)
-    errors = added.view(levels, batch, -1)  # level p: what the levels up to p add, less the target
+    errors = world.latents.sum_(added).view(levels, batch, -1)  # level p: what the levels up to p add, less the target
     if levels > 1:
         errors.cumsum_(0)
     errors.sub_(centred)
@@ -74,10 +75,10 @@ def sparse_gradients(
     sparse.remove_radial(dW_dec, W_dec, radial)
     tokens_of = grouped if levels == 1 else sparse.ByLatent(grouped.order, grouped.bags % batch, grouped.offsets)
     dW_enc = sparse.sums_by_latent(inward, centred, tokens_of, out["W_enc"], by)
-    db_dec = scale * (added.new_ones(1, batch) @ added[:batch]).squeeze(0) - db_enc @ W_enc
+    db_dec = scale * (added.new_ones(1, batch) @ added[:batch]).squeeze(0) - world.latents.sum_(db_enc @ W_enc)
     grads = {"W_enc": dW_enc, "b_enc": db_enc, "W_dec": dW_dec, "b_dec": db_dec}
     loss = (losses * level_weights).sum()
-    metrics = {"loss": loss, "fvu": losses[_reported(config)], "l0": kept.sum() / tokens}
+    metrics = {"loss": loss, "fvu": losses[_reported(config)], "l0": world.latents.sum_(kept.sum() / tokens)}
     return Gradients(grads, fired > 0, metrics, smallest), error
 
 
@@ -92,7 +93,7 @@ def keep(
     batch, rule = len(centred), rules.find(config.rule)
     assert isinstance(rule, rules.Selection)
     pairs, smallest = rule.pairs(pre, config, world, weights, centred)
-    level, level_weights = _levels(pairs, config)
+    level, level_weights = _levels(pairs, config, world.rows(config.latents).start)
     if level is not None:
         rows = torch.arange(batch, device=centred.device).repeat_interleave(
             pairs.offsets.diff(), output_size=len(level)
@@ -102,14 +103,14 @@ def keep(
     return pairs, level_weights.to(centred), smallest
 
 
-def _levels(pairs: sparse.Pairs, config: SAEConfig) -> tuple[Tensor | None, Tensor]:
-    """Each pair's level (None: there is one level) and the levels' weights in the loss."""
+def _levels(pairs: sparse.Pairs, config: SAEConfig, first: int) -> tuple[Tensor | None, Tensor]:
+    """Each pair's level (None: there is one level) and the levels' weights in the loss. `first`: latent held here."""
     device = pairs.latents.device  # all made there: a copy from the host would wait for the device
     if config.prefixes:
         sizes = config.prefix_sizes
         level = torch.zeros_like(pairs.latents)
         for size in sizes:
-            level += pairs.latents >= size
+            level += pairs.latents + first >= size
         return level, torch.full((len(sizes),), 1 / len(sizes), device=device)
     level_weights = torch.ones(1 + config.multi_topk, device=device)
     if not config.multi_topk:

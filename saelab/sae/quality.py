@@ -63,7 +63,7 @@ class _Sums:
     def __init__(self, sae: SAE) -> None:
         self.sae, self.tokens = sae, 0
         self.fired = torch.zeros(sae.latents, dtype=torch.int64, device=sae.device)
-        self.residual, self.cosine, self.nonzero = 0.0, 0.0, 0
+        self.residual, self.cosine = 0.0, 0.0
         self.shift: Tensor | None = None
 
     def add(self, x: Float[Tensor, "chunk d_in"]) -> None:
@@ -81,9 +81,7 @@ class _Sums:
         self.residual += float((exact - rebuilt).square().sum())
         centre = widen(self.sae.b_dec)
         self.cosine += float(torch.cosine_similarity(exact - centre, rebuilt - centre, dim=1).sum())
-        fired = _count_fired(codes, self.sae.latents)
-        self.nonzero += int(fired.sum())
-        self.fired += fired
+        self.fired += _count_fired(codes, self.sae.latents)
         self.tokens += len(x)
 
     def result(self) -> dict[str, Any]:
@@ -91,13 +89,13 @@ class _Sums:
             raise UserError("data", 0, "at least one token to measure quality on")
         total = float((self.square - self.sum.square() / self.tokens).sum())
         fvu = self.residual / total if total > 0 else None
-        fired = self.fired.cpu().numpy()
+        fired = self.sae.group.gather(self.fired).cpu().numpy()
         rate = fired[fired > 0] / self.tokens
         counts, _ = np.histogram(np.log10(rate).clip(EDGES[0], EDGES[-1]), bins=EDGES)
         return {
             "fvu": fvu,
             "r2": None if fvu is None else 1 - fvu,
-            "l0": self.nonzero / self.tokens,
+            "l0": int(fired.sum()) / self.tokens,
             "cosine": self.cosine / self.tokens,
             "dead": float((fired == 0).mean()),
             "rare": float(((fired > 0) & (fired < RARE_TOKENS)).mean()),

@@ -26,7 +26,7 @@ def resample(
     rows = silent.nonzero().squeeze(1)
     if not len(rows):
         return 0
-    x, error = world.gather(x), world.gather(error)
+    x, error = world.data.gather(x), world.data.gather(error)
     odds = error.square().sum(1).square().cpu().double()
     generator = torch.Generator().manual_seed(seed)
     few = len(rows) > int((odds > 0).sum())

@@ -2,8 +2,11 @@
 
 The k largest numbers lie in the k groups with the largest maxima. So one pass takes the maxima of short groups, the
 groups are ranked (by groups of groups), and only the numbers of the best groups are ranked again. On the CPU numpy
-ranks; elsewhere torch does.
+ranks; elsewhere torch does. Of equal numbers the one at the smaller place is chosen, so that processes which each see
+a part choose as one process would; only MPS, which ranks no int64, states no order. NaN counts as the largest number.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,16 +17,17 @@ from torch.nn.functional import max_pool1d
 GROUP = 16  # latents a group: a cache line of float32
 FAN = 4  # groups a group of groups, and numbers a group where rows are short
 SPARE = 29  # bits of a float64's fraction that a float32 leaves at zero
+AT_ONCE = 1 << 26  # float32 pre-activations that are held at once: 256 MiB
 
 
 def top_k(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """The k largest of each row and where they lie (int64), in no particular order."""
+    """The k largest of each row and where they lie (int64), in no particular order; of equals the first."""
     rows, n = x.shape
     group = next((size for size in (GROUP, FAN) if n % size == 0 and n >= 2 * size * k), 1)
-    if group == 1 or not rows:
+    if group == 1 or not rows or not k:
         return rank(x, k)
     x = x.contiguous()
-    best = top_k(maxima_of(x, group), k)[1]
+    best = _ascending(top_k(maxima_of(x, group), k)[1])  # in the order of x, so that of equals the first stays first
     lines = best + torch.arange(0, rows * n // group, n // group, device=x.device).unsqueeze(1)
     near = x.view(-1, group).index_select(0, lines.view(-1)).view(rows, k * group)
     values, inner = top_k(near, k)
@@ -31,8 +35,26 @@ def top_k(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
     return values, best.gather(1, which) * group + within
 
 
+def top_k_apart(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """`top_k` by groups of numbers that lie n / `GROUP` apart: their maxima are found without a step across a row.
+
+    Of equal numbers at the edge it may keep others than `top_k`, and its order is another one.
+    """
+    rows, n = x.shape
+    if n % GROUP or n < 2 * GROUP * k or not rows:
+        return top_k(x, k)
+    apart = n // GROUP
+    best = top_k(x.view(rows, GROUP, apart).amax(1), k)[1]
+    members = torch.arange(0, n, apart, device=x.device).view(1, GROUP, 1)
+    columns = (best.unsqueeze(1) + members).view(rows, -1)
+    values, inner = top_k(x.gather(1, columns), k)
+    return values, columns.gather(1, inner)
+
+
 def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"]]:
-    """The `count` largest of all of x and their flat positions, in the order of these (BatchTopK)."""
+    """The `count` largest of all of x (BatchTopK) and their flat positions, in the order of these; of equals
+    the first.
+    """
     rows, n = x.shape
     if not grouped(rows, n, count):
         flat = x.reshape(-1)
@@ -58,6 +80,46 @@ def top_by_maxima(
     return near[inner], lines[which] * GROUP + within
 
 
+def rows_at_once(n: int) -> int:
+    """Rows of n pre-activations that are held at once."""
+    return max(1, AT_ONCE // n)
+
+
+def in_chunks(
+    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"]
+) -> Iterator[tuple[int, Float[Tensor, "chunk n"]]]:
+    """x W' + bias, `rows_at_once` after another in a buffer that is kept, each with its first row."""
+    step = rows_at_once(len(W))
+    kept = x.new_empty(min(step, len(x)), len(W))
+    for first in range(0, len(x), step):
+        some = x[first : first + step]
+        yield first, torch.addmm(bias, some, W.T, out=kept[: len(some)])
+
+
+def chunked_top_k(
+    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], k: int
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """`top_k` of x W' + bias, of which no more than `AT_ONCE` numbers are held."""
+    values, places = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    for first, pre in in_chunks(x, W, bias):
+        last = first + len(pre)
+        values[first:last], places[first:last] = top_k(pre, k)
+    return values, places
+
+
+def chunked_top_of_batch(
+    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], count: int
+) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"]]:
+    """`top_of_batch` of x W' + bias, of which no more than `AT_ONCE` numbers are held."""
+    values, flat = x.new_empty(0), torch.empty(0, dtype=torch.int64, device=x.device)
+    for first, pre in in_chunks(x, W, bias):  # the largest so far, and those of some more rows
+        more, places = top_of_batch(pre, min(count, pre.numel()))
+        values, flat = torch.cat([values, more]), torch.cat([flat, places + first * len(W)])
+        kept = find_largest(values, min(count, len(values)))
+        values, flat = values[kept], flat[kept]
+    return values, flat
+
+
 def widen(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """x in float64; on the CPU where its device has none (MPS)."""
     return (x.cpu() if x.device.type == "mps" else x).double()
@@ -74,20 +136,50 @@ def _split(places: Int[Tensor, "..."], group: int) -> tuple[Int[Tensor, "..."], 
 
 
 def rank(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """The k largest of each row and where they lie, by looking at every number.
+    """The k largest of each row and where they lie, by looking at every number; of equals the first.
 
     On the CPU each float32 is widened to a float64 that has the number's place in the bits left over, since numpy sorts
     numbers an order faster than it sorts places.
     """
     rows, n = x.shape
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not rows:
+    if x.device.type == "mps":
         return x.topk(k, dim=1, sorted=False)
+    if x.device.type != "cpu" and x.dtype != torch.float64:
+        places = _keys(x).topk(k, dim=1, sorted=False).indices
+        return x.gather(1, places), places
+    if x.dtype != torch.float32 or not rows or not k:
+        places = x.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        return x.gather(1, places), places
     largest = torch.finfo(torch.float32).max
     keys = x.nan_to_num(nan=largest).double()  # infinities hold no place; what is no number goes first, for all to see
-    keys.view(torch.int64).bitwise_or_(torch.arange(n))
+    keys.view(torch.int64).bitwise_or_(torch.arange(n - 1, -1, -1))  # the later, the smaller
     keys.numpy().sort(axis=1)
-    places = keys[:, n - k :].view(torch.int64) & ((1 << SPARE) - 1)
-    return x.gather(1, places), places
+    places = (n - 1) - (keys[:, n - k :].view(torch.int64) & ((1 << SPARE) - 1))
+    values = x.gather(1, places)
+    if k < n:  # below 0 (and for -0, which equals 0) the later is the larger: rows where that may matter, once more
+        left, taken = keys[:, n - k - 1], keys[:, n - k]
+        again = (left.signbit() & (left.float() == taken.float())).nonzero().squeeze(1)
+        if len(again):
+            places[again] = x[again].sort(dim=1, descending=True, stable=True).indices[:, :k]
+            values[again] = x[again].gather(1, places[again])
+    return values, places
+
+
+def _keys(x: Float[Tensor, "... n"]) -> Int[Tensor, "... n"]:
+    """Numbers that rank as those of x do and, where these are equal, the earlier as the larger; n below 2^32."""
+    largest = torch.finfo(torch.float32).max
+    bits = (x.float().nan_to_num(nan=largest) + 0.0).view(torch.int32)  # -0 + 0 is 0
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # floats below 0 grow as their bits fall
+    n = x.shape[-1]
+    return (rising.long() << 32) | torch.arange(n - 1, -1, -1, device=x.device)
+
+
+def _ascending(places: Int[Tensor, "rows k"]) -> Int[Tensor, "rows k"]:
+    """Each row in order; on the CPU in place, by numpy, whose sort is ten times as fast."""
+    if places.device.type != "cpu":
+        return places.sort(dim=1).values
+    places.numpy().sort(axis=1)
+    return places
 
 
 def find_largest(flat: Float[Tensor, "n"], count: int, floor: Tensor | None = None) -> Int[Tensor, "count"]:
@@ -96,7 +188,7 @@ def find_largest(flat: Float[Tensor, "n"], count: int, floor: Tensor | None = No
     `floor`: a number that at least `count` reach, where one is known: the others then need no ranking.
     """
     if flat.device.type != "cpu":
-        return flat.topk(count, sorted=False).indices.sort().values
+        return rank(flat.unsqueeze(0), count)[1].squeeze(0).sort().values
     least = _last_of(flat, count) if floor is None else float(floor)
     places = torch.from_numpy(~(flat.detach().numpy() < least)).nonzero().squeeze(1)
     if len(places) > count:

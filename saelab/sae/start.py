@@ -5,13 +5,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import rules
+from saelab.sae import choose, rules
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
 from saelab.sae.distributed import World
 from saelab.sae.model import SAE
 from saelab.sae.rules.rule import Weights
 from saelab.sae.select import widen
+
+DRAWN = 16  # torch draws normal numbers sixteen at a time: pieces of a multiple are those of the whole
 
 
 def draw(
@@ -23,23 +25,44 @@ def draw(
     """
     rule = rules.find(config.rule)
     generator = torch.Generator().manual_seed(config.seed)
-    rows = torch.randn(config.latents, config.d_in, generator=generator).to(mean.device)
+    rows = _draw_rows(config, generator, world).to(mean.device)
     hull = None
     if config.decoder == "archetypal":
-        hull = Hull.start(config, world.gather(x) - mean, variance.sqrt(), generator)
+        hull = Hull.start(config, world.data.gather(x) - mean, variance.sqrt(), generator)
         rows = hull.rows()
     W_dec = torch.nn.functional.normalize(rows, dim=1)
-    balance = _balance(rule.rebuild_first(x - mean, W_dec, config.k), x - mean, world)
+    centred, shards = x - mean, world.latents
+    if shards.size == 1:
+        rebuilt = rule.rebuild_first(centred, W_dec, config.k)
+    else:
+        rebuilt = choose.rebuild(centred, W_dec, config.k, shards)
+    balance = _balance(rebuilt, centred, world)
     weights = {
         "W_enc": W_dec * min(config.encoder_length, balance),
-        "b_enc": torch.zeros(config.latents, device=mean.device),
+        "b_enc": torch.zeros(len(W_dec), device=mean.device),
         "W_dec": W_dec,
         "b_dec": mean.clone(),
     }
     if rule.threshold == "learned":
-        found = rule.first_threshold(world.gather(x - mean), W_dec, config.k, variance.sqrt())
+        found = rule.first_threshold(world.data.gather(x - mean), W_dec, config.k, variance.sqrt())
         weights["threshold"] = torch.full_like(weights["b_enc"], found)
     return weights, hull
+
+
+def _draw_rows(config: SAEConfig, generator: torch.Generator, world: World) -> Float[Tensor, "own d_in"]:
+    """This shard's of the rows that one process draws; of the others, no more than some rows are held at once."""
+    latents, d_in, own = config.latents, config.d_in, world.rows(config.latents)
+    if world.latents.size == 1:
+        return torch.randn(latents, d_in, generator=generator)
+    rows, step, first = torch.empty(own.stop - own.start, d_in), DRAWN * max(1, (1 << 12) // d_in), 0
+    while first < latents:
+        last = first + step if latents - first >= 2 * step else latents  # torch draws a short rest in another way
+        some = torch.randn(last - first, d_in, generator=generator)
+        begin, end = max(first, own.start), min(last, own.stop)
+        if begin < end:
+            rows[begin - own.start : end - own.start] = some[begin - first : end - first]
+        first = last
+    return rows
 
 
 def _balance(rebuilt: Float[Tensor, "batch d_in"] | None, centred: Float[Tensor, "batch d_in"], world: World) -> float:
@@ -49,7 +72,7 @@ def _balance(rebuilt: Float[Tensor, "batch d_in"] | None, centred: Float[Tensor,
     """
     if rebuilt is None:
         return 1.0
-    wanted, found = (float(world.sum_(widen(part).square().sum())) for part in (centred, rebuilt))
+    wanted, found = (float(world.data.sum_(widen(part).square().sum())) for part in (centred, rebuilt))
     return min(1.0, (wanted / found) ** 0.5) if found else 1.0
 
 
@@ -62,7 +85,9 @@ def take_over(
     threshold takes the SAE's, or begins as usual where it has none.
     """
     rule = rules.find(config.rule)
-    tensors = {name: tensor.to(x.device, torch.float32).clone() for name, tensor in sae.tensors().items()}
+    rows = world.rows(config.latents)
+    own = {name: tensor if name == "b_dec" else tensor[rows] for name, tensor in sae.tensors().items()}
+    tensors = {name: tensor.to(x.device, torch.float32).clone() for name, tensor in own.items()}
     length = torch.linalg.vector_norm(tensors["W_dec"], dim=1).clamp(min=1e-12)
     for name, tensor in tensors.items():
         if name != "b_dec":
@@ -71,7 +96,7 @@ def take_over(
     threshold = tensors.pop("threshold", None)
     if rule.threshold == "learned":
         if threshold is None:
-            centred = world.gather(x - tensors["b_dec"])
+            centred = world.data.gather(x - tensors["b_dec"])
             found = rule.first_threshold(centred, tensors["W_enc"], config.k, spread)
             threshold = torch.full_like(tensors["b_enc"], found)
         tensors["threshold"] = threshold

@@ -7,24 +7,27 @@ activations of unit spread.
 """
 
 import logging
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import auxk, objectives, rules, sparse
+from saelab.sae import auxk, objectives, rough, rules, select, sparse
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SOFT_COSINE, SAEConfig, settle
 from saelab.sae.distributed import World
 from saelab.sae.model import SAE, Meta
+from saelab.sae.parts import Holding
 from saelab.sae.revive import resample
 from saelab.sae.rules.rule import Weights
-from saelab.sae.select import widen
+from saelab.sae.shards import Shard
 from saelab.sae.start import check_fits, draw, pull_back, take_over
 
 log = logging.getLogger("saelab")
 RECALL = 0.9999  # of the true top k: below it, the screen is given up
+PRODUCTS = ("float32", "bfloat16", "int8")  # that choose; checkpoints hold the number of the one in use
 RECALL_EVERY = 1000  # steps between measurements
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
 THRESHOLD_SHARE = 10  # ... which in shorter runs looks back over about a tenth of the steps so far
@@ -45,12 +48,14 @@ class Trainer:
         mean: Float[Tensor, "d_in"] | None = None,
         variance: float | None = None,
         start: SAE | None = None,
+        world: World | None = None,
     ) -> None:
         if start is not None:
             check_fits(start, config)
-        self.config, self.device, self.world = config, torch.device(device), World()
+        self.config, self.device, self.world = config, torch.device(device), world or World()
         self.rule = rules.find(config.rule)
-        self.screened = settle(config, self.device).screen == "bfloat16"
+        self.screen = settle(config, self.device).screen
+        self.screen = "float32" if self.screen == "auto" else self.screen  # the product that chooses: one of PRODUCTS
         self.recall: Tensor | None = None  # of the screen, where this step or the start measured it
         self.counts_silent = self.device.type == "cpu"  # elsewhere, a count waits for the device
         self.steps = 0
@@ -65,26 +70,41 @@ class Trainer:
         else:
             weights, hull = take_over(self._from, self.config, x, variance.sqrt(), self.world)
         for tensor in weights.values():
-            self.world.from_first(tensor)
+            self.world.data.from_first(tensor)
+        self.world.latents.from_first(weights["b_dec"])
         held = weights["W_dec"].clone() if self.config.frozen == "soft_decoder" else None
         self._lay_out(weights, hull, variance, held)
         self._watch_screen(x - weights["b_dec"])
 
+    @property
+    def screened(self) -> bool:
+        """Whether a rough product chooses the candidates."""
+        return self.screen != "float32"
+
     def _watch_screen(self, centred: Tensor) -> None:
-        """Measure what share of the true top k the screen finds; rank the float32 product from here on if too few."""
-        if not self.screened:
-            return
-        assert isinstance(self.rule, rules.Selection)
-        recall = self.rule.screen_recall(self.weights, centred, self.config)
-        self.recall = self.world.sum_(recall) / self.world.size
-        if self.recall < RECALL:
-            self.screened = False
+        """Measure what share of the true top k the screen finds; where that is too small, go over to the next product.
+
+        From int8 to bfloat16, where the device has instructions for it, and from there to float32.
+        """
+        while self.screened:
+            assert isinstance(self.rule, rules.Selection)
+            recall = self.rule.screen_recall(self.weights, centred, self._chosen)
+            self.recall = self.world.all.sum_(recall) / self.world.all.size
+            if self.recall >= RECALL:
+                return
+            given_up, steps_down = self.screen, self.screen == "int8" and rough.has_fast_bfloat16(self.device)
+            self.screen = "bfloat16" if steps_down else "float32"
             found = f"{float(self.recall):.5f} of the top k at step {self.steps}, {RECALL} wanted"
-            log.warning("the bfloat16 screen finds %s: float32 chooses from here on", found)
+            log.warning("the %s screen finds %s: %s chooses from here on", given_up, found, self.screen)
+
+    @property
+    def _chosen(self) -> SAEConfig:
+        """The config with the product that chooses."""
+        return replace(self.config, screen=self.screen)
 
     def _lay_out(self, weights: Weights, hull: Hull | None, variance: Tensor, held: Tensor | None) -> None:
         self.weights, self.hull, self.variance, self.held = weights, hull, variance, held
-        self.silent = torch.zeros(self.config.latents, dtype=torch.int64, device=self.device)  # tokens since it fired
+        self.silent = torch.zeros(len(weights["W_enc"]), dtype=torch.int64, device=self.device)  # tokens since
         self.threshold = torch.zeros((), device=self.device)  # batchtopk
         self._pre: Tensor | None = None
         written = ("W_enc", "W_dec") if isinstance(self.rule, rules.Selection) else ()
@@ -94,24 +114,29 @@ class Trainer:
 
     def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
         given_mean, given_variance = self._given
-        exact = widen(x)
-        count = self.world.size * len(x)
-        first = self.world.sum_(exact.sum(0)) / count
+        exact = select.widen(x)
+        data = self.world.data
+        count = data.size * len(x)
+        first = data.sum_(exact.sum(0)) / count
         mean = first if given_mean is None else torch.as_tensor(given_mean, dtype=torch.float64)
         if mean.shape != (self.config.d_in,):
             raise UserError("mean", tuple(mean.shape), f"[{self.config.d_in}], the SAE's d_in", "use the cache's own")
         if given_variance is None:
-            variance = self.world.sum_((exact - first).square().sum()) / count
+            variance = data.sum_((exact - first).square().sum()) / count
         else:
             variance = torch.tensor(float(given_variance), dtype=torch.float64)
         if not variance > 0:
             raise UserError("activations", "constant", "at least two different tokens", "check the layer")
         return mean.float().to(self.device), variance.float().to(self.device)
 
+    @property
+    def _decoder_moves(self) -> bool:
+        """Whether the optimiser moves the decoder's rows themselves."""
+        return self.config.decoder == "free" and self.config.frozen != "decoder"
+
     def _build_optimizer(self, per_unit: float) -> None:
         config, lr = self.config, self.config.learning_rate
-        decoder_moves = self.hull is None and config.frozen != "decoder"
-        free = ["W_enc", "W_dec"] if decoder_moves else ["W_enc"]
+        free = ["W_enc", "W_dec"] if self._decoder_moves else ["W_enc"]
         groups = [
             {"params": [self.weights[n] for n in free], "rate": lr, "weight_decay": config.weight_decay},
             {"params": [self.weights["b_enc"], self.weights["b_dec"]], "rate": lr * per_unit, "weight_decay": 0.0},
@@ -138,13 +163,14 @@ class Trainer:
         x = x.to(self.device, torch.float32, non_blocking=self.device.type == "cuda")
         if not self.weights:
             self.start(x)
-        tokens = len(x) * self.world.size
+        tokens = len(x) * self.world.data.size
         found = self._gradients(x, tokens)
         for tensor in (*found.grads.values(), *found.metrics.values()):
-            self.world.sum_(tensor)
-        fired = self.world.any(found.fired)
+            self.world.data.sum_(tensor)
+        self.world.latents.from_first(found.grads["b_dec"])  # all shards hold it: no rounding may part them
+        fired = self.world.data.any(found.fired)
         if found.threshold is not None:
-            self._follow(self.world.gather(found.threshold.view(1)).min())
+            self._follow(self.world.all.gather(found.threshold.view(1)).min())
         if self.config.frozen != "all":
             self._apply(found.grads, lr_factor)
             self._revive()
@@ -152,7 +178,8 @@ class Trainer:
         self.steps += 1
         measured = {} if self.recall is None else {"screen_recall": self.recall}
         self.recall = None
-        return {**found.metrics, **measured, "silent": (self.silent >= self.config.dead_after).sum()}
+        silent = self.world.latents.sum_((self.silent >= self.config.dead_after).sum())
+        return {**found.metrics, **measured, "silent": silent}
 
     def _revive(self) -> None:
         if "revive" in self.rule.supports and self.config.revive:
@@ -168,28 +195,33 @@ class Trainer:
         pre = None
         if self.steps and self.steps % RECALL_EVERY == 0:
             self._watch_screen(centred)
-        if not self.screened:
+        if self._holds(len(x)):
             if self._pre is None or len(self._pre) != len(x):
-                self._pre = x.new_empty(len(x), self.config.latents)
+                self._pre = x.new_empty(len(x), len(weights["W_enc"]))
             pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T, out=self._pre)
         found, error = objectives.sparse_gradients(
-            weights, centred, pre, self.config, self.variance, tokens, self._grads, self.world
+            weights, centred, pre, self._chosen, self.variance, tokens, self._grads, self.world
         )
         columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
-        if len(columns) and self.config.auxk_weight:
+        if self.config.auxk_weight and sum(auxk.silent_of_shards(columns, silent, self.world.latents)):
             given = (weights, centred, pre, error, columns, silent, self.config, self.world)
             grads, loss = auxk.gradients(*given)
             for name in ("W_enc", "b_enc", "W_dec"):
                 found.grads[name].index_add_(0, columns, grads[name])
             found.grads["b_dec"] += grads["b_dec"]
-            found.metrics["auxk"] = loss if silent is None else loss * silent.any()
+            found.metrics["auxk"] = loss if silent is None else loss * self.world.latents.any(silent.any())
         return found
+
+    def _holds(self, batch: int) -> bool:
+        """Whether a step computes all pre-activations of the batch at once: few enough, and no screen chooses."""
+        chunks = "screen" in self.rule.supports and batch > select.rows_at_once(len(self.weights["W_enc"]))
+        return not self.screened and not chunks
 
     def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.weights.items()}
         with torch.enable_grad():
             loss, metrics, fired, error = objectives.dense_loss(
-                leaves, x, self.config, self.variance, tokens, self.world.sum_
+                leaves, x, self.config, self.variance, tokens, self.world.data.sum_
             )
         grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
         W_dec = self.weights["W_dec"]
@@ -217,7 +249,11 @@ class Trainer:
         if self.config.frozen == "decoder":
             grads = {name: gradient for name, gradient in grads.items() if name != "W_dec"}
         if self.config.clip:
-            norm = torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
+            squares = {name: gradient.square().sum() for name, gradient in grads.items()}
+            for name in squares:
+                if name != "b_dec":  # which is the same in all shards
+                    self.world.latents.sum_(squares[name])
+            norm = torch.stack(list(squares.values())).sum().sqrt()
             shrink = (self.config.clip / norm.clamp(min=1e-30)).clamp(max=1.0)
             for gradient in grads.values():
                 gradient.mul_(shrink)
@@ -243,13 +279,15 @@ class Trainer:
 
     @property
     def sae(self) -> SAE:
-        """The SAE as it stands (the same tensors, not copies)."""
+        """The SAE as it stands (the same tensors, not copies); this process' shard of it, where there are several."""
         config = self.config
         threshold = self.weights.get("threshold")
         if self.rule.threshold == "followed" and self.steps:
-            threshold = self.threshold.expand(config.latents)
+            threshold = self.threshold.expand(len(self.weights["W_enc"]))
         meta = Meta(config.rule, config.k if self.rule.has_k else 0, prefixes=config.prefix_sizes)
         named = {name: self.weights[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        if self.world.latents.size > 1:
+            return Shard(named, meta, threshold, self.world.latents)
         return SAE(**named, meta=meta, threshold=threshold)
 
     def state(self) -> dict[str, Tensor]:
@@ -260,7 +298,14 @@ class Trainer:
             state |= {f"adam.{i}.{name}": value for name, value in self.optimizer.state[parameter].items()}
         state |= {} if self.held is None else {"held": self.held}
         state |= {"silent": self.silent, "threshold": self.threshold, "variance": self.variance}
-        return {**state, "steps": torch.tensor(self.steps), "screened": torch.tensor(self.screened)}
+        return {**state, "steps": torch.tensor(self.steps), "screened": torch.tensor(PRODUCTS.index(self.screen))}
+
+    @property
+    def holding(self) -> Holding:
+        """What of the whole trainer's state this process holds."""
+        place = 2 + self._decoder_moves  # of b_dec among the optimiser's parameters
+        shared = frozenset({"weights.b_dec", f"adam.{place}.exp_avg", f"adam.{place}.exp_avg_sq"})
+        return Holding(self.config.latents, shared, self.world, self.device)
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Become the trainer that `state` was taken from."""
@@ -276,7 +321,8 @@ class Trainer:
         for i, parameter in enumerate(self._parameters()):
             self.optimizer.state[parameter] = _under(f"adam.{i}.", state, parameter.device)
         self.steps = int(state["steps"])
-        self.screened = bool(state.get("screened", self.screened))  # older checkpoints don't say
+        if "screened" in state:  # older checkpoints don't say, or whether bfloat16's screen was used
+            self.screen = PRODUCTS[int(state["screened"])]
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -1,6 +1,7 @@
 """The sae stage: dictionaries on a layer's cached tokens, one for each seed, trained in one pass."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def _recipe(
 ) -> tuple[str, dict[str, Any]]:
     """The name and recipe of an SAE's artifact."""
     kept = f"-k{config.k}" if RULES[config.rule].has_k else ""
-    code = LATER.get(config.rule, CODE)
+    code, train = LATER.get(config.rule, CODE), replace(train, latent_shards=1)  # however many processes hold it
     recipe = {"stage": "sae", "code": code, "cache": store.digest, "sae": config, "train": train} | dict(more or {})
     return f"{store.layer}-{config.latents}{kept}-seed{config.seed}", recipe
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saelab.sae import sparse
 from saelab.sae.distributed import World
-from saelab.sae.select import top_k
+from saelab.sae.select import rows_at_once, top_k
 
 if TYPE_CHECKING:
     from saelab.sae.config import SAEConfig
@@ -31,14 +31,17 @@ class Rule:
     names: ClassVar[Mapping[str, str]] = {}  # what other packages call it, by package
     has_k: ClassVar[bool] = True  # whether `k` means anything to it
     threshold: ClassVar[str] = "none"  # none; learned: one a latent, a weight; followed: a running mean over batches
-    supports: ClassVar[frozenset[str]] = frozenset()  # fields of SAEConfig that not every rule honours, but this one
+    supports: ClassVar[frozenset[str]] = frozenset()  # settings that not every rule honours, but this one
 
     def fixed_l0(self, threshold: Float[Tensor, "latents"] | None) -> bool:
         """Whether encoding keeps k latents of each token; else it keeps those above 0 or the threshold."""
         return False
 
-    def screen_pays(self, latents: int, k: int) -> bool:
-        """Whether training is faster with the bfloat16 screen, where it supports `screen` and the processor is fast."""
+    def screen_pays(self, latents: int, k: int, by: str) -> bool:
+        """Whether training is faster with the screen `by` (bfloat16 | int8) where the device has instructions for it.
+
+        Asked of rules that support `screen`.
+        """
         return True
 
     @property
@@ -90,8 +93,9 @@ class Selection(Rule):
     def rebuild_first(
         self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
     ) -> Float[Tensor, "batch d_in"] | None:
-        values, indices = self.pick((centred @ W_dec.T).relu_(), k)
-        return sparse.decode_rows(values, indices, W_dec)
+        parts = centred.split(rows_at_once(len(W_dec)))
+        picked = (self.pick((part @ W_dec.T).relu_(), k) for part in parts)
+        return torch.cat([sparse.decode_rows(values, indices, W_dec) for values, indices in picked])
 
     def pairs(
         self,
@@ -103,14 +107,16 @@ class Selection(Rule):
     ) -> tuple[sparse.Pairs, Tensor | None]:
         """The pairs kept of a training batch, one bag a token; and the smallest value, where a threshold follows it.
 
-        `pre` None: only where the rule supports `screen`; the pre-activations follow from `weights` and `centred`.
+        `pre` None: only where the rule supports `screen`; the pre-activations follow from `weights` and `centred`, by
+        the float32 product in chunks of rows where `config.screen` says float32, else by the screen that it names
+        (auto: bfloat16).
         """
         raise NotImplementedError
 
     def screen_recall(
         self, weights: Weights, centred: Float[Tensor, "batch d_in"], config: "SAEConfig"
     ) -> Float[Tensor, ""]:
-        """Where it supports `screen`: share of what it would keep of the float32 product that the screen finds."""
+        """Where it supports `screen`: share of what it would keep of the float32 product that `config.screen` finds."""
         raise NotImplementedError
 
 
@@ -145,4 +151,5 @@ class Gate(Rule):
     def rebuild_first(
         self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
     ) -> Float[Tensor, "batch d_in"] | None:
-        return torch.relu_(centred @ W_dec.T) @ W_dec
+        parts = centred.split(rows_at_once(len(W_dec)))
+        return torch.cat([torch.relu_(part @ W_dec.T) @ W_dec for part in parts])

@@ -1,17 +1,16 @@
 """TopK keeps k latents of each token, BatchTopK k times as many as there are tokens of the whole batch."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.sae import screen, sparse
+from saelab.sae import choose, screen, sparse
 from saelab.sae.distributed import World
 from saelab.sae.rules import literature
 from saelab.sae.rules.rule import Selection, Weights
-from saelab.sae.select import grouped, top_k, top_of_batch
+from saelab.sae.select import chunked_top_k, chunked_top_of_batch, grouped, top_k, top_of_batch
 
 if TYPE_CHECKING:
     from saelab.sae.config import SAEConfig
@@ -31,7 +30,7 @@ class TopK(Selection):
         "saev": "TopK",
         "ViT-Prisma": "topk",
     }
-    supports = Selection.supports | {"multi_topk", "screen"}
+    supports = Selection.supports | {"multi_topk", "screen", "latent_shards"}
 
     def fixed_l0(self, threshold: Float[Tensor, "latents"] | None) -> bool:
         return True
@@ -44,20 +43,28 @@ class TopK(Selection):
         weights: Weights,
         centred: Float[Tensor, "batch d_in"],
     ) -> tuple[sparse.Pairs, Tensor | None]:
-        """The k largest of each token, or 4 k with Multi-TopK; where `pre` is None, a bfloat16 screen chooses them."""
+        """The k largest of each token, or 4 k with Multi-TopK.
+
+        Where `pre` is None, a screen chooses them, or with screen=float32 the product in chunks of rows.
+        """
         k = config.k * (4 if config.multi_topk else 1)
+        own = min(k, len(weights["W_enc"]))
         if pre is None:
-            values, indices = screen.screened_top_k(centred, weights["W_enc"], weights["b_enc"], k)
+            given = (centred, weights["W_enc"], weights["b_enc"], own)
+            found = chunked_top_k(*given) if config.screen == "float32" else screen.screened_top_k(*given, _by(config))
+            values, indices = found
         else:
-            values, indices = top_k(pre, k)
+            values, indices = top_k(pre, own)
+        if world.latents.size > 1:
+            return choose.share_of_rows(values, indices, k, world.latents), None
         return sparse.pairs_of_rows(values.relu_(), indices), None
 
     def screen_recall(
         self, weights: Weights, centred: Float[Tensor, "batch d_in"], config: "SAEConfig"
     ) -> Float[Tensor, ""]:
-        """Share of the k largest of each token, or 4 k with Multi-TopK, that the bfloat16 screen finds."""
-        k = config.k * (4 if config.multi_topk else 1)
-        return screen.screen_recall(centred, weights["W_enc"], weights["b_enc"], k)
+        """Share of the k largest of each token, or 4 k with Multi-TopK, that the screen finds."""
+        k = min(config.k * (4 if config.multi_topk else 1), len(weights["W_enc"]))
+        return screen.screen_recall(centred, weights["W_enc"], weights["b_enc"], k, _by(config))
 
 
 class BatchTopK(Selection):
@@ -71,14 +78,14 @@ class BatchTopK(Selection):
     citation = literature.BATCHTOPK
     names: ClassVar = {"SAELens": "jumprelu", "dictionary_learning": "BatchTopKSAE", "saev": "BatchTopK"}
     threshold = "followed"
-    supports = Selection.supports | {"screen"}
+    supports = Selection.supports | {"screen", "latent_shards"}
 
     def fixed_l0(self, threshold: Float[Tensor, "latents"] | None) -> bool:
         return threshold is None
 
-    def screen_pays(self, latents: int, k: int) -> bool:
-        """Where the batch's largest are found by groups: elsewhere ranking 1.5 times as many costs what is saved."""
-        return grouped(1, latents, screen.half_more(k))
+    def screen_pays(self, latents: int, k: int, by: str) -> bool:
+        """Where the batch's largest are found by groups: elsewhere ranking more candidates costs what is saved."""
+        return grouped(1, latents, screen.count_candidates(k, by))
 
     def pairs(
         self,
@@ -90,37 +97,33 @@ class BatchTopK(Selection):
     ) -> tuple[sparse.Pairs, Tensor | None]:
         """The largest of the whole batch, over all processes, and the smallest of them that is above 0.
 
-        Where `pre` is None, a bfloat16 screen chooses them.
+        Where `pre` is None, a screen chooses them, or with screen=float32 the product in chunks of rows.
         """
 
         def find(count: int) -> tuple[Tensor, Tensor]:
-            if pre is None:
-                return screen.screened_top_of_batch(centred, weights["W_enc"], weights["b_enc"], count)
-            return top_of_batch(pre, count)
+            if pre is not None:
+                return top_of_batch(pre, count)
+            given = (centred, weights["W_enc"], weights["b_enc"], count)
+            if config.screen == "float32":
+                return chunked_top_of_batch(*given)
+            return screen.screened_top_of_batch(*given, _by(config))
 
-        values, flat = _share_of_batch(find, config.k * len(centred), config.latents * len(centred), world)
+        batch, own = len(centred), len(weights["W_enc"])
+        values, flat = choose.share_of_batch(find, config.k * batch, (batch, own), config.latents, world)
         values = values.relu_()
-        smallest = torch.where(values > 0, values, torch.inf).min()
-        rows = torch.div(flat, config.latents, rounding_mode="floor")
-        return sparse.Pairs(values, flat % config.latents, sparse.starts(rows, len(centred))), smallest
+        smallest = torch.where(values > 0, values, torch.inf)
+        smallest = smallest.min() if len(smallest) else smallest.new_tensor(torch.inf)
+        rows = torch.div(flat, own, rounding_mode="floor")
+        return sparse.Pairs(values, flat % own, sparse.starts(rows, batch)), smallest
 
     def screen_recall(
         self, weights: Weights, centred: Float[Tensor, "batch d_in"], config: "SAEConfig"
     ) -> Float[Tensor, ""]:
-        """Share of the largest of this process' batch that the bfloat16 screen finds."""
-        return screen.screen_recall_of_batch(centred, weights["W_enc"], weights["b_enc"], config.k * len(centred))
+        """Share of the largest of this process' batch that the screen finds."""
+        count = min(config.k, len(weights["W_enc"])) * len(centred)
+        return screen.screen_recall_of_batch(centred, weights["W_enc"], weights["b_enc"], count, _by(config))
 
 
-def _share_of_batch(
-    find: Callable[[int], tuple[Tensor, Tensor]], count: int, most: int, world: World
-) -> tuple[Tensor, Tensor]:
-    """This process' part of the `count` x processes largest pre-activations of the whole batch.
-
-    `find` gives so many of this process' own, of which there are `most`.
-    """
-    if world.size == 1:
-        return find(count)
-    values, flat = find(min(most, count * world.size))
-    least = world.gather(values).topk(count * world.size, sorted=False).values.min()
-    kept = values >= least
-    return values[kept], flat[kept]
+def _by(config: "SAEConfig") -> str:
+    """The screen's rough product."""
+    return "int8" if config.screen == "int8" else "bfloat16"

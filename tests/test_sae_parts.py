@@ -1,0 +1,186 @@
+"""Runs whose latents several processes hold: killed, gone on with by another number of shards, finished in one file."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sae_processes import each
+from safetensors import safe_open
+
+from saelab.errors import UserError
+from saelab.run.distributed import explain
+from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, checkpoints, fit
+from saelab.sae.parts import INDEX
+
+CONFIG = SAEConfig(10, 96, k=6, lr=2e-3, screen="float32", dead_after=300)
+TRAIN = TrainConfig(batch_size=64, steps=30, log_every=1, checkpoint_every=5)
+
+
+def tokens() -> np.ndarray:
+    return np.random.default_rng(0).normal(2.0, 1.0, (900, 10)).astype(np.float16)
+
+
+def train(folder: Path, rule: str, shards: int, dies: tuple[int, int] = (-1, -1)) -> None:
+    """Train in a process of the default group; the one of rank `dies[0]` is killed before step `dies[1]`."""
+    rank, size, step = torch.distributed.get_rank(), torch.distributed.get_world_size(), Trainer.step
+
+    def perhaps_the_last(self, *given):
+        if (rank, self.steps) == dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *given)
+
+    Trainer.step = perhaps_the_last
+    config, held_out = replace(CONFIG, rule=rule), tokens()[:50]
+    try:
+        found = fit(tokens(), config, replace(TRAIN, latent_shards=shards), folder, held_out=held_out, progress=False)
+    except RuntimeError as error:
+        raise explain(str(error), rank, size) or error from None
+    finally:
+        Trainer.step = step
+    assert found.sae.latents == 96 and found.quality["held_out"]["tokens"] == 50
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def together(size: int, folder: Path, rule: str, shards: int, dies: tuple[int, int] = (-1, -1)) -> tuple[list, list]:
+    """Exit codes and last words of such processes."""
+    store = folder.with_name(f"store-{folder.name}-{size}-{shards}-{dies[0]}")
+    codes = each(size, store, train, folder, rule, shards, dies)
+    words = [store.with_name(f"{store.name}.{rank}") for rank in range(size)]
+    return codes, [word.read_text() if word.exists() else "" for word in words]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    for rule in ("topk", "batchtopk"):
+        fit(tokens(), replace(CONFIG, rule=rule), TRAIN, folder / rule, held_out=tokens()[:50], progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk"])
+def test_a_run_of_four_shards_that_loses_one_goes_on_with_two_and_then_with_one(rule, tmp_path, alone):
+    out = tmp_path / "out"
+    codes, words = together(4, out, rule, 4, dies=(3, 13))
+    assert codes == [1, 1, 1, -signal.SIGKILL]
+    assert all("another process ended before this one" in word for word in words[:3]), words
+    assert {file.name for file in (out / "checkpoints").glob("step-*")} == {f"step-{n:08d}{INDEX}" for n in (5, 10)}
+    codes, words = together(2, out, rule, 2, dies=(0, 22))
+    assert codes == [-signal.SIGKILL, 1] and "another process ended" in words[1]
+    found = fit(tokens(), replace(CONFIG, rule=rule), TRAIN, out, held_out=tokens()[:50], progress=False)
+    expected = lines(alone / rule)
+    assert [line["step"] for line in lines(out)] == list(range(30)) and not (out / "checkpoints").exists()
+    for ours, theirs in zip(lines(out), expected, strict=True):
+        assert ours.keys() == theirs.keys() and ours["silent"] == theirs["silent"]
+        for name in ("loss", "fvu", "l0"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6), (name, ours["step"])
+    whole = SAE.load(alone / rule).tensors()
+    for name, tensor in found.sae.tensors().items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("size", "shards"), [(2, 2), (4, 2)])
+def test_shards_leave_what_one_process_leaves(size, shards, tmp_path, alone):
+    for rule in ("topk", "batchtopk"):
+        assert together(size, tmp_path / rule, rule, shards)[0] == [0] * size
+        names = {file.name for file in (alone / rule).iterdir()}
+        assert {file.name for file in (tmp_path / rule).iterdir()} == names
+        found, expected = (json.loads((at / rule / "quality.json").read_text()) for at in (tmp_path, alone))
+        for part in ("fvu", "l0", "cosine", "dead", "rare", "dense", "tokens"):
+            assert found[part] == pytest.approx(expected[part], rel=1e-5), part
+            assert found["held_out"][part] == pytest.approx(expected["held_out"][part], rel=1e-5), part
+        ours, theirs = SAE.load(tmp_path / rule), SAE.load(alone / rule)
+        assert ours.meta == theirs.meta
+        ours.save(tmp_path / "again.safetensors")
+        assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / rule / "sae.safetensors").read_bytes()
+        again = fit(tokens(), replace(CONFIG, rule=rule), TRAIN, tmp_path / rule, progress=False)
+        assert torch.equal(again.sae.W_dec, ours.W_dec), "finished: the number of processes makes no difference"
+
+
+def cut_short(folder: Path) -> None:
+    """Two shards that stop after step 12, with checkpoints of steps 5 and 10."""
+
+    def stops(which: int, step: int, numbers: dict) -> None:
+        if step == 12:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt, RuntimeError):
+        fit(tokens(), CONFIG, replace(TRAIN, latent_shards=2), folder, progress=False, logger=stops)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_part_makes_all_fall_back_to_the_checkpoint_before(damage, tmp_path, caplog, alone):
+    out = tmp_path / "out"
+    each(2, tmp_path / "store", cut_short, out)
+    names = sorted(file.name for file in (out / "checkpoints").iterdir())
+    parts = [f"part-{step:08d}-{part:05d}-of-00002.safetensors" for step in (5, 10) for part in (1, 2)]
+    assert names == [*parts, *(f"step-{step:08d}{INDEX}" for step in (5, 10))]
+    last = out / "checkpoints" / parts[-1]
+    content = bytearray(last.read_bytes())
+    content[-1] ^= 1
+    last.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    if damage == "gone":
+        last.unlink()
+    with caplog.at_level(logging.INFO, "saelab"):
+        fit(tokens(), CONFIG, TRAIN, out, progress=False)
+    assert "damaged" in caplog.text and f"step-00000010{INDEX}" in caplog.text and "at step 5 of 30" in caplog.text
+    assert lines(out)[-1]["loss"] == pytest.approx(lines(alone / "topk")[-1]["loss"], rel=1e-6)
+
+
+def fall_back(folder: Path) -> None:
+    fit(tokens(), CONFIG, replace(TRAIN, latent_shards=2), folder, progress=False)
+
+
+def test_shards_agree_on_the_checkpoint_where_one_finds_damage(tmp_path, alone):
+    out = tmp_path / "out"
+    each(2, tmp_path / "store", cut_short, out)
+    last = sorted((out / "checkpoints").glob("part-*"))[-1]
+    last.write_bytes(last.read_bytes()[:-3] + b"abc")
+    assert each(2, tmp_path / "store2", fall_back, out) == [0, 0]
+    assert lines(out)[-1]["loss"] == pytest.approx(lines(alone / "topk")[-1]["loss"], rel=1e-6)
+
+
+def test_parts_say_what_they_hold_and_belong_to_a_recipe(tmp_path):
+    out = tmp_path / "out"
+    each(2, tmp_path / "store", cut_short, out)
+    index = json.loads((out / "checkpoints" / f"step-00000010{INDEX}").read_text())
+    assert index["metadata"]["step"] == 10
+    for name, file in index["weight_map"].items():
+        with safe_open(out / "checkpoints" / file, framework="pt") as opened:
+            shape = opened.get_slice(name).get_shape()
+        assert ("[" in name) == (bool(shape) and "b_dec" not in name and not name.startswith("adam.3")), name
+        if "[" in name:
+            assert shape[0] == 48 and name.endswith(("[0:48]", "[48:96]"))
+    with pytest.raises(UserError, match="another recipe"):
+        fit(tokens(), replace(CONFIG, k=5), TRAIN, out, progress=False)
+    assert checkpoints.latest(out / "none", "x") is None
+
+
+REFUSED = {
+    "latent_shards=2: has to divide the number of processes, 1; start a multiple of 2": (CONFIG, 2, "out"),
+    "latent_shards=7: has to divide the 96 latents": (CONFIG, 7, "out"),
+    "latent_shards=2: the parts of an SAE meet in its folder": (CONFIG, 2, None),
+    "latent_shards=2: needs rule=topk or batchtopk, decoder=free": (SAEConfig(10, 96, rule="relu"), 2, "out"),
+    "latent_shards=2: needs .*multi_topk=false": (SAEConfig(10, 96, k=3, multi_topk=True), 2, "out"),
+    "latent_shards=2: needs .*decoder=free and": (SAEConfig(10, 96, k=3, decoder="archetypal"), 2, "out"),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_shards_that_cannot_be_are_refused_before_anything_is_written(message, tmp_path):
+    config, shards, folder = REFUSED[message]
+    place = None if folder is None else tmp_path / folder
+    with pytest.raises(UserError, match=message) as caught:
+        fit(tokens(), config, replace(TRAIN, latent_shards=shards), place, progress=False)
+    assert len(str(caught.value).splitlines()) == 1 and not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="latent_shards=0: must be at least 1"):
+        TrainConfig(latent_shards=0)

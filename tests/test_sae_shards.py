@@ -1,0 +1,201 @@
+"""Latents sharded over real processes: the choice, the step and the files of one process."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sae_processes import each
+from safetensors.torch import load_file, save_file
+from test_sae_memory import Held
+
+from saelab.sae import SAEConfig, Trainer, objectives, rules, start
+from saelab.sae.distributed import Group, World
+
+D, LATENTS, K, BATCH, STEPS = 16, 768, 16, 128, 50
+# Some latents fall silent, so that AuxK has work; screen=float32 so that all see the same numbers.
+CONFIG = SAEConfig(D, LATENTS, k=K, lr=1e-3, screen="float32", clip=1.0, dead_after=3 * BATCH, auxk_k=3, auxk_stride=2)
+RULES = {
+    "topk": CONFIG,
+    "batchtopk": replace(CONFIG, rule="batchtopk"),
+    "matryoshka": replace(CONFIG, rule="batchtopk", prefixes=(0.1, 0.4, 1)),
+}
+
+
+def batch(step: int) -> torch.Tensor:
+    """Tokens that are sums of few directions, some of them much more common than others."""
+    g = torch.Generator().manual_seed(1000 + step)
+    parts = torch.randn(64, D, generator=torch.Generator().manual_seed(0))
+    codes = torch.rand(BATCH, 64, generator=g) * (torch.rand(BATCH, 64, generator=g) < 0.1)
+    return codes @ parts + 0.05 * torch.randn(BATCH, D, generator=g) + 1
+
+
+def train(config: SAEConfig, world: World, watch: list[np.ndarray] | None = None) -> tuple[Trainer, dict]:
+    """50 steps; `watch` gets which latents of this shard each of this process' tokens keeps, step by step."""
+    trainer, metrics = Trainer(config, world=world), {}
+    keep = objectives.keep
+
+    def watched(pre, config, world, weights, centred):
+        pairs, *rest = keep(pre, config, world, weights, centred)
+        chosen = torch.zeros(len(centred), len(weights["W_enc"]), dtype=torch.bool)
+        bags = torch.arange(len(pairs.offsets) - 1).repeat_interleave(pairs.offsets.diff())
+        fires = pairs.values > 0
+        chosen[bags[fires] % len(centred), pairs.latents[fires].long()] = True
+        watch.append(chosen.numpy())
+        return pairs, *rest
+
+    objectives.keep = keep if watch is None else watched
+    try:
+        for step in range(STEPS):
+            x = batch(step).view(world.data.size, -1, D)[world.data.rank]
+            metrics = trainer.step(x)
+    finally:
+        objectives.keep = keep
+    return trainer, metrics
+
+
+def train_shards(folder: Path, shards: int) -> None:
+    world = World(shards)
+    for rule, config in RULES.items():
+        watch: list[np.ndarray] = []
+        trainer, metrics = train(config, world, watch)
+        out = folder / f"{rule}-{world.data.rank}-{world.latents.rank}"
+        weights = {name: tensor.clone() for name, tensor in trainer.weights.items()}
+        extra = {"threshold": trainer.threshold, "silent": trainer.silent}
+        extra |= {f"metric.{name}": value.float() for name, value in metrics.items()}
+        save_file(weights | extra, f"{out}.safetensors")
+        np.save(f"{out}.npy", np.packbits(np.stack(watch), axis=2))
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict:
+    found = {}
+    for rule, config in RULES.items():
+        watch: list[np.ndarray] = []
+        trainer, metrics = train(config, World(), watch)
+        found[rule] = (trainer, metrics, np.stack(watch))
+    return found
+
+
+@pytest.mark.parametrize(("size", "shards"), [(2, 2), (4, 4), (4, 2)])
+def test_shards_choose_and_learn_what_one_process_does(size, shards, tmp_path, alone):
+    assert each(size, tmp_path / "store", train_shards, tmp_path, shards) == [0] * size
+    rows = size // shards
+    for rule, (trainer, metrics, chosen) in alone.items():
+        parts = [[f"{rule}-{i}-{s}" for s in range(shards)] for i in range(rows)]
+        masks = [
+            np.concatenate([np.unpackbits(np.load(tmp_path / f"{p}.npy"), axis=2) for p in row], 2) for row in parts
+        ]
+        found = np.concatenate(masks, axis=1).astype(bool)
+        same = (found == chosen).all(2).mean()
+        assert same >= 0.9999, (rule, same)
+        files = [[load_file(tmp_path / f"{p}.safetensors") for p in row] for row in parts]
+        for name, tensor in trainer.weights.items():
+            for row in files:
+                whole = row[0][name] if name == "b_dec" else torch.cat([part[name] for part in row])
+                assert float((whole - tensor).norm() / tensor.norm()) <= 1e-5, (rule, name)
+        for row in files:
+            assert torch.equal(torch.cat([part["silent"] for part in row]), trainer.silent)
+            for part in row:
+                assert torch.equal(part["b_dec"], files[0][0]["b_dec"])
+                torch.testing.assert_close(part["threshold"], trainer.threshold, rtol=1e-5, atol=0)
+                for name, value in metrics.items():
+                    assert float(part[f"metric.{name}"]) == pytest.approx(float(value), rel=1e-5), (rule, name)
+        assert "auxk" in metrics and int(metrics["silent"]) > 3, "AuxK must have had a choice"
+
+
+def test_a_shard_draws_its_rows_of_the_whole_draw():
+    """Whatever the widths: torch draws a last piece of fewer than 16 numbers in another way."""
+    for latents, d_in in ((768, 16), (60, 7), (12, 1), (9000, 33)):
+        whole = torch.randn(latents, d_in, generator=torch.Generator().manual_seed(3))
+        for shards in (2, 3, 4):
+            grids = [SimpleNamespace(latents=Group(range(1)), rows=None) for _ in range(shards)]
+            for rank, grid in enumerate(grids):
+                grid.latents.size, grid.latents.rank = shards, rank
+                grid.rows = lambda n, rank=rank, shards=shards: slice(rank * n // shards, (rank + 1) * n // shards)
+            config = SAEConfig(d_in, latents, k=1)
+            rows = [start._draw_rows(config, torch.Generator().manual_seed(3), grid) for grid in grids]
+            assert torch.equal(torch.cat(rows), whole), (latents, d_in, shards)
+
+
+TIED = torch.tensor([3.0] * 3 + [2] * 8 + [1] * 5 + [3] * 2 + [2] * 4 + [0] * 10)  # across the shards of 32 latents
+
+
+def choose_among_equals(folder: Path, shards: int) -> None:
+    """Write [row, latent] of what this process keeps of six equal tokens, with all pre-activations and in chunks."""
+    world, rows_of_six = World(shards), torch.ones(6, 1)
+    own, x = world.rows(32), rows_of_six.chunk(world.data.size)[world.data.rank]
+    weights = {"W_enc": TIED[own].unsqueeze(1), "b_enc": torch.zeros(32 // shards)}
+    for rule in ("topk", "batchtopk"):
+        config = SAEConfig(1, 32, rule=rule, k=7, screen="float32")
+        for name, pre in (("held", x @ weights["W_enc"].T), ("chunked", None)):
+            pairs, _ = rules.find(rule).pairs(pre, config, world, weights, x)
+            rows = torch.arange(len(x)).repeat_interleave(pairs.offsets.diff()) + len(x) * world.data.rank
+            found = torch.stack([rows, pairs.latents + own.start])
+            np.save(folder / f"{rule}-{name}-{world.all.rank}.npy", found.numpy())
+
+
+@pytest.mark.parametrize(("size", "shards"), [(2, 1), (4, 2), (4, 4)])
+def test_ties_across_a_boundary_keep_exactly_k_and_the_first(size, shards, tmp_path):
+    assert each(size, tmp_path / "store", choose_among_equals, tmp_path, shards) == [0] * size
+    whole = TIED.repeat(6, 1)
+    expected = {
+        "topk": [(row, latent) for row in range(6) for latent in (0, 1, 2, 3, 4, 16, 17)],
+        # 42 of the batch: 30 threes, and all twelve twos of the first token
+        "batchtopk": [(*divmod(int(flat), 32),) for flat in whole.flatten().sort(descending=True, stable=True)[1][:42]],
+    }
+    for rule, pairs in expected.items():
+        for name in ("held", "chunked"):
+            files = tmp_path.glob(f"{rule}-{name}-*.npy")
+            found = [tuple(pair) for file in files for pair in np.load(file).T.tolist()]
+            assert sorted(found) == sorted(pairs), (rule, name)
+
+
+def choose_all_in_one(folder: Path) -> None:
+    """The k largest of each token, and of the batch, lie in the last shard."""
+    world = World(4)
+    own, x = world.rows(32), torch.rand(5, 8, generator=torch.Generator().manual_seed(0)) + 0.1
+    W = torch.rand(32, 8, generator=torch.Generator().manual_seed(1))
+    W[24:] += 10
+    weights = {"W_enc": W[own], "b_enc": torch.zeros(8)}
+    for rule in ("topk", "batchtopk"):
+        config = SAEConfig(8, 32, rule=rule, k=8, screen="float32")
+        pairs, _ = rules.find(rule).pairs(x @ W[own].T, config, world, weights, x)
+        assert len(pairs.values) == (40 if world.latents.rank == 3 else 0)
+        if world.latents.rank == 3:
+            assert pairs.latents.view(5, 8).sort(1).values.tolist() == [list(range(8))] * 5
+
+
+def test_all_winners_in_one_shard_are_kept(tmp_path):
+    assert each(4, tmp_path / "store", choose_all_in_one, tmp_path) == [0] * 4
+
+
+WIDE, WIDTH, TOKENS = 4096, 64, 64  # so that rows of weights weigh more than tokens
+
+
+def hold(shards: int) -> int:
+    """Peak of the bytes of tensors in three steps of a new trainer."""
+    config = SAEConfig(WIDTH, WIDE, k=8, screen="float32")
+    x = torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
+    world = World(shards)
+    with Held() as held:
+        trainer = Trainer(config, world=world)
+        for _ in range(3):
+            trainer.step(x)
+    return held.peak
+
+
+def hold_shards(folder: Path, shards: int) -> None:
+    (folder / f"{shards}-{torch.distributed.get_rank()}").write_text(str(hold(shards)))
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+def test_each_process_holds_its_share_of_the_memory(shards, tmp_path):
+    whole = hold(1)
+    assert 32 * WIDE * WIDTH < whole < 1.5 * 32 * WIDE * WIDTH + 8 * TOKENS * WIDE, "docs/scale.md's formula"
+    assert each(shards, tmp_path / "store", hold_shards, tmp_path, shards) == [0] * shards
+    for rank in range(shards):
+        peak = int((tmp_path / f"{shards}-{rank}").read_text())
+        assert peak <= 1.15 / shards * whole + TOKENS * (WIDE // shards) * 4, (rank, peak, whole)

@@ -25,7 +25,9 @@ def main(pictures: Path, root: Path) -> None:
     """Print a row for each form of the outputs."""
     outputs = imagenet_outputs()
     found = {"source": "folder", "root": str(pictures), "fractions": [0.98, 0.01, 0.01]}
-    p = Pipeline(found, HOST, ["output"], vocabulary="imagenet1k", bases=["neuron"], root=str(root), proposer={"name": "none"})
+    p = Pipeline(
+        found, HOST, ["output"], vocabulary="imagenet1k", bases=["neuron"], root=str(root), proposer={"name": "none"}
+    )
     logits = torch.from_numpy(p.caches["output"].pooled("mean")).float()
     names, vectors = p._label_vectors()
     own = find_targets(names, outputs, ("exact",))

@@ -468,9 +468,9 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
 
 def test_label_sets_reach_tables_only_where_the_run_has_them(report, run):
     made = [[unit(report, run, basis.name, 0)] for basis in run.bases]
-    assert not any("label_set" in line for line in exports.table(run, made))
+    assert not any("label_set" in line for line in exports.Table(run, made))
     made[0][0] |= {"label_set": ["cat", "kitten"]}
-    assert [line["label_set"] for line in exports.table(run, made)] == [["cat", "kitten"], *[None] * (len(made) - 1)]
+    assert [line["label_set"] for line in exports.Table(run, made)] == [["cat", "kitten"], *[None] * (len(made) - 1)]
     row = run.bases[0].labels[0]
     assert "label_set" not in records._label(row)
     assert records._label(row | {"label_set": None})["label_set"] is None
@@ -632,13 +632,13 @@ def test_labels_that_people_said_come_before_those_near_to_what_they_said():
     rows = [("ferret", None, 0.6), ("ferret", 0, 0.7), ("cat", 2, 0.3), ("dog", 1, 0.4), ("cat", 1, 0.2)]
     made = [
         {"unit": u, "label": label, "said_of": said, "badge": "holds", "interval": {"caption_r": [low, 0.9]}}
-        | {"meanings": []}
+        | {"several": False}
         for u, (label, said, low) in enumerate(rows)
     ]
     made.append(made[0] | {"unit": 5, "label": "owl", "badge": "weak", "said_of": 3})
     assert [r["unit"] for r in _best(made, "caption_r", 4)] == [3, 2, 1]
     assert [r["unit"] for r in _best(made, "caption_r", 1)] == [3]
-    made[3]["meanings"] = ["a dog", "a shoe"]  # its label names one of two
+    made[3]["several"] = True  # its label names one of two
     assert [r["unit"] for r in _best(made, "caption_r", 4)] == [2, 3, 1]
 
 

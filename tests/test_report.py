@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+import weakref
+import zlib
 from pathlib import Path
 
 import neuronpedia_database
@@ -24,14 +26,18 @@ from saelab.report import (
     glossary,
     held_out,
     maps,
+    matched_pairs,
     neuronpedia,
     pictures,
     reading,
     records,
+    shelf,
     vlm_answers,
     write,
 )
 from saelab.report.build import _best
+from saelab.report.shelf import Shelf
+from saelab.report.units import assemble
 
 
 @pytest.fixture(scope="module")
@@ -688,7 +694,43 @@ def test_a_photo_that_is_there_twice_byte_for_byte_is_shown_once(run, tmp_path):
     basis = run.bases[1]
     u = next(u for u in range(48) if (basis.exemplars["activations"][u] > 0).sum() >= 4)
     first, second = basis.exemplars["positives"][u][:2].tolist()
-    plain = records._exemplars(basis, basis.labels[u], u, 8, {})
-    once = records._exemplars(basis, basis.labels[u], u, 8, {first: first, second: first})
+    plain, once = (
+        records._exemplars(basis, u, records.exemplars_shown(basis, 8, same)[u]) for same in ({}, {second: first})
+    )
     assert once["positives"] == [i for i in plain["positives"] if i != second]
     assert once["activations"] == [v for v, i in zip(plain["activations"], plain["positives"]) if i != second]
+
+
+def test_a_shelf_gives_back_what_it_took():
+    rows = [{"unit": u, "x": [0.1 + u, 1e-300, None], "names": {3: "é\u2028"}, "pair": (1, 2)} for u in range(5)]
+    kept = Shelf(iter(rows))
+    expected = [row | {"names": {"3": "é\u2028"}, "pair": [1, 2]} for row in rows]
+    assert list(kept) == list(kept) == expected and len(kept) == 5
+    assert kept[1:3] == expected[1:3] and kept[-1] == expected[-1]
+    kept[0]["x"] = None
+    assert kept[0] == expected[0]
+
+
+def test_a_basis_is_never_read_whole_as_records(report, run, tmp_path, monkeypatch):
+    """Of records as objects there are as many at once as a step needs, however many units there are."""
+    alive, most = weakref.WeakSet(), []
+
+    class Watched(dict):
+        __hash__ = object.__hash__
+
+    def read(data: bytes) -> Watched:
+        row = Watched(json.loads(zlib.decompress(data)))
+        alive.add(row)
+        most.append(len(alive))
+        return row
+
+    monkeypatch.setattr(shelf, "_read", read)
+    monkeypatch.setattr(neuronpedia, "BATCH", 4)
+    monkeypatch.setattr(write, "CHUNK", 4)
+    made = assemble(run, tmp_path, 6)
+    for number, (whole, light) in enumerate(zip(made.whole, made.light, strict=True)):
+        write.basis(tmp_path, number, whole, light)
+    matched_pairs.drawn(run, made.whole)
+    exports.write(run, made.whole, tmp_path)
+    units = sum(len(whole) for whole in made.whole)
+    assert len(most) > 5 * units > 0 and max(most) <= 10 < units

@@ -16,6 +16,7 @@ BINS = 30  # of the histogram
 PER_BAND = 4  # images drawn from each tenth of the range, and from the zeros
 NEAREST = 6  # neighbours shown of each sort
 NEAREST_ELSEWHERE = 3  # the same in each of the other bases
+BLOCK = 2**23  # cosines that are held at once while neighbours are looked for
 SAMPLE = 4096  # images at most on which co-firing is measured
 FAITHFULNESS = ("truth_r", "caption_r", "auprc", "f1", "iou", "auroc", "scs")
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
@@ -247,8 +248,9 @@ def _nearest(a: np.ndarray, b: np.ndarray, of: str, key: str, found: list[dict[s
     keep = min(NEAREST if own else NEAREST_ELSEWHERE, len(b) - own)
     if keep < 1:
         return
-    for start in range(0, len(a), 512):
-        cosine = a[start : start + 512] @ b.T
+    step = max(1, min(512, BLOCK // len(b)))
+    for start in range(0, len(a), step):
+        cosine = a[start : start + step] @ b.T
         if own:
             cosine[np.arange(len(cosine)), np.arange(start, start + len(cosine))] = -2
         best = np.argpartition(-cosine, keep - 1, axis=1)[:, :keep]

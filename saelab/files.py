@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
         raise UserError("file", path, f"not JSON ({error})", "delete its folder to have it made again") from None
 
 
-def write_jsonl(path: Path, rows: list[Any]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON object a line, atomically. NaN and infinities become null (JSON has no word for them)."""
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -96,12 +96,12 @@ def read_jsonl(path: Path) -> list[Any]:
     return rows
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write a table, atomically: a heading, then a line for each row; all CSVs of this package are written here.
 
-    `columns`: the headings (default: the keys of all rows, in their order); what a row lacks and None are empty. Lists
-    and mappings become JSON. A *text* that a spreadsheet would take for a formula (one that begins with `= + - @`, a
-    tab or a line break) gets an apostrophe in front; numbers stay numbers.
+    `columns`: the headings (default: the keys of all rows, in their order; then `rows` are walked through twice); what
+    a row lacks and None are empty. Lists and mappings become JSON. A *text* that a spreadsheet would take for a formula
+    (one that begins with `= + - @`, a tab or a line break) gets an apostrophe in front; numbers stay numbers.
     """
     names = list(dict.fromkeys(name for row in rows for name in row)) if columns is None else list(columns)
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

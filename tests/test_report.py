@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+import weakref
+import zlib
 from pathlib import Path
 
 import neuronpedia_database
@@ -24,14 +26,18 @@ from saelab.report import (
     glossary,
     held_out,
     maps,
+    matched_pairs,
     neuronpedia,
     pictures,
     reading,
     records,
+    shelf,
     vlm_answers,
     write,
 )
 from saelab.report.build import _best
+from saelab.report.shelf import Shelf
+from saelab.report.units import assemble
 
 
 @pytest.fixture(scope="module")
@@ -468,9 +474,9 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
 
 def test_label_sets_reach_tables_only_where_the_run_has_them(report, run):
     made = [[unit(report, run, basis.name, 0)] for basis in run.bases]
-    assert not any("label_set" in line for line in exports.table(run, made))
+    assert not any("label_set" in line for line in exports.Table(run, made))
     made[0][0] |= {"label_set": ["cat", "kitten"]}
-    assert [line["label_set"] for line in exports.table(run, made)] == [["cat", "kitten"], *[None] * (len(made) - 1)]
+    assert [line["label_set"] for line in exports.Table(run, made)] == [["cat", "kitten"], *[None] * (len(made) - 1)]
     row = run.bases[0].labels[0]
     assert "label_set" not in records._label(row)
     assert records._label(row | {"label_set": None})["label_set"] is None
@@ -632,13 +638,13 @@ def test_labels_that_people_said_come_before_those_near_to_what_they_said():
     rows = [("ferret", None, 0.6), ("ferret", 0, 0.7), ("cat", 2, 0.3), ("dog", 1, 0.4), ("cat", 1, 0.2)]
     made = [
         {"unit": u, "label": label, "said_of": said, "badge": "holds", "interval": {"caption_r": [low, 0.9]}}
-        | {"meanings": []}
+        | {"several": False}
         for u, (label, said, low) in enumerate(rows)
     ]
     made.append(made[0] | {"unit": 5, "label": "owl", "badge": "weak", "said_of": 3})
     assert [r["unit"] for r in _best(made, "caption_r", 4)] == [3, 2, 1]
     assert [r["unit"] for r in _best(made, "caption_r", 1)] == [3]
-    made[3]["meanings"] = ["a dog", "a shoe"]  # its label names one of two
+    made[3]["several"] = True  # its label names one of two
     assert [r["unit"] for r in _best(made, "caption_r", 4)] == [2, 3, 1]
 
 
@@ -688,7 +694,43 @@ def test_a_photo_that_is_there_twice_byte_for_byte_is_shown_once(run, tmp_path):
     basis = run.bases[1]
     u = next(u for u in range(48) if (basis.exemplars["activations"][u] > 0).sum() >= 4)
     first, second = basis.exemplars["positives"][u][:2].tolist()
-    plain = records._exemplars(basis, basis.labels[u], u, 8, {})
-    once = records._exemplars(basis, basis.labels[u], u, 8, {first: first, second: first})
+    plain, once = (
+        records._exemplars(basis, u, records.exemplars_shown(basis, 8, same)[u]) for same in ({}, {second: first})
+    )
     assert once["positives"] == [i for i in plain["positives"] if i != second]
     assert once["activations"] == [v for v, i in zip(plain["activations"], plain["positives"]) if i != second]
+
+
+def test_a_shelf_gives_back_what_it_took():
+    rows = [{"unit": u, "x": [0.1 + u, 1e-300, None], "names": {3: "é\u2028"}, "pair": (1, 2)} for u in range(5)]
+    kept = Shelf(iter(rows))
+    expected = [row | {"names": {"3": "é\u2028"}, "pair": [1, 2]} for row in rows]
+    assert list(kept) == list(kept) == expected and len(kept) == 5
+    assert kept[1:3] == expected[1:3] and kept[-1] == expected[-1]
+    kept[0]["x"] = None
+    assert kept[0] == expected[0]
+
+
+def test_a_basis_is_never_read_whole_as_records(report, run, tmp_path, monkeypatch):
+    """Of records as objects there are as many at once as a step needs, however many units there are."""
+    alive, most = weakref.WeakSet(), []
+
+    class Watched(dict):
+        __hash__ = object.__hash__
+
+    def read(data: bytes) -> Watched:
+        row = Watched(json.loads(zlib.decompress(data)))
+        alive.add(row)
+        most.append(len(alive))
+        return row
+
+    monkeypatch.setattr(shelf, "_read", read)
+    monkeypatch.setattr(neuronpedia, "BATCH", 4)
+    monkeypatch.setattr(write, "CHUNK", 4)
+    made = assemble(run, tmp_path, 6)
+    for number, (whole, light) in enumerate(zip(made.whole, made.light, strict=True)):
+        write.basis(tmp_path, number, whole, light)
+    matched_pairs.drawn(run, made.whole)
+    exports.write(run, made.whole, tmp_path)
+    units = sum(len(whole) for whole in made.whole)
+    assert len(most) > 5 * units > 0 and max(most) <= 10 < units

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import saelab
-from saelab.artifacts import digest, file_digest, locked, plain, read_json
+from saelab.artifacts import file_digest, locked, plain, read_json
 from saelab.errors import UserError
 from saelab.evaluate import BADGES
 from saelab.images import ImageSet
@@ -22,17 +22,14 @@ from saelab.report import (
     exports,
     glossary,
     label_pictures,
-    maps,
     matched_pairs,
     meaning,
-    members,
     people,
     pictures,
-    random_directions,
     reading,
-    records,
     sae_quality,
     synthesised,
+    units,
     vlm_answers,
     write,
 )
@@ -66,6 +63,7 @@ SCRIPTS = (
     "vlm_answers.js",
     "synthesised.js",
 )
+Light = list[list[dict[str, Any]]]  # per basis and unit: `units.Assembled.light`
 BESIDE = {"compare": ("forest.js", "dictionaries.js")}  # scripts of one page, beside its own
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
@@ -139,63 +137,31 @@ def _written_from(partial: Path) -> str:
 
 
 def _write(run: reading.Run, out: Path, shown: int, site: str | None) -> None:
-    known = records.truth(run.images)
-    means = meaning.of_bases(run)
-    near = records.neighbours(run, means)
-    first = pictures.copies(run.images)
-    made = [records.of_basis(run, b, known, shown, near[b.name], first) for b in run.bases]
-    unstored: maps.Stores = {}
-    for b, rows in zip(run.bases, made, strict=True):
-        for record, where in zip(rows, maps.of_basis(run, b, rows, unstored), strict=True):
-            record["maps"] = where
-    random_directions.add(run, made)
-    synthesised.add([b.synthesised for b in run.bases], [digest(b.recipes["labels"]) for b in run.bases], made, out)
-    members.add(run.bases, made)
-    label_pictures.add(run.path.parent, run.bases, made, out)
-    prompts = _add_proposals(run, made, out)
-    used = sorted({i for basis in made for record in basis for i in map(int, record["names"])})
-    side = pictures.side_for(len(used))
-    unreadable = pictures.write(used, run.images, out, side)
-    for number, basis in enumerate(made):
-        write.basis(out, number, basis)
-    facts = _facts(run, made, side, unreadable)
+    made = units.assemble(run, out, shown)
+    side = pictures.side_for(len(made.images))
+    unreadable = pictures.write(sorted(made.images), run.images, out, side)
+    for number, (whole, light) in enumerate(zip(made.whole, made.light, strict=True)):
+        write.basis(out, number, whole, light)
+    facts = _facts(run, made.light, side, unreadable)
     facts |= {
-        "sides": matched_pairs.drawn(run, made),
-        "takeaway": exports.write(run, made, out, site),
-        "prompts": prompts,
+        "sides": matched_pairs.drawn(run, made.whole),
+        "takeaway": exports.write(run, made.whole, out, site),
+        "prompts": list(made.prompts),
     }
     write.put(out, "run", facts)
     write.put(out, "people", people.read(run.bases, people.folder(run.path)))
-    write.put(out, "maps", meaning.maps(run, means))
     for number, comparison in enumerate(run.comparisons):
         write.put(out, f"comparison-{number}", comparison)
     _assets(out)
     _pages(run, out)
 
 
-def _add_proposals(run: reading.Run, made: list[list[dict[str, Any]]], out: Path) -> list[str]:
-    """Add proposals, with small copies of their sheets, to the records; returns the prompts in use."""
-    wanted = [
-        (number, basis.sheets, name)
-        for number, basis in enumerate(run.bases)
-        for rows in basis.proposals.values()
-        for name in (name for row in rows for name in row.get("sheets") or [])
-        if basis.sheets is not None and (basis.sheets / name).is_file()
-    ]
-    kept, prompts = vlm_answers.copy_sheets(wanted, out), dict[str, int]()
-    for number, (basis, rows) in enumerate(zip(run.bases, made, strict=True)):
-        for record in rows:
-            spoken = basis.proposals.get(record["unit"], [])
-            record["proposals"] = [vlm_answers.shown(row, number, kept, prompts) for row in spoken]
-    return list(prompts)
-
-
-def _facts(run: reading.Run, made: list[list[dict[str, Any]]], side: int, unreadable: dict[int, str]) -> dict[str, Any]:
-    scorers = list(dict.fromkeys(s for basis in made for r in basis for s in r["scores"]))
+def _facts(run: reading.Run, light: Light, side: int, unreadable: dict[int, str]) -> dict[str, Any]:
+    scorers = list(dict.fromkeys(s for basis in run.bases for row in basis.labels for s in row["scores"]))
     keep = ("name", "version", "created", "config", "host", "encoder", "timings", "reused", "notes")
     return {key: run.facts.get(key) for key in keep} | {
         "images": _images(run.images),
-        "bases": [_basis(b, rows) for b, rows in zip(run.bases, made, strict=True)],
+        "bases": [_basis(b, rows) for b, rows in zip(run.bases, light, strict=True)],
         "scorers": scorers,
         "terms": glossary.terms(scorers),
         "chunk": write.CHUNK,
@@ -235,7 +201,7 @@ def _basis(basis: reading.ReadBasis, rows: list[dict[str, Any]]) -> dict[str, An
         "labelled": len(labels),
         "sure": sum(r["label"] is not None and not r["abstained"] for r in rows),
         "distinct": len(set(labels)),
-        "several": sum(len(r["meanings"]) > 1 for r in rows),
+        "several": sum(r["several"] for r in rows),
         "statuses": {s: statuses.count(s) for s in sorted(set(statuses))},
         "quartiles": quartiles,
         "badges": {word: sum(r["badge"] == word for r in rows) for word in BADGES} if judged else None,
@@ -261,7 +227,7 @@ def _best(rows: list[dict[str, Any]], metric: str | None, count: int) -> list[di
 
 
 def _order(record: dict[str, Any], low: float) -> tuple[bool, bool, float]:
-    return not record["said_of"], len(record["meanings"]) > 1, -low
+    return not record["said_of"], record["several"], -low
 
 
 def _evenly(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Files to take away: tables of all units, Neuronpedia's import, SAEs in SAELens' format, a methods text."""
 
 import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from saelab.report import methods, neuronpedia, people
 from saelab.report.reading import Run
 from saelab.report.records import FAITHFULNESS
 
-Records = list[list[dict[str, Any]]]  # per basis, a record per unit
+Records = Sequence[Sequence[dict[str, Any]]]  # per basis, a record per unit
+BATCH = 1024  # rows of a Parquet file that are made at once
 
 
 def write(run: Run, made: Records, out: Path, site: str | None = None) -> list[list[str]]:
@@ -21,8 +24,8 @@ def write(run: Run, made: Records, out: Path, site: str | None = None) -> list[l
     folder = out / "takeaway"
     folder.mkdir(exist_ok=True)
     said = people.read(run.bases, people.folder(run.path))
-    rows = table(run, made, people.merged(said))
-    write_csv(folder / "units.csv", rows)
+    rows = Table(run, made, people.merged(said))
+    write_csv(folder / "units.csv", rows, rows.keys)
     write_jsonl(folder / "units.jsonl", rows)
     places = neuronpedia.write(run, made, folder / "neuronpedia", site)
     for name, content in (
@@ -89,36 +92,45 @@ def folder_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-." else "_" for c in name).strip(".") or "sae"
 
 
-def table(run: Run, made: Records, said: dict[tuple[str, int], people.Row] | None = None) -> list[dict[str, Any]]:
-    """One flat row per unit. Lists (image files, activations, labels per scorer) stay lists.
+class Table:
+    """One flat row per unit, each with the keys of all; lists (image files, activations, labels per scorer) stay lists.
 
-    Where people `said` something of any unit (`people.merged`), every row has the columns for it.
+    Rows are made when they are walked through, as often as that happens: those of many units never stand side by side.
     """
-    rows: list[dict[str, Any]] = []
-    said = said or {}
-    for basis, records in zip(run.bases, made, strict=True):
-        for record in records:
-            keep = {
-                key: record[key]
-                for key in ("unit", "status", "label", "abstained", "badge", "source", "scorer", "fires_on")
-            }
-            rows.append(
-                {"basis": basis.name, "kind": basis.kind, "layer": basis.layer, "seed": basis.seed}
-                | keep
-                | ({"label_set": record["label_set"]} if "label_set" in record else {})
-                | (people.columns(said.get((basis.name, record["unit"])), record["label"]) if said else {})
-                | record["measured"]
-                | {f"{key}_{side}": bound for key, two in _bounds(record).items() for side, bound in two.items()}
-                | {"max_activation": record["max"], "polysemantic": len(record["meanings"]) > 1}
-                | {"meanings": [m["label"] for m in record["meanings"]]}
-                | {"meaning_shares": [m["share"] for m in record["meanings"]]}
-                | {f"label_{name}": found["label"] for name, found in record["scores"].items()}
-                | {f"score_{name}": found["score"] for name, found in record["scores"].items()}
-                | {"images": [run.images.files[i] for i in record["positives"]], "activations": record["activations"]}
-                | {"contrasts": [run.images.files[i] if i >= 0 else None for i in record["contrasts"]]}
-            )
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return [{key: row.get(key) for key in keys} for row in rows]
+
+    def __init__(self, run: Run, made: Records, said: dict[tuple[str, int], people.Row] | None = None) -> None:
+        """Where people `said` something of any unit (`people.merged`), every row has the columns for it."""
+        self.run, self.made, self.said = run, made, said or {}
+        self.keys = list(dict.fromkeys(key for row in self._rows() for key in row))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return ({key: row.get(key) for key in self.keys} for row in self._rows())
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for basis, records in zip(self.run.bases, self.made, strict=True):
+            own = {"basis": basis.name, "kind": basis.kind, "layer": basis.layer, "seed": basis.seed}
+            for record in records:
+                said = self.said.get((basis.name, record["unit"]))
+                yield own | _row(self.run, record, people.columns(said, record["label"]) if self.said else {})
+
+
+def _row(run: Run, record: dict[str, Any], said: people.Row) -> dict[str, Any]:
+    """What a table says of one unit, beside its basis; `said`: the columns of what people said."""
+    keep = ("unit", "status", "label", "abstained", "badge", "source", "scorer", "fires_on")
+    return (
+        {key: record[key] for key in keep}
+        | ({"label_set": record["label_set"]} if "label_set" in record else {})
+        | said
+        | record["measured"]
+        | {f"{key}_{side}": bound for key, two in _bounds(record).items() for side, bound in two.items()}
+        | {"max_activation": record["max"], "polysemantic": len(record["meanings"]) > 1}
+        | {"meanings": [m["label"] for m in record["meanings"]]}
+        | {"meaning_shares": [m["share"] for m in record["meanings"]]}
+        | {f"label_{name}": found["label"] for name, found in record["scores"].items()}
+        | {f"score_{name}": found["score"] for name, found in record["scores"].items()}
+        | {"images": [run.images.files[i] for i in record["positives"]], "activations": record["activations"]}
+        | {"contrasts": [run.images.files[i] if i >= 0 else None for i in record["contrasts"]]}
+    )
 
 
 def _bounds(record: dict[str, Any]) -> dict[str, dict[str, float | None]]:
@@ -127,13 +139,24 @@ def _bounds(record: dict[str, Any]) -> dict[str, dict[str, float | None]]:
     return {key: {"low": low, "high": high} for key, (low, high) in found.items()}
 
 
-def _parquet(path: Path, rows: list[dict[str, Any]]) -> bool:
-    """Write a Parquet file; False where pyarrow is not installed."""
+def _parquet(path: Path, rows: Table) -> bool:
+    """Write a Parquet file, some rows at a time; False where pyarrow is not installed."""
     from importlib.util import find_spec
 
     if find_spec("pyarrow") is None:
         return False
-    import pandas
+    import pyarrow
+    from pyarrow import parquet
 
-    pandas.DataFrame(rows).to_parquet(path, index=False)
+    schemas = (pyarrow.Table.from_pylist(some).schema for some in _in_batches(rows))
+    schema = pyarrow.unify_schemas(list(dict.fromkeys(schemas)), promote_options="permissive")
+    with parquet.ParquetWriter(path, schema) as writer:
+        for some in _in_batches(rows):
+            writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
     return True
+
+
+def _in_batches(rows: Table) -> Iterator[list[dict[str, Any]]]:
+    walk = iter(rows)
+    while some := list(islice(walk, BATCH)):
+        yield some

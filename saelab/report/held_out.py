@@ -1,5 +1,6 @@
 """What a label is worth on photos that nobody looked at when it was given: hits, misses and false alarms of a unit."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ STRONGEST = 12  # photos of a unit whose label nobody's words confirm
 BLOCK = 512  # units held as dense columns at once
 
 
-def of_basis(run: Run, basis: ReadBasis) -> list[dict[str, Any] | None]:
+def of_basis(run: Run, basis: ReadBasis) -> Iterator[dict[str, Any] | None]:
     """Per unit the test photos that fire it beside those of which its label is true; None without a test split.
 
     Where people's words confirm the label on some test photo: `counts` [hits, misses, false alarms, neither] over the
@@ -24,7 +25,8 @@ def of_basis(run: Run, basis: ReadBasis) -> list[dict[str, Any] | None]:
     """
     test = run.images.ids("test")
     if not len(test):
-        return [None] * len(basis.labels)
+        yield from [None] * len(basis.labels)
+        return
     rule = basis.recipes["evaluation"].get("truth", "mention")
     labels = [row["label"] for row in basis.labels]
     stated = truth.from_descriptions(
@@ -33,17 +35,15 @@ def of_basis(run: Run, basis: ReadBasis) -> list[dict[str, Any] | None]:
     thresholds = _thresholds(basis, labels, stated, run.images.ids("mine"))
     known = stated.known[torch.as_tensor(test)].numpy()
     acts = basis.acts[test]
-    found: list[dict[str, Any] | None] = []
     for u, label in enumerate(labels):
         values = acts[:, [u]].toarray().ravel()
         true = None
         if label is not None and label in stated.column:
             true = stated.member[torch.as_tensor(test), stated.column[label]].numpy() & known
         if true is None or not true.any():
-            found.append({"strongest": _strongest(test, values, values > firing_threshold(values.max()), STRONGEST)})
+            yield {"strongest": _strongest(test, values, values > firing_threshold(values.max()), STRONGEST)}
         else:
-            found.append(_split(test, values, true, known, float(thresholds[u])))
-    return found
+            yield _split(test, values, true, known, float(thresholds[u]))
 
 
 def _split(

@@ -1,7 +1,7 @@
 """Pictures of a unit's label, generated or from a folder, with what the unit does on them (`saelab cosy`)."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,19 @@ def find_measured(root: Path, labels: Mapping[str, Any]) -> Path | None:
     return max(found, key=lambda folder: ((folder / "complete.json").stat().st_mtime, folder.name), default=None)
 
 
-def add(root: Path, bases: Sequence[ReadBasis], made: Sequence[list[dict[str, Any]]], out: Path) -> None:
-    """Give each record its `label_pictures`, or None, and copy the pictures into the report's folder."""
-    for basis, records in zip(bases, made, strict=True):
-        folder = find_measured(root, basis.recipes["labels"])
-        rows = {} if folder is None else {row["unit"]: row for row in read_jsonl(folder / "cosy.jsonl")}
-        facts = {} if folder is None else read_json(folder / "cosy.json")
-        for record in records:
-            row = rows.get(record["unit"])
-            record["label_pictures"] = None
-            if folder is not None and row and row["label"] == record["label"] and (row["strip"] or row["black"]):
-                shown = [[_copy(folder, i, out), value] for i, value in row["strip"]]
-                numbers = {name: row[name] for name in NUMBERS}
-                record["label_pictures"] = numbers | {"source": facts["source"], "by": facts.get("by"), "shown": shown}
+def of_basis(root: Path, basis: ReadBasis, out: Path) -> Iterator[dict[str, Any] | None]:
+    """Per unit the pictures of its label, or None; they are copied into the report's folder `out`."""
+    folder = find_measured(root, basis.recipes["labels"])
+    rows = {} if folder is None else {row["unit"]: row for row in read_jsonl(folder / "cosy.jsonl")}
+    facts = {} if folder is None else read_json(folder / "cosy.json")
+    for given in basis.labels:
+        row = rows.get(given["unit"])
+        if folder is None or not row or row["label"] != given["label"] or not (row["strip"] or row["black"]):
+            yield None
+            continue
+        shown = [[_copy(folder, i, out), value] for i, value in row["strip"]]
+        numbers = {name: row[name] for name in NUMBERS}
+        yield numbers | {"source": facts["source"], "by": facts.get("by"), "shown": shown}
 
 
 def _copy(folder: Path, number: int, out: Path) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,34 +21,30 @@ Stores = dict[str, cache.ActivationCache | None]  # by layer: what a run with `s
 
 
 def of_basis(
-    run: Run, basis: ReadBasis, records: list[dict[str, Any]], unstored: Stores
-) -> list[dict[str, Any] | None]:
+    run: Run, basis: ReadBasis, positives: list[list[int]], unstored: Stores
+) -> Iterator[dict[str, Any] | None]:
     """Per unit `{"grid": [height, width], "cells": base64 of uint8 [shown, height, width], "boxes": [[w, h], ...]}`.
 
-    255 is the unit's highest token among its shown positives. A box is what the host saw of a picture, centred, as a
+    255 is the unit's highest token among its shown `positives`. A box is what the host saw of a picture, centred, as a
     share of the picture's centre square. None where there is no map: no cache, tokens without a place, other bases.
     """
     store, project = _cache(run, basis, unstored), _projection(basis)
-    images = sorted({i for record in records for i in record["positives"]})
-    if store is None or project is None or not images:
-        return [None] * len(records)
-    grids = {store.grid(i) for i in images}
-    grid = grids.pop()
-    if grids or grid is None:
-        return [None] * len(records)
+    images = sorted({i for own in positives for i in own})
+    grids = set() if store is None or project is None else {store.grid(i) for i in images}
+    grid = grids.pop() if len(grids) == 1 else None
+    if store is None or project is None or grid is None:
+        yield from [None] * len(positives)
+        return
     height, width = grid
-    shown = max(len(record["positives"]) for record in records)
-    found = np.zeros((len(records), shown, height * width), np.float16)
+    found = np.zeros((len(positives), max(map(len, positives)), height * width), np.float16)
     where: dict[int, list[tuple[int, int]]] = {}
-    for u, record in enumerate(records):
-        for rank, image in enumerate(record["positives"]):
+    for u, own in enumerate(positives):
+        for rank, image in enumerate(own):
             where.setdefault(image, []).append((u, rank))
     _fill(found, store, project, where)
     transform = store.recipe["host"]["transform"]
-    return [
-        _packed(found[u, : len(record["positives"])], height, width, record["positives"], run.images, transform)
-        for u, record in enumerate(records)
-    ]
+    for u, own in enumerate(positives):
+        yield _packed(found[u, : len(own)], height, width, own, run.images, transform)
 
 
 def _fill(found: np.ndarray, store: Any, project: Projection, where: dict[int, Any]) -> None:

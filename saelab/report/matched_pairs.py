@@ -1,5 +1,6 @@
 """Neurons beside the SAE features that fire with them, drawn by a fixed seed: matched pairs, and neurons split."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ DRAWN = 6  # rows of each sort
 TOGETHER = 0.2  # from this correlation over images on, two units count as firing together
 
 
-def drawn(run: Run, made: list[list[dict[str, Any]]], seed: int = 0) -> dict[str, Any] | None:
+def drawn(run: Run, made: Sequence[Sequence[dict[str, Any]]], seed: int = 0) -> dict[str, Any] | None:
     """`{"bases", "pairs": [[neuron, feature]], "splits": [[neuron, feature, ...]]}`; a unit is [basis, unit, r].
 
     Pairs: labelled neurons drawn at random, each with the feature of the first SAE that fires most like it. Splits:
@@ -24,10 +25,14 @@ def drawn(run: Run, made: list[list[dict[str, Any]]], seed: int = 0) -> dict[str
     sae = next((b.name for b in run.bases if b.kind == "sae" and b.layer == layer), None)
     if sae is None:
         return None
-    rows, rng = made[neuron], np.random.default_rng(seed)
-    links = [[link for link in row["near"].get("links", []) if link[0] == sae] for row in rows]
-    paired = [u for u, row in enumerate(rows) if row["label"] is not None and links[u]]
-    split = [u for u in _most(rows, "polysemanticity") if len(links[u]) > 1 and links[u][1][2] >= TOGETHER]
+    rng = np.random.default_rng(seed)
+    links, labelled, numbers = [], [], []
+    for row in made[neuron]:
+        links.append([link for link in row["near"].get("links", []) if link[0] == sae])
+        labelled.append(row["label"] is not None)
+        numbers.append(row["measured"]["polysemanticity"])
+    paired = [u for u, own in enumerate(links) if labelled[u] and own]
+    split = [u for u in _most(numbers) if len(links[u]) > 1 and links[u][1][2] >= TOGETHER]
     name = run.bases[neuron].name
     return {
         "bases": [name, sae],
@@ -36,9 +41,9 @@ def drawn(run: Run, made: list[list[dict[str, Any]]], seed: int = 0) -> dict[str
     }
 
 
-def _most(rows: list[dict[str, Any]], key: str) -> list[int]:
-    known = [u for u, row in enumerate(rows) if row["measured"][key] is not None]
-    known.sort(key=lambda u: -rows[u]["measured"][key])
+def _most(numbers: list[float | None]) -> list[int]:
+    """The tenth of units with the largest numbers, at least five."""
+    known = [u for _, u in sorted((-x, u) for u, x in enumerate(numbers) if x is not None)]
     return known[: max(5, len(known) // 10)]
 
 

@@ -1,7 +1,5 @@
 """Where each unit's held-out number lies among those of random directions of its layer."""
 
-from typing import Any
-
 import numpy as np
 
 from saelab.compare.inputs import above_chance
@@ -9,8 +7,8 @@ from saelab.compare.random_directions import among
 from saelab.report.reading import ReadBasis, Run
 
 
-def add(run: Run, made: list[list[dict[str, Any]]]) -> None:
-    """Set `random_percentile` among each record's measured numbers: the share of random directions that do worse.
+def of_bases(run: Run) -> list[list[float | None]]:
+    """Per basis and unit `random_percentile`: the share of random directions that do worse.
 
     By the metric that decides the layer's comparison, above chance. None without a comparison or random directions,
     and for random directions themselves.
@@ -20,13 +18,14 @@ def add(run: Run, made: list[list[dict[str, Any]]]) -> None:
     for basis in run.bases:
         if basis.kind == "random_rotation" and decides.get(basis.layer):
             drawn.setdefault(basis.layer, []).append(_values(basis, decides[basis.layer]))
-    for basis, records in zip(run.bases, made, strict=True):
-        shares = [None] * len(records)
+    made = []
+    for basis in run.bases:
+        shares: list[float | None] = [None] * len(basis.labels)
         if basis.layer in drawn and basis.kind != "random_rotation":
             found = among(_values(basis, decides[basis.layer]), np.concatenate(drawn[basis.layer]))
             shares = [None if share != share else round(share, 4) for share in found.tolist()]
-        for record, share in zip(records, shares, strict=True):
-            record["measured"]["random_percentile"] = share
+        made.append(shares)
+    return made
 
 
 def _values(basis: ReadBasis, metric: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a unit page shows, as plain records: histogram, activation bands, enriched classes, neighbours, percentiles."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ BINS = 30  # of the histogram
 PER_BAND = 4  # images drawn from each tenth of the range, and from the zeros
 NEAREST = 6  # neighbours shown of each sort
 NEAREST_ELSEWHERE = 3  # the same in each of the other bases
+BLOCK = 2**23  # cosines that are held at once while neighbours are looked for
 SAMPLE = 4096  # images at most on which co-firing is measured
 FAITHFULNESS = ("truth_r", "caption_r", "auprc", "f1", "iou", "auroc", "scs")
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
@@ -47,20 +49,16 @@ def main_scorer(row: dict[str, Any]) -> str | None:
 
 
 def of_basis(
-    run: Run, basis: ReadBasis, known: Truth, shown: int, near: list[dict[str, Any]], first: dict[int, int]
-) -> list[dict[str, Any]]:
-    """One record per unit of `basis`; `shown` exemplars each; `near` from `neighbours`, `first` from `pictures.copies`.
-
-    Six parameters: what all bases share is made once, by the caller.
-    """
-    rng, unseen = np.random.default_rng(0), held_out.of_basis(run, basis)
+    run: Run, basis: ReadBasis, known: Truth, near: list[dict[str, Any]], kept: Sequence[np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    """One record per unit of `basis`; `near` from `neighbours`, `kept` from `exemplars_shown`."""
+    rng = np.random.default_rng(0)
     measured = [_measured(row, found) for row, found in zip(basis.labels, basis.evaluation, strict=True)]
     percentiles, does = _percentiles(measured), what_it_does.of_units(basis.effects, basis.labels)
-    records = []
-    for u, row in enumerate(basis.labels):
+    for u, (row, unseen) in enumerate(zip(basis.labels, held_out.of_basis(run, basis), strict=True)):
         column = basis.acts[:, [u]]
         values, ids = column.data, column.indices
-        record = _label(row) | _exemplars(basis, row, u, shown, first) | _distribution(values, len(run.images))
+        record = _label(row) | _exemplars(basis, u, kept[u]) | _distribution(values, len(run.images))
         record |= {
             "bands": _bands(ids, values, len(run.images), rng),
             "enriched": _enriched(record["positives"], known, len(run.images)),
@@ -70,7 +68,7 @@ def of_basis(
             "interval": basis.evaluation[u].get("interval") or {},
             "badge": basis.evaluation[u].get("badge"),
             "said_of": (basis.evaluation[u].get("named") or {}).get("truth_images"),
-            "held_out": unseen[u],
+            "held_out": unseen,
             "does": does[u],
             "near": near[u],
             "meanings": row.get("meanings") or [],
@@ -80,10 +78,9 @@ def of_basis(
         named = {i for key in ("positives", "contrasts") for i in record[key]} | {i for b in record["bands"] for i in b}
         named |= {i for meaning in record["meanings"] for i in meaning["positives"]}
         named |= {i for found in record["verified"] for i in found.get("images", [])}
-        named |= {i for photos in (unseen[u] or {}).values() if isinstance(photos, list) for i in _photos(photos)}
+        named |= {i for photos in (unseen or {}).values() if isinstance(photos, list) for i in _photos(photos)}
         record["names"] = {i: name(run.images, i) for i in sorted(named) if i >= 0}
-        records.append(record)
-    return records
+        yield record
 
 
 def _photos(shown: list[Any]) -> list[int]:
@@ -108,13 +105,21 @@ def _sources(row: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
     return {label: known[label] for labels in found for label in labels if label in known}
 
 
-def _exemplars(basis: ReadBasis, row: dict[str, Any], u: int, shown: int, first: dict[int, int]) -> dict[str, Any]:
-    """The strongest images with their contrasts, a photo that is there twice (byte for byte) once."""
-    ids = basis.exemplars["positives"][u]
-    fired = (ids >= 0) & (basis.exemplars["activations"][u] > 0)
-    places = np.flatnonzero(fired)
-    _, new = np.unique([first.get(i, i) for i in ids[places].tolist()], return_index=True)
-    keep = places[np.sort(new)][:shown]
+def exemplars_shown(basis: ReadBasis, shown: int, first: dict[int, int]) -> list[np.ndarray]:
+    """Per unit the ranks of the strongest images on its page: up to `shown`, a photo that is there twice once.
+
+    `first`: from `pictures.copies`, which photos are the same byte for byte.
+    """
+    found = []
+    for ids, values in zip(basis.exemplars["positives"], basis.exemplars["activations"], strict=True):
+        places = np.flatnonzero((ids >= 0) & (values > 0))
+        _, new = np.unique([first.get(i, i) for i in ids[places].tolist()], return_index=True)
+        found.append(places[np.sort(new)][:shown])
+    return found
+
+
+def _exemplars(basis: ReadBasis, u: int, keep: np.ndarray) -> dict[str, Any]:
+    """The strongest images with their contrasts."""
     part = {
         key: basis.exemplars[key][u][keep].tolist() for key in ("positives", "activations", "contrasts", "similarity")
     }
@@ -243,8 +248,9 @@ def _nearest(a: np.ndarray, b: np.ndarray, of: str, key: str, found: list[dict[s
     keep = min(NEAREST if own else NEAREST_ELSEWHERE, len(b) - own)
     if keep < 1:
         return
-    for start in range(0, len(a), 512):
-        cosine = a[start : start + 512] @ b.T
+    step = max(1, min(512, BLOCK // len(b)))
+    for start in range(0, len(a), step):
+        cosine = a[start : start + step] @ b.T
         if own:
             cosine[np.arange(len(cosine)), np.arange(start, start + len(cosine))] = -2
         best = np.argpartition(-cosine, keep - 1, axis=1)[:, :keep]

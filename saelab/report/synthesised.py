@@ -1,6 +1,6 @@
 """Pictures made to raise a unit, as its page shows them: below the photos, with what each is worth in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,13 @@ def read(root: Path, units: Mapping[str, Any]) -> Made:
     return found
 
 
-def add(made: Sequence[Made], labels: Sequence[str], records: Sequence[list[dict[str, Any]]], out: Path) -> None:
-    """Give each record its `synthesised` pictures, and write small copies of them into the report's folder.
+def of_basis(made: Made, units: int, labels: str, number: int, out: Path) -> Iterator[list[dict[str, Any]]]:
+    """Per unit of basis `number` its pictures, of which small copies are written into the report's folder `out`.
 
-    `made`, `labels` (digest of the labels that the records show), `records`: of each basis.
+    `labels`: the digest of the labels that its pages show.
     """
-    for number, (own, current, rows) in enumerate(zip(made, labels, records, strict=True)):
-        for record in rows:
-            found = own.get(record["unit"], [])
-            record["synthesised"] = [
-                _shown(folder, row, row["labels"] == current, number, out) for folder, row in found
-            ]
+    for unit in range(units):
+        yield [_shown(folder, row, row["labels"] == labels, number, out) for folder, row in made.get(unit, [])]
 
 
 def tell(row: Mapping[str, Any], current: bool) -> list[str]:

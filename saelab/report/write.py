@@ -12,6 +12,7 @@ import numpy as np
 from saelab.evaluate import BADGES
 
 CHUNK = 40  # units in one data file
+THUMBS = 5  # images in a row of a table
 DIGITS = 4  # significant digits kept on pages; exports keep all
 NONE = -(2**15)  # digits that stand for no number
 
@@ -39,12 +40,12 @@ def rounded(value: Any) -> Any:
     return [rounded(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def summary(records: list[dict[str, Any]], thumbs: int = 5) -> dict[str, Any]:
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A basis for the browser, column by column: what a table row and a dot in the scatter plot need.
 
     `{"units", "labels", "badges", "statuses", "columns", "thumbs", "measured"}`: a unit's place in the words of
     `labels`, `badges` and `statuses`, and its `flags` (1 abstains, 2 has two meanings), are integers of the columns of
-    the same names (-1: none), its `thumbs` strongest images a row of `thumbs` integers, all by `integers`; `measured`
+    the same names (-1: none), its strongest images a row of `thumbs` integers, all by `integers`; `measured`
     holds its numbers by `decimals`.
     """
     labels = sorted({r["label"] for r in records if r["label"] is not None})
@@ -55,11 +56,11 @@ def summary(records: list[dict[str, Any]], thumbs: int = 5) -> dict[str, Any]:
         "label": [place.get(r["label"], -1) for r in records],
         "badge": [BADGES.index(r["badge"]) if r["badge"] in BADGES else -1 for r in records],
         "status": [statuses.index(r["status"]) for r in records],
-        "flags": [bool(r["abstained"]) + 2 * (len(r["meanings"]) > 1) for r in records],
+        "flags": [bool(r["abstained"]) + 2 * r["several"] for r in records],
     }
-    strongest = np.full((len(records), thumbs), -1)
+    strongest = np.full((len(records), THUMBS), -1)
     for row, r in zip(strongest, records, strict=True):
-        row[: len(r["positives"])] = r["positives"][:thumbs]
+        row[: len(r["positives"])] = r["positives"][:THUMBS]
     return {
         "units": len(records),
         "labels": labels,
@@ -118,12 +119,13 @@ def read_summary(found: dict[str, Any]) -> dict[str, Any]:
     return words | {key: whole(text) for key, text in found["columns"].items()} | {"thumbs": rows, "measured": measured}
 
 
-def basis(out: Path, number: int, records: list[dict[str, Any]]) -> None:
+def basis(out: Path, number: int, records: Sequence[dict[str, Any]], light: Sequence[dict[str, Any]]) -> None:
     """Write one basis: its summary, the summary of its first units, and its records, a file for every 40 units.
 
-    The browser of units draws its first page from the small file before it loads the large one.
+    `light`: of each record what `summary` reads, and `several`: has it two meanings? The browser of units draws its
+    first page from the small file before it loads the large one.
     """
-    put(out, f"summary-{number}", summary(records))
-    put(out, f"summary-{number}-first", summary(records[:CHUNK]))
+    put(out, f"summary-{number}", summary(light))
+    put(out, f"summary-{number}-first", summary(light[:CHUNK]))
     for start in range(0, len(records), CHUNK):
         put(out, f"units/{number}/{start // CHUNK}", records[start : start + CHUNK])

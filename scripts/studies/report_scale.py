@@ -17,7 +17,7 @@ import numpy as np
 
 from saelab.report import write
 
-ROUNDS = 1
+ROUNDS = 5
 TABLE = ".units tbody tr:nth-child(20) .name a"
 ALL = "main:not([aria-busy]) .plot svg"
 MAP = "p.legend span"

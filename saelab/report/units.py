@@ -1,0 +1,92 @@
+"""The whole record of every unit, out of all that a run knows of it, one unit after another."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saelab.artifacts import digest
+from saelab.report import (
+    label_pictures,
+    maps,
+    meaning,
+    members,
+    pictures,
+    random_directions,
+    records,
+    synthesised,
+    vlm_answers,
+    write,
+)
+from saelab.report.reading import ReadBasis, Run
+from saelab.report.shelf import Shelf
+
+KEPT = ("unit", "label", "status", "badge", "abstained", "measured", "interval", "said_of")  # in a light record
+Row = dict[str, Any]
+
+
+@dataclass
+class Assembled:
+    """The records of every basis, in the order of bases."""
+
+    whole: list[Shelf] = field(default_factory=list)
+    light: list[list[Row]] = field(default_factory=list)  # what summaries need: `KEPT`, `several`, first `positives`
+    prompts: dict[str, int] = field(default_factory=dict)  # that proposers were given, with their numbers
+    images: set[int] = field(default_factory=set)  # that any record shows
+
+
+def assemble(run: Run, out: Path, shown: int) -> Assembled:
+    """Make all records; writes the maps, and the pictures that are not of the run's own images, into folder `out`.
+
+    `shown` limits the strongest images of a unit.
+    """
+    known, means = records.truth(run.images), meaning.of_bases(run)
+    write.put(out, "maps", meaning.maps(run, means))
+    near, first, shares = records.neighbours(run, means), pictures.copies(run.images), random_directions.of_bases(run)
+    sheets, unstored = _copy_sheets(run, out), dict[str, Any]()
+    found = Assembled()
+    for number, basis in enumerate(run.bases):
+        kept = records.exemplars_shown(basis, shown, first)
+        positives = [ids[own].tolist() for ids, own in zip(basis.exemplars["positives"], kept, strict=True)]
+        labels = digest(basis.recipes["labels"])
+        parts = {
+            "maps": maps.of_basis(run, basis, positives, unstored),
+            "synthesised": synthesised.of_basis(basis.synthesised, len(kept), labels, number, out),
+            "members": members.of_basis(basis, run.bases),
+            "label_pictures": label_pictures.of_basis(run.path.parent, basis, out),
+            "proposals": _proposals(basis, number, sheets, found.prompts),
+        }
+        rows = records.of_basis(run, basis, known, near.pop(basis.name), kept)
+        found.light.append([])
+        found.whole.append(Shelf(_joined(rows, shares[number], parts, found)))
+    return found
+
+
+def _joined(
+    rows: Iterator[Row], shares: list[float | None], parts: dict[str, Iterator[Any]], found: Assembled
+) -> Iterator[Row]:
+    """The whole record of each unit of the last basis of `found`, which gets the light one and the images."""
+    for record, share, *own in zip(rows, shares, *parts.values(), strict=True):
+        record["measured"]["random_percentile"] = share
+        found.images.update(record["names"])
+        light = {key: record[key] for key in KEPT} | {"several": len(record["meanings"]) > 1}
+        found.light[-1].append(light | {"positives": record["positives"][: write.THUMBS]})
+        yield record | dict(zip(parts, own, strict=True))
+
+
+def _copy_sheets(run: Run, out: Path) -> dict[str, str]:
+    """Small copies of the sheets that proposers saw, where they are still there: what `vlm_answers.shown` needs."""
+    wanted = [
+        (number, basis.sheets, name)
+        for number, basis in enumerate(run.bases)
+        for rows in basis.proposals.values()
+        for name in (name for row in rows for name in row.get("sheets") or [])
+        if basis.sheets is not None and (basis.sheets / name).is_file()
+    ]
+    return vlm_answers.copy_sheets(wanted, out)
+
+
+def _proposals(basis: ReadBasis, number: int, sheets: dict[str, str], prompts: dict[str, int]) -> Iterator[list[Row]]:
+    """Per unit what proposers said; prompts that are not in use yet are added to `prompts`."""
+    for row in basis.labels:
+        yield [vlm_answers.shown(said, number, sheets, prompts) for said in basis.proposals.get(row["unit"], [])]

@@ -1,5 +1,6 @@
 """The agent against a real server with scripted answers: what it may look at, where it ends, what is paid, resume."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -225,6 +226,43 @@ def test_an_agent_without_an_answer_gives_its_unit_a_row_that_says_why(tmp_path,
         (again,) = ask(server, tmp_path, rounds=4)
     assert (row.status, row.labels, row.error) == ("unparsed", (), why) and again == row
     assert sum(server.paid.values()) == rounds  # asked again: nothing
+
+
+class Lossy(Photos):
+    """Photo 3 is gone while `gone` is set."""
+
+    gone = True
+
+    def load(self, i: int):
+        if i == 3 and self.gone:
+            raise UserError("image", "3.jpg", "can't be read any more", "put the file back")
+        return super().load(i)
+
+
+def test_a_photo_that_an_agent_asks_for_and_that_is_gone_fails_its_unit_alone(tmp_path):
+    """Of two units the first asks for photo 3, the other for photo 9; the first goes on when photo 3 is back."""
+    looks = [[call("look", photo=9)], [call("look", photo=3)]]
+
+    def script(turn: int, body: dict):
+        return looks.pop() if turn == 0 else LABEL
+
+    own = ShownExemplars(torch.tensor([[0, 1], [4, 5], [8, 9]]), torch.full((3, 2), -1), torch.ones(3, 2))
+    own = dataclasses.replace(own, column=exemplars().column)
+    images = Lossy()
+    with Scripted(script) as server:
+        settings = {"base_url": server.url, "cache": tmp_path / "answers", **FAST, "concurrency": 1}
+
+        def run() -> list[propose.Proposal]:
+            agent = load_proposer("agent", sight=Words().sight, **settings)
+            return propose.run(agent, own, images, [1, 2], tmp_path / "run", mode="positives", progress=False)
+
+        rows = run()
+        assert [row.status for row in rows] == ["failed", "answered"]
+        assert rows[0].error == "image=3.jpg: can't be read any more; put the file back" and rows[0].labels == ()
+        assert transcript(tmp_path, 1)[-1]["error"] == rows[0].error and sum(server.paid.values()) == 3
+        images.gone = False
+        assert [row.status for row in run()] == ["answered"] * 2
+        assert sum(server.paid.values()) == 4 and set(server.paid.values()) == {1}  # only what came after the look
 
 
 def test_a_talk_is_cut_at_its_tokens(tmp_path):

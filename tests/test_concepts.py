@@ -15,6 +15,7 @@ from saelab.hosts import Host, Transform
 from saelab.label import concepts, exemplars, pipeline
 from saelab.label.vocabulary import pool
 from saelab.units import Projection, UnitActivations
+from saelab.units.grouping import Grouping
 
 WORDS = pool([(label, ("planted",)) for label in ("zebra", "Reds", "blue")])
 MINING = exemplars.MiningSettings(k=4, rare_below=2)
@@ -184,6 +185,10 @@ def test_decoder_rows_only_where_the_sae_reads_the_encoders_own_vectors(world, t
             decoder_rows(tokens, other, ids)
     with pytest.raises(UserError, match="not one vector of 7 numbers an image"):
         decoder_rows(tokens, vectors[ids][:, :7], ids)
+    pairs = Grouping.fit([(0, 1), (2, 4)], torch.rand(6, 5, generator=generator))
+    for project, what in ((Projection(sae=sae, groups=pairs), "groups have no"), (Projection(groups=pairs), "have no")):
+        with pytest.raises(UserError, match=f"decoder_direction: .*{what} decoder"):  # of 5 rows none is a pair's
+            decoder_rows(concepts.Tokens(store, project), vectors[ids], ids)
 
 
 def test_pictures_without_label_images_are_told(world, tmp_path):

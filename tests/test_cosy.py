@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import cache_world
 import numpy as np
@@ -14,9 +15,13 @@ from scipy.stats import mannwhitneyu
 from small_images import coloured
 
 from saelab import cache, images, truth, units
+from saelab.acts import columns, dense
+from saelab.cli.cosy import _fire
 from saelab.errors import UserError
 from saelab.evaluate import cosy, generation
-from saelab.run.stages.cosy import leave_out_black
+from saelab.hosts import Host
+from saelab.run.basis import Basis
+from saelab.run.stages.cosy import leave_out_black, open_like
 
 TEST = np.arange(100, 400)
 
@@ -104,6 +109,47 @@ def test_new_pictures_get_the_activations_that_the_cache_gave_them(tmp_path):
         kept = units.UnitActivations.load(made.path)
         expected = kept.acts if kept.acts.layout == torch.strided else kept.acts.to_dense()
         torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_random_hosts_units_see_new_pictures_by_that_host(tmp_path):
+    """Two networks of one shape: the units of each get what its own cache gave them, in the order of the bases."""
+    pictures, hosts = cache_world.pictures(tmp_path / "pictures", 12), [cache_world.host()]
+    other = cache_world.Net()  # of other random weights
+    hosts.append(Host(other, hosts[0].transform, "net"))
+    found = []
+    for place in (1, 0, 1):
+        store = cache.write(pictures, hosts[place], ["conv"], tmp_path / "runs", workers=0)["conv"]
+        made = [units.neuron, units.neuron, units.random_rotation][len(found)](store, tmp_path / "runs")
+        name = f"units {len(found)}"
+        found.append(Basis(name, name, "neuron", None, "conv", made, ("own", "random")[place]))
+    config = SimpleNamespace(policy="all", pool="max", dtype="float16", batch_size=5, workers=0)
+    run = SimpleNamespace(host=hosts[0], random_host=hosts[1], weights="own", config=config)
+    for basis, shown in zip(found, _fire(run, found, pictures), strict=True):
+        kept = dense(columns(units.UnitActivations.load(basis.units.path).acts))
+        torch.testing.assert_close(shown.acts, kept, rtol=2e-3, atol=2e-3)
+    own = [shown.acts for shown in _fire(run, found[:2], pictures)]
+    assert not torch.allclose(*own, atol=0.1)
+
+
+def test_of_generated_pictures_as_many_are_measured_as_are_asked_for(tmp_path):
+    """More lie there: of a larger count, and of a label that no unit has now."""
+    root = tmp_path / "generated"
+    for label in ("red cup", "dog", "zebra"):
+        (root / label).mkdir(parents=True)
+        for i in range(6):
+            noise = np.random.default_rng(i).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(root / label / f"{i:03}.png")
+    own = images.load("folder", root=str(root))
+    few = open_like(own, root, generation.files_of(["red cup", "dog", "unpainted"], 2))
+    assert few.files == ("dog/000.png", "dog/001.png", "red cup/000.png", "red cup/001.png")
+    assert len(cosy.in_folders(["dog", "zebra"], few)["dog"]) == 2 and few.fingerprint != own.fingerprint
+    assert open_like(own, root).files == own.files
+    for i in range(2, 6):
+        (root / "dog" / f"{i:03}.png").unlink()
+    again = open_like(own, root, generation.files_of(["red cup", "dog"], 2))
+    assert again.fingerprint == few.fingerprint, "what else lies there changes nothing"
+    with pytest.raises(UserError, match="no"):
+        open_like(own, root, ["wolf/000.png"])
 
 
 def test_without_diffusers_one_line_says_what_to_install(monkeypatch, tmp_path):

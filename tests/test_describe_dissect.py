@@ -27,6 +27,8 @@ IMAGES = Pictures()
 class RedBench:
     """A unit that measures red, and photos of two labels: those of `red things` fire it, those of `cats` do not."""
 
+    recipe = {"truth": "exact"}  # noqa: RUF012
+
     def fire(self, unit, pictures):
         return torch.tensor([float(np.asarray(p)[..., 0].mean()) for p in pictures])
 
@@ -205,3 +207,25 @@ def test_a_run_gives_it_real_activations_and_held_out_photos(made, tmp_path):  #
     made_aids = ((), None, bench)
     _, rows, text = propose_labels(basis, asking, settings, made.images, made.store(basis), tmp_path, *made_aids)
     assert rows[0].labels[0] == "red" and "describe_dissect" in text
+
+
+def test_another_truth_or_other_made_pictures_start_proposals_anew(made, tmp_path):  # noqa: F811
+    """The order of candidates hangs on which photos a label stands for, and what is shown on how it was made."""
+    basis = next(basis for basis in made.mined if basis.name == "neuron")
+    chat = answers(tmp_path, labels=("blue", "green", "red", "blue", "grey"), units=(0,))
+    asking = propose.load_proposer("describe_dissect", chat=chat, captions="chat")
+    settings = ProposerSettings("describe_dissect", mode="positives", units="0")
+
+    def ask(settings=settings, **aids):
+        given = (basis, asking, settings, made.images, made.store(basis), tmp_path)
+        return propose_labels(*given, **aids)[0]
+
+    bench = made._bench(basis)
+    strict = dataclasses.replace(bench, rule="exact")
+    assert bench.rule != "exact" and ask(bench=bench) == ask(bench=bench) != ask(bench=strict)
+
+    beside = dataclasses.replace(settings, options={"synthesised": "beside"})
+    made_so = [lambda units, name=name: propose.MadePictures(tmp_path / name, {}) for name in ("fourier-1", "maco-2")]
+    first, second = (ask(beside, bench=bench, make=make) for make in made_so)
+    assert first != second and ask(beside, bench=bench, make=made_so[0]) == first
+    assert ask(bench=bench, make=made_so[0]) == ask(bench=bench), "nothing made is shown, so nothing hangs on it"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from saelab.effects import MeasureSettings, causal_columns, difference, measure, percentiles, summarise
 from saelab.effects.ablate import Active, effects
-from saelab.effects.causal import FEWEST, choose_pictures, companions, run_edits
+from saelab.effects.causal import choose_pictures, companions
+from saelab.effects.ground import FEWEST, run_edits
 from saelab.effects.groups import groups_of, measure_group, summarise_groups
 from saelab.effects.summary import column, four_field, mean_of
 from saelab.effects.targets import Outputs, find_targets

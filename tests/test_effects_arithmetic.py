@@ -10,8 +10,8 @@ from effects_worlds import Planted, ground
 from scipy import stats
 
 from saelab.effects import MeasureSettings, amounts, difference, measure, summarise
-from saelab.effects.causal import DOSES, STEERED
 from saelab.effects.groups import measure_group
+from saelab.effects.steering import AMPLIFIED, DOSES, STEERED, output_scores
 from saelab.effects.summary import causal_columns, mean_of
 from saelab.units.bases import Projection
 
@@ -110,6 +110,12 @@ def test_a_unit_added_in_doses_where_all_is_linear(world, unit):
         assert row["kl"][f"{dose:g}"] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-3)
         assert row["steer_pct"][f"{dose:g}"] == pytest.approx(midranks(head[unit])[at])
     assert row["dose"] == pytest.approx(np.sign(centred(head[unit])[at])) and not row["inverted"]
+    scores = []
+    for picture in logits + AMPLIFIED * usual * head[unit]:
+        p = softmax(picture)
+        rank = np.argsort(-p, kind="stable").tolist().index(at)
+        scores.append((1 - rank / OUTPUTS) * p[at])
+    assert row["output_score"] == pytest.approx(np.mean(scores), rel=1e-4, abs=1e-12)
 
 
 def test_more_that_does_less_is_inverted(world):
@@ -240,3 +246,27 @@ def test_the_summary_of_a_basis_is_that_of_its_rows():
     assert summarise(rows[2:], [None] * 3, 3)["screen_r"] is None
     columns = causal_columns([rows[4], rows[1]], 6)
     assert columns["causal_p"].tolist()[1::3] == [0.04, 0.5] and np.isnan(columns["causal"][[0, 2, 3, 5]]).all()
+
+
+def test_the_output_score_is_the_probability_that_an_amplified_unit_gives_what_it_alone_writes():
+    """Identity: logits are 0 where the unit is silent, so that it alone decides: p in closed form, and rank 0.
+
+    A unit that writes another class than its label's leaves the label's output among the 19 losers: the formula, with
+    rank 1, since all of them tie; near 0.
+    """
+    tokens = np.zeros((20, 1, 2))
+    tokens[:10, 0] = 0.5, 0.7
+    head = np.zeros((2, 20))
+    head[0, 4], head[1, 9] = 2.0, 2.0
+    own = ground(tokens, head, ["class 4", "class 5"])
+    writes, elsewhere = (measure(unit, own, MeasureSettings()) for unit in (0, 1))
+    p = np.exp(AMPLIFIED * 0.5 * 2) / (np.exp(AMPLIFIED * 0.5 * 2) + 19)
+    assert p > 0.999 and writes["output_score"] == pytest.approx(p, rel=1e-6)
+    left = 1 / (np.exp(AMPLIFIED * 0.7 * 2) + 19)
+    assert elsewhere["output_score"] == pytest.approx((1 - 1 / 20) * left, rel=1e-4) and left < 1e-5
+
+
+def test_of_a_label_with_several_outputs_the_likeliest_counts():
+    logits = torch.log(torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.7, 0.1, 0.15, 0.05]]))
+    found = output_scores(logits, np.array([0, 2]))
+    assert found.tolist() == pytest.approx([(1 - 2 / 4) * 0.2, 0.7], rel=1e-6)

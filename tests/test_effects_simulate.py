@@ -13,6 +13,7 @@ from saelab.artifacts import read_jsonl
 from saelab.cli.effects import simulation_lines
 from saelab.effects.ablate import Active
 from saelab.effects.simulate import Stand, find_losses, fit_line, score_unit, with_pooled
+from saelab.errors import UserError
 from saelab.evaluate import Judges
 from saelab.run.stages.effects import EffectsSettings
 from saelab.run.stages.simulation import Predictors, summarise
@@ -169,6 +170,11 @@ def test_every_labeller_is_scored_beside_dealt_labels_and_truth(made):  # noqa: 
     assert all(row["scores"]["truth"] >= row["scores"]["dealt"] for row in rows[:3])
     again = made.measure_simulation(made.labelled[0], EffectsSettings(units="all"))
     assert again["units"] == 9 and EffectsSettings(simulate=True).facts == EffectsSettings().facts
+    bent = made.measure_simulation(made.labelled[0], EffectsSettings(units="all", fit="optim"))
+    assert bent["labellers"]["pearson"]["mean"]["mean"] > max(0.5, bent["labellers"]["dealt"]["mean"]["mean"])
+    assert len(list((made.root / "ablation_scores").glob("neuron-*[0-9a-f]"))) == 2, "kept apart from those of norm"
+    with pytest.raises(UserError, match="fit=optimal: unknown; did you mean optim"):
+        EffectsSettings(fit="optimal")
     text = simulation_lines("neuron", again)
     assert "pearson" in text and "above dealt labels" in text and "nothing depends on" in text
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_array
+from small_images import coloured
 
+import saelab
 from saelab import cache, units
+from saelab.artifacts import read_json
 from saelab.errors import UserError
 from saelab.label.assign import Evidence, rankings
 from saelab.label.mine import ContrastRule
@@ -18,6 +21,8 @@ from saelab.sae import SAE, Meta
 from saelab.units import grouping as own
 from saelab.units.grouping import GroupSettings, find_groups, high_units
 
+QUICK = {"label": {"nulls": 20, "mining": {"k": 4}}, "seeds": [0], "workers": 0, "device": "cpu"}
+WORDS = ["red", "green", "blue", "grey"]
 NO_CHANCE = {"permutations": 0}
 
 
@@ -199,3 +204,56 @@ def test_no_groups_is_no_basis(store, tmp_path):
     project = units.Projection.load(of.path)
     assert units.groups(store, tmp_path, of, project, ids, ids, GroupSettings(support=50)) is None
     assert not list((tmp_path / "units").glob("groups-*/complete.json"))
+
+
+def run_of(folder, acts, **settings):
+    """A run from arrays of 90 coloured pictures, whose bases are neurons and their groups."""
+    pictures = coloured(folder / "pictures", 90)
+    rng = np.random.default_rng(0)
+    words = rng.normal(size=(4, 16))
+    colour = [WORDS.index(pictures.classes[i][-1]) for i in range(len(pictures))]
+    vectors = {"images": words[colour] + 0.1 * rng.normal(size=(90, 16)), "labels": words}
+    own = {"bases": ["neuron", "neuron_groups"], "groups": {"sds": 1.0, "support": 8}, "scorer": ["pearson"]}
+    own |= {"activations": acts, "embeddings": vectors, "vocabulary": WORDS, "root": str(folder / "runs")} | QUICK
+    return saelab.Pipeline(images=pictures, **own | settings)
+
+
+def together_and_apart():
+    """[pictures, units] of two layers: units 0 and 1 fire on the same pictures in one, none do in the other."""
+    rng = np.random.default_rng(1)
+    together, apart = (np.abs(rng.normal(size=(90, 6))).astype(np.float32) * 0.1 for _ in range(2))
+    together[:40, :2] += 3
+    for unit in range(6):
+        apart[15 * unit : 15 * unit + 15, unit] += 3
+    return {"together": together, "apart": apart}
+
+
+@pytest.mark.slow
+def test_a_layer_without_groups_is_left_out_of_the_comparison_and_the_run_says_so(tmp_path):
+    made = run_of(tmp_path, together_and_apart())
+    assert made.most_per_layer() == 2 and made.compared_layers == ["together"]
+    assert "labelled" not in vars(made), "known before the labels"
+    assert "apart: not compared, for it takes two bases and neuron is there." in made.notes
+    assert list(made.comparisons) == ["together"]
+    assert {(b.layer, b.name) for b in made.evaluated} == {
+        ("together", "neuron"),
+        ("together", "neuron groups"),
+        ("apart", "neuron"),
+    }
+    page = made.report()
+    record = read_json(made.root / f"{made.config.name}.json")
+    assert list(record["comparisons"]) == ["together"] and page.is_file()
+
+
+def test_a_run_whose_groups_are_not_there_stops_before_the_labels_in_one_line(tmp_path):
+    lone = run_of(tmp_path, {"apart": together_and_apart()["apart"]})
+    with pytest.raises(UserError, match="at least two, and no layer has the groups; for example") as found:
+        _ = lone.comparisons
+    assert "\n" not in str(found.value) and "labelled" not in vars(lone) and "mined" not in vars(lone)
+    groups_alone = run_of(tmp_path, together_and_apart(), bases=["neuron_groups"])
+    with pytest.raises(UserError, match="a comparison needs at least two; for example"):
+        _ = groups_alone.comparisons
+    assert "bases" not in vars(groups_alone)
+    neither = run_of(tmp_path, {"apart": together_and_apart()["apart"]}, bases=["neuron_groups"])
+    with pytest.raises(UserError, match=r"there are no groups; lower groups\.sds"):
+        _ = neither.labelled

@@ -101,3 +101,16 @@ def test_dinov2_out_of_onnx_equals_the_onnx_graph(tmp_path: Path, monkeypatch: p
     assert tokens.shape == (1, 257, 384)
     assert np.abs(tokens - expected).max() < 2e-3 * np.abs(expected).max()
     assert host.choice("encoder.layer.9", "patches").grid == (16, 16)
+
+
+@pytest.mark.parametrize("name, layer", [("lite0", "_blocks.15"), ("lite0", "_blocks.10"), ("dino", "encoder.layer.9")])
+def test_many_edits_in_one_pass_equal_single_ones(name: str, layer: str, photos: tuple[list[Path], list[int]]) -> None:
+    if name == "dino":
+        pytest.importorskip("onnx", reason="needs the extra dino")
+    host = lite0() if name == "lite0" else hosts.load("dinov2_small_focus")
+    batch = host.load_images([Image.open(file) for file in photos[0][:2]])
+    edits = [lambda t: t * (torch.arange(t.shape[2]) % 5 > 0), torch.zeros_like, lambda t: t.roll(1, 2)]
+    together = host.fan_out(batch, layer, edits)
+    single = torch.stack([host.logits_with(batch, layer, edit) for edit in edits], dim=1)
+    assert host.cuts(layer) and (single - host.logits(batch)[:, None]).abs().amax((0, 2)).min() > 0.01
+    assert (together - single).abs().max() <= 1e-5 * single.abs().max()

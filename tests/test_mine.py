@@ -231,7 +231,7 @@ def test_blocks_do_not_change_the_answer(monkeypatch):
     ids, _ = mine.top_images(acts, 6)
     whole = mine.contrast_images(acts, emb, ids)[0]
     monkeypatch.setattr("saelab.label.mine.contrast.MASK_ELEMENTS", 60 * 7)
-    monkeypatch.setattr("saelab.label.mine.contrast.TABLE", 5)
+    monkeypatch.setattr("saelab.label.mine.lookup.TABLE", 5)
     for layout in LAYOUTS.values():
         assert torch.equal(mine.contrast_images(layout(acts), emb, ids)[0], whole)
 

@@ -178,6 +178,39 @@ def test_a_changed_program_is_another_recipe(tmp_path):
     assert CommandProposer(command).recipe != before
 
 
+class Gone(Pictures):
+    """Pictures of which some can't be read any more."""
+
+    def __init__(self, *gone: int) -> None:
+        super().__init__()
+        self.gone = gone
+
+    def load(self, i: int):
+        if i in self.gone:
+            raise UserError("image", f"{i}.jpg", "can't be read any more")
+        return super().load(i)
+
+
+def test_a_unit_with_an_unreadable_photo_fails_alone(tmp_path):
+    """Unit 1 has photo 5 among its positives, unit 3 photo 36 among its contrasts: the program hears of neither."""
+    command = program(tmp_path, count_runs(tmp_path) + ANSWER)
+    settings = {"mode": "contrast", "progress": False}
+    rows = propose.run(CommandProposer(command), exemplars(), Gone(5, 36), UNITS, tmp_path / "made", **settings)
+    assert [row.status for row in rows] == ["answered", "failed", "answered", "failed", "answered", "answered"]
+    assert rows[1].error == "the command was not asked: image=5.jpg: can't be read any more" and "36" in rows[3].error
+    assert asked(tmp_path) == [0, 2, 4, 5]
+    assert propose.summary(rows, UNITS)["text"].startswith("6 units: 4 answered, 2 failed")
+    mended = propose.run(CommandProposer(command), exemplars(), Gone(), UNITS, tmp_path / "made", **settings)
+    assert {row.status for row in mended} == {"answered"} and asked(tmp_path) == [0, 2, 4, 5, 1, 3]
+
+
+def test_a_batch_without_a_readable_photo_runs_no_program(tmp_path):
+    command = program(tmp_path, count_runs(tmp_path) + ANSWER)
+    with pytest.raises(UserError, match=r"all 2 units failed, .* was not asked: image=1\.jpg"):
+        propose.run(CommandProposer(command), exemplars(), Gone(1, 5), [0, 1], tmp_path / "made", progress=False)
+    assert not (tmp_path / "asked").exists() and not list((tmp_path / "made/command").glob("run-*"))
+
+
 # ---- MILAN: exemplars and rule -------------------------------------------------------------------------------------
 
 
@@ -230,6 +263,20 @@ def test_a_program_reads_exemplars_as_the_authors_tools_do_and_answers_in_their_
     assert not (tmp_path / "made/command/run-001/exemplars").exists()  # they take space and can be made again
     with pytest.raises(UserError, match="needs maps"):
         propose.run(proposer, shown, images, chosen, tmp_path / "flat", mode="positives", progress=False)
+
+
+def test_exemplars_leave_out_the_unit_whose_photo_is_gone(world, tmp_path):
+    """Of three units the middle one's last photo can't be read: the other two are rows 0 and 1 of the arrays."""
+    images, maps, _ = world
+    ids = torch.from_numpy(images.ids("mine"))[: 3 * 4].reshape(3, 4)
+    lost = Gone(int(ids[1, 3]))
+    see = lost.load
+    lost.load = lambda i: see(i) and images.load(i)
+    shown = propose.ShownExemplars(ids, torch.full_like(ids, -1), torch.ones(3, 4))
+    proposer = CommandProposer(program(tmp_path, READ, head="") + " @exemplars @answers", shown=4)
+    rows = propose.run(proposer, shown, lost, [0, 1, 2], tmp_path / "made", heat=maps, mode="positives", progress=False)
+    assert [row.labels for row in rows] == [("4 pictures, 224 pixels",), (), ("4 pictures, 224 pixels",)]
+    assert rows[1].status == "failed" and f"{int(ids[1, 3])}.jpg" in rows[1].error
 
 
 def test_exemplars_are_the_strongest_pictures_as_the_host_saw_them_with_masks_above_the_level(world, tmp_path):

@@ -153,6 +153,25 @@ def test_a_random_unit_abstains_and_a_planted_one_does_not(world):
     assert abstained[40:].mean() >= 0.8  # 95 % expected; 0.8 is four standard errors below
 
 
+def test_rivals_percentiles_stand_on_the_first_permutations_of_those_that_decide(world):
+    few = planted.make(planted.WorldSpec(images=300, units=12, parents=12, live=4, children=3, dim=32, seed=3))
+    noise = torch.rand(300, 12, generator=torch.Generator().manual_seed(5))
+    acts = torch.cat([few.acts, noise], dim=1)
+    settings = pipeline.LabelSettings(("pearson", "csp"), "pearson", nulls=20, rival_nulls=7, meanings=False)
+    rows, _ = labelled(few, image_set(300), acts, settings)
+    rival_first, _ = labelled(few, image_set(300), acts, with_(settings, final="csp", nulls=7))
+    both, _ = labelled(few, image_set(300), acts, with_(settings, rival_nulls=99))  # no more than the final's
+    of = lambda some, name: np.array([row["scores"][name]["null_percentile"] for row in some])  # noqa: E731
+    assert (of(rows, "csp") == of(rival_first, "csp")).all() and len(np.unique(of(rows, "csp"))) > 2
+    assert (of(rows, "pearson") == of(both, "pearson")).all() and (of(rows, "csp") != of(both, "csp")).any()
+    for some, name, n in ((rows, "pearson", 20), (rows, "csp", 7), (both, "csp", 20)):
+        assert np.allclose(of(some, name) * n, (of(some, name) * n).round(), atol=1e-6)
+    assert all(
+        row["scores"]["csp"]["null_percentile"] is None
+        for row in labelled(few, image_set(300), acts, with_(settings, rival_nulls=0))[0]
+    )
+
+
 def test_rows_have_label_sets_where_a_setting_asks_and_else_not_even_the_field(world):
     few = planted.make(planted.WorldSpec(images=300, units=12, parents=12, live=4, children=3, dim=32, seed=3))
     few.acts[:, 0] = 0

@@ -1,14 +1,18 @@
 """Planted units: drawn as they say, found by a labeller that knows, and through the whole pipeline beside real ones."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 import saelab
+from saelab import truth
 from saelab.cli.screens import planted_table
 from saelab.errors import UserError
 from saelab.label.planted import COMMONEST, FEWEST, KINDS, measure, plant
 from saelab.label.proposal import Proposal
+from saelab.run.stages.planted import find_seen
 
 IMAGES, WORDS = 400, [f"word{i}" for i in range(8)]
 
@@ -65,9 +69,12 @@ def test_recall_and_precision_by_hand():
     ]
     kinds, concepts = ["mono", "or", "and", "mono"], [["a"], ["a", "c"], ["d", "c"], ["c"]]
     same = {"a": 0, "b": 0, "c": 1, "d": 2}.get
-    found = {(row["labeller"], row["kind"]): row for row in measure(rows, kinds, concepts, same)}
+    found = {(row["labeller"], row["kind"]): row for row in measure(rows, kinds, concepts, same, seen={0, 2})}
     one = found["one", "all"]  # names b | c a | d z | nothing: right are b, c, a, d
     assert (one["units"], one["recall"], one["precision"]) == (4, 4 / 6, 4 / 5)
+    # seen are a and d: planted a, a, d; of b (which is a), c a and d z all three are named
+    assert (one["concepts"], one["seen"], one["recall_seen"]) == (6, 3, 1.0)
+    assert (found["final", "all"]["recall_seen"], found["final", "mono"]["recall_seen"]) == (2 / 3, 1.0)
     # dealt out: b -> 2 of 4 units, c -> 3, a -> 2, d -> 1, z -> 0
     assert one["dealt"] == pytest.approx(8 / 4 / 5)
     assert found["one", "or"]["recall"] == 1 and found["one", "and"]["precision"] == 0.5
@@ -81,6 +88,28 @@ def test_recall_and_precision_by_hand():
     assert set(proposer) == {"all", "or"} and proposer["all"]["units"] == 1  # the one that it was asked about
     assert (proposer["all"]["recall"], proposer["all"]["precision"]) == (0.5, 0.5)
     assert (found["meanings", "all"]["recall"], found["meanings", "all"]["precision"]) == (2 / 6, 1.0)
+
+
+def test_an_encoder_sees_a_concept_whose_word_is_near_its_photos():
+    """Two concepts of three: one that the encoder has the photos of, and one whose word it has elsewhere."""
+    member = torch.zeros(60, 3, dtype=torch.bool)
+    member[:20, 0], member[20:40, 1], member[40:41, 2] = True, True, True
+    images = torch.eye(4)[torch.where(member.any(1), member.int().argmax(1), 3)] + 0.1 * torch.randn(
+        60, 4, generator=torch.Generator().manual_seed(0)
+    )
+    names = ("cat", "joy", "moon")
+    columns = {name: i for i, name in enumerate(names)}
+    stated = truth.Truth(member, columns, names, torch.ones(60).bool(), "exact")
+    words = torch.eye(4)[[0, 3, 2]]
+    judge = truth.Similarity.of("encoder", images, names, words)
+    every = torch.arange(60)
+    assert find_seen(["cat", "joy", "cat"], judge, stated, every) == {0}
+    assert find_seen(names, judge, stated, every) == {0, 2}
+    assert find_seen(names, judge, stated, every[:40]) == {0}, "of the moon there is no photo among these"
+    flipped = dataclasses.replace(judge, images=-images)
+    assert find_seen(["cat"], flipped, stated, every) == set()
+    unknown = dataclasses.replace(stated, known=torch.arange(60) >= 20)
+    assert find_seen(["cat"], judge, unknown, every) == set()
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +154,16 @@ def test_the_table_has_a_line_a_labeller_and_a_column_a_kind():
         for name, p in (("pearson", 0.25), ("final", None))
         for kind, n in (("all", 3), ("mono", 3))
     ]
+    rows = [row | {"concepts": 4, "seen": 0, "recall_seen": None} for row in rows]
     lines = planted_table(rows).strip().splitlines()
     assert lines[0].split()[-4:] == ["all", "(3)", "mono", "(3)"] and len(lines) == 3
     assert lines[1].count("0.50 / 0.25 / 0.25") == 2 and lines[2].count("0.50 / - / -") == 2
     asked = {"labeller": "openai (proposer)", "kind": "all", "units": 2, "recall": 0.0, "precision": 0.0, "dealt": 0.0}
+    asked |= {"seen": 0}
     lines = planted_table([*rows, asked]).strip().splitlines()
     assert lines[0].split()[-3] == "(3)" and " ".join(lines[3].split()) == "openai (proposer) 0.00 / 0.00 / 0.00 of 2 -"
     assert planted_table([]) == ""
+    some = [row | {"seen": 3, "recall_seen": 1 / 3} for row in rows]
+    lines = planted_table(some).strip().splitlines()
+    assert lines[0].split(" / ")[-1].startswith("recall of seen") and lines[1].count("0.50 / 0.25 / 0.25 / 0.33") == 2
+    assert lines[-1] == "seen: concepts whose words the encoder tells from others, all 3 of 4, mono 3 of 4"

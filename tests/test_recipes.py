@@ -81,7 +81,7 @@ def test_exemplars_proposals_labels(made):
     labels = recipe(basis.labels)
     words = made.vocabulary
     settings = {"scorers": ["pearson"], "final": "pearson", "templates": None, "renormalize": True, "nulls": 20}
-    settings |= {"abstain_below": 0.95, "seed": 0, "runners_up": 5, "meanings": True}
+    settings |= {"rival_nulls": 40, "abstain_below": 0.95, "seed": 0, "runners_up": 5, "meanings": True}
     assert labels["settings"] == settings and labels["exemplars"] == basis.exemplars.digest
     assert labels["vocabulary"] == digest([words.labels, words.sources])
     assert (labels["encoder"], labels["proposals"]) == (embeddings.digest, answers_digest(basis.proposals))

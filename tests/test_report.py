@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import neuronpedia_database
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from report_fixture import ASKED, UNITS, write_run
 
 from saelab import cache, integrity
@@ -52,6 +55,10 @@ def data(report: Path, key: str):
     quoted = re.fullmatch(rf'saelab\.put\("{re.escape(key)}",(\'.*\')\)\n', text, re.DOTALL)[1]
     unescaped = re.sub(r"\\(u[0-9a-f]{4}|.)", lambda m: chr(int(m[1][1:], 16)) if len(m[1]) > 1 else m[1], quoted[1:-1])
     return json.loads(unescaped)
+
+
+def summary_of(report: Path, number: int) -> dict:
+    return write.read_summary(data(report, f"summary-{number}"))
 
 
 def unit(report: Path, run: reading.Run, basis: str, u: int) -> dict:
@@ -141,7 +148,7 @@ def run_label(run: reading.Run, name: str, u: int) -> str:
 
 def test_numbers_on_pages_are_those_of_the_artifacts(report, run):
     for i, basis in enumerate(run.bases):
-        summary = data(report, f"summary-{i}")
+        summary = summary_of(report, i)
         for u, (row, found) in enumerate(zip(basis.labels, basis.evaluation, strict=True)):
             label = summary["label"][u]
             assert (summary["labels"][label] if label >= 0 else None) == row["label"]
@@ -157,7 +164,7 @@ def test_every_picture_that_a_page_names_lies_in_the_folder(report, run):
     for number, basis in enumerate(run.bases):
         for u in range(len(basis.labels)):
             named |= set(map(int, unit(report, run, basis.name, u)["names"]))
-        named |= {i for row in data(report, f"summary-{number}")["thumbs"] for i in row}
+        named |= {i for row in summary_of(report, number)["thumbs"] for i in row}
     assert named and all((report / pictures.place(i)).is_file() for i in named)
 
 
@@ -174,6 +181,26 @@ def test_texts_from_data_survive_and_stay_text(tmp_path):
     hostile = "</script><script>alert(1)</script> ' \" \\ \u2028 \n émigré"
     write.put(tmp_path, "x", {"label": hostile, "nan": float("nan"), "pi": 3.14159265})
     assert data(tmp_path, "x") == {"label": hostile, "nan": None, "pi": 3.142}
+
+
+@given(st.lists(st.none() | st.floats(1e-120, 1e120) | st.floats(-1e120, -1e-120) | st.sampled_from([0.0, 9.9996])))
+def test_packed_numbers_are_the_rounded_ones(values):
+    packed = {"units": len(values), "labels": [], "badges": [], "statuses": [], "columns": {}, "thumbs": ""}
+    found = write.read_summary(packed | {"measured": {"x": write.decimals(values)}})["measured"]["x"]
+    assert found == write.rounded(values)
+
+
+def test_packed_numbers_that_are_none_or_out_of_reach():
+    odd = [math.nan, math.inf, 1e200, 1e-200, 3]
+    packed = {
+        "units": 5,
+        "labels": [],
+        "badges": [],
+        "statuses": [],
+        "columns": {"label": write.integers([-1, 2**31 - 1])},
+    }
+    found = write.read_summary(packed | {"thumbs": "", "measured": {"x": write.decimals(odd)}})
+    assert found["measured"]["x"] == [None, None, None, 0.0, 3.0] and found["label"] == [-1, 2**31 - 1]
 
 
 def test_small_pictures_shrink_as_there_are_more():
@@ -422,7 +449,7 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
     lines = {(x["basis"], x["unit"]): x for x in read_jsonl(report / "takeaway" / "units.jsonl")}
     several = bounded = 0
     for number, basis in enumerate(run.bases):
-        marked = set(data(report, f"summary-{number}")["several"])
+        marked = {u for u, flags in enumerate(summary_of(report, number)["flags"]) if flags & 2}
         for u, (row, found) in enumerate(zip(basis.labels, basis.evaluation, strict=True)):
             record, line = unit(report, run, basis.name, u), lines[basis.name, u]
             assert set(record["sources"].values()) <= {"classes"}
@@ -582,7 +609,7 @@ def _f1(column: np.ndarray, true: set, images: list[int], threshold: float) -> f
 def test_badges_stand_wherever_a_label_does(report, run):
     facts = data(report, "run")["bases"]
     for number, (basis, fact) in enumerate(zip(run.bases, facts, strict=True)):
-        summary = data(report, f"summary-{number}")
+        summary = summary_of(report, number)
         words = [found["badge"] for found in basis.evaluation]
         assert [summary["badges"][b] if b >= 0 else None for b in summary["badge"]] == words
         assert [unit(report, run, basis.name, u)["badge"] for u in range(len(words))] == words

@@ -119,3 +119,87 @@ def test_nothing_is_written_where_there_is_nothing_to_say(reader):
         )
         assert not {"null", "undefined", "NaN", "[object Object]"} & set(words), address
         assert not [text for text in words if re.search(r"(^|\s)1 (units|images|pictures|photos|labels|seeds)\b", text)]
+
+
+def test_columns_say_what_the_records_say(reader):
+    """Each unit's row, a view into packed columns, against the record on its own page."""
+    page = reader.open("units.html")
+    differing = page.evaluate(
+        """async () => {
+          const run = await saelab.need("run"), found = []
+          let seen = 0
+          for (const [b, basis] of run.bases.entries()) for (const row of await load(run, basis.name)) {
+            const record = (await saelab.need(`units/${b}/${Math.floor(row.unit / run.chunk)}`))[row.unit % run.chunk]
+            const { label, status, badge, abstained, meanings, positives, measured } = record
+            const several = meanings.length > 1, thumbs = positives.slice(0, 5)
+            const own = { label, status, badge, abstained, several, thumbs, ...measured }
+            for (const key in own) {
+              seen++
+              if (JSON.stringify(row[key]) !== JSON.stringify(own[key])) found.push([basis.name, row.unit, key])
+            }
+          }
+          return [seen, found]
+        }"""
+    )
+    assert differing[0] > 3000 and differing[1] == []
+
+
+def test_lists_are_sorted_and_searched_as_by_hand(reader):
+    """Against a comparison of whole rows and a search of every label, on all bases, for every column both ways."""
+    page = reader.open("units.html")
+    wrong = page.evaluate(
+        """async () => {
+          const run = await saelab.need("run"), rows = await load(run, "*"), wrong = []
+          const place = r => `${r.basis}/${r.unit}`
+          const none = x => x === null || x === undefined
+          const keys = ["unit", "label", "status", ...numberColumns, "random_percentile", "nothing"]
+          for (const sort of keys) for (const down of ["", "1"]) {
+            const hand = [...rows].sort((a, b) => {
+              const [x, y] = [a[sort], b[sort]]
+              if (none(x) || none(y)) return none(x) - none(y) || a.unit - b.unit
+              return (down ? -1 : 1) * (typeof x === "string" ? x.localeCompare(y, "en") : x - y) || a.unit - b.unit
+            })
+            if (sorted(rows, { sort, down }).map(place).join() !== hand.map(place).join()) wrong.push(sort + down)
+          }
+          const has = (r, word) => (r.label ?? "").toLowerCase().includes(word) || String(r.unit) === word
+          const asked = {
+            "ro": r => has(r, "ro"), "7": r => has(r, "7"), "07": r => has(r, "07"), "-a": r => !has(r, "a"),
+            '""': () => true, "ro OR NOT e": r => has(r, "ro") || !has(r, "e"),
+            "o 3 OR a": r => (has(r, "o") && has(r, "3")) || has(r, "a"),
+          }
+          const same = (a, b) => a.map(place).join() === b.map(place).join()
+          for (const q in asked) if (!same(rows.filter(query(q)), rows.filter(asked[q]))) wrong.push(q)
+          return wrong
+        }"""
+    )
+    assert wrong == []
+
+
+def test_many_dots_are_counted_at_the_nearest_hexagon(reader):
+    page = reader.open("units.html")
+    page.wait_for_selector(".plot svg")
+    drawn, found, nearest = page.evaluate(
+        """() => {
+          const [width, height] = [600, 170], random = d3.randomLcg(0.5)
+          const unit = i => ({ row: { basis: i % 3 ? "a" : "b" }, x: 10 ** (-3 * random()), y: random() - 0.3 })
+          const drawn = Array.from({ length: 2000 }, (_, i) => unit(i))
+          const axes = { type: "log", x: [1e-3, 1], y: [-0.3, 0.7] }
+          const found = counted(drawn, axes, width, height)
+          const [x, y] = [d3.scaleLog(axes.x, [0, width]), d3.scaleLinear(axes.y, [height, 0])]
+          const middles = []
+          const high = 14 * Math.sqrt(3)
+          for (let i = -1; i < 45; i++) for (let j = -1; j < 18; j++) {
+            middles.push([14 * i, high * j], [14 * (i + 0.5), high * (j + 0.5)])
+          }
+          const hand = new Map()
+          for (const d of drawn) {
+            const far = middles.map(([a, b]) => (a - x(d.x)) ** 2 + (b - y(d.y)) ** 2)
+            const key = `${middles[far.indexOf(Math.min(...far))].map(Math.round)} ${d.row.basis}`
+            hand.set(key, (hand.get(key) ?? 0) + 1)
+          }
+          return [drawn.length, found.map(f => [`${[x(f.x), y(f.y)].map(Math.round)} ${f.basis}`, f.count]), [...hand]]
+        }"""
+    )
+    assert sum(n for _, n in found) == drawn and len(found) > 300
+    assert dict(found) == dict(nearest)
+    assert [n for _, n in found] == sorted((n for _, n in found), reverse=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from elsewhere import Elsewhere
 
-from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, screen
+from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, rough
 
 STEP = {"lr": 2e-3, "dead_after": 300}
 CONFIGS = {
@@ -33,8 +33,9 @@ CASES += [(name, "cuda", True) for name in ("topk", "multi_topk", "archetypal")]
 
 @pytest.mark.parametrize(("name", "kind", "fast"), CASES)
 def test_training_elsewhere_gives_the_numbers_of_the_cpu_and_resumes(name, kind, fast, tmp_path, monkeypatch):
-    """`fast`: as on a CPU with bfloat16 instructions, where auto screens, beside a device without them."""
-    monkeypatch.setattr(screen, "has_fast_bfloat16", lambda device: fast and device.type == "cpu")
+    """`fast`: as on a CPU with bfloat16 and int8 instructions, where auto screens, beside a device without them."""
+    for test in ("has_fast_bfloat16", "has_fast_int8"):
+        monkeypatch.setattr(rough, test, lambda device: fast and device.type == "cpu")
     train = TrainConfig(batch_size=64, steps=10, log_every=1, checkpoint_every=4)
     here = fit(tokens(), CONFIGS[name], train, progress=False)
 

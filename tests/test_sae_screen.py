@@ -1,10 +1,10 @@
-"""The bfloat16 screen of BatchTopK and of encoding, against brute force in float64: what it may lose, and must not."""
+"""The screens of BatchTopK and of encoding, against brute force in float64: what it may lose, and must not."""
 
 import pytest
 import torch
 from test_sae_step import near_copies
 
-from saelab.sae import SAE, SAEConfig, Trainer, rules, screen, select, settle
+from saelab.sae import SAE, SAEConfig, Trainer, rough, rules, screen, select, settle
 from saelab.sae.distributed import Group, World
 from saelab.sae.model import Meta
 
@@ -57,9 +57,10 @@ def test_the_recall_of_a_batch_counts_true_members_that_the_screen_loses():
     assert float(screen.screen_recall_of_batch(x, W, bias, count)) == pytest.approx(kept, abs=0.01)
 
 
-def test_batchtopk_trains_by_the_screen_as_without():
+@pytest.mark.parametrize("by", ["bfloat16", "int8"])
+def test_batchtopk_trains_by_the_screen_as_without(by):
     settings = {"rule": "batchtopk", "k": 4, "lr": 1e-3, "dead_after": 96, "auxk_stride": 4}
-    plain, screened = (Trainer(SAEConfig(12, 512, screen=s, **settings)) for s in ("float32", "bfloat16"))
+    plain, screened = (Trainer(SAEConfig(12, 512, screen=s, **settings)) for s in ("float32", by))
     g = torch.Generator().manual_seed(0)
     for step in range(4):
         x = torch.randn(48, 12, generator=g) + 1
@@ -97,9 +98,13 @@ def test_two_processes_keep_their_parts_of_the_batchs_largest():
 
 
 def test_batchtopk_is_screened_where_its_largest_are_found_by_groups(monkeypatch):
-    monkeypatch.setattr(screen, "has_fast_bfloat16", lambda device: True)
-    found = {n: settle(SAEConfig(12, n, rule="batchtopk", k=4), "cpu").screen for n in (64, 368, 384, 392, 512)}
-    assert found == {64: "auto", 368: "auto", 384: "bfloat16", 392: "auto", 512: "bfloat16"}
+    """By int8, which has twice as many candidates, from more latents on than by bfloat16."""
+    monkeypatch.setattr(rough, "has_fast_bfloat16", lambda device: True)
+    sizes, wanted = (64, 368, 384, 392, 496, 512), ["auto", "auto", "bfloat16", "auto", "bfloat16", "int8"]
+    for fast in (True, False):
+        monkeypatch.setattr(rough, "has_fast_int8", lambda device, fast=fast: fast)
+        found = [settle(SAEConfig(12, n, rule="batchtopk", k=4), "cpu").screen for n in sizes]
+        assert found == [name if fast or name == "auto" else "bfloat16" for name in wanted]
 
 
 @pytest.mark.parametrize("rows", [64, 513])
@@ -168,7 +173,7 @@ def test_an_sae_encodes_alike_with_and_without_the_screen(rule, monkeypatch):
         real = getattr(screen, name)
         monkeypatch.setattr(screen, name, lambda *given, real=real: (asked.append(1), real(*given))[1])
     for fast in (False, True):
-        monkeypatch.setattr(screen, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        monkeypatch.setattr(rough, "has_fast_bfloat16", lambda device, fast=fast: fast)
         assert sae.screens(700) == fast and not sae.screens(screen.ROWS - 1)
         found[fast] = sae.encode_dense(x)
         assert len(asked) == fast

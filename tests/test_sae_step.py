@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, screen, select, settle, train
+from saelab.sae import SAEConfig, TrainConfig, Trainer, auxk, objectives, rough, screen, select, settle, train
 from saelab.sae.distributed import World
 
 VARIANCE, TOKENS = 3.7, 48
@@ -245,10 +245,11 @@ def test_schedules_that_cannot_be_are_refused(arguments, message):
         TrainConfig(**arguments)
 
 
-def test_the_bfloat16_screen_changes_which_latents_are_looked_at_and_no_value():
+@pytest.mark.parametrize("by", ["bfloat16", "int8"])
+def test_a_screen_changes_which_latents_are_looked_at_and_no_value(by):
     """Separated pre-activations: the screen loses no member, so that step and gradients are the plain ones."""
     settings = {"k": 4, "lr": 1e-3, "dead_after": 2 * TOKENS, "auxk_stride": 4}
-    plain, screened = (Trainer(SAEConfig(12, 256, screen=s, **settings)) for s in ("float32", "bfloat16"))
+    plain, screened = (Trainer(SAEConfig(12, 256, screen=s, **settings)) for s in ("float32", by))
     assert screened.screened and not plain.screened
     _, x = problem(SAEConfig(12, 256, k=4), torch.float32)
     for trainer in (plain, screened):
@@ -266,7 +267,8 @@ def test_the_bfloat16_screen_changes_which_latents_are_looked_at_and_no_value():
 
 
 def test_the_screen_that_auto_comes_to_is_written_into_configs(monkeypatch):
-    monkeypatch.setattr(screen, "has_fast_bfloat16", lambda device: device.type == "cuda")
+    monkeypatch.setattr(rough, "has_fast_bfloat16", lambda device: device.type == "cuda")
+    monkeypatch.setattr(rough, "has_fast_int8", lambda device: False)
     auto = SAEConfig(12, 64, k=4)
     assert settle(auto, "cuda").screen == "bfloat16" and settle(auto, "cpu") == auto
     others = ({"screen": "float32"}, {"rule": "batchtopk"}, {"decoder": "archetypal"})
@@ -274,12 +276,13 @@ def test_the_screen_that_auto_comes_to_is_written_into_configs(monkeypatch):
         assert settle(other, "cuda") == other
 
 
+@pytest.mark.parametrize("by", ["bfloat16", "int8"])
 @pytest.mark.parametrize("rows", [64, 512, 513, 1300])
-def test_the_screen_finds_the_true_members_with_float32_values(rows):
+def test_the_screen_finds_the_true_members_with_float32_values(rows, by):
     """However many rows: on the CPU 512 at a time."""
     g = torch.Generator().manual_seed(0)
     x, W, bias = torch.randn(rows, 48, generator=g), torch.randn(512, 48, generator=g), torch.randn(512, generator=g)
-    values, indices = screen.screened_top_k(x, W, bias, 16)
+    values, indices = screen.screened_top_k(x, W, bias, 16, by)
     pre = x @ W.T + bias
     torch.testing.assert_close(values, pre.gather(1, indices), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(values.sort(1).values, pre.topk(16).values.sort(1).values, rtol=1e-5, atol=1e-5)

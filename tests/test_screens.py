@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from saelab.artifacts import Artifact, read_json, write_json
-from saelab.cli.screens import last_screen
+from saelab.cli.screens import last_screen, sets_line
 from saelab.run import record
 from saelab.run.basis import Basis
 
@@ -57,3 +57,16 @@ def test_the_record_says_where_the_quality_of_each_sae_lies(outcome, tmp_path):
     path = record.write(outcome, tmp_path, "quickstart")
     assert [basis["quality"] for basis in read_json(path)["bases"]] == [None, "quality/sae"]
     assert "quality/sae" not in read_json(path)["reused"]
+
+
+def test_what_label_sets_hold_is_a_line():
+    """Named: 1, 3, 32 and none; a unit that abstains does not count."""
+    named = {"label": "cat", "abstained": False}
+    rows = [named | {"label_set": own} for own in (["cat"], ["cat"] * 3, ["cat"] * 32, None)]
+    rows.append({"label": "dog", "abstained": True, "label_set": ["dog"]})
+    rows.append({"label": None, "abstained": True, "label_set": None})
+    assert sets_line(rows) == (
+        "label sets of 3 named units: 1 hold one label, 2 at most three, 1 the most that are looked at (32); median 3; "
+        "1 fire on too few pictures for one"
+    )
+    assert sets_line([named]) == ""

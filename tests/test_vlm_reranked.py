@@ -52,13 +52,16 @@ def serve(says: Callable[[dict], tuple[str, dict | None]] = answer) -> Iterator[
             if pictures or "logprobs" in body:
                 bodies.append(body)
             text, logprobs = says(body)
+            if text is None:
+                self.reply({"error": {"message": "unknown parameter: logprobs"}}, 400)
+                return
             choice = {"message": {"content": text}, "finish_reason": "stop", "logprobs": logprobs}
             usage = {"prompt_tokens": 10 + 100 * pictures, "completion_tokens": 1}
             self.reply({"model": "toy", "choices": [choice], "usage": usage})
 
-        def reply(self, content: dict) -> None:
+        def reply(self, content: dict, status: int = 200) -> None:
             data = json.dumps(content).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -116,6 +119,9 @@ def test_a_server_without_log_probabilities_is_one_line_and_a_unit_with_one_cand
     ):
         ask(url, tmp_path)
     assert "\n" not in str(error.value)
+    refuses = serve(lambda body: (None if "logprobs" in body else answer(body)[0], None))
+    with refuses as (url, _), pytest.raises(UserError, match=r"no log-probabilities \(400 unknown parameter: logprobs"):
+        ask(url, tmp_path / "refuses")
     one = json.dumps({"concepts": ["cats"]})
     with serve(lambda body: (one, None)) as (url, bodies):
         rows = ask(url, tmp_path / "one")

@@ -37,13 +37,13 @@ def cases(
     size = f"{images}x{units}x{labels}"
     found: dict[str, assign.Ranking] = {}
     own = seconds(lambda: found.update(assign.rankings([NAME], evidence)))
-    yield record(f"{NAME}, csr {size}", own, product, images, _peak_mb())
+    yield record(f"{NAME}, csr {size}", own, product, images, peak_mb())
     best = {NAME: found[NAME].score}
     own = seconds(partial(null_percentiles, [NAME], evidence, permutations, best=best))
-    yield record(f"{permutations} permutations of {NAME}, csr {size}", own, product, images, _peak_mb())
+    yield record(f"{permutations} permutations of {NAME}, csr {size}", own, product, images, peak_mb())
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """The most memory that this process has had, in MB of 10^6 bytes (macOS counts bytes, Linux 1024 of them)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

@@ -1,5 +1,7 @@
 """Measure whether units fire on pictures of their labels (CoSy): held-out photos, a folder, or generated pictures."""
 
+from collections.abc import Sequence
+
 from omegaconf import DictConfig
 
 from saelab import settings, tables, units
@@ -7,7 +9,7 @@ from saelab.artifacts import Artifact, read_json
 from saelab.cli.edge import command, plain, stages
 from saelab.errors import UserError
 from saelab.evaluate import cosy
-from saelab.evaluate.generation import generate
+from saelab.evaluate.generation import files_of, generate
 from saelab.evaluate.painters import SOURCES, Generation
 from saelab.images import ImageSet
 from saelab.run.basis import Basis
@@ -61,29 +63,35 @@ def _pictures(made: Stages, own: CosySettings, labels: list[str]) -> ImageSet | 
     """The pictures of labels, where they are not the test split's own."""
     if own.source == "heldout":
         return None
-    folder = own.folder
-    if own.source in SOURCES:
-        folder = str(generate(labels, made.root / "generated", own.generate, own.source, made.device))
-    assert folder is not None
-    return _open(made, folder, "use cosy.source=heldout")
+    remedy = "use cosy.source=heldout"
+    if own.source in SOURCES:  # more may lie there: of an earlier, larger count, and of other labels
+        folder = generate(labels, made.root / "generated", own.generate, own.source, made.device)
+        return _open(made, str(folder), remedy, files_of(labels, own.generate.count))
+    assert own.folder is not None
+    return _open(made, own.folder, remedy)
 
 
-def _open(made: Stages, folder: str, remedy: str) -> ImageSet:
+def _open(made: Stages, folder: str, remedy: str, files: Sequence[str] | None = None) -> ImageSet:
     kept = made.config.tokens_per_image
     if kept is not None:  # new pictures would be pooled over other tokens than the cached ones
         what = "new pictures keep all their tokens, the cache does not"
         raise UserError("tokens_per_image", kept, what, f"{remedy}, or tokens_per_image=null")
-    return open_like(made.images, folder)
+    return open_like(made.images, folder, files)
 
 
 def _fire(made: Stages, bases: list[Basis], pictures: ImageSet | None) -> list[Shown | None]:
-    """Each basis' activations on new pictures."""
+    """Each basis' activations on new pictures, one pass for each host: bases of the random host are of another."""
     if pictures is None:
         return [None] * len(bases)
-    projections = [(b.layer, units.Projection.load(b.units.path, b.sae_path)) for b in bases]
     c = made.config
-    acts = cosy.activations(made.host, pictures, projections, c.policy, c.pool, c.dtype, c.batch_size, c.workers)
-    return [Shown(pictures, own) for own in acts]
+    found: dict[tuple[str, str], Shown] = {}
+    for host_of in dict.fromkeys(b.weights for b in bases):
+        own = [b for b in bases if b.weights == host_of]
+        host = made.host if host_of == made.weights else made.random_host
+        projections = [(b.layer, units.Projection.load(b.units.path, b.sae_path)) for b in own]
+        acts = cosy.activations(host, pictures, projections, c.policy, c.pool, c.dtype, c.batch_size, c.workers)
+        found |= {(b.layer, b.name): Shown(pictures, part) for b, part in zip(own, acts, strict=True)}
+    return [found[b.layer, b.name] for b in bases]
 
 
 def table(bases: list[Basis], made: list[Artifact]) -> str:

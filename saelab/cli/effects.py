@@ -56,6 +56,7 @@ SCORE_FORMS = (("mean", "+.3f"), ("se", ".3f"))  # of an ablation score
         "value",
         "group",
         "simulate",
+        "fit",
         "words",
         "seconds",
         "controls",
@@ -91,7 +92,7 @@ def main(cfg: DictConfig) -> None:
         print(group_line(f"{basis.layer} {basis.name}", made.measure_groups(basis, own)))
     for basis in bases if own.simulate else ():
         print(simulation_lines(f"{basis.layer} {basis.name}", made.measure_simulation(basis, own)))
-    if whole and made.count_per_layer() > 1:  # only then do all bases of the comparison have effects
+    if whole and made.compared_layers:  # only then do all bases of the comparison have effects
         for layer, compared in made.comparisons.items():
             print(f"{layer}: {read_json(compared.path / 'comparison.json')['headline']}\n{compared.path}")
         add_effects(run, made.outcome(), made.config.name)

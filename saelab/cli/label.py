@@ -6,7 +6,7 @@ Prints the counts per status and a table basis x scorer x metric on held-out ima
 from omegaconf import DictConfig
 
 from saelab.cli.edge import command, dry_run, stages
-from saelab.cli.screens import label_table, pixel_table, planted_table
+from saelab.cli.screens import label_table, pixel_table, planted_table, sets_line
 from saelab.cli.stage_lines import stage_lines
 from saelab.label import pipeline
 
@@ -18,9 +18,11 @@ from saelab.label import pipeline
         "label.final",
         "label.vocabulary",
         "label.nulls",
+        "label.sets",
         "label.abstain_below",
         "label.mining.k",
         "label.mining.rule",
+        "label.mining.exact_below",
         "proposer",
         "proposer.units",
         "encoder",
@@ -46,10 +48,13 @@ def main(cfg: DictConfig) -> None:
         print(note)
     for basis in bases:
         assert basis.labels is not None
-        counted = pipeline.counts(pipeline.read(basis.labels.path))
+        rows = pipeline.read(basis.labels.path)
+        counted = pipeline.counts(rows)
         print(f"{basis.layer}  {basis.name}: {', '.join(f'{n} {status}' for status, n in sorted(counted.items()))}")
         for name, reason in pipeline.left_out(basis.labels.path).items():
             print(f"  without {name}: {reason}")
+        if line := sets_line(rows):
+            print(f"  {line}")
     print(label_table(bases))
     print(pixel_table(bases), end="")
     for basis in bases:

@@ -10,6 +10,7 @@ from typing import Any
 from saelab import tables
 from saelab.artifacts import read_json
 from saelab.images import ImageSet
+from saelab.label.sets import CANDIDATES
 from saelab.run.basis import Basis
 from saelab.run.record import Outcome
 
@@ -31,17 +32,43 @@ def label_table(bases: Sequence[Basis]) -> str:
 
 
 def planted_table(found: Sequence[dict[str, Any]]) -> str:
-    """Labeller x kind of planted unit: recall / precision / precision of the labels dealt out; empty without rows."""
+    """Labeller x kind of planted unit: recall / precision / precision of the labels dealt out / recall of what is seen.
+
+    Below it how many concepts the encoder sees; the last number is left out where it sees none. Empty without rows.
+    """
+    if not found:
+        return ""
     kinds = list(dict.fromkeys(row["kind"] for row in found))
     units = {kind: max(row["units"] for row in found if row["kind"] == kind) for kind in kinds}
+    whole = {row["kind"]: row for row in reversed(found) if row["units"] == units[row["kind"]]}
+    seen = any(row["seen"] for row in whole.values())
+    names = ("recall", "precision", "dealt", *(["recall_seen"] if seen else []))
     cells: dict[str, dict[str, str]] = {}
     for row in found:
-        numbers = (tables.number(row[name], ".2f") for name in ("recall", "precision", "dealt"))
+        numbers = (tables.number(row[name], ".2f") for name in names)
         some = "" if row["units"] == units[row["kind"]] else f" of {row['units']}"  # a proposer was asked about fewer
         cells.setdefault(row["labeller"], {})[row["kind"]] = " / ".join(numbers) + some
-    head = ("planted units: recall / precision / dealt", *(f"{kind} ({units[kind]})" for kind in kinds))
+    title = "planted units: recall / precision / dealt" + (" / recall of seen" if seen else "")
+    head = (title, *(f"{kind} ({units[kind]})" for kind in kinds))
     rows = [[name, *(own.get(kind, "-") for kind in kinds)] for name, own in cells.items()]
-    return "\n" + tables.draw(head, rows) + "\n" if rows else ""
+    counts = ", ".join(f"{kind} {whole[kind]['seen']} of {whole[kind]['concepts']}" for kind in kinds)
+    line = f"seen: concepts whose words the encoder tells from others, {counts}\n" if seen else ""
+    return "\n" + tables.draw(head, rows) + "\n" + line
+
+
+def sets_line(rows: Sequence[dict[str, Any]]) -> str:
+    """How many labels the sets of named units hold, on a line; empty where `label.sets` made none.
+
+    `rows`: of labels.jsonl.
+    """
+    named = [row for row in rows if row["label"] is not None and not row["abstained"]]
+    sizes = sorted(len(row["label_set"]) for row in named if row.get("label_set") is not None)
+    if not sizes:
+        return ""
+    counts = f"{sum(n == 1 for n in sizes)} hold one label, {sum(n <= 3 for n in sizes)} at most three"
+    most = f"{sum(n >= CANDIDATES for n in sizes)} the most that are looked at ({CANDIDATES})"
+    none = "" if len(sizes) == len(named) else f"; {len(named) - len(sizes)} fire on too few pictures for one"
+    return f"label sets of {len(sizes)} named units: {counts}, {most}; median {sizes[len(sizes) // 2]}{none}"
 
 
 def pixel_table(bases: Sequence[Basis]) -> str:

@@ -2,8 +2,9 @@
 
 from saelab.effects.ablate import Active, centred, effects, moved, percentiles
 from saelab.effects.answers import Answers, HostAnswers
-from saelab.effects.causal import Ground, MeasureSettings, measure
+from saelab.effects.causal import MeasureSettings, measure
 from saelab.effects.classes import Carried, ClassUnits, Usual, carriers, compare_to_class, find_class_units
+from saelab.effects.ground import Ground
 from saelab.effects.groups import groups_of, measure_group, summarise_groups
 from saelab.effects.heads import Head, fit_probe, host_head, text_head
 from saelab.effects.summary import Difference, Mean, causal_columns, difference, summarise

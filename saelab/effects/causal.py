@@ -4,10 +4,8 @@ The unit's part is taken out of the layer's tokens on the test pictures that fir
 are ranked among all outputs by how much they lose. Everything here is per unit; `summary` joins the units of a basis.
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,22 +14,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab import settings
-from saelab.acts import Acts, dense
-from saelab.effects.ablate import Active, Tokens, effects, moved, percentiles
-from saelab.effects.answers import Answers
-from saelab.effects.targets import Targets
+from saelab.acts import dense
+from saelab.effects.ablate import Active, effects, moved, percentiles
+from saelab.effects.ground import FEWEST, Ground, run_edits
+from saelab.effects.steering import steer
 from saelab.errors import UserError
-from saelab.units.bases import Projection
 
 PICTURES = ("top", "quantiles")
 VALUES = ("zero", "mean")
-FEWEST = 5  # pictures that a unit has to fire on, and be silent on to be steered
 COMPANIONS = 3  # other units on the same pictures, at most
 FIRING = 0.75  # share of the pictures that a companion fires on
 NEAR = 1.0  # a companion's part is as long as the unit's up to a factor of e
 DIRECTIONS = 2  # random directions of the write's length
-DOSES = (0.5, 1.0, 2.0, 4.0)  # multiples of the unit's usual activation that are added
-STEERED = (0.5, 1.0, 2.0)  # of those, whose percentile and collateral are kept
 OFTEN = 0.5  # firing rate from which both ablations are measured
 SHOWN = 5  # outputs most raised and most lowered that a row names
 
@@ -54,53 +48,6 @@ class MeasureSettings:
                 raise UserError(name, value, "unknown", f"{settings.nearest(value, known)}known: {', '.join(known)}")
 
 
-@dataclass(frozen=True)
-class Ground:
-    """What all units of a basis are measured on."""
-
-    answers: Answers
-    project: Projection
-    writes: Float[Tensor, "units d_in"]
-    acts: Acts = field(repr=False)  # [test images, units], one number an image
-    ids: Int[np.ndarray, "test"]  # the test images, as `answers` knows them
-    labels: Sequence[str | None]  # of every unit
-    targets: Targets
-    names: Sequence[str]  # of the outputs
-    means: Float[Tensor, "units"]  # mean activation over `mine` tokens
-    usual: Float[Tensor, "units"]  # 95th percentile of the positive ones; NaN: silent on all of them
-    seed: int = 0  # of the permuted writes
-
-    @cached_property
-    def own(self) -> Any:
-        """CSR [units, outputs], float64: the shares of what each label means; 0 without label or targets."""
-        return self.targets.matrix(["" if label is None else label for label in self.labels])
-
-    @cached_property
-    def labelled(self) -> Int[np.ndarray, "some"]:
-        """Units whose label means some output."""
-        return np.flatnonzero(np.diff(self.own.indptr) > 0)
-
-    @cached_property
-    def typical(self) -> Float[Tensor, "outputs"]:
-        """What the labels of the basis mean on average: a label dealt out at random."""
-        return torch.from_numpy(np.asarray(self.own.sum(0)).ravel() / max(1, len(self.labelled)))
-
-    @cached_property
-    def left(self) -> float:
-        """1 - sum p^2: the share of deals that bring a unit other outputs than its own."""
-        rows = [self.targets.weights[label] for label in self.labels if label in self.targets]  # type: ignore[index]
-        counts = Counter((places.tobytes(), shares.tobytes()) for places, shares in rows)
-        return 1 - sum((n / len(rows)) ** 2 for n in counts.values())
-
-    @cached_property
-    def partner(self) -> Int[np.ndarray, "units"]:
-        """For each unit another one, whose write the control `permuted` takes: a cycle through all, by seed."""
-        order = np.random.default_rng(self.seed).permutation(len(self.labels))
-        partner = np.empty_like(order)
-        partner[order] = np.roll(order, 1)
-        return partner
-
-
 def measure(unit: int, ground: Ground, settings: MeasureSettings) -> dict[str, Any]:
     """The row of one unit; numbers that can't be computed are None, and `why` says which kind of unit it is.
 
@@ -119,7 +66,7 @@ def measure(unit: int, ground: Ground, settings: MeasureSettings) -> dict[str, A
     row["pictures"] = ground.ids[chosen].tolist()
     generator = torch.Generator().manual_seed(1_000_003 * settings.seed + unit)
     found = _ablate(unit, ground, chosen, settings, generator, firing / len(strength))
-    row |= found | _steer(unit, ground, strength, generator)
+    row |= found | steer(unit, ground, strength, generator)
     if label is None or how == "none":
         row["why"] = "unlabelled" if label is None else "no_target"
     return row
@@ -168,7 +115,7 @@ def _of_label(
     unit: int, ground: Ground, found: dict[str, Tensor], settings: MeasureSettings, before: Tensor, after: Tensor
 ) -> dict[str, Any]:
     """What the label's own outputs do."""
-    places, shares = _target(ground, unit)
+    places, shares = ground.target(unit)
     ranks = dict(zip(found, percentiles(torch.stack([effect.mean(0) for effect in found.values()]))))
     pct = {name: float(rank[places] @ shares) for name, rank in ranks.items()}
     main, rank = found[settings.value], ranks[settings.value]
@@ -205,7 +152,7 @@ def _without_each(unit: int, ground: Ground, found: Sequence[Tensor]) -> dict[st
 
     `found`: effects [images, outputs] of the unit, then of its companions.
     """
-    places, shares = _target(ground, unit)
+    places, shares = ground.target(unit)
     left = torch.stack([(effect.sum(0) - effect) / (len(effect) - 1) for effect in found])
     ranks = percentiles(left)  # [unit and companions, images, outputs]
     pct = ranks[..., places] @ shares
@@ -213,35 +160,6 @@ def _without_each(unit: int, ground: Ground, found: Sequence[Tensor]) -> dict[st
     return {
         "causal": None if above is None else above.tolist(),
         "causal_net": (pct[0] - pct[1:].mean(0)).tolist() if len(found) > 1 else None,
-    }
-
-
-def _steer(unit: int, ground: Ground, strength: Tensor, generator: torch.Generator) -> dict[str, Any]:
-    """The unit added, in several doses, on pictures where it is silent."""
-    silent = np.flatnonzero((strength == 0).numpy())
-    usual = float(ground.usual[unit])
-    if unit not in ground.labelled or len(silent) < FEWEST or not usual > 0:
-        return {}
-    from scipy.stats import spearmanr
-
-    count = min(len(silent), 20)
-    chosen = np.sort(silent[torch.randperm(len(silent), generator=generator)[:count].numpy()])
-    tokens, write = ground.answers.tokens(ground.ids[chosen]), ground.writes[unit]
-    active = Active(tokens, tokens.new_zeros(*tokens.shape[:2], 1), _scales(ground.project, tokens))
-    edits = [active.with_more(dose * usual, write) for dose in DOSES]
-    before, after = run_edits(ground.answers, ground.ids[chosen], tokens, edits)
-    places, shares = _target(ground, unit)
-    raised = -effects(before, after).mean(1)
-    own = [0.0, *(raised[:, places] @ shares).tolist()]
-    log_p, log_q = before.double().log_softmax(-1), after.double().log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean(-1)
-    pct = percentiles(raised)[:, places] @ shares
-    kept = [DOSES.index(dose) for dose in STEERED]
-    return {
-        "steer_pct": {f"{DOSES[i]:g}": float(pct[i]) for i in kept},
-        "kl": {f"{DOSES[i]:g}": float(kl[i]) for i in kept},
-        "dose": float(spearmanr([0.0, *DOSES], own).statistic) if len(set(own)) > 1 else 0.0,
-        "inverted": bool(max(own) > max(own[0], own[-1])),  # more does less: the most is reached in between
     }
 
 
@@ -259,33 +177,9 @@ def companions(active: Active, unit: int, writes: Float[Tensor, "units d_in"]) -
     return [int(u) for u in order if apart[u] <= NEAR]
 
 
-def run_edits(
-    answers: Answers, ids: Int[np.ndarray, "images"], tokens: Tokens, edits: Sequence[Tokens]
-) -> tuple[Float[Tensor, "images outputs"], Float[Tensor, "edits images outputs"]]:
-    """Outputs of the tokens as they are and of each edit; a picture that an edit leaves alone keeps its bits."""
-    found = answers.logits(ids, torch.stack([tokens, *edits]))
-    before, after = found[0], found[1:].clone()
-    for i, edit in enumerate(edits):
-        same = (edit == tokens).all(-1).all(-1)
-        after[i, same] = before[same]
-    return before, after
-
-
-def _scales(project: Projection, tokens: Tokens) -> Float[Tensor, "images tokens 1"]:
-    return project.scale(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-
-
-def _target(ground: Ground, unit: int) -> tuple[np.ndarray, Tensor]:
-    """Outputs and shares of a unit's label."""
-    label = ground.labels[unit]
-    assert label is not None
-    places, shares = ground.targets.weights[label]
-    return places, torch.from_numpy(shares)
-
-
 def _weights(ground: Ground, unit: int) -> Float[Tensor, "outputs"]:
     """The label's outputs less the mean of all: of centred logits."""
-    places, shares = _target(ground, unit)
+    places, shares = ground.target(unit)
     weights = torch.full((len(ground.names),), -1 / len(ground.names), dtype=torch.float64)
     weights[places] += shares
     return weights

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from saelab.acts import dense
 from saelab.effects.ablate import Active, effects, percentiles
-from saelab.effects.causal import FEWEST, Ground, MeasureSettings, choose_pictures, run_edits
+from saelab.effects.causal import MeasureSettings, choose_pictures
+from saelab.effects.ground import FEWEST, Ground, run_edits
 from saelab.effects.summary import mean_of
 
 FEWEST_UNITS = 2  # of a label

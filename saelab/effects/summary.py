@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 NUMBERS = (
     *("causal_pct", "causal_chance", "causal", "causal_control", "causal_net", "permuted_pct", "top1", "top10"),
-    *("drop", "drop_log_p", "necessity", "moved", "push", "size", "dose"),
+    *("drop", "drop_log_p", "necessity", "moved", "push", "size", "dose", "output_score"),
 )
 ABOVE_CHANCE = ("causal", "causal_net")  # of which a unit without a number counts as 0 among all units
 USES = 0.05  # causal_p below which the network is taken to use a unit for its label

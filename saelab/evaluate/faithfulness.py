@@ -12,8 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab import metrics
-from saelab.acts import Acts, blocks, dense, pick
+from saelab.acts import Acts, Columns, blocks, pick, take_rows
 from saelab.errors import UserError
+from saelab.evaluate import similar
+from saelab.metrics.faithfulness import typical_of
+from saelab.metrics.items import Items, alike, of_blocks
 from saelab.truth import Similarity, Truth
 
 FAITHFULNESS = ("scs", "caption_r", "truth_r", "auprc", "f1", "iou", "auroc")
@@ -97,13 +100,17 @@ def _simulated(
     rows = torch.tensor([space.row[text] for text in texts if text is not None], dtype=torch.long)
     if len(named) == 0 or int(known.sum()) < FEWEST_IMAGES:
         return numbers
-    distinct, times = rows.unique(return_counts=True)
-    typical = metrics.typical_column(images @ space.labels[distinct].T, times)
-    for block, acts in blocks(pick(test, named)):
-        similarity = images @ space.labels[rows[block]].T
-        numbers[name][named[block]] = metrics.simulation_correlation(acts[known], similarity).double()
-        numbers[CHANCE[name]][named[block]] = metrics.chance_correlation(acts[known], typical).double()
+    distinct, label, times = rows.unique(return_inverse=True, return_counts=True)
+    labels, acts = space.labels[distinct], known_rows(pick(test, named), known)
+    numbers[name][named] = similar.correlate(acts, images, labels, label).double()
+    typical = typical_of(similar.label_blocks(images, labels), times)
+    numbers[CHANCE[name]][named] = metrics.chance_correlation(acts, typical).double()
     return numbers
+
+
+def known_rows(acts: Acts, known: Bool[Tensor, "images"]) -> Acts:
+    """The images that are known only."""
+    return acts if bool(known.all()) else take_rows(acts, known.nonzero()[:, 0])
 
 
 def _against_truth(
@@ -124,32 +131,43 @@ def _against_truth(
     if not bool(usable.any()):
         return numbers
     units, concepts = named[usable], columns[usable]
-    distinct, times = concepts.unique(return_counts=True)
+    distinct, label, times = concepts.unique(return_inverse=True, return_counts=True)
     typical = metrics.typical_column(on_test[:, distinct], times)
-    fitted = pick(mine, units)
-    for block, acts in blocks(pick(test, units)):
-        acts, at = acts[seen_test], units[block]
-        true, true_mine = on_test[:, concepts[block]], on_mine[:, concepts[block]]
-        numbers["truth_r"][at] = metrics.simulation_correlation(acts, true.float()).double()
-        numbers[CHANCE["truth_r"]][at] = metrics.chance_correlation(acts, typical).double()
-        numbers["auprc"][at] = metrics.auprc(acts, true).double()
-        numbers["auroc"][at] = _auroc(acts, true)
-        threshold = metrics.best_f1_threshold(dense(fitted, block)[seen_mine], true_mine)
-        seen = true_mine.any(0)
-        numbers["f1"][at] = _where(seen, metrics.f1(acts, true, threshold))
-        numbers["iou"][at] = _where(seen, metrics.iou(acts, true, threshold))
+    seen = known_rows(pick(test, units), seen_test)
+    numbers["truth_r"][units] = _truth_r(seen, on_test[:, distinct], label).double()
+    numbers[CHANCE["truth_r"]][units] = metrics.chance_correlation(seen, typical).double()
+    fitted, known = known_rows(pick(mine, units), seen_mine), on_mine.any(0)
+    for some in alike(seen):
+        at, concept = units[some], concepts[some]
+        items = Items.of(pick(seen, some), on_test, concept)
+        numbers["auprc"][at] = items.average_precision().float().double()
+        numbers["auroc"][at] = items.area()
+        both, either = items.agreement(best_thresholds(pick(fitted, some), on_mine, concept))
+        numbers["f1"][at] = _where(known[concept], 2 * both / (both + either))
+        numbers["iou"][at] = _where(known[concept], both / either)
     return numbers
 
 
-def _auroc(acts: Float[Tensor, "images units"], truth: Bool[Tensor, "images units"]) -> Float[Tensor, "units"]:
-    """Area under the ROC curve from mid-ranks, column by column (ties count half)."""
-    values = acts.T.contiguous()
-    ordered = values.sort(dim=1).values
-    below, up_to = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
-    ranks = (below + up_to + 1).double() / 2
-    positives = truth.sum(0).double()
-    area = (ranks * truth.T).sum(1) - positives * (positives + 1) / 2
-    return area / (positives * (len(truth) - positives))
+def best_thresholds(
+    mine: Acts, member: Bool[Tensor, "images concepts"], concept: Int[Tensor, "units"]
+) -> Float[Tensor, "units"]:
+    """`metrics.best_f1_threshold` of each unit against its concept."""
+    found = [(some, items.best_threshold()) for some, items in of_blocks(mine, member, concept)]
+    units, thresholds = (torch.cat(column) for column in zip(*found, strict=True))
+    return thresholds[units.argsort()]
+
+
+def _truth_r(
+    acts: Acts, member: Bool[Tensor, "images concepts"], concept: Int[Tensor, "units"]
+) -> Float[Tensor, "units"]:
+    """Pearson r of each unit with its concept."""
+    if isinstance(acts, Columns):
+        spread = similar.spread_of(column.double() for column in member.split(max(1, (1 << 22) // len(member)), dim=1))
+        return similar.correlate_entries(acts, member[acts.rows, concept[acts.unit_of_entry]].double(), spread, concept)
+    parts = [
+        metrics.simulation_correlation(part, member[:, concept[block]].float()) for block, part in blocks(acts, 1 << 22)
+    ]
+    return torch.cat(parts)
 
 
 def _nothing(units: int) -> Float[Tensor, "units"]:

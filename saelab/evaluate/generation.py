@@ -36,6 +36,11 @@ def generate(
     return root
 
 
+def files_of(labels: Sequence[str], count: int) -> list[str]:
+    """Names, below the folder that `generate` returns, of the first `count` pictures of each label."""
+    return [_file(Path(), label, i).as_posix() for label in labels for i in range(count)]
+
+
 def _recipe(settings: Generation, source: str) -> str:
     names = ["model", "size", "prompt"] + (["steps", "guidance", "seed"] if source == "diffusers" else ["base_url"])
     return digest({"source": source, "code": 2} | {name: getattr(settings, name) for name in names})[:10]

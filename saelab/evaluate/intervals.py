@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from saelab import metrics
-from saelab.acts import Acts, blocks, dense, firing_threshold, pick
+from saelab.acts import Acts, Columns, blocks, firing_threshold, pick
+from saelab.evaluate import resampled, similar
+from saelab.evaluate.faithfulness import best_thresholds, known_rows
 
 if TYPE_CHECKING:
     from saelab.evaluate.faithfulness import Judges, Splits
@@ -98,10 +99,14 @@ class Drawn:
         np.logical_or.at(seen, self.groups, flags)
         return seen.sum(0)
 
-    def bounds(self, made: Float[np.ndarray, "resamples units"], acts: np.ndarray) -> Bounds:
+    def bounds(self, made: Float[np.ndarray, "resamples units"], fires: Int[np.ndarray, "units"]) -> Bounds:
         """Intervals of units that fire in enough groups."""
         found = bounds_of(made, int(self.groups.max(initial=-1)) + 1)
-        return np.where((self.spread(acts > firing_threshold(acts.max(0))) >= FEWEST)[:, None], found, np.nan)
+        return np.where((fires >= FEWEST)[:, None], found, np.nan)
+
+    def fires(self, acts: Float[np.ndarray, "images units"]) -> Int[np.ndarray, "units"]:
+        """Groups in which each unit fires."""
+        return self.spread(acts > firing_threshold(acts.max(0)))
 
 
 def correlations(
@@ -164,10 +169,19 @@ def bounds_of(made: Float[np.ndarray, "resamples units"], groups: int) -> Bounds
     out = float(norm.cdf(np.sqrt(groups / free) * t.ppf((1 - LEVEL) / 2, free)))
     with np.errstate(invalid="ignore"):
         made = np.where(np.isfinite(made), made, np.nan)
-    low, high = np.full((2, made.shape[1]), np.nan)
-    have = np.isfinite(made).any(0)
-    low[have], high[have] = np.nanquantile(made[:, have], [out, 1 - out], axis=0)
-    return np.stack([low, high], axis=1)
+    ordered = np.sort(made, axis=0)  # NaN last
+    return np.stack([_quantile(ordered, out), _quantile(ordered, 1 - out)], axis=1)
+
+
+def _quantile(ordered: Float[np.ndarray, "resamples units"], q: float) -> Float[np.ndarray, "units"]:
+    """`np.nanquantile` of sorted columns, which NumPy takes one by one where a NaN is among them."""
+    last = np.isfinite(ordered).sum(0) - 1
+    at = q * np.maximum(last, 0)
+    below = np.floor(at).astype(np.int64)
+    columns = np.arange(ordered.shape[1])
+    low, high = ordered[below, columns], ordered[np.minimum(below + 1, np.maximum(last, 0)), columns]
+    part, step = at - below, high - low
+    return np.where(part < 0.5, low + step * part, high - step * (1 - part))
 
 
 def _simulated(
@@ -180,10 +194,20 @@ def _simulated(
     if len(named) == 0 or len(images) < 2 * FEWEST:
         return found
     rows = torch.tensor([space.row[text] for text in texts if text is not None], dtype=torch.long)
-    drawn = drawing(known)
-    for block, acts in blocks(pick(test, named), BLOCK):
-        a, b = acts[known].double().numpy(), (images @ space.labels[rows[block]].T).double().numpy()
-        found[named[block]] = drawn.bounds(correlations(a, b, drawn.counts), a)
+    distinct, label = rows.unique(return_inverse=True)
+    drawn, acts, labels = drawing(known), known_rows(pick(test, named), known), space.labels[distinct]
+    few, many = resampled.halves(acts)
+    if isinstance(acts, Columns) and len(few):
+        sums = resampled.Sums(drawn.counts)
+        of_labels = resampled.Labels.of(partial(similar.label_blocks, images, labels), sums)
+        for some in few.split(max(1, ELEMENTS // sums.resamples)):
+            part, own = acts.pick(some), label[some]
+            made = resampled.correlations(part, similar.at_entries(part, images, labels, own), own, of_labels, sums)
+            found[named[some]] = drawn.bounds(made, resampled.groups_fired(part, drawn.groups))
+    images = images.double()
+    for block, part in blocks(pick(acts, many), BLOCK):
+        a, b = part.double().numpy(), (images @ labels[label[many[block]]].double().T).numpy()
+        found[named[many[block]]] = drawn.bounds(correlations(a, b, drawn.counts), drawn.fires(a))
     return found
 
 
@@ -206,18 +230,30 @@ def _against_truth(
     if not usable:
         return found
     units, concepts = torch.tensor(usable).T
-    fitted = pick(mine, units)
-    for block, acts in blocks(pick(test, units), BLOCK):
-        a, true = acts[known].double().numpy(), on_test[:, concepts[block]]
-        true_mine = on_mine[:, concepts[block]]
-        threshold = metrics.best_f1_threshold(dense(fitted, block)[known_mine], true_mine).double().numpy()
-        made = {"truth_r": correlations(a, true.double().numpy(), drawn.counts)}
-        precision = [average_precision(a[:, j], true[:, j].numpy(), drawn.counts) for j in range(a.shape[1])]
-        made["auprc"] = np.stack(precision, axis=1)
-        made |= _agreement(a >= threshold, true.numpy(), np.isfinite(threshold), drawn.counts)
-        for name, values in made.items():
-            found[name][units[block]] = drawn.bounds(values, a)
+    threshold = best_thresholds(known_rows(pick(mine, units), known_mine), on_mine, concepts)
+    acts = known_rows(pick(test, units), known)
+    few, many = resampled.halves(acts)
+    if isinstance(acts, Columns) and len(few):
+        distinct, label = concepts.unique(return_inverse=True)
+        truths = resampled.Truths.of(on_test[:, distinct], drawn.counts)
+        for some in few.split(max(1, ELEMENTS // len(drawn.counts))):
+            part = acts.pick(some)
+            fires = resampled.groups_fired(part, drawn.groups)
+            for name, values in truths.numbers(part, label[some], threshold[some]).items():
+                found[name][units[some]] = drawn.bounds(values, fires)
+    for block, part in blocks(pick(acts, many), BLOCK):
+        a, at = part.double().numpy(), many[block]
+        for name, values in _numbers(a, on_test[:, concepts[at]].numpy(), threshold[at], drawn.counts).items():
+            found[name][units[at]] = drawn.bounds(values, drawn.fires(a))
     return found
+
+
+def _numbers(a: np.ndarray, true: np.ndarray, threshold: Tensor, drawn: Draws) -> dict[str, np.ndarray]:
+    """Each number of some units against their truth, in every resample."""
+    least = threshold.double().numpy()
+    made = {"truth_r": correlations(a, true.astype(np.float64), drawn)}
+    made["auprc"] = np.stack([average_precision(a[:, j], true[:, j], drawn) for j in range(a.shape[1])], axis=1)
+    return made | _agreement(a >= least, true, np.isfinite(least), drawn)
 
 
 def _agreement(called: np.ndarray, true: np.ndarray, fitted: np.ndarray, drawn: Draws) -> dict[str, np.ndarray]:

@@ -108,6 +108,11 @@ def decoder_rows(tokens: concepts.Tokens | None, image_emb: Tensor, ids: np.ndar
     """
     if tokens is None or tokens.project.sae is None:
         raise UserError("scorer", "decoder_direction", "these units have no decoder", "only an SAE's have: bases=[sae]")
+    if tokens.project.groups is not None:  # rows of the decoder are features', not groups'
+        what = "groups have no decoder row of their own"
+        raise UserError(
+            "scorer", "decoder_direction", what, "leave it out, or label what they are made of: bases=[sae]"
+        )
     cache = tokens.cache
     remedy = "cache the encoder's own image embedding as the layer (docs/scorers.md), or leave it out"
     if cache.d_in != image_emb.shape[1] or not (np.diff(cache.offsets)[ids] == 1).all():

@@ -24,7 +24,7 @@ from saelab.units import UnitActivations
 
 CODE = 2  # version of this stage; part of every recipe
 RANGES = {"k": (1, math.inf), "rare_below": (0, math.inf), "dense_from": (0, math.inf), "seed": (0, math.inf)}
-RANGES |= {"quantile": (0, 1), "host_similarity": (-1, 1), "host_limit": (1, math.inf)}
+RANGES |= {"exact_below": (1, math.inf), "quantile": (0, 1), "host_similarity": (-1, 1), "host_limit": (1, math.inf)}
 FIRST = ("k", "rule", "reuse", "rare_below", "dense_from")  # settings that every recipe names
 
 
@@ -133,6 +133,8 @@ def exemplars(
     """The exemplars of a `units` artifact as an artifact of their own. `host_emb` as in `find`."""
     recipe: dict[str, Any] = {"stage": "exemplars", "code": CODE, "units": units.digest, "images": images.fingerprint}
     recipe |= {"embeddings": embeddings.artifact.digest, "mining": settings.recipe()}
+    if len(images.ids("mine")) > settings.exact_below:
+        recipe["search"] = "cells"  # smaller sets keep the recipe, and the contrasts, that they had before there were
 
     def build(folder: Path) -> None:
         find(UnitActivations.load(units.path), images, embeddings.images, settings, host_emb).save(folder)

@@ -144,16 +144,27 @@ def _score(
         tops[name] = assign.ranking(scores, settings.runners_up)
         final = tops[name].label if final is None else final
         ranks[name] = assign.rank_of(scores, final)
-    percentile = {}
-    if settings.nulls:
-        best = {name: top.score for name, top in tops.items()}
-        percentile = nulls.null_percentiles(tops, evidence, settings.nulls, settings.seed, best, progress=True)
+    percentile = _percentiles(tops, evidence, settings)
     return {
         name: [
             entry | own for entry, own in zip(_entries(top, ranks[name], percentile.get(name), vocabulary), more[name])
         ]
         for name, top in tops.items()
     }
+
+
+def _percentiles(
+    tops: dict[str, assign.Ranking], evidence: assign.Evidence, settings: LabelSettings
+) -> dict[str, Float[Tensor, "units"]]:
+    """Null percentiles by scorer: the final label's decides who abstains, so it takes the most permutations."""
+    rivals = [name for name in tops if name != settings.final]
+    fewer = settings.nulls if settings.rival_nulls is None else min(settings.nulls, settings.rival_nulls)
+    found: dict[str, Tensor] = {}
+    for names, n in (([settings.final], settings.nulls), (rivals, fewer)):
+        if names and n:
+            best = {name: tops[name].score for name in names}
+            found |= nulls.null_percentiles(names, evidence, n, settings.seed, best, progress=True)
+    return found
 
 
 def _name(final: dict[str, Any] | None, source: str | None, settings: LabelSettings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ for two together (`and`), with the noise of `saelab.planted`'s worlds. The kinds
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,18 +78,24 @@ def _respond(drive: Bool[Tensor, "images units"], g: torch.Generator) -> Float[T
 
 
 def measure(
-    rows: Sequence[dict[str, Any]], kinds: Sequence[str], concepts: Sequence[Sequence[str]], same: Callable[[str], Any]
+    rows: Sequence[dict[str, Any]],
+    kinds: Sequence[str],
+    concepts: Sequence[Sequence[str]],
+    same: Callable[[str], Any],
+    seen: Collection[Any] = (),
 ) -> list[dict[str, Any]]:
     """Recall and precision of every labeller on planted units: a row a labeller and kind, `all` kinds first.
 
     `rows`: of labels.jsonl, in the order of units. `same`: what two names of one concept share (None: no concept). A
-    labeller names as many labels as its unit has concepts, best first: its label and runners-up; `final` its label
-    alone and nothing where it abstains; `meanings` one label for each meaning; a proposer its candidates, over the
-    units that it was asked about (`proposed` of a row: its `Proposal`, or None).
+    `seen`: concepts, by what their names share, that the labellers' encoder can tell from others. A labeller names as
+    many labels as its unit has concepts, best first: its label and runners-up; `final` its label alone and nothing
+    where it abstains; `meanings` one label for each meaning; a proposer its candidates, over the units that it was
+    asked about (`proposed` of a row: its `Proposal`, or None).
 
     `recall`: share of the planted concepts that are named, over all units. `precision`: share of the labels named that
     are planted in their unit; None where nothing is named. `dealt`: the precision of the same labels dealt out among
-    the units of the kind.
+    the units of the kind. `concepts`: how many are planted, a concept as often as units have it; `seen` of them are
+    among `seen`, and `recall_seen` is the recall of those; None where there are none.
     """
     planted = [[same(name) for name in own] for own in concepts]
     said = {name: [_named(row, name, len(own)) for row, own in zip(rows, planted)] for name in _labellers(rows)}
@@ -105,7 +111,11 @@ def measure(
             of = [u for u, own in enumerate(kinds) if kind in ("all", own) and among[u]]
             if of:
                 found.append(
-                    {"labeller": name, "kind": kind, **_rates([labels[u] for u in of], [planted[u] for u in of], same)}
+                    {
+                        "labeller": name,
+                        "kind": kind,
+                        **_rates([labels[u] for u in of], [planted[u] for u in of], same, seen),
+                    }
                 )
     return found
 
@@ -127,16 +137,23 @@ def _named(row: dict[str, Any], labeller: str, count: int) -> list[str]:
 
 
 def _rates(
-    said: Sequence[Sequence[str]], planted: Sequence[Sequence[Any]], same: Callable[[str], Any]
+    said: Sequence[Sequence[str]],
+    planted: Sequence[Sequence[Any]],
+    same: Callable[[str], Any],
+    seen: Collection[Any],
 ) -> dict[str, Any]:
     keys = [[same(label) for label in labels] for labels in said]
     named = sum(map(len, keys))
     right = sum(key in own for labels, own in zip(keys, planted) for key in labels)
     hit = sum(concept in labels for labels, own in zip(keys, planted) for concept in own)
+    told = [concept in labels for labels, own in zip(keys, planted) for concept in own if concept in seen]
     dealt = sum(key in own for labels in keys for key in labels for own in planted) / len(planted)
     return {
         "units": len(planted),
         "recall": hit / sum(map(len, planted)),
         "precision": right / named if named else None,
         "dealt": dealt / named if named else None,
+        "concepts": sum(map(len, planted)),
+        "seen": len(told),
+        "recall_seen": sum(told) / len(told) if told else None,
     }

@@ -31,6 +31,11 @@ HeatMap = Callable[[int, int], np.ndarray | None]  # (unit, image id) -> float [
 class Bench(Protocol):
     """A basis at work: what its units do on pictures, and on photos of words."""
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What its answers depend on beside the exemplars, as plain values."""
+        ...
+
     def fire(self, unit: int, pictures: Sequence[PILImage]) -> Float[Tensor, "pictures"]:
         """The unit's activation on pictures that are in no set."""
         ...

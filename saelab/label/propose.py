@@ -189,6 +189,7 @@ def _recipe(proposer: Proposer, exemplars: ShownExemplars, images: "ImageSet", m
         "images": images.fingerprint,
         "exemplars": shown.hexdigest(),
     }
+    recipe |= {} if exemplars.bench is None else {"bench": exemplars.bench.recipe}
     return artifacts.plain(recipe)
 
 

@@ -13,6 +13,7 @@ from saelab.label.assign import SCORERS
 RANGES = {
     "sets": (0, 1),
     "nulls": (0, math.inf),
+    "rival_nulls": (0, math.inf),
     "abstain_below": (0, 1),
     "seed": (0, math.inf),
     "runners_up": (0, math.inf),
@@ -29,7 +30,8 @@ class LabelSettings:
     final: str = "contrast_evidence"  # the scorer whose best label becomes the unit's label
     templates: tuple[str, ...] | None = None  # None: the encoder's own
     renormalize: bool = True  # unit length after the mean over templates (csp_paper: False)
-    nulls: int = 200  # permutations behind null_percentile; 0 leaves it null
+    nulls: int = 200  # permutations behind the final scorer's null_percentile; 0 leaves all of them null
+    rival_nulls: int | None = added(None)  # of these, the first so many for the other scorers; None: all
     abstain_below: float = 0.95  # a final label that luck gives in more than 1 - this of cases is marked `abstained`
     seed: int = 0  # of the permutations, and of the random images that meanings are held against
     runners_up: int = 5  # next best labels kept per scorer

@@ -1,11 +1,17 @@
 """How well a label agrees with the unit: against an encoder's simulation, or against known concept truth."""
 
+from collections.abc import Callable, Iterable, Iterator
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.acts import Acts, blocks, columns, shape
+from saelab.acts import Acts, Columns, blocks, columns, shape
 from saelab.errors import UserError
+from saelab.metrics.items import Items, of_blocks
+
+FLAT = 1e-12  # a column nowhere further from its mean than this is constant
+AT_ONCE = 1 << 22  # numbers of a block of columns
 
 
 def simulation_correlation(acts: Acts, sims: Float[Tensor, "images units"]) -> Float[Tensor, "units"]:
@@ -24,18 +30,26 @@ def correlation(acts: Acts, other: Tensor) -> Float[Tensor, "units"]:
         a, b = part.double(), other[:, block].double()
         a, b = a - a.mean(dim=0), b - b.mean(dim=0)
         scale = a.norm(dim=0) * b.norm(dim=0)
-        flat = (a.abs().amax(dim=0) < 1e-12) | (b.abs().amax(dim=0) < 1e-12)
+        flat = (a.abs().amax(dim=0) < FLAT) | (b.abs().amax(dim=0) < FLAT)
         parts.append(((a * b).sum(dim=0) / scale).masked_fill(flat, torch.nan))
     return torch.cat(parts).float()
 
 
 def typical_column(columns: Float[Tensor, "images labels"], times: Int[Tensor, "labels"]) -> Float[Tensor, "images"]:
     """The mean of the columns, each centred and of unit length and counted so many times; constant ones left out."""
-    centred = columns.double() - columns.double().mean(dim=0)
-    there = centred.abs().amax(dim=0) >= 1e-12
-    weight = (times * there).double()
-    units = centred / centred.norm(dim=0).masked_fill(~there, 1.0)
-    return units @ (weight / weight.sum().clamp(min=1))
+    return typical_of(columns.split(max(1, AT_ONCE // max(len(columns), 1)), dim=1), times)
+
+
+def typical_of(blocks: Iterable[Float[Tensor, "images some"]], times: Int[Tensor, "labels"]) -> Float[Tensor, "images"]:
+    """`typical_column` of columns that come in blocks, so that they are never held together."""
+    total, weights, first = torch.zeros(()), 0.0, 0
+    for block in blocks:
+        centred = block.double() - block.double().mean(dim=0)
+        there = centred.abs().amax(dim=0) >= FLAT
+        weight = (times[first : first + block.shape[1]] * there).double()
+        units = centred / centred.norm(dim=0).masked_fill(~there, 1.0)
+        total, weights, first = total + units @ weight, weights + float(weight.sum()), first + block.shape[1]
+    return total / max(weights, 1.0)
 
 
 def chance_correlation(acts: Acts, typical: Float[Tensor, "images"]) -> Float[Tensor, "units"]:
@@ -45,12 +59,26 @@ def chance_correlation(acts: Acts, typical: Float[Tensor, "images"]) -> Float[Te
     labels are dealt out to the units anew: 0 unless what drives many units goes with what many labels say. NaN for a
     unit that is constant or not finite.
     """
+    acts, centred = columns(acts), typical.double() - typical.double().mean()
+    if isinstance(acts, Columns):
+        length, flat = centred_length(acts)
+        return (acts.total(acts.values.double() * centred[acts.rows]) / length).masked_fill(flat, torch.nan).float()
     parts = []
     for _, part in blocks(acts):
         a = part.double() - part.double().mean(dim=0)
-        flat = a.abs().amax(dim=0) < 1e-12
-        parts.append((typical.double() @ a / a.norm(dim=0)).masked_fill(flat, torch.nan))
+        flat = a.abs().amax(dim=0) < FLAT
+        parts.append((centred @ a / a.norm(dim=0)).masked_fill(flat, torch.nan))
     return torch.cat(parts).float()
+
+
+def centred_length(acts: Columns) -> tuple[Float[Tensor, "units"], Bool[Tensor, "units"]]:
+    """Length of each unit's centred column, in float64, and whether it is constant (the length then says nothing)."""
+    owner, values, rest = acts.unit_of_entry, acts.values.double(), acts.images - acts.counts
+    means = acts.total(values) / acts.images
+    squares = acts.total((values - means[owner]).square()) + rest * means.square()
+    furthest = torch.where(rest > 0, means.abs(), 0.0)
+    furthest = furthest.scatter_reduce(0, owner, (values - means[owner]).abs(), "amax")
+    return squares.sqrt(), furthest < FLAT
 
 
 def cosine(acts: Acts, truth: Tensor) -> Float[Tensor, "units"]:
@@ -67,8 +95,7 @@ def auprc(acts: Acts, truth: Bool[Tensor, "images units"]) -> Float[Tensor, "uni
 
     NaN where a label holds on no image or the unit is not finite. A random unit gets the label's frequency.
     """
-    parts = [_per_block(part, truth[:, block])[0] for block, part in _paired(acts, truth)]
-    return torch.cat(parts).float()
+    return _of_items(acts, truth, lambda items, _: items.average_precision()).float()
 
 
 def best_f1_threshold(acts: Acts, truth: Bool[Tensor, "images units"]) -> Float[Tensor, "units"]:
@@ -76,60 +103,46 @@ def best_f1_threshold(acts: Acts, truth: Bool[Tensor, "images units"]) -> Float[
 
     "From": an image counts where a >= threshold, as in scikit-learn. NaN where a label holds on no image.
     """
-    parts = [_per_block(part, truth[:, block])[1] for block, part in _paired(acts, truth)]
-    return torch.cat(parts)
+    return _of_items(acts, truth, lambda items, _: items.best_threshold())
 
 
 def f1(acts: Acts, truth: Bool[Tensor, "images units"], threshold: Float[Tensor, "units"]) -> Float[Tensor, "units"]:
     """F1 of "activation >= threshold" against the truth: 2 TP / (2 TP + FP + FN); NaN without a positive image."""
-    both, either, _ = _counts(acts, truth, threshold)
+    both, either = _counts(acts, truth, threshold)
     return 2 * both / (both + either)
 
 
 def iou(acts: Acts, truth: Bool[Tensor, "images units"], threshold: Float[Tensor, "units"]) -> Float[Tensor, "units"]:
     """Intersection over union of "activation >= threshold" and the truth: TP / (TP + FP + FN); NaN as in `f1`."""
-    both, either, _ = _counts(acts, truth, threshold)
+    both, either = _counts(acts, truth, threshold)
     return both / either
 
 
-def _counts(acts: Acts, truth: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _counts(acts: Acts, truth: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """TP and TP + FP + FN per unit; NaN where no image has the label or the threshold is NaN."""
     if threshold.shape != (shape(columns(acts))[1],):
         raise UserError("threshold", tuple(threshold.shape), "expected one for each unit, [units]")
-    both, either, known = [], [], []
-    for block, part in _paired(acts, truth):
-        called, true = part >= threshold[block], truth[:, block].bool()
-        both.append((called & true).sum(dim=0))
-        either.append((called | true).sum(dim=0))
-        known.append(true.any(dim=0) & ~threshold[block].isnan() & part.isfinite().all(dim=0))
-    lost = ~torch.cat(known)
-    return torch.cat(both).float().masked_fill(lost, torch.nan), torch.cat(either).float(), lost
+    counts = _of_items(acts, truth, lambda items, some: torch.stack(items.agreement(threshold[some]), dim=1)).float()
+    return counts[:, 0], counts[:, 1]
 
 
-def _per_block(part: Float[Tensor, "images some"], truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Average precision and best-F1 threshold of each column, equal activations taken together."""
-    ordered, place = part.T.sort(dim=1, descending=True)
-    hits = truth.T.bool().gather(1, place)
-    images = part.shape[0]
-    true = hits.double().cumsum(dim=1)
-    total = true[:, -1:]
-    called = torch.arange(1, images + 1, dtype=torch.float64, device=part.device)
-    last = torch.ones_like(hits)
-    last[:, :-1] = ordered[:, 1:] != ordered[:, :-1]  # a threshold takes all of a run of equals or none
-    before = torch.where(last, true, 0).cummax(dim=1).values.roll(1, dims=1)
-    before[:, 0] = 0
-    gained = torch.where(last, true - before, 0)
-    average = (gained * true / called).sum(dim=1) / total[:, 0]
-    score = torch.where(last, 2 * true / (called + total), -1)
-    threshold = ordered.gather(1, score.argmax(dim=1, keepdim=True))[:, 0]
-    lost = (total[:, 0] == 0) | ~part.isfinite().all(dim=0)
-    return average.masked_fill(lost, torch.nan), threshold.masked_fill(lost, torch.nan)
+def _of_items(acts: Acts, truth: Tensor, number: Callable[[Items, Tensor], Tensor]) -> Tensor:
+    """A number, or several, of each unit's items."""
+    acts = _check(acts, truth)
+    every = torch.arange(truth.shape[1], device=truth.device)
+    found = [(some, number(items, some)) for some, items in of_blocks(acts, truth.bool(), every)]
+    units, numbers = (torch.cat(column) for column in zip(*found, strict=True))
+    return numbers[units.argsort()]
 
 
-def _paired(acts: Acts, other: Tensor):
+def _paired(acts: Acts, other: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    return blocks(_check(acts, other), 1 << 22)
+
+
+def _check(acts: Acts, other: Tensor) -> Acts:
     acts = columns(acts)
     if tuple(other.shape) != shape(acts):
         raise UserError(
             "truth", tuple(other.shape), f"expected a column for each unit, [images, units] = {shape(acts)}"
         )
-    return blocks(acts, 1 << 22)
+    return acts

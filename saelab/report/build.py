@@ -53,6 +53,7 @@ VENDOR = ("d3.min.js", "plot.umd.min.js")
 CARDS = 4  # units of a basis on the overview, of the best and of the evenly spaced
 SCRIPTS = (
     "core.js",
+    "columns.js",
     "charts.js",
     "pieces.js",
     "people.js",

@@ -1,14 +1,19 @@
 """The report's data as scripts: a page opened from disk may load scripts but may not fetch files."""
 
+import base64
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from saelab.evaluate import BADGES
 
 CHUNK = 40  # units in one data file
 DIGITS = 4  # significant digits kept on pages; exports keep all
+NONE = -(2**15)  # digits that stand for no number
 
 
 def put(out: Path, key: str, value: Any) -> None:
@@ -35,24 +40,82 @@ def rounded(value: Any) -> Any:
 
 
 def summary(records: list[dict[str, Any]], thumbs: int = 5) -> dict[str, Any]:
-    """A basis for the browser, column by column: what a table row and a dot in the scatter plot need."""
+    """A basis for the browser, column by column: what a table row and a dot in the scatter plot need.
+
+    `{"units", "labels", "badges", "statuses", "columns", "thumbs", "measured"}`: a unit's place in the words of
+    `labels`, `badges` and `statuses`, and its `flags` (1 abstains, 2 has two meanings), are integers of the columns of
+    the same names (-1: none), its `thumbs` strongest images a row of `thumbs` integers, all by `integers`; `measured`
+    holds its numbers by `decimals`.
+    """
     labels = sorted({r["label"] for r in records if r["label"] is not None})
     statuses = sorted({r["status"] for r in records})
     place = {label: i for i, label in enumerate(labels)}
     keys = list(records[0]["measured"]) if records else []
-    return {
-        "units": [r["unit"] for r in records],
-        "labels": labels,
-        "label": [-1 if r["label"] is None else place[r["label"]] for r in records],
-        "abstained": [i for i, r in enumerate(records) if r["abstained"]],
-        "several": [i for i, r in enumerate(records) if len(r["meanings"]) > 1],
-        "badges": list(BADGES),
+    columns = {
+        "label": [place.get(r["label"], -1) for r in records],
         "badge": [BADGES.index(r["badge"]) if r["badge"] in BADGES else -1 for r in records],
-        "statuses": statuses,
         "status": [statuses.index(r["status"]) for r in records],
-        "thumbs": [r["positives"][:thumbs] for r in records],
-        "measured": {key: [r["measured"][key] for r in records] for key in keys},
+        "flags": [bool(r["abstained"]) + 2 * (len(r["meanings"]) > 1) for r in records],
     }
+    strongest = np.full((len(records), thumbs), -1)
+    for row, r in zip(strongest, records, strict=True):
+        row[: len(r["positives"])] = r["positives"][:thumbs]
+    return {
+        "units": len(records),
+        "labels": labels,
+        "badges": list(BADGES),
+        "statuses": statuses,
+        "columns": {key: integers(column) for key, column in columns.items()},
+        "thumbs": integers(strongest.ravel()),
+        "measured": {key: decimals([r["measured"][key] for r in records]) for key in keys},
+    }
+
+
+def integers(values: Sequence[int] | np.ndarray) -> str:
+    """Integers as base64 of little-endian int32."""
+    return base64.b64encode(np.asarray(values, dtype="<i4").tobytes()).decode()
+
+
+def decimals(values: Sequence[float | None]) -> str:
+    """Numbers of `DIGITS` significant digits as base64 of all digits (little-endian int16) and all exponents (int8).
+
+    A number is digits times ten to the exponent, which is what its decimal text says, to the bit. Digits of -32768
+    stand for no number; what is too large or small for the exponent becomes none and 0.
+    """
+    pairs = [_decimal(value) for value in values]
+    digits, exponents = np.array(pairs, dtype="<i2").reshape(-1, 2).T
+    return base64.b64encode(digits.tobytes() + exponents.astype(np.int8).tobytes()).decode()
+
+
+def _decimal(value: float | None) -> tuple[int, int]:
+    if value is None or not math.isfinite(value):
+        return NONE, 0
+    digits, exponent = f"{value:.{DIGITS - 1}e}".split("e")
+    places = int(exponent) - (DIGITS - 1)
+    if places > 127:
+        return NONE, 0
+    return (0, 0) if places < -128 else (round(float(digits) * 10 ** (DIGITS - 1)), places)
+
+
+def read_summary(found: dict[str, Any]) -> dict[str, Any]:
+    """What `summary` packed, column by column as lists: each of `columns`, `thumbs` per unit, `measured` by number."""
+    count = found["units"]
+
+    def whole(text: str) -> list[int]:
+        return np.frombuffer(base64.b64decode(text), "<i4").tolist()
+
+    def numbers(text: str) -> list[float | None]:
+        data = base64.b64decode(text)
+        digits, exponents = np.frombuffer(data[: 2 * count], "<i2"), np.frombuffer(data[2 * count :], np.int8)
+        pairs = zip(digits.tolist(), exponents.tolist(), strict=True)
+        return [None if d == NONE else float(f"{d}e{e}") for d, e in pairs]
+
+    thumbs = whole(found["thumbs"])
+    wide = len(thumbs) // max(count, 1)
+    rows = [[i for i in thumbs[u * wide : (u + 1) * wide] if i >= 0] for u in range(count)]
+    words = {key: found[key] for key in ("units", "labels", "badges", "statuses")}
+    measured = {key: numbers(text) for key, text in found["measured"].items()}
+    return words | {key: whole(text) for key, text in found["columns"].items()} | {"thumbs": rows, "measured": measured}
 
 
 def basis(out: Path, number: int, records: list[dict[str, Any]]) -> None:

@@ -203,8 +203,8 @@ class Bases(Inputs):
         with self.timings.of("units"):
             return sae_bases(saes, seeds, store, weights, self.root, own.pool, self.device)
 
-    def count_per_layer(self) -> int:
-        """How many bases of a layer are to be compared."""
+    def most_per_layer(self) -> int:
+        """How many bases of a layer are compared at most, by the settings alone: it may turn out to have no groups."""
         own = self.config
         seeds = {"seeds": len(self.given.saes) or len(own.seeds), "rotation_seeds": len(own.rotation_seeds)}
         named = sum(seeds.get(KINDS[kind].seeds or "", 1) for kind in own.bases if KINDS[kind].of_tokens)

@@ -71,7 +71,8 @@ class LabelConfig:
     final: str = "auto"  # the scorer whose label a unit carries; auto: the best for so many images
     templates: tuple[str, ...] | None = None  # None: the encoder's
     renormalize: bool = True  # unit length after the mean over templates
-    nulls: int = 200  # permutations behind each null percentile
+    nulls: int = 200  # permutations behind the null percentile of the unit's label
+    rival_nulls: int | None = 40  # and behind those of the other scorers' labels; None: as many
     abstain_below: float = 0.95  # labels below this null percentile are marked `abstained`
     seed: int = 0  # of the permutations
     runners_up: int = 5  # next best labels kept per scorer
@@ -204,7 +205,7 @@ class RunConfig:
     def label_settings(self, mine: int) -> pipeline.LabelSettings:
         """How labels are assigned, for so many mining images; `final` is named where it is `auto`."""
         own = self.label
-        names = ("renormalize", "nulls", "abstain_below", "seed", "runners_up", "meanings", "sets")
+        names = ("renormalize", "nulls", "rival_nulls", "abstain_below", "seed", "runners_up", "meanings", "sets")
         return pipeline.LabelSettings(
             self.scorer,
             final_scorer(own.final, self.scorer, mine),

@@ -60,11 +60,12 @@ class Labels(Bases):
         if self.config.proposer.dry_run:
             raise UserError("proposer.dry_run", True, "asks nothing, so nothing follows from it", "set it to false")
         made, spent = [], list[propose.Proposal]()
+        tries = proposer.name == "describe_dissect"  # its candidates' order is what units do on pictures
         with self.timings.of("proposals"):
             for basis in mined:
                 asked = self.config.proposer
-                aids = (spent, self._make(basis) if basis.acts else None, self._bench(basis))
-                if proposer.name == "describe_dissect" and not basis.of_tokens:
+                aids = (spent, self._make(basis) if basis.acts else None, self._bench(basis) if tries else None)
+                if tries and not basis.of_tokens:
                     self.notes.append(f"{basis.name}: {proposer.name} was not asked, since no picture fires its units")
                     made.append(basis)
                     continue

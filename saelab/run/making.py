@@ -4,6 +4,7 @@ The order is the way of the data: images -> caches -> SAEs -> bases -> exemplars
 evaluations -> comparisons; effects from labels.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -42,6 +43,7 @@ from saelab.run.stages.planted import sentence as say_planted
 from saelab.run.stages.simulation import measure_simulation
 from saelab.run.stages.words import find_words
 
+log = logging.getLogger("saelab")
 SHARED = ("images", "host", "random_host", "caches", "random_caches", "encoder", "embeddings")  # by a run's controls
 MATCHED = 2048  # latents up to which every run matches its seeds one to one (0.6 s two seeds; 4096 take 3 s)
 
@@ -61,8 +63,7 @@ class Stages(Labels):
     @cached_property
     def evaluated(self) -> list[Basis]:
         """Bases with the numbers of their labels on the test split."""
-        evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).check()  # before the long work
-        encoders.second_reader(self.config.second_judge, self.device)
+        _ = self._testable  # before the long work
         labelled = self.labelled
         if not any(self.images.captions):
             self.notes.append("The pictures have no captions, so caption_r and caption_clarity are missing.")
@@ -76,27 +77,44 @@ class Stages(Labels):
         """Bases with what their units do, where the run asks for it."""
         if self.config.effects is None:
             return self.evaluated
-        own = read_effects(self.config.effects)
-        if own.labels_of != self.config.compare.scorer:
-            what = f"the comparison is of the labels of {self.config.compare.scorer}"
-            raise UserError("effects.labels_of", own.labels_of, what, f"use {self.config.compare.scorer} for both")
+        own = self._effects_compared()
         return [replace(b, effects=self.measure_effects(b, own)) if b.acts else b for b in self.evaluated]
 
     @cached_property
+    def compared_layers(self) -> list[str]:
+        """Layers with at least two bases to compare; the others are left out, with a note. Known before the labels."""
+        if self.most_per_layer() < 2:
+            return []
+        self.check()
+        there = {layer: [b.name for b in self.bases if b.layer == layer and b.of_tokens] for layer in self.caches}
+        found = [layer for layer, names in there.items() if len(names) > 1]
+        for layer, names in there.items():
+            if found and layer not in found:
+                text = f"{layer}: not compared, for it takes two bases and {names[0] if names else 'none'} is there."
+                self.notes.append(text)
+                log.warning("%s", text)
+        return found
+
+    @cached_property
     def comparisons(self) -> dict[str, Artifact]:
-        """One comparison for each layer, corrected together."""
-        if self.count_per_layer() < 2:  # known before the long work
-            remedy = "for example bases=[neuron,sae]"
-            raise UserError("bases", list(self.config.bases), "a comparison needs at least two", remedy)
-        measured = [basis for basis in self.measured if basis.of_tokens]
+        """One comparison for each layer that has two bases, corrected together."""
+        given, remedy = list(self.config.bases), "for example bases=[neuron,sae]"
+        if self.most_per_layer() < 2:
+            raise UserError("bases", given, "a comparison needs at least two", remedy)
+        _ = self._testable
+        if self.config.effects is not None:
+            self._effects_compared()
+        if not self.compared_layers:
+            raise UserError("bases", given, "a comparison needs at least two, and no layer has the groups", remedy)
+        measured = [basis for basis in self.measured if basis.of_tokens and basis.layer in self.compared_layers]
         with self.timings.of("comparison"):
-            setups = {layer: self._setup(layer) for layer in self.caches}
+            setups = {layer: self._setup(layer) for layer in self.compared_layers}
             test = self.images.ids("test")
             tested = compare.TestImages(self.judges, test, group_images(self.images)[test])
             found = compare_bases(measured, setups, self.config.compare, self.root, tested, self._views)
             if self.config.effects is None:
                 return found
-            own = read_effects(self.config.effects)
+            own = self._effects_compared()
             rows = {(b.layer, b.name): chosen_rows(b, own) for b in measured if b.effects}
             how = own.facts
             return join_effects(measured, found, setups, self.config.compare, self.root, tested, rows, how)
@@ -137,8 +155,7 @@ class Stages(Labels):
 
     def measure_planted(self, basis: Basis) -> list[dict[str, Any]]:
         """Recall and precision of every labeller on a planted basis: a row a labeller and kind of unit."""
-        assert basis.labels is not None and self.judges.truth is not None
-        return measure_planted(basis, self.judges.truth)
+        return measure_planted(basis, self.judges, self.images)
 
     def measure_groups(self, basis: Basis, own: EffectsSettings) -> dict[str, Any]:
         """What all units of one label do together, beside the sum of what each does: a summary over labels."""
@@ -219,6 +236,20 @@ class Stages(Labels):
         return [replace(basis, quality=found.get((basis.layer, basis.name))) for basis in bases]
 
     # ---- parts -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _testable(self) -> None:
+        """Raise UserError for splits and a second judge that nothing could be measured with."""
+        evaluate.Splits(self.images.ids("mine"), self.images.ids("test")).check()
+        encoders.second_reader(self.config.second_judge, self.device)
+
+    def _effects_compared(self) -> EffectsSettings:
+        """The settings of effects that are to be compared. Raises UserError where labels are another scorer's."""
+        own, scorer = read_effects(self.config.effects or {}), self.config.compare.scorer
+        if own.labels_of != scorer:
+            what = f"the comparison is of the labels of {scorer}"
+            raise UserError("effects.labels_of", own.labels_of, what, f"use {scorer} for both")
+        return own
 
     def _need_host(self, what: str) -> None:
         """Raise UserError where there are arrays and no host `what`."""

@@ -8,12 +8,12 @@ import torch
 
 from saelab.artifacts import added
 from saelab.errors import UserError
-from saelab.sae import rules, screen
+from saelab.sae import rough, rules
 
 DECODERS = ("free", "archetypal")
 FROZEN = ("none", "decoder", "soft_decoder", "all")
 SOFT_COSINE = 0.8  # soft_decoder: cosine with its start that a decoder row keeps at the least
-SCREENS = ("auto", "float32", "bfloat16")
+SCREENS = ("auto", "float32", "bfloat16", "int8")
 KERNELS = ("torch", "triton")
 
 
@@ -48,7 +48,7 @@ class SAEConfig:
     bandwidth: float = 1e-3  # jumprelu: width of the straight-through window, in units of the activations' spread
     candidates: int = 1024  # archetypal: data points whose hull holds the decoder
     delta: float = 0.1  # archetypal: distance that a row may leave the hull by, in units of the activations' spread
-    screen: str = "auto"  # topk, batchtopk: product that chooses candidates: auto | float32 | bfloat16 (rescored)
+    screen: str = "auto"  # topk, batchtopk: product that chooses: auto | float32 | bfloat16 | int8 (both rescored)
     kernels: str = "torch"  # topk, batchtopk: who computes the sparse products: torch | triton (on CUDA)
     encoder_length: float = added(1.0)  # topk, batchtopk: of the first encoder rows; less where those rebuild too much
     frozen: str = added("none")  # what keeps its random start, as a control: none | decoder | soft_decoder | all
@@ -86,7 +86,7 @@ class SAEConfig:
             raise UserError("resample_every", self.resample_every, needs, "elsewhere AuxK revives silent latents")
         if self.frozen != "none" and not (free and not self.resample_every):
             raise UserError("frozen", self.frozen, "needs decoder=free and resample_every=0")
-        if self.screen == "bfloat16" and not ("screen" in supports and free):
+        if self.screen in ("bfloat16", "int8") and not ("screen" in supports and free):
             needs = f"needs {rules.name_supporting('screen')} and decoder=free"
             raise UserError("screen", self.screen, needs, "use screen=auto")
         if self.kernels == "triton" and "kernels" not in supports:
@@ -160,15 +160,21 @@ class TrainConfig:
 
 
 def settle(config: SAEConfig, device: str | torch.device) -> SAEConfig:
-    """The config with screen=bfloat16 where auto means that on the device: it changes numbers, so recipes state it.
+    """The config with the screen that auto means on the device, if any: it changes numbers, so recipes state it.
 
-    An archetypal decoder is never screened: each data point is the start of several rows, whose pre-activations
-    bfloat16 cannot tell apart, so true members of the top k would fall behind all 1.5 k candidates.
+    int8 where a CPU has instructions for it, else bfloat16 where the device has. An archetypal decoder is never
+    screened: each data point is the start of several rows, whose pre-activations bfloat16 cannot tell apart, so true
+    members of the top k would fall behind all candidates. Raises UserError for int8 elsewhere than on the CPU.
     """
-    rule = rules.find(config.rule)
-    fits = "screen" in rule.supports and config.decoder == "free" and rule.screen_pays(config.latents, config.k)
-    fast = config.screen == "auto" and fits and screen.has_fast_bfloat16(torch.device(device))
-    return replace(config, screen="bfloat16") if fast else config
+    rule, device = rules.find(config.rule), torch.device(device)
+    if config.screen == "int8" and device.type != "cpu":
+        raise UserError("screen", "int8", f"needs the CPU, not {device}", "use screen=auto")
+    if config.screen != "auto" or "screen" not in rule.supports or config.decoder != "free":
+        return config
+    for by, is_fast in (("int8", rough.has_fast_int8), ("bfloat16", rough.has_fast_bfloat16)):
+        if is_fast(device) and rule.screen_pays(config.latents, config.k, by):
+            return replace(config, screen=by)
+    return config
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -85,8 +85,10 @@ class Job:
         batches = data.batches
         later = {"code": LATER[config.rule]} if config.rule in LATER else {}
         silent = ("keep", "checkpoint_every", "steps", "latent_shards")
+        screen = self.trainer.screen
+        chosen = screen if screen == "int8" else screen == "bfloat16"  # as folders say that int8 is older than
         return {
-            "sae": {**artifacts.plain(config), "screen": self.trainer.screened, **later},
+            "sae": {**artifacts.plain(config), "screen": chosen, **later},
             "train": {name: value for name, value in dataclasses.asdict(self.train).items() if name not in silent},
             "steps": self.total,
             "data": {

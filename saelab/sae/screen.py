@@ -1,77 +1,74 @@
-"""The bfloat16 screen: a rough product says which pre-activations are worth float32's look.
+"""The screen: a rough product (rough.py) says which pre-activations are worth float32's look.
 
-Training keeps the best of half as many candidates again as it needs (`screened_top_k`, `screened_top_of_batch`), and
-measures what share of the true ones is among them (`screen_recall`, `screen_recall_of_batch`). Encoding proves that
-nothing is lost (`exact_top_k`, `exact_codes`): rounding moves no product by more than `slack`, and what that leaves in
-doubt float32 decides. Values are float32's own everywhere. On the CPU the rough product is ranked 512 rows at a time.
+Training keeps the best of more candidates than it needs (`screened_top_k`, `screened_top_of_batch`): half as many again
+of the bfloat16 product, twice as many of int8's. It measures what share of the true ones is among them
+(`screen_recall`, `screen_recall_of_batch`). Encoding proves that nothing is lost (`exact_top_k`, `exact_codes`):
+rounding to bfloat16 moves no product by more than `slack`, and what that leaves in doubt float32 decides. Values are
+float32's own everywhere.
 """
-
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.sae import select
-from saelab.sae.sparse import sampled_products, starts
+from saelab.sae import rough, select
+from saelab.sae.rough import ROWS, in_chunks, rank_batch_roughly, rank_roughly
+from saelab.sae.sparse import Pairs, sampled_products, sort_by_latent, starts
 
 ROUNDING = 1e-5  # of a number: two sums of the same float32 products differ by less
-ROWS = 512  # that a CPU screens at once: what is ranked is still in its cache
 FEW = 1 / 32  # of the latents: rescoring more candidates costs what the rough product saves
 UNIT = 2.0**-8  # of a number, at the most: what rounding it to bfloat16 changes
 SUM_UNIT = 2.0**-23  # of |x| |w|, for each of d_in terms, at the most: what float32 sums lose
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, test, bool)() for test in tests)
-
-
 def pays_to_encode(rows: int, W: Float[Tensor, "n d_in"], k: int) -> bool:
     """Whether encoding by the screen is faster: on a CPU with bfloat16 instructions, for enough rows and latents."""
     cpu = W.device.type == "cpu" and W.dtype == torch.float32
-    return cpu and rows >= ROWS and 2 * k <= FEW * len(W) and has_fast_bfloat16(W.device)
+    return cpu and rows >= ROWS and 2 * k <= FEW * len(W) and rough.has_fast_bfloat16(W.device)
 
 
 def screened_top_k(
-    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], k: int
+    x: Float[Tensor, "rows d_in"],
+    W: Float[Tensor, "n d_in"],
+    bias: Float[Tensor, "n"],
+    k: int,
+    by: str = "bfloat16",
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """The k largest of each row of x W' + bias, among the 1.5 k that are largest in the rough product.
+    """The k largest of each row of x W' + bias (float32, and int64), among the `candidates` of the rough product.
 
-    A true member is lost only where rounding ranks it below all candidates (`screen_recall` counts).
+    `by`: its numbers, bfloat16 | int8. A true member is lost only where rounding ranks it below all candidates
+    (`screen_recall` counts).
     """
-    _, candidates = _rank_roughly(x, W, bias, min(len(W), half_more(k)))
+    _, candidates = rank_roughly(x, W, bias, min(len(W), count_candidates(k, by)), by)
     return _rescore(x, W, bias, candidates, k)
 
 
 def screened_top_of_batch(
-    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], count: int
+    x: Float[Tensor, "rows d_in"],
+    W: Float[Tensor, "n d_in"],
+    bias: Float[Tensor, "n"],
+    count: int,
+    by: str = "bfloat16",
 ) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"]]:
     """The `count` largest of all of x W' + bias and their flat positions, in the order of these (BatchTopK).
 
-    Among the 1.5 `count` that are largest in the rough product.
+    Among the candidates of the rough product; `by`: see `screened_top_k`.
     """
     rows, n = len(x), len(W)
-    many = min(rows * n, half_more(count))
-    if x.device.type == "cpu" and select.grouped(rows, n, many):
-        rough, maxima = torch.empty(rows, n, dtype=torch.bfloat16), torch.empty(rows, n // select.GROUP)
-        for first, wide in _in_chunks(x, W, bias, rough):
-            maxima[first : first + len(wide)] = select.maxima_of(wide, select.GROUP)
-        flat = select.top_by_maxima(rough, maxima, many)[1]
-    else:
-        flat = select.top_of_batch(_product(x, W, bias).float(), many)[1]
+    flat = rank_batch_roughly(x, W, bias, min(rows * n, count_candidates(count, by)), by)
     row, columns = _split(flat, n)
-    exact = sampled_products(starts(row, rows), columns, x, W) + bias[columns]
+    exact = _products(starts(row, rows), columns, x, W) + bias[columns]
     kept = select.find_largest(exact, count)
     return exact[kept], flat[kept]
 
 
 def screen_recall(
-    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], k: int
+    x: Float[Tensor, "rows d_in"],
+    W: Float[Tensor, "n d_in"],
+    bias: Float[Tensor, "n"],
+    k: int,
+    by: str = "bfloat16",
 ) -> Float[Tensor, ""]:
     """Share of the k largest of each row of x W' + bias that `screened_top_k` finds.
 
@@ -80,14 +77,18 @@ def screen_recall(
     lost = torch.zeros((), dtype=torch.int64, device=x.device)
     for some in x.split(ROWS):
         true, members = torch.addmm(bias, some, W.T).topk(k, dim=1)
-        values, found = screened_top_k(some, W, bias, k)
+        values, found = screened_top_k(some, W, bias, k, by)
         absent = (members.unsqueeze(2) != found.unsqueeze(1)).all(2)
         lost += (absent & (true - values.amin(1, keepdim=True) > ROUNDING * true.abs())).sum()
     return 1 - lost / (len(x) * k)
 
 
 def screen_recall_of_batch(
-    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], count: int
+    x: Float[Tensor, "rows d_in"],
+    W: Float[Tensor, "n d_in"],
+    bias: Float[Tensor, "n"],
+    count: int,
+    by: str = "bfloat16",
 ) -> Float[Tensor, ""]:
     """Share of the `count` largest of all of x W' + bias that `screened_top_of_batch` finds; see `screen_recall`."""
     true, members = x.new_empty(0), torch.empty(0, dtype=torch.int64, device=x.device)
@@ -96,7 +97,7 @@ def screen_recall_of_batch(
         true, members = torch.cat([true, more]), torch.cat([members, flat + first * len(W)])
         kept = select.find_largest(true, min(count, len(true)))
         true, members = true[kept], members[kept]
-    values, found = screened_top_of_batch(x, W, bias, count)
+    values, found = screened_top_of_batch(x, W, bias, count, by)
     absent = torch.isin(members, found, invert=True)
     return 1 - (absent & (true - values.min() > ROUNDING * true.abs())).sum() / count
 
@@ -109,7 +110,7 @@ def exact_top_k(
     No number but the candidates reaches the least candidate's rough value plus `slack`. Rows whose k-th largest does
     not reach that either are multiplied again in float32.
     """
-    roughly, candidates = _rank_roughly(x, W, bias, min(len(W), 2 * k))
+    roughly, candidates = rank_roughly(x, W, bias, min(len(W), 2 * k))
     values, indices = _rescore(x, W, bias, candidates, k)
     least = roughly.amin(1)
     proven = values.amin(1).clamp(min=0) >= least + 2 * UNIT * least.abs() + slack(x, W, bias)
@@ -131,7 +132,7 @@ def exact_codes(
     """
     threshold = threshold.clamp(min=0)
     codes, room = x.new_zeros(len(x), len(W)), slack(x, W, bias).unsqueeze(1) * (1 + 4 * UNIT)
-    for first, wide in _in_chunks(x, W, bias):
+    for first, wide in in_chunks(x, W, bias):
         last = first + len(wide)
         # |rough| UNIT twice, from below 0 too: there it is less than the part of `room` that is added for it
         near = wide.mul_(1 + 2 * UNIT).sub_(threshold) > -room[first:last]
@@ -159,9 +160,9 @@ def slack(x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float
     return bound + SUM_UNIT * x.shape[1] * length * longest + 2 * UNIT * bias.abs().amax()
 
 
-def half_more(count: int) -> int:
-    """Candidates for so many members, in training."""
-    return count + (count + 1) // 2
+def count_candidates(count: int, by: str = "bfloat16") -> int:
+    """Candidates for so many members, in training; int8 rounds more than bfloat16, so it gets more."""
+    return 2 * count if by == "int8" else count + (count + 1) // 2
 
 
 def _split(flat: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -170,38 +171,19 @@ def _split(flat: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return row, flat - row * n
 
 
-def _product(x: Tensor, W: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias.bfloat16(), x.bfloat16(), W.bfloat16().T)
-
-
-def _in_chunks(x: Tensor, W: Tensor, bias: Tensor, out: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
-    """The rough product of ROWS rows after another, widened to float32 in a kept buffer, each with its first row.
-
-    `out` [rows, n] takes all of it as it is, bfloat16.
-    """
-    W, bias = W.bfloat16().T, bias.bfloat16()
-    kept = torch.empty(min(ROWS, len(x)), W.shape[1], dtype=torch.bfloat16) if out is None else out
-    wide = torch.empty(min(ROWS, len(x)), W.shape[1])
-    for first in range(0, len(x), ROWS):
-        some = x[first : first + ROWS].bfloat16()
-        part = kept[: len(some)] if out is None else kept[first : first + ROWS]
-        torch.addmm(bias, some, W, out=part)
-        yield first, wide[: len(some)].copy_(part)
-
-
-def _rank_roughly(x: Tensor, W: Tensor, bias: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row of the rough product, and where they lie."""
-    if x.device.type != "cpu" or not len(x):
-        return select.top_k(_product(x, W, bias).float(), count)
-    found = [select.top_k(wide, count) for _, wide in _in_chunks(x, W, bias)]
-    values, indices = zip(*found)
-    return torch.cat(values), torch.cat(indices)
-
-
 def _rescore(x: Tensor, W: Tensor, bias: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row's candidates, by float32 products, and where they lie."""
     count = candidates.shape[1]
     bags = torch.arange(0, candidates.numel() + 1, count, device=x.device)
-    exact = sampled_products(bags, candidates.reshape(-1), x, W).view(-1, count) + bias[candidates]
+    exact = _products(bags, candidates.reshape(-1), x, W).view(-1, count) + bias[candidates]
     values, inner = select.rank(exact, k)
     return values, candidates.gather(1, inner)
+
+
+def _products(offsets: Tensor, columns: Tensor, x: Tensor, W: Tensor) -> Tensor:
+    """`sampled_products`; on the CPU latent by latent, since x fits into a cache that W does not."""
+    if x.device.type != "cpu":
+        return sampled_products(offsets, columns, x, W)
+    grouped = sort_by_latent(Pairs(x.new_empty(0), columns, offsets), len(W))
+    found = sampled_products(grouped.offsets, grouped.bags, W, x)
+    return torch.empty_like(found).scatter_(0, grouped.order.long(), found)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import auxk, objectives, rules, select, sparse
+from saelab.sae import auxk, objectives, rough, rules, select, sparse
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SOFT_COSINE, SAEConfig, settle
 from saelab.sae.distributed import World
@@ -27,6 +27,7 @@ from saelab.sae.start import check_fits, draw, pull_back, take_over
 
 log = logging.getLogger("saelab")
 RECALL = 0.9999  # of the true top k: below it, the screen is given up
+PRODUCTS = ("float32", "bfloat16", "int8")  # that choose; checkpoints hold the number of the one in use
 RECALL_EVERY = 1000  # steps between measurements
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
 THRESHOLD_SHARE = 10  # ... which in shorter runs looks back over about a tenth of the steps so far
@@ -53,7 +54,8 @@ class Trainer:
             check_fits(start, config)
         self.config, self.device, self.world = config, torch.device(device), world or World()
         self.rule = rules.find(config.rule)
-        self.screened = settle(config, self.device).screen == "bfloat16"
+        self.screen = settle(config, self.device).screen
+        self.screen = "float32" if self.screen == "auto" else self.screen  # the product that chooses: one of PRODUCTS
         self.recall: Tensor | None = None  # of the screen, where this step or the start measured it
         self.counts_silent = self.device.type == "cpu"  # elsewhere, a count waits for the device
         self.steps = 0
@@ -74,17 +76,31 @@ class Trainer:
         self._lay_out(weights, hull, variance, held)
         self._watch_screen(x - weights["b_dec"])
 
+    @property
+    def screened(self) -> bool:
+        """Whether a rough product chooses the candidates."""
+        return self.screen != "float32"
+
     def _watch_screen(self, centred: Tensor) -> None:
-        """Measure what share of the true top k the screen finds; rank the float32 product from here on if too few."""
-        if not self.screened:
-            return
-        assert isinstance(self.rule, rules.Selection)
-        recall = self.rule.screen_recall(self.weights, centred, self.config)
-        self.recall = self.world.all.sum_(recall) / self.world.all.size
-        if self.recall < RECALL:
-            self.screened = False
+        """Measure what share of the true top k the screen finds; where that is too small, go over to the next product.
+
+        From int8 to bfloat16, where the device has instructions for it, and from there to float32.
+        """
+        while self.screened:
+            assert isinstance(self.rule, rules.Selection)
+            recall = self.rule.screen_recall(self.weights, centred, self._chosen)
+            self.recall = self.world.all.sum_(recall) / self.world.all.size
+            if self.recall >= RECALL:
+                return
+            given_up, steps_down = self.screen, self.screen == "int8" and rough.has_fast_bfloat16(self.device)
+            self.screen = "bfloat16" if steps_down else "float32"
             found = f"{float(self.recall):.5f} of the top k at step {self.steps}, {RECALL} wanted"
-            log.warning("the bfloat16 screen finds %s: float32 chooses from here on", found)
+            log.warning("the %s screen finds %s: %s chooses from here on", given_up, found, self.screen)
+
+    @property
+    def _chosen(self) -> SAEConfig:
+        """The config with the product that chooses."""
+        return replace(self.config, screen=self.screen)
 
     def _lay_out(self, weights: Weights, hull: Hull | None, variance: Tensor, held: Tensor | None) -> None:
         self.weights, self.hull, self.variance, self.held = weights, hull, variance, held
@@ -179,15 +195,12 @@ class Trainer:
         pre = None
         if self.steps and self.steps % RECALL_EVERY == 0:
             self._watch_screen(centred)
-        config = self.config
         if self._holds(len(x)):
             if self._pre is None or len(self._pre) != len(x):
                 self._pre = x.new_empty(len(x), len(weights["W_enc"]))
             pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T, out=self._pre)
-        elif not self.screened:
-            config = replace(config, screen="float32")
         found, error = objectives.sparse_gradients(
-            weights, centred, pre, config, self.variance, tokens, self._grads, self.world
+            weights, centred, pre, self._chosen, self.variance, tokens, self._grads, self.world
         )
         columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
         if self.config.auxk_weight and sum(auxk.silent_of_shards(columns, silent, self.world.latents)):
@@ -285,7 +298,7 @@ class Trainer:
             state |= {f"adam.{i}.{name}": value for name, value in self.optimizer.state[parameter].items()}
         state |= {} if self.held is None else {"held": self.held}
         state |= {"silent": self.silent, "threshold": self.threshold, "variance": self.variance}
-        return {**state, "steps": torch.tensor(self.steps), "screened": torch.tensor(self.screened)}
+        return {**state, "steps": torch.tensor(self.steps), "screened": torch.tensor(PRODUCTS.index(self.screen))}
 
     @property
     def holding(self) -> Holding:
@@ -308,7 +321,8 @@ class Trainer:
         for i, parameter in enumerate(self._parameters()):
             self.optimizer.state[parameter] = _under(f"adam.{i}.", state, parameter.device)
         self.steps = int(state["steps"])
-        self.screened = bool(state.get("screened", self.screened))  # older checkpoints don't say
+        if "screened" in state:  # older checkpoints don't say, or whether bfloat16's screen was used
+            self.screen = PRODUCTS[int(state["screened"])]
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -84,7 +84,7 @@ class Synthesised:
     """Pictures of one unit."""
 
     pictures: UInt8[Tensor, "count height width 3"]  # as they are saved
-    weight: Float[Tensor, "count height width"]  # 0..1: how much the unit depended on each pixel, over all steps
+    weight: Float[Tensor, "count height width"]  # 0..1: how much the unit alone depended on each pixel, over all steps
     objective: Float[Tensor, "steps count"]  # the pooled pre-activation, mean over crops
 
 
@@ -139,17 +139,21 @@ def _step(
     base: Tensor | None,
     generators: list[torch.Generator],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(objective of each picture, what Adam descends along, gradient of the objective at the pixels)."""
+    """(objective of each picture, what Adam descends along, gradient of the objective alone at the pixels)."""
     pictures = form.draw(parameters)
     tokens = sight.tokens(shake(pictures, own.crops, generators), grad=True)
     read = sight._pool(tokens, unit, own.pool or sight.pool).unflatten(0, (own.count, own.crops)).mean(1)
-    loss = -read.sum() / scale
+    apart = bool(own.diversity) and own.count > 1
+    (at_pixels,) = torch.autograd.grad(-read.sum() / scale, [pictures], retain_graph=apart)
+    descent = at_pixels
     if base is not None:
-        loss = loss + own.penalty * (pictures - base.to(pictures)).square().mean((1, 2, 3)).sum()
-    if own.diversity and own.count > 1:
+        left = own.penalty * (pictures - base.to(pictures)).square().mean((1, 2, 3)).sum()
+        descent = descent + torch.autograd.grad(left, [pictures], retain_graph=True)[0]
+    if apart:
         means = normalize(tokens.float().mean(1).unflatten(0, (own.count, own.crops)).mean(1), dim=1)
-        loss = loss + own.diversity * ((means @ means.T).sum() - own.count) / (own.count - 1)
-    gradient, at_pixels = torch.autograd.grad(loss, [parameters, pictures])
+        alike = own.diversity * ((means @ means.T).sum() - own.count) / (own.count - 1)
+        descent = descent + torch.autograd.grad(alike, [pictures])[0]
+    (gradient,) = torch.autograd.grad(pictures, [parameters], descent)
     return read.detach().cpu(), gradient, at_pixels
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL.Image import Image
 from torch import Tensor
 
 from saelab.errors import UserError
@@ -34,8 +35,12 @@ class Sight:
     embed: Callable[[Sequence[str]], Float[Tensor, "texts d_text"]]  # unit length; loads its model when first asked
 
 
+class Unseen(Exception):
+    """A photo can't be read any more, for which no call of the model's is to blame; the text is one line."""
+
+
 class Hands:
-    """The tools of one unit. `name` starts the names of the pictures that they show."""
+    """The tools of one unit. They raise UserError for a call that can't be answered, and Unseen."""
 
     def __init__(self, case: Case, sight: Sight, sheet_px: int) -> None:
         if case.column is None:
@@ -96,7 +101,7 @@ class Hands:
         """The photo with its heat laid over, if the layer has maps."""
         self._check(photo)
         heat = self.case.heat(self.case.unit, photo) if self.case.heat is not None else None
-        picture = sheets.tile(self.case.images.load(photo), sheets.SMALLEST, "heatmap", heat)
+        picture = sheets.tile(self._load(photo), sheets.SMALLEST, "heatmap", heat)
         marked = "red to yellow: where it fires" if heat is not None else "this layer has no places"
         return Answer(self._row(photo) | {"marks": marked}, [self._picture(sheets.jpeg(picture), sheets.SMALLEST)])
 
@@ -117,6 +122,12 @@ class Hands:
             raise UserError("photo", photo, "is none that you were shown", "use a number from an answer")
         return photo
 
+    def _load(self, photo: int) -> Image:
+        try:
+            return self.case.images.load(photo)
+        except UserError as error:
+            raise Unseen(str(error)) from None
+
     def _row(self, photo: int) -> dict[str, Any]:
         own = self.strengths.of(photo)
         return {"photo": own["image"]} | {name: round(own[name], DIGITS) for name in ("share", "percentile")}
@@ -125,7 +136,7 @@ class Hands:
         """A sheet of the photos in reading order, with the numbers of each."""
         if not ids:
             return Answer({"photos": []})
-        tiles = [sheets.tile(self.case.images.load(i), sheets.tile_side(self.sheet_px)) for i in ids]
+        tiles = [sheets.tile(self._load(i), sheets.tile_side(self.sheet_px)) for i in ids]
         picture = self._picture(sheets.jpeg(sheets.sheet(tiles, self.sheet_px)), self.sheet_px)
         return Answer({"sheet": picture.name, "photos": [self._row(i) for i in ids]}, [picture])
 

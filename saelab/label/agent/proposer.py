@@ -14,7 +14,7 @@ from typing import Any
 
 from saelab import artifacts
 from saelab.errors import UserError
-from saelab.label.agent.hands import Hands, Sight
+from saelab.label.agent.hands import Hands, Sight, Unseen
 from saelab.label.agent.talk import CALLS, Bounds, Talk
 from saelab.label.proposal import Case, Estimate, Proposal
 from saelab.label.tools import Toolbox
@@ -97,8 +97,8 @@ class AgentProposer:
                 case, talk = waiting[request.name]
                 try:
                     talk.hear(reply)
-                except UserError as error:  # a picture that can't be read any more
-                    talk.ended = str(error)
+                except Unseen as error:
+                    talk.fail(str(error))
                 keep(talk, case.unit, folder)
                 if talk.ended is None:
                     talks[talk.request.name] = (case, talk)
@@ -109,7 +109,7 @@ class AgentProposer:
         replies = talk.replies if talk is not None else []
         last = replies[-1] if replies else Reply(None, error)
         ended = talk.ended if talk is not None else error
-        answer = parse.Answer(status="failed" if last.text is None else "unparsed")
+        answer = parse.Answer(status="failed" if talk is None or talk.failed else "unparsed")
         if ended == "answered":
             answer, ended = parse.concepts(last.text or "", **ANSWERS), last.unfinished
         return Proposal(

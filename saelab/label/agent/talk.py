@@ -42,12 +42,16 @@ class Talk:
         self.lines: list[dict[str, Any]] = []  # the transcript, one entry a round
         self.pictures: list[Picture] = list(request.pictures)
         self.ended: str | None = None  # "answered", or what went wrong, in a line
+        self.failed = False  # through no fault of the model's: to be asked again
         self._asked: set[tuple[str, str]] = set()
         self._spent = 0
         self._name_round()
 
     def hear(self, reply: Reply) -> None:
-        """Take a reply: run the tools that it asks for and set the next request, or end the talk."""
+        """Take a reply: run the tools that it asks for and set the next request, or end the talk.
+
+        Wrong calls are answered with what is wrong; anything but UserError that a tool raises is for the caller.
+        """
         planned = self.estimate(self.request).tokens
         counts = (reply.prompt_tokens, reply.completion_tokens)
         self._spent += planned if None in counts else sum(count or 0 for count in counts)
@@ -55,13 +59,18 @@ class Talk:
         line = {"round": len(self.replies), "request": reply.request, "said": reply.text, "error": reply.error}
         self.lines.append(line | {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens})
         if reply.text is None:
-            self.ended = str(reply.error)
+            self.fail(str(reply.error))
         elif not reply.calls:
             self.ended = "answered" if reply.text.strip() else reply.unfinished or "the model answered nothing"
         elif self.request.answer_now:
             self.ended = f"the model called {one_line(reply.calls[0].name, 40)} where it had to answer"
         else:
             self._go_on(reply)
+
+    def fail(self, why: str) -> None:
+        """End the talk, in the round that was heard last, for a reason that is not the model's."""
+        self.ended, self.failed = why, True
+        self.lines[-1]["error"] = why
 
     def _go_on(self, reply: Reply) -> None:
         found = [self._answer(call, place) for place, call in enumerate(reply.calls)]

@@ -1,23 +1,22 @@
 """A contrast for each positive: the image most like it that does not drive the unit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saelab.acts import Acts, Columns, blocks, columns, shape
+from saelab.acts import Acts, Columns, columns, shape
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
-from saelab.label.mine.rows import finite_rows, largest
-from saelab.label.mine.status import column_means
+from saelab.label.mine.candidates import Candidates, candidate_interval
+from saelab.label.mine.lookup import CellTable, Scores, search_each, search_shared
+from saelab.label.mine.rows import finite_rows
 
 RULES = ("below_mean", "below_quantile", "zero", "random", "host")
-TABLE = 64  # neighbours looked up before an exact search over all images
-FAR = torch.finfo(torch.float32).max  # what is subtracted from the score of an image that is no candidate
-MASK_ELEMENTS = 1 << 30  # a bool for each image and unit: units beyond this many go in a second pass
+MASK_ELEMENTS = 1 << 30  # a bool for each image and dense unit: units beyond this many go in a second pass
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,8 @@ class ContrastRule:
     quantile: float = 0.5  # for below_quantile: candidates are at or below this quantile of the unit's activations
     host_similarity: float = 0.3  # for host: least cosine of a pair in the host's space
     host_limit: int = 10  # for host: pairs kept per unit
-    seed: int = 0  # for random
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Which activations make an image a candidate: low <= activation <= high, for each unit (empty: low > high)."""
-
-    low: Float[Tensor, "units"]
-    high: Float[Tensor, "units"]
+    seed: int = 0  # for random, and for the cells
+    exact_below: int = 1 << 16  # with more images, neighbours are looked for in cells (`cells.py`), and recall logged
 
 
 @takes_arrays
@@ -99,60 +91,25 @@ def choose_contrasts(
     interval = candidate_interval(acts, rule.rule, rule.quantile)
     generator = torch.Generator(image_emb.device).manual_seed(rule.seed) if rule.rule == "random" else None
     scores = Scores(space, groups, generator)
-    search = _search_shared if rule.reuse and rule.rule != "random" else _search_each
+    shared = rule.reuse and rule.rule != "random"
+    table = CellTable(scores, positive_ids, rule.seed) if shared and len(space) > rule.exact_below else None
     ids = torch.full_like(positive_ids, -1)
-    step = max(1, MASK_ELEMENTS // max(shape(acts)[0], 1))
+    images, units = shape(acts)
+    step = max(1, units if isinstance(acts, Columns) else MASK_ELEMENTS // max(images, 1))
     for first in range(0, len(ids), step):
         part = slice(first, first + step)
-        mask = candidate_mask(acts, interval, part)
-        if apart:
-            leave_out(mask, positive_ids[part])
-        ids[part] = search(scores, mask, positive_ids[part], rule.reuse)
+        candidates = Candidates(acts, interval, part, positive_ids[part] if apart else None)
+        if table is not None:
+            ids[part] = table.search(scores, candidates, positive_ids[part])
+        elif shared:
+            ids[part] = search_shared(scores, candidates, positive_ids[part])
+        else:
+            ids[part] = search_each(scores, candidates, positive_ids[part], rule.reuse)
+    if table is not None:
+        table.tell()
     if rule.rule == "host":
         ids = _closest(space, positive_ids, ids, rule.host_similarity, rule.host_limit)
     return ids, pair_similarity(image_emb, positive_ids, ids)
-
-
-def candidate_interval(acts: Acts, rule: str, quantile: float = 0.5) -> Interval:
-    """The activations that make an image a candidate under `rule` (see `contrast_images`), exact in acts' own dtype."""
-    acts = columns(acts)
-    dtype = acts.values.dtype if isinstance(acts, Columns) else acts.dtype
-    means = column_means(acts)
-    if rule == "zero":
-        zero = torch.zeros_like(means, dtype=dtype)
-        return Interval(zero, torch.where(means.isfinite(), zero, torch.nan))
-    if rule == "below_quantile":
-        parts = [torch.minimum(_quantile(block, quantile), _next_below(block.amax(dim=0))) for _, block in blocks(acts)]
-        high = torch.cat(parts)
-    else:
-        high = means.to(dtype)
-        high = torch.where(high.double() < means, high, _next_below(high))  # the largest number below the mean
-    return Interval(torch.full_like(high, -torch.inf), torch.where(means.isfinite(), high, torch.nan))
-
-
-def candidate_mask(acts: Acts, interval: Interval, units: slice) -> Bool[Tensor, "some images"]:
-    """For some units, which images are candidates."""
-    acts = columns(acts)
-    low, high = interval.low[units], interval.high[units]
-    if isinstance(acts, Columns):
-        first, last, _ = units.indices(acts.units)
-        part = acts.part(first, last)
-        owner = part.unit_of_entry
-        mask = ((low <= 0) & (high >= 0))[:, None].repeat(1, acts.images)
-        mask.view(-1)[owner * acts.images + part.rows] = (part.values >= low[owner]) & (part.values <= high[owner])
-        return mask
-    chosen = acts[:, units]
-    mask = torch.empty(chosen.shape[1], chosen.shape[0], dtype=torch.bool, device=chosen.device)
-    # Some images at a time: what is compared lies together, and is still in the cache when it is turned.
-    for images, _ in _chunks(len(chosen), max(256, (1 << 18) // max(chosen.shape[1], 1))):
-        mask[:, images] = ((chosen[images] >= low) & (chosen[images] <= high)).T
-    return mask
-
-
-def leave_out(mask: Bool[Tensor, "some images"], ids: Int[Tensor, "some k"]) -> None:
-    """Strike these images (-1: none) from the candidates of their unit."""
-    unit, place = (ids >= 0).nonzero(as_tuple=True)
-    mask[unit, ids[unit, place]] = False
 
 
 def pair_similarity(
@@ -160,87 +117,11 @@ def pair_similarity(
 ) -> Float[Tensor, "units k"]:
     """Cosine of each positive and its contrast (rows of unit length); NaN where either is -1."""
     out = torch.empty(ids.shape, device=image_emb.device)
-    for rows, _ in _chunks(len(ids), max(1, (1 << 22) // max(ids.shape[1] * image_emb.shape[1], 1))):
+    step = max(1, (1 << 22) // max(ids.shape[1] * image_emb.shape[1], 1))
+    for first in range(0, len(ids), step):
+        rows = slice(first, first + step)
         out[rows] = (image_emb[positive_ids[rows]].float() * image_emb[ids[rows]].float()).sum(dim=2)
     return out.masked_fill_((ids < 0) | (positive_ids < 0), torch.nan)
-
-
-class Scores:
-    """Rows of what is maximised: cosines to all images (or random numbers), -inf at the image's own group."""
-
-    def __init__(self, space: Tensor, groups: Tensor | None, generator: torch.Generator | None) -> None:
-        self.space, self.groups, self.generator = space, groups, generator
-        if groups is not None:
-            _, code, sizes = groups.unique(return_inverse=True, return_counts=True)
-            self.groups, self.shares = code, sizes[code] > 1
-
-    def rows(self, ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows images"]:
-        if self.generator is None:
-            out = self.space[ids] @ self.space.T
-        else:
-            out = torch.rand(len(ids), len(self.space), generator=self.generator, device=self.space.device)
-        out[torch.arange(len(ids), device=out.device), ids] = -torch.inf
-        if self.groups is not None:
-            some = self.shares[ids].nonzero()[:, 0]
-            if len(some):
-                out[some] = out[some].masked_fill_(self.groups[ids[some], None] == self.groups, -torch.inf)
-        return out
-
-
-def _search_shared(scores: Scores, mask: Tensor, positives: Tensor, reuse: bool) -> Tensor:
-    """Contrasts with reuse: a positive that several units share needs its cosines, and its neighbour table, once."""
-    found = torch.full((positives.numel(),), -1, dtype=torch.long, device=mask.device)
-    flat, order = positives.flatten().sort(stable=True)
-    order, flat = order[flat >= 0], flat[flat >= 0]
-    unit = order // positives.shape[1]
-    image, row, counts = flat.unique_consecutive(return_inverse=True, return_counts=True)
-    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).tolist()
-    for rows, (first, last) in _chunks(len(image), max(1, (1 << 23) // mask.shape[1])):
-        table = scores.rows(image[rows])
-        pairs = slice(ends[first], ends[last])
-        found[order[pairs]] = _resolve(table, mask, row[pairs] - first, unit[pairs])
-    return found.view(positives.shape)
-
-
-def _resolve(table: Float[Tensor, "rows images"], mask: Tensor, row: Tensor, unit: Tensor) -> Int[Tensor, "pairs"]:
-    """The best candidate of each (row, unit) pair: from the row's nearest neighbours, else from all images."""
-    found = torch.full_like(row, -1)
-    left = torch.arange(len(row), device=row.device)
-    if table.shape[1] > TABLE:
-        values, near = largest(table, TABLE)
-        # A neighbour equal to the table's last may have been chosen over one of lower id: left to the exact search.
-        usable = values > values[:, -1:]
-        for width in (4, 16, TABLE):
-            hit = mask[unit[left, None], near[row[left], :width]] & usable[row[left], :width]
-            first = hit.int().argmax(dim=1)
-            hits = hit.any(dim=1)
-            found[left[hits]] = near[row[left[hits]], first[hits]]
-            left = left[~hits]
-    for part, _ in _chunks(len(left), max(1, (1 << 18) // table.shape[1])):
-        pairs = left[part]
-        out = (~mask[unit[pairs]]).to(table.dtype)
-        # Adding takes a third of the time of masked_fill_; a cosine is as good as nothing beside FAR.
-        best, index = table[row[pairs]].add_(out, alpha=-FAR).max(dim=1)
-        found[pairs] = index.masked_fill_(best < -FAR / 2, -1)
-    return found
-
-
-def _search_each(scores: Scores, mask: Tensor, positives: Tensor, reuse: bool) -> Tensor:
-    """Contrasts unit by unit: needed where a unit's earlier choices bind its later ones, or where chance chooses."""
-    images, k = mask.shape[1], positives.shape[1]
-    found = torch.full_like(positives, -1)
-    for rows, _ in _chunks(len(positives), max(1, (1 << 22) // (images * k))):
-        ids = positives[rows]
-        table = scores.rows(ids.clamp(min=0).flatten()).view(len(ids), k, images)
-        table.masked_fill_(~mask[rows][:, None, :] | (ids < 0)[:, :, None], -torch.inf)
-        for i in range(k):
-            best, index = table[:, i].max(dim=1)
-            none = best == -torch.inf
-            found[rows, i] = index.masked_fill(none, -1)
-            if not reuse:
-                taken = ~none
-                table[taken, :, index[taken]] = -torch.inf
-    return found
 
 
 def _closest(space: Tensor, positives: Tensor, ids: Tensor, least: float, limit: int) -> Tensor:
@@ -248,22 +129,6 @@ def _closest(space: Tensor, positives: Tensor, ids: Tensor, least: float, limit:
     similarity = pair_similarity(space, positives, ids).nan_to_num(nan=-torch.inf)
     rank = similarity.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return ids.masked_fill((similarity < least) | (rank >= limit), -1)
-
-
-def _next_below(values: Tensor) -> Tensor:
-    return torch.nextafter(values, torch.full_like(values, -torch.inf))
-
-
-def _quantile(block: Float[Tensor, "images some"], q: float) -> Float[Tensor, "some"]:
-    """The smallest activation that at least the share q of the images do not exceed (no interpolation)."""
-    place = max(1, -int(-q * block.shape[0] // 1))
-    return block.kthvalue(min(place, block.shape[0]), dim=0).values
-
-
-def _chunks(total: int, size: int) -> Iterator[tuple[slice, tuple[int, int]]]:
-    for first in range(0, total, size):
-        last = min(first + size, total)
-        yield slice(first, last), (first, last)
 
 
 def _check(

@@ -5,15 +5,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab.acts import Acts, columns
-from saelab.label.mine.contrast import (
-    FAR,
-    TABLE,
-    ContrastRule,
-    Scores,
-    candidate_interval,
-    candidate_mask,
-    leave_out,
-)
+from saelab.label.mine.candidates import Candidates, candidate_interval
+from saelab.label.mine.cells import near_cells
+from saelab.label.mine.contrast import ContrastRule
+from saelab.label.mine.lookup import TABLE, Scores, best_of_all
 from saelab.label.mine.rows import largest
 
 AT_ONCE = 1 << 22  # cosines held together
@@ -36,15 +31,19 @@ class Neighbours:
         acts = columns(acts)
         self.space, self.ids = image_emb.float(), positive_ids
         self.groups = torch.arange(len(image_emb), device=image_emb.device) if groups is None else groups
-        self.mask = candidate_mask(acts, candidate_interval(acts, rule.rule, rule.quantile), slice(None))
-        leave_out(self.mask, positive_ids)
+        self.candidates = Candidates(acts, candidate_interval(acts, rule.rule, rule.quantile), apart=positive_ids)
         scores, width = Scores(self.space, self.groups, None), min(TABLE, len(image_emb))
         pictures = torch.arange(len(image_emb), device=image_emb.device)
-        tables = [largest(scores.rows(some), width) for some in pictures.split(max(1, AT_ONCE // len(pictures)))]
-        values = torch.cat([v for v, _ in tables])
-        self.near: Int[Tensor, "images near"] = torch.cat([ids for _, ids in tables])
-        # A picture as near as the last of the table may have been chosen over another: left to the exact search.
-        self.usable: Bool[Tensor, "images near"] = values > values[:, -1:]
+        if len(pictures) > rule.exact_below:
+            values, near = near_cells(self.space, pictures, width, scores.strike, rule.seed)
+            least = -torch.inf
+        else:
+            tables = [largest(scores.rows(some), width) for some in pictures.split(max(1, AT_ONCE // len(pictures)))]
+            values, near = (torch.cat(column) for column in zip(*tables, strict=True))
+            # A picture as near as the last of the table may have been chosen over another: left to the exact search.
+            least = values[:, -1:]
+        self.near: Int[Tensor, "images near"] = near.clamp(min=0)
+        self.usable: Bool[Tensor, "images near"] = values > least
 
     def contrasts(self, source: Int[Tensor, "images"]) -> Int[Tensor, "units k"]:
         """`contrast_images` where image i shows picture source[i]; of equally near pictures, any."""
@@ -54,9 +53,7 @@ class Neighbours:
         left = (found < 0).nonzero()[:, 0]
         scores = Scores(self.space[source], self.groups[source], None)
         for some in left.split(max(1, AT_ONCE // len(source))):
-            out = (~self.mask[unit[some]]).to(self.space.dtype)
-            best, index = scores.rows(image[some]).add_(out, alpha=-FAR).max(dim=1)
-            found[some] = index.masked_fill_(best < -FAR / 2, -1)
+            found[some] = best_of_all(scores.rows(image[some]), self.candidates.rows(unit[some]))
         contrasts = torch.full_like(self.ids, -1)
         contrasts[unit, place] = found
         return contrasts
@@ -73,7 +70,8 @@ class Neighbours:
         for width in (4, 16, self.near.shape[1]):
             near, usable = self.near[picture[left], :width], self.usable[picture[left], :width]
             where = shown[near]
-            hit = usable & (times[near] == 1) & self.mask[unit[left, None], where.clamp(max=images - 1)]
+            allowed = self.candidates.of(unit[left, None].expand(where.shape), where.clamp(max=images - 1))
+            hit = usable & (times[near] == 1) & allowed
             stop = hit | (usable & (times[near] > 1))  # which of the images that show it is a candidate?
             first = stop.int().argmax(dim=1, keepdim=True)
             settled = hit.gather(1, first)[:, 0]

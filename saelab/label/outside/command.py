@@ -71,6 +71,8 @@ class CommandProposer:
     def propose(self, cases: Iterable[Case], folder: Path) -> Iterator[Proposal]:
         """A proposal for each case as the program answers; those that it leaves out fail.
 
+        A case with a photo that can't be read any more fails alone, and the program is not asked about it.
+
         What it wrote is kept in `<folder>/command/`, a folder a run of it; answers that a killed run left there are
         taken from there. Raises UserError where it answers nothing at all, and where one of an earlier run is still
         at work.
@@ -86,6 +88,9 @@ class CommandProposer:
                         yield self._proposal(case, found[case.unit])
                     else:
                         todo.append(case)
+                todo, gone = self._readable(todo)
+                for case, why in gone:
+                    yield self._failed(case, why)
                 if todo:
                     yield from self._ask(todo, _next_run(place), lock)
 
@@ -97,6 +102,24 @@ class CommandProposer:
                 if isinstance(own, Answer):
                     found.setdefault(own.unit, own)
         return found
+
+    def _readable(self, cases: Sequence[Case]) -> tuple[list[Case], list[tuple[Case, str]]]:
+        """The cases whose photos can all be read, and the others with the reason; each photo is tried once."""
+        faults: dict[int, str | None] = {}
+        found: list[Case] = []
+        gone: list[tuple[Case, str]] = []
+        for case in cases:
+            contrasts = () if EXEMPLARS in self.words else case.contrasts
+            own = [image for image in (*case.positives, *contrasts) if image >= 0]
+            for image in own:
+                if image not in faults:
+                    faults[image] = _fault(case, image)
+            why = next((faults[image] for image in own if faults[image]), None)
+            if why is None:
+                found.append(case)
+            else:
+                gone.append((case, f"was not asked: {why}"))
+        return found, gone
 
     def _ask(self, cases: Sequence[Case], own: Path, lock: int) -> Iterator[Proposal]:
         """Run the program for these cases."""
@@ -225,6 +248,15 @@ def _write_exemplars(cases: Sequence[Case], folder: Path) -> None:
         own = sorted(case.positives, key=lambda image: -_peak(maps, case.unit, image))
         chosen.append(milan.Strongest(case.unit, tuple(own), tuple(_peak(maps, case.unit, i) for i in own)))
     milan.write_exemplars(folder, chosen, cases[0].images, maps)
+
+
+def _fault(case: Case, image: int) -> str | None:
+    """Why a photo can't be read any more; None if it can."""
+    try:
+        case.images.load(image)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _peak(maps: HeatMaps, unit: int, image: int) -> float:

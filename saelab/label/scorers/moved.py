@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from saelab.acts import Columns
 from saelab.label.mine.contrast import MASK_ELEMENTS, choose_contrasts
 from saelab.label.mine.neighbours import Neighbours
 from saelab.label.scorers.evidence import Evidence
@@ -80,7 +81,8 @@ class Moving:
     def __init__(self, evidence: Evidence, contrasts: bool = True) -> None:
         self.evidence, self.contrasts = evidence, contrasts
         e = evidence
-        quick = contrasts and by_rank(e) and e.n_units * e.n_images <= MASK_ELEMENTS
+        small = isinstance(e.acts, Columns) or e.n_units * e.n_images <= MASK_ELEMENTS
+        quick = contrasts and by_rank(e) and small
         self.near = Neighbours(e.acts, e.image_emb, e.positive_ids, e.rule, e.groups) if quick else None
 
     def move(self, source: Int[Tensor, "images"]) -> Evidence:

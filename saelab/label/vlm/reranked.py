@@ -20,6 +20,7 @@ from saelab.label.rerank import WEIGHT, Candidate, order_by_information
 from saelab.label.vlm import prompts
 from saelab.label.vlm.chat import Picture, Reply, Request
 from saelab.label.vlm.proposer import VLMProposer, buyer
+from saelab.label.vlm.text import one_line
 
 log = logging.getLogger("saelab")
 LETTERS = "ABCDEFGHIJ"
@@ -88,11 +89,13 @@ class RerankedProposer:
     def _ordered(self, proposal: Proposal, replies: Mapping[str, Reply]) -> Proposal:
         seen, blind = replies["which"], replies["blind"]
         proposal = _charge(proposal, (seen, blind))
-        if seen.text is None or blind.text is None:
+        refused = next((r.error for r in (seen, blind) if r.text is None and "logprobs" in (r.error or "")), None)
+        if refused is None and (seen.text is None or blind.text is None):
             log.warning("unit %d keeps its order: %s", proposal.unit, seen.error or blind.error)
             return proposal
         if seen.likely is None or blind.likely is None:
-            what = f"{proposal.model or self.name} names no log-probabilities"
+            words = f" ({one_line(refused, 200)})" if refused is not None else ""
+            what = f"{proposal.model or self.name} names no log-probabilities{words}"
             raise UserError("proposer.rerank", "pmi", what, "use proposer.rerank=null, or a server that knows logprobs")
         candidates = [
             Candidate(label, letter_log_p(seen.likely, letter), letter_log_p(blind.likely, letter))

@@ -36,7 +36,7 @@ function activationHistogram(record, css) {
   return figure(`Histogram: the unit fires on ${fires} of ${format.plural(record.images, "image")}, up to ${format.number(high)}`, width =>
     Plot.plot({
       width, height: 196, marginLeft: 46, marginBottom: 44, marginTop: 22, style: plotStyle,
-      x: { label: "activation →", ticks: 5 },
+      x: { label: "activation →", ticks: width < 200 ? 2 : 5 },
       y: { label: "↑ images", type: "sqrt", ticks: 4, grid: true, tickFormat: "d" },
       marks: [
         Plot.rectY(bins, { x1: "x1", x2: "x2", y: "n", fill: colour(css), insetLeft: 0.5, insetRight: 0.5, title: b => `${format.plural(b.n, "image")} between ${format.number(b.x1)} and ${format.number(b.x2)}` }),
@@ -48,34 +48,61 @@ function activationHistogram(record, css) {
 const many = 6000 // dots above which a scatter plot shows counts of units in hexagons instead
 
 /* Rate against a number, one dot a unit; a click opens the unit, a rectangle keeps its two ranges: brushed([low, high]
-   of the rate, [low, high] of the number). rows: {rate, value, label, basis, unit} */
-function scatter(rows, { title, colours, open, brushed, height = 320 }) {
-  const drawn = rows.filter(r => r.rate > 0 && r.value !== null)
+   of the rate, [low, high] of the number). `rate`, `value`: of a row; a row has {label, basis, unit}. */
+function scatter(rows, { rate, value, title, colours, open, brushed, height = 320 }) {
+  const drawn = []
+  for (const row of rows) {
+    const [x, y] = [rate(row), value(row)]
+    if (x > 0 && y !== null && y !== undefined) drawn.push({ row, x, y })
+  }
   const says = `Scatter plot of ${format.plural(drawn.length, "unit")}: share of images on which a unit fires against ${title}`
   return figure(says, width => {
     const dots = drawn.length <= many
-    const fill = r => colour(colours[r.basis])
-    const tip = Plot.tip(drawn, Plot.pointer({
-      x: "rate", y: "value", maxRadius: 24, fill: "var(--paper)", stroke: "var(--line)", textPadding: 10,
-      title: r => `${inWordsOfMarks(r)}\n${r.basis} ${r.unit}\n${title} ${format.number(r.value)}, fires on ${format.share(r.rate)}`,
+    const css = Object.fromEntries(Object.entries(colours).map(([basis, own]) => [basis, colour(own)]))
+    const [least, most] = d3.extent(drawn, d => d.x)
+    const type = most < 5 * least ? "linear" : "log" // a logarithmic axis of less than a decade has hardly a tick
+    const axes = dots ? {} : { type, x: [least, most], y: d3.nice(...d3.extent(drawn, d => d.y), 10) }
+    const tip = () => Plot.tip(drawn, Plot.pointer({
+      x: "x", y: "y", maxRadius: 24, fill: "var(--paper)", stroke: "var(--line)", textPadding: 10,
+      title: ({ row, x, y }) => `${inWordsOfMarks(row)}\n${row.basis} ${row.unit}\n${title} ${format.number(y)}, fires on ${format.share(x)}`,
     }))
     const plot = Plot.plot({
       width, height, marginLeft: 46, marginBottom: 46, marginTop: 24, style: plotStyle,
-      x: { type: "log", label: "fires on, share of images (log) →", tickFormat: x => `${+(100 * x).toPrecision(2)} %`, ticks: width < 500 ? 4 : 7 },
-      y: { label: `↑ ${title}`, grid: true, nice: true },
+      x: { type, domain: axes.x, label: `fires on, share of images${type === "log" ? " (log)" : ""} →`, tickFormat: x => `${+(100 * x).toPrecision(3)} %`, ticks: width < 500 ? 4 : 7 },
+      y: { label: `↑ ${title}`, grid: true, nice: true, domain: axes.y },
       r: { range: [0, 12] },
       marks: [
         dots
-          ? Plot.dot(drawn, { x: "rate", y: "value", fill, r: drawn.length > 1500 ? 2 : 3.2, fillOpacity: drawn.length > 1500 ? 0.45 : 0.65 })
-          : Plot.dot(drawn, Plot.hexbin({ r: "count" }, { x: "rate", y: "value", z: "basis", fill, binWidth: 14, fillOpacity: 0.6 })),
-        dots ? tip : null,
+          ? Plot.dot(drawn, { x: "x", y: "y", fill: d => css[d.row.basis], r: drawn.length > 1500 ? 2 : 3.2, fillOpacity: drawn.length > 1500 ? 0.45 : 0.65 })
+          : Plot.dot(counted(drawn, axes, width - 66, height - 70), { x: "x", y: "y", r: "count", fill: d => css[d.basis], fillOpacity: 0.6 }),
+        dots ? tip() : null,
       ],
     })
-    plot.addEventListener("click", () => plot.value && open(plot.value))
+    plot.addEventListener("click", () => plot.value && open(plot.value.row))
     plot.style.cursor = "pointer"
     if (drawn.length) brush(plot, width, height, brushed)
     return plot
   })
+}
+
+/* Units of a basis counted in hexagons, 14 pixels apart, on a field of so many pixels: {basis, x, y, count}, largest first.
+   A hexagon's middle is the nearest point of two lattices of rectangles, each in the middle of the other's. */
+function counted(drawn, axes, width, height) {
+  const [x, y] = [(axes.type === "log" ? d3.scaleLog : d3.scaleLinear)(axes.x, [0, width]), d3.scaleLinear(axes.y, [height, 0])]
+  const [wide, high] = [14, 14 * Math.sqrt(3)]
+  const found = new Map()
+  for (const { row, x: rate, y: value } of drawn) {
+    const [px, py] = [x(rate) / wide, y(value) / high]
+    const even = [Math.round(px), Math.round(py)]
+    const odd = [Math.floor(px) + 0.5, Math.floor(py) + 0.5]
+    const far = ([a, b]) => ((a - px) * wide) ** 2 + ((b - py) * high) ** 2
+    const [a, b] = far(even) <= far(odd) ? even : odd
+    const key = `${a} ${b} ${row.basis}`
+    const own = found.get(key)
+    if (own) own.count++
+    else found.set(key, { basis: row.basis, x: x.invert(a * wide), y: y.invert(b * high), count: 1 })
+  }
+  return [...found.values()].sort((a, b) => b.count - a.count)
 }
 
 function brush(plot, width, height, brushed) {

@@ -18,7 +18,10 @@ const saelab = (() => {
     return arrived.get(key)
   }
 
-  function put(key, text) { settle.get(key)[0](JSON.parse(text)) }
+  function put(key, text) {
+    const value = JSON.parse(text)
+    settle.get(key)[0](key.startsWith("summary") ? new Columns(value) : value)
+  }
 
   return { need, put }
 })()

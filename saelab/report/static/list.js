@@ -16,19 +16,10 @@ async function load(run, which) {
   await people.ready()
   const names = which === "*" ? run.bases.map(b => b.name) : [which]
   const parts = await Promise.all(names.map(async name => {
-    if (!loaded.has(name)) loaded.set(name, unpack(name, await saelab.need(`summary-${number(run, name)}`)))
+    if (!loaded.has(name)) loaded.set(name, rowsOf(name, await saelab.need(`summary-${number(run, name)}`)))
     return loaded.get(name)
   }))
-  return parts.flat()
-}
-
-function unpack(basis, s) {
-  const [doubtful, several] = [new Set(s.abstained), new Set(s.several)]
-  return s.units.map((unit, i) => {
-    const row = { basis, unit, label: s.label[i] < 0 ? null : s.labels[s.label[i]], status: s.statuses[s.status[i]], thumbs: s.thumbs[i], abstained: doubtful.has(i), badge: s.badges[s.badge[i]] ?? null, several: several.has(i), said: people.of(basis, unit) }
-    for (const key in s.measured) row[key] = s.measured[key][i]
-    return row
-  })
+  return parts.length === 1 ? parts[0] : parts.flat()
 }
 
 /* ---- filters ---- */
@@ -61,8 +52,20 @@ function query(text) {
   }
   const some = alternatives.filter(terms => terms.length)
   if (!some.length) return () => true
-  const has = (r, word) => (r.label ?? "").toLowerCase().includes(word) || String(r.unit) === word
+  const has = wordIn(some.flat().map(({ word }) => word))
   return r => some.some(terms => terms.every(({ word, without }) => has(r, word) !== without))
+}
+
+/* Is a word in a unit's label, or the unit's number? Units share labels, so each label is read once. */
+function wordIn(words) {
+  const unit = new Map(words.map(word => [word, String(Number(word)) === word ? Number(word) : null]))
+  const holding = new Map(words.map(word => [word, new Map()])) // columns -> the places of the labels that hold it
+  const places = (columns, word) => {
+    const known = holding.get(word)
+    if (!known.has(columns)) known.set(columns, Uint8Array.from(columns.labels, label => label.toLowerCase().includes(word)))
+    return known.get(columns)
+  }
+  return (r, word) => r.unit === unit.get(word) || places(r.columns, word)[r.columns.label[r.unit]] === 1 || word === ""
 }
 
 /* "score:0.2:,clarity::0.5" as [[column, least, most]]. */
@@ -92,15 +95,26 @@ function filtered(run, rows, state) {
 
 const collator = new Intl.Collator("en") // several times as fast as asking each text to compare itself
 
+/* The rows in the order that is asked for: what has no value comes last either way, equals stand by number. */
 function sorted(rows, state) {
   const sign = state.down ? -1 : 1
-  const key = state.sort
-  const missing = r => r[key] === null || r[key] === undefined
-  return [...rows].sort((a, b) => {
-    if (missing(a) || missing(b)) return missing(a) - missing(b) // what has no number comes last either way
-    const order = typeof a[key] === "string" ? collator.compare(a[key], b[key]) : a[key] - b[key]
-    return sign * order || a.unit - b.unit
+  const keys = keysOf(rows, state.sort)
+  const missing = i => Number.isNaN(keys[i])
+  const order = Uint32Array.from(rows.keys()).sort((i, j) => {
+    if (missing(i) || missing(j)) return missing(i) - missing(j) || rows[i].unit - rows[j].unit
+    return sign * (keys[i] - keys[j]) || rows[i].unit - rows[j].unit
   })
+  return Array.from(order, i => rows[i])
+}
+
+/* What rows are sorted by, as numbers: words by their place in the alphabet, each word looked up once; NaN: no value. */
+function keysOf(rows, key) {
+  const values = rows.map(r => r[key] ?? null)
+  if (!values.some(value => typeof value === "string")) return Float64Array.from(values, value => value ?? NaN)
+  const words = [...new Set(values)].filter(value => value !== null).sort(collator.compare)
+  const place = new Map()
+  words.forEach((word, i) => place.set(word, i && collator.compare(words[i - 1], word) === 0 ? place.get(words[i - 1]) : i))
+  return Float64Array.from(values, value => place.get(value) ?? NaN)
 }
 
 /* ---- the address ---- */

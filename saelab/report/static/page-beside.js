@@ -28,6 +28,7 @@ function besideTable(run, units) {
     return h("span.tabular", null, shown(key, record.measured[key]), two ? h("small.quiet", null, ` ${format.number(two[0])} to ${format.number(two[1])}`) : null)
   }
   const photos = (list, names) => (list.length ? h("div.photos", null, list.map(([id, words]) => h("figure", { class: together.get(id) > 1 ? "shared" : null }, picture(id, names[id]), h("figcaption", null, words)))) : h("p.quiet", null, "None."))
+  const heldOutRow = (key, title) => (units.some(({ record }) => record.held_out?.[key]) ? row(title, ({ record }) => (record.held_out?.[key] ? photos(record.held_out[key].slice(0, 6).map(([id, x]) => [id, format.number(x)]), record.names) : h("p.quiet", null, "–"))) : null)
   const others = place => units.filter(unit => unit.place !== place).map(unit => unit.place).join("_")
   return h("table.beside", null,
     h("thead", null, h("tr", null, h("th", { scope: "col" }, "Unit"), units.map(({ basis, record, place }) => h("th", { scope: "col" },
@@ -36,8 +37,7 @@ function besideTable(run, units) {
     h("tbody", null,
       row("What is known of the label", ({ basis, record }) => h("div.marks", null, marks(record, true), saidMarks(people.of(basis.name, record.unit)), record.label === null ? "–" : null)),
       row("Strongest photos", ({ record }) => photos(record.positives.slice(0, 9).map((id, i) => [id, format.number(record.activations[i])]), record.names)),
-      row("Held out: hits", ({ record }) => photos((record.held_out?.hits ?? record.held_out?.strongest ?? []).slice(0, 6).map(([id, x]) => [id, format.number(x)]), record.names)),
-      row("Held out: false alarms", ({ record }) => photos((record.held_out?.alarms ?? []).slice(0, 6).map(([id, x]) => [id, format.number(x)]), record.names)),
+      heldOutRow("hits", "Held out: hits"), heldOutRow("alarms", "Held out: false alarms"), heldOutRow("strongest", "Held out: strongest, as nobody’s words confirm the label"),
       row("Next best labels", ({ record }) => (record.scores[record.scorer]?.runners_up ?? []).map(([label]) => label).filter(label => label !== record.label).slice(0, 4).join(", ") || "–"),
       row("Activations", ({ basis, record }) => (record.histogram.length ? activationHistogram(record, hue(run, basis.name)) : "–")),
       keys.map(key => row(term(key), ({ record }) => value(record, key)))))

@@ -195,9 +195,9 @@ function againstRate(run, c) {
   const place = h("div", { style: "min-height:340px" })
   const state = { metric: keys[0] }
   const draw = async () => {
-    const parts = await Promise.all(bases.map(b => saelab.need(`summary-${number(run, b.name)}`)))
-    const rows = parts.flatMap((s, i) => s.units.map((unit, j) => ({ basis: bases[i].name, unit, rate: s.measured.firing_rate[j], value: s.measured[state.metric][j], label: s.label[j] < 0 ? null : s.labels[s.label[j]] })))
-    place.replaceChildren(scatter(rows, { title: terms[state.metric].title.toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), open: r => { location.href = unitLink(r.basis, r.unit) }, height: 360 }))
+    const rows = (await Promise.all(bases.map(b => load(run, b.name)))).flat()
+    const key = state.metric
+    place.replaceChildren(scatter(rows, { rate: r => r.firing_rate, value: r => r[key], title: terms[state.metric].title.toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), open: r => { location.href = unitLink(r.basis, r.unit) }, height: 360 }))
   }
   new IntersectionObserver(([entry], observer) => { if (entry.isIntersecting) { observer.disconnect(); draw() } }, { rootMargin: "300px" }).observe(place)
   const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k].title)))
@@ -239,7 +239,7 @@ function checks(run, c) {
   const keys = Object.keys(c.metrics).filter(k => c.metrics[k].above_chance && c.bases.some(b => typeof b.shuffled?.[k] === "number"))
   const [fails, tested] = [false, true].map(passed => c.validity.filter(v => v.passed === passed).length)
   const says = fails ? `${format.plural(fails, "check")} of ${fails + tested} ${fails === 1 ? "fails" : "fail"}` : tested ? (tested === 1 ? "the check holds" : `all ${tested} checks hold`) : "not tested"
-  return folded("Does the comparison itself hold?", says, "A basis against itself must show no difference, and labels dealt out anew among a basis's units must score 0. Each check fails by luck in at most about one run of twenty.", fails > 0,
+  return folded("Does the comparison itself hold?", says, "A basis against itself must show no difference, and labels dealt out anew among a basis’s units must score 0. Each check fails by luck in at most about one run of twenty.", fails > 0,
     h("ul", { class: "checks" }, c.validity.map(v => h("li", null, h("strong", null, { true: "holds", false: "fails" }[v.passed] ?? "not tested"), ` · ${v.check}: ${v.detail}`))),
     keys.length ? h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Shuffled labels of"), keys.map(k => h("th.num", null, term(termOf(c, k)))))),
@@ -277,11 +277,11 @@ function scorers(run, c) {
 
 async function sideBySide(run, c) {
   if (!run.sides || !run.sides.bases.every(name => run.bases.find(b => b.name === name)?.layer === c.setup.layer)) return null
-  const parts = new Map(await Promise.all(run.sides.bases.map(async name => [name, await saelab.need(`summary-${number(run, name)}`)])))
+  const parts = new Map(await Promise.all(run.sides.bases.map(async name => [name, await load(run, name)])))
   const one = ([name, u, r]) => {
-    const s = parts.get(name)
-    return h("a.card", { href: unitLink(name, s.units[u]) }, h("span.mosaic", null, s.thumbs[u].slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1}`))),
-      h("div.name", null, s.label[u] < 0 ? "no label" : s.labels[s.label[u]]), h("div.meta", null, dot(run, name), `${inWords(run, name)} · ${s.units[u]}${r === undefined ? "" : ` · r ${format.number(r)}`}`), h("div", null, marks({ label: s.label[u] < 0 ? null : s.labels[s.label[u]], abstained: s.abstained.includes(u), badge: s.badges[s.badge[u]] })))
+    const row = parts.get(name)[u]
+    return h("a.card", { href: unitLink(name, u) }, h("span.mosaic", null, row.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1}`))),
+      h("div.name", null, row.label ?? "no label"), h("div.meta", null, dot(run, name), `${inWords(run, name)} · ${u}${r === undefined ? "" : ` · r ${format.number(r)}`}`), h("div", null, marks(row)))
   }
   const block = (title, lead, rows) => (rows.length ? h("div.gallery", null, h("h3", null, title), h("p.lead", null, lead), rows.map(row => h("div.cards.side", null, row.map(one)))) : null)
   return section("Side by side", "Neurons and the SAE features that fire most with them (r: correlation over images). Drawn by a fixed seed.",

@@ -22,7 +22,7 @@ page((run, main) => {
       h("tbody", null, run.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), statusOrder.map(s => h("td.num", null, b.statuses[s] ? format.count(b.statuses[s]) : "·")))))))),
     problems(run),
     run.config ? section("Settings", "Every setting of the run, as given.", h("details", null, h("summary", null, "Show all"), h("pre", null, JSON.stringify(run.config, null, 1)))) : null,
-    section("Recipes", "Everything each artifact was made from; the folder's name carries its digest.",
+    section("Recipes", "Everything each artifact was made from; the folder’s name carries its digest.",
       run.bases.flatMap(b => Object.entries(b.recipes).map(([stage, recipe]) => h("details", null, h("summary", null, `${inWords(run, b.name)}: ${stage}`), h("pre", null, JSON.stringify(recipe, null, 1)))))),
     glossary(run),
   ].filter(Boolean))

@@ -249,7 +249,7 @@ function candidates(run, basis, record) {
   const rows = [...labels].sort((a, b) => (b[0] === record.label) - (a[0] === record.label) || weight(b[1]) - weight(a[1])).slice(0, 12)
   const m = record.measured
   const chosen = record.label ? h("p.note", null, `The label was named by ${record.source ?? "an unknown source"} and chosen by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`, m.margin === null ? "." : [", ", term("margin", "ahead of the next label by"), ` ${format.number(m.margin, 3)}.`]) : null
-  return section("Candidate labels", "Each scorer's best labels. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer's best.", chosen,
+  return section("Candidate labels", "Each scorer’s best labels. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer’s best.", chosen,
     h("div.scroll", null, h("table.candidates", null,
       h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th", null, "From") : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
       h("tbody", null, rows.map(([label, row]) => h("tr", null,
@@ -324,7 +324,7 @@ function byScorer(run, record) {
   const scorers = run.scorers.filter(s => record.evaluation[s])
   const key = ["truth_r", "caption_r", "scs"].find(k => scorers.some(s => typeof record.evaluation[s][k] === "number"))
   if (!key || scorers.length < 2) return null
-  return h("details", { style: "margin-top:1rem" }, h("summary", null, "The same for every scorer's label"), h("table", null,
+  return h("details", { style: "margin-top:1rem" }, h("summary", null, "The same for every scorer’s label"), h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Scorer"), h("th", null, "Its label"), h("th.num", null, term(key)))),
     h("tbody", null, scorers.map(s => h("tr", null, h("td", null, term(`scorer:${s}`)), h("td", null, record.evaluation[s].label ?? "–"), h("td.num", null, format.number(record.evaluation[s][key])))))))
 }
@@ -366,8 +366,7 @@ function neighbourhood(run, basis, record) {
 }
 
 async function neighbour(run, [name, u, value], word) {
-  const s = await saelab.need(`summary-${number(run, name)}`)
-  const label = s.label[u] < 0 ? "no label" : s.labels[s.label[u]]
-  return h("li", null, strip(s.thumbs[u].slice(0, 3)), h("a", { href: unitLink(name, s.units[u]) }, h("span.serif", null, label), h("small", null, marks({ label: s.label[u] < 0 ? null : label, abstained: s.abstained.includes(u), badge: s.badges[s.badge[u]] }), dot(run, name), `${inWords(run, name)}\u00a0·\u00a0${s.units[u]}`)),
+  const row = (await load(run, name))[u]
+  return h("li", null, strip(row.thumbs.slice(0, 3)), h("a", { href: unitLink(name, u) }, h("span.serif", null, row.label ?? "no label"), h("small", null, marks(row), dot(run, name), `${inWords(run, name)}\u00a0·\u00a0${u}`)),
     h("span.tabular.quiet", null, word ? `${word} ${format.number(value)}` : ""))
 }

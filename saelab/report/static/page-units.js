@@ -35,10 +35,12 @@ page(async (run, main) => {
     drawControls()
     drawPicked()
   }
-  const y = () => state.y || faithful.find(key => present(run, state.basis).includes(key)) || "score"
+  const judge = () => run.bases.find(b => (state.basis === "*" || b.name === state.basis) && b.judge)?.judge // units that it judges are most
+  const y = () => state.y || judge() || faithful.find(key => present(run, state.basis).includes(key)) || "score"
   const drawChart = () => {
-    const plotted = rows.map(r => ({ ...r, rate: r.firing_rate, value: r[y()] }))
-    chart.replaceChildren(...state.basis === "*" ? [h("p", null, legend(run))] : [], scatter(plotted, {
+    const key = y()
+    chart.replaceChildren(...state.basis === "*" ? [h("p", null, legend(run))] : [], scatter(rows, {
+      rate: r => r.firing_rate, value: r => r[key],
       title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), height: 240,
       open: r => { location.href = unitLink(r.basis, r.unit) + along(state) },
       brushed: (rate, value) => change({ range: withBounds(state.range, { firing_rate: rate, [y()]: value }) }),
@@ -62,7 +64,7 @@ page(async (run, main) => {
   addEventListener("keydown", event => keys(event, state, rows, change))
   if (untouched(state)) { // draw the first page before reading the whole basis
     const first = await saelab.need(`summary-${number(run, state.basis)}-first`)
-    show(unpack(state.basis, first), run.bases[number(run, state.basis)].units)
+    show(rowsOf(state.basis, first), run.bases[number(run, state.basis)].units)
     await painted()
   }
   await draw()
@@ -117,7 +119,7 @@ function controlsOf(form, more, run, state, change, y) {
     const statuses = statusOrder.filter(s => run.bases.some(b => (state.basis === "*" || b.name === state.basis) && b.statuses[s]))
     const collections = people.collections()
     form.replaceChildren(...[
-      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog -wild ( / )", title: "All words must be found. OR separates alternatives, NOT or - excludes, \"quotes\" keep words together; a number is a unit.", oninput: later(e => change({ q: e.target.value })) })),
+      h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: innerWidth > 720 ? "cat OR dog -wild ( / )" : "cat OR dog", title: "All words must be found. OR separates alternatives, NOT or - excludes, \"quotes\" keep words together; a number is a unit.", oninput: later(e => change({ q: e.target.value }), 40) })),
       h("label", null, "Basis", h("select", { name: "basis", onchange: e => change({ basis: e.target.value, status: "" }) },
         run.bases.map(b => option(b.name, `${inWords(run, b.name)} (${format.count(b.units)})`, state.basis)), option("*", "all bases", state.basis))),
       h("label", null, "Status", h("select", { name: "status", onchange: e => change({ status: e.target.value }) },
@@ -223,7 +225,6 @@ function pickedOf(run, state, change, redraw) {
       const mine = people.of(run.bases[b].name, unit)?.collections ?? []
       if (!mine.includes(given)) await people.say(run.bases[b], { unit }, { collections: [...mine, given] })
     }
-    for (const rows of loaded.values()) for (const row of rows) row.said = people.of(row.basis, row.unit)
     toast(`${format.plural(chosen.size, "unit")} in ${given}`)
     chosen.clear()
     redraw()

@@ -67,13 +67,12 @@ const people = (() => {
     if (!what) return
     const basis = run.bases[b].name
     if (what === "units") for (const record of value) dress(record, basis)
-    else if (states.size) value.units.forEach((unit, i) => {
-      const state = states.get(at(basis, unit))
-      if (!state || state.label === undefined) return
-      const own = value.label[i] < 0 ? null : value.labels[value.label[i]]
-      state.edited = state.label !== own
-      if (state.edited) { value.badge[i] = -1; value.label[i] = state.label === null ? -1 : value.labels.push(state.label) - 1 }
-    })
+    else for (const [place, state] of states) {
+      const [name, unit] = [place.slice(0, place.lastIndexOf("\t")), Number(place.slice(place.lastIndexOf("\t") + 1))]
+      if (name !== basis || unit >= value.count || state.label === undefined) continue
+      state.edited = state.label !== (value.labels[value.label[unit]] ?? null)
+      if (state.edited) { value.badge[unit] = -1; value.label[unit] = state.label === null ? -1 : value.labels.push(state.label) - 1 }
+    }
   }
 
   saelab.need = async key => {

@@ -19,6 +19,7 @@ from saelab.evaluate import cosy
 from saelab.evaluate.painters import SOURCES as PAINTERS
 from saelab.evaluate.painters import Generation
 from saelab.images import ImageSet
+from saelab.images.sources import folder as folder_listing
 from saelab.label import pipeline
 from saelab.label.mine import top_images
 from saelab.run.basis import Basis
@@ -68,9 +69,16 @@ def labels_of(basis: Basis, scorer: str) -> list[str | None]:
     return [row["scores"].get(scorer, {}).get("label") for row in rows]
 
 
-def open_like(images: ImageSet, folder: Path | str) -> ImageSet:
-    """The pictures of a folder, padded to squares if the run's own are: the host has to see them alike."""
-    return replace(image_sources.load("folder", root=str(folder)), square=images.square)
+def open_like(images: ImageSet, folder: Path | str, files: Sequence[str] | None = None) -> ImageSet:
+    """The pictures of a folder, padded to squares if the run's own are: the host has to see them alike.
+
+    `files`: relative names of those that count, as far as they are there; None: all. Raises UserError for no picture.
+    """
+    listing = folder_listing(folder)
+    if files is not None:
+        wanted = set(files)
+        listing = replace(listing, entries=[entry for entry in listing.entries if entry.file in wanted])
+    return replace(image_sources.build(listing), square=images.square)
 
 
 def measure_labels(

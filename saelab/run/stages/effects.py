@@ -21,6 +21,7 @@ from saelab.cache import ActivationCache
 from saelab.effects import wordnet
 from saelab.effects.amounts import usual_amounts
 from saelab.effects.heads import HEADS
+from saelab.effects.simulate import FITS
 from saelab.effects.targets import RULES, Embed
 from saelab.errors import UserError
 from saelab.hosts import Host
@@ -29,7 +30,7 @@ from saelab.label import pipeline, selection
 from saelab.label.mine import top_images
 from saelab.run.basis import Basis
 
-CODE = 2  # version of this stage; part of every recipe
+CODE = 3  # version of this stage; part of every recipe
 CHECKPOINT = 30  # units between two writings
 ROWS, SUMMARY, TARGETS, GROUPS = "effects.jsonl", "effects.json", "targets.json", "groups.jsonl"
 
@@ -44,6 +45,7 @@ class EffectsSettings:
     targets: tuple[str, ...] = RULES  # how a label finds the outputs that it means, in this order
     group: str | None = None  # label: also take out all units of one label together
     simulate: bool = False  # also whether what each scorer's label predicts of a unit does the unit's work
+    fit: str = "norm"  # how a prediction is brought to the unit's scale: norm (least squares) | optim (by the loss)
     seconds: float | None = None  # stop after so many seconds a basis; the same call goes on later
     measure: effects.MeasureSettings = field(default_factory=effects.MeasureSettings)
 
@@ -59,13 +61,15 @@ class EffectsSettings:
         if self.group not in (None, "label"):
             near = settings.nearest(self.group, ["label"])
             raise UserError("group", self.group, "unknown", f"{near}known: label, or null for single units only")
+        if self.fit not in FITS:
+            raise UserError("fit", self.fit, "unknown", f"{settings.nearest(self.fit, FITS)}known: {', '.join(FITS)}")
         if self.seconds is not None and self.seconds <= 0:
             raise UserError("seconds", self.seconds, "expected a number above 0, or null for no limit")
 
     @property
     def facts(self) -> dict[str, Any]:
         """All settings but the budget, by the names that `read_effects` takes."""
-        own, apart = asdict(self), ("measure", "group", "simulate", "seconds")
+        own, apart = asdict(self), ("measure", "group", "simulate", "fit", "seconds")
         return {name: value for name, value in own.items() if name not in apart} | own["measure"]
 
 
@@ -188,7 +192,7 @@ def read_labels(rows: Sequence[dict[str, Any]], whose: str) -> tuple[list[str | 
         near = settings.nearest(whose, list(known))
         raise UserError("labels_of", whose, "gave no labels", f"{near}known: final, {', '.join(known)}")
     given = [row["scores"].get(whose) or {"label": None} for row in rows]
-    beats = [None if g["label"] is None else (g.get("null_percentile") or 0.0) >= 0.95 for g in given]
+    beats = [None if g["label"] is None else (g.get("null_percentile") or 0.0) > 0.95 for g in given]
     return [g["label"] for g in given], beats
 
 

@@ -87,19 +87,21 @@ def propose_labels(
 
     Units that have a row are not asked again; failed ones are, whenever the stage runs. `spent`: rows of earlier
     bases, which have used up their part of a budget. `make`: pictures that raise these units, for proposers that are to
-    see them; `bench`: the basis at work, for those that try units on pictures. Nine parameters: who is asked, what of,
-    where things lie, and three aids.
+    see them; `bench`: the basis at work, for those that try units on pictures. How pictures were made, and what the
+    bench depends on, are parts of the recipe. Nine parameters: who is asked, what of, where things lie, and three aids.
     """
     assert basis.exemplars is not None
     shown, chosen, budget = _choose(basis, settings)
     shown = replace(shown, bench=bench)
     recipe = {"stage": "proposals", "code": CODE, "exemplars": basis.exemplars.digest, "proposer": proposer.recipe}
     recipe |= {"mode": settings.mode, "units": settings.units, "seed": settings.seed}
+    made = make(chosen) if make is not None and settings.synthesised != "none" else None
+    recipe |= {} if made is None else {"made": made.folder.name}
+    recipe |= {} if bench is None else {"bench": bench.recipe}
     where = folder(root, "proposals", f"{basis.name}-{proposer.name}", recipe)
     heat = None
     if basis.of_tokens:
         heat = HeatMaps(store, Projection.load(basis.units.path, basis.sae_path), shown.activations[:, 0])
-    made = make(chosen) if make is not None and settings.synthesised != "none" else None
     where.parent.mkdir(parents=True, exist_ok=True)
     with locked(where.with_name(where.name + ".lock")):  # two runs don't ask the same questions at once
         left = budget and budget.less(list(spent))

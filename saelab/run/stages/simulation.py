@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from saelab import artifacts, effects, units
 from saelab.effects.classes import outputs_of
-from saelab.effects.simulate import Stand, score_unit
+from saelab.effects.simulate import Stand, Tried, score_unit
 from saelab.effects.summary import mean_of
 from saelab.evaluate import Judges
 from saelab.evaluate.evaluate import shuffled
@@ -24,8 +24,8 @@ from saelab.label.scorers.linear import concept_activations
 from saelab.run.basis import Basis
 from saelab.run.stages.effects import CHECKPOINT, EffectsSettings, Seen, choose_units, make_head
 
-CODE = 1  # version of this stage; part of every recipe
-SCORED = 100  # test pictures that the loss is taken on, drawn by seed
+CODE = 2  # version of this stage; part of every recipe
+SCORED = 100  # test pictures that the loss is taken on, drawn by seed; as many for mining, with fit=optim
 ROWS = "ablation_scores.jsonl"
 DEALT, TRUTH = "dealt", "truth"  # predictors beside the scorers: final labels dealt out; what people call the pictures
 LINEAR = "linear_explanations"
@@ -47,6 +47,7 @@ def measure_simulation(basis: Basis, seen: Seen, own: EffectsSettings, judges: J
         "head": own.head,
         "judge": judges.judge.name,
         "truth": None if judges.truth is None else judges.truth.rule,
+        "fit": own.fit,
         "scored": SCORED,
         "seed": own.measure.seed,
     }
@@ -71,15 +72,27 @@ def measure_simulation(basis: Basis, seen: Seen, own: EffectsSettings, judges: J
 
 def make_stand(basis: Basis, seen: Seen, own: EffectsSettings) -> Stand:
     """The pictures, the host and the basis that units are scored on."""
-    head = make_head(seen, own)
-    test = np.asarray(seen.images.ids("test"))
-    if len(test) > SCORED:
-        test = np.sort(np.random.default_rng(own.measure.seed).choice(test, SCORED, replace=False))
-    unknown = np.full(len(test), -1, np.int64)
-    classes, _ = outputs_of([seen.images.classes[i] for i in test], head.outputs, unknown)
+    head, mine = make_head(seen, own), np.asarray(seen.images.ids("mine"))
+    test = _some(np.asarray(seen.images.ids("test")), own.measure.seed)
+    classes = _classes(test, seen, head)
+    tried = None
+    if own.fit == "optim":
+        some = _some(mine, own.measure.seed)
+        tried = Tried(some, _classes(some, seen, head))
     project = units.Projection.load(basis.units.path, basis.sae_path)
     answers = effects.HostAnswers(seen.host, seen.store, seen.images, head)
-    return Stand(answers, project, project.writes(seen.store.d_in), np.asarray(seen.images.ids("mine")), test, classes)
+    return Stand(answers, project, project.writes(seen.store.d_in), mine, test, classes, tried)
+
+
+def _some(ids: Int[np.ndarray, "images"], seed: int) -> Int[np.ndarray, "some"]:
+    """SCORED of the images, drawn by seed, or all."""
+    return np.sort(np.random.default_rng(seed).choice(ids, SCORED, replace=False)) if len(ids) > SCORED else ids
+
+
+def _classes(ids: Int[np.ndarray, "images"], seen: Seen, head: effects.Head) -> Int[np.ndarray, "images"]:
+    """The output that each image belongs to; -1 where none has the name of its class."""
+    unknown = np.full(len(ids), -1, np.int64)
+    return outputs_of([seen.images.classes[i] for i in ids], head.outputs, unknown)[0]
 
 
 class Predictors:

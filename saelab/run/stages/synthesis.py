@@ -26,6 +26,7 @@ from saelab.synthesise.ascend import centre
 from saelab.synthesise.summary import summarise_pictures
 
 CODE = 1  # version of this stage; part of every recipe
+WHERE = 2  # version of -where.png, which once showed the penalty and the diversity too; part of the recipes with them
 ROWS, SUMMARY = "synthesised.jsonl", "synthesised.json"
 
 
@@ -116,7 +117,8 @@ def _make(
 
 def _recipe(basis: Basis, viewers: Viewers, how: SynthesisSettings) -> dict[str, Any]:
     assert basis.exemplars is not None
-    return {
+    pulled = how.method == "accentuate" or (how.diversity > 0 and how.count > 1)  # by more than the unit
+    return ({"where": WHERE} if pulled else {}) | {
         "stage": "synthesised",
         "code": CODE,
         "units": basis.units.digest,

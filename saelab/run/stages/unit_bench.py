@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,6 +31,11 @@ class UnitBench:
     images: ImageSet
     embeddings: Float[Tensor, "images d_text"]
     rule: str  # when a label counts as true of a photo
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What is not in the exemplars' recipe: which photos a label stands for."""
+        return {"truth": self.rule, "photos": SPLIT}
 
     def fire(self, unit: int, pictures: Sequence[Image.Image]) -> Float[Tensor, "pictures"]:
         """The unit's pooled activation on pictures that are in no set."""

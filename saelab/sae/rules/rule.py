@@ -37,8 +37,11 @@ class Rule:
         """Whether encoding keeps k latents of each token; else it keeps those above 0 or the threshold."""
         return False
 
-    def screen_pays(self, latents: int, k: int) -> bool:
-        """Whether training is faster with the bfloat16 screen, where it supports `screen` and the processor is fast."""
+    def screen_pays(self, latents: int, k: int, by: str) -> bool:
+        """Whether training is faster with the screen `by` (bfloat16 | int8) where the device has instructions for it.
+
+        Asked of rules that support `screen`.
+        """
         return True
 
     @property
@@ -105,14 +108,15 @@ class Selection(Rule):
         """The pairs kept of a training batch, one bag a token; and the smallest value, where a threshold follows it.
 
         `pre` None: only where the rule supports `screen`; the pre-activations follow from `weights` and `centred`, by
-        the float32 product in chunks of rows where `config.screen` says float32, else by the bfloat16 screen.
+        the float32 product in chunks of rows where `config.screen` says float32, else by the screen that it names
+        (auto: bfloat16).
         """
         raise NotImplementedError
 
     def screen_recall(
         self, weights: Weights, centred: Float[Tensor, "batch d_in"], config: "SAEConfig"
     ) -> Float[Tensor, ""]:
-        """Where it supports `screen`: share of what it would keep of the float32 product that the screen finds."""
+        """Where it supports `screen`: share of what it would keep of the float32 product that `config.screen` finds."""
         raise NotImplementedError
 
 

@@ -45,13 +45,14 @@ class TopK(Selection):
     ) -> tuple[sparse.Pairs, Tensor | None]:
         """The k largest of each token, or 4 k with Multi-TopK.
 
-        Where `pre` is None, a bfloat16 screen chooses them, or with screen=float32 the product in chunks of rows.
+        Where `pre` is None, a screen chooses them, or with screen=float32 the product in chunks of rows.
         """
         k = config.k * (4 if config.multi_topk else 1)
         own = min(k, len(weights["W_enc"]))
         if pre is None:
-            find = chunked_top_k if config.screen == "float32" else screen.screened_top_k
-            values, indices = find(centred, weights["W_enc"], weights["b_enc"], own)
+            given = (centred, weights["W_enc"], weights["b_enc"], own)
+            found = chunked_top_k(*given) if config.screen == "float32" else screen.screened_top_k(*given, _by(config))
+            values, indices = found
         else:
             values, indices = top_k(pre, own)
         if world.latents.size > 1:
@@ -61,9 +62,9 @@ class TopK(Selection):
     def screen_recall(
         self, weights: Weights, centred: Float[Tensor, "batch d_in"], config: "SAEConfig"
     ) -> Float[Tensor, ""]:
-        """Share of the k largest of each token, or 4 k with Multi-TopK, that the bfloat16 screen finds."""
+        """Share of the k largest of each token, or 4 k with Multi-TopK, that the screen finds."""
         k = min(config.k * (4 if config.multi_topk else 1), len(weights["W_enc"]))
-        return screen.screen_recall(centred, weights["W_enc"], weights["b_enc"], k)
+        return screen.screen_recall(centred, weights["W_enc"], weights["b_enc"], k, _by(config))
 
 
 class BatchTopK(Selection):
@@ -82,9 +83,9 @@ class BatchTopK(Selection):
     def fixed_l0(self, threshold: Float[Tensor, "latents"] | None) -> bool:
         return threshold is None
 
-    def screen_pays(self, latents: int, k: int) -> bool:
-        """Where the batch's largest are found by groups: elsewhere ranking 1.5 times as many costs what is saved."""
-        return grouped(1, latents, screen.half_more(k))
+    def screen_pays(self, latents: int, k: int, by: str) -> bool:
+        """Where the batch's largest are found by groups: elsewhere ranking more candidates costs what is saved."""
+        return grouped(1, latents, screen.count_candidates(k, by))
 
     def pairs(
         self,
@@ -96,14 +97,16 @@ class BatchTopK(Selection):
     ) -> tuple[sparse.Pairs, Tensor | None]:
         """The largest of the whole batch, over all processes, and the smallest of them that is above 0.
 
-        Where `pre` is None, a bfloat16 screen chooses them, or with screen=float32 the product in chunks of rows.
+        Where `pre` is None, a screen chooses them, or with screen=float32 the product in chunks of rows.
         """
 
         def find(count: int) -> tuple[Tensor, Tensor]:
             if pre is not None:
                 return top_of_batch(pre, count)
-            find_without = chunked_top_of_batch if config.screen == "float32" else screen.screened_top_of_batch
-            return find_without(centred, weights["W_enc"], weights["b_enc"], count)
+            given = (centred, weights["W_enc"], weights["b_enc"], count)
+            if config.screen == "float32":
+                return chunked_top_of_batch(*given)
+            return screen.screened_top_of_batch(*given, _by(config))
 
         batch, own = len(centred), len(weights["W_enc"])
         values, flat = choose.share_of_batch(find, config.k * batch, (batch, own), config.latents, world)
@@ -116,6 +119,11 @@ class BatchTopK(Selection):
     def screen_recall(
         self, weights: Weights, centred: Float[Tensor, "batch d_in"], config: "SAEConfig"
     ) -> Float[Tensor, ""]:
-        """Share of the largest of this process' batch that the bfloat16 screen finds."""
+        """Share of the largest of this process' batch that the screen finds."""
         count = min(config.k, len(weights["W_enc"])) * len(centred)
-        return screen.screen_recall_of_batch(centred, weights["W_enc"], weights["b_enc"], count)
+        return screen.screen_recall_of_batch(centred, weights["W_enc"], weights["b_enc"], count, _by(config))
+
+
+def _by(config: "SAEConfig") -> str:
+    """The screen's rough product."""
+    return "int8" if config.screen == "int8" else "bfloat16"

@@ -63,8 +63,7 @@ page(async (run, main) => {
       h("label", null, "Words", words), h("button", null, "Search"), field),
     h("p.note", null, "Or one of the run’s:"), samples, h("div.looking", null, picked, results))
   addEventListener("hashchange", look)
-  const first = await saelab.need("summary-0")
-  const ids = [...new Set(first.thumbs.flatMap(t => t.slice(0, 1)))]
+  const ids = [...new Set((await load(run, run.bases[0].name)).flatMap(row => row.thumbs.slice(0, 1)))]
   samples.append(...[...Array(Math.min(12, ids.length)).keys()].map(i => ids[Math.floor(((i + 0.5) * ids.length) / Math.min(12, ids.length))])
     .map(id => h("a", { href: `#image=${id}` }, picture(id))))
   look()
@@ -74,8 +73,8 @@ page(async (run, main) => {
 
 async function described(run, answer, text) {
   const lists = await Promise.all(answer.found.map(async found => {
-    const summary = await saelab.need(`summary-${number(run, found.basis)}`)
-    return basisSection(run, found, found.hits.length ? h("ul.near", null, found.hits.map(hit => listed(run, found, hit, summary))) : h("p.quiet", null, "No unit."))
+    const rows = await load(run, found.basis)
+    return basisSection(run, found, found.hits.length ? h("ul.near", null, found.hits.map(hit => listed(run, found, hit, rows[hit.unit]))) : h("p.quiet", null, "No unit."))
   }))
   if (!answer.nothing) return [h("h2", null, `Units for “${text}”`), h("div.two", null, lists)]
   return [
@@ -126,9 +125,9 @@ function point(frame, answer, at) {
 async function firing(run, answer, at, choose) {
   const unseen = at && answer.found.every(part => part.cell === null)
   const parts = unseen ? [] : await Promise.all(answer.found.map(async found => {
-    const summary = await saelab.need(`summary-${number(run, found.basis)}`)
+    const rows = await load(run, found.basis)
     const none = at && !found.cell ? "Tokens of this layer have no place in the picture." : `No unit at a fifth of its highest or more${at ? " here" : ""}.`
-    return basisSection(run, found, found.hits.length ? h("div.pairs", null, found.hits.map(hit => fired(found, hit, summary, answer.picture, choose))) : h("p.quiet", null, none))
+    return basisSection(run, found, found.hits.length ? h("div.pairs", null, found.hits.map(hit => fired(found, hit, rows[hit.unit], answer.picture, choose))) : h("p.quiet", null, none))
   }))
   if (unseen) return [h("h2", null, "Nothing is known here"), h("p.lead", { role: "alert" }, "The model does not see this place: it looks at the middle of a picture, or its tokens have no place.")]
   return [h("h2", null, at ? "Units that fire here" : "Units that the picture fires"),
@@ -137,17 +136,13 @@ async function firing(run, answer, at, choose) {
 
 const basisSection = (run, found, list) => h("section.found", { style: `--c:${hue(run, found.basis)}` }, h("h3", null, dot(run, found.basis), inWords(run, found.basis)), list)
 
-const labelOf = (summary, unit) => (summary.label[unit] < 0 ? "no label" : summary.labels[summary.label[unit]])
-
-const marksOf = (summary, unit) => marks({ label: labelOf(summary, unit), abstained: summary.label[unit] >= 0 && summary.abstained.includes(unit), badge: summary.badges[summary.badge[unit]] })
-
-function listed(run, found, hit, summary) {
-  return h("li", null, strip(summary.thumbs[hit.unit].slice(0, 3)),
-    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, labelOf(summary, hit.unit)), h("small", null, marksOf(summary, hit.unit), `${alone[run.bases[number(run, found.basis)].kind] ?? "unit"} ${hit.unit}`)),
+function listed(run, found, hit, row) {
+  return h("li", null, strip(row.thumbs.slice(0, 3)),
+    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, row.label ?? "no label"), h("small", null, marks(row), `${alone[run.bases[number(run, found.basis)].kind] ?? "unit"} ${hit.unit}`)),
     h("span.tabular.quiet", null, format.number(hit.score, 3)))
 }
 
-function fired(found, hit, summary, src, choose) {
+function fired(found, hit, row, src, choose) {
   const photo = h("img.photo", { src, alt: `where unit ${hit.unit} fires` })
   const frame = h("div.frame", { onclick: event => choose(placeIn(photo, event)) }, photo)
   if (hit.cells) {
@@ -157,8 +152,8 @@ function fired(found, hit, summary, src, choose) {
   }
   return h("figure.pair", null, frame,
     h("div.level", null, h("i", { style: `width:${Math.min(100, 100 * hit.share)}%` })),
-    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, labelOf(summary, hit.unit))),
-    h("small", null, marksOf(summary, hit.unit)),
+    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, row.label ?? "no label")),
+    h("small", null, marks(row)),
     h("small", null, `unit ${hit.unit} · ${format.share(hit.share)} of its highest`),
-    h("small", null, `more than ${format.share(hit.below)} of images`), strip(summary.thumbs[hit.unit].slice(0, 3)))
+    h("small", null, `more than ${format.share(hit.below)} of images`), strip(row.thumbs.slice(0, 3)))
 }

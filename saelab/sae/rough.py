@@ -1,0 +1,138 @@
+"""Rough products x W' + bias, in bfloat16 or int8, and the largest of them: candidates for the screen.
+
+bfloat16 keeps 8 bits of each number. int8 keeps each row of x and of W as integers up to 127 and one float32 scale
+(the row's largest number), and sums exactly, in int32; a row with one outlier rounds its other numbers by 1/254 of it.
+On the CPU the product is worked out for `ROWS` rows at a time, and widened and ranked for `RANKED`, in the cache.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelab.sae import select
+
+ROWS = 512  # that a CPU multiplies at once
+RANKED = 128  # of these, that it widens and ranks at once: they are still in its second cache
+LARGEST = 127  # int8, and its negative: so that a row and its negative round alike
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+def has_fast_int8(device: torch.device) -> bool:
+    """Whether the device is a CPU that multiplies int8 matrices in hardware, to int32 (VNNI)."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_has("_is_vnni_supported")
+
+
+def _cpu_has(*tests: str) -> bool:
+    return any(getattr(torch.cpu, test, bool)() for test in tests)
+
+
+def quantise(rows: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "n d"], Float[Tensor, "n"]]:
+    """Each row as int8 from -127 to 127, and the float32 it is to be multiplied by: its largest |number| / 127.
+
+    No number moves by more than half of that. The scale of a row with NaN or infinity is not finite.
+    """
+    whole, scale = torch.empty(rows.shape, dtype=torch.int8), rows.new_empty(len(rows))
+    for first in range(0, len(rows), ROWS):
+        some = rows[first : first + ROWS]
+        per_unit = torch.div(some.abs().amax(1).clamp_(min=1e-30), LARGEST, out=scale[first : first + ROWS])
+        whole[first : first + ROWS] = (some / per_unit.unsqueeze(1)).round_()
+    return whole, scale
+
+
+class _Bfloat16:
+    """x W' + bias by bfloat16 instructions."""
+
+    def __init__(self, x: Tensor, W: Tensor, bias: Tensor) -> None:
+        self.x, self.W, self.bias = x, W.bfloat16().T, bias.bfloat16()
+        self.kept = torch.empty(min(ROWS, len(x)), len(W), dtype=torch.bfloat16)
+
+    def multiply(self, first: int) -> Tensor:
+        some = self.x[first : first + ROWS].bfloat16()
+        return torch.addmm(self.bias, some, self.W, out=self.kept[: len(some)])
+
+    def widen(self, part: Tensor, first: int, out: Tensor) -> None:
+        out.copy_(part)
+
+
+class _Int8:
+    """x W' + bias by int8 instructions: sums are exact, in int32."""
+
+    def __init__(self, x: Tensor, W: Tensor, bias: Tensor) -> None:
+        (self.x, self.scale), (self.W, self.per_latent), self.bias = quantise(x), quantise(W), bias
+        self.kept = torch.empty(min(ROWS, len(x)), len(W), dtype=torch.int32)
+
+    def multiply(self, first: int) -> Tensor:
+        some = self.x[first : first + ROWS]
+        return torch._int_mm(some, self.W.T, out=self.kept[: len(some)])
+
+    def widen(self, part: Tensor, first: int, out: Tensor) -> None:
+        out.copy_(part).mul_(self.scale[first : first + len(part)].unsqueeze(1))
+        torch.addcmul(self.bias, out, self.per_latent, out=out)
+
+
+def in_chunks(
+    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], by: str = "bfloat16"
+) -> Iterator[tuple[int, Float[Tensor, "some n"]]]:
+    """The rough product of up to RANKED rows after another, in float32 in a kept buffer, each with its first row.
+
+    On the CPU; `by`: bfloat16 | int8.
+    """
+    narrow = (_Int8 if by == "int8" else _Bfloat16)(x, W, bias)
+    wide = torch.empty(min(RANKED, len(x)), len(W))
+    for first in range(0, len(x), ROWS):
+        part = narrow.multiply(first)
+        for start in range(0, len(part), RANKED):
+            some = part[start : start + RANKED]
+            narrow.widen(some, first + start, wide[: len(some)])
+            yield first + start, wide[: len(some)]
+
+
+def rank_roughly(
+    x: Float[Tensor, "rows d_in"],
+    W: Float[Tensor, "n d_in"],
+    bias: Float[Tensor, "n"],
+    count: int,
+    by: str = "bfloat16",
+) -> tuple[Float[Tensor, "rows count"], Int[Tensor, "rows count"]]:
+    """The `count` largest of each row of the rough product, and where they lie."""
+    if x.device.type != "cpu" or not len(x):
+        return select.top_k(_product(x, W, bias).float(), count)
+    values, indices = x.new_empty(len(x), count), torch.empty(len(x), count, dtype=torch.int64)
+    for first, wide in in_chunks(x, W, bias, by):
+        rows = slice(first, first + len(wide))
+        values[rows], indices[rows] = select.top_k_apart(wide, count)
+    return values, indices
+
+
+def rank_batch_roughly(
+    x: Float[Tensor, "rows d_in"],
+    W: Float[Tensor, "n d_in"],
+    bias: Float[Tensor, "n"],
+    count: int,
+    by: str = "bfloat16",
+) -> Int[Tensor, "count"]:
+    """Flat positions of the `count` largest of the whole rough product, in the order of these."""
+    rows, n = len(x), len(W)
+    if x.device.type != "cpu":
+        return select.top_of_batch(_product(x, W, bias).float(), count)[1]
+    rough = torch.empty(rows, n, dtype=torch.bfloat16)  # all of it; int8's is rounded again
+    grouped = select.grouped(rows, n, count)
+    maxima = torch.empty(rows, n // select.GROUP if grouped else 0)
+    for first, wide in in_chunks(x, W, bias, by):
+        some = slice(first, first + len(wide))
+        rough[some] = wide
+        if grouped:
+            maxima[some] = select.maxima_of(wide, select.GROUP).bfloat16()  # the maxima of `rough`
+    return select.top_by_maxima(rough, maxima, count)[1] if grouped else select.top_of_batch(rough.float(), count)[1]
+
+
+def _product(x: Tensor, W: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias.bfloat16(), x.bfloat16(), W.bfloat16().T)

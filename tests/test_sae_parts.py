@@ -1,6 +1,5 @@
 """Runs whose latents several processes hold: killed, gone on with by another number of shards, finished in one file."""
 
-import contextlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from safetensors import safe_open
 
 from saelab.errors import UserError
 from saelab.run.distributed import explain
-from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, checkpoints, fit
+from saelab.sae import SAE, Meta, SAEConfig, TrainConfig, Trainer, checkpoints, fit
 from saelab.sae.parts import INDEX
 
 CONFIG = SAEConfig(10, 96, k=6, lr=2e-3, screen="float32", dead_after=300)
@@ -45,6 +44,11 @@ def train(folder: Path, rule: str, shards: int, dies: tuple[int, int] = (-1, -1)
     finally:
         Trainer.step = step
     assert found.sae.latents == 96 and found.quality["held_out"]["tokens"] == 50
+
+
+def train_both(folder: Path, shards: int) -> None:
+    for rule in ("topk", "batchtopk"):
+        train(folder / rule, rule, shards)
 
 
 def lines(folder: Path) -> list[dict]:
@@ -90,8 +94,8 @@ def test_a_run_of_four_shards_that_loses_one_goes_on_with_two_and_then_with_one(
 
 @pytest.mark.parametrize(("size", "shards"), [(2, 2), (4, 2)])
 def test_shards_leave_what_one_process_leaves(size, shards, tmp_path, alone):
+    assert each(size, tmp_path / "store", train_both, tmp_path, shards) == [0] * size
     for rule in ("topk", "batchtopk"):
-        assert together(size, tmp_path / rule, rule, shards)[0] == [0] * size
         names = {file.name for file in (alone / rule).iterdir()}
         assert {file.name for file in (tmp_path / rule).iterdir()} == names
         found, expected = (json.loads((at / rule / "quality.json").read_text()) for at in (tmp_path, alone))
@@ -106,21 +110,65 @@ def test_shards_leave_what_one_process_leaves(size, shards, tmp_path, alone):
         assert torch.equal(again.sae.W_dec, ours.W_dec), "finished: the number of processes makes no difference"
 
 
-def cut_short(folder: Path) -> None:
-    """Two shards that stop after step 12, with checkpoints of steps 5 and 10."""
+OTHERS = {
+    "decoder": replace(CONFIG, frozen="decoder"),
+    "soft_decoder": replace(CONFIG, frozen="soft_decoder", lr=0.05),
+    "all": replace(CONFIG, rule="batchtopk", frozen="all"),
+    "decay": replace(CONFIG, weight_decay=0.1, prefixes=(0.25, 1), clip=0.5),
+    "start": CONFIG,
+}
 
-    def stops(which: int, step: int, numbers: dict) -> None:
-        if step == 12:
-            raise KeyboardInterrupt
 
-    with contextlib.suppress(KeyboardInterrupt, RuntimeError):
-        fit(tokens(), CONFIG, replace(TRAIN, latent_shards=2), folder, progress=False, logger=stops)
+def begun(name: str) -> SAE | None:
+    """The SAE that a run starts from, with decoder rows of other lengths than 1."""
+    if name != "start":
+        return None
+    g = torch.Generator().manual_seed(5)
+    return SAE(*(torch.randn(s, generator=g) for s in ((96, 10), 96, (96, 10), 10)), Meta("topk", 6))
+
+
+def cut_all_short(folder: Path) -> None:
+    for name, config in OTHERS.items():
+        cut_short(folder / name, config, begun(name))
+
+
+def test_every_control_goes_on_in_one_process_where_two_shards_left_it(tmp_path):
+    assert each(2, tmp_path / "store", cut_all_short, tmp_path / "cut") == [0, 0]
+    for name, config in OTHERS.items():
+        assert (tmp_path / "cut" / name / "checkpoints" / f"step-00000010{INDEX}").exists()
+        cut = fit(tokens(), config, TRAIN, tmp_path / "cut" / name, start=begun(name), progress=False)
+        whole = fit(tokens(), config, TRAIN, tmp_path / "whole" / name, start=begun(name), progress=False)
+        for ours, theirs in zip(lines(tmp_path / "cut" / name), lines(tmp_path / "whole" / name), strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6), (name, ours["step"])
+        for part, tensor in whole.sae.tensors().items():
+            torch.testing.assert_close(cut.sae.tensors()[part], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {part}")
+
+
+class Stop(Exception):
+    pass
+
+
+def cut_short(folder: Path, config: SAEConfig = CONFIG, start: SAE | None = None) -> None:
+    """Two shards that both stop before step 12, with checkpoints of steps 5 and 10."""
+    step = Trainer.step
+
+    def stops(self, *given):
+        if self.steps == 12:
+            raise Stop
+        return step(self, *given)
+
+    Trainer.step = stops
+    try:
+        with pytest.raises(Stop):
+            fit(tokens(), config, replace(TRAIN, latent_shards=2), folder, start=start, progress=False)
+    finally:
+        Trainer.step = step
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_part_makes_all_fall_back_to_the_checkpoint_before(damage, tmp_path, caplog, alone):
     out = tmp_path / "out"
-    each(2, tmp_path / "store", cut_short, out)
+    assert each(2, tmp_path / "store", cut_short, out) == [0, 0]
     names = sorted(file.name for file in (out / "checkpoints").iterdir())
     parts = [f"part-{step:08d}-{part:05d}-of-00002.safetensors" for step in (5, 10) for part in (1, 2)]
     assert names == [*parts, *(f"step-{step:08d}{INDEX}" for step in (5, 10))]
@@ -142,7 +190,7 @@ def fall_back(folder: Path) -> None:
 
 def test_shards_agree_on_the_checkpoint_where_one_finds_damage(tmp_path, alone):
     out = tmp_path / "out"
-    each(2, tmp_path / "store", cut_short, out)
+    assert each(2, tmp_path / "store", cut_short, out) == [0, 0]
     last = sorted((out / "checkpoints").glob("part-*"))[-1]
     last.write_bytes(last.read_bytes()[:-3] + b"abc")
     assert each(2, tmp_path / "store2", fall_back, out) == [0, 0]
@@ -151,7 +199,7 @@ def test_shards_agree_on_the_checkpoint_where_one_finds_damage(tmp_path, alone):
 
 def test_parts_say_what_they_hold_and_belong_to_a_recipe(tmp_path):
     out = tmp_path / "out"
-    each(2, tmp_path / "store", cut_short, out)
+    assert each(2, tmp_path / "store", cut_short, out) == [0, 0]
     index = json.loads((out / "checkpoints" / f"step-00000010{INDEX}").read_text())
     assert index["metadata"]["step"] == 10
     for name, file in index["weight_map"].items():

@@ -70,7 +70,8 @@ def test_outlier_dimensions_cost_int8_members_that_recall_counts():
             kept = (true.unsqueeze(2) == members.unsqueeze(1)).any(2).double().mean()
             assert float(screen.screen_recall(x, W, bias, 4, name)) == pytest.approx(float(kept), abs=1e-3)
             found[by, name] = float(kept)
-    assert found[1, "int8"] == 1 and found[3000, "bfloat16"] > 0.999 and found[3000, "int8"] < 0.5
+    assert found[1, "int8"] == 1 and found[3000, "int8"] < 0.5
+    assert found[3000, "bfloat16"] == found[1, "bfloat16"] > 0.999, "1 of 2,400: equal to another in bfloat16"
     assert found[30, "int8"] > 0.98
 
 

@@ -277,6 +277,30 @@ def test_torchrun_gives_the_result_of_one_process_and_goes_on_after_one_of_two_i
         assert a["fvu"] == pytest.approx(b["fvu"], rel=1e-4) and a["l0"] == pytest.approx(b["l0"], rel=1e-3)
 
 
+@pytest.mark.slow
+def test_two_shards_make_the_artifact_of_one_process(place):
+    settings = (
+        "+sae.train.steps=30",
+        "sae.train.checkpoint_every=10",
+        "+sae.train.log_every=10",
+        "+sae.screen=float32",
+    )
+    for root in ("whole", "shards"):
+        with_cache(place, root)
+    assert run(place, "whole", *settings).returncode == 0
+    alone = run(place, "shards", *settings, "sae.train.latent_shards=2")
+    last = alone.stderr.strip().splitlines()[-1]
+    assert alone.returncode == 2 and "latent_shards=2: has to divide the number of processes, 1" in last
+    first, second = run_ranks(place, "shards", *settings, "sae.train.latent_shards=2")
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    one, two = ([*(place / root / "sae").glob("*/sae.safetensors")] for root in ("whole", "shards"))
+    assert [file.parent.name for file in one] == [file.parent.name for file in two], "one recipe, however many shards"
+    for name, tensor in SAE.load(one[0]).tensors().items():
+        torch.testing.assert_close(SAE.load(two[0]).tensors()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    again = run(place, "shards", *settings)
+    assert again.returncode == 0 and "reused" in again.stderr
+
+
 def second_of(parent: int) -> list[int]:
     """The process of rank 1 among torchrun's children."""
     found = []

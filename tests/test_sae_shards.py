@@ -21,6 +21,7 @@ RULES = {
     "topk": CONFIG,
     "batchtopk": replace(CONFIG, rule="batchtopk"),
     "matryoshka": replace(CONFIG, rule="batchtopk", prefixes=(0.1, 0.4, 1)),
+    "uncounted": replace(CONFIG, clip=0.0),  # as on devices that are not waited for
 }
 
 
@@ -48,6 +49,7 @@ def train(config: SAEConfig, world: World, watch: list[np.ndarray] | None = None
 
     objectives.keep = keep if watch is None else watched
     try:
+        trainer.counts_silent = config is not RULES["uncounted"]
         for step in range(STEPS):
             x = batch(step).view(world.data.size, -1, D)[world.data.rank]
             metrics = trainer.step(x)
@@ -123,13 +125,13 @@ def test_a_shard_draws_its_rows_of_the_whole_draw():
 TIED = torch.tensor([3.0] * 3 + [2] * 8 + [1] * 5 + [3] * 2 + [2] * 4 + [0] * 10)  # across the shards of 32 latents
 
 
-def choose_among_equals(folder: Path, shards: int) -> None:
+def choose_among_equals(folder: Path, shards: int, k: int) -> None:
     """Write [row, latent] of what this process keeps of six equal tokens, with all pre-activations and in chunks."""
     world, rows_of_six = World(shards), torch.ones(6, 1)
     own, x = world.rows(32), rows_of_six.chunk(world.data.size)[world.data.rank]
     weights = {"W_enc": TIED[own].unsqueeze(1), "b_enc": torch.zeros(32 // shards)}
     for rule in ("topk", "batchtopk"):
-        config = SAEConfig(1, 32, rule=rule, k=7, screen="float32")
+        config = SAEConfig(1, 32, rule=rule, k=k, screen="float32")
         for name, pre in (("held", x @ weights["W_enc"].T), ("chunked", None)):
             pairs, _ = rules.find(rule).pairs(pre, config, world, weights, x)
             rows = torch.arange(len(x)).repeat_interleave(pairs.offsets.diff()) + len(x) * world.data.rank
@@ -137,15 +139,18 @@ def choose_among_equals(folder: Path, shards: int) -> None:
             np.save(folder / f"{rule}-{name}-{world.all.rank}.npy", found.numpy())
 
 
-@pytest.mark.parametrize(("size", "shards"), [(2, 1), (4, 2), (4, 4)])
-def test_ties_across_a_boundary_keep_exactly_k_and_the_first(size, shards, tmp_path):
-    assert each(size, tmp_path / "store", choose_among_equals, tmp_path, shards) == [0] * size
-    whole = TIED.repeat(6, 1)
+@pytest.mark.parametrize(("size", "shards", "k"), [(2, 1, 7), (4, 2, 7), (4, 4, 7), (4, 4, 20)])
+def test_ties_across_a_boundary_keep_exactly_k_and_the_first(size, shards, k, tmp_path):
+    """With k = 20 each shard of 8 offers all it has."""
+    assert each(size, tmp_path / "store", choose_among_equals, tmp_path, shards, k) == [0] * size
+    first_of_row = TIED.sort(descending=True, stable=True)[1][:k].tolist()
+    first_of_all = TIED.repeat(6).sort(descending=True, stable=True)[1][: 6 * k].tolist()
     expected = {
-        "topk": [(row, latent) for row in range(6) for latent in (0, 1, 2, 3, 4, 16, 17)],
-        # 42 of the batch: 30 threes, and all twelve twos of the first token
-        "batchtopk": [(*divmod(int(flat), 32),) for flat in whole.flatten().sort(descending=True, stable=True)[1][:42]],
+        "topk": [(row, latent) for row in range(6) for latent in first_of_row],
+        "batchtopk": [divmod(flat, 32) for flat in first_of_all],
     }
+    if k == 7:  # of each row the five threes and two twos; of the batch all threes, and the first token's twelve twos
+        assert sorted(first_of_row) == [0, 1, 2, 3, 4, 16, 17] and len(expected["batchtopk"]) == 42
     for rule, pairs in expected.items():
         for name in ("held", "chunked"):
             files = tmp_path.glob(f"{rule}-{name}-*.npy")

@@ -90,6 +90,9 @@ def fit_many(
     logger    called with (index of the config, step, numbers) each time a line goes to metrics.jsonl; after a kill
               first with the lines that are there already, so that it has seen them all
 
+    With `train.latent_shards` above 1, processes hold the latents between them (docs/scale.md): they need folders, in
+    which their parts meet, and get SAEs that are mapped from there into the CPU's memory.
+
     Raises UserError for activations with NaN (file and row), a d_in that is not the data's, a folder with a checkpoint
     or an SAE of another recipe, a start of another shape, and a loss that is no longer finite (the last good checkpoint
     stays where it is).

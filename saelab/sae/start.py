@@ -1,4 +1,4 @@
-"""Where training starts: weights drawn from the seed, or those of an SAE that exists."""
+"""Where training starts: weights drawn from the seed, or those of an SAE that exists; the optimiser that moves them."""
 
 import torch
 from jaxtyping import Float
@@ -8,12 +8,60 @@ from saelab.errors import UserError
 from saelab.sae import choose, rules
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
-from saelab.sae.distributed import World
+from saelab.sae.distributed import Group, World
 from saelab.sae.model import SAE
 from saelab.sae.rules.rule import Weights
 from saelab.sae.select import widen
 
 DRAWN = 16  # torch draws normal numbers sixteen at a time: pieces of a multiple are those of the whole
+
+
+def measure(
+    x: Float[Tensor, "batch d_in"], given_mean: Float[Tensor, "d_in"] | None, given_variance: float | None, data: Group
+) -> tuple[Float[Tensor, "d_in"], Float[Tensor, ""]]:
+    """Mean and total variance (summed over dimensions) in float32: the given ones, else those of the first batch.
+
+    x: this process' share of the batch over `data`. Raises UserError for a mean of another width, and where nothing
+    varies.
+    """
+    exact = widen(x)
+    count, d_in = data.size * len(x), x.shape[1]
+    first = data.sum_(exact.sum(0)) / count
+    mean = first if given_mean is None else torch.as_tensor(given_mean, dtype=torch.float64)
+    if mean.shape != (d_in,):
+        raise UserError("mean", tuple(mean.shape), f"[{d_in}], the SAE's d_in", "use the cache's own")
+    if given_variance is None:
+        variance = data.sum_((exact - first).square().sum()) / count
+    else:
+        variance = torch.tensor(float(given_variance), dtype=torch.float64)
+    if not variance > 0:
+        raise UserError("activations", "constant", "at least two different tokens", "check the layer")
+    return mean.float().to(x.device), variance.float().to(x.device)
+
+
+def decoder_moves(config: SAEConfig) -> bool:
+    """Whether the optimiser moves the decoder's rows themselves."""
+    return config.decoder == "free" and config.frozen != "decoder"
+
+
+def build_optimizer(config: SAEConfig, weights: Weights, hull: Hull | None, per_unit: float) -> torch.optim.Optimizer:
+    """Adam, or AdamW, with a `rate` for each group of parameters: encoder and decoder, biases, thresholds, the hull.
+
+    `per_unit`: the activations' spread per dimension, in which biases are measured.
+    """
+    lr, device = config.learning_rate, weights["W_enc"].device
+    free = ["W_enc", "W_dec"] if decoder_moves(config) else ["W_enc"]
+    groups = [
+        {"params": [weights[name] for name in free], "rate": lr, "weight_decay": config.weight_decay},
+        {"params": [weights["b_enc"], weights["b_dec"]], "rate": lr * per_unit, "weight_decay": 0.0},
+    ]
+    if "threshold" in weights:  # has the size of a latent's value, which is that of a whole token
+        whole = lr * per_unit * config.d_in**0.5
+        groups.append({"params": [weights["threshold"]], "rate": whole, "weight_decay": 0.0})
+    if hull is not None:
+        groups.append({"params": hull.parameters(), "rate": lr, "weight_decay": 0.0})
+    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+    return kind(groups, lr=lr, fused=device.type in ("cpu", "cuda"))
 
 
 def draw(

@@ -23,7 +23,7 @@ from saelab.sae.parts import Holding
 from saelab.sae.revive import resample
 from saelab.sae.rules.rule import Weights
 from saelab.sae.shards import Shard
-from saelab.sae.start import check_fits, draw, pull_back, take_over
+from saelab.sae.start import build_optimizer, check_fits, decoder_moves, draw, measure, pull_back, take_over
 
 log = logging.getLogger("saelab")
 RECALL = 0.9999  # of the true top k: below it, the screen is given up
@@ -64,7 +64,7 @@ class Trainer:
 
     def start(self, x: Float[Tensor, "batch d_in"]) -> None:
         """Draw the weights; `x` gives the mean and variance where they were not given, and archetypal's candidates."""
-        mean, variance = self._measure(x)
+        mean, variance = measure(x, *self._given, self.world.data)
         if self._from is None:
             weights, hull = draw(self.config, x, mean, variance, self.world)
         else:
@@ -110,45 +110,7 @@ class Trainer:
         written = ("W_enc", "W_dec") if isinstance(self.rule, rules.Selection) else ()
         self._grads = {name: torch.empty_like(weights[name]) for name in written}
         self.per_unit = float(variance.sqrt()) / self.config.d_in**0.5  # the activations' spread per dimension
-        self._build_optimizer(self.per_unit)
-
-    def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        given_mean, given_variance = self._given
-        exact = select.widen(x)
-        data = self.world.data
-        count = data.size * len(x)
-        first = data.sum_(exact.sum(0)) / count
-        mean = first if given_mean is None else torch.as_tensor(given_mean, dtype=torch.float64)
-        if mean.shape != (self.config.d_in,):
-            raise UserError("mean", tuple(mean.shape), f"[{self.config.d_in}], the SAE's d_in", "use the cache's own")
-        if given_variance is None:
-            variance = data.sum_((exact - first).square().sum()) / count
-        else:
-            variance = torch.tensor(float(given_variance), dtype=torch.float64)
-        if not variance > 0:
-            raise UserError("activations", "constant", "at least two different tokens", "check the layer")
-        return mean.float().to(self.device), variance.float().to(self.device)
-
-    @property
-    def _decoder_moves(self) -> bool:
-        """Whether the optimiser moves the decoder's rows themselves."""
-        return self.config.decoder == "free" and self.config.frozen != "decoder"
-
-    def _build_optimizer(self, per_unit: float) -> None:
-        config, lr = self.config, self.config.learning_rate
-        free = ["W_enc", "W_dec"] if self._decoder_moves else ["W_enc"]
-        groups = [
-            {"params": [self.weights[n] for n in free], "rate": lr, "weight_decay": config.weight_decay},
-            {"params": [self.weights["b_enc"], self.weights["b_dec"]], "rate": lr * per_unit, "weight_decay": 0.0},
-        ]
-        if "threshold" in self.weights:  # has the size of a latent's value, which is that of a whole token
-            whole = lr * per_unit * config.d_in**0.5
-            groups.append({"params": [self.weights["threshold"]], "rate": whole, "weight_decay": 0.0})
-        if self.hull is not None:
-            groups.append({"params": self.hull.parameters(), "rate": lr, "weight_decay": 0.0})
-        fused = self.device.type in ("cpu", "cuda")
-        kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
-        self.optimizer = kind(groups, lr=lr, fused=fused)
+        self.optimizer = build_optimizer(self.config, weights, hull, self.per_unit)
 
     @torch.no_grad()
     def step(self, x: Float[Tensor, "batch d_in"], lr_factor: float = 1.0) -> dict[str, Tensor]:
@@ -303,7 +265,7 @@ class Trainer:
     @property
     def holding(self) -> Holding:
         """What of the whole trainer's state this process holds."""
-        place = 2 + self._decoder_moves  # of b_dec among the optimiser's parameters
+        place = 2 + decoder_moves(self.config)  # of b_dec among the optimiser's parameters
         shared = frozenset({"weights.b_dec", f"adam.{place}.exp_avg", f"adam.{place}.exp_avg_sq"})
         return Holding(self.config.latents, shared, self.world, self.device)
 

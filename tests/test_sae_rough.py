@@ -171,3 +171,28 @@ def test_numbers_that_are_none_come_through_the_int8_screen_for_all_to_see():
     assert values[5].isnan().any() and not values[:5].isnan().any() and not values[6:].isnan().any()
     x[5], W[9] = 0, torch.nan
     assert screen.screened_top_k(x, W, bias, 4, "int8")[0].isnan().any(1).all()
+
+
+@pytest.mark.parametrize("make", ["alike", "few", "equals", "zeros"])
+def test_about_so_many_of_the_largest_leave_out_none_that_is_larger(make):
+    """Where a few latents hold them all, or many are equal, exactly so many."""
+    g = torch.Generator().manual_seed(0)
+    x, count = torch.randn(300, 640, generator=g).abs(), 2000
+    if make == "few":
+        x[:, :32] += 3
+    elif make == "equals":
+        x = torch.randint(0, 4, x.shape, generator=g).float()
+    elif make == "zeros":
+        x[:] = 0
+    x = x.bfloat16()
+    found = select.about_the_largest(x, select.maxima_of(x.float(), select.GROUP), count)
+    assert bool((found.diff() > 0).all()) and 0.9 * count <= len(found) <= 1.5 * count
+    values = x.float().flatten()[found].sort(descending=True).values
+    torch.testing.assert_close(values, x.float().flatten().topk(len(found)).values, rtol=0, atol=0)
+    assert (len(found) == count) == (make != "alike"), "elsewhere no bound says about so many"
+
+
+def test_a_number_that_is_none_is_among_the_largest():
+    x = torch.randn(300, 640, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x[7, 9] = torch.nan
+    assert 7 * 640 + 9 in select.about_the_largest(x, select.maxima_of(x.float(), select.GROUP), 2000).tolist()

@@ -1,7 +1,8 @@
 """Measure speed, one JSON line a case; the first line describes the machine.
 
 Each line has case, tokens_per_s, seconds, gemm_seconds (the encoder product timed beside it in the same run), ratio
-(seconds / gemm_seconds) and peak_mb. `peers=true` times the same step of every other SAE trainer that is installed.
+(seconds / gemm_seconds) and peak_mb. `peers=true` times the same step of every other SAE trainer that is installed;
+with `cases=[quality]` it compares what they explain of held-out tokens (`fvu`, `dead_or_rare`) instead.
 """
 
 import json
@@ -20,18 +21,35 @@ from saelab.errors import UserError
 
 @command(
     "bench",
-    settings=("cases", "peers", "threads", "sae.shapes", "sae.k", "sae.rules", "sae.rounds", "sae_gpu.shape"),
-    examples=("bench cases=[sae,cache]", "bench cases=[] peers=true", "bench cases=[sae_gpu]"),
+    settings=(
+        "cases",
+        "peers",
+        "threads",
+        "sae.shapes",
+        "sae.k",
+        "sae.rules",
+        "sae.rounds",
+        "quality.data",
+        "sae_gpu.shape",
+    ),
+    examples=(
+        "bench cases=[sae,cache]",
+        "bench cases=[] peers=true",
+        "bench cases=[quality] quality.data=[PATH] peers=true",
+        "bench cases=[sae_gpu]",
+    ),
 )
 def main(cfg: DictConfig) -> None:
     """Run the chosen cases."""
     torch.set_num_threads(cfg.threads)
     print(json.dumps(machine()), flush=True)
     known = sorted(p.stem for p in Path(bench.__file__).parent.glob("[a-z]*.py"))
-    for name in [*cfg.cases, *(["peers"] if cfg.peers else [])]:
+    for name in [*cfg.cases, *(["peers"] if cfg.peers and "quality" not in cfg.cases else [])]:
         if name not in known:
             raise UserError("cases", name, f"unknown; known: {', '.join(known)}")
         settings = plain(cfg.sae if name == "peers" else cfg.get(name) or {})
+        if name == "quality":
+            settings["others"] = cfg.peers
         for record in import_module(f"saelab.bench.{name}").cases(**settings):
             print(json.dumps(record), flush=True)
 

@@ -118,8 +118,8 @@ def rank_batch_roughly(
     bias: Float[Tensor, "n"],
     count: int,
     by: str = "bfloat16",
-) -> Int[Tensor, "count"]:
-    """Flat positions of the `count` largest of the whole rough product, in the order of these."""
+) -> Int[Tensor, "some"]:
+    """Flat positions of the `count` largest of the whole rough product, or about so many, in the order of these."""
     rows, n = len(x), len(W)
     if x.device.type != "cpu":
         return select.top_of_batch(_product(x, W, bias).float(), count)[1]
@@ -131,7 +131,7 @@ def rank_batch_roughly(
         rough[some] = wide
         if grouped:
             maxima[some] = select.maxima_of(wide, select.GROUP).bfloat16()  # the maxima of `rough`
-    return select.top_by_maxima(rough, maxima, count)[1] if grouped else select.top_of_batch(rough.float(), count)[1]
+    return select.about_the_largest(rough, maxima, count) if grouped else select.top_of_batch(rough.float(), count)[1]
 
 
 def _product(x: Tensor, W: Tensor, bias: Tensor) -> Tensor:

@@ -3,8 +3,11 @@
 Run it as the only case, for the peak is the whole process's, and with `threads=2` for the numbers of docs/scale.md.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,9 +24,10 @@ from saelab.label import assign
 from saelab.label.nulls import null_percentiles
 from saelab.truth import Similarity, Truth
 from saelab.units import UnitActivations
+from saelab.units.activations import from_scipy
 
 SCORERS = ("contrast_evidence", "csp", "pearson")
-SHOWN = 3  # labels that each image shows
+SHOWN, THEME = 3, 20  # labels that each image shows, all of one theme of so many
 AT_ONCE = 1 << 22  # numbers of an image block held at once while the world is made
 T = TypeVar("T")
 
@@ -49,56 +53,57 @@ def cases(
     permutations: int = 5,
     resamples: int = 1000,
 ) -> Iterator[dict]:
-    """Each stage of labelling from arrays, then their sum; `tokens_per_s` counts images.
+    """Each stage of labelling from arrays, then their sum; `tokens_per_s` counts images, `cpu_seconds` all threads'.
 
     Mined and scored on `images` images, evaluated on `test` more. `gemm_seconds` is the product of images and labels.
     The sum says which share of units each scorer names after the label that they were made for.
     Eight parameters: the sizes that time and memory depend on.
     """
+    start = time.perf_counter(), time.process_time()
     world = make(images + test, units, labels, density, d_text)
-    mine = UnitActivations(world.acts, "planted", {}).rows(np.arange(images))
+    making = time.perf_counter() - start[0], time.process_time() - start[1]
+    every = UnitActivations(world.acts, "planted", {})
+    mine, splits = every.rows(np.arange(images)), Splits(np.arange(images), np.arange(images, images + test))
     few = world.image_emb[: max(1, images // 25)]
     product = seconds(lambda: few @ world.label_emb.T) * images / len(few)
     size, spent = f"csr {images}x{units}x{labels}", []
 
     def timed(case: str, work: Callable[[], T]) -> tuple[T, dict[str, Any]]:
         found: list[T] = []
-        spent.append(seconds(lambda: found.append(work())))
-        return found[0], record(f"{case}, {size}", spent[-1], product, images, peak_mb())
+        start = time.process_time()
+        spent.append((seconds(lambda: found.append(work())), time.process_time() - start))
+        return found[0], line(case, *spent[-1])
 
-    yield record(f"the arrays, {size}", 1e-9, product, images, peak_mb())
-    evidence, line = timed("mining", lambda: assign.Evidence.mined(mine, world.image_emb[:images], world.label_emb))
-    yield line
+    def line(case: str, own: float, cpu: float) -> dict[str, Any]:
+        return record(f"{case}, {size}", own, product, images, peak_mb()) | {"cpu_seconds": round(cpu, 2)}
+
+    yield line("making the arrays (not in the sum)", *making)
+    logging.getLogger("saelab").setLevel(logging.INFO)  # says what mining in cells misses
+    evidence, told = timed("mining", lambda: assign.Evidence.mined(mine, world.image_emb[:images], world.label_emb))
+    yield told
     found: dict[str, assign.Ranking] = {}
     for name in SCORERS:
-        best, line = timed(name, lambda name=name: assign.rankings([name], evidence))  # type: ignore[misc]
+        best, told = timed(name, partial(assign.rankings, [name], evidence))
         found |= best
-        yield line
-    best_scores = {name: top.score for name, top in found.items()}
-    nulls, line = timed(
-        f"{permutations} permutations", lambda: null_percentiles(SCORERS, evidence, permutations, best=best_scores)
+        yield told
+    own = {name: top.score for name, top in found.items()}
+    nulls, told = timed(
+        f"{permutations} permutations", lambda: null_percentiles(SCORERS, evidence, permutations, best=own)
     )
-    yield line
+    yield told
     del evidence
-    splits = Splits(np.arange(images), np.arange(images, images + test))
-    names, judges = [f"label {i}" for i in range(labels)], judges_of(world)
-    rows = label_rows(found, nulls, names)
-    _, line = timed(
-        f"evaluation on {test}",
-        lambda: evaluate(UnitActivations(world.acts, "planted", {}), rows, judges, splits, resamples=resamples),
-    )
-    yield line
+    rows, judges = label_rows(found, nulls), judges_of(world)
+    yield timed(f"evaluation on {test}", lambda: evaluate(every, rows, judges, splits, resamples=resamples))[1]
     right = {name: round(float((top.label == world.label).float().mean()), 3) for name, top in found.items()}
-    yield record(f"all, {size}", sum(spent), product, images, peak_mb()) | {"named_right": right}
+    yield line("all", *map(sum, zip(*spent, strict=True))) | {"named_right": right}
 
 
 def make(images: int, units: int, labels: int, density: float, d_text: int, seed: int = 0) -> World:
     """A planted world, never dense: units fire where their label is shown, and elsewhere weakly at random."""
     g = torch.Generator().manual_seed(seed)
     label_emb = normalize(torch.randn(labels, d_text, generator=g), dim=1)
-    shows = torch.rand(images, labels, generator=g).topk(SHOWN, dim=1).indices if labels < 64 else None
-    if shows is None:
-        shows = torch.randint(labels, (images, SHOWN), generator=g)
+    theme = torch.randint(max(1, labels // THEME), (images, 1), generator=g)
+    shows = (theme * THEME + torch.randint(THEME, (images, SHOWN), generator=g)).clamp(max=labels - 1)
     parts = []
     for some in shows.split(max(1, AT_ONCE // d_text)):
         noise = normalize(torch.randn(len(some), d_text, generator=g), dim=1)
@@ -126,18 +131,12 @@ def _acts(shows: Tensor, label: Tensor, labels: int, density: float, g: torch.Ge
         columns.append(torch.full_like(ids, unit))
         values.append(strength)
     parts = [torch.cat(part).numpy() for part in (values, rows, columns)]
-    csr = coo_array((parts[0], (parts[1], parts[2])), shape=(images, units)).tocsr()
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(csr.indptr.astype(np.int64)),
-        torch.from_numpy(csr.indices.astype(np.int64)),
-        torch.from_numpy(csr.data),
-        csr.shape,
-    )
+    return from_scipy(coo_array((parts[0], (parts[1], parts[2])), shape=(images, units)).tocsr())
 
 
 def judges_of(world: World) -> Judges:
     """The world's own embeddings as judge, and what it shows as truth."""
-    names = [f"label {i}" for i in range(len(world.label_emb))]
+    names = [str(name_of(i)) for i in range(len(world.label_emb))]
     member: Bool[Tensor, "images labels"] = torch.zeros(len(world.shows), len(names), dtype=torch.bool)
     member.scatter_(1, world.shows, True)
     known = torch.ones(len(member), dtype=torch.bool)
@@ -145,20 +144,23 @@ def judges_of(world: World) -> Judges:
     return Judges(Similarity.of("planted", world.image_emb, names, world.label_emb), None, truth)
 
 
-def label_rows(
-    found: dict[str, assign.Ranking], nulls: dict[str, Tensor], names: Sequence[str]
-) -> list[dict[str, Any]]:
+def label_rows(found: dict[str, assign.Ranking], nulls: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Rows as of labels.jsonl, with the first scorer's labels as final ones."""
     final = next(iter(found.values()))
     rows = []
     for unit, label in enumerate(final.label.tolist()):
         scores = {
             name: {
-                "label": None if top.label[unit] < 0 else names[int(top.label[unit])],
+                "label": name_of(int(top.label[unit])),
                 "null_percentile": float(nulls[name][unit]),
             }
             for name, top in found.items()
         }
-        text = None if label < 0 else names[label]
+        text = name_of(label)
         rows.append({"unit": unit, "status": "ok", "label": text, "abstained": text is None, "scores": scores})
     return rows
+
+
+def name_of(label: int) -> str | None:
+    """What a label is called; None for no label."""
+    return None if label < 0 else f"label {label}"

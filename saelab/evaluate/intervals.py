@@ -205,8 +205,8 @@ def _simulated(
             made = resampled.correlations(part, similar.at_entries(part, images, labels, own), own, of_labels, sums)
             found[named[some]] = drawn.bounds(made, resampled.groups_fired(part, drawn.groups))
     images = images.double()
-    for block, part in blocks(pick(acts, many), BLOCK):
-        a, b = part.double().numpy(), (images @ labels[label[many[block]]].double().T).numpy()
+    for block, dense in blocks(pick(acts, many), BLOCK):
+        a, b = dense.double().numpy(), (images @ labels[label[many[block]]].double().T).numpy()
         found[named[many[block]]] = drawn.bounds(correlations(a, b, drawn.counts), drawn.fires(a))
     return found
 
@@ -241,8 +241,8 @@ def _against_truth(
             fires = resampled.groups_fired(part, drawn.groups)
             for name, values in truths.numbers(part, label[some], threshold[some]).items():
                 found[name][units[some]] = drawn.bounds(values, fires)
-    for block, part in blocks(pick(acts, many), BLOCK):
-        a, at = part.double().numpy(), many[block]
+    for block, dense in blocks(pick(acts, many), BLOCK):
+        a, at = dense.double().numpy(), many[block]
         for name, values in _numbers(a, on_test[:, concepts[at]].numpy(), threshold[at], drawn.counts).items():
             found[name][units[at]] = drawn.bounds(values, drawn.fires(a))
     return found

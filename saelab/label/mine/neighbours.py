@@ -36,7 +36,7 @@ class Neighbours:
         pictures = torch.arange(len(image_emb), device=image_emb.device)
         if len(pictures) > rule.exact_below:
             values, near = near_cells(self.space, pictures, width, scores.strike, rule.seed)
-            least = -torch.inf
+            least = values.new_tensor(-torch.inf)
         else:
             tables = [largest(scores.rows(some), width) for some in pictures.split(max(1, AT_ONCE // len(pictures)))]
             values, near = (torch.cat(column) for column in zip(*tables, strict=True))

@@ -20,6 +20,7 @@ from saelab.label.scorers.checks import similarities
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of, where_ranked
+from saelab.label.scorers.products import Sims
 from saelab.label.scorers.scorer import Moved, Rows, Scorer, fits
 
 Whole = Callable[[memberships.Reading], Float[Tensor, "some labels"]]  # evidence of the whole set, for one reading
@@ -63,7 +64,7 @@ def contrast_evidence(
 
 def contrast_evidence_rows(
     acts: Acts,
-    sims: Float[Tensor, "images labels"],
+    sims: Sims,
     positive_ids: Int[Tensor, "units k"],
     contrast_ids: Int[Tensor, "units k"],
     valid: Bool[Tensor, "units k"] | None = None,
@@ -82,7 +83,7 @@ def contrast_evidence_rows(
 
 
 def _rows(
-    sims: Tensor, positive_ids: Tensor, contrast_ids: Tensor, there: Tensor, whole_of: Callable[[slice], Whole]
+    sims: Sims, positive_ids: Tensor, contrast_ids: Tensor, there: Tensor, whole_of: Callable[[slice], Whole]
 ) -> Callable[[slice], Float[Tensor, "some labels"]]:
     """Scores of a slice of units, given what tells its evidence of the whole set for a reading."""
     seen = memberships.Memberships(sims)
@@ -124,9 +125,9 @@ def permuted_evidence(scorer: Scorer, frame: Frame) -> Best:
     the labels.
     """
     e = frame.evidence
-    seen, means, bases = memberships.Memberships(e.sims), column_means(e.acts), memberships.baselines(e.acts)
+    seen, means, bases = memberships.Memberships(e.looked_at), column_means(e.acts), memberships.baselines(e.acts)
     worth, longest = memberships.discount(seen.spread), max((b.sorted.shape[1] for b in frame.blocks), default=0)
-    parts, (_, column) = seen.parts(longest), frame.ranges
+    together, (_, column) = len(seen.parts(longest)) == 1, frame.ranges
     entries: dict[int, dict[bool, tuple[Tensor, ...]]] = {}
 
     @once
@@ -137,12 +138,13 @@ def permuted_evidence(scorer: Scorer, frame: Frame) -> Best:
         distinct, place = torch.cat([positives[:, None], found], dim=1).unique(return_inverse=True)
         return place[:, :1], place[:, 1:], found >= 0, distinct.clamp(min=0)
 
-    def permuted(draw: Draw, labels: slice = slice(None)) -> tuple[Tensor, list[memberships.Reading]]:
-        """z of the pairs' images, and the readings of the images that a unit may be above its lowest on."""
-        first = draw.order[:longest]
-        return seen.z(labels, pairs(draw)[3]), list(seen.readings(seen.z(labels, first), labels, first))
+    def permuted(draw: Draw, ranks: int, labels: slice = slice(None)) -> list[memberships.Reading]:
+        """The readings of the images on the first ranks."""
+        first = draw.order[:ranks]
+        return list(seen.readings(seen.z(labels, first), labels, first))
 
-    whole = once(permuted)
+    shown = once(lambda draw: seen.z(slice(None), pairs(draw)[3]))  # of the pairs' images
+    whole = once(lambda draw: permuted(draw, longest))
 
     def paired(draw: Draw, block: Block, firing: Tensor, z: Tensor) -> Tensor:
         """`memberships.paired` as one product: the units share their positives and most of their contrasts."""
@@ -157,10 +159,10 @@ def permuted_evidence(scorer: Scorer, frame: Frame) -> Best:
         if id(block) not in entries:
             entries[id(block)] = {clear: _entries(block, base[block.units], frame) for clear, base in bases.items()}
         firing, found = _firing(block, means[block.units], frame), []
-        for labels in parts:
-            z, readings = whole(draw) if len(parts) == 1 else permuted(draw, labels)
-            total = paired(draw, block, firing, z)
-            for reading in readings:
+        beyond = block.sorted.shape[1]  # ranks at which none of the block's units is above its lowest
+        for labels in [slice(None)] if together else seen.parts(beyond):
+            total = paired(draw, block, firing, shown(draw)[:, labels])
+            for reading in whole(draw) if together else permuted(draw, beyond, labels):
                 high, squared, common = entries[id(block)][reading.clear]
                 ranks = high.shape[1]
                 r = high @ reading.values[:ranks]
@@ -183,7 +185,7 @@ def _entries(block: Block, base: Tensor, frame: Frame) -> tuple[Tensor, ...]:
     norm2 = norm2.masked_fill(norm2 == 0, torch.nan)
     common = (rest - centre).square() / norm2
     squared = (fires - centre).square() / norm2 - common
-    dtype = frame.evidence.sims.dtype
+    dtype = frame.evidence.looked_at.dtype
     return ((fires - rest) / norm2.sqrt()).to(dtype), squared.to(dtype), common[:, 0].to(dtype)
 
 
@@ -196,7 +198,7 @@ def _firing(block: Block, means: Tensor, frame: Frame) -> Tensor:
 
 
 def _start(e: Evidence) -> Rows:
-    return contrast_evidence_rows(e.acts, e.sims, e.positive_ids, e.contrast_ids, e.valid & _above_mean(e))
+    return contrast_evidence_rows(e.acts, e.looked_at, e.positive_ids, e.contrast_ids, e.valid & _above_mean(e))
 
 
 def _above_mean(e: Evidence) -> Bool[Tensor, "units k"]:
@@ -208,7 +210,7 @@ def _moved(e: Evidence) -> Moved | None:
     """Contrast evidence where series move: what the units do stays, and is prepared once for all moves."""
     if not fits(e):
         return None
-    dtype, firing = e.sims.dtype, _above_mean(e)
+    dtype, firing = e.looked_at.dtype, _above_mean(e)
     fires = {
         clear: memberships.Firing.above(e.acts, base, dtype) for clear, base in memberships.baselines(e.acts).items()
     }
@@ -216,7 +218,7 @@ def _moved(e: Evidence) -> Moved | None:
     def best(seen: Evidence) -> Tensor:
         there = seen.valid & firing
         rows = _rows(
-            seen.sims, seen.positive_ids, seen.contrast_ids, there, lambda _: lambda r: fires[r.clear].against(r)
+            seen.looked_at, seen.positive_ids, seen.contrast_ids, there, lambda _: lambda r: fires[r.clear].against(r)
         )
         return best_of(rows(slice(None)))
 

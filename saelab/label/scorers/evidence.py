@@ -10,8 +10,10 @@ from torch import Tensor
 from saelab.acts import Acts, columns, shape
 from saelab.errors import UserError
 from saelab.label.mine import ContrastRule, mine_pairs, positive_images
-from saelab.label.scorers.checks import similarities
+from saelab.label.scorers.checks import check_images, check_labels, similarities
+from saelab.label.scorers.products import Products, Sims
 
+HELD = 1 << 27  # similarities of images and labels that are held together
 SQUARE = 2048  # images whose product with each other is cheaper than picking pairs
 
 
@@ -68,6 +70,15 @@ class Evidence:
     def sims(self) -> Float[Tensor, "images labels"]:
         """P = E T': each image's similarity to each label; kept, for most scorers want it."""
         return similarities(self.acts, self.image_emb, self.label_emb)[1]
+
+    @property
+    def looked_at(self) -> Sims:
+        """`sims`, or where that would be too large a matrix, what computes as much of it as somebody looks at."""
+        if "sims" in self.__dict__ or self.n_images * len(self.label_emb) <= HELD:
+            return self.sims
+        check_images(self.acts, self.image_emb)
+        check_labels(self.label_emb, self.image_emb.shape[1])
+        return Products(self.image_emb, self.label_emb)
 
     @cached_property
     def valid(self) -> Bool[Tensor, "units k"]:

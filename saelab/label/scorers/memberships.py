@@ -11,10 +11,10 @@ from torch.nn.functional import embedding_bag
 
 from saelab.acts import Acts, Columns, blocks
 from saelab.label.mine.status import column_means, extremes
+from saelab.label.scorers.products import Sims, label_parts
 
 BROAD = 0.25  # share of the linear reading in graded evidence; the rest listens to images far out
 CAUTION = 0.5  # standard errors that a correlation is lowered by
-AT_ONCE = 1 << 25  # numbers of a matrix of images x labels that are looked at together
 USUAL = 0.75  # quantile of the labels' spreads from which a label counts in full
 
 
@@ -51,29 +51,26 @@ class Memberships:
     by image): beside the similarities no matrix of images x labels has to be held.
     """
 
-    def __init__(self, sims: Float[Tensor, "images labels"], at_once: int = AT_ONCE) -> None:
+    def __init__(self, sims: Sims, at_once: int | None = None) -> None:
         self._sims, self._at_once = sims, at_once
-        self._centre, parts = sims.mean(dim=0), self.parts(len(sims))
-        spread = [(sims[:, part] - self._centre[part]).pow_(2).mean(dim=0).sqrt() for part in parts]
-        size = [sims[:, part].pow(2).mean(dim=0).sqrt() for part in parts]
-        self.spread = torch.cat(spread)  # standard deviation of each label's similarities
-        self.constant = self.spread <= 1e-6 * torch.cat(size)  # labels equally like every image: their z is 0
+        parts = self.parts(len(sims))
+        moments = [_moments(sims[:, part]) for part in parts]
+        self._centre, self.spread, size = (torch.cat(column) for column in zip(*moments, strict=True))
+        self.constant = self.spread <= 1e-6 * size  # labels equally like every image: their z is 0
         self._unit = self.spread.masked_fill(self.constant, torch.inf)
         self._highest, self._total = self._crowd(parts)
         self._columns: list[Float[Tensor, "images labels"]] = []  # of each reading, where there is one part
-        self._scales = [self._scale(read, parts) for _, _, read in READINGS]
+        self._scales = self._scale(parts)
 
     def parts(self, images: int) -> list[slice]:
         """Runs of labels that are looked at together, where so many images are."""
-        labels = self._sims.shape[1]
-        width = labels if images * labels <= 2 * self._at_once else max(1, self._at_once // images)
-        return [slice(first, min(first + width, labels)) for first in range(0, labels, width)]
+        return label_parts(images, self._sims.shape[1], self._at_once)
 
     def z(
         self, labels: slice = slice(None), images: Int[Tensor, "some"] | None = None
     ) -> Float[Tensor, "images labels"]:
         """Similarities less their label's mean over its standard deviation; 0 for a label that has none."""
-        sims = self._sims[:, labels] if images is None else self._sims[images, labels]
+        sims = self._sims[slice(None) if images is None else images, labels]
         return (sims - self._centre[labels]).div_(self._unit[labels])
 
     def readings(
@@ -92,7 +89,7 @@ class Memberships:
 
     def _crowd(self, parts: list[slice]) -> tuple[Float[Tensor, "images"], Float[Tensor, "images"]]:
         """Each image's largest z, and the sum of exp(z - largest) over all labels."""
-        highest = self._sims.new_full((len(self._sims),), -torch.inf)
+        highest = torch.full((len(self._sims),), -torch.inf, dtype=self._sims.dtype, device=self._sims.device)
         total = torch.zeros_like(highest)
         for part in parts:
             z = self.z(part)
@@ -101,17 +98,26 @@ class Memberships:
             highest = higher
         return highest, total
 
-    def _scale(self, read: Callable[[Tensor, Tensor, Tensor], Tensor], parts: list[slice]) -> Scale:
-        found = []
+    def _scale(self, parts: list[slice]) -> list[Scale]:
+        found: list[list[tuple[Tensor, ...]]] = [[] for _ in READINGS]
         for part in parts:
-            columns = read(self.z(part), self._highest, self._total)
-            length, mean = columns.norm(dim=0), columns.mean(dim=0)
-            rest = columns.sub_(mean).norm(dim=0)
-            alike = rest <= 1e-6 * length
-            found.append((mean, rest.masked_fill(alike, torch.inf), alike))
-            if len(parts) == 1:  # what `readings` would compute again
-                self._columns.append(columns.div_(found[-1][1]))
-        return Scale(*(torch.cat(column) for column in zip(*found, strict=True)))
+            z = self.z(part)
+            for (_, _, read), of_reading in zip(READINGS, found, strict=True):
+                columns = read(z, self._highest, self._total)
+                length, mean = columns.norm(dim=0), columns.mean(dim=0)
+                rest = columns.sub_(mean).norm(dim=0)
+                alike = rest <= 1e-6 * length
+                of_reading.append((mean, rest.masked_fill(alike, torch.inf), alike))
+                if len(parts) == 1:  # what `readings` would compute again
+                    self._columns.append(columns.div_(of_reading[-1][1]))
+        return [Scale(*(torch.cat(column) for column in zip(*of_reading, strict=True))) for of_reading in found]
+
+
+def _moments(sims: Float[Tensor, "images some"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and root mean square of each column."""
+    centre = sims.mean(dim=0)
+    spread = (sims - centre).pow_(2).mean(dim=0).sqrt()
+    return centre, spread, sims.pow(2).mean(dim=0).sqrt()
 
 
 def discount(spread: Float[Tensor, "labels"]) -> Float[Tensor, "labels"]:

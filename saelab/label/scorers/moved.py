@@ -16,6 +16,7 @@ from saelab.label.mine.contrast import MASK_ELEMENTS, choose_contrasts
 from saelab.label.mine.neighbours import Neighbours
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import by_rank
+from saelab.label.scorers.products import Products
 
 FEWEST = 5  # series that change places with each other, at least: 120 orders of them
 
@@ -100,5 +101,6 @@ class Moving:
             given = (e.acts, e.image_emb[source], e.positive_ids, e.rule, groups, seen["host_emb"])
             seen["contrast_ids"] = choose_contrasts(*given, apart=True)[0]
         moved = e.but(**seen)
-        moved.__dict__["sims"] = e.sims[source]  # the cached property: no product anew
+        if not isinstance(e.looked_at, Products):
+            moved.__dict__["sims"] = e.sims[source]  # the cached property: no product anew
         return moved

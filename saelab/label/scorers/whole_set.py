@@ -1,6 +1,6 @@
 """Scorers that correlate a unit's activations with each label's similarity over the whole image set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from saelab.label.scorers.dissect import OIKARINEN
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of
+from saelab.label.scorers.products import Scaled, Sims
 from saelab.label.scorers.scorer import Moved, Rows, Scorer, fits
 
 FLOOR = 1e-3  # CLIP-Dissect's least norm of a column
@@ -59,50 +60,55 @@ def floored_labels(sims: Float[Tensor, "images labels"]) -> int:
 def cosine_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
     """`cosine` for a slice of units at a time, given the similarities."""
     right = sims / sims.norm(dim=0).clamp(min=FLOOR)
-    return _rows(acts, right, None, power=1)
-
-
-def pearson_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
-    """`pearson` for a slice of units at a time, given the similarities."""
-    return _rows(acts, standardised(sims), column_means(acts), power=1, floor=0.0)
-
-
-def cos_cubed_rows(acts: Acts, sims: Float[Tensor, "images labels"]) -> Callable[[slice], Tensor]:
-    """`cos_cubed` for a slice of units at a time, given the similarities."""
-    return _rows(acts, cubed(sims), column_means(acts), power=3)
-
-
-def standardised(sims: Float[Tensor, "images labels"]) -> Float[Tensor, "images labels"]:
-    """Columns centred and scaled to unit length; NaN for a label that is equally like every image."""
-    centred = sims - sims.mean(dim=0)
-    norms = centred.norm(dim=0)
-    return centred / norms.masked_fill(norms <= 1e-6 * sims.norm(dim=0), torch.nan)
-
-
-def cubed(sims: Float[Tensor, "images labels"]) -> Float[Tensor, "images labels"]:
-    """Cubes of the centred columns over their norm, floored at 1e-3."""
-    cubes = (sims - sims.mean(dim=0)).pow_(3)
-    return cubes.div_(cubes.norm(dim=0).clamp(min=FLOOR))
-
-
-def _rows(
-    acts: Acts,
-    right: Float[Tensor, "images labels"],
-    centres: Float[Tensor, "units"] | None,
-    power: int,
-    floor: float = FLOOR,
-) -> Callable[[slice], Tensor]:
-    """Cosines of ((a - centre) ** power) with the columns of `right`, scaled already; centred constants get NaN."""
 
     def rows(units: slice) -> Float[Tensor, "some labels"]:
-        some = part(acts, units)
-        middle = None if centres is None else centres[units]
-        if isinstance(some, Columns):
-            return Powers.of(some, middle, power, floor, right.dtype).against(right)
-        parts = [(block, None if middle is None else middle[at]) for at, block in blocks(some)]
-        return torch.cat([Powers.of(block, own, power, floor, right.dtype).against(right) for block, own in parts])
+        return torch.cat([powers.against(right) for powers in _powers(part(acts, units), None, 1, FLOOR, right.dtype)])
 
     return rows
+
+
+def pearson_rows(acts: Acts, sims: Sims) -> Callable[[slice], Tensor]:
+    """`pearson` for a slice of units at a time, given the similarities."""
+    return _rows(acts, standardised(sims), 0.0)
+
+
+def cos_cubed_rows(acts: Acts, sims: Sims) -> Callable[[slice], Tensor]:
+    """`cos_cubed` for a slice of units at a time, given the similarities."""
+    return _rows(acts, cubed(sims), FLOOR)
+
+
+def standardised(sims: Sims) -> Scaled:
+    """Columns centred and scaled to unit length; NaN for a label that is equally like every image."""
+    return Scaled.of(sims, 1, lambda length, size: length.masked_fill(length <= 1e-6 * size, torch.nan))
+
+
+def cubed(sims: Sims) -> Scaled:
+    """Cubes of the centred columns over their norm, floored at 1e-3."""
+    return Scaled.of(sims, 3, lambda length, size: length.clamp(min=FLOOR))
+
+
+def _rows(acts: Acts, right: Scaled, floor: float) -> Callable[[slice], Tensor]:
+    """Cosines of the centred activations, to the power of `right`, with its columns; constants get NaN."""
+    centres, parts = column_means(acts), right.parts()
+    whole = right.some() if len(parts) == 1 else None  # kept from one slice of units to the next
+
+    def rows(units: slice) -> Float[Tensor, "some labels"]:
+        found = []
+        for labels in parts:
+            own, sums = right.some(labels) if whole is None else whole, right.sums[labels]
+            powers = _powers(part(acts, units), centres[units], right.power, floor, own.dtype)
+            found.append(torch.cat([some.against(own, sums) for some in powers]))
+        return torch.cat(found, dim=1)
+
+    return rows
+
+
+def _powers(
+    acts: Acts, centres: Float[Tensor, "units"] | None, power: int, floor: float, dtype: torch.dtype
+) -> Iterator["Powers"]:
+    """Of all units: at once where they are sparse, else a block at a time."""
+    for at, block in [(slice(None), acts)] if isinstance(acts, Columns) else blocks(acts):
+        yield Powers.of(block, None if centres is None else centres[at], power, floor, dtype)
 
 
 @dataclass(frozen=True)
@@ -135,53 +141,66 @@ class Powers:
         entries = acts.transposed((stored - unstored[owner]) / norms[owner], dtype)
         return cls(entries, (unstored / norms).to(dtype)[:, None], constant)
 
-    def against(self, right: Float[Tensor, "images labels"]) -> Float[Tensor, "some labels"]:
-        """The products; NaN for constant units."""
+    def against(
+        self, right: Float[Tensor, "images labels"], sums: Float[Tensor, "labels"] | None = None
+    ) -> Float[Tensor, "some labels"]:
+        """The products; NaN for constant units. `sums`: of the columns, where they are known."""
         scores = self.entries @ right
         if self.unstored is not None:
-            scores += self.unstored * right.sum(dim=0, dtype=torch.float64).to(right.dtype)
+            scores += self.unstored * (right.sum(dim=0, dtype=torch.float64).to(right.dtype) if sums is None else sums)
         return scores.masked_fill_(self.constant[:, None], torch.nan)
 
 
-def correlated(frame: Frame, right: Tensor, power: int, floor: float) -> Best:
+def correlated(frame: Frame, right: Scaled, floor: float) -> Best:
     """Pearson and its cube under permutation: one product a draw, over the ranks above units' lowest."""
-    means = column_means(frame.evidence.acts)
-    sums = right.sum(dim=0, dtype=torch.float64).to(right.dtype)
+    means, dtype = column_means(frame.evidence.acts), right.sums.dtype
+    longest = max((block.sorted.shape[1] for block in frame.blocks), default=0)
+    together = len(right.parts(longest)) == 1
     state: dict[int, tuple[Tensor, Tensor]] = {}
-    permuted = once(lambda draw: right.index_select(0, draw.order))
+    permuted = once(lambda draw: right.some(slice(None), draw.order[:longest]))
 
     def entries(block: Block) -> tuple[Tensor, Tensor]:
         centres = means[block.units, None]
-        high, low = (block.sorted - centres) ** power, (block.lowest[:, None] - centres) ** power
+        high, low = (block.sorted - centres) ** right.power, (block.lowest[:, None] - centres) ** right.power
         beyond = frame.images - block.sorted.shape[1]
         norm = ((high**2).sum(dim=1, keepdim=True) + beyond * low**2).sqrt().clamp(min=floor)
         constant = block.sorted[:, 0] == block.lowest
         low = low.masked_fill(constant[:, None], torch.nan)
-        return ((high - low) / norm).to(right.dtype), (low / norm).to(right.dtype)
+        return ((high - low) / norm).to(dtype), (low / norm).to(dtype)
 
     def best(draw: Draw, block: Block) -> Tensor:
         if id(block) not in state:
             state[id(block)] = entries(block)
         high, low = state[id(block)]
-        return best_of(torch.addmm(low * sums, high, permuted(draw)[: high.shape[1]]))
+        ranks, found = high.shape[1], []
+        for labels in [slice(None)] if together else right.parts(ranks):
+            seen = permuted(draw)[:ranks] if together else right.some(labels, draw.order[:ranks])
+            found.append(torch.addmm(low * right.sums[labels], high, seen))
+        return best_of(torch.cat(found, dim=1))
 
     return best
 
 
-def _moved(right_of: Callable[[Tensor], Tensor], power: int, floor: float) -> Callable[[Evidence], Moved | None]:
+def _moved(right_of: Callable[[Sims], Scaled], power: int, floor: float) -> Callable[[Evidence], Moved | None]:
     """Pearson and its cube where series move: the units' columns stay, and are prepared once for all moves."""
 
     def start(e: Evidence) -> Moved | None:
         if not fits(e):
             return None
-        columns = Powers.of(e.acts, column_means(e.acts), power, floor, e.sims.dtype)
-        return lambda seen: best_of(columns.against(right_of(seen.sims)))
+        columns = Powers.of(e.acts, column_means(e.acts), power, floor, e.looked_at.dtype)
+
+        def best(seen: Evidence) -> Tensor:
+            right = right_of(seen.looked_at)
+            parts = [columns.against(right.some(labels), right.sums[labels]) for labels in right.parts()]
+            return best_of(torch.cat(parts, dim=1))
+
+        return best
 
     return start
 
 
-def _of(rows_of: Callable[[Acts, Tensor], Rows]) -> Callable[[Evidence], Rows]:
-    return lambda e: rows_of(e.acts, e.sims)
+def _of(rows_of: Callable[[Acts, Sims], Rows]) -> Callable[[Evidence], Rows]:
+    return lambda e: rows_of(e.acts, e.looked_at)
 
 
 SCORERS = (
@@ -191,7 +210,7 @@ SCORERS = (
         "Pearson",
         "Correlation of activation and image-label similarity over all images.",
         _of(pearson_rows),
-        lambda scorer, frame: correlated(frame, standardised(frame.evidence.sims), 1, 0.0),
+        lambda scorer, frame: correlated(frame, standardised(frame.evidence.looked_at), 0.0),
         source="docs/scorers.md",
         alone=True,
         moved=_moved(standardised, 1, 0.0),
@@ -202,7 +221,7 @@ SCORERS = (
         "cos-cubed",
         "Cosine of cubed activations and cubed similarities over all images.",
         _of(cos_cubed_rows),
-        lambda scorer, frame: correlated(frame, cubed(frame.evidence.sims), 3, FLOOR),
+        lambda scorer, frame: correlated(frame, cubed(frame.evidence.looked_at), FLOOR),
         OIKARINEN,
         alone=True,
         moved=_moved(cubed, 3, FLOOR),

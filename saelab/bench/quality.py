@@ -85,7 +85,8 @@ def train(
     torch.manual_seed(seed)
     schedule, batches = TrainConfig(batch, steps=steps, seed=seed), Batches(rows.numpy(), batch, seed)
     if build is None:
-        config = SAEConfig(rows.shape[1], latents, k=k, lr=rate, seed=seed, encoder_length=START)
+        shape, dead_after = (rows.shape[1], latents), min(SAEConfig.dead_after, len(rows))  # as `fit` does
+        config = SAEConfig(*shape, k=k, lr=rate, seed=seed, encoder_length=START, dead_after=dead_after)
         variance = float((rows - rows.mean(0)).square().sum(1).mean())
         trainer = Trainer(config, mean=rows.mean(0), variance=variance)
         for step in range(steps):

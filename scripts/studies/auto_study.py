@@ -58,12 +58,12 @@ def main() -> None:
         for basis, acts in (("neurons", seen.neurons("blocks.15")), ("features", features)):
             own = chosen(acts[mined], seen.image_emb[mined], label_emb)
             parts = [mined & (within % 2 == side) for side in (0, 1)]
-            halves = [chosen(acts[part], seen.image_emb[part], label_emb) for part in parts]
+            one, other = (chosen(acts[part], seen.image_emb[part], label_emb) for part in parts)
             r = {name: _truth_r(acts[test], seen.classes[test], labels) for name, labels in own.items()}
             row = {"basis": basis, "labels": len(label_emb), "photos": int(mined.sum()), "shown": shown}
             row |= {"truth_r": {name: float(values.mean()) for name, values in r.items()}}
-            row |= {"ours - pearson": paired(*(r[name] for name in SCORERS))}
-            row |= {"kappa": {name: kappa(*(half[name] for half in halves), len(label_emb)) for name in SCORERS}}
+            row |= {"ours - pearson": paired(r[SCORERS[0]], r[SCORERS[1]])}
+            row |= {"kappa": {name: kappa(one[name], other[name], len(label_emb)) for name in SCORERS}}
             print(json.dumps(row), flush=True)
 
 

@@ -1,9 +1,8 @@
 """Labelling where images are many: mining, scorers, nulls and evaluation of sparse features, with time and memory.
 
-Run it as the only case, for the peak is the whole process's, and with `threads=2` for the numbers of docs/scale.md.
+Run it as the only case, for the peak is the whole process's. What contrasts in cells miss stands in the log.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -78,7 +77,6 @@ def cases(
         return record(f"{case}, {size}", own, product, images, peak_mb()) | {"cpu_seconds": round(cpu, 2)}
 
     yield line("making the arrays (not in the sum)", *making)
-    logging.getLogger("saelab").setLevel(logging.INFO)  # says what mining in cells misses
     evidence, told = timed("mining", lambda: assign.Evidence.mined(mine, world.image_emb[:images], world.label_emb))
     yield told
     found: dict[str, assign.Ranking] = {}

@@ -152,9 +152,10 @@ class CellTable:
         )
         self.checked, self.same = self.checked + len(drawn), self.same + int((exact == found[drawn]).sum())
         self.lost += float((best - own).sum())
-        found[left] = self._exact(scores, candidates, image[left], unit[left])
-        contrasts = torch.full_like(positives, -1)
-        contrasts[unit, place] = found
+        rest = torch.full_like(positives, -1)
+        rest[unit[left], place[left]] = image[left]
+        contrasts = search_shared(scores, candidates, rest)
+        contrasts[unit, place] = torch.maximum(contrasts[unit, place], found)  # one of the two is -1
         return contrasts
 
     def _exact(self, scores: Scores, candidates: Candidates, image: Tensor, unit: Tensor) -> Int[Tensor, "pairs"]:

@@ -172,7 +172,9 @@ def test_every_labeller_is_scored_beside_dealt_labels_and_truth(made):  # noqa: 
     assert again["units"] == 9 and EffectsSettings(simulate=True).facts == EffectsSettings().facts
     bent = made.measure_simulation(made.labelled[0], EffectsSettings(units="all", fit="optim"))
     assert bent["labellers"]["pearson"]["mean"]["mean"] > max(0.5, bent["labellers"]["dealt"]["mean"]["mean"])
-    assert len(list((made.root / "ablation_scores").glob("neuron-*[0-9a-f]"))) == 2, "kept apart from those of norm"
+    (other,) = {*(made.root / "ablation_scores").glob("neuron-*[0-9a-f]")} - {folder}  # kept apart from those of norm
+    fits = read_jsonl(other / "ablation_scores.jsonl")[0]["fits"]
+    assert {"pearson", "dealt", "truth"} <= set(fits) and all(len(fit) == 2 for fit in fits.values())
     with pytest.raises(UserError, match="fit=optimal: unknown; did you mean optim"):
         EffectsSettings(fit="optimal")
     text = simulation_lines("neuron", again)

@@ -191,12 +191,10 @@ def test_pages_name_the_members_of_a_group_with_their_labels(store, tmp_path):
     ]
     other = SimpleNamespace(**vars(bases[0]) | {"name": "another's", "recipes": {"units": {"stage": "units"}}})
     bases.insert(0, other)  # of the same kind and layer, but not what the groups are made of
-    records = [[{} for _ in range(6)], [{} for _ in range(6)], [{}]]
-    pages.add(bases, records)
-    assert all(record["members"] is None for record in records[0] + records[1])
-    assert records[2][0]["members"] == {"basis": "neuron", "units": [[0, "paw"], [1, "fur"]], "support": 25}
-    pages.add(bases[2:], records[2:])  # a run without the neurons
-    assert records[2][0]["members"] == {"basis": None, "units": [[0, None], [1, None]], "support": 25}
+    assert [*pages.of_basis(bases[0], bases), *pages.of_basis(bases[1], bases)] == [None] * 12
+    assert [*pages.of_basis(bases[2], bases)] == [{"basis": "neuron", "units": [[0, "paw"], [1, "fur"]], "support": 25}]
+    without = pages.of_basis(bases[2], bases[2:])  # a run without the neurons
+    assert [*without] == [{"basis": None, "units": [[0, None], [1, None]], "support": 25}]
 
 
 def test_no_groups_is_no_basis(store, tmp_path):

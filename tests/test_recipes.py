@@ -113,5 +113,5 @@ def test_cosy(made):
     basis = made.labelled[0]
     settings = CosySettings(scorer="pearson", generate=Generation())
     found = measure_labels(basis, labels_of(basis, "pearson"), made.images, settings, "exact", made.root)
-    expected = {"stage": "cosy", "code": 3, "labels": basis.labels.digest, "truth": "exact", "scorer": "pearson"}
+    expected = {"stage": "cosy", "code": 4, "labels": basis.labels.digest, "truth": "exact", "scorer": "pearson"}
     assert recipe(found) == expected | {"images": made.images.fingerprint, "pictures": None}

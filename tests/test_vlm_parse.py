@@ -49,6 +49,8 @@ def test_three_concepts_however_they_are_put(text):
         ("What they share:\n1. Wapiti\n2. Dromedary (camel)\n3", ("Wapiti", "Dromedary (camel)")),
         ("1. cat\n2.", ("cat",)),
         ("3\n7\n4", ("3", "7", "4")),  # digits that somebody sees
+        ("7\n1\n3", ("7", "1", "3")),
+        ("a digit\n2", ("a digit", "2")),
     ],
 )
 def test_a_list_cut_off_after_a_number_names_no_number(text, expected):

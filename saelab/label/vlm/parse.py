@@ -175,7 +175,8 @@ def _plain_list(text: str, words: int) -> list[str]:
     lines = [line.strip() for line in text.strip().strip("`").splitlines() if line.strip()]
     if lines and lines[0].endswith((":", "：")) and len(lines) > 1:
         lines = lines[1:]  # "Concepts:"
-    if len(lines) > 1 and re.fullmatch(rf"{len(lines)}[.)]?", lines[-1]):
+    numbered = all(re.match(rf"{place}[.):]?\s", line) for place, line in enumerate(lines[:-1], 1))
+    if len(lines) > 1 and numbered and re.fullmatch(rf"{len(lines)}[.):]?", lines[-1]):
         lines = lines[:-1]  # cut off after the number of the next item
     if len(lines) == 1:
         own = re.sub(r"^\s*(concepts?|answer|labels?|概念|标签|答案)\s*[:：]\s*", "", lines[0], flags=re.IGNORECASE)

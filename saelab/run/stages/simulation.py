@@ -24,7 +24,7 @@ from saelab.label.scorers.linear import concept_activations
 from saelab.run.basis import Basis
 from saelab.run.stages.effects import CHECKPOINT, EffectsSettings, Seen, choose_units, make_head
 
-CODE = 2  # version of this stage; part of every recipe
+CODE = 3  # version of this stage; part of every recipe
 SCORED = 100  # test pictures that the loss is taken on, drawn by seed; as many for mining, with fit=optim
 ROWS = "ablation_scores.jsonl"
 DEALT, TRUTH = "dealt", "truth"  # predictors beside the scorers: final labels dealt out; what people call the pictures
@@ -108,7 +108,10 @@ class Predictors:
         keys = {name: f"{labels[name]} {name if name in NOT_OF_TEXT else ''}" for name in values}
         once = {same: values[name] for name, same in keys.items()}
         row = score_unit(unit, stand, acts, once)
-        return row | {"labels": labels, "scores": {name: row["scores"][same] for name, same in keys.items()}}
+        named = {
+            part: {name: row[part][same] for name, same in keys.items()} for part in ("scores", "fits") if part in row
+        }
+        return row | {"labels": labels} | named
 
     def _of(self, unit: int) -> tuple[dict[str, Any], dict[str, Float[Tensor, "images"]]]:
         """Labels by labeller, and what they predict: similarity of image and label, an explanation's sum, or truth."""

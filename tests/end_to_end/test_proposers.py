@@ -27,6 +27,7 @@ def label(folder: Path, *more: str) -> list[str]:
     ]
     command += [
         f"root={folder / 'runs'}",
+        "layers=[_blocks.15]",
         "bases=[neuron]",
         "scorer=[csp,pearson]",
         "label.nulls=5",

@@ -164,6 +164,15 @@ def take_rows(acts: Acts, ids: Int[Tensor, "some"]) -> Acts:
     return acts.take_rows(ids) if isinstance(acts, Columns) else acts[ids]
 
 
+def runs(acts: Columns, entries: int) -> Iterator[slice]:
+    """Runs of units that store at most so many entries together; a unit that stores more is a run of its own."""
+    first = 0
+    while first < acts.units:
+        last = int(torch.searchsorted(acts.starts, acts.starts[first] + entries, right=True)) - 1
+        yield slice(first, max(last, first + 1))
+        first = max(last, first + 1)
+
+
 def blocks(acts: Acts, elements: int = 1 << 24) -> Iterator[tuple[slice, Float[Tensor, "images some"]]]:
     """Dense blocks of units of about `elements` numbers each, so that no sparse matrix is ever written out whole."""
     acts = columns(acts)

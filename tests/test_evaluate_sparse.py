@@ -83,6 +83,17 @@ def test_intervals_of_sparse_units_are_those_of_their_columns(elements, groups):
         assert own == {name: pytest.approx(bounds, abs=1e-9) for name, bounds in wanted.items()}, unit
 
 
+def test_bfloat16_and_blocks_of_resamples_leave_precision_alone(monkeypatch):
+    acts, drawn = awkward()[:, [0, 2, 4]], intervals.draws(IMAGES, 3, 40)
+    acts[:, 2] = acts[:, 2].bfloat16().float()
+    label, threshold = torch.tensor([0, 1, 2]), torch.full((3,), 0.5)
+    truths = resampled.Truths.of(judges().truth.member, drawn)
+    whole = truths.numbers(sparse(acts), label, threshold)["auprc"]
+    monkeypatch.setattr(resampled, "ELEMENTS", 500)
+    some = sparse(acts.bfloat16())
+    np.testing.assert_array_equal(truths.numbers(some, label, threshold)["auprc"], whole)
+
+
 def test_quantiles_of_sorted_columns_are_numpys():
     made = np.random.default_rng(0).normal(size=(57, 40))
     made[np.random.default_rng(1).random(made.shape) < 0.3] = np.nan

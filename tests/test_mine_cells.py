@@ -7,11 +7,12 @@ import torch
 from test_mine import LAYOUTS, brute_contrast
 from torch.nn.functional import normalize
 
+from saelab.acts import columns, runs
 from saelab.errors import UserError
 from saelab.label import mine
 from saelab.label.exemplars import MiningSettings
-from saelab.label.mine import cells, lookup
-from saelab.label.mine.candidates import Candidates
+from saelab.label.mine import cells, contrast, lookup
+from saelab.label.mine.candidates import Candidates, Interval
 from saelab.label.mine.contrast import ContrastRule, choose_contrasts
 from saelab.label.mine.neighbours import Neighbours
 
@@ -75,6 +76,44 @@ def candidates(acts, ids):
     return Candidates(acts, mine.candidate_interval(acts, "below_mean"), apart=ids)
 
 
+def test_the_public_function_keeps_the_exact_search_where_asked(monkeypatch):
+    monkeypatch.setattr(cells, "SIZE", 20)
+    monkeypatch.setattr(cells, "REACH", 60)
+    acts, emb, _ = world(2.0)
+    ids = mine.positive_images(acts, 20)[0]
+    exact = mine.contrast_images(acts, emb, ids, exact_below=IMAGES)[0]
+    assert torch.equal(exact, mine.contrast_images(acts, emb, ids)[0])
+    assert not torch.equal(exact, mine.contrast_images(acts, emb, ids, exact_below=100)[0])
+
+
+@pytest.mark.parametrize("least", [100, IMAGES])
+def test_passes_over_sparse_units_do_not_change_a_contrast(least, monkeypatch):
+    acts, emb, groups = world()
+    ids = mine.positive_images(acts, 8)[0]
+    given = (acts.to_sparse_csr(), emb, ids, ContrastRule(exact_below=least), groups)
+    whole = choose_contrasts(*given, apart=True)[0]
+    monkeypatch.setattr(contrast, "MASK_ENTRIES", 150)
+    monkeypatch.setattr("saelab.label.mine.candidates.ENTRIES", 40)
+    assert torch.equal(choose_contrasts(*given, apart=True)[0], whole)
+
+
+def test_runs_hold_every_unit_once():
+    acts = columns(world()[0].to_sparse_csr())
+    for entries in (1, 150, 1 << 30):
+        slices = list(runs(acts, entries))
+        assert [s.start for s in slices] == [0, *(s.stop for s in slices[:-1])] and slices[-1].stop == UNITS
+        assert all(s.stop - s.start == 1 or int(acts.counts[s].sum()) <= entries for s in slices)
+
+
+def test_an_image_that_is_not_stored_strikes_no_other():
+    acts = torch.zeros(6, 3)
+    acts[5, 0] = acts[0, 1] = acts[2, 2] = 1.0
+    interval, apart = mine.candidate_interval(acts, "below_mean"), torch.tensor([[1], [0], [4]])
+    free = Candidates(acts.to_sparse_csr(), Interval(interval.low, interval.high + 5)).rows(torch.arange(3))
+    struck = Candidates(acts.to_sparse_csr(), Interval(interval.low, interval.high + 5), apart=apart)
+    assert (free & ~struck.rows(torch.arange(3))).nonzero().tolist() == [[1, 0]]
+
+
 @pytest.mark.parametrize("apart", [False, True])
 def test_candidates_of_sparse_units_are_those_of_their_columns(apart):
     acts, _, _ = world()
@@ -122,3 +161,9 @@ def test_a_limit_that_is_none_is_refused():
         check(MiningSettings(exact_below=0), "label.mining.", RANGES)
     assert "exact_below" not in MiningSettings().recipe()
     assert MiningSettings(exact_below=5).recipe()["exact_below"] == 5
+
+
+def test_cells_are_named_only_where_contrasts_are_looked_for_in_them():
+    assert MiningSettings(exact_below=5).in_cells(6) and not MiningSettings(exact_below=5).in_cells(5)
+    assert not MiningSettings(exact_below=5, rule="random").in_cells(6)
+    assert not MiningSettings(exact_below=5, reuse=False).in_cells(6)

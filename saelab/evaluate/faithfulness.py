@@ -121,7 +121,7 @@ def _against_truth(
     named, columns = torch.tensor(have, dtype=torch.long).view(-1, 2).T
     seen_mine, seen_test = truth.known[mine_ids], truth.known[test_ids]
     on_mine, on_test = truth.member[mine_ids[seen_mine]], truth.member[test_ids[seen_test]]
-    holds = on_test.sum(0)
+    holds, holds_mine = on_test.sum(0), on_mine.sum(0)
     numbers["truth_images"][named] = holds[columns].double()
     if truth.complete:
         wrong = [u for u, text in enumerate(texts) if text is not None and text not in truth.column]
@@ -136,23 +136,27 @@ def _against_truth(
     seen = known_rows(pick(test, units), seen_test)
     numbers["truth_r"][units] = _truth_r(seen, on_test[:, distinct], label).double()
     numbers[CHANCE["truth_r"]][units] = metrics.chance_correlation(seen, typical).double()
-    fitted, known = known_rows(pick(mine, units), seen_mine), on_mine.any(0)
+    fitted, known = known_rows(pick(mine, units), seen_mine), holds_mine > 0
     for some in alike(seen):
         at, concept = units[some], concepts[some]
-        items = Items.of(pick(seen, some), on_test, concept)
+        items = Items.of(pick(seen, some), on_test, concept, holds)
         numbers["auprc"][at] = items.average_precision().float().double()
         numbers["auroc"][at] = items.area()
-        both, either = items.agreement(best_thresholds(pick(fitted, some), on_mine, concept))
+        threshold = best_thresholds(pick(fitted, some), on_mine, concept, holds_mine)
+        both, either = items.agreement(threshold)
         numbers["f1"][at] = _where(known[concept], 2 * both / (both + either))
         numbers["iou"][at] = _where(known[concept], both / either)
     return numbers
 
 
 def best_thresholds(
-    mine: Acts, member: Bool[Tensor, "images concepts"], concept: Int[Tensor, "units"]
+    mine: Acts,
+    member: Bool[Tensor, "images concepts"],
+    concept: Int[Tensor, "units"],
+    holds: Int[Tensor, "concepts"] | None = None,
 ) -> Float[Tensor, "units"]:
-    """`metrics.best_f1_threshold` of each unit against its concept."""
-    found = [(some, items.best_threshold()) for some, items in of_blocks(mine, member, concept)]
+    """`metrics.best_f1_threshold` of each unit against its concept. `holds`: on how many images each is true."""
+    found = [(some, items.best_threshold()) for some, items in of_blocks(mine, member, concept, holds)]
     units, thresholds = (torch.cat(column) for column in zip(*found, strict=True))
     return thresholds[units.argsort()]
 

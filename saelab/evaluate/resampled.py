@@ -49,7 +49,7 @@ class Sums:
         parts = (entries.double().numpy(), acts.rows.numpy(), acts.starts.numpy())
         matrix = csr_array(parts, shape=(acts.units, self.images))
         made = np.empty((self.resamples, acts.units))
-        for some in self._some():
+        for some in self.slices(self.images):
             made[some] = (matrix @ self.by_image[:, some].astype(np.float64)).T
         return made
 
@@ -58,13 +58,14 @@ class Sums:
         found = []
         for block in blocks:
             columns, made = block.double().numpy(), np.empty((self.resamples, block.shape[1]))
-            for some in self._some():
+            for some in self.slices(self.images):
                 made[some] = self.by_image[:, some].T.astype(np.float64) @ columns
             found.append(made)
         return np.concatenate(found, axis=1)
 
-    def _some(self) -> list[slice]:
-        step = max(1, ELEMENTS // max(self.images, 1))
+    def slices(self, rows: int) -> list[slice]:
+        """Runs of resamples, as many as a matrix of so many rows may have columns."""
+        step = max(1, ELEMENTS // max(rows, 1))
         return [slice(first, first + step) for first in range(0, self.resamples, step)]
 
 
@@ -117,11 +118,12 @@ def average_precisions(
     """`intervals.average_precision` of each unit. `true`: the label's truth at the stored entries; `holds`: on how
     many of a resample's images it is true, unit by unit."""
     made = np.empty((sums.resamples, acts.units))
-    starts, values = acts.starts.tolist(), acts.values.numpy()
+    starts, values = acts.starts.tolist(), acts.values.double().numpy()  # NumPy has no bfloat16
     for unit, (first, last) in enumerate(pairwise(starts)):
-        counts = sums.by_image[acts.rows[first:last].numpy()]
-        own = (values[first:last], true[first:last].numpy())
-        made[:, unit] = _average_precision(*own, counts, holds[:, unit], sums.n)
+        rows, own = acts.rows[first:last].numpy(), (values[first:last], true[first:last].numpy())
+        for some in sums.slices(last - first):
+            counts = sums.by_image[rows, some]
+            made[some, unit] = _average_precision(*own, counts, holds[some, unit], sums.n[some])
     return made
 
 

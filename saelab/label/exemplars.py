@@ -133,7 +133,7 @@ def exemplars(
     """The exemplars of a `units` artifact as an artifact of their own. `host_emb` as in `find`."""
     recipe: dict[str, Any] = {"stage": "exemplars", "code": CODE, "units": units.digest, "images": images.fingerprint}
     recipe |= {"embeddings": embeddings.artifact.digest, "mining": settings.recipe()}
-    if len(images.ids("mine")) > settings.exact_below:
+    if settings.in_cells(len(images.ids("mine"))):
         recipe["search"] = "cells"  # smaller sets keep the recipe, and the contrasts, that they had before there were
 
     def build(folder: Path) -> None:

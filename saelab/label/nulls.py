@@ -36,9 +36,10 @@ def null_percentiles(
     """Share of n permutations of a unit's activations over images whose best score is lower than the unit's best.
 
     "Best" is over the vocabulary. Each permutation goes the whole way: positives, contrasts (mined again by the
-    evidence's rule, near-duplicates respected) and whole-set sums all belong to the permuted images. For scorers
-    with a prior over units the other units stay as they are. For a unit that has nothing to do with the images the
-    share is uniform on 0, 1/n, ..., 1. The n orders (from `seed`) are the same for all units and scorers.
+    evidence's rule, near-duplicates respected, in cells where it says so) and whole-set sums all belong to the permuted
+    images. For scorers with a prior over units the other units stay as they are. For a unit that has nothing to do
+    with the images the share is uniform on 0, 1/n, ..., 1. The n orders (from `seed`) are the same for all units and
+    scorers.
 
     Where images belong together (`Evidence.series`, else its near-duplicates), whole series change places, with others
     of their size where five or more have it, else with those of the nearest sizes (`scorers.moved`): the images of a

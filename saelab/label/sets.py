@@ -121,7 +121,8 @@ def resample(evidence: Evidence, counts: Int[Tensor, "images"], contrasts: bool 
     positives, values = positive_images(acts, min(e.positive_ids.shape[1], len(ids)))
     chosen = torch.full_like(positives, -1)
     if contrasts:
-        chosen = choose_contrasts(acts, e.image_emb[ids], positives, e.rule, groups, seen["host_emb"], apart=True)[0]
+        given = (acts, e.image_emb[ids], positives, e.rule, groups, seen["host_emb"])
+        chosen = choose_contrasts(*given, apart=True, check=False)[0]
     mined = {"positive_ids": positives, "positive_values": values, "contrast_ids": chosen}
     made = e.but(acts=acts, groups=groups, **mined, **seen)
     made.__dict__["sims"] = e.sims[ids]  # the cached property: no product anew

@@ -26,17 +26,26 @@ class Items:
     finite: Bool[Tensor, "units"]  # no activation is NaN or infinite
 
     @classmethod
-    def of(cls, acts: Acts, member: Bool[Tensor, "images concepts"], concept: Int[Tensor, "units"]) -> "Items":
-        """Of all units of `acts`; the truth of unit u is `member[:, concept[u]]`."""
+    def of(
+        cls,
+        acts: Acts,
+        member: Bool[Tensor, "images concepts"],
+        concept: Int[Tensor, "units"],
+        holds: Int[Tensor, "concepts"] | None = None,
+    ) -> "Items":
+        """Of all units of `acts`; the truth of unit u is `member[:, concept[u]]`.
+
+        `holds`: on how many images each concept is true, where that is known already.
+        """
         acts = columns(acts)
         if isinstance(acts, Columns):
-            return cls._of_columns(acts, member, concept)
+            return cls._of_columns(acts, member, concept, member.sum(dim=0) if holds is None else holds)
         values, place = acts.T.sort(dim=1, descending=True)
         true = member[:, concept].T.bool().gather(1, place).double()
         return cls(values, torch.ones_like(true), true, acts.isfinite().all(dim=0))
 
     @classmethod
-    def _of_columns(cls, acts: Columns, member: Tensor, concept: Tensor) -> "Items":
+    def _of_columns(cls, acts: Columns, member: Tensor, concept: Tensor, total: Tensor) -> "Items":
         counts = acts.counts
         place = torch.arange(int(counts.max()) if len(counts) else 0, device=acts.device)
         there = place < counts[:, None]
@@ -48,7 +57,7 @@ class Items:
         values[there] = acts.values[entry]
         finite = (values.isfinite() | ~there).all(dim=1)
         rest = (acts.images - counts).double()[:, None]  # the images that are not stored, as one item
-        holds = member.sum(dim=0)[concept].double()[:, None] - shown.sum(dim=1, keepdim=True)
+        holds = total[concept].double()[:, None] - shown.sum(dim=1, keepdim=True)
         zero = torch.zeros_like(rest, dtype=values.dtype).masked_fill_(rest == 0, -torch.inf)
         values, order = torch.cat([values, zero], dim=1).sort(dim=1, descending=True)
         images = torch.cat([there.double(), rest], dim=1).gather(1, order)
@@ -108,24 +117,28 @@ class Items:
         return (self.holds == 0) | ~self.finite
 
 
-def alike(acts: Acts, elements: int = AT_ONCE) -> Iterator[Int[Tensor, "some"]]:
-    """Units of about equally many items, as many as make `elements` numbers where each is as wide as the widest."""
+def alike(acts: Acts) -> Iterator[Int[Tensor, "some"]]:
+    """Units of about equally many items, as many as make `AT_ONCE` numbers where each is as wide as the widest."""
     acts = columns(acts)
     images, units = shape(acts)
     if not isinstance(acts, Columns):
-        yield from torch.arange(units, device=acts.device).split(max(1, elements // max(images, 1)))
+        yield from torch.arange(units, device=acts.device).split(max(1, AT_ONCE // max(images, 1)))
         return
     order = acts.counts.argsort(descending=True, stable=True)
     first = 0
     while first < units:
-        step = max(1, elements // (int(acts.counts[order[first]]) + 1))
+        step = max(1, AT_ONCE // (int(acts.counts[order[first]]) + 1))
         yield order[first : first + step]
         first += step
 
 
 def of_blocks(
-    acts: Acts, member: Bool[Tensor, "images concepts"], concept: Int[Tensor, "units"], elements: int = AT_ONCE
+    acts: Acts,
+    member: Bool[Tensor, "images concepts"],
+    concept: Int[Tensor, "units"],
+    holds: Int[Tensor, "concepts"] | None = None,
 ) -> Iterator[tuple[Int[Tensor, "some"], Items]]:
-    """Which units, and their items, a block at a time."""
-    for some in alike(acts, elements):
-        yield some, Items.of(pick(acts, some), member, concept[some])
+    """Which units, and their items, a block at a time. `holds` as in `Items.of`."""
+    holds = member.sum(dim=0) if holds is None else holds  # once: every block asks for it
+    for some in alike(acts):
+        yield some, Items.of(pick(acts, some), member, concept[some], holds)

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.acts import Acts, Columns, blocks, columns, part
+from saelab.acts import Acts, Columns, blocks, columns, part, runs
 from saelab.label.mine.status import column_means
+
+ENTRIES = 1 << 22  # stored entries looked at together
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,9 @@ class Candidates:
         low, high = interval.low[units], interval.high[units]
         self._sparse = isinstance(some, Columns)
         if isinstance(some, Columns):
-            self._images, owner = some.images, some.unit_of_entry
-            self._rest = (low <= 0) & (high >= 0)
-            self._allowed = (some.values >= low[owner]) & (some.values <= high[owner])
-            self._code = owner * some.images + some.rows
-            if bool((self._code.diff() < 0).any()):
+            self._images, self._rest = some.images, (low <= 0) & (high >= 0)
+            self._allowed, self._code = _entries(some, low, high)
+            if bool((self._code[1:] < self._code[:-1]).any()):
                 self._code, order = self._code.sort()
                 self._allowed = self._allowed[order]
         else:
@@ -87,10 +87,23 @@ class Candidates:
     def _leave_out(self, ids: Int[Tensor, "some k"]) -> None:
         """Strike these images (-1: none); those that fire a unit are among its stored entries."""
         unit, place = (ids >= 0).nonzero(as_tuple=True)
-        if self._sparse:
-            self._allowed[torch.searchsorted(self._code, unit * self._images + ids[unit, place])] = False
-        else:
+        if not self._sparse:
             self._mask[unit, ids[unit, place]] = False
+        elif len(self._code):
+            key = unit * self._images + ids[unit, place]
+            entry = torch.searchsorted(self._code, key).clamp_(max=len(self._code) - 1)
+            self._allowed[entry[self._code[entry] == key]] = False
+
+
+def _entries(acts: Columns, low: Tensor, high: Tensor) -> tuple[Bool[Tensor, "entries"], Int[Tensor, "entries"]]:
+    """Which stored entries lie in their unit's interval, and unit x images + image of each."""
+    allowed, code = torch.empty_like(acts.rows, dtype=torch.bool), torch.empty_like(acts.rows)
+    for units in runs(acts, ENTRIES):
+        some, entries = acts.part(units.start, units.stop), slice(*acts.starts[[units.start, units.stop]].tolist())
+        owner = some.unit_of_entry.add_(units.start)
+        allowed[entries] = (some.values >= low[owner]) & (some.values <= high[owner])
+        code[entries] = owner.mul_(acts.images).add_(some.rows)
+    return allowed, code
 
 
 def _mask(acts: Float[Tensor, "images some"], low: Tensor, high: Tensor) -> Bool[Tensor, "some images"]:

@@ -1,8 +1,8 @@
 """The nearest images of each image, among the images of near cells only: for sets too large to compare all pairs.
 
 k-means divides the images into cells; an image's neighbours are looked for in its own cell and in those whose centres
-are nearest to that cell's. The time grows with the images, not with their square. What that misses is measured where
-it is used (`contrast_images` logs it).
+are nearest to that cell's. Comparing takes images x REACH products; finding the cells takes images x images / SIZE of
+them, a square still, though a small one. What that misses is measured where it is used (`contrast_images` logs it).
 """
 
 from collections.abc import Callable, Iterator
@@ -31,20 +31,34 @@ def near_cells(
     `space`: rows of unit length. `strike(ids, others, cosines)` lowers in place what may be no neighbour (the image
     itself, its duplicates) to -inf.
     """
-    centres, cell = divide(space, max(1, len(space) // SIZE), seed)
-    order = cell.argsort(stable=True)
-    ends = torch.bincount(cell, minlength=len(centres)).cumsum(0).tolist()
-    members = [order[first:last] for first, last in zip([0, *ends], ends)]
-    values = torch.full((len(wanted), width), -torch.inf, dtype=space.dtype, device=space.device)
-    ids = torch.full((len(wanted), width), -1, device=space.device)
-    for some, others in _together(cell[wanted], centres, members):
-        image = wanted[some]
-        cosines = space[image] @ space[others].T
-        strike(image, others, cosines)
-        found, place = largest(cosines, min(width, len(others)))
-        values[some, : found.shape[1]] = found
-        ids[some, : found.shape[1]] = others[place].masked_fill(found == -torch.inf, -1)
-    return values, ids
+    return Cells(space, seed).near(wanted, width, strike)
+
+
+class Cells:
+    """Images (rows of unit length) divided into cells, to be asked for neighbours any number of times."""
+
+    def __init__(self, space: Float[Tensor, "images d"], seed: int = 0) -> None:
+        self.space = space
+        self.centres, self.cell = divide(space, max(1, len(space) // SIZE), seed)
+        order = self.cell.argsort(stable=True)
+        ends = torch.bincount(self.cell, minlength=len(self.centres)).cumsum(0).tolist()
+        self.members = [order[first:last] for first, last in zip([0, *ends], ends)]
+
+    def near(
+        self, wanted: Int[Tensor, "wanted"], width: int, strike: Excluded
+    ) -> tuple[Float[Tensor, "wanted width"], Int[Tensor, "wanted width"]]:
+        """`near_cells` of these images."""
+        space = self.space
+        values = torch.full((len(wanted), width), -torch.inf, dtype=space.dtype, device=space.device)
+        ids = torch.full((len(wanted), width), -1, device=space.device)
+        for some, others in _together(self.cell[wanted], self.centres, self.members):
+            image = wanted[some]
+            cosines = space[image] @ space[others].T
+            strike(image, others, cosines)
+            found, place = largest(cosines, min(width, len(others)))
+            values[some, : found.shape[1]] = found
+            ids[some, : found.shape[1]] = others[place].masked_fill(found == -torch.inf, -1)
+        return values, ids
 
 
 def _together(
@@ -54,13 +68,14 @@ def _together(
     by_cell = cell.argsort(stable=True)
     numbers, counts = cell[by_cell].unique_consecutive(return_counts=True)
     sizes = torch.tensor([len(images) for images in members], device=cell.device)
-    nearest = (centres[numbers] @ centres.T).argsort(dim=1, descending=True)
-    reach = sizes[nearest].cumsum(dim=1)
-    for row, some in enumerate(by_cell.split(counts.tolist())):
-        upto = min(int((reach[row] < REACH).sum()) + 1, len(members))
-        others = torch.cat([members[number] for number in nearest[row, :upto].tolist()]).sort().values
-        for part in some.split(max(1, AT_ONCE // max(len(others), 1))):
-            yield part, others
+    rows = iter(by_cell.split(counts.tolist()))
+    for own in numbers.split(max(1, AT_ONCE // len(centres))):
+        nearest = (centres[own] @ centres.T).argsort(dim=1, descending=True)
+        within = (sizes[nearest].cumsum(dim=1) < REACH).sum(dim=1).tolist()
+        for order, few, some in zip(nearest, within, rows):  # `rows` last: a block's end must take none of them
+            others = torch.cat([members[number] for number in order[: few + 1].tolist()]).sort().values
+            for part in some.split(max(1, AT_ONCE // max(len(others), 1))):
+                yield part, others
 
 
 def divide(

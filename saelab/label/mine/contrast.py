@@ -1,6 +1,6 @@
 """A contrast for each positive: the image most like it that does not drive the unit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saelab.acts import Acts, Columns, columns, shape
+from saelab.acts import Acts, Columns, columns, runs, shape
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.mine.candidates import Candidates, candidate_interval
@@ -17,6 +17,7 @@ from saelab.label.mine.rows import finite_rows
 
 RULES = ("below_mean", "below_quantile", "zero", "random", "host")
 MASK_ELEMENTS = 1 << 30  # a bool for each image and dense unit: units beyond this many go in a second pass
+MASK_ENTRIES = 1 << 26  # the same of sparse units, for which each stored entry takes nine bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,15 @@ class ContrastRule:
     host_limit: int = 10  # for host: pairs kept per unit
     seed: int = 0  # for random, and for the cells
     exact_below: int = 1 << 16  # with more images, neighbours are looked for in cells (`cells.py`), and recall logged
+
+    @property
+    def shared(self) -> bool:
+        """Whether a positive's neighbours serve all units that it is a positive of."""
+        return self.reuse and self.rule != "random"
+
+    def in_cells(self, images: int) -> bool:
+        """Whether the contrasts among so many images are looked for in cells."""
+        return self.shared and images > self.exact_below
 
 
 @takes_arrays
@@ -46,6 +56,7 @@ def contrast_images(
     host_similarity: float = 0.3,
     host_limit: int = 10,
     seed: int = 0,
+    exact_below: int = 1 << 16,
 ) -> tuple[Int[Tensor, "units k"], Float[Tensor, "units k"]]:
     """For each positive, the candidate image with the largest cosine to it; ties go to the lower image id.
 
@@ -57,16 +68,18 @@ def contrast_images(
     `host`            below the mean and nearest in the host's own space, `host_emb` (rows need not have unit length),
                       with a cosine of at least `host_similarity` there; of a unit's pairs the `host_limit` closest
                       are kept (FALCON, ICML 2023).
+    With more than `exact_below` images, contrasts are looked for in near cells first (`cells.py`; not with `random` or
+    without `reuse`) and may be less similar than the exact ones: the log says how often, and by how much.
     An image is never the contrast of itself or of one of its near-duplicates (equal number in `groups`). With
     `reuse=False` no image serves two positives of a unit: positives choose in the order given (strongest first).
 
     `acts`, `image_emb` (rows of unit length) and `groups` must hold the same images, those that may be mined: leave
     other splits out before. Positive ids of -1 get no contrast. Returns ids [units, k], -1 where there is no
     candidate, and similarity [units, k] = <positive, contrast> in `image_emb`, NaN where there is none.
-    Eleven parameters: the tensors, and the settings of a ContrastRule by name, so that arrays are all a caller needs.
+    Twelve parameters: the tensors, and the settings of a ContrastRule by name, so that arrays are all a caller needs.
     Raises UserError for an unknown rule, sizes that do not fit and embeddings that are not finite.
     """
-    settings = ContrastRule(rule, reuse, quantile, host_similarity, host_limit, seed)
+    settings = ContrastRule(rule, reuse, quantile, host_similarity, host_limit, seed, exact_below)
     return choose_contrasts(acts, image_emb, positive_ids, settings, groups, host_emb)
 
 
@@ -78,10 +91,12 @@ def choose_contrasts(
     groups: Int[Tensor, "images"] | None = None,
     host_emb: Float[Tensor, "images d_in"] | None = None,
     apart: bool = False,
+    check: bool = True,
 ) -> tuple[Int[Tensor, "units k"], Float[Tensor, "units k"]]:
     """`contrast_images` by a ContrastRule. With `apart`, none of a unit's positives is ever its contrast.
 
-    (A unit that fires very unevenly has positives below its own mean, which are candidates otherwise.)
+    (A unit that fires very unevenly has positives below its own mean, which are candidates otherwise.) `check`: measure
+    and log what cells miss; for those who mine again and again, once is enough.
     """
     acts = columns(acts)
     _check(acts, image_emb, positive_ids, rule.rule, groups, host_emb)
@@ -91,13 +106,10 @@ def choose_contrasts(
     interval = candidate_interval(acts, rule.rule, rule.quantile)
     generator = torch.Generator(image_emb.device).manual_seed(rule.seed) if rule.rule == "random" else None
     scores = Scores(space, groups, generator)
-    shared = rule.reuse and rule.rule != "random"
-    table = CellTable(scores, positive_ids, rule.seed) if shared and len(space) > rule.exact_below else None
+    shared, cells = rule.shared, rule.in_cells(len(space))
+    table = CellTable(scores, positive_ids, rule.seed, check) if cells else None
     ids = torch.full_like(positive_ids, -1)
-    images, units = shape(acts)
-    step = max(1, units if isinstance(acts, Columns) else MASK_ELEMENTS // max(images, 1))
-    for first in range(0, len(ids), step):
-        part = slice(first, first + step)
+    for part in _passes(acts):
         candidates = Candidates(acts, interval, part, positive_ids[part] if apart else None)
         if table is not None:
             ids[part] = table.search(scores, candidates, positive_ids[part])
@@ -105,11 +117,20 @@ def choose_contrasts(
             ids[part] = search_shared(scores, candidates, positive_ids[part])
         else:
             ids[part] = search_each(scores, candidates, positive_ids[part], rule.reuse)
-    if table is not None:
+    if table is not None and check:
         table.tell()
     if rule.rule == "host":
         ids = _closest(space, positive_ids, ids, rule.host_similarity, rule.host_limit)
     return ids, pair_similarity(image_emb, positive_ids, ids)
+
+
+def _passes(acts: Acts) -> Iterable[slice]:
+    """Runs of units whose candidates are held together."""
+    if isinstance(acts, Columns):
+        return runs(acts, MASK_ENTRIES)
+    images, units = shape(acts)
+    step = max(1, MASK_ELEMENTS // max(images, 1))
+    return (slice(first, min(first + step, units)) for first in range(0, units, step))
 
 
 def pair_similarity(

@@ -130,8 +130,8 @@ def search_each(scores: Scores, candidates: Candidates, positives: Tensor, reuse
 class CellTable:
     """Neighbours of all positives from near cells; what they don't settle is searched among all images."""
 
-    def __init__(self, scores: Scores, positives: Int[Tensor, "units k"], seed: int) -> None:
-        self.image = positives[positives >= 0].unique()
+    def __init__(self, scores: Scores, positives: Int[Tensor, "units k"], seed: int, check: bool = True) -> None:
+        self.image, self.check = positives[positives >= 0].unique(), check
         values, self.near = near_cells(scores.space, self.image, TABLE, scores.strike, seed)
         self.usable = (self.near >= 0) & values.isfinite()
         self.pairs = self.settled = self.checked = self.same = 0
@@ -139,11 +139,20 @@ class CellTable:
         self.generator = torch.Generator().manual_seed(seed)
 
     def search(self, scores: Scores, candidates: Candidates, positives: Int[Tensor, "some k"]) -> Tensor:
-        """A contrast of each positive, -1 where it has none. Keeps count of what an exact search would have given."""
+        """A contrast of each positive, -1 where it has none. With `check`, counts what an exact search gives."""
         unit, place = (positives >= 0).nonzero(as_tuple=True)
         image = positives[unit, place]
         found, left = look_up(self.near, self.usable, candidates, torch.searchsorted(self.image, image), unit)
         self.pairs, self.settled = self.pairs + len(image), self.settled + len(image) - len(left)
+        if self.check:
+            self._count(scores, candidates, image, unit, found)
+        rest = torch.full_like(positives, -1)
+        rest[unit[left], place[left]] = image[left]
+        contrasts = search_shared(scores, candidates, rest)
+        contrasts[unit, place] = torch.maximum(contrasts[unit, place], found)  # one of the two is -1
+        return contrasts
+
+    def _count(self, scores: Scores, candidates: Candidates, image: Tensor, unit: Tensor, found: Tensor) -> None:
         drawn = torch.randperm(len(image), generator=self.generator)[:CHECKED].to(image.device)
         drawn = drawn[found[drawn] >= 0]
         exact = self._exact(scores, candidates, image[drawn], unit[drawn])
@@ -152,11 +161,6 @@ class CellTable:
         )
         self.checked, self.same = self.checked + len(drawn), self.same + int((exact == found[drawn]).sum())
         self.lost += float((best - own).sum())
-        rest = torch.full_like(positives, -1)
-        rest[unit[left], place[left]] = image[left]
-        contrasts = search_shared(scores, candidates, rest)
-        contrasts[unit, place] = torch.maximum(contrasts[unit, place], found)  # one of the two is -1
-        return contrasts
 
     def _exact(self, scores: Scores, candidates: Candidates, image: Tensor, unit: Tensor) -> Int[Tensor, "pairs"]:
         found = torch.full_like(image, -1)

@@ -17,7 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.acts import Acts, Columns, columns, pick
-from saelab.label.mine import candidate_interval, finite_units, fires_on, top_images
+from saelab.label.mine import candidate_interval, finite_units, fires_on, positive_images, top_images
+from saelab.label.mine.cells import Cells
+from saelab.label.mine.contrast import choose_contrasts
+from saelab.label.mine.lookup import TABLE, Scores
 from saelab.label.mine.status import extremes
 from saelab.label.scorers.evidence import Evidence
 
@@ -79,6 +82,16 @@ class Frame:
         return self.above.clamp(max=k).masked_fill(~self.known, k).unique(return_inverse=True)
 
     @cached_property
+    def near(self) -> Callable[[Int[Tensor, "images"]], Int[Tensor, "images near"]] | None:
+        """The neighbours of images that mining looked through first, where it did so in cells; -1 beyond them."""
+        e = self.evidence
+        if not e.rule.in_cells(self.images):
+            return None
+        scores = Scores(e.image_emb.float(), e.groups, None)
+        cells = Cells(scores.space, e.rule.seed)
+        return lambda ids: cells.near(ids, TABLE, scores.strike)[1]
+
+    @cached_property
     def sorted_acts(self) -> Float[Tensor, "images units"]:
         """All activations, each unit's largest first; written out whole, for scorers without a short cut."""
         out = torch.full((self.images, self.evidence.n_units), torch.nan, device=self.evidence.image_emb.device)
@@ -107,14 +120,12 @@ class Draw:
     def evidence(self) -> Evidence:
         """The evidence with permuted activations, mined anew by the functions that mined the units: exact and slow."""
         e = self.frame.evidence
-        more = {
-            "host_emb": e.host_emb,
-            "concepts": e.concepts,
-            "filled_emb": e.filled_emb,
-            "template_emb": e.template_emb,
-        }
+        more = {name: getattr(e, name) for name in ("host_emb", "concepts", "filled_emb", "template_emb")}
         acts = self.frame.sorted_acts[self.rank]
-        return Evidence.mined(acts, e.image_emb, e.label_emb, self.frame.k, e.rule, e.groups, **more)
+        ids, values = positive_images(acts, self.frame.k)
+        given = (acts, e.image_emb, ids, e.rule, e.groups, e.host_emb)
+        contrasts = choose_contrasts(*given, apart=True, check=False)[0]
+        return Evidence(acts, e.image_emb, e.label_emb, ids, values, contrasts, e.rule, e.groups, **more)
 
     def positives(self, fills: Int[Tensor, "fills 2"], k: int) -> Int[Tensor, "fills k"]:
         """The positives of units of each of `Frame.fills`, -1 where there are none left."""
@@ -131,8 +142,30 @@ class Draw:
     def contrasts(self, ids: Int[Tensor, "images"]) -> Int[Tensor, "images ranges"]:
         """The contrast (image id) of each given image (-1: none) for each run of candidate ranks; -1 if none.
 
-        Needs a rule whose candidates depend on ranks alone (`by_rank`).
+        Needs a rule whose candidates depend on ranks alone (`by_rank`). Where mining looked in cells, so does this: an
+        exact search would give the null better contrasts than the unit had.
         """
+        found = self._among_all(ids)
+        return found if self.frame.near is None else self._in_cells(ids, found)
+
+    def _in_cells(
+        self, ids: Int[Tensor, "images"], exact: Int[Tensor, "images ranges"]
+    ) -> Int[Tensor, "images ranges"]:
+        """The nearest candidate among an image's neighbours in cells; the exact one where none of them is one."""
+        assert self.frame.near is not None
+        near = self.frame.near(ids.clamp(min=0))
+        (first, last, tied), found = self.frame.ranges[0].T, exact.clone()
+        uneven = (tied >= 0).nonzero()[:, 0]
+        taken = self.strongest(tied[uneven], self.frame.k)
+        for column in near.T.flip(0)[..., None]:  # nearest last, so that it stays
+            rank = self.rank[column]
+            allowed = (rank >= first) & (rank < last) & (column >= 0)
+            allowed[:, uneven] &= ~(column[..., None] == taken).any(dim=2)
+            found = torch.where(allowed, column, found)
+        return found.masked_fill_((ids < 0)[:, None], -1)
+
+    def _among_all(self, ids: Int[Tensor, "images"]) -> Int[Tensor, "images ranges"]:
+        """The exact contrasts."""
         frame, e = self.frame, self.frame.evidence
         ranges, _ = frame.ranges
         cosines = e.image_emb[ids] @ e.image_emb.T

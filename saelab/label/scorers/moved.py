@@ -99,7 +99,7 @@ class Moving:
         elif self.contrasts:
             groups = source if e.groups is None else seen["groups"]  # a picture is no contrast of itself
             given = (e.acts, e.image_emb[source], e.positive_ids, e.rule, groups, seen["host_emb"])
-            seen["contrast_ids"] = choose_contrasts(*given, apart=True)[0]
+            seen["contrast_ids"] = choose_contrasts(*given, apart=True, check=False)[0]
         moved = e.but(**seen)
         if not isinstance(e.looked_at, Products):
             moved.__dict__["sims"] = e.sims[source]  # the cached property: no product anew

@@ -40,6 +40,11 @@ class Group:
         dist.all_gather(parts, tensor.contiguous(), group=self._handle)
         return torch.cat(parts)
 
+    def wait(self, device: torch.device) -> None:
+        """Until all processes are here. A sum alone doesn't hold the host on CUDA, which only queues it."""
+        if self.size > 1:
+            self.sum_(torch.zeros(1, device=device)).item()
+
     def copy_from(self, rank: int, tensor: Tensor) -> Tensor:
         """The tensor of the group's process of that rank, in place."""
         if self.size > 1:

@@ -117,7 +117,8 @@ class Job:
             return
         if self.world.first:
             folder.mkdir(parents=True, exist_ok=True)
-        found = checkpoints.latest(folder / "checkpoints", self.digest, self.trainer.holding)
+        before = artifacts.digest(self.recipe)  # as checkpoints say that are older than shards
+        found = checkpoints.latest(folder / "checkpoints", self.digest, self.trainer.holding, before)
         if found is None:
             return
         step, state = found

@@ -28,8 +28,9 @@ def find_silent(
     if counts:
         return (silent_for >= config.dead_after).nonzero().squeeze(1), None
     pool = max(config.aux_latents, len(silent_for) // POOL)
-    longest, columns = silent_for.topk(min(pool, len(silent_for)), sorted=False)
-    return columns, longest >= config.dead_after
+    ranked = silent_for.float() if silent_for.device.type == "mps" else silent_for  # MPS ranks no int64
+    columns = ranked.topk(min(pool, len(silent_for)), sorted=False).indices
+    return columns, silent_for[columns] >= config.dead_after
 
 
 def gradients(

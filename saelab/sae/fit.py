@@ -22,6 +22,7 @@ from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World
 from saelab.sae.job import Data, Fit, Job
 from saelab.sae.model import SAE
+from saelab.sae.train import PRODUCTS
 
 Logger = Callable[[int, int, dict[str, float]], None]  # (which SAE, step, numbers)
 LayerLogger = Callable[[str, int, int, dict[str, float]], None]  # (layer, which SAE of it, step, numbers)
@@ -217,13 +218,19 @@ def _batches(data: Any, train: TrainConfig) -> Batches:
 
 
 def _agree(jobs: list[Job]) -> None:
-    """Wait until all processes have looked into the folders. Raises UserError where they found different things."""
+    """Wait until all processes have looked into the folders. Raises UserError where they found different things, and
+    where their processors' instructions settle on different screens.
+    """
     device, world = jobs[0].trainer.device, jobs[0].trainer.world
     for job in jobs:
-        found = world.all.gather(torch.tensor([job.steps], device=device)).tolist()
-        if len(set(found)) > 1:
-            problem = f"the processes find {' and '.join(map(str, sorted(set(found))))} steps done"
+        own = torch.tensor([[job.steps, PRODUCTS.index(job.trainer.screen)]], device=device)
+        steps, screens = (sorted(set(column)) for column in world.all.gather(own).T.tolist())
+        if len(steps) > 1:
+            problem = f"the processes find {' and '.join(map(str, steps))} steps done"
             raise UserError("folder", job.folder, problem, "it has to be one that all of them see")
+        if len(screens) > 1:
+            problem = f"the processes settle on {' and '.join(PRODUCTS[screen] for screen in screens)}"
+            raise UserError("screen", "auto", problem, f"use screen={PRODUCTS[screens[0]]}")
 
 
 def _loop(

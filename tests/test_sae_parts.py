@@ -5,7 +5,9 @@ import logging
 import os
 import signal
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +16,14 @@ from sae_processes import each
 from safetensors import safe_open
 
 from saelab import artifacts
+from saelab.cache.batches import Batches
 from saelab.errors import UserError
 from saelab.run.distributed import explain
 from saelab.sae import SAE, Meta, SAEConfig, TrainConfig, Trainer, checkpoints, fit, rough
 from saelab.sae.job import Job
 from saelab.sae.parts import INDEX
 
+sharing = import_module("saelab.sae.fit")  # which `saelab.sae.fit`, the function, hides
 CONFIG = SAEConfig(10, 96, k=6, lr=2e-3, screen="float32", dead_after=300)
 TRAIN = TrainConfig(batch_size=64, steps=30, log_every=1, checkpoint_every=5)
 
@@ -274,3 +278,16 @@ def test_shards_that_cannot_be_are_refused_before_anything_is_written(message, t
     assert len(str(caught.value).splitlines()) == 1 and not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="latent_shards=0: must be at least 1"):
         TrainConfig(latent_shards=0)
+
+
+def test_shards_and_batches_that_processes_cannot_share_are_refused_before_the_long_work(monkeypatch):
+    sharing.check_shards([CONFIG], replace(TRAIN, latent_shards=2))
+    sharing.check_shards([CONFIG], replace(TRAIN, latent_shards=2), 4)
+    with pytest.raises(UserError, match="latent_shards=2: has to divide the number of processes, 3"):
+        sharing.check_shards([CONFIG], replace(TRAIN, latent_shards=2), 3)
+    with pytest.raises(UserError, match="batch_size=65: divisible by the 2 processes"):
+        sharing.check_shards([CONFIG], replace(TRAIN, batch_size=65, latent_shards=2), 4)
+    monkeypatch.setattr(Batches, "moments", lambda batches: pytest.fail("a pass over the data"))
+    two = SimpleNamespace(data=SimpleNamespace(size=2))
+    with pytest.raises(UserError, match="batch_size=65: divisible by the 2 processes"):
+        sharing._jobs(Batches(tokens(), 65), [CONFIG], TRAIN, None, None, None, "cpu", two)

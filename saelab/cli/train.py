@@ -15,7 +15,7 @@ from saelab.artifacts import Artifact, digest, read_json
 from saelab.cli.edge import command, plain, stages
 from saelab.errors import UserError
 from saelab.run.config import as_tuple
-from saelab.run.distributed import join
+from saelab.run.distributed import count_processes, join
 
 
 @command(
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     """Train every layer's SAEs and print what each came to."""
     with join() as first:
         made = stages(cfg, "wandb")
-        made.check_saes()
+        made.check_saes(count_processes())
         logs = first and cfg.wandb.project is not None
         loggers = {layer: WandbRuns(cfg, layer, store.digest) for layer, store in made.caches.items()} if logs else None
         for layer, saes in made.train_all(loggers):

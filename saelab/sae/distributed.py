@@ -66,9 +66,7 @@ class World:
     def __init__(self, shards: int = 1) -> None:
         together = dist.is_available() and dist.is_initialized()
         size = dist.get_world_size() if together else 1
-        if size % shards:
-            remedy = f"start a multiple of {shards} (torchrun --nproc-per-node {shards}), or set it to 1"
-            raise UserError("latent_shards", shards, f"has to divide the number of processes, {size}", remedy)
+        count_groups(size, shards)
         self.all = Group(range(size))
         if shards in (1, size):
             self.data, self.latents = (self.all, Group()) if shards == 1 else (Group(), self.all)
@@ -86,6 +84,14 @@ class World:
         """Which of so many latents this process holds."""
         size, rank = self.latents.size, self.latents.rank
         return slice(rank * latents // size, (rank + 1) * latents // size)
+
+
+def count_groups(size: int, shards: int) -> int:
+    """How many groups of shards share a batch. Raises UserError where the shards don't divide the processes."""
+    if size % shards:
+        remedy = f"start a multiple of {shards} (torchrun --nproc-per-node {shards}), or set it to 1"
+        raise UserError("latent_shards", shards, f"has to divide the number of processes, {size}", remedy)
+    return size // shards
 
 
 def _own(groups: Sequence[Sequence[int]]) -> Group:

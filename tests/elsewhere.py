@@ -1,7 +1,7 @@
 """A pretended device: CPU tensors that say they lie on MPS or CUDA, and refuse what these refuse.
 
-A tensor there and one on the CPU don't mix; numpy doesn't read it; MPS has no float64 and no sparse matrices. `waits`
-counts what would make the host wait for the device.
+A tensor there and one on the CPU don't mix; numpy doesn't read it; MPS has no float64 and no sparse matrices, and ranks
+no int64. `waits` counts what would make the host wait for the device.
 """
 
 from typing import Any
@@ -40,6 +40,8 @@ class Elsewhere(TorchFunctionMode):
             return (func == T.is_cuda.__get__) == (self.kind == "cuda")
         if there and func in NUMPY:
             raise TypeError(f"can't convert {self.kind} tensor to numpy")
+        if there and self.kind == "mps" and func is T.topk and tensors[0].dtype == torch.int64:
+            raise TypeError("MPS ranks no int64")
         named = [str(value).split(":")[0] for value in given if isinstance(value, str | torch.device)]
         target = self.kind if self.kind in named else "cpu" if func is T.cpu or "cpu" in named else None
         counted = func is T.__getitem__ and any(t.dtype == torch.bool for t in tensors[1:])

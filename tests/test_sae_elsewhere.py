@@ -5,6 +5,7 @@ import torch
 from elsewhere import Elsewhere
 
 from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, rough
+from saelab.sae.distributed import Group
 
 STEP = {"lr": 2e-3, "dead_after": 300}
 CONFIGS = {
@@ -65,4 +66,14 @@ def test_a_step_makes_the_host_wait_for_nothing(name):
         trainer.step(x)
         assert device.waits == 0
         float(trainer.step(x)["loss"])
+        assert device.waits == 1
+
+
+def test_processes_that_wait_for_each_other_hold_the_host(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, group: None)  # queued, as by nccl
+    with Elsewhere("cuda") as device:
+        Group().wait(torch.device("cuda"))
+        assert device.waits == 0, "one process waits for nobody"
+        Group((0, 1)).wait(torch.device("cuda"))
         assert device.waits == 1

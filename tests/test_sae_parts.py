@@ -5,7 +5,9 @@ import logging
 import os
 import signal
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +15,15 @@ import torch
 from sae_processes import each
 from safetensors import safe_open
 
+from saelab import artifacts
+from saelab.cache.batches import Batches
 from saelab.errors import UserError
 from saelab.run.distributed import explain
-from saelab.sae import SAE, Meta, SAEConfig, TrainConfig, Trainer, checkpoints, fit
+from saelab.sae import SAE, Meta, SAEConfig, TrainConfig, Trainer, checkpoints, fit, rough
+from saelab.sae.job import Job
 from saelab.sae.parts import INDEX
 
+sharing = import_module("saelab.sae.fit")  # which `saelab.sae.fit`, the function, hides
 CONFIG = SAEConfig(10, 96, k=6, lr=2e-3, screen="float32", dead_after=300)
 TRAIN = TrainConfig(batch_size=64, steps=30, log_every=1, checkpoint_every=5)
 
@@ -213,6 +219,46 @@ def test_parts_say_what_they_hold_and_belong_to_a_recipe(tmp_path):
     assert checkpoints.latest(out / "none", "x") is None
 
 
+def go_on_from_an_older_version(folder: Path) -> None:
+    """Two processes stop before step 12, with checkpoints that count them in the recipe, and go on."""
+    step, save, taken = Trainer.step, Job.save, []
+
+    def stops(self, *given):
+        if self.steps == 12:
+            raise Stop
+        return step(self, *given)
+
+    def saves(self, *given):
+        self.digest = artifacts.digest(self.recipe)
+        save(self, *given)
+
+    Trainer.step, Job.save = stops, saves
+    with pytest.raises(Stop):
+        fit(tokens(), CONFIG, TRAIN, folder, progress=False)
+    Job.save = save
+    Trainer.step = lambda self, *given: taken.append(self.steps) or step(self, *given)
+    fit(tokens(), CONFIG, TRAIN, folder, progress=False)
+    assert taken == list(range(10, 30))
+
+
+def test_checkpoints_of_several_processes_that_are_older_than_shards_are_gone_on_from(tmp_path):
+    assert each(2, tmp_path / "store", go_on_from_an_older_version, tmp_path / "out") == [0, 0]
+
+
+def train_on_different_processors(folder: Path) -> None:
+    """The first process has int8 instructions, the second none."""
+    first = torch.distributed.get_rank() == 0
+    rough.has_fast_int8, rough.has_fast_bfloat16 = (lambda device: first), (lambda device: False)
+    fit(tokens(), replace(CONFIG, screen="auto"), TRAIN, folder, progress=False)
+
+
+def test_processes_that_settle_on_different_screens_are_refused_in_a_line(tmp_path):
+    assert each(2, tmp_path / "store", train_on_different_processors, tmp_path / "out") == [1, 1]
+    for rank in range(2):
+        word = (tmp_path / f"store.{rank}").read_text()
+        assert "screen=auto: the processes settle on float32 and int8; use screen=float32" in word
+
+
 REFUSED = {
     "latent_shards=2: has to divide the number of processes, 1; start a multiple of 2": (CONFIG, 2, "out"),
     "latent_shards=7: has to divide the 96 latents": (CONFIG, 7, "out"),
@@ -232,3 +278,16 @@ def test_shards_that_cannot_be_are_refused_before_anything_is_written(message, t
     assert len(str(caught.value).splitlines()) == 1 and not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="latent_shards=0: must be at least 1"):
         TrainConfig(latent_shards=0)
+
+
+def test_shards_and_batches_that_processes_cannot_share_are_refused_before_the_long_work(monkeypatch):
+    sharing.check_shards([CONFIG], replace(TRAIN, latent_shards=2))
+    sharing.check_shards([CONFIG], replace(TRAIN, latent_shards=2), 4)
+    with pytest.raises(UserError, match="latent_shards=2: has to divide the number of processes, 3"):
+        sharing.check_shards([CONFIG], replace(TRAIN, latent_shards=2), 3)
+    with pytest.raises(UserError, match="batch_size=65: divisible by the 2 processes"):
+        sharing.check_shards([CONFIG], replace(TRAIN, batch_size=65, latent_shards=2), 4)
+    monkeypatch.setattr(Batches, "moments", lambda batches: pytest.fail("a pass over the data"))
+    two = SimpleNamespace(data=SimpleNamespace(size=2))
+    with pytest.raises(UserError, match="batch_size=65: divisible by the 2 processes"):
+        sharing._jobs(Batches(tokens(), 65), [CONFIG], TRAIN, None, None, None, "cpu", two)

@@ -17,6 +17,7 @@ import torch
 from servers import free_port
 from small_images import coloured
 
+from saelab.artifacts import digest
 from saelab.errors import UserError
 from saelab.run.distributed import explain
 from saelab.run.presets import preset
@@ -241,6 +242,20 @@ def test_wandb_without_login_is_written_offline_and_goes_on_under_its_id_after_a
     assert not [file for file in written if KEY.encode() in file.read_bytes()]
 
 
+def test_a_wandb_run_keeps_its_id_however_many_processes_hold_the_latents():
+    from omegaconf import OmegaConf
+
+    from saelab.cli.train import WandbRuns
+
+    told = []
+    for train in ({"epochs": 2}, {"epochs": 2, "latent_shards": 1}, {"epochs": 2, "latent_shards": 4}, {"epochs": 3}):
+        sae = {"rule": "topk", "train": train}
+        cfg = OmegaConf.create({"sae": sae, "host": {"name": "mine"}, "seeds": [3], "wandb": {"mode": "offline"}})
+        told.append(digest(WandbRuns(cfg, "layer", "cache").settings(3)))
+    older = {"rule": "topk", "train": {"epochs": 2}, "layer": "layer", "seed": 3, "host": {"name": "mine"}}
+    assert told[:3] == [digest({**older, "cache": "cache"})] * 3 and told[3] != told[0]
+
+
 @pytest.mark.slow
 def test_torchrun_gives_the_result_of_one_process_and_goes_on_after_one_of_two_is_killed(place):
     settings = ("+sae.train.steps=60", "sae.train.checkpoint_every=10", "+sae.train.log_every=10")
@@ -288,9 +303,10 @@ def test_two_shards_make_the_artifact_of_one_process(place):
     for root in ("whole", "shards"):
         with_cache(place, root)
     assert run(place, "whole", *settings).returncode == 0
-    alone = run(place, "shards", *settings, "sae.train.latent_shards=2")
+    alone = run(place, "none", *settings, "sae.train.latent_shards=2")
     last = alone.stderr.strip().splitlines()[-1]
     assert alone.returncode == 2 and "latent_shards=2: has to divide the number of processes, 1" in last
+    assert not (place / "none" / "activations").exists(), "before anything is cached"
     first, second = run_ranks(place, "shards", *settings, "sae.train.latent_shards=2")
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     one, two = ([*(place / root / "sae").glob("*/sae.safetensors")] for root in ("whole", "shards"))

@@ -108,6 +108,36 @@ def test_shards_choose_and_learn_what_one_process_does(size, shards, tmp_path, a
         assert "auxk" in metrics and int(metrics["silent"]) > 3, "AuxK must have had a choice"
 
 
+# Shares of 20 and of 3 tokens, in which every eighth token of the batch lies elsewhere, or none.
+SHARED = {
+    2: SAEConfig(D, LATENTS, k=4, lr=1e-3, screen="float32", dead_after=120, auxk_k=3),
+    4: SAEConfig(D, LATENTS, k=4, lr=1e-3, screen="float32", dead_after=36, auxk_k=3),
+}
+SMALL = {2: 40, 4: 12}  # tokens a batch, by the number of processes
+
+
+def train_on_shares(folder: Path | None, size: int) -> tuple[Trainer, dict]:
+    world = World()
+    trainer, metrics = Trainer(SHARED[size], world=world), {}
+    for step in range(20):
+        metrics = trainer.step(batch(step)[: SMALL[size]].view(world.data.size, -1, D)[world.data.rank])
+    if folder is not None:
+        extra = {"auxk": metrics["auxk"].view(1)}
+        save_file({**trainer.weights, **extra}, folder / f"{world.data.rank}.safetensors")
+    return trainer, metrics
+
+
+@pytest.mark.parametrize("size", SHARED)
+def test_auxk_sees_the_same_tokens_however_many_processes_share_the_batch(size, tmp_path):
+    assert each(size, tmp_path / "store", train_on_shares, tmp_path, size) == [0] * size
+    trainer, metrics = train_on_shares(None, size)
+    for rank in range(size):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        assert float(found["auxk"]) == pytest.approx(float(metrics["auxk"]), rel=1e-4)
+        for name, tensor in trainer.weights.items():
+            assert float((found[name] - tensor).norm() / tensor.norm()) <= 1e-5, (rank, name)
+
+
 def test_a_shard_draws_its_rows_of_the_whole_draw():
     """Whatever the widths: torch draws a last piece of fewer than 16 numbers in another way."""
     for latents, d_in in ((768, 16), (60, 7), (12, 1), (9000, 33)):

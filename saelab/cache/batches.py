@@ -67,8 +67,7 @@ class Batches:
         rows = permute(places, self.n_tokens, self.seed, epoch)
         rows = np.sort(rows if self.rows is None else self.rows[rows])  # a batch has no order, and disks do
         if world > 1:
-            if len(rows) % world:
-                raise UserError("batch_size", self.batch_size, f"divisible by the {world} processes")
+            check_share(self.batch_size, world)
             rows = rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
         return self.read(rows)
 
@@ -133,6 +132,13 @@ class Batches:
             row = int(rows[int(bad[0])])
             remedy = "cache the layer again (float32 overflow?), or leave the row out"
             raise UserError("activations", self.name, f"row {row} holds NaN or an infinity", remedy)
+
+
+def check_share(batch_size: int, world: int) -> None:
+    """Raise UserError where so many processes, or groups of shards, can't take equal shares of a batch."""
+    if batch_size % world:
+        groups = "processes (with latent_shards: groups of processes)"
+        raise UserError("batch_size", batch_size, f"divisible by the {world} {groups} that share it", "choose another")
 
 
 def spool(chunks: Iterable[Any], most: int | None = None) -> Float[np.ndarray, "tokens d_in"]:

@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.cache.batches import Batches, permute
+from saelab.cache.batches import Batches, check_share, permute
 from saelab.cache.passes import Moments
 from saelab.cache.superblocks import PICTURES, Block, Superblocks
 from saelab.cache.unstored import UnstoredActivations
-from saelab.errors import UserError
 
 OF_TOKENS = 0x5EED  # sets the order of tokens apart from the order of pictures
 
@@ -98,8 +97,7 @@ class ActivationStream(Batches):
         """`batch` from its superblock."""
         places = self.places(step)
         if world > 1:
-            if len(places) % world:
-                raise UserError("batch_size", self.batch_size, f"divisible by the {world} processes")
+            check_share(self.batch_size, world)
             places = places[rank * len(places) // world : (rank + 1) * len(places) // world]
         tokens = block.tokens[self.layer]
         self.blocks.pace.taken += len(places)

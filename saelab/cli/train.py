@@ -15,7 +15,7 @@ from saelab.artifacts import Artifact, digest, read_json
 from saelab.cli.edge import command, plain, stages
 from saelab.errors import UserError
 from saelab.run.config import as_tuple
-from saelab.run.distributed import join
+from saelab.run.distributed import count_processes, join
 
 
 @command(
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     """Train every layer's SAEs and print what each came to."""
     with join() as first:
         made = stages(cfg, "wandb")
-        made.check_saes()
+        made.check_saes(count_processes())
         logs = first and cfg.wandb.project is not None
         loggers = {layer: WandbRuns(cfg, layer, store.digest) for layer, store in made.caches.items()} if logs else None
         for layer, saes in made.train_all(loggers):
@@ -84,8 +84,7 @@ class WandbRuns:
         import wandb
 
         seed = self.seeds[which]
-        settings = {**plain(self.cfg.sae), "layer": self.layer, "seed": seed, "host": plain(self.cfg.host)}
-        settings["cache"] = self.cache
+        settings = self.settings(seed)
         try:
             return wandb.init(
                 project=self.cfg.wandb.project,
@@ -101,6 +100,12 @@ class WandbRuns:
             what = f"W&B is out of reach ({str(error).splitlines()[0]})"
             remedy = "wandb.mode=offline writes the run to files; `wandb sync` uploads them later"
             raise UserError("wandb.mode", self.mode, what, remedy) from None
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What W&B is told of a run, and its id is made from: however many processes hold the latents."""
+        sae = plain(self.cfg.sae)
+        sae["train"].pop("latent_shards", None)  # the others stay, though some change no result: ids are older
+        return {**sae, "layer": self.layer, "seed": seed, "host": plain(self.cfg.host), "cache": self.cache}
 
     def finish(self, saes: list[Artifact]) -> None:
         """Add the final pass' numbers to each run, and close it."""

@@ -28,13 +28,18 @@ LOST = (
 )
 
 
+def count_processes() -> int:
+    """Processes that torchrun has started, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 @contextmanager
 def join() -> Iterator[bool]:
     """Join torchrun's other processes for the block, where there are any; gives whether this one is the first.
 
     Raises UserError where another process ends before this one, and for what nccl refuses.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    size, rank = count_processes(), int(os.environ.get("RANK", 0))
     if size == 1:
         yield True
         return

@@ -15,6 +15,7 @@ from saelab.run.device import choose_device
 from saelab.run.given import Given
 from saelab.run.stages.sae import check_names, sae_configs, vary_sae
 from saelab.run.timings import Timings
+from saelab.sae.fit import check_shards
 
 
 class Inputs:
@@ -108,14 +109,17 @@ class Inputs:
             if heads:
                 self.host.heads(layer)
 
-    def check_saes(self) -> None:
-        """Raise UserError for SAEs that don't fit their layer."""
+    def check_saes(self, processes: int | None = None) -> None:
+        """Raise UserError for SAEs that don't fit their layer, and for shards that can't be.
+
+        processes: that are to train them. None: the SAEs may be there, however many trained them.
+        """
         self.check_layers()
         layers = self.host.resolve(self.config.layers) if self.weights != "arrays" else ()
         for given in (self.config.sae, *self.variants.values()) if layers and not self.given.saes else ():
             check_names(given, layers)
             for layer in layers:
-                sae_configs(given, layer, self.host.d_in(layer), self.config.seeds)
+                check_shards(*sae_configs(given, layer, self.host.d_in(layer), self.config.seeds), processes)
 
     # ---- parts -------------------------------------------------------------------------------------------------
 

@@ -28,8 +28,9 @@ def find_silent(
     if counts:
         return (silent_for >= config.dead_after).nonzero().squeeze(1), None
     pool = max(config.aux_latents, len(silent_for) // POOL)
-    longest, columns = silent_for.topk(min(pool, len(silent_for)), sorted=False)
-    return columns, longest >= config.dead_after
+    ranked = silent_for.float() if silent_for.device.type == "mps" else silent_for  # MPS ranks no int64
+    columns = ranked.topk(min(pool, len(silent_for)), sorted=False).indices
+    return columns, silent_for[columns] >= config.dead_after
 
 
 def gradients(
@@ -44,21 +45,24 @@ def gradients(
 ) -> tuple[Weights, Tensor]:
     """AuxK (Gao et al. 2025, section 2.4): the silent latents learn to reconstruct what the others left.
 
-    Loss: |sum of the best silent latents' value x row - (x - x^)|^2 / |x - x^|^2, over every `auxk_stride`-th token;
-    `error` = x^ - x gets no gradient, and b_dec is not added. `pre` None: the silent latents' are worked out here.
-    Dense products, on so many tokens at once that memory doesn't grow with the silent. Returns weighted gradients by
-    the weights' names, for `columns` only but for b_dec, and the plain loss.
+    Loss: |sum of the best silent latents' value x row - (x - x^)|^2 / |x - x^|^2, over every `auxk_stride`-th token of
+    the whole batch, so that a share of it may have none; `error` = x^ - x gets no gradient, and b_dec is not added.
+    `pre` None: the silent latents' are worked out here. Dense products, on so many tokens at once that memory doesn't
+    grow with the silent. Returns weighted gradients by the weights' names, for `columns` only but for b_dec, and the
+    plain loss.
     Eight parameters: a formula's tensors by name, which no other function takes together.
     """
-    tokens, shards = range(0, len(centred), config.auxk_stride), world.latents
+    shards, stride = world.latents, config.auxk_stride
+    tokens = range(-world.data.rank * len(centred) % stride, len(centred), stride)
     counts = silent_of_shards(columns, silent, shards)
     widest, total = max(counts), sum(counts)
     held = len(centred) * (config.latents // shards.size)
     at_once = min(max(1, held // (SHARE * widest)), rows_at_once(widest))
-    power = world.data.sum_(error[:: config.auxk_stride].square().sum()).clamp(min=1e-30)
+    power = world.data.sum_(error[tokens.start :: stride].square().sum()).clamp(min=1e-30)
     W_enc, b_enc, W_dec = (weights[name][columns] for name in ("W_enc", "b_enc", "W_dec"))
     count = min(config.aux_latents, total)
-    dW_enc, db_enc, dW_dec = torch.empty_like(W_enc), torch.zeros_like(b_enc), torch.empty_like(W_dec)
+    new = torch.empty_like if tokens else torch.zeros_like
+    dW_enc, db_enc, dW_dec = new(W_enc), torch.zeros_like(b_enc), new(W_dec)
     loss = torch.zeros_like(power)
     for first in range(0, len(tokens), at_once):
         part = tokens[first : first + at_once]

@@ -45,12 +45,15 @@ def write(
     parts.forget(folder, {_step_of(file) for file in newest[:keep] if file.suffix == ".json"})
 
 
-def latest(folder: Path, recipe: str, own: Holding | None = None) -> tuple[int, dict[str, Tensor]] | None:
+def latest(
+    folder: Path, recipe: str, own: Holding | None = None, before: str | None = None
+) -> tuple[int, dict[str, Tensor]] | None:
     """Step and state of the newest whole checkpoint; None where there is none.
 
-    `own`: what of the state this process holds (all of it, if None); one that other shards wrote is read by rows. A
-    damaged file is passed over with a warning, by all processes where there are shards. Raises UserError for a
-    checkpoint of another recipe, and for shards that find different files.
+    `own`: what of the state this process holds (all of it, if None); one that other shards wrote is read by rows.
+    `before`: another digest that the recipe once had. A damaged file is passed over with a warning, by all processes
+    where there are shards. Raises UserError for a checkpoint of another recipe, and for shards that find different
+    files.
     """
     files = _newest_first(folder)
     if own is not None:
@@ -70,7 +73,7 @@ def latest(folder: Path, recipe: str, own: Holding | None = None) -> tuple[int, 
         if problem is not None:
             log.warning("checkpoint %s is damaged (%s): falling back to the one before", file, problem)
             continue
-        if metadata.get("recipe") != recipe:
+        if metadata.get("recipe") not in (recipe, before or recipe):
             remedy = "give another folder, or delete its checkpoints to start over"
             raise UserError("checkpoint", file, "belongs to another recipe (config, data or seed differ)", remedy)
         return metadata["step"], state

@@ -40,6 +40,11 @@ class Group:
         dist.all_gather(parts, tensor.contiguous(), group=self._handle)
         return torch.cat(parts)
 
+    def wait(self, device: torch.device) -> None:
+        """Until all processes are here. A sum alone doesn't hold the host on CUDA, which only queues it."""
+        if self.size > 1:
+            self.sum_(torch.zeros(1, device=device)).item()
+
     def copy_from(self, rank: int, tensor: Tensor) -> Tensor:
         """The tensor of the group's process of that rank, in place."""
         if self.size > 1:
@@ -61,9 +66,7 @@ class World:
     def __init__(self, shards: int = 1) -> None:
         together = dist.is_available() and dist.is_initialized()
         size = dist.get_world_size() if together else 1
-        if size % shards:
-            remedy = f"start a multiple of {shards} (torchrun --nproc-per-node {shards}), or set it to 1"
-            raise UserError("latent_shards", shards, f"has to divide the number of processes, {size}", remedy)
+        count_groups(size, shards)
         self.all = Group(range(size))
         if shards in (1, size):
             self.data, self.latents = (self.all, Group()) if shards == 1 else (Group(), self.all)
@@ -81,6 +84,14 @@ class World:
         """Which of so many latents this process holds."""
         size, rank = self.latents.size, self.latents.rank
         return slice(rank * latents // size, (rank + 1) * latents // size)
+
+
+def count_groups(size: int, shards: int) -> int:
+    """How many groups of shards share a batch. Raises UserError where the shards don't divide the processes."""
+    if size % shards:
+        remedy = f"start a multiple of {shards} (torchrun --nproc-per-node {shards}), or set it to 1"
+        raise UserError("latent_shards", shards, f"has to divide the number of processes, {size}", remedy)
+    return size // shards
 
 
 def _own(groups: Sequence[Sequence[int]]) -> Group:

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saelab.cache.batches import Batches, spool
+from saelab.cache.batches import Batches, check_share, spool
 from saelab.cache.stream import ActivationStream, together
 from saelab.errors import UserError
 from saelab.sae import rules
 from saelab.sae.config import SAEConfig, TrainConfig
-from saelab.sae.distributed import World
+from saelab.sae.distributed import World, count_groups
 from saelab.sae.job import Data, Fit, Job
 from saelab.sae.model import SAE
+from saelab.sae.train import PRODUCTS
 
 Logger = Callable[[int, int, dict[str, float]], None]  # (which SAE, step, numbers)
 LayerLogger = Callable[[str, int, int, dict[str, float]], None]  # (layer, which SAE of it, step, numbers)
@@ -162,6 +163,7 @@ def _jobs(
     for config in configs:
         if config.d_in != batches.d_in:
             raise UserError("d_in", config.d_in, f"the activations have {batches.d_in}", "set d_in to the cache's")
+    check_share(batches.batch_size, world.data.size)
     facts = dict(batches.facts)
     if moments is None:
         moments, facts = batches.moments(), facts | batches.moments_of
@@ -180,8 +182,8 @@ def _jobs(
     return jobs
 
 
-def _grid(configs: Sequence[SAEConfig], train: TrainConfig, folders: Any) -> World:
-    """The processes, as data x latents. Raises UserError where the latents can't be shared as `train` says."""
+def check_shards(configs: Sequence[SAEConfig], train: TrainConfig, processes: int | None = None) -> None:
+    """Raise UserError where so many processes (None: any) can't share the latents and batches as `train` says."""
     shards = train.latent_shards
     for config in configs if shards > 1 else ():
         if "latent_shards" not in rules.find(config.rule).supports or config.decoder != "free" or config.multi_topk:
@@ -189,9 +191,16 @@ def _grid(configs: Sequence[SAEConfig], train: TrainConfig, folders: Any) -> Wor
             raise UserError("latent_shards", shards, needs, "set it to 1")
         if config.latents % shards:
             raise UserError("latent_shards", shards, f"has to divide the {config.latents} latents", "choose another")
-    if shards > 1 and folders is None:
-        raise UserError("latent_shards", shards, "the parts of an SAE meet in its folder", "name a folder")
-    return World(shards)
+    if processes is not None:
+        check_share(train.batch_size, count_groups(processes, shards))
+
+
+def _grid(configs: Sequence[SAEConfig], train: TrainConfig, folders: Any) -> World:
+    """The processes, as data x latents. Raises UserError where the latents can't be shared as `train` says."""
+    check_shards(configs, train)
+    if train.latent_shards > 1 and folders is None:
+        raise UserError("latent_shards", train.latent_shards, "the parts of an SAE meet in its folder", "name a folder")
+    return World(train.latent_shards)
 
 
 def _span(jobs: list[Job]) -> tuple[int, int]:
@@ -217,13 +226,19 @@ def _batches(data: Any, train: TrainConfig) -> Batches:
 
 
 def _agree(jobs: list[Job]) -> None:
-    """Wait until all processes have looked into the folders. Raises UserError where they found different things."""
+    """Wait until all processes have looked into the folders. Raises UserError where they found different things, and
+    where their processors' instructions settle on different screens.
+    """
     device, world = jobs[0].trainer.device, jobs[0].trainer.world
     for job in jobs:
-        found = world.all.gather(torch.tensor([job.steps], device=device)).tolist()
-        if len(set(found)) > 1:
-            problem = f"the processes find {' and '.join(map(str, sorted(set(found))))} steps done"
+        own = torch.tensor([[job.steps, PRODUCTS.index(job.trainer.screen)]], device=device)
+        steps, screens = (sorted(set(column)) for column in world.all.gather(own).T.tolist())
+        if len(steps) > 1:
+            problem = f"the processes find {' and '.join(map(str, steps))} steps done"
             raise UserError("folder", job.folder, problem, "it has to be one that all of them see")
+        if len(screens) > 1:
+            problem = f"the processes settle on {' and '.join(PRODUCTS[screen] for screen in screens)}"
+            raise UserError("screen", "auto", problem, f"use screen={PRODUCTS[screens[0]]}")
 
 
 def _loop(

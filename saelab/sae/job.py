@@ -117,7 +117,8 @@ class Job:
             return
         if self.world.first:
             folder.mkdir(parents=True, exist_ok=True)
-        found = checkpoints.latest(folder / "checkpoints", self.digest, self.trainer.holding)
+        before = artifacts.digest(self.recipe)  # as checkpoints say that are older than shards
+        found = checkpoints.latest(folder / "checkpoints", self.digest, self.trainer.holding, before)
         if found is None:
             return
         step, state = found
@@ -173,19 +174,15 @@ class Job:
         if self.folder is not None and not self.world.data.rank:
             sae.save(self.folder)
         if sae.group.size > 1:
-            self._wait()
+            self.world.all.wait(self.trainer.device)
             sae = self._load()
-            self._wait()  # the first process may move the folder
+            self.world.all.wait(self.trainer.device)  # the first process may move the folder
         return Fit(sae, found, self.folder)
 
     def _load(self) -> SAE:
         """The finished SAE: on the device, or where processes share it in the CPU's memory, which maps the file."""
         assert self.folder is not None
         return SAE.load(self.folder, self.trainer.device if self.world.latents.size == 1 else "cpu")
-
-    def _wait(self) -> None:
-        """Until all processes are here."""
-        self.world.all.sum_(torch.zeros(1, device=self.trainer.device))
 
     @property
     def world(self) -> World:

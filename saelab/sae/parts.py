@@ -76,7 +76,7 @@ def write(folder: Path, step: int, state: Mapping[str, Tensor], recipe: str, own
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / _part(step, shards.rank, size)) as temporary:
         save_file(mine, temporary, metadata={"sha256": checksum(mine)})
-    shards.sum_(torch.zeros(1, device=own.device))  # until every part lies on the disk
+    shards.wait(own.device)  # until every part lies on the disk
     if not shards.rank:
         write_json(
             folder / f"step-{step:08d}{INDEX}", {"metadata": {"step": step, "recipe": recipe}, "weight_map": names}

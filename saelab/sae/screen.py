@@ -116,7 +116,7 @@ def exact_top_k(
     proven = values.amin(1).clamp(min=0) >= least + 2 * UNIT * least.abs() + slack(x, W, bias)
     doubtful = proven.logical_not().nonzero().squeeze(1)
     if len(doubtful):
-        values[doubtful], indices[doubtful] = select.top_k(torch.addmm(bias, x[doubtful], W.T), k)
+        values[doubtful], indices[doubtful] = select.chunked_top_k(x[doubtful], W, bias, k)
     return values.relu_(), indices
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import max_pool1d
 
 GROUP = 16  # latents a group: a cache line of float32
 FAN = 4  # groups a group of groups, and numbers a group where rows are short
-SAMPLED = 7  # of so many groups one is looked at for a bound; no divisor of a number of groups, so all take part
+SAMPLED = 7  # of so many groups one is looked at for a bound; unless it divides the groups of a row, all take part
 SPARE = 29  # bits of a float64's fraction that a float32 leaves at zero
 AT_ONCE = 1 << 26  # float32 pre-activations that are held at once: 256 MiB
 

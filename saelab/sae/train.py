@@ -92,8 +92,9 @@ class Trainer:
             self.recall = self.world.all.sum_(recall) / self.world.all.size
             if self.recall >= RECALL:
                 return
-            given_up, steps_down = self.screen, self.screen == "int8" and rough.has_fast_bfloat16(self.device)
-            self.screen = "bfloat16" if steps_down else "float32"
+            lacks = torch.tensor(not rough.has_fast_bfloat16(self.device), device=self.device)
+            given_up, steps_down = self.screen, not self.world.all.any(lacks)  # all go over to the same
+            self.screen = "bfloat16" if self.screen == "int8" and steps_down else "float32"
             found = f"{float(self.recall):.5f} of the top k at step {self.steps}, {RECALL} wanted"
             log.warning("the %s screen finds %s: %s chooses from here on", given_up, found, self.screen)
 

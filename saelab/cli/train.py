@@ -102,7 +102,7 @@ class WandbRuns:
             raise UserError("wandb.mode", self.mode, what, remedy) from None
 
     def settings(self, seed: int) -> dict[str, Any]:
-        """What W&B is told of a run, and its id is made from: however many processes hold the latents."""
+        """The settings that W&B keeps of a run, from which its id is made: however many processes hold the latents."""
         sae = plain(self.cfg.sae)
         sae["train"].pop("latent_shards", None)  # the others stay, though some change no result: ids are older
         return {**sae, "layer": self.layer, "seed": seed, "host": plain(self.cfg.host), "cache": self.cache}

@@ -11,6 +11,7 @@ from saelab.errors import UserError
 from saelab.report import methods, neuronpedia, people
 from saelab.report.reading import Run
 from saelab.report.records import FAITHFULNESS
+from saelab.report.shelf import Shelf
 
 Records = Sequence[Sequence[dict[str, Any]]]  # per basis, a record per unit
 BATCH = 1024  # rows of a Parquet file that are made at once
@@ -95,23 +96,32 @@ def folder_name(name: str) -> str:
 class Table:
     """One flat row per unit, each with the keys of all; lists (image files, activations, labels per scorer) stay lists.
 
-    Rows are made when they are walked through, as often as that happens: those of many units never stand side by side.
+    Rows are made once, from a record at a time, and kept as compressed text: they never stand side by side.
     """
 
     def __init__(self, run: Run, made: Records, said: dict[tuple[str, int], people.Row] | None = None) -> None:
         """Where people `said` something of any unit (`people.merged`), every row has the columns for it."""
-        self.run, self.made, self.said = run, made, said or {}
-        self.keys = list(dict.fromkeys(key for row in self._rows() for key in row))
+        seen: dict[str, None] = {}
+        self._rows = Shelf(_noting(_rows(run, made, said or {}), seen))
+        self.keys = list(seen)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return ({key: row.get(key) for key in self.keys} for row in self._rows())
+        return ({key: row.get(key) for key in self.keys} for row in self._rows)
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for basis, records in zip(self.run.bases, self.made, strict=True):
-            own = {"basis": basis.name, "kind": basis.kind, "layer": basis.layer, "seed": basis.seed}
-            for record in records:
-                said = self.said.get((basis.name, record["unit"]))
-                yield own | _row(self.run, record, people.columns(said, record["label"]) if self.said else {})
+
+def _rows(run: Run, made: Records, said: dict[tuple[str, int], people.Row]) -> Iterator[dict[str, Any]]:
+    for basis, records in zip(run.bases, made, strict=True):
+        own = {"basis": basis.name, "kind": basis.kind, "layer": basis.layer, "seed": basis.seed}
+        for record in records:
+            of_people = said.get((basis.name, record["unit"]))
+            yield own | _row(run, record, people.columns(of_people, record["label"]) if said else {})
+
+
+def _noting(rows: Iterator[dict[str, Any]], keys: dict[str, None]) -> Iterator[dict[str, Any]]:
+    """The rows; `keys` takes in theirs, in the order in which they come."""
+    for row in rows:
+        keys.update(dict.fromkeys(row))
+        yield row
 
 
 def _row(run: Run, record: dict[str, Any], said: people.Row) -> dict[str, Any]:

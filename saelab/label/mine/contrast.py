@@ -96,7 +96,8 @@ def choose_contrasts(
     """`contrast_images` by a ContrastRule. With `apart`, none of a unit's positives is ever its contrast.
 
     (A unit that fires very unevenly has positives below its own mean, which are candidates otherwise.) `check`: measure
-    and log what cells miss; for those who mine again and again, once is enough.
+    and log what cells miss; for those who mine again and again, once is enough. Eight parameters: what there is to
+    choose from, and how.
     """
     acts = columns(acts)
     _check(acts, image_emb, positive_ids, rule.rule, groups, host_emb)

@@ -45,16 +45,7 @@ def together(size: int, store: Path, file: Path, folder: Path, rule: str) -> lis
 
     Returns their exit codes (None: still running, and killed for it).
     """
-    processes = [CONTEXT.Process(target=_share, args=(r, size, store, file, folder, rule)) for r in range(size)]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + PATIENCE
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    return codes
+    return _run([CONTEXT.Process(target=_share, args=(r, size, store, file, folder, rule)) for r in range(size)])
 
 
 def each(size: int, store: Path, action: Callable[..., None], *arguments: object) -> list[int | None]:
@@ -62,7 +53,11 @@ def each(size: int, store: Path, action: Callable[..., None], *arguments: object
 
     An error ends a process with status 1, and its last line lies in `<store>.<rank>`.
     """
-    processes = [CONTEXT.Process(target=_act, args=(r, size, store, action, arguments)) for r in range(size)]
+    return _run([CONTEXT.Process(target=_act, args=(r, size, store, action, arguments)) for r in range(size)])
+
+
+def _run(processes: list) -> list[int | None]:
+    """Start them all, wait, and return their exit codes; those that still run are killed."""
     for process in processes:
         process.start()
     deadline = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""Real processes that train: to be killed, or to train together.
+"""Real processes that train: to be killed, to train together, or to be measured apart.
 
 They are forked from a server that has imported saelab, and what torch imports at its first step, once: importing took
 most of their time.
@@ -54,6 +54,22 @@ def each(size: int, store: Path, action: Callable[..., None], *arguments: object
     An error ends a process with status 1, and its last line lies in `<store>.<rank>`.
     """
     return _run([CONTEXT.Process(target=_act, args=(r, size, store, action, arguments)) for r in range(size)])
+
+
+def apart(action: Callable[..., object], *arguments: object) -> object:
+    """What `action(*arguments)` returns in a process of its own, whose memory holds nothing of other tests."""
+    ours, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_answer, args=(theirs, action, arguments))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv() if ours.poll(PATIENCE) else None
+    finally:
+        process.kill()
+
+
+def _answer(answer: Connection, action: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    answer.send(action(*arguments))
 
 
 def _run(processes: list) -> list[int | None]:

@@ -1,6 +1,7 @@
 """Null percentiles: the short cuts equal the scorers on permuted evidence, and noise is uniform under them."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from saelab.acts import Columns
 from saelab.label import assign, mine, nulls
 from saelab.label.mine import cells
 from saelab.label.mine.contrast import choose_contrasts
@@ -157,6 +159,22 @@ def test_dense_and_csr_agree():
         assert torch.equal(dense[name].isnan(), csr[name].isnan())
         assert (dense[name] - csr[name]).abs().nan_to_num().max() <= 0.05  # one draw may lie within rounding
         assert bool(dense[name][6].isnan())  # not finite
+
+
+@pytest.mark.parametrize("of", ["single images", "series"])
+def test_evidence_that_is_put_together_from_sparse_activations_is_scored_as_if_dense(of):
+    """As the labels stage makes it: not mined anew, from exemplars that lie on disk."""
+    acts, emb, txt, groups, more = world()
+    mined = assign.Evidence.mined(acts, emb, txt, 8, groups=groups if of == "series" else None, **more)
+    sparse = replace(mined, acts=acts.to_sparse_csr())
+    assert isinstance(sparse.acts, Columns)
+    for name in CLOSED:
+        (one,), (two,) = (assign.score([name], e).values() for e in (mined, sparse))
+        assert torch.allclose(one, two, rtol=0, atol=2e-4, equal_nan=True), name  # as in tests/test_combined.py
+    one, two = (null_percentiles(CLOSED, e, n=5) for e in (mined, sparse))
+    for name in CLOSED:
+        assert torch.equal(one[name].isnan(), two[name].isnan())
+        assert (one[name] - two[name]).abs().nan_to_num().max() <= 0.2 + 1e-6, name  # one draw may lie within rounding
 
 
 @pytest.mark.parametrize(
@@ -354,7 +372,7 @@ def test_short_cuts_of_moved_pictures_equal_the_scorer_on_them(name, sparse, squ
     monkeypatch.setattr(bundle, "SQUARE", square)
     acts, emb, txt, groups, _ = world()
     acts = torch.cat([acts, torch.zeros(len(acts), 1)], dim=1)  # and a silent unit
-    evidence = assign.Evidence.mined(acts, emb, 1.5 * txt, 8, groups=groups)
+    evidence = assign.Evidence.mined(acts.to_sparse_csr() if sparse else acts, emb, 1.5 * txt, 8, groups=groups)
     series, g = Series.of_groups(groups), torch.Generator().manual_seed(3)
     quick, moving = SCORERS[name].moved(evidence), Moving(evidence)
     for _ in range(3):

@@ -152,7 +152,7 @@ def run(
         cases = [dataclasses.replace(case, made=made.of(case.unit)) for case in cases]
     todo = [case for case in cases if case.unit not in kept]
     found: dict[int, Proposal] = {}
-    with tqdm(total=len(todo), desc=proposer.name, leave=False, disable=not progress) as bar:
+    with tqdm(total=len(todo), desc=proposer.name, leave=False, disable=not (progress and todo)) as bar:
 
         def keep(proposal: Proposal) -> None:
             attempts, uncertain = ledger.tries(proposal.unit)

@@ -34,9 +34,12 @@ def of_basis(run: Run, basis: ReadBasis) -> Iterator[dict[str, Any] | None]:
     )
     thresholds = _thresholds(basis, labels, stated, run.images.ids("mine"))
     known = stated.known[torch.as_tensor(test)].numpy()
-    acts = basis.acts[test]
+    place = np.full(len(run.images), -1)
+    place[test] = np.arange(len(test))
     for u, label in enumerate(labels):
-        values = acts[:, [u]].toarray().ravel()
+        ids, entries = basis.column(u)
+        values = np.zeros(len(test), entries.dtype)
+        values[place[ids[place[ids] >= 0]]] = entries[place[ids] >= 0]
         true = None
         if label is not None and label in stated.column:
             true = stated.member[torch.as_tensor(test), stated.column[label]].numpy() & known

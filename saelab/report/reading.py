@@ -48,6 +48,11 @@ class ReadBasis:
     random_host: bool  # of the host with random weights, through which no picture goes here
     sources: dict[str, str]  # label -> where it comes from, joined by +; empty where no vocabulary was kept
 
+    def column(self, unit: int) -> tuple[np.ndarray, np.ndarray]:
+        """The images with an entry, in their order, and a unit's activations there; elsewhere it is 0."""
+        part = slice(*self.acts.indptr[unit : unit + 2])
+        return self.acts.indices[part], self.acts.data[part]
+
     @property
     def of_tokens(self) -> bool:
         """Are its units read from the layer's tokens? Planted ones are not: no new picture fires them."""

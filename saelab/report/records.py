@@ -56,8 +56,7 @@ def of_basis(
     measured = [_measured(row, found) for row, found in zip(basis.labels, basis.evaluation, strict=True)]
     percentiles, does = _percentiles(measured), what_it_does.of_units(basis.effects, basis.labels)
     for u, (row, unseen) in enumerate(zip(basis.labels, held_out.of_basis(run, basis), strict=True)):
-        column = basis.acts[:, [u]]
-        values, ids = column.data, column.indices
+        ids, values = basis.column(u)
         record = _label(row) | _exemplars(basis, u, kept[u]) | _distribution(values, len(run.images))
         record |= {
             "bands": _bands(ids, values, len(run.images), rng),
@@ -123,9 +122,8 @@ def _exemplars(basis: ReadBasis, u: int, keep: np.ndarray) -> dict[str, Any]:
     part = {
         key: basis.exemplars[key][u][keep].tolist() for key in ("positives", "activations", "contrasts", "similarity")
     }
-    contrasts = [i for i in part["contrasts"] if i >= 0]
-    on = dict(zip(contrasts, basis.acts[contrasts][:, [u]].toarray().ravel().tolist(), strict=True))
-    return part | {"contrast_activations": [on.get(i) for i in part["contrasts"]]}
+    on = dict(zip(*(entries.tolist() for entries in basis.column(u)), strict=True))
+    return part | {"contrast_activations": [on.get(i, 0.0) if i >= 0 else None for i in part["contrasts"]]}
 
 
 def _distribution(values: np.ndarray, n_images: int) -> dict[str, Any]:
@@ -157,7 +155,8 @@ def _enriched(positives: list[int], known: Truth, n_images: int) -> list[list[An
 
     if not positives or not known.names:
         return []
-    among = np.asarray(known.holds[positives].sum(0)).ravel()
+    rows = (slice(*known.holds.indptr[i : i + 2]) for i in positives)
+    among = np.bincount(np.concatenate([known.holds.indices[row] for row in rows]), minlength=len(known.names))
     tried = np.flatnonzero(among >= 2)
     p = hypergeom.sf(among[tried] - 1, n_images, known.counts[tried], len(positives)) * len(known.names)
     best = [j for j in np.argsort(p, kind="stable") if p[j] < 0.05][:8]

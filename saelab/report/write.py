@@ -15,6 +15,7 @@ CHUNK = 40  # units in one data file
 THUMBS = 5  # images in a row of a table
 DIGITS = 4  # significant digits kept on pages; exports keep all
 NONE = -(2**15)  # digits that stand for no number
+AS_IT_IS = frozenset((int, str, bool, type(None)))  # most values of a page
 
 
 def put(out: Path, key: str, value: Any) -> None:
@@ -36,8 +37,10 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(k): rounded(v) for k, v in value.items()}
-    return [rounded(v) for v in value] if isinstance(value, list | tuple) else value
+        return {str(k): v if type(v) in AS_IT_IS else rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [v if type(v) in AS_IT_IS else rounded(v) for v in value]
+    return value
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from saelab import artifacts
 from saelab.errors import UserError
 from saelab.images.build import Entry, Listing
 from saelab.images.demo import apt, qt_archive
+from saelab.images.scan import in_order
 from saelab.images.user_cache import user_cache
 
 PACKAGES = ["tuxpaint-stamps-default", "gcompris-qt-data"]
@@ -106,10 +107,12 @@ def _prepare(folder: Path) -> None:
 
 def stamps(root: Path) -> Iterator[tuple[Entry, bytes]]:
     """Tux Paint's photo stamps below `root`: entry and the file's bytes."""
-    for path in sorted(root.rglob("*.png")):
-        file = path.relative_to(root)
-        if set(file.parts[:-1]) & set(DRAWN) or "mirror" in file.stem or not is_photo(path):
+    found = [p for p in sorted(root.rglob("*.png")) if not set(p.relative_to(root).parts[:-1]) & set(DRAWN)]
+    found = [path for path in found if "mirror" not in path.stem]
+    for path, photo in zip(found, in_order(is_photo, found), strict=True):
+        if not photo:
             continue
+        file = path.relative_to(root)
         described = path.with_suffix(".txt")  # the first line is English, translations follow
         text = described.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0] if described.is_file() else ""
         classes = tuple(PLAIN.get(part, part.replace("_", " ")) for part in file.parts[:-1])

@@ -41,9 +41,9 @@ const lower = text => (text.startsWith("SAE") || text.startsWith("PCA") ? text :
 /* Pairs of all selected units in the metric that decides, every named unit counted: {pair, row}. */
 const decisive = c => c.pairs.filter(p => p.matching === "all").map(pair => ({ pair, row: pair.results.find(r => r.metric === c.primary && r.counting === "named") })).filter(x => x.row && x.row.difference !== null)
 
-function fold(run, c) {
+function fold(run, c, link) {
   const means = meansOfAll(run, c)
-  return h("div.fold", null, means ? h("div", null, means) : null, verdictOf(run, c))
+  return h("div.fold", null, means || link ? h("div", null, means, link ? h("p", null, link) : null) : null, verdictOf(run, c))
 }
 
 /* The forest plot: every group's mean as the neurons' (or the first group's) plus its difference from them. */

@@ -12,6 +12,7 @@ function groupWords(c, name) {
 }
 
 const groupHue = (run, c, name) => hue(run, inRun(run, c, groupOf(c, name).bases[0]))
+const groupNamed = (run, c, name) => h("span.together", null, groupDot(run, c, name), groupWords(c, name))
 const groupDot = (run, c, name) => h("i.dot", { style: `background:${groupHue(run, c, name)}`, "aria-hidden": "true" })
 /* The name of the side that a verdict calls better; undefined where none is. */
 const better = (pair, verdict) => ({ a: pair.a, b: pair.b })[verdict]

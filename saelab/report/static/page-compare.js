@@ -104,7 +104,7 @@ function glance(run, c) {
   const table = some => h("div.scroll", null, h("table.glance", null,
     h("thead", null, h("tr", null, h("th", null, "Compared"), h("th", null, "Question"), used.map(m => h("th", null, upper(matchings[m]))))),
     h("tbody", null, some.map(row => h("tr", null,
-      h("th", { scope: "row" }, groupDot(run, c, row.a), groupWords(c, row.a), h("span.quiet", null, " against "), groupDot(run, c, row.b), groupWords(c, row.b)),
+      h("th", { scope: "row" }, groupNamed(run, c, row.a), h("span.quiet", null, " against "), groupNamed(run, c, row.b)),
       h("td.quiet", null, families[row.family] ?? row.family),
       used.map(m => h("td.verdictcell", { "data-title": matchings[m] }, row.by[m] ? verdictChip(run, c, row.by[m]) : "–")))))))
   return section("At a glance", "Does one side come out ahead? “No difference shown” is not “equal”: it means that so few units cannot tell.",

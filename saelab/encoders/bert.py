@@ -58,8 +58,8 @@ class Bert:
         """Attention, then two layers of neurons, each added to what came in."""
         own = f"{name}.attention"
         split = (*hidden.shape[:-1], self.config["num_attention_heads"], -1)
-        three = [self._linear(hidden, f"{own}.self.{key}").view(split).transpose(1, 2) for key in _THREE]
-        mixed = scaled_dot_product_attention(*three, attn_mask=seen).transpose(1, 2).reshape(hidden.shape)
+        query, keys, values = (self._linear(hidden, f"{own}.self.{key}").view(split).transpose(1, 2) for key in _THREE)
+        mixed = scaled_dot_product_attention(query, keys, values, attn_mask=seen).transpose(1, 2).reshape(hidden.shape)
         hidden = self._norm(self._linear(mixed, f"{own}.output.dense") + hidden, f"{own}.output.LayerNorm")
         inner = gelu(self._linear(hidden, f"{name}.intermediate.dense"))
         return self._norm(self._linear(inner, f"{name}.output.dense") + hidden, f"{name}.output.LayerNorm")

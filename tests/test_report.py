@@ -695,7 +695,7 @@ def test_a_photo_that_is_there_twice_byte_for_byte_is_shown_once(run, tmp_path):
     u = next(u for u in range(48) if (basis.exemplars["activations"][u] > 0).sum() >= 4)
     first, second = basis.exemplars["positives"][u][:2].tolist()
     plain, once = (
-        records._exemplars(basis, u, records.exemplars_shown(basis, 8, same)[u]) for same in ({}, {second: first})
+        records._exemplars(basis, u, records.exemplars_shown(basis, 8, same)[u], {}) for same in ({}, {second: first})
     )
     assert once["positives"] == [i for i in plain["positives"] if i != second]
     assert once["activations"] == [v for v, i in zip(plain["activations"], plain["positives"]) if i != second]
@@ -734,3 +734,13 @@ def test_a_basis_is_never_read_whole_as_records(report, run, tmp_path, monkeypat
     exports.write(run, made.whole, tmp_path)
     units = sum(len(whole) for whole in made.whole)
     assert len(most) > 5 * units > 0 and max(most) <= 10 < units
+
+
+@pytest.mark.parametrize("columns", [3, 64, 400, 449, 5000])
+def test_the_highest_of_each_row_are_found_by_groups(columns):
+    rows = np.random.default_rng(columns).standard_normal((9, columns), dtype=np.float32)
+    rows[0, -3:], rows[1, :3] = 9, 9  # where no group begins or ends
+    for keep in (1, 3):
+        expected = np.argsort(-rows, axis=1, kind="stable")[:, :keep]
+        best, values = records._highest(rows, keep)
+        assert (best == expected).all() and (values == np.take_along_axis(rows, expected, 1)).all()

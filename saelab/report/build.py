@@ -64,7 +64,10 @@ SCRIPTS = (
     "synthesised.js",
 )
 Light = list[list[dict[str, Any]]]  # per basis and unit: `units.Assembled.light`
-BESIDE = {"compare": ("forest.js", "dictionaries.js")}  # scripts of one page, beside its own
+BESIDE = {
+    "compare": ("forest.js", "dictionaries.js"),
+    "unit": ("neighbours.js",),
+}  # scripts of one page, beside its own
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 

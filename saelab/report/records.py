@@ -18,6 +18,7 @@ NEAREST = 6  # neighbours shown of each sort
 NEAREST_ELSEWHERE = 3  # the same in each of the other bases
 BLOCK = 2**23  # cosines that are held at once while neighbours are looked for
 SAMPLE = 4096  # images at most on which co-firing is measured
+GROUP = 64  # columns of which only the highest is looked at first
 FAITHFULNESS = ("truth_r", "caption_r", "auprc", "f1", "iou", "auroc", "scs")
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
 
@@ -57,7 +58,8 @@ def of_basis(
     percentiles, does = _percentiles(measured), what_it_does.of_units(basis.effects, basis.labels)
     for u, (row, unseen) in enumerate(zip(basis.labels, held_out.of_basis(run, basis), strict=True)):
         ids, values = basis.column(u)
-        record = _label(row) | _exemplars(basis, u, kept[u]) | _distribution(values, len(run.images))
+        on = dict(zip(ids.tolist(), values.tolist(), strict=True))
+        record = _label(row) | _exemplars(basis, u, kept[u], on) | _distribution(values, len(run.images))
         record |= {
             "bands": _bands(ids, values, len(run.images), rng),
             "enriched": _enriched(record["positives"], known, len(run.images)),
@@ -117,12 +119,11 @@ def exemplars_shown(basis: ReadBasis, shown: int, first: dict[int, int]) -> list
     return found
 
 
-def _exemplars(basis: ReadBasis, u: int, keep: np.ndarray) -> dict[str, Any]:
-    """The strongest images with their contrasts."""
+def _exemplars(basis: ReadBasis, u: int, keep: np.ndarray, on: dict[int, float]) -> dict[str, Any]:
+    """The strongest images with their contrasts; `on`: the unit's activation by image, where it is not zero."""
     part = {
         key: basis.exemplars[key][u][keep].tolist() for key in ("positives", "activations", "contrasts", "similarity")
     }
-    on = dict(zip(*(entries.tolist() for entries in basis.column(u)), strict=True))
     return part | {"contrast_activations": [on.get(i, 0.0) if i >= 0 else None for i in part["contrasts"]]}
 
 
@@ -252,10 +253,27 @@ def _nearest(a: np.ndarray, b: np.ndarray, of: str, key: str, found: list[dict[s
         cosine = a[start : start + step] @ b.T
         if own:
             cosine[np.arange(len(cosine)), np.arange(start, start + len(cosine))] = -2
-        best = np.argpartition(-cosine, keep - 1, axis=1)[:, :keep]
-        values = np.take_along_axis(cosine, best, 1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        best, values = np.take_along_axis(best, order, 1), np.take_along_axis(values, order, 1)
+        best, values = _highest(cosine, keep)
         for i in range(len(best)):
             pairs = zip(best[i].tolist(), values[i].tolist(), strict=True)
             found[start + i].setdefault(key, []).extend([of, j, round(x, 3)] for j, x in pairs if x > 0)
+
+
+def _highest(rows: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of the `keep` highest of each row, highest first, and their values.
+
+    A row's highest lie in those of its groups that have the highest maxima, and a maximum is found at the speed of
+    memory: of 100,000 columns this takes a tenth of the time that sorting out the whole row takes.
+    """
+    wide = rows.shape[1] // GROUP * GROUP
+    if wide // GROUP > keep:
+        tops = rows[:, :wide].reshape(len(rows), -1, GROUP).max(2)
+        groups = np.sort(np.argpartition(tops, -keep, axis=1)[:, -keep:], axis=1)
+        inside = (groups[..., None] * GROUP + np.arange(GROUP)).reshape(len(rows), -1)
+        rest = np.broadcast_to(np.arange(wide, rows.shape[1]), (len(rows), rows.shape[1] - wide))
+        columns = np.concatenate([inside, rest], 1)
+    else:
+        columns = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
+    values = np.take_along_axis(rows, columns, 1)
+    order = np.argsort(-values, axis=1, kind="stable")[:, :keep]
+    return np.take_along_axis(columns, order, 1), np.take_along_axis(values, order, 1)

@@ -12,6 +12,7 @@ function groupWords(c, name) {
 }
 
 const groupHue = (run, c, name) => hue(run, inRun(run, c, groupOf(c, name).bases[0]))
+const groupNamed = (run, c, name) => h("span.together", null, groupDot(run, c, name), groupWords(c, name))
 const groupDot = (run, c, name) => h("i.dot", { style: `background:${groupHue(run, c, name)}`, "aria-hidden": "true" })
 /* The name of the side that a verdict calls better; undefined where none is. */
 const better = (pair, verdict) => ({ a: pair.a, b: pair.b })[verdict]
@@ -41,9 +42,9 @@ const lower = text => (text.startsWith("SAE") || text.startsWith("PCA") ? text :
 /* Pairs of all selected units in the metric that decides, every named unit counted: {pair, row}. */
 const decisive = c => c.pairs.filter(p => p.matching === "all").map(pair => ({ pair, row: pair.results.find(r => r.metric === c.primary && r.counting === "named") })).filter(x => x.row && x.row.difference !== null)
 
-function fold(run, c) {
+function fold(run, c, link) {
   const means = meansOfAll(run, c)
-  return h("div.fold", null, means ? h("div", null, means) : null, verdictOf(run, c))
+  return h("div.fold", null, means || link ? h("div", null, means, link ? h("p", null, link) : null) : null, verdictOf(run, c))
 }
 
 /* The forest plot: every group's mean as the neurons' (or the first group's) plus its difference from them. */

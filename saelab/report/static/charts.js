@@ -136,16 +136,17 @@ function forest(rows, { title, reference, at }) {
   const says = `${title}: ` + rows.map(r => `${r.name} ${format.number(r.mean, 3)}${r.low === null ? "" : `, interval ${format.number(r.low, 3)} to ${format.number(r.high, 3)}`}`).join("; ")
   const ends = [0, ...rows.flatMap(r => [r.mean, r.low, r.high])].filter(x => x !== null)
   const span = Math.max(...ends) - Math.min(...ends) || 1
+  const named = 24 + 6.6 * Math.max(...rows.map(r => r.name.length + 8)) // of 12 pixels, a letter takes 6.6 at most in the mean
   return figure(says, width => Plot.plot({
-    width, height: 42 * rows.length + 44, marginLeft: 18, marginRight: 20, marginTop: 14, marginBottom: 44, style: plotStyle,
-    x: { label: `${title} →`, ticks: width < 420 ? 4 : 6, grid: true, domain: [Math.min(...ends) - 0.04 * span, Math.max(...ends) + 0.06 * span] },
-    y: { axis: null, domain: rows.map(r => r.name), padding: 0.5 },
+    width, height: 34 * rows.length + 52, marginLeft: named, marginRight: 20, marginTop: 8, marginBottom: 44, style: plotStyle,
+    x: { label: `${title} →`, ticks: width < 480 ? 3 : 5, grid: true, domain: [Math.min(...ends) - 0.04 * span, Math.max(...ends) + 0.06 * span] },
+    y: { label: null, domain: rows.map(r => r.name), padding: 0.5, tickSize: 0, tickPadding: 12, tickFormat: name => `${name}   ${format.number(rows.find(r => r.name === name).mean, 3)}` },
     marks: [
       Plot.ruleX([0], { stroke: "currentColor", strokeOpacity: 0.7 }),
       at === null ? null : Plot.ruleX([at], { stroke: colour(reference.css), strokeDasharray: "4 3" }),
       Plot.ruleY(rows.filter(r => r.low !== null), { x1: "low", x2: "high", y: "name", stroke: r => colour(r.css), strokeWidth: 5, strokeOpacity: 0.4, strokeLinecap: "round" }),
       Plot.dot(rows, { x: "mean", y: "name", fill: r => (r.control ? "var(--paper)" : colour(r.css)), stroke: r => colour(r.css), strokeWidth: 2, r: 5 }),
-      Plot.text(rows, { y: "name", text: r => `${r.name}   ${format.number(r.mean, 3)}${r.note ? `   ${r.note}` : ""}`, dy: -14, frameAnchor: "left", textAnchor: "start", fill: "currentColor", fontVariant: "tabular-nums", stroke: "var(--paper)", strokeWidth: 4 }),
+      Plot.text(rows.filter(r => r.note), { x: "mean", y: "name", text: "note", dy: -12, fill: "currentColor" }),
     ],
   }), [h("span", null, reference
     ? `Dot: mean over all named units, above what a typical label reaches (0). Bar: 95 % interval of the difference from ${reference.name} (dashed line); a bar that crosses the line shows no difference. Hollow: controls.`

@@ -130,13 +130,19 @@ const alone = { planted: "planted unit", neuron_groups: "group", sae_groups: "gr
 function inWords(run, name) {
   const basis = run.bases.find(b => b.name === name)
   if (!basis) return name
-  const layers = new Set(run.bases.map(b => b.layer))
-  if (strange(basis)) return `${basis.short}${layers.size > 1 ? ` of ${basis.layer}` : ""}`
+  return `${inFewWords(run, name)}${run.bases.some(b => b.layer !== basis.layer) ? ` of ${basis.layer}` : ""}`
+}
+
+/* The same where the page says of which layer it speaks. */
+function inFewWords(run, name) {
+  const basis = run.bases.find(b => b.name === name)
+  if (!basis) return name
+  if (strange(basis)) return basis.short
   const alike = run.bases.filter(b => b.kind === basis.kind && b.layer === basis.layer && !strange(b))
   const seeds = new Set(alike.map(b => b.seed))
   const kind = terms[basis.kind]?.title ?? basis.short
   const which = alike.length === 1 ? "" : seeds.size === alike.length && basis.seed !== null ? `, seed ${basis.seed}` : `, ${basis.short}`
-  return `${kind}${which}${layers.size > 1 ? ` of ${basis.layer}` : ""}`
+  return `${kind}${which}`
 }
 
 /* A basis of a comparison (which knows only its own layer) under its name in the run. */

@@ -29,11 +29,12 @@ function besideTable(run, units) {
   }
   const photos = (list, names) => (list.length ? h("div.photos", null, list.map(([id, words]) => h("figure", { class: together.get(id) > 1 ? "shared" : null }, picture(id, names[id]), h("figcaption", null, words)))) : h("p.quiet", null, "None."))
   const heldOutRow = (key, title) => (units.some(({ record }) => record.held_out?.[key]) ? row(title, ({ record }) => (record.held_out?.[key] ? photos(record.held_out[key].slice(0, 6).map(([id, x]) => [id, format.number(x)]), record.names) : h("p.quiet", null, "–"))) : null)
+  const words = units.every(unit => unit.basis.layer === units[0].basis.layer) ? inFewWords : inWords
   const others = place => units.filter(unit => unit.place !== place).map(unit => unit.place).join("_")
   return h("table.beside", null,
     h("thead", null, h("tr", null, h("th", { scope: "col" }, "Unit"), units.map(({ basis, record, place }) => h("th", { scope: "col" },
       h("a", { href: unitLink(basis.name, record.unit) }, h("span.serif", null, record.label ?? "no label")),
-      h("span.of", null, dot(run, basis.name), `${inWords(run, basis.name)} · ${record.unit}`, units.length > 2 ? h("a", { href: `#${others(place)}`, "aria-label": `take out ${record.label ?? "this unit"}` }, "×") : null))))),
+      h("span.of", null, dot(run, basis.name), `${words(run, basis.name)}\u00a0·\u00a0${record.unit}`, units.length > 2 ? h("a", { href: `#${others(place)}`, "aria-label": `take out ${record.label ?? "this unit"}` }, "×") : null))))),
     h("tbody", null,
       row("What is known of the label", ({ basis, record }) => h("div.marks", null, marks(record, true), saidMarks(people.of(basis.name, record.unit)), record.label === null ? "–" : null)),
       row("Strongest photos", ({ record }) => photos(record.positives.slice(0, 9).map((id, i) => [id, format.number(record.activations[i])]), record.names)),

@@ -104,7 +104,7 @@ function glance(run, c) {
   const table = some => h("div.scroll", null, h("table.glance", null,
     h("thead", null, h("tr", null, h("th", null, "Compared"), h("th", null, "Question"), used.map(m => h("th", null, upper(matchings[m]))))),
     h("tbody", null, some.map(row => h("tr", null,
-      h("th", { scope: "row" }, groupDot(run, c, row.a), groupWords(c, row.a), h("span.quiet", null, " against "), groupDot(run, c, row.b), groupWords(c, row.b)),
+      h("th", { scope: "row" }, groupNamed(run, c, row.a), h("span.quiet", null, " against "), groupNamed(run, c, row.b)),
       h("td.quiet", null, families[row.family] ?? row.family),
       used.map(m => h("td.verdictcell", { "data-title": matchings[m] }, row.by[m] ? verdictChip(run, c, row.by[m]) : "–")))))))
   return section("At a glance", "Does one side come out ahead? “No difference shown” is not “equal”: it means that so few units cannot tell.",
@@ -140,7 +140,7 @@ function whatUnitsDo(run, c, axis) {
   return section("What units do", ["Each unit is taken out of the network on the test pictures that fire it most. ", term("uses"), ": does its label say when it fires, and what it does? The rows of each table are shares of all its units."],
     h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Basis"), Object.values(cells).map(t => h("th.num", null, t)), h("th.num", null, term("causal_net")), h("th.num", null, "Measured"), h("th", null, "Not measured"))),
-      h("tbody", null, known.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)),
+      h("tbody", null, known.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)),
         Object.keys(cells).map(k => h("td.num", null, bar(format.share(b.four_field[k]), b.four_field[k], hue(run, b.name)))),
         h("td.num", null, meanOf(b.means[c.causal.primary])), h("td.num", null, format.count(b.measured)), h("td.quiet", null, left(b) || "none")))))),
     c.causal.pairs.filter(p => known.some(b => b.group === p.a) && known.some(b => b.group === p.b)).map(p => pairTable(run, own, p, "named", axis)),
@@ -169,19 +169,19 @@ function ridges(run, title, d) {
     const total = Math.max(1, counts.reduce((a, b) => a + b, 0))
     return counts.map((n, i) => ({ name, x1: d.edges[i], x2: d.edges[i + 1], share: n / total }))
   }
-  const real = Object.entries(d.bases).flatMap(([name, counts]) => steps(counts, inWords(run, name)).map(s => ({ ...s, basis: name })))
-  const dealt = Object.entries(d.shuffled ?? {}).flatMap(([name, counts]) => steps(counts, inWords(run, name)))
+  const real = Object.entries(d.bases).flatMap(([name, counts]) => steps(counts, inFewWords(run, name)).map(s => ({ ...s, basis: name })))
+  const dealt = Object.entries(d.shuffled ?? {}).flatMap(([name, counts]) => steps(counts, inFewWords(run, name)))
   const outline = dealt.flatMap(s => [{ name: s.name, x: s.x1, share: s.share }, { name: s.name, x: s.x2, share: s.share }])
   const names = Object.keys(d.bases)
   return figure(`${title}: distribution of each basis`, width => Plot.plot({
-    width, height: 76 * names.length + 50, marginLeft: width < 560 ? 8 : 170, marginRight: 22, marginBottom: 40, style: plotStyle,
-    x: { label: `${title} →`, grid: true }, y: { axis: null, domain: [0, Math.max(...real.map(s => s.share), ...dealt.map(s => s.share)) * 1.05] },
-    fy: { domain: names.map(n => inWords(run, n)), label: null, axis: width < 560 ? "right" : "left", tickFormat: t => (width < 560 ? "" : t) }, facet: { marginLeft: 6 },
+    width, height: 84 * names.length + 50, marginLeft: 8, marginRight: 22, marginBottom: 40, style: plotStyle,
+    x: { label: `${title} →`, grid: true }, y: { axis: null, domain: [0, Math.max(...real.map(s => s.share), ...dealt.map(s => s.share)) * 1.05], insetTop: 20 },
+    fy: { domain: names.map(n => inFewWords(run, n)), axis: null },
     marks: [
       Plot.rectY(real, { fy: "name", x1: "x1", x2: "x2", y: "share", fill: s => colour(hue(run, s.basis)), fillOpacity: 0.75, insetLeft: 0.5, insetRight: 0.5, title: s => `${format.share(s.share)} of the units between ${format.number(s.x1)} and ${format.number(s.x2)}` }),
       Plot.line(outline, { fy: "name", x: "x", y: "share", stroke: colour("var(--ink)"), strokeWidth: 1.2, strokeDasharray: "3 2" }),
       Plot.ruleY([0], { stroke: colour("var(--line)") }),
-      width < 560 ? Plot.text(names, { fy: n => inWords(run, n), text: n => inWords(run, n), frameAnchor: "top-right", fill: "currentColor" }) : null,
+      Plot.text(names, { fy: n => inFewWords(run, n), text: n => inFewWords(run, n), frameAnchor: "top-left", textAnchor: "start", dy: 6, fill: "currentColor" }),
     ],
   }), "Share of the units of each basis.")
 }
@@ -201,7 +201,7 @@ function againstRate(run, c) {
   }
   new IntersectionObserver(([entry], observer) => { if (entry.isIntersecting) { observer.disconnect(); draw() } }, { rootMargin: "300px" }).observe(place)
   const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k].title)))
-  return section("Quality against firing rate", "Bases fire at different rates, and quality depends on the rate. So the comparison is repeated on units of equal rates.", h("p", null, select, "  ", legend(run, bases)), place)
+  return section("Quality against firing rate", "Bases fire at different rates, and quality depends on the rate. So the comparison is repeated on units of equal rates.", h("p", null, select, "  ", legend(run, bases, inFewWords)), place)
 }
 
 /* ---- what was compared ---- */
@@ -210,26 +210,26 @@ function selection(run, c) {
   const total = key => d3Sum(c.bases.map(b => b[key]))
   return folded("What was compared", `${format.count(total("after"))} of ${format.plural(total("before"), "unit")}`, c.selection, false, h("div.scroll", null, h("table", null,
     h("thead", null, h("tr", null, ["Basis", "Units", "Selected", "Share", "Named", "With confidence", "With truth"].map((t, i) => h(i ? "th.num" : "th", null, t)), h("th", null, "Left out"))),
-    h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)),
+    h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)),
       [b.before, b.after].map(n => h("td.num", null, format.count(n))), h("td.num", null, format.share(b.coverage)),
       [b.named, b.labelled, b.with_truth].map(n => h("td.num", null, typeof n === "number" ? format.count(n) : "–")),
       h("td.quiet", null, Object.entries(b.dropped ?? {}).filter(([, n]) => n).map(([s, n]) => `${format.count(n)} ${terms[s]?.title ?? s}`).join(", ") || "none")))))))
 }
 
 function reuse(run, c) {
-  return folded("Coverage and redundancy", c.bases.map(b => `${inWords(run, b.name)} ${format.count(b.labels.distinct)}`).join(", "), "How many different things the basis names. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", false, h("div.scroll", null, h("table", null,
+  return folded("Coverage and redundancy", `distinct labels: ${c.bases.map(b => `${lower(inFewWords(run, b.name))} ${format.count(b.labels.distinct)}`).join("; ")}`, "How many different things the basis names. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", false, h("div.scroll", null, h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Distinct labels"), h("th.num", null, "Units per label"), h("th.num", null, "Evenness"), h("th", null, "Used most"))),
-    h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), h("td.num", null, format.count(b.labels.distinct)), h("td.num", null, format.number(b.labels.reuse, 1)), h("td.num", null, format.number(b.labels.evenness)),
+    h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)), h("td.num", null, format.count(b.labels.distinct)), h("td.num", null, format.number(b.labels.reuse, 1)), h("td.num", null, format.number(b.labels.evenness)),
       h("td.quiet", null, b.labels.most_used.slice(0, 4).map(([label, n]) => `${label} (${n})`).join(", ")))))))) 
 }
 
 function nullTable(run, c) {
   const names = [...new Set(c.bases.flatMap(b => Object.keys(b.null_percentile ?? {})))]
   if (!names.length) return null
-  const says = c.bases.filter(b => b.null_percentile?.[names[0]]).map(b => `${inWords(run, b.name)} ${format.share(b.null_percentile[names[0]].share_above_95)}`).join(", ")
+  const says = c.bases.filter(b => b.null_percentile?.[names[0]]).map(b => `${lower(inFewWords(run, b.name))} ${format.share(b.null_percentile[names[0]].share_above_95)}`).join("; ")
   return folded("Do units react to anything that has a name?", `by ${terms[`scorer:${names[0]}`]?.title ?? names[0]}: ${says}`, [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit; 5 % of units unrelated to any label would. It says that a unit reacts to something, not that this label is right: random directions pass too."], false, h("div.scroll", null, h("table.even", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), names.map(s => h("th.num", null, term(`scorer:${s}`, terms[`scorer:${s}`]?.title ?? s))))),
-    h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), names.map(s => h("td.num", null, b.null_percentile[s] ? bar(format.share(b.null_percentile[s].share_above_95), b.null_percentile[s].share_above_95, hue(run, b.name)) : "–"))))))))
+    h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)), names.map(s => h("td.num", null, b.null_percentile[s] ? bar(format.share(b.null_percentile[s].share_above_95), b.null_percentile[s].share_above_95, hue(run, b.name)) : "–"))))))))
 }
 
 /* ---- does the comparison itself hold? ---- */
@@ -243,7 +243,7 @@ function checks(run, c) {
     h("ul", { class: "checks" }, c.validity.map(v => h("li", null, h("strong", null, { true: "holds", false: "fails" }[v.passed] ?? "not tested"), ` · ${v.check}: ${v.detail}`))),
     keys.length ? h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Shuffled labels of"), keys.map(k => h("th.num", null, term(termOf(c, k)))))),
-      h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), keys.map(k => h("td.num", null, typeof b.shuffled[k] === "number" ? signed(b.shuffled[k]) : "–"))))))) : null)
+      h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)), keys.map(k => h("td.num", null, typeof b.shuffled[k] === "number" ? signed(b.shuffled[k]) : "–"))))))) : null)
 }
 
 /* ---- scorers on the same units ---- */
@@ -281,9 +281,9 @@ async function sideBySide(run, c) {
   const one = ([name, u, r]) => {
     const row = parts.get(name)[u]
     return h("a.card", { href: unitLink(name, u) }, h("span.mosaic", null, row.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1}`))),
-      h("div.name", null, row.label ?? "no label"), h("div.meta", null, dot(run, name), `${inWords(run, name)} · ${u}${r === undefined ? "" : ` · r ${format.number(r)}`}`), h("div", null, marks(row)))
+      h("div.name", null, row.label ?? "no label"), h("div.meta", null, dot(run, name), `${inFewWords(run, name)}\u00a0·\u00a0${u}${r === undefined ? "" : ` ·\u00a0r\u00a0${format.number(r)}`}`), h("div", null, marks(row)))
   }
-  const block = (title, lead, rows) => (rows.length ? h("div.gallery", null, h("h3", null, title), h("p.lead", null, lead), rows.map(row => h("div.cards.side", null, row.map(one)))) : null)
+  const block = (title, lead, rows) => (rows.length ? h("div.gallery", null, h("h3", null, title), h("p.lead", null, lead), h("div.rows", null, rows.map(row => h("div.cards.side", { style: `--n:${row.length}` }, row.map(one))))) : null)
   return section("Side by side", "Neurons and the SAE features that fire most with them (r: correlation over images). Drawn by a fixed seed.",
     block("Matched pairs", "Neurons drawn at random, each with the feature that fires most like it.", run.sides.pairs),
     block("Neurons of several meanings, split", "Drawn from the tenth of neurons with the highest polysemanticity: the neuron first, then up to three features that fire with it.", run.sides.splits))

@@ -30,7 +30,7 @@ function kicker(run, comparisons) {
 /* The answer for one layer, and the way to how it was reached. */
 function answered(run, c) {
   const link = h("a.button", { href: `compare.html#${encodeURIComponent(c.setup.layer)}` }, "See the comparison, and its limits →")
-  return h("section.answered", null, run.compared.length > 1 ? h("h2", null, `Layer ${c.setup.layer}`) : null, fold(run, c), h("p", null, link))
+  return h("section.answered", null, run.compared.length > 1 ? h("h2", null, `Layer ${c.setup.layer}`) : null, fold(run, c, link))
 }
 
 function title(run) {
@@ -80,23 +80,32 @@ function saes(run) {
 function spread(run) {
   const keys = overviewNumbers.filter(key => run.bases.filter(b => b.quartiles[key]).length > 1)
   if (!keys.length) return null
-  return section("How they spread", "Dot: the median unit. Bar: the middle half of the basis.",
-    h("p", null, legend(run)),
-    h("div.multiples", null, keys.map(key => {
-      const rows = run.bases.filter(b => b.quartiles[key]).map(b => ({ name: inWords(run, b.name), colour: hue(run, b.name), q: b.quartiles[key] }))
-      return h("div", null, h("h3", null, term(key)), ranges(rows, terms[key].title, shares.has(key) ? format.share : format.number))
+  const layers = [...new Set(run.bases.map(b => b.layer))]
+  const state = { spread: layers[0] }
+  const [switches, plots] = [h("div"), h("div")]
+  const draw = () => {
+    const bases = run.bases.filter(b => b.layer === state.spread)
+    if (layers.length > 1) switches.replaceChildren(choice("Layer", Object.fromEntries(layers.map(layer => [layer, layer])), state, "spread", draw))
+    plots.replaceChildren(h("p", null, legend(run, bases, inFewWords)), h("div.multiples", null, keys.map(key => {
+      const rows = bases.filter(b => b.quartiles[key]).map(b => ({ name: inFewWords(run, b.name), colour: hue(run, b.name), q: b.quartiles[key] }))
+      return rows.length ? h("div", null, h("h3", null, term(key)), ranges(rows, terms[key].title, shares.has(key) ? format.share : format.number)) : null
     })))
+  }
+  draw()
+  return section("How they spread", "Dot: the median unit. Bar: the middle half of the basis.", switches, plots)
 }
 
 function gallery(run, key, heading, lead) {
   const bases = run.bases.filter(b => b[key].length && b.kind !== "planted")
   if (!bases.length) return null
-  return section(heading, lead,
-    bases.map(b => h("div.gallery", null,
+  const further = bases.filter(b => bases.find(other => other.layer === b.layer && other.kind === b.kind && other.control === b.control) !== b)
+  const one = b => h("div.gallery", null,
       h("h3", null, dot(run, b.name), inWords(run, b.name), h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, `all ${format.count(b.units)}`)),
       h("div.cards", null, b[key].map(u => h("a.card", { href: unitLink(b.name, u.unit) },
         h("span.mosaic", null, u.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${u.unit}`))),
-        h("div.name", null, u.label ?? "no label"), h("div.meta", null, `unit ${u.unit} · fires on ${format.share(u.rate)}`), h("div", null, marks(u))))))))
+        h("div.name", null, u.label ?? "no label"), h("div.meta", null, `unit ${u.unit} · fires on ${format.share(u.rate)}`), h("div", null, marks(u))))))
+  return section(heading, lead, bases.filter(b => !further.includes(b)).map(one),
+    further.length ? h("details.further", null, h("summary", null, `The same of ${format.plural(further.length, "further basis").replace("basiss", "bases")}`, h("span.quiet", null, " – other seeds and settings")), further.map(one)) : null)
 }
 
 /* What the numbers themselves warn of, and the run's notes; the first few in sight. */

@@ -34,7 +34,7 @@ page(async (run, main) => {
   function draw() {
     const width = Math.floor(box.clientWidth)
     if (!width) return
-    const height = Math.round(Math.min(620, Math.max(320, width * 0.55)))
+    const height = Math.round(Math.min(620, Math.max(320, width * 0.86)))
     const ratio = devicePixelRatio || 1
     for (const canvas of [dots, over]) Object.assign(canvas, { width: width * ratio, height: height * ratio }).style.cssText = `width:${width}px;height:${height}px`
     box.style.height = `${height}px`
@@ -45,13 +45,18 @@ page(async (run, main) => {
     const context = dots.getContext("2d")
     context.setTransform(ratio, 0, 0, ratio, 0, 0)
     const wanted = state.q ? query(state.q) : null
-    const size = points.length > 8000 ? 2.5 : points.length > 1000 ? 3.5 : 5
+    const round = points.length <= 8000 // a circle takes several times as long as a square; of this size nobody tells them apart
+    const size = !round ? 2.5 : points.length > 1000 ? 4.4 : 6
     for (const p of points) { p.px = scale.left + at * p.x; p.py = height - scale.top - at * p.y; p.in = !wanted || wanted(p.row) }
     for (const faint of [true, false]) for (const p of points) {
       if (p.in === faint) continue
       context.globalAlpha = faint ? 0.12 : 0.75
       context.fillStyle = paint.of(p.row)
-      context.fillRect(p.px - size / 2, p.py - size / 2, size, size)
+      if (round) {
+        context.beginPath()
+        context.arc(p.px, p.py, size / 2, 0, 2 * Math.PI)
+        context.fill()
+      } else context.fillRect(p.px - size / 2, p.py - size / 2, size, size)
     }
     tree = d3.quadtree(points, p => p.px, p => p.py)
     if (paint.named) names(context, paint.named, width, height)
@@ -68,7 +73,7 @@ page(async (run, main) => {
     const none = colour("var(--line)")
     if (state.by === "basis") {
       const css = Object.fromEntries(run.bases.map(b => [b.name, colour(hue(run, b.name))]))
-      return { of: r => css[r.basis], legend: chosenMap().bases.map(b => h("span", null, dot(run, run.bases[b].name), inWords(run, run.bases[b].name))) }
+      return { of: r => css[r.basis], legend: chosenMap().bases.map(b => h("span", null, dot(run, run.bases[b].name), inFewWords(run, run.bases[b].name))) }
     }
     if (state.by === "badge") {
       const css = { holds: colour("var(--good)"), weak: colour("var(--warn)"), "may be luck": colour("var(--soft)") }
@@ -111,16 +116,26 @@ page(async (run, main) => {
     const inBox = state.box && corners.length === 4 ? p => p.x >= corners[0] && p.x <= corners[2] && p.y >= corners[1] && p.y <= corners[3] : null
     mark(inBox ? corners : null)
     const found = points.filter(p => p.in && (!inBox || inBox(p))).map(p => p.row)
-    if (!inBox && !state.q) return list.replaceChildren(h("p.quiet", null, "Draw a rectangle on the map, or search, to list units. A click on a dot opens its unit."))
-    const common = d3.rollups(found.filter(r => r.label), rows => rows.length, r => r.label).sort((a, b) => b[1] - a[1]).slice(0, 12)
+    const common = d3.rollups(found.filter(r => r.label), rows => rows.length, r => r.label).sort((a, b) => b[1] - a[1])
+    if (!inBox && !state.q) return list.replaceChildren(...overview(common.slice(0, 24)))
     const some = sorted(found, { sort: "score", down: "1" }).slice(0, shownOfMap)
     const only = found.length && found.length <= listed ? `units.html#${new URLSearchParams({ basis: "*", only: found.map(r => code(run, r.basis, r.unit)).join("_") })}` : null
     list.replaceChildren(
       h("h2", null, `${format.plural(found.length, "unit")}${inBox ? " in the rectangle" : ""}`),
-      h("p.lead", null, common.map(([label, n]) => `${label} ${n}`).join(" · ")),
+      h("p.lead", null, common.slice(0, 12).map(([label, n]) => `${label} ${n}`).join(" · ")),
       h("p", null, only ? h("a.button", { href: only }, "Open as a list") : found.length ? h("span.quiet", null, `Up to ${listed} units open as a list: draw a smaller rectangle.`) : null, " ", inBox ? h("button", { type: "button", "data-key": "whole", onclick: () => { keep({ box: "" }); choose(); controls.q.focus({ preventScroll: true }) } }, "Take the rectangle away") : null),
       h("div.cards", null, some.map(r => h("a.card", { href: unitLink(r.basis, r.unit) }, h("span.mosaic", null, r.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${r.unit}`))),
-        h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), `${inWords(run, r.basis)} · ${r.unit}`), h("div", null, marks(r), saidMarks(r.said))))))
+        h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), `${inFewWords(run, r.basis)} · ${r.unit}`), h("div", null, marks(r), saidMarks(r.said))))))
+  }
+
+  /* Before anything is asked for: what to do, and the commonest labels to begin with. */
+  function overview(common) {
+    const find = label => { controls.q.value = label.includes(" ") ? `"${label}"` : label; keep({ q: controls.q.value }); draw(); controls.q.focus({ preventScroll: true }) }
+    return [
+      h("h2", null, "Commonest labels"),
+      h("p.quiet", null, "Choose one, search, or draw a rectangle on the map to list units. A click on a dot opens its unit."),
+      h("div.chips", null, common.map(([label, n]) => h("button", { type: "button", onclick: () => find(label) }, label, h("span.n", null, format.count(n))))),
+    ]
   }
 
   function mark(corners, hovered) {
@@ -159,7 +174,7 @@ page(async (run, main) => {
     mark(current(), near)
     label.hidden = !near
     if (!near) return
-    label.replaceChildren(h("strong", null, inWordsOfMarks(near.row)), h("p", null, `${inWords(run, near.row.basis)} · ${near.row.unit}`))
+    label.replaceChildren(h("strong", null, inWordsOfMarks(near.row)), h("p", null, `${inFewWords(run, near.row.basis)} · ${near.row.unit}`))
     label.style.cssText = `left:${Math.min(near.px + 10, box.clientWidth - 220)}px;top:${near.py + 10}px`
   })
   box.addEventListener("pointerleave", () => { label.hidden = true; mark(current()) })
@@ -172,12 +187,12 @@ page(async (run, main) => {
 
   box.addEventListener("pointercancel", () => { from = null; mark(current()) }) // a finger that scrolls the page
   const option = (value, text, now) => h("option", { value, selected: value === now }, text)
-  const title = map => `${map.of === "meaning" ? "meaning" : `directions: ${inWords(run, run.bases[map.bases[0]].name)}`}, by ${map.by === "umap" ? "UMAP" : "PCA"}${run.bases.some(b => b.layer !== map.layer) ? ` of ${map.layer}` : ""}`
+  const title = map => `${map.of === "meaning" ? "meaning" : `directions of ${inFewWords(run, run.bases[map.bases[0]].name)}`}${run.bases.some(b => b.layer !== map.layer) ? `, ${map.layer}` : ""} (${map.by === "umap" ? "UMAP" : "PCA"})`
   controls.append(
     h("label", null, "Map of", h("select", { name: "map", onchange: e => { keep({ map: e.target.value, box: "" }); read() } }, maps.map((map, i) => option(String(i), title(map), state.map)))),
     h("label", null, "Colour", h("select", { name: "by", onchange: e => { keep({ by: e.target.value }); draw() } }, option("basis", "basis", state.by), option("label", "label", state.by), run.bases.some(b => b.badges) ? option("badge", "does the label hold", state.by) : null, numberColumns.filter(k => run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, state.by)))),
     h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog ( / )", oninput: e => { keep({ q: e.target.value }); draw() } })))
-  main.replaceChildren(h("h1", null, "Map"), h("p.lead", null, "Every unit of a layer is a dot. Draw a rectangle to list what lies in it."), controls, key, box, note, list)
+  main.replaceChildren(h("h1", null, "Map"), h("p.lead", null, "Every unit of a layer is a dot. Draw a rectangle to list what lies in it."), controls, key, h("div.atlas", null, h("div", null, box, note), list))
   new ResizeObserver(() => points.length && draw()).observe(main)
   document.addEventListener("themechange", draw)
   addEventListener("keydown", event => { if (event.key === "/" && !event.target.closest("input, select")) { event.preventDefault(); controls.q.focus() } })

@@ -13,20 +13,31 @@ page((run, main) => {
       fact("Run", run.name), fact("saelab", run.version), fact("Report made with", Object.entries(run.made_with).map(([name, v]) => `${name} ${v}`).join(", ")), fact("Made", run.created), fact("Host model", run.host), fact("Layers", [...new Set(run.bases.map(b => b.layer))].join(", ")),
       fact("Encoder", run.encoder), fact("Images", `${run.images.name}, ${format.count(run.images.count)} (${Object.entries(run.images.splits).map(([s, n]) => `${format.count(n)} ${s}`).join(", ")})`),
       fact("Fingerprint", h("code", null, run.images.fingerprint.slice(0, 16))), fact("Credit", run.images.credit)))),
-    section("Take away", "Files in this report’s folder.", h("ul", null, run.takeaway.map(([file, what]) => h("li", null, h("a", { href: file, download: true }, file.split("/").at(-1)), ` – ${what}`))), h("p.note", null, "Blind rating sheets for a human study: ", h("code", null, `saelab view run=runs/${run.name}.json do=sheets raters=5`))),
+    takeAway(run),
     cost(run),
     seconds.length ? section("Time", `${format.seconds(total)} in all.`, h("table", null, h("tbody", null,
-      seconds.map(([stage, s]) => h("tr", null, h("th", { scope: "row", style: "width:11rem" }, stage), h("td", null, bar(format.seconds(s), s / longest))))))) : null,
+      seconds.map(([stage, s]) => h("tr", null, h("th", { scope: "row", style: "width:11rem" }, stage), h("td.whole", null, bar(format.seconds(s), s / longest))))))) : null,
     section("Units by status", "Every unit is counted.", h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Basis"), statusOrder.map(s => h("th.num", null, term(s))))),
       h("tbody", null, run.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), statusOrder.map(s => h("td.num", null, b.statuses[s] ? format.count(b.statuses[s]) : "·")))))))),
     problems(run),
     run.config ? section("Settings", "Every setting of the run, as given.", h("details", null, h("summary", null, "Show all"), h("pre", null, JSON.stringify(run.config, null, 1)))) : null,
     section("Recipes", "Everything each artifact was made from; the folder’s name carries its digest.",
-      run.bases.flatMap(b => Object.entries(b.recipes).map(([stage, recipe]) => h("details", null, h("summary", null, `${inWords(run, b.name)}: ${stage}`), h("pre", null, JSON.stringify(recipe, null, 1)))))),
+      run.bases.map(b => h("details", null, h("summary", null, dot(run, b.name), inWords(run, b.name)), Object.entries(b.recipes).flatMap(([stage, recipe]) => [h("h3", null, stage), h("pre", null, JSON.stringify(recipe, null, 1))])))),
     glossary(run),
   ].filter(Boolean))
 })
+
+/* The files to take away; those that there are of every basis are folded, a list for each program that reads them. */
+function takeAway(run) {
+  const programs = { neuronpedia: "For Neuronpedia’s importer", saelens: "For SAELens" }
+  const of = file => Object.keys(programs).find(name => file.startsWith(`takeaway/${name}/`))
+  const list = files => h("ul", null, files.map(([file, what]) => h("li", null, h("a", { href: file, download: true }, file.split("/").at(-1)), ` – ${what}`)))
+  return section("Take away", "Files in this report’s folder.", list(run.takeaway.filter(([file]) => !of(file))),
+    Object.entries(programs).map(([name, title]) => [title, run.takeaway.filter(([file]) => of(file) === name)]).filter(([, files]) => files.length)
+      .map(([title, files]) => h("details", null, h("summary", null, `${title} `, h("span.quiet", null, format.plural(files.length, "file"))), list(files))),
+    h("p.note", null, "Blind rating sheets for a human study: ", h("code", null, `saelab view run=runs/${run.name}.json do=sheets raters=5`)))
+}
 
 /* What asking models took, for each basis that was put to one. */
 function cost(run) {

@@ -117,7 +117,7 @@ function crumbs({ run, basis, record, steps, list, link, params }) {
   const any = () => list?.[Math.floor(Math.random() * list.length)] ?? [basis.name, Math.floor(Math.random() * basis.units)]
   return h("nav.crumbs", { "aria-label": "This unit" },
     h("span", null, dot(run, basis.name), h("a", { href: backTo(basis, params) }, inWords(run, basis.name))),
-    h("span", null, basis.layer), h("strong", null, `${alone[basis.kind] ?? "unit"} ${record.unit}`), status(record.status),
+    inWords(run, basis.name).endsWith(basis.layer) ? null : h("span", null, basis.layer), h("strong", null, `${alone[basis.kind] ?? "unit"} ${record.unit}`), status(record.status),
     h("span.tools", null, go(steps.previous, "previous", "← previous"), go(steps.next, "next", "next →"),
       h("button.random", { type: "button", "data-key": "random", onclick: () => { location.href = link(any()) }, title: "key r" }, "random"),
       h("button", { type: "button", "data-key": "link", onclick: () => copy(location.href, "link") }, "copy link"),
@@ -222,9 +222,9 @@ function pair(record, i, mode) {
   return h("figure.pair", null,
     heated(record, i, words, mode),
     h("div.level", null, h("i", { style: `width:${100 * share}%` })),
-    h("small", null, `${i + 1} · ${format.number(record.activations[i])} · ${format.share(share)} of max`),
+    h("small", null, `${i + 1} · ${format.number(record.activations[i])} · ${format.share(share)}`, h("span.wide-only", null, " of max")),
     other >= 0 && record.contrasts.indexOf(other) < i
-      ? h("small", null, `contrast: as of photo ${record.contrasts.indexOf(other) + 1}, cosine ${format.number(record.similarity[i])}`)
+      ? h("small", null, `contrast of photo ${record.contrasts.indexOf(other) + 1}, `, h("span.together", null, `cosine ${format.number(record.similarity[i])}`))
       : other >= 0
       ? h("div.with", null, h("div.contrast", null, h("div.frame", null, picture(other, `contrast: ${record.names[other]}`))),
         h("small", null, `cosine ${format.number(record.similarity[i])}`, h("br"), `fires ${format.number(record.contrast_activations[i])}`))
@@ -267,14 +267,14 @@ function activity(run, basis, record) {
   const bands = record.bands.map((ids, i) => [i < 10 ? `${100 - 10 * i}–${90 - 10 * i} %` : "silent", ids]).filter(([, ids]) => ids.length)
   return section("How often and how strongly it fires", null, h("div.two", null,
     h("div", null, h("h3", null, "Activations over all images"), activationHistogram(record, hue(run, basis.name)),
-      h("p.note", null, `Silent on ${format.count(record.silent)} of ${format.count(record.images)} images (not drawn). The height is on a square-root scale, to make single images visible.`),
-      enriched(record)),
-    h("div", null, h("h3", null, term("band", "From its maximum down to silence")), h("div.bands", null, bands.map(([text, ids]) => h("div", null, h("span", null, text), strip(ids, record.names)))))))
+      h("p.note", null, `Silent on ${format.count(record.silent)} of ${format.count(record.images)} images (not drawn). The height is on a square-root scale, to make single images visible.`)),
+    enriched(record)),
+    h("h3", null, term("band", "From its maximum down to silence")), h("div.bands", null, bands.map(([text, ids]) => h("div", null, h("span", null, text), strip(ids, record.names)))))
 }
 
 function enriched(record) {
   if (!record.enriched.length) return null
-  return h("div", { style: "margin-top:1.6rem" }, h("h3", null, term("enrichment")), h("table", null,
+  return h("div", null, h("h3", null, term("enrichment")), h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Class"), h("th", null, "Among the strongest"), h("th.num", null, "Among all"), h("th.num", null, "Chance"))),
     h("tbody", null, record.enriched.map(([name, among, of, all, p]) => h("tr", null, h("td", null, name), h("td", null, bar(`${among} of ${of}`, among / of, "var(--c)")), h("td.num", null, format.share(all / record.images)), h("td.num", null, format.p(p)))))))
 }
@@ -343,30 +343,4 @@ function saeQuality(run, basis) {
         q.shared === null ? null : row("stability", "Found again by other seeds", `${format.share(q.shared)} (chance ${format.share(q.by_chance)})`),
         q.recovered === null || q.recovered === undefined ? null : row(null, "Host’s loss recovered", format.share(q.recovered)))),
       h("div", null, h("h3", null, "How often its features fire"), densityHistogram(q.density, hue(run, basis.name)))))
-}
-
-/* ---- neighbours ---- */
-
-function neighbourhood(run, basis, record) {
-  const near = record.near
-  const groups = [
-    [near.sharing ? `Same label (${format.count(near.sharing)} others)` : "Same label", near.same, null],
-    [term("cofire", "Fires together, same basis"), near.cofire, "r"],
-    [term("cofire", "Fires together, other bases"), near.links, "r"],
-    [term("meaning", "Nearest in meaning"), near.meaning, "cosine"],
-    [term("decoder", "Nearest direction"), near.decoder, "cosine"],
-  ].filter(([, list]) => list?.length)
-  if (!groups.length) return null
-  return section("Neighbours", "Units with the same label, that fire on the same images, whose strongest images mean the same, or whose direction is near.",
-    h("div.neighbours", null, groups.map(([title, list, word]) => {
-      const place = h("ul.near")
-      Promise.all(list.map(entry => neighbour(run, entry, word))).then(items => place.replaceChildren(...items))
-      return h("div", null, h("h3", null, title), place)
-    })))
-}
-
-async function neighbour(run, [name, u, value], word) {
-  const row = (await load(run, name))[u]
-  return h("li", null, strip(row.thumbs.slice(0, 3)), h("a", { href: unitLink(name, u) }, h("span.serif", null, row.label ?? "no label"), h("small", null, marks(row), dot(run, name), `${inWords(run, name)}\u00a0·\u00a0${u}`)),
-    h("span.tabular.quiet", null, word ? `${word} ${format.number(value)}` : ""))
 }

@@ -57,7 +57,7 @@ function statusBar(basis) {
     parts.map(s => h(`i.${s}`, { style: `flex:${basis.statuses[s]}`, title: `${format.count(basis.statuses[s])} ${terms[s].title}` })))
 }
 
-const legend = (run, bases = run.bases) => h("span.legend", null, bases.map(b => h("span", null, dot(run, b.name), inWords(run, b.name))))
+const legend = (run, bases = run.bases, words = inWords) => h("span.legend", null, bases.map(b => h("span", null, dot(run, b.name), words(run, b.name))))
 
 /* A row of buttons of which one is pressed; `state[key]` keeps which. */
 function choice(title, options, state, key, draw) {

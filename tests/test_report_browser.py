@@ -262,7 +262,7 @@ def test_unseen_photos_come_before_the_ones_that_the_label_was_made_from(browser
     )
     contrasts = [i for i in found["contrasts"] if i >= 0]
     assert page.locator(".pair .contrast").count() == len(set(contrasts))
-    assert page.locator("text=contrast: as of photo").count() == len(contrasts) - len(set(contrasts))
+    assert page.locator("text=contrast of photo").count() == len(contrasts) - len(set(contrasts))
     assert reader.faults == []
     reader.context.close()
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from saelab.errors import UserError
 
 Kind = TypeVar("Kind")
+Thing = TypeVar("Thing")
 Range = tuple[float, float]  # least and greatest value
 NAMES = {
     int: "a whole number",
@@ -29,6 +30,25 @@ def nearest(word: Any, known: Iterable[str]) -> str:
     """`did you mean A or B? `, or nothing where no known name is like `word`."""
     close = similar(word, known)
     return f"did you mean {' or '.join(close)}? " if close else ""
+
+
+def choose(setting: str, wanted: Any, known: Sequence[tuple[Thing, Iterable[str]]]) -> list[Thing]:
+    """The things that `wanted` (a name, a list of them, None: all) names, in the order of `known`: each with its names.
+
+    A name that several share means all of them. Raises UserError for a name that nothing has, and for an empty list.
+    """
+    all_names = list(dict.fromkeys(name for _, names in known for name in names))
+    if wanted is None:
+        return [thing for thing, _ in known]
+    asked = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+    if not asked:
+        raise UserError(setting, "[]", "at least one is needed", f"it has {', '.join(all_names)}")
+    for name in asked:
+        if name not in all_names:
+            raise UserError(
+                setting, name, "is not in this run", f"{nearest(name, all_names)}it has {', '.join(all_names)}"
+            )
+    return [thing for thing, names in known if set(names) & set(asked)]
 
 
 def make(

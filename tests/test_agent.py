@@ -62,10 +62,11 @@ def call(name: str, own: str = "a", **given) -> dict:
 class Scripted:
     """An OpenAI-compatible server whose n-th answer in a talk is what `script(n, body)` gives: calls, or a text.
 
-    `paid` counts whole answers by the messages that they answer. `slow`: seconds before each answer.
+    `paid` counts whole answers by the messages that they answer. `slow`: seconds before each answer. sees=False: a
+    talk without pictures is a talk, and no question whether pictures are seen.
     """
 
-    def __init__(self, script: Callable[[int, dict], object], slow: float = 0.0) -> None:
+    def __init__(self, script: Callable[[int, dict], object], slow: float = 0.0, sees: bool = True) -> None:
         self.script, self.paid, self.bodies, self.slow = script, Counter(), [], slow
         server = self
 
@@ -82,7 +83,7 @@ class Scripted:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 turn = sum(message["role"] == "assistant" for message in body["messages"])
                 blind = not any(part["type"] == "image_url" for part in body["messages"][0]["content"])
-                if blind:  # are pictures seen?
+                if blind and sees:  # are pictures seen?
                     return self.send(reply({"content": "no"}, {"prompt_tokens": 9, "completion_tokens": 1}))
                 time.sleep(server.slow)
                 said = server.script(turn, body)
@@ -175,6 +176,26 @@ def test_tools_reach_no_photo_that_judges_a_label_and_no_caption():
     shown = box.call("find_photos", {"text": "photo 150", "count": 9}).facts["photos"]
     assert all(row["photo"] < 100 for row in shown) and set(shown[0]) == {"photo", "share", "percentile"}
     assert box.call("strongest", {"first": 99}).facts == {"photos": []}  # no further photo fires it
+
+
+def test_an_agent_that_reads_text_only_gets_captions_for_pictures(tmp_path):
+    class Described(Photos):
+        captions = tuple(f"square number {i}" if i % 2 else None for i in range(200))
+
+    def script(turn: int, body: dict):
+        calls = [call("find_photos", text="photo 7", count=2), call("activations", "b", photos=[3, 4]), call("look")]
+        return calls if turn == 0 else LABEL
+
+    with Scripted(script, sees=False) as server:
+        own = {"base_url": server.url, "cache": tmp_path / "answers", **FAST, "layout": "captions"}
+        agent = load_proposer("agent", sight=Words().sight, **own)
+        (row,) = propose.run(agent, exemplars(), Described(), [1], tmp_path / "run", progress=False)
+    assert row.status == "answered" and not row.sheets and len(server.bodies) == 2
+    assert "image_url" not in json.dumps(server.bodies) and ": square number 5" in row.prompt
+    found, numbers, look = (json.loads(c["answer"]) for c in transcript(tmp_path, 1)[0]["calls"])
+    assert found["photos"][0] == {"photo": 7, "share": 0.7, "percentile": 0.94, "shows": "square number 7"}
+    assert [p["shows"] for p in numbers["photos"]] == ["square number 3", "-"] and "known: strongest" in look["error"]
+    assert [t["function"]["name"] for t in server.bodies[0]["tools"]] == ["strongest", "find_photos", "activations"]
 
 
 @pytest.mark.parametrize(

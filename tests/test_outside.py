@@ -133,6 +133,7 @@ def test_a_program_that_answers_nothing_stops_the_run_in_one_line(tmp_path):
     ("settings", "words"),
     [
         ({"command": ""}, "names no program"),
+        ({"command": False}, "quotes within quotes"),
         ({"command": "python '"}, "close its quotes"),
         ({"command": "/no/such/program x"}, "no such program"),
         ({"command": "python @wrong"}, "is none of @exemplars, @answers"),
@@ -142,7 +143,8 @@ def test_a_program_that_answers_nothing_stops_the_run_in_one_line(tmp_path):
     ],
 )
 def test_wrong_settings_are_one_line_before_anything_starts(settings, words):
-    settings = settings | {"command": settings["command"].replace("python", sys.executable)}
+    if isinstance(settings["command"], str):
+        settings = settings | {"command": settings["command"].replace("python", sys.executable)}
     with pytest.raises(UserError, match=words):
         CommandProposer(**settings)
 

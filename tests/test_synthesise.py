@@ -22,6 +22,7 @@ from saelab.cli.synthesise import notes, table
 from saelab.errors import UserError
 from saelab.hosts import Host, Transform
 from saelab.hosts.callable_transform import CallableTransform
+from saelab.label.exemplars import Exemplars
 from saelab.run.stages import synthesis as stage
 from saelab.run.stages import synthesis_pictures
 from saelab.sae import SAE
@@ -433,14 +434,31 @@ def test_pictures_of_a_run_are_made_once_and_added_to(made, monkeypatch):  # noq
     assert made.synthesise("neuron", [2], **QUICK).rows()[0] == rows[1], "alone or beside others: the same"
 
 
+def test_the_strongest_unseen_photo_says_how_far_retrieval_can_go(made):  # noqa: F811
+    """By hand, for every neuron: the photo's cosine with each unit's mean exemplar."""
+    rows = made.synthesise("neuron", "all", **QUICK).rows()
+    basis = next(basis for basis in made.mined if basis.name == "neuron")
+    own, vectors = Exemplars.load(basis.exemplars.path), made.embeddings.images
+    means = torch.stack([vectors[ids[fires > 0]].mean(0) for ids, fires in zip(own.positives, own.activations)])
+    test, acts = torch.as_tensor(made.images.ids("test")), made.units["neuron"].acts.to_dense()
+    for row in rows:
+        unit = row["unit"]
+        if acts[test, unit].max() <= 0 or means[unit].isnan().any():
+            assert row["retrieval_photo"] is None
+            continue
+        cosine = torch.nn.functional.normalize(means, dim=1) @ vectors[test[acts[test, unit].argmax()]]
+        rest = cosine[~cosine.isnan() & (torch.arange(len(means)) != unit)]
+        below, equal = (rest < cosine[unit] - 1e-6).sum(), ((rest - cosine[unit]).abs() <= 1e-6).sum()
+        assert row["retrieval_photo"] == pytest.approx(float(below + equal / 2) / len(rest))
+    assert sum(row["retrieval_photo"] is not None for row in rows) > 1
+
+
 def test_features_directions_and_changed_photos(made):  # noqa: F811
     for basis in ("sae", "random rotation"):
         rows = made.synthesise(basis, "top:2", **QUICK).rows()
         assert len(rows) == 2 and all(row["objective"][1] > row["objective"][0] for row in rows)
     strongest = made.synthesise("neuron", [0], method="accentuate", **QUICK).rows()[0]
     positives = made.mined[0].exemplars.path
-    from saelab.label.exemplars import Exemplars
-
     assert strongest["photo"] == int(Exemplars.load(positives).positives[0, 0])
     assert strongest["activation"] > 0 and made.synthesise("neuron", [0], **QUICK).summary["pictures"] == 1
 

@@ -1,14 +1,17 @@
 """A real text model behind a real server: chat template, HTTP, answers that are no JSON; it is shown captions."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from pictures import Pictures, exemplars
 from servers import FaultServer, transformers_serve
 from small_text_model import WHEEL, save_small_text_model, wheel
 
 from saelab.errors import UserError
 from saelab.label import propose
+from saelab.label.agent.hands import Sight
 from saelab.label.propose import build_case, load_proposer
 
 pytest.importorskip("openai")
@@ -62,7 +65,24 @@ def test_a_text_model_behind_transformers_serve_gives_every_unit_a_row(tmp_path)
         proposer = load_proposer("openai", **settings, guided=False, max_tokens=24, timeout=600, concurrency=1)
         rows = propose.run(proposer, ex, Described(), range(4), tmp_path / "run", progress=False)
         again = propose.run(proposer, ex, Described(), range(4), tmp_path / "other", progress=False)
+        talks = talk(settings | {"rounds": 3, "max_tokens": 24, "timeout": 600, "concurrency": 1}, tmp_path / "agent")
     assert len(rows) == 4 and {row.status for row in rows} <= {"answered", "none", "unparsed"}
     assert all(row.raw and row.completion_tokens and row.attempts == 1 for row in rows)
     assert any(row.status == "unparsed" for row in rows)  # it rambles
     assert all(row.cached for row in again) and [row.raw for row in again] == [row.raw for row in rows]
+    assert {row.status for row in talks} <= {"answered", "none", "unparsed"} and len(talks) == 2
+    assert all(row.attempts and row.completion_tokens for row in talks)  # no answer is lost, whatever it is
+    assert len(list((tmp_path / "agent" / "transcripts").iterdir())) == 2
+
+
+def talk(settings: dict, folder: Path) -> list[propose.Proposal]:
+    """An agent's talks about two units, from captions, with a model that hardly knows what a tool is."""
+
+    class Split(Described):
+        def ids(self, split: str) -> range:
+            return range(100) if split == "mine" else range(100, 200)
+
+    sight = Sight(torch.eye(200), lambda texts: torch.eye(200)[[len(text) for text in texts]])
+    ex = dataclasses.replace(exemplars(2), column=lambda unit: (torch.arange(200.0) % 7 == unit).float())
+    agent = propose.load_proposer("agent", sight=sight, **settings)
+    return propose.run(agent, ex, Split(), range(2), folder, progress=False)

@@ -228,7 +228,7 @@ def test_recorded_answers_of_another_run_give_the_same_rows(run, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (["bases=[neurons]"], "bases=neurons: not in"),
+        (["bases=[neurons]"], "bases=neurons: is not in this run; did you mean neuron"),
         (["bases=[]"], "bases=[]: at least one is needed"),
         (
             ["proposer=tagger"],

@@ -17,7 +17,6 @@ from saelab.artifacts import read_json
 from saelab.cli.edge import command, plain, run_file
 from saelab.errors import UserError
 from saelab.run.basis import RANDOM_GROUP, Basis
-from saelab.run.config import as_tuple
 from saelab.run.controls import ALWAYS, OF_SAES, RANDOM_HOST
 from saelab.run.making import Stages
 from saelab.run.record import add_effects, read_config
@@ -101,18 +100,8 @@ def main(cfg: DictConfig) -> None:
 
 def choose(wanted: Any, bases: Sequence[Basis]) -> list[Basis]:
     """The bases that are named, all by default. Raises UserError for one that the run lacks."""
-    if wanted is None:
-        return list(bases)
-    known = {name for basis in bases for name in _names(basis)}
-    for name in as_tuple(wanted):
-        if name not in known:
-            near = settings.nearest(name, sorted(known))
-            raise UserError("bases", name, "is not in this run", f"{near}it has {', '.join(sorted(known))}")
-    return [basis for basis in bases if _names(basis) & set(as_tuple(wanted))]
-
-
-def _names(basis: Basis) -> set[str]:
-    return {basis.name, basis.kind, basis.layer, f"{basis.layer} {basis.name}"}
+    names = ((b.name, b.kind, b.layer, f"{b.layer} {b.name}") for b in bases)
+    return settings.choose("bases", wanted, list(zip(bases, names)))
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from saelab import settings
 from saelab.cli.edge import command, plain, run_file
 from saelab.errors import UserError
 from saelab.report import reading
-from saelab.run.config import as_tuple
 from saelab.run.stages.exemplars import export_milan
 
 FORMATS = ("milan",)
@@ -33,13 +31,9 @@ def main(cfg: DictConfig) -> None:
         raise UserError("format", given["format"], "unknown", f"known: {', '.join(FORMATS)}")
     run = reading.read(run_file(given["run"]))
     out = run.path.parent / "export" / run.path.stem if given["out"] is None else Path(given["out"]).expanduser()
-    known = {basis.name: basis for basis in run.bases if basis.of_tokens}
-    for name in known if given["bases"] is None else as_tuple(given["bases"]):
-        if name not in known:
-            near = settings.nearest(name, list(known))
-            raise UserError("bases", name, f"not in {run.path}", f"{near}it has {', '.join(known)}")
-        folder, count = export_milan(run, known[name], str(given["units"]), given["k"], out)
-        print(f"{name}: {count} units in {folder}")
+    for basis in reading.choose(given["bases"], [basis for basis in run.bases if basis.of_tokens]):
+        folder, count = export_milan(run, basis, str(given["units"]), given["k"], out)
+        print(f"{basis.name}: {count} units in {folder}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,20 @@ from saelab.run.making import Stages
 from saelab.run.record import read_config
 from saelab.run.stages.synthesis import SUMMARY, read_request
 
-COLUMNS = ("units", "reached", "beyond photos", "ratio", "retrieval", "se", "top-1", "label", "se", "path", "photos'")
+COLUMNS = (
+    "units",
+    "reached",
+    "beyond photos",
+    "ratio",
+    "retrieval",
+    "se",
+    "photo's",
+    "top-1",
+    "label",
+    "se",
+    "path",
+    "photos'",
+)
 
 
 @command(
@@ -51,7 +64,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for one in found:
         seen, says, way, most = (one[key] or {} for key in ("retrieval", "label_agrees", "path", "path_most"))
-        numbers = [one["ratio"], seen.get("mean"), seen.get("se"), one["top1"], says.get("mean"), says.get("se")]
+        photo = (one.get("retrieval_photo") or {}).get("mean")
+        numbers = [one["ratio"], seen.get("mean"), seen.get("se"), photo, one["top1"], says.get("mean"), says.get("se")]
         texts = [str(one["units"]), f"{one['reached']}/{one['pictures']}", f"{one['beyond']}/{one['pictures']}"]
         rows.append(
             [
@@ -67,6 +81,7 @@ def notes(found: Sequence[Mapping[str, Any]]) -> str:
     """What the table's numbers mean, and what it leaves out."""
     lines = [
         "Chance: retrieval .5, label .5, path 0 (photos among themselves: the last column).",
+        "Photo's: the retrieval of each unit's strongest photo for testing, which nobody mined.",
         "A picture that does not reach its unit's median photo is not its face.",
     ]
     chance = [one["top1_chance"] for one in found if one["top1_chance"] is not None]

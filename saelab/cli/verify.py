@@ -83,17 +83,11 @@ def load(asked: ProposerSettings) -> VLMProposer:
 
 def choose(wanted: list[str] | str | None, asked: ProposerSettings, run: reading.Run) -> list[reading.ReadBasis]:
     """The bases that are named, all by default. Raises UserError for one that the run lacks."""
-    known = {basis.name: basis for basis in run.bases}
-    names = list(known) if wanted is None else list(as_tuple(wanted))
-    if not names:
-        raise UserError("bases", "[]", "at least one is needed", f"the run has {', '.join(known)}")
-    for name in names:
-        if name not in known:
-            near = settings.nearest(name, list(known))
-            raise UserError("bases", name, f"not in {run.path}", f"{near}it has {', '.join(known)}")
-    if asked.name == "recorded" and len(names) > 1:
+    bases = reading.choose(wanted, run.bases)
+    if asked.name == "recorded" and len(bases) > 1:
+        names = [basis.name for basis in bases]
         raise UserError("bases", ", ".join(names), "recorded answers are those of one basis", f"bases=['{names[0]}']")
-    return [known[name] for name in names]
+    return bases
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from saelab import settings
 from saelab.errors import UserError
 from saelab.report import reading
-from saelab.settings import nearest
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,13 @@ def read_entries(run_json: Path | str, names: Sequence[str] | None = None) -> li
     known = [basis for basis in record["bases"] if basis.get("sae")]
     if not known:
         raise UserError("run", path, "has no SAE", "train some: bases=[neuron,sae]")
-    there = list(dict.fromkeys(basis["name"] for basis in known))
-    for name in names or []:
-        if name not in there:
-            raise UserError("bases", name, "is no SAE of this run", f"{nearest(name, there)}it has {', '.join(there)}")
+    called = ((b["name"], b["basis"], b["layer"], f"{b['layer']} {b['name']}") for b in known)
+    chosen = settings.choose("bases", names, list(zip(known, called)))
     host, images = record.get("host") or record["name"], reading.artifact(path, record["images"], "images")
     entries: list[Entry] = []
-    for basis in known:
-        if names is None or basis["name"] in names:
-            entry = _entry(path, basis, host, record["encoder"], images)
-            entries.append(_apart(entry, [other.place for other in entries]))
+    for basis in chosen:
+        entry = _entry(path, basis, host, record["encoder"], images)
+        entries.append(_apart(entry, [other.place for other in entries]))
     return entries
 
 

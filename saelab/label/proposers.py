@@ -85,8 +85,6 @@ def _agent(sight: Any, **settings: Any) -> Proposer:
     for name in ("guided", "rerank", "weight", "synthesised"):  # of openai.yaml, for questions of another kind
         settings.pop(name, None)
     look = Look(**_take(settings, [field.name for field in dataclasses.fields(Look)]))
-    if look.layout == "captions":
-        raise UserError("proposer.layout", "captions", "an agent looks for itself", "use sheet or parts")
     bounds = Bounds(**_take(settings, [field.name for field in dataclasses.fields(Bounds)]))
     question = _take(settings, ["prompt", "shown"])
     return AgentProposer(_openai(**settings), sight, look, bounds, **question)

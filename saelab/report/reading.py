@@ -1,12 +1,14 @@
 """Reading a run: `run.json` and the artifacts that it lists, checked for being whole and for fitting together."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import saelab
+from saelab import settings
 from saelab.artifacts import open_artifact, read_json, read_jsonl
 from saelab.errors import UserError
 from saelab.images import ImageSet
@@ -88,6 +90,15 @@ def read(run_json: Path | str) -> Run:
             "run", path, f"gives two bases the same name: {', '.join(names)}", "name each basis differently"
         )
     return Run(path, facts, images, bases, tuple(_comparison(path, folder) for folder in _compared(facts)))
+
+
+def choose(wanted: Any, bases: Sequence[ReadBasis]) -> list[ReadBasis]:
+    """The bases that `wanted` names, as `saelab effects` does: by name, kind or layer; None: all.
+
+    Raises UserError for one that the run lacks.
+    """
+    names = ((b.name, b.short, b.kind, b.layer, f"{b.layer} {b.short}") for b in bases)
+    return settings.choose("bases", wanted, list(zip(bases, names)))
 
 
 def read_record(path: Path) -> dict[str, Any]:

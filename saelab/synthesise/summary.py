@@ -19,6 +19,7 @@ def summarise_pictures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "beyond": sum(row["percentile"] >= TOP for row in rows),
         "ratio": ratios[len(ratios) // 2] if ratios else None,
         "retrieval": mean_of([place["percentile"] for place in places]),
+        "retrieval_photo": mean_of([row.get("retrieval_photo") for row in rows if row["retrieval"] is not None]),
         "top1": sum(place["rank"] == 1 for place in places) / len(places) if places else None,
         "top1_chance": sum(1 / place["of"] for place in places) / len(places) if places else None,
         "label_agrees": mean_of([row["label_agrees"] for row in rows]),

@@ -1,7 +1,8 @@
 """What an agent may do with a unit: look at images for mining, and ask how strongly they fire it.
 
-Nothing of the `show` and `test` splits is reachable, nor a caption or class: a label is tested on what the agent has
-not seen. There is no generator of pictures; an idea is tested on the photos that the encoder finds for its words.
+Nothing of the `show` and `test` splits is reachable, nor a caption or class, unless `captions` stand for pictures: a
+label is tested on what the agent has not seen. There is no generator of pictures; an idea is tested on the photos that
+the encoder finds for its words.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,14 +41,17 @@ class Unseen(Exception):
 
 
 class Hands:
-    """The tools of one unit. They raise UserError for a call that can't be answered, and Unseen."""
+    """The tools of one unit. They raise UserError for a call that can't be answered, and Unseen.
 
-    def __init__(self, case: Case, sight: Sight, sheet_px: int) -> None:
+    captions: a photo is what people wrote of it, for a model that reads text only; there is no `look` then.
+    """
+
+    def __init__(self, case: Case, sight: Sight, sheet_px: int, captions: bool = False) -> None:
         if case.column is None:
             raise UserError(
                 "proposer", "agent", "needs the unit's activations on all images", "give exemplars a `column`"
             )
-        self.case, self.sight, self.sheet_px = case, sight, sheet_px
+        self.case, self.sight, self.sheet_px, self.captions = case, sight, sheet_px, captions
         self.strengths = Strengths(case.column().numpy(), case.images.ids("mine"))
         self.sheets = 0  # shown so far
 
@@ -55,7 +59,7 @@ class Hands:
         """By the names under which a model calls them."""
         count = Argument("integer", "how many photos", default=TILES, low=1, high=TILES)
         first = Argument("integer", "rank of the first one; 1 is the strongest", default=1, low=1)
-        return [
+        found = [
             Tool(
                 "strongest",
                 "Photos that fire the unit most, by rank.",
@@ -74,13 +78,14 @@ class Hands:
                 {"photos": Argument("integer", "numbers of photos", most=MOST)},
                 self.activations,
             ),
-            Tool(
-                "look",
-                "One photo, large, with where it fires the unit.",
-                {"photo": Argument("integer", "its number")},
-                self.look,
-            ),
         ]
+        look = Tool(
+            "look",
+            "One photo, large, with where it fires the unit.",
+            {"photo": Argument("integer", "its number")},
+            self.look,
+        )
+        return found if self.captions else [*found, look]
 
     def strongest(self, first: int, count: int) -> Answer:
         """The mined images from rank `first` on that fire the unit."""
@@ -130,12 +135,13 @@ class Hands:
 
     def _row(self, photo: int) -> dict[str, Any]:
         own = self.strengths.of(photo)
-        return {"photo": own["image"]} | {name: round(own[name], DIGITS) for name in ("share", "percentile")}
+        row = {"photo": own["image"]} | {name: round(own[name], DIGITS) for name in ("share", "percentile")}
+        return row | ({"shows": self.case.images.captions[photo] or "-"} if self.captions else {})
 
     def _show(self, ids: Sequence[int]) -> Answer:
-        """A sheet of the photos in reading order, with the numbers of each."""
-        if not ids:
-            return Answer({"photos": []})
+        """The numbers of each photo, and a sheet of them in reading order unless captions do."""
+        if not ids or self.captions:
+            return Answer({"photos": [self._row(i) for i in ids]})
         tiles = [sheets.tile(self._load(i), sheets.tile_side(self.sheet_px)) for i in ids]
         picture = self._picture(sheets.jpeg(sheets.sheet(tiles, self.sheet_px)), self.sheet_px)
         return Answer({"sheet": picture.name, "photos": [self._row(i) for i in ids]}, [picture])

@@ -75,7 +75,7 @@ class AgentProposer:
 
     def _begin(self, case: Case, folder: Path) -> Talk:
         self.look.check(case)
-        hands = Hands(case, self.sight, self.look.sheet_px)
+        hands = Hands(case, self.sight, self.look.sheet_px, captions=self.look.layout == "captions")
         box = Toolbox(hands.tools())
         groups = {"positives": self.look.positives(case), "contrasts": self.look.contrasts(case)}
         told = {

@@ -30,6 +30,8 @@ class Ended(Exception):
 def split_command(command: str, known: Sequence[str]) -> list[str]:
     """The words of a command line. Raises UserError for none, unknown @places, and a program that isn't there."""
     setting = "proposer.command"
+    if not isinstance(command, str):  # `false`, `null` and numbers are no text to Hydra
+        raise UserError(setting, command, "names no program", """in quotes within quotes: proposer.command='"true"'""")
     try:
         words = shlex.split(command)
     except ValueError as error:

@@ -163,9 +163,22 @@ class PictureMaker:
             row |= {"path": None, "path_most": None, "path_share": None, "path_layers": {}}
         seen = self._embed(Image.fromarray(picture.numpy()))
         found = None if seen is None else place(seen, self._meanings, unit)
-        row |= {"retrieval": None if found is None else asdict(found)}
+        row |= {"retrieval": None if found is None else asdict(found), "retrieval_photo": self._find_photo(unit)}
         row |= {"encoder": self.viewers.encoder.name, "independent": self._independent}
         return row | self._judge_label(unit, seen)
+
+    def _find_photo(self, unit: int) -> float | None:
+        """`retrieval`'s percentile of the unit's strongest photo for testing: what a picture could reach at best.
+
+        None where none of them fires it.
+        """
+        test = torch.as_tensor(self.viewers.images.ids("test"))
+        activations = self._natural.column(unit)[test]
+        if not len(test) or activations.max() <= 0:
+            return None
+        photo = self.viewers.embeddings[test[activations.argmax()]]
+        found = place(photo.float().cpu(), self._meanings, unit)
+        return found and found.percentile
 
     def _judge_label(self, unit: int, seen: Tensor | None) -> dict[str, Any]:
         label = None if self._labels is None else self._labels[unit]

@@ -23,6 +23,16 @@ class Mean:
     mean: float
     se: float | None  # None: fewer than two clusters
     units: int
+    clusters: int
+
+    def interval(self, alpha: float = 0.05) -> tuple[float, float] | None:
+        """Student's interval with a degree of freedom less than there are clusters; None for fewer than two."""
+        from scipy import stats
+
+        if self.se is None:
+            return None
+        reach = float(stats.t.ppf(1 - alpha / 2, self.clusters - 1)) * self.se
+        return self.mean - reach, self.mean + reach
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,8 @@ def mean_of(values: Float[np.ndarray, "units"], labels: Sequence[str | None]) ->
     if not len(kept):
         return None
     mean = float(values[kept].mean())
-    variance, _ = _clustered(values[kept], _clusters(labels, kept))
-    return Mean(mean, None if np.isnan(variance) else float(np.sqrt(variance)), len(kept))
+    variance, clusters = _clustered(values[kept], _clusters(labels, kept))
+    return Mean(mean, None if np.isnan(variance) else float(np.sqrt(variance)), len(kept), clusters)
 
 
 def difference(

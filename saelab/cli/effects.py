@@ -36,6 +36,7 @@ COLUMNS = {
     "top1": "top-1",
     "top10": "top-10",
     "uses": "p<.05",
+    "uses_corrected": "corrected",
     "steer": "steered",
     "push": "push",
     "screen_r": "screen r",

@@ -191,7 +191,8 @@ def test_scores_far_below_the_mean_do_not_outweigh_others():
     found = summarise(rows, ["x", "y", "z"])
     assert found["labellers"]["a"]["mean"]["mean"] == -0.25 and found["labellers"]["a"]["mean"]["units"] == 2
     nothing = summarise([{"unit": 0, "scores": {"a": None}}], ["x"])
-    assert nothing["independent"] == 1 and "no unit could be scored" in simulation_lines("b", nothing)
+    text = simulation_lines("b", nothing | {"path": "rows.jsonl"})
+    assert nothing["independent"] == 1 and "no unit could be scored" in text and text.endswith("rows.jsonl")
 
 
 def test_differences_are_paired_and_clustered_by_label():

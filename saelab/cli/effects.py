@@ -188,7 +188,7 @@ def simulation_lines(name: str, found: dict[str, Any]) -> str:
     title = f"{name}: ablation scores (1: what the label predicts does the unit's work; 0: no better than its mean)"
     last = f"nothing depends on {found['independent']} of {found['units']} units"
     heads = ("labeller", "units", "score (se)", *(f"above {other.replace('_', ' ')}: 95 %, units" for other in AGAINST))
-    return "\n".join([title, tables.draw(heads, rows), last])
+    return "\n".join([title, tables.draw(heads, rows), f"{last}: {found['path']}"])
 
 
 def _gap_text(gap: dict[str, Any] | None) -> str:

@@ -38,7 +38,7 @@ NOT_OF_TEXT = (TRUTH, BEST, LINEAR)  # whose predictions don't follow from a lab
 
 
 def measure_simulation(basis: Basis, seen: Seen, own: EffectsSettings, judges: Judges, root: Path) -> dict[str, Any]:
-    """Score the chosen units of a labelled basis, as far as they are not there; a summary over them."""
+    """Score the chosen units of a labelled basis, as far as they are not there; a summary, and the `path` of rows."""
     assert basis.labels is not None
     rows = pipeline.read(basis.labels.path)
     recipe = {
@@ -72,7 +72,8 @@ def measure_simulation(basis: Basis, seen: Seen, own: EffectsSettings, judges: J
                 for unit in missing[first : first + CHECKPOINT]:
                     found[unit] = predictors.score(unit, stand, acts.column(unit))
                 artifacts.write_jsonl(path, [found[unit] for unit in sorted(found)])
-    return summarise([found[unit] for unit in sorted(chosen)], [row["label"] for row in rows])
+    summary = summarise([found[unit] for unit in sorted(chosen)], [row["label"] for row in rows])
+    return summary | {"path": str(path)}
 
 
 def make_stand(basis: Basis, seen: Seen, own: EffectsSettings) -> Stand:
@@ -172,7 +173,7 @@ def summarise(rows: Sequence[dict[str, Any]], labels: Sequence[str | None]) -> d
     """
     names = dict.fromkeys(name for row in rows for name in row["scores"])
     own = [labels[row["unit"]] for row in rows]
-    columns = {name: np.array([_bounded(row["scores"].get(name)) for row in rows]) for name in names}
+    columns = {name: np.array([bounded(row["scores"].get(name)) for row in rows]) for name in names}
     found: dict[str, Any] = {}
     for name, values in columns.items():
         gaps = {f"above_{other}": values - columns[other] for other in AGAINST if other in columns and other != name}
@@ -188,5 +189,6 @@ def _plain(mean: Mean | None) -> dict[str, Any] | None:
     return {"mean": mean.mean, "se": mean.se, "low": low, "high": high, "units": mean.units}
 
 
-def _bounded(score: float | None) -> float:
+def bounded(score: float | None) -> float:
+    """A score as means take it: -1 at least; NaN where there is none."""
     return float("nan") if score is None else max(-1.0, score)

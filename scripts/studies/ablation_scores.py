@@ -23,7 +23,7 @@ from saelab.run.record import read_config
 from saelab.run.stages.effects import EffectsSettings, choose_units
 from saelab.run.stages.simulation import bounded
 
-RANDOM = 40  # units of each basis and seed
+RANDOM = 20  # units of each basis and seed
 PREDICTORS = ("truth", "best_truth", "final", "dealt")
 PAIRS = (("truth", "final"), ("best_truth", "final"), ("final", "dealt"), ("best_truth", "dealt"))
 COLUMNS = ("layer", "basis", "units", *PREDICTORS, *(f"{a} − {b} (95 %; units)" for a, b in PAIRS))

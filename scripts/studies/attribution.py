@@ -39,10 +39,10 @@ PICTURES = 8  # explained
 UNITS = 24  # of each picture, those whose part is longest
 LATENTS, K = 640, 16  # of the SAEs
 TRAINED = 96  # pictures that SAEs are trained on
-OWN_STEPS = 4, 16  # of the path of one unit alone
+OWN_STEPS = 4  # of the path of one unit alone
 COLUMNS = (
     *("host, layer", "basis", "pairs", "gradient × part r", "slope", "IG(4) r", "IG(16) r", "residual of IG(16)"),
-    *(f"own path({steps}) r" for steps in OWN_STEPS),
+    f"own path({OWN_STEPS}) r",
 )
 
 
@@ -78,8 +78,7 @@ def compare(answers: Resumed, project: Projection) -> dict[str, Any]:
     """Pearson's r and the slope of each method with exact ablation, over pairs of a picture and an active unit."""
     writes = project.writes(answers.all.shape[-1])
     chosen = np.linspace(0, len(answers.all) - 1, PICTURES).round().astype(int)
-    own = {f"own {steps}": steps for steps in OWN_STEPS}
-    found: dict[str, list[Tensor]] = {name: [] for name in ("exact", "quick", "few", "many", *own)}
+    found: dict[str, list[Tensor]] = {name: [] for name in ("exact", "quick", "few", "many", "own")}
     missed, whole = [], []
     for image in tqdm(chosen, leave=False):
         ids, active = np.array([image]), Active.of(project, answers.all[[image]])
@@ -92,8 +91,7 @@ def compare(answers: Resumed, project: Projection) -> dict[str, Any]:
         found["exact"].append(exact(*given, units)[0])
         for method, one in cheap.items():
             found[method].append(one.values[0, units])
-        for method, steps in own.items():
-            found[method].append(follow_own_paths(*given, units, steps))
+        found["own"].append(follow_own_paths(*given, units))
         missed.append(float(cheap["many"].residual.abs()))
         whole.append(float(cheap["many"].whole.abs()))
     every = {method: torch.cat(values).numpy() for method, values in found.items()}
@@ -103,14 +101,14 @@ def compare(answers: Resumed, project: Projection) -> dict[str, Any]:
 
 
 def follow_own_paths(
-    answers: Resumed, ids: np.ndarray, active: Active, writes: Tensor, weights: Tensor, units: list[int], steps: int
+    answers: Resumed, ids: np.ndarray, active: Active, writes: Tensor, weights: Tensor, units: list[int]
 ) -> Tensor:
     """Each unit's part of one picture times the mean gradient while it alone grows from nothing (midpoint rule)."""
     parts = torch.cat([active.part(unit, writes[unit]) for unit in units])
     mean = torch.zeros_like(parts)
-    for step in range(steps):
-        tokens = active.tokens - (1 - (step + 0.5) / steps) * parts
-        mean += answers.gradient(np.repeat(ids, len(units)), tokens, weights) / steps
+    for step in range(OWN_STEPS):
+        tokens = active.tokens - (1 - (step + 0.5) / OWN_STEPS) * parts
+        mean += answers.gradient(np.repeat(ids, len(units)), tokens, weights) / OWN_STEPS
     return (parts.double() * mean.double()).sum((1, 2))
 
 
@@ -130,8 +128,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return tables.draw_markdown(COLUMNS, cells)
 
 
-FORMS = (("quick", ".4f"), ("slope", ".2f"), ("few", ".4f"), ("many", ".5f"), ("residual", ".4f"))
-FORMS += tuple((f"own {steps}", ".5f") for steps in OWN_STEPS)
+FORMS = (("quick", ".4f"), ("slope", ".2f"), ("few", ".4f"), ("many", ".5f"), ("residual", ".4f"), ("own", ".6f"))
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -48,7 +48,14 @@ def main(pictures: Path, root: Path) -> None:
     heads = ("units", "hit rate", "own class among the best 5", "cosine of label and name", "hit rate, dealt")
     print(f"{len(logits)} photos, {len(names)} labels; chance {1 / len(names):.3f}")
     print(tables.draw_markdown(heads, rows))
-    heads = ("WWW, photos a unit", "labels a set", "own class in the set", "F1", "cosine, sentences", "in the encoder")
+    columns = (
+        "WWW, photos a unit",
+        "labels a set",
+        "own class in the set",
+        "F1",
+        "cosine, sentences",
+        "in the encoder",
+    )
     encoder, templates = p.encoder, p.label_settings.templates or p.encoder.templates
     filled, empty = (embed_templates(encoder.embed_sentences, t, templates, False) for t in (names, [""]))
     rows = []
@@ -58,7 +65,7 @@ def main(pictures: Path, root: Path) -> None:
         rows.append(
             [str(photos), *(tables.number(x) for x in _of_sets(sets, right, alike, own_vectors(vectors, right)))]
         )
-    print(tables.draw_markdown(heads, rows))
+    print(tables.draw_markdown(columns, rows))
 
 
 def own_vectors(vectors: Tensor, right: Tensor) -> Tensor:

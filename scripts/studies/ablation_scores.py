@@ -1,6 +1,6 @@
 """Does a label's own truth predict a unit's work better than the label does, and that better than a label dealt out?
 
-`python scripts/studies/ablation_scores.py RUN [LAYER]` after `saelab quickstart`: ablation scores of the run's neurons
+`python scripts/studies/ablation_scores.py RUN [LAYER [SEED ...]]` after `saelab quickstart`: ablation scores of the run's neurons
 and features, seeds together, units of one label a cluster. Two sets of units: those whose final label is true, by
 captions and classes, of a mining picture and of a test picture (so that truth can predict anything), and RANDOM others
 drawn by seed, for which the best of people's words stands in.
@@ -29,11 +29,12 @@ PAIRS = (("truth", "final"), ("best_truth", "final"), ("final", "dealt"), ("best
 COLUMNS = ("layer", "basis", "units", *PREDICTORS, *(f"{a} − {b} (95 %; units)" for a, b in PAIRS))
 
 
-def main(run: Path, layers: Sequence[str]) -> None:
+def main(run: Path, layers: Sequence[str] = (), seeds: Sequence[int] = ()) -> None:
     """Print a row for each layer, group of bases and set of units."""
     made, rows = Stages(read_config(run)), []
     for layer in layers or made.config.layers:
         bases = [b for b in made.labelled if b.layer == layer and b.acts and not b.control]
+        bases = [b for b in bases if not seeds or b.seed is None or b.seed in seeds]
         for group in dict.fromkeys(b.group for b in bases):
             own = [b for b in bases if b.group == group]
             for title, choose in (("truth known", with_truth), ("random", lambda *_: f"random:{RANDOM}")):
@@ -87,4 +88,4 @@ def column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2:3], [int(seed) for seed in sys.argv[3:]])

@@ -1,9 +1,9 @@
 """Does a label's own truth predict a unit's work better than the label does, and that better than a label dealt out?
 
-`python scripts/studies/ablation_scores.py RUN [LAYER [SEED ...]]` after `saelab quickstart`: ablation scores of the run's neurons
-and features, seeds together, units of one label a cluster. Two sets of units: those whose final label is true, by
-captions and classes, of a mining picture and of a test picture (so that truth can predict anything), and RANDOM others
-drawn by seed, for which the best of people's words stands in.
+`python scripts/studies/ablation_scores.py RUN [LAYER [SEED ...]]` after `saelab quickstart`: ablation scores of the
+run's neurons and features, seeds together, units of one label a cluster. Two sets of units: those whose final label is
+true, by captions and classes, of a mining picture and of a test picture (so that truth can predict anything), and
+RANDOM of each basis, drawn by seed, for which the best of people's words stands in.
 """
 
 import sys

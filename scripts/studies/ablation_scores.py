@@ -1,9 +1,10 @@
 """Does a label's own truth predict a unit's work better than the label does, and that better than a label dealt out?
 
 `python scripts/studies/ablation_scores.py RUN [LAYER [SEED ...]]` after `saelab quickstart`: ablation scores of the
-run's neurons and features, seeds together, units of one label a cluster. Two sets of units: those whose final label is
-true, by captions and classes, of a mining picture and of a test picture (so that truth can predict anything), and
-RANDOM of each basis, drawn by seed, for which the best of people's words stands in.
+run's neurons and features, seeds together, units of one label a cluster. Three sets of units: those whose final label
+is true, by captions and classes, of a test picture and of MANY mining pictures or more; those with fewer, 1 at least,
+from which little can be learned; and RANDOM of each basis, drawn by seed, for which the best of people's words stands
+in.
 """
 
 import sys
@@ -23,6 +24,7 @@ from saelab.run.record import read_config
 from saelab.run.stages.effects import EffectsSettings, choose_units
 from saelab.run.stages.simulation import bounded
 
+MANY = 10  # mining pictures that a label is true of
 RANDOM = 20  # units of each basis and seed
 PREDICTORS = ("truth", "best_truth", "final", "dealt")
 PAIRS = (("truth", "final"), ("best_truth", "final"), ("final", "dealt"), ("best_truth", "dealt"))
@@ -37,20 +39,35 @@ def main(run: Path, layers: Sequence[str] = (), seeds: Sequence[int] = ()) -> No
         bases = [b for b in bases if not seeds or b.seed is None or b.seed in seeds]
         for group in dict.fromkeys(b.group for b in bases):
             own = [b for b in bases if b.group == group]
-            for title, choose in (("truth known", with_truth), ("random", lambda *_: f"random:{RANDOM}")):
+            for title, choose in (("many true", many_true), ("few true", few_true), ("random", draw)):
                 found = [pair for basis in own for pair in score(made, basis, choose(made, basis))]
                 rows.append([layer, f"{group}, {title}", *cells(found)])
                 print(rows[-1], file=sys.stderr)
     print(tables.draw_markdown(COLUMNS, rows))
 
 
-def with_truth(made: Stages, basis: Basis) -> str:
-    """Units whose final label is true of a mining picture and of a test picture, as `units=` names them."""
+def draw(made: Stages, basis: Basis) -> str:
+    """Any units."""
+    return f"random:{RANDOM}"
+
+
+def many_true(made: Stages, basis: Basis) -> str:
+    """Units whose final label is true of a test picture and of MANY mining pictures, as `units=` names them."""
+    return ",".join(str(unit) for unit, true in true_of(made, basis).items() if true >= MANY)
+
+
+def few_true(made: Stages, basis: Basis) -> str:
+    """Units whose final label is true of a test picture and of fewer mining pictures, one at least."""
+    return ",".join(str(unit) for unit, true in true_of(made, basis).items() if true < MANY)
+
+
+def true_of(made: Stages, basis: Basis) -> dict[int, int]:
+    """Of how many mining pictures a unit's final label is true, where it is true of some in both splits."""
     truth, (mine, test) = made.judges.truth, (np.asarray(made.images.ids(split)) for split in ("mine", "test"))
     assert truth is not None and basis.labels is not None
     holds = {label: truth.member[:, column].numpy() for label, column in truth.column.items()}
-    kept = [label for label, true in holds.items() if true[mine].any() and true[test].any()]
-    return ",".join(str(row["unit"]) for row in pipeline.read(basis.labels.path) if row["label"] in kept)
+    counts = {label: int(true[mine].sum()) for label, true in holds.items() if true[mine].any() and true[test].any()}
+    return {row["unit"]: counts[row["label"]] for row in pipeline.read(basis.labels.path) if row["label"] in counts}
 
 
 def score(made: Stages, basis: Basis, units: str) -> list[tuple[dict[str, Any], str | None]]:

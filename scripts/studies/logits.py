@@ -62,16 +62,8 @@ def main(pictures: Path, root: Path) -> None:
     for photos in PHOTOS:
         chosen = p.embeddings.images[logits.topk(photos, dim=0).indices.T].float()
         sets = www_labels(www(chosen, filled, empty[0]))
-        rows.append(
-            [str(photos), *(tables.number(x) for x in _of_sets(sets, right, alike, own_vectors(vectors, right)))]
-        )
+        rows.append([str(photos), *(tables.number(x) for x in _of_sets(sets, right, alike))])
     print(tables.draw_markdown(columns, rows))
-
-
-def own_vectors(vectors: Tensor, right: Tensor) -> Tensor:
-    """Cosine [outputs, labels] of each output's own name (the first that it has) and every label, in the encoder."""
-    unit = torch.nn.functional.normalize(vectors.float(), dim=1)
-    return unit[right.int().argmax(1)] @ unit.T
 
 
 def _of_sets(sets: list[list[int]], right: Tensor, alike: Tensor, near: Tensor) -> list[float]:

@@ -4,7 +4,7 @@
 its files are called is not looked at), ROOT keeps what is computed. Hit rate: the share of logits whose best label
 among the 1000 names is their own class', by correlation with ConSE's similarities; beside it labels dealt out. Then
 WWW's sets of labels (all above 95 % of the best) from the photos with the highest logits: how large they are, F1 with
-the set of the own class' name alone, and the cosine of the best label and that name, of sentences and in the encoder.
+the set of the own class' name alone, and the sentences' cosine of the best label and that name.
 """
 
 import sys
@@ -22,7 +22,7 @@ from saelab.label.scorers.several import www, www_labels
 
 DEALS = 20
 HOST = "efficientnet_lite0"
-PHOTOS = (1, 10, 50)  # with the highest logits, that WWW chooses labels from; as many a class as PICTURES has fit best
+PHOTOS = (1, 10)  # with the highest logits, that WWW chooses labels from
 
 
 def main(pictures: Path, root: Path) -> None:
@@ -48,14 +48,7 @@ def main(pictures: Path, root: Path) -> None:
     heads = ("units", "hit rate", "own class among the best 5", "cosine of label and name", "hit rate, dealt")
     print(f"{len(logits)} photos, {len(names)} labels; chance {1 / len(names):.3f}")
     print(tables.draw_markdown(heads, rows))
-    columns = (
-        "WWW, photos a unit",
-        "labels a set",
-        "own class in the set",
-        "F1",
-        "cosine, sentences",
-        "in the encoder",
-    )
+    columns = ("WWW, photos a unit", "labels a set", "own class in the set", "F1", "cosine of label and name")
     encoder, templates = p.encoder, p.label_settings.templates or p.encoder.templates
     filled, empty = (embed_templates(encoder.embed_sentences, t, templates, False) for t in (names, [""]))
     rows = []
@@ -66,13 +59,13 @@ def main(pictures: Path, root: Path) -> None:
     print(tables.draw_markdown(columns, rows))
 
 
-def _of_sets(sets: list[list[int]], right: Tensor, alike: Tensor, near: Tensor) -> list[float]:
-    """Mean size, share that has the own class, F1 with the own class alone, cosines of the best label; none: 0."""
+def _of_sets(sets: list[list[int]], right: Tensor, alike: Tensor) -> list[float]:
+    """Mean size, share that has the own class, F1 with the own class alone, cosine of the best label; none: 0."""
     sizes = np.array([len(own) for own in sets])
     hit = np.array([bool(right[unit, own].any()) for unit, own in enumerate(sets)])
     best = [(unit, own[0]) for unit, own in enumerate(sets) if own]
-    cosines = [sum(float(table[pair]) for pair in best) / len(sets) for table in (alike, near)]
-    return [float(x) for x in (sizes.mean(), hit.mean(), (2 * hit / (sizes + 1)).mean(), *cosines)]
+    cosine = sum(float(alike[pair]) for pair in best) / len(sets)
+    return [float(x) for x in (sizes.mean(), hit.mean(), (2 * hit / (sizes + 1)).mean(), cosine)]
 
 
 def _numbers(scores: Tensor, right: Tensor, alike: Tensor) -> list[float]:

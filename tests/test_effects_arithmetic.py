@@ -12,7 +12,7 @@ from scipy import stats
 from saelab.effects import MeasureSettings, amounts, difference, measure, summarise
 from saelab.effects.groups import measure_group
 from saelab.effects.steering import AMPLIFIED, DOSES, STEERED, output_scores
-from saelab.effects.summary import causal_columns, mean_of
+from saelab.effects.summary import USES, causal_columns, correct, mean_of, share_below
 from saelab.units.bases import Projection
 
 IMAGES, TOKENS, UNITS, OUTPUTS = 40, 3, 6, 15
@@ -239,6 +239,7 @@ def test_the_summary_of_a_basis_is_that_of_its_rows():
     assert found["kl"]["1"]["mean"] == pytest.approx(0.4) and found["kl"]["1"]["units"] == 2
     assert found["steer_pct"]["2"] == {"mean": 0.8, "se": None, "units": 1}
     assert found["uses"] == 0.5, "2 of 4: below 0.05, not at it"
+    assert found["uses_corrected"] == 0.25, "0.01 x 4 is below, 0.04 x 4 / 2 and 0.05 x 4 / 3 are not"
     assert found["four_field"] == {"both": 0.2, "detects": 0.4, "uses": 0.2, "neither": 0.2}
     quick, exact = [1.0, 2, 3, 5], [1.5, 2, 4.5, 6]
     assert found["screen_r"] == pytest.approx(np.corrcoef(quick, exact)[0, 1])
@@ -246,6 +247,24 @@ def test_the_summary_of_a_basis_is_that_of_its_rows():
     assert summarise(rows[2:], [None] * 3, 3)["screen_r"] is None
     columns = causal_columns([rows[4], rows[1]], 6)
     assert columns["causal_p"].tolist()[1::3] == [0.04, 0.5] and np.isnan(columns["causal"][[0, 2, 3, 5]]).all()
+
+
+def test_p_values_are_corrected_for_the_number_of_units():
+    """Twin: Benjamini & Hochberg's step-up rule, written out; under chance alone units almost never pass."""
+    rng = np.random.default_rng(0)
+    p = rng.random(40) ** 2
+    p[7] = np.nan
+    known = np.sort(p[np.isfinite(p)])
+    last = max((i for i, value in enumerate(known, 1) if value <= USES * i / len(known)), default=0)
+    found = correct(p)
+    assert (
+        np.isnan(found[7]) and (found <= USES).sum() == last > 0 and (found[np.isfinite(p)] >= p[np.isfinite(p)]).all()
+    )
+    worlds = [rng.random(100) for _ in range(200)]
+    assert np.mean([share_below(world) for world in worlds]) == pytest.approx(0.05, abs=0.01)
+    any_left = np.mean([share_below(correct(world)) > 0 for world in worlds])
+    assert any_left < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(worlds))
+    assert share_below(correct(np.full(3, np.nan))) == 0
 
 
 def test_the_output_score_is_the_probability_that_an_amplified_unit_gives_what_it_alone_writes():

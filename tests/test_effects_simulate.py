@@ -1,5 +1,7 @@
 """Ablation scores: exact ends, the authors' formula written out, planted labels, pictures that don't fire a unit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,9 @@ from saelab.effects.simulate import Stand, find_losses, fit_line, score_unit, wi
 from saelab.errors import UserError
 from saelab.evaluate import Judges
 from saelab.run.stages.effects import EffectsSettings
-from saelab.run.stages.simulation import Predictors, summarise
+from saelab.run.stages.simulation import Predictors, best_concept, summarise
 from saelab.sae import SAE, Meta
-from saelab.truth import Similarity
+from saelab.truth import Similarity, Truth
 from saelab.units.bases import Projection
 
 MINE, SCORED = np.arange(12), np.arange(12, 30)
@@ -159,11 +161,14 @@ def test_losses_are_of_classes_or_of_the_hosts_own_answer():
 def test_every_labeller_is_scored_beside_dealt_labels_and_truth(made):  # noqa: F811
     found = made.effects["neuron"].measure(units="all")
     table = found.ablation_scores().set_index("labeller")
-    assert list(table.index) == ["pearson", "dealt", "truth"] and (table["basis"] == "neuron").all()
+    assert list(table.index) == ["pearson", "dealt", "truth", "best_truth"] and (table["basis"] == "neuron").all()
     assert table.loc["pearson", "mean"] > max(0.5, table.loc["dealt", "mean"]), "colours fire their own units"
     assert table.loc["pearson", "above_dealt"] == pytest.approx(
         table.loc["pearson", "mean"] - table.loc["dealt", "mean"], abs=1e-9
     )
+    pair = table.loc["best_truth"]  # red, green and blue are classes; no unit has a better word
+    assert pair["above_truth"] == pytest.approx(0, abs=1e-9) and np.isnan(pair["above_best_truth"])
+    assert pair["above_dealt_low"] < pair["above_dealt"] < pair["above_dealt_high"]
     folder = next((made.root / "ablation_scores").glob("neuron-*[0-9a-f]"))
     rows = read_jsonl(folder / "ablation_scores.jsonl")
     assert [row["unit"] for row in rows] == list(range(9)) and rows[0]["labels"]["pearson"] == "red"
@@ -178,7 +183,7 @@ def test_every_labeller_is_scored_beside_dealt_labels_and_truth(made):  # noqa: 
     with pytest.raises(UserError, match="fit=optimal: unknown; did you mean optim"):
         EffectsSettings(fit="optimal")
     text = simulation_lines("neuron", again)
-    assert "pearson" in text and "above dealt labels" in text and "nothing depends on" in text
+    assert "pearson" in text and "above best truth: 95 %, units" in text and "nothing depends on" in text
 
 
 def test_scores_far_below_the_mean_do_not_outweigh_others():
@@ -186,7 +191,46 @@ def test_scores_far_below_the_mean_do_not_outweigh_others():
     found = summarise(rows, ["x", "y", "z"])
     assert found["labellers"]["a"]["mean"]["mean"] == -0.25 and found["labellers"]["a"]["mean"]["units"] == 2
     nothing = summarise([{"unit": 0, "scores": {"a": None}}], ["x"])
-    assert nothing["independent"] == 1 and "no unit could be scored" in simulation_lines("b", nothing)
+    text = simulation_lines("b", nothing | {"path": "rows.jsonl"})
+    assert nothing["independent"] == 1 and "no unit could be scored" in text and text.endswith("rows.jsonl")
+
+
+def test_differences_are_paired_and_clustered_by_label():
+    """Twin: the mean of unit-by-unit differences; sums of labels give the error, a degree less than labels."""
+    from scipy import stats
+
+    rng = np.random.default_rng(3)
+    scores = {name: rng.uniform(-1, 1, 12) for name in ("a", "dealt", "truth")}
+    rows = [
+        {"unit": u, "scores": {n: None if n == "truth" and u > 7 else float(v[u]) for n, v in scores.items()}}
+        for u in range(12)
+    ]
+    labels = [f"label {u % 4}" for u in range(12)]
+    found = summarise(rows, labels)["labellers"]
+    for other, kept in (("dealt", 12), ("truth", 8)):
+        gap = found["a"][f"above_{other}"]
+        apart = (scores["a"] - scores[other])[:kept]
+        sums = [(apart - apart.mean())[np.arange(kept) % 4 == label].sum() for label in range(4)]
+        se = np.sqrt(np.sum(np.square(sums)) * 4 / 3) / kept
+        assert gap["mean"] == pytest.approx(apart.mean()) and gap["units"] == kept and gap["se"] == pytest.approx(se)
+        low, high = stats.t.interval(0.95, 3, apart.mean(), se)
+        assert (gap["low"], gap["high"]) == pytest.approx((low, high))
+    assert found["truth"]["above_dealt"]["units"] == 8 and "above_dealt" not in found["dealt"]
+
+
+def test_the_best_word_is_chosen_on_mining_pictures_alone():
+    member = torch.zeros(40, 3, dtype=torch.bool)
+    member[:10, 0] = member[5:15, 1] = member[:4, 2] = True  # the third is true of too few
+    truth = Truth(member, {}, ("a", "b", "c"), torch.ones(40, dtype=torch.bool), "mention")
+    acts = member[:, 0].float()
+    acts[20:] = torch.rand(20, generator=torch.Generator().manual_seed(0))
+    member[20:, 1] = acts[20:] > 0.5  # what test pictures say has no say
+    mine = torch.arange(20)
+    assert best_concept(truth, acts, mine) == 0
+    assert best_concept(truth, member[:, 1].float(), mine) == 1
+    assert best_concept(truth, member[:, 2].float(), mine) in (0, 1), "four pictures choose nothing"
+    assert best_concept(truth, torch.zeros(40), mine) is None
+    assert best_concept(replace(truth, known=torch.arange(40) < 3), acts, mine) is None
 
 
 def test_a_linear_explanation_predicts_its_sum():
@@ -195,7 +239,7 @@ def test_a_linear_explanation_predicts_its_sum():
     judge = Similarity.of("judge", pictures, ["a", "b", "c"], words)
     entry = {"label": "a", "labels": [["a", 2.0], ["c", -1.0]], "bias": 0.5}
     rows = [{"unit": 0, "label": "b", "scores": {"linear_explanations": entry, "csp": {"label": None}}}]
-    labels, values = Predictors(rows, Judges(judge, None, None), 0)._of(0)
+    labels, values = Predictors(rows, Judges(judge, None, None), 0, np.arange(3))._of(0, torch.zeros(5))
     sims = (60 * (pictures @ words.T - 0.09)).sigmoid()
     torch.testing.assert_close(values["linear_explanations"], 2 * sims[:, 0] - sims[:, 2] + 0.5)
     assert labels == {"linear_explanations": "a", "dealt": "b"}

@@ -81,6 +81,7 @@ def test_a_record_shows_what_was_measured_and_marks_its_own(run_json):
         if found is None or found["cell"] is None:
             continue
         assert found["cell"] == ("uses" if label["abstained"] else "both") and found["own"] == ["output 0"]
+        assert found["causal_q"] == pytest.approx(0.01), "all planted units have p 0.01: correction changes nothing"
         for side in ("raised", "lowered"):
             assert [[name, value] for name, value, _ in found[side]] == row[side]
             assert all(own == (name == "output 0") for name, _, own in found[side])

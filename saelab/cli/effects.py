@@ -21,6 +21,7 @@ from saelab.run.controls import ALWAYS, OF_SAES, RANDOM_HOST
 from saelab.run.making import Stages
 from saelab.run.record import add_effects, read_config
 from saelab.run.stages.effects import SUMMARY, EffectsSettings, read_effects, table_line
+from saelab.run.stages.simulation import AGAINST
 from saelab.run.stages.words import WORDS
 
 COLUMNS = {
@@ -34,11 +35,11 @@ COLUMNS = {
     "top1": "top-1",
     "top10": "top-10",
     "uses": "p<.05",
+    "uses_corrected": "corrected",
     "steer": "steered",
     "push": "push",
     "screen_r": "screen r",
 }
-SCORE_FORMS = (("mean", "+.3f"), ("se", ".3f"))  # of an ablation score
 
 
 @command(
@@ -166,17 +167,25 @@ def group_line(name: str, found: dict[str, Any]) -> str:
 
 
 def simulation_lines(name: str, found: dict[str, Any]) -> str:
-    """Mean ablation score of each labeller, and how far it is above that of labels dealt out."""
+    """Mean ablation score of each labeller, and paired differences from labels dealt out and from people's words."""
     rows = []
     for labeller, entry in found["labellers"].items():
-        mean, above = (entry[key] or {} for key in ("mean", "above_dealt"))
-        numbers = [tables.number(part.get(key), form) for part in (mean, above) for key, form in SCORE_FORMS]
-        if not mean:
-            numbers[0] = "no unit could be scored"
-        rows.append([labeller, str(mean.get("units", 0)), *numbers])
+        mean = entry["mean"]
+        score = f"{mean['mean']:+.3f} ({tables.number(mean['se'], '.3f')})" if mean else "no unit could be scored"
+        gaps = [_gap_text(entry.get(f"above_{other}")) for other in AGAINST]
+        rows.append([labeller, str(mean["units"] if mean else 0), score, *gaps])
     title = f"{name}: ablation scores (1: what the label predicts does the unit's work; 0: no better than its mean)"
     last = f"nothing depends on {found['independent']} of {found['units']} units"
-    return "\n".join([title, tables.draw(("labeller", "units", "score", "se", "above dealt labels", "se"), rows), last])
+    heads = ("labeller", "units", "score (se)", *(f"above {other.replace('_', ' ')}: 95 %, units" for other in AGAINST))
+    return "\n".join([title, tables.draw(heads, rows), f"{last}: {found['path']}"])
+
+
+def _gap_text(gap: dict[str, Any] | None) -> str:
+    """A paired difference with its interval and the units that both could be scored on."""
+    if gap is None:
+        return "–"
+    reach = "no interval" if gap["low"] is None else f"{gap['low']:+.3f} to {gap['high']:+.3f}"
+    return f"{gap['mean']:+.3f} ({reach}), {gap['units']}"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from saelab.compare.pairs import interval_kind
 from saelab.compare.shared import combine, of_one
 from saelab.compare.sides import check_groups
 from saelab.compare.words import conclusion, headline
-from saelab.effects.summary import USES, WHY, column, four_field
+from saelab.effects.summary import WHY, column, correct, four_field, share_below
 
 PRIMARY = "causal_net"
 METRICS = {
@@ -172,7 +172,8 @@ def _describe(basis: ComparedBasis, ground: _Ground, settings: Settings) -> dict
         "chosen": len(rows),
         "measured": sum(row["why"] is None for row in rows),
         "why": {why: sum(row["why"] == why for row in rows) for why in WHY},
-        "uses": float((p < USES).sum() / max(1, np.isfinite(p).sum())),
+        "uses": share_below(p),
+        "uses_corrected": share_below(correct(p)),
         "four_field": four_field(p, [given[row["unit"]] is not None for row in rows]),
         "means": means,
     }

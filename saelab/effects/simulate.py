@@ -8,6 +8,7 @@ worse. A causal twin of the correlation with the label, for every labeller. Plai
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,11 @@ class Stand:
     scored: Int[np.ndarray, "scored"]  # images that the loss is taken on
     classes: Int[np.ndarray, "scored"]  # output that each belongs to; -1: the host's own answer stands for the truth
     tried: Tried | None = None  # images of `mine` that the fit `optim` takes its loss on; None: the fit is `norm`
+
+    @cached_property
+    def active(self) -> Active:
+        """Tokens of the scored images, with what every unit holds of them."""
+        return Active.of(self.project, self.answers.tokens(self.scored))
 
 
 def fit_line(values: Float[Tensor, "images"], acts: Float[Tensor, "images"]) -> tuple[float, float]:
@@ -124,7 +130,7 @@ def with_pooled(
     ratio = torch.where(pooled > 0, wanted / pooled.clamp(min=1e-30), torch.ones_like(pooled))
     acts = active.acts[..., unit]
     more = torch.where((pooled > 0)[:, None], acts * (ratio - 1)[:, None], (wanted * spread)[:, None].expand_as(acts))
-    return active.tokens + (more[..., None] * active.scale * write).to(active.tokens)
+    return active.tokens + (more[..., None] * active.scale).to(active.tokens) * write.to(active.tokens)
 
 
 def find_losses(
@@ -182,9 +188,8 @@ def _changes(
     unit: int, stand: Stand, pooled: Float[Tensor, "scored"], wanted: Sequence[Float[Tensor, "scored"]], spread: float
 ) -> Float[Tensor, "wanted"]:
     """How much each series of wanted activations changes the loss, summed over the scored images."""
-    active = Active.of(stand.project, stand.answers.tokens(stand.scored))
-    edits = [with_pooled(active, unit, stand.writes[unit], pooled, to, spread) for to in wanted]
-    before, after = run_edits(stand.answers, stand.scored, active.tokens, edits)
+    edits = [with_pooled(stand.active, unit, stand.writes[unit], pooled, to, spread) for to in wanted]
+    before, after = run_edits(stand.answers, stand.scored, stand.active.tokens, edits)
     change = find_losses(after, before, stand.classes) - find_losses(before, before, stand.classes)
     return change.abs().sum(-1)
 

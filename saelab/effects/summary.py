@@ -12,7 +12,7 @@ NUMBERS = (
     *("drop", "drop_log_p", "necessity", "moved", "push", "size", "dose", "output_score"),
 )
 ABOVE_CHANCE = ("causal", "causal_net")  # of which a unit without a number counts as 0 among all units
-USES = 0.05  # causal_p below which the network is taken to use a unit for its label
+USES = 0.05  # causal_p below which the network is taken to use a unit for its label; so are 5 % by chance
 WHY = ("too_few", "unlabelled", "no_target")
 
 
@@ -23,6 +23,16 @@ class Mean:
     mean: float
     se: float | None  # None: fewer than two clusters
     units: int
+    clusters: int
+
+    def interval(self, alpha: float = 0.05) -> tuple[float, float] | None:
+        """Student's interval with a degree of freedom less than there are clusters; None for fewer than two."""
+        from scipy import stats
+
+        if self.se is None:
+            return None
+        reach = float(stats.t.ppf(1 - alpha / 2, self.clusters - 1)) * self.se
+        return self.mean - reach, self.mean + reach
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,8 @@ def mean_of(values: Float[np.ndarray, "units"], labels: Sequence[str | None]) ->
     if not len(kept):
         return None
     mean = float(values[kept].mean())
-    variance, _ = _clustered(values[kept], _clusters(labels, kept))
-    return Mean(mean, None if np.isnan(variance) else float(np.sqrt(variance)), len(kept))
+    variance, clusters = _clustered(values[kept], _clusters(labels, kept))
+    return Mean(mean, None if np.isnan(variance) else float(np.sqrt(variance)), len(kept), clusters)
 
 
 def difference(
@@ -112,9 +122,28 @@ def summarise(rows: Sequence[dict[str, Any]], detects: Sequence[bool | None], un
     found["labelled"] = {name: _plain(mean_of(v, [labels[i] for i in kept])) for name, v in given.items()}
     found["inverted"] = sum(bool(row.get("inverted")) for row in rows)
     p = column(rows, "causal_p")
-    found["uses"] = float((p < USES).sum() / max(1, np.isfinite(p).sum()))
+    found["uses"] = share_below(p)
+    found["uses_corrected"] = share_below(correct(p))
     found["four_field"] = four_field(p, detects)
     return found | screen(rows)
+
+
+def correct(p: Float[np.ndarray, "units"]) -> Float[np.ndarray, "units"]:
+    """p-values corrected for the number of units, by false discovery rate (Benjamini & Hochberg 1995); NaN stays.
+
+    Of the units below 0.05, 5 % are expected to be there by chance, however many were tried.
+    """
+    from scipy.stats import false_discovery_control
+
+    found, known = np.full(len(p), np.nan), np.isfinite(p)
+    if known.any():
+        found[known] = false_discovery_control(p[known])
+    return found
+
+
+def share_below(p: Float[np.ndarray, "units"], alpha: float = USES) -> float:
+    """The share of the units with a p whose p is below alpha; 0 where none has one."""
+    return float((p < alpha).sum() / max(1, np.isfinite(p).sum()))
 
 
 def four_field(p: Float[np.ndarray, "units"], detects: Sequence[bool | None]) -> dict[str, float]:

@@ -277,13 +277,25 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "causal_p": (
         "Other labels",
         "The share of the basis' labels whose outputs the unit raises at least as much as those of its own label; "
-        "below 5 % the network is taken to use it for its label.",
+        "below 5 % the network is taken to use it for its label. So are 5 % of all units by chance.",
         "",
+    ),
+    "causal_q": (
+        "Corrected p",
+        "The share of other labels as a p-value, corrected for all units of the basis that were measured (false "
+        "discovery rate): of the units below 0.05 one in twenty is expected to be there by chance.",
+        "Benjamini & Hochberg 1995",
+    ),
+    "uses_corrected": (
+        "Used, corrected",
+        "Of the units that could be measured, the share whose p-value stays below 0.05 when it is corrected for all of "
+        "them (false discovery rate). The four fields are not corrected: 5 % of units are used by chance there.",
+        "Benjamini & Hochberg 1995",
     ),
     "uses": (
         "Detects and uses",
         "Detects: the label beats shuffles of the unit's activations. Uses: of all labels of the basis, fewer than 5 % "
-        "mean outputs that the unit raises as much as those of its own.",
+        "mean outputs that the unit raises as much as those of its own. Chance lets 5 % of units pass either.",
         "",
     ),
     "ok": ("ok", "Fires on enough images and not on nearly all.", ""),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.artifacts import read_json, read_jsonl
-from saelab.effects.summary import USES
+from saelab.effects.summary import USES, column, correct
 from saelab.errors import UserError
 
 
@@ -32,10 +32,14 @@ def of_units(measured: Measured | None, labels: Sequence[Mapping[str, Any]]) -> 
     """For each unit what its page shows; None where it was not measured, or fires on too few pictures to be."""
     if measured is None:
         return [None] * len(labels)
-    return [_shown(measured, measured.rows.get(label["unit"]), label) for label in labels]
+    rows = list(measured.rows.values())
+    corrected = dict(zip(measured.rows, correct(column(rows, "causal_p")).tolist()))
+    return [_shown(measured, measured.rows.get(label["unit"]), label, corrected.get(label["unit"])) for label in labels]
 
 
-def _shown(measured: Measured, row: dict[str, Any] | None, label: Mapping[str, Any]) -> dict[str, Any] | None:
+def _shown(
+    measured: Measured, row: dict[str, Any] | None, label: Mapping[str, Any], corrected: float | None
+) -> dict[str, Any] | None:
     if row is None or row["why"] == "too_few":
         return None
     own = dict(measured.means.get(row["label"] or "", []))
@@ -46,6 +50,7 @@ def _shown(measured: Measured, row: dict[str, Any] | None, label: Mapping[str, A
         "own": list(own),
         **{side: [[name, value, name in own] for name, value in row[side]] for side in ("raised", "lowered")},
         **{name: row.get(name) for name in numbers},
+        "causal_q": None if row["why"] else corrected,
         "steer_pct": (row.get("steer_pct") or {}).get("1"),
         "cell": None if row["why"] else _cell(row, label),
     }

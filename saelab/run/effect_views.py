@@ -12,6 +12,7 @@ from saelab.images import ImageSet
 from saelab.run.basis import Basis
 from saelab.run.stages.classes import read_classes
 from saelab.run.stages.effects import ROWS, SUMMARY, EffectsSettings, read_effects, table_line
+from saelab.run.stages.simulation import AGAINST
 from saelab.run.stages.words import WORDS
 
 if TYPE_CHECKING:
@@ -52,16 +53,23 @@ class Effects:
         return pd.DataFrame([table_line(found) for found in self.summaries()])
 
     def ablation_scores(self) -> "DataFrame":
-        """Basis x labeller: does what its labels predict of units do their work? Also above labels dealt out."""
+        """Basis x labeller: does what its labels predict of units do their work?
+
+        `above_dealt`, `above_truth`, `above_best_truth`: paired differences from labels dealt out, from people's
+        word for the final label, and from the best of their words for the unit, with 95 % intervals and units.
+        """
         import pandas as pd
 
         lines = []
         for basis in self.bases:
             for name, entry in self.simulate(basis, self.settings)["labellers"].items():
-                mean, above = entry["mean"] or {}, entry["above_dealt"] or {}
                 line = {"layer": basis.layer, "basis": basis.name, "labeller": name}
-                line |= {key: mean.get(key) for key in ("mean", "se", "units")}
-                lines.append(line | {"above_dealt": above.get("mean"), "above_dealt_se": above.get("se")})
+                line |= {key: (entry["mean"] or {}).get(key) for key in ("mean", "se", "units")}
+                for gap in (f"above_{other}" for other in AGAINST):
+                    own = entry.get(gap) or {}
+                    parts = ("se", "low", "high", "units")
+                    line |= {gap: own.get("mean")} | {f"{gap}_{key}": own.get(key) for key in parts}
+                lines.append(line)
         return pd.DataFrame(lines)
 
     def words(self) -> "DataFrame":

@@ -4,6 +4,10 @@
 Explained is, on each picture, the host's first choice (less the mean of all outputs), or for a host without a
 classifier the likeness of its answer to the answer that it gives. Prints the table of docs/effects.md; OUT: a JSON file
 of the same numbers. Needs the extras quickstart and dino.
+
+Integrated gradients share out what all units do together. The column "own path" has the same integral along one unit's
+way alone, from the tokens without it to the tokens: by the fundamental theorem that *is* its ablation, so whatever
+keeps IG from agreeing with ablation must be gone there, but for the steps.
 """
 
 import json
@@ -35,7 +39,11 @@ PICTURES = 8  # explained
 UNITS = 24  # of each picture, those whose part is longest
 LATENTS, K = 640, 16  # of the SAEs
 TRAINED = 96  # pictures that SAEs are trained on
-COLUMNS = ("host, layer", "basis", "pairs", "gradient × part r", "slope", "IG(4) r", "IG(16) r", "residual of IG(16)")
+OWN_STEPS = 4  # of the path of one unit alone
+COLUMNS = (
+    *("host, layer", "basis", "pairs", "gradient × part r", "slope", "IG(4) r", "IG(16) r", "residual of IG(16)"),
+    f"own path({OWN_STEPS}) r",
+)
 
 
 def main(pictures: Path, out: Path | None = None) -> None:
@@ -70,7 +78,7 @@ def compare(answers: Resumed, project: Projection) -> dict[str, Any]:
     """Pearson's r and the slope of each method with exact ablation, over pairs of a picture and an active unit."""
     writes = project.writes(answers.all.shape[-1])
     chosen = np.linspace(0, len(answers.all) - 1, PICTURES).round().astype(int)
-    found: dict[str, list[Tensor]] = {"exact": [], "quick": [], "few": [], "many": []}
+    found: dict[str, list[Tensor]] = {name: [] for name in ("exact", "quick", "few", "many", "own")}
     missed, whole = [], []
     for image in tqdm(chosen, leave=False):
         ids, active = np.array([image]), Active.of(project, answers.all[[image]])
@@ -83,12 +91,25 @@ def compare(answers: Resumed, project: Projection) -> dict[str, Any]:
         found["exact"].append(exact(*given, units)[0])
         for method, one in cheap.items():
             found[method].append(one.values[0, units])
+        found["own"].append(follow_own_paths(*given, units))
         missed.append(float(cheap["many"].residual.abs()))
         whole.append(float(cheap["many"].whole.abs()))
     every = {method: torch.cat(values).numpy() for method, values in found.items()}
-    r = {method: float(np.corrcoef(every[method], every["exact"])[0, 1]) for method in ("quick", "few", "many")}
+    r = {method: float(np.corrcoef(every[method], every["exact"])[0, 1]) for method in found if method != "exact"}
     slope = r["quick"] * every["exact"].std() / every["quick"].std()
     return {"pairs": len(every["exact"]), **r, "slope": float(slope), "residual": float(np.sum(missed) / np.sum(whole))}
+
+
+def follow_own_paths(
+    answers: Resumed, ids: np.ndarray, active: Active, writes: Tensor, weights: Tensor, units: list[int]
+) -> Tensor:
+    """Each unit's part of one picture times the mean gradient while it alone grows from nothing (midpoint rule)."""
+    parts = torch.cat([active.part(unit, writes[unit]) for unit in units])
+    mean = torch.zeros_like(parts)
+    for step in range(OWN_STEPS):
+        tokens = active.tokens - (1 - (step + 0.5) / OWN_STEPS) * parts
+        mean += answers.gradient(np.repeat(ids, len(units)), tokens, weights) / OWN_STEPS
+    return (parts.double() * mean.double()).sum((1, 2))
 
 
 def explained(answers: Resumed, ids: np.ndarray) -> Tensor:
@@ -107,7 +128,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return tables.draw_markdown(COLUMNS, cells)
 
 
-FORMS = (("quick", ".4f"), ("slope", ".2f"), ("few", ".4f"), ("many", ".5f"), ("residual", ".4f"))
+FORMS = (("quick", ".4f"), ("slope", ".2f"), ("few", ".4f"), ("many", ".5f"), ("residual", ".4f"), ("own", ".6f"))
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

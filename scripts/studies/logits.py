@@ -2,7 +2,9 @@
 
 `python scripts/studies/logits.py PICTURES ROOT`: PICTURES has a photo or more of each of ImageNet's 1000 classes (what
 its files are called is not looked at), ROOT keeps what is computed. Hit rate: the share of logits whose best label
-among the 1000 names is their own class', by correlation with ConSE's similarities; beside it labels dealt out.
+among the 1000 names is their own class', by correlation with ConSE's similarities; beside it labels dealt out. Then
+WWW's sets of labels (all above 95 % of the best) from the photos with the highest logits: how large they are, F1 with
+the set of the own class' name alone, and the sentences' cosine of the best label and that name.
 """
 
 import sys
@@ -14,11 +16,13 @@ from torch import Tensor
 
 from saelab import Pipeline, tables
 from saelab.effects.targets import find_targets, imagenet_outputs
-from saelab.encoders import SentenceEncoder
+from saelab.encoders import SentenceEncoder, embed_templates
 from saelab.label.assign import pearson
+from saelab.label.scorers.several import www, www_labels
 
 DEALS = 20
 HOST = "efficientnet_lite0"
+PHOTOS = (1, 10)  # with the highest logits, that WWW chooses labels from
 
 
 def main(pictures: Path, root: Path) -> None:
@@ -44,6 +48,24 @@ def main(pictures: Path, root: Path) -> None:
     heads = ("units", "hit rate", "own class among the best 5", "cosine of label and name", "hit rate, dealt")
     print(f"{len(logits)} photos, {len(names)} labels; chance {1 / len(names):.3f}")
     print(tables.draw_markdown(heads, rows))
+    columns = ("WWW, photos a unit", "labels a set", "own class in the set", "F1", "cosine of label and name")
+    encoder, templates = p.encoder, p.label_settings.templates or p.encoder.templates
+    filled, empty = (embed_templates(encoder.embed_sentences, t, templates, False) for t in (names, [""]))
+    rows = []
+    for photos in PHOTOS:
+        chosen = p.embeddings.images[logits.topk(photos, dim=0).indices.T].float()
+        sets = www_labels(www(chosen, filled, empty[0]))
+        rows.append([str(photos), *(tables.number(x) for x in _of_sets(sets, right, alike))])
+    print(tables.draw_markdown(columns, rows))
+
+
+def _of_sets(sets: list[list[int]], right: Tensor, alike: Tensor) -> list[float]:
+    """Mean size, share that has the own class, F1 with the own class alone, cosine of the best label; none: 0."""
+    sizes = np.array([len(own) for own in sets])
+    hit = np.array([bool(right[unit, own].any()) for unit, own in enumerate(sets)])
+    best = [(unit, own[0]) for unit, own in enumerate(sets) if own]
+    cosine = sum(float(alike[pair]) for pair in best) / len(sets)
+    return [float(x) for x in (sizes.mean(), hit.mean(), (2 * hit / (sizes + 1)).mean(), cosine)]
 
 
 def _numbers(scores: Tensor, right: Tensor, alike: Tensor) -> list[float]:

@@ -139,10 +139,10 @@ function whatUnitsDo(run, c, axis) {
   const left = b => Object.entries({ too_few: "on too few pictures", unlabelled: "without a label", no_target: "without an output of that meaning" }).filter(([why]) => b.why[why]).map(([why, text]) => `${format.count(b.why[why])} ${text}`).join(", ")
   return section("What units do", ["Each unit is taken out of the network on the test pictures that fire it most. ", term("uses"), ": does its label say when it fires, and what it does? The rows of each table are shares of all its units."],
     h("div.scroll", null, h("table", null,
-      h("thead", null, h("tr", null, h("th", null, "Basis"), Object.values(cells).map(t => h("th.num", null, t)), h("th.num", null, term("causal_net")), h("th.num", null, "Measured"), h("th", null, "Not measured"))),
+      h("thead", null, h("tr", null, h("th", null, "Basis"), Object.values(cells).map(t => h("th.num", null, t)), h("th.num", null, term("uses_corrected")), h("th.num", null, term("causal_net")), h("th.num", null, "Measured"), h("th", null, "Not measured"))),
       h("tbody", null, known.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)),
         Object.keys(cells).map(k => h("td.num", null, bar(format.share(b.four_field[k]), b.four_field[k], hue(run, b.name)))),
-        h("td.num", null, meanOf(b.means[c.causal.primary])), h("td.num", null, format.count(b.measured)), h("td.quiet", null, left(b) || "none")))))),
+        h("td.num", null, format.share(b.uses_corrected)), h("td.num", null, meanOf(b.means[c.causal.primary])), h("td.num", null, format.count(b.measured)), h("td.quiet", null, left(b) || "none")))))),
     c.causal.pairs.filter(p => known.some(b => b.group === p.a) && known.some(b => b.group === p.b)).map(p => pairTable(run, own, p, "named", axis)),
     h("p.note", null, "Outputs are classes: a label that names a colour, a texture or a part may be right and yet have no output. Units that stand in for each other each look unnecessary. Between a late layer and the outputs lies little more than one linear step."))
 }

@@ -299,7 +299,7 @@ function whatItDoes(record) {
   return section("What it does", `The outputs that lose most when the unit is taken out (it raises them) and those that gain most (it lowers them): changes of the logit, centred over all ${format.count(d.outputs)} outputs, mean over the ${format.plural(d.pictures, "test picture")} that fire it most.${meant}`,
     h("div.two", null, table("It raises", d.raised), table("It lowers", d.lowered)),
     d.cell ? h("p.cell", null, "Of the four fields ", h("em", null, "detects × uses"), " it is in ", h("strong", null, axes[d.cell][0]), `: ${axes[d.cell][1]}`) : null,
-    d.causal_pct === null ? null : h("dl.facts", null, row("causal_pct", format.number(d.causal_pct)), d.causal_net === null ? null : row("causal_net", format.number(d.causal_net)), row("causal_p", format.share(d.causal_p))),
+    d.causal_pct === null ? null : h("dl.facts", null, row("causal_pct", format.number(d.causal_pct)), d.causal_net === null ? null : row("causal_net", format.number(d.causal_net)), row("causal_p", format.share(d.causal_p)), row("causal_q", format.number(d.causal_q, 3))),
     h("p.note", null, `One unit nudges nearly every output, so its most raised output alone makes it specific to nothing. Units that stand in for each other each look unnecessary.`))
 }
 

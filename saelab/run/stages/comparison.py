@@ -12,7 +12,7 @@ from saelab.run.basis import Basis
 from saelab.units import UnitActivations
 
 CODE = 9  # version of this stage; part of every recipe
-CAUSAL = 1  # version of the family `causal`; part of the recipes of comparisons that have it
+CAUSAL = 2  # version of the family `causal`; part of the recipes of comparisons that have it
 
 
 def compare_bases(

@@ -163,7 +163,8 @@ def table_line(found: Mapping[str, Any]) -> dict[str, Any]:
     line = {"layer": found["layer"], "basis": found["basis"], "measured": found["measured"], "chosen": found["chosen"]}
     line |= {name: means[name] for name in ("causal_pct", "causal_chance", "causal_control", "causal_net")}
     line |= {"net_se": (found["mean"]["causal_net"] or {}).get("se"), "permuted": means["permuted_pct"]}
-    line |= {name: means[name] for name in ("top1", "top10")} | {"uses": found["uses"] if found["measured"] else None}
+    line |= {name: means[name] for name in ("top1", "top10")}
+    line |= {name: found[name] if found["measured"] else None for name in ("uses", "uses_corrected")}
     steered = found["steer_pct"].get("1")
     return line | {"steer": steered and steered["mean"], "push": means["push"], "screen_r": found["screen_r"]}
 

@@ -16,24 +16,29 @@ from tqdm import tqdm
 from saelab import artifacts, effects, units
 from saelab.effects.classes import outputs_of
 from saelab.effects.simulate import Stand, Tried, score_unit
-from saelab.effects.summary import mean_of
+from saelab.effects.summary import Mean, mean_of
 from saelab.evaluate import Judges
 from saelab.evaluate.evaluate import shuffled
 from saelab.label import pipeline
 from saelab.label.scorers.linear import concept_activations
 from saelab.run.basis import Basis
 from saelab.run.stages.effects import CHECKPOINT, EffectsSettings, Seen, choose_units, make_head
+from saelab.truth import Truth
 
-CODE = 3  # version of this stage; part of every recipe
+CODE = 4  # version of this stage; part of every recipe
 SCORED = 100  # test pictures that the loss is taken on, drawn by seed; as many for mining, with fit=optim
 ROWS = "ablation_scores.jsonl"
-DEALT, TRUTH = "dealt", "truth"  # predictors beside the scorers: final labels dealt out; what people call the pictures
+DEALT = "dealt"  # a predictor beside the scorers: final labels dealt out
+TRUTH = "truth"  # another: what people call the pictures, for units whose final label is one of their words
+BEST = "best_truth"  # another: of all that people call the pictures, what follows the unit best while mining
+AGAINST = (DEALT, TRUTH, BEST)  # that every labeller is held against on the same units
+FEWEST = 5  # mining pictures of a class or word that may be a unit's best
 LINEAR = "linear_explanations"
-NOT_OF_TEXT = (TRUTH, LINEAR)  # whose predictions don't follow from a label's text alone
+NOT_OF_TEXT = (TRUTH, BEST, LINEAR)  # whose predictions don't follow from a label's text alone
 
 
 def measure_simulation(basis: Basis, seen: Seen, own: EffectsSettings, judges: Judges, root: Path) -> dict[str, Any]:
-    """Score the chosen units of a labelled basis, as far as they are not there; a summary over them."""
+    """Score the chosen units of a labelled basis, as far as they are not there; a summary, and the `path` of rows."""
     assert basis.labels is not None
     rows = pipeline.read(basis.labels.path)
     recipe = {
@@ -62,12 +67,13 @@ def measure_simulation(basis: Basis, seen: Seen, own: EffectsSettings, judges: J
         missing = [unit for unit in chosen if unit not in found]
         if missing:
             stand, acts = make_stand(basis, seen, own), units.UnitActivations.load(basis.units.path)
-            predictors = Predictors(rows, judges, own.measure.seed)
+            predictors = Predictors(rows, judges, own.measure.seed, stand.mine)
             for first in tqdm(range(0, len(missing), CHECKPOINT), desc=f"ablation scores, {basis.name}"):
                 for unit in missing[first : first + CHECKPOINT]:
                     found[unit] = predictors.score(unit, stand, acts.column(unit))
                 artifacts.write_jsonl(path, [found[unit] for unit in sorted(found)])
-    return summarise([found[unit] for unit in sorted(chosen)], [row["label"] for row in rows])
+    summary = summarise([found[unit] for unit in sorted(chosen)], [row["label"] for row in rows])
+    return summary | {"path": str(path)}
 
 
 def make_stand(basis: Basis, seen: Seen, own: EffectsSettings) -> Stand:
@@ -98,13 +104,15 @@ def _classes(ids: Int[np.ndarray, "images"], seen: Seen, head: effects.Head) -> 
 class Predictors:
     """What each labeller predicts of each unit on every image."""
 
-    def __init__(self, rows: Sequence[dict[str, Any]], judges: Judges, seed: int) -> None:
-        self.rows, self.judges = rows, judges
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], judges: Judges, seed: int, mine: Int[np.ndarray, "mine"]
+    ) -> None:
+        self.rows, self.judges, self.mine = rows, judges, torch.as_tensor(mine)
         self.dealt = shuffled([row["label"] for row in rows], seed)
 
     def score(self, unit: int, stand: Stand, acts: Float[Tensor, "images"]) -> dict[str, Any]:
         """The unit's row: `score_unit`'s, with the `labels` that were scored; equal predictions are made once."""
-        labels, values = self._of(unit)
+        labels, values = self._of(unit, acts)
         keys = {name: f"{labels[name]} {name if name in NOT_OF_TEXT else ''}" for name in values}
         once = {same: values[name] for name, same in keys.items()}
         row = score_unit(unit, stand, acts, once)
@@ -113,7 +121,9 @@ class Predictors:
         }
         return row | {"labels": labels} | named
 
-    def _of(self, unit: int) -> tuple[dict[str, Any], dict[str, Float[Tensor, "images"]]]:
+    def _of(
+        self, unit: int, acts: Float[Tensor, "images"]
+    ) -> tuple[dict[str, Any], dict[str, Float[Tensor, "images"]]]:
         """Labels by labeller, and what they predict: similarity of image and label, an explanation's sum, or truth."""
         row = self.rows[unit]
         labels = {name: entry.get("label") for name, entry in row["scores"].items()}
@@ -126,6 +136,9 @@ class Predictors:
         if truth is not None and row["label"] in truth.column:
             labels[TRUTH] = row["label"]
             values[TRUTH] = truth.member[:, truth.column[row["label"]]].double()
+        best = None if truth is None else best_concept(truth, acts, self.mine)
+        if truth is not None and best is not None:
+            labels[BEST], values[BEST] = truth.names[best], truth.member[:, best].double()
         return {name: labels[name] for name in values}, values
 
     def _similarity(self, label: str) -> Float[Tensor, "images"]:
@@ -137,26 +150,45 @@ class Predictors:
         return torch.stack(parts).sum(0) + float(found["bias"])
 
 
+def best_concept(truth: Truth, acts: Float[Tensor, "images"], mine: Int[Tensor, "mine"]) -> int | None:
+    """The concept whose truth correlates most with the unit on described mining images; None where none has FEWEST.
+
+    A labeller that sees what people wrote in place of an encoder's similarities: how well a label could do.
+    """
+    seen = mine[truth.known[mine]]
+    member, own = truth.member[seen].double(), acts[seen].double()
+    usable = (member.sum(0) >= FEWEST) & (member.sum(0) < len(seen))
+    if not bool(usable.any()) or not float(own.std(correction=0)) > 0:
+        return None
+    apart = member - member.mean(0)
+    r = (own - own.mean()) @ apart / apart.norm(dim=0).clamp(min=1e-12)
+    return int(torch.where(usable, r, -torch.inf).argmax())
+
+
 def summarise(rows: Sequence[dict[str, Any]], labels: Sequence[str | None]) -> dict[str, Any]:
-    """Mean ablation score by labeller, and above dealt labels on the same units (paired).
+    """Mean ablation score by labeller, and above each of AGAINST on the same units (paired, with 95 % intervals).
 
     `labels`: of every unit; those of one label are a cluster. Scores below -1 count as -1: how far below the mean is no
     news, and one such unit would outweigh all others.
     """
     names = dict.fromkeys(name for row in rows for name in row["scores"])
     own = [labels[row["unit"]] for row in rows]
-    columns = {name: np.array([_bounded(row["scores"].get(name)) for row in rows]) for name in names}
+    columns = {name: np.array([bounded(row["scores"].get(name)) for row in rows]) for name in names}
     found: dict[str, Any] = {}
     for name, values in columns.items():
-        above = None if name == DEALT or DEALT not in columns else mean_of(values - columns[DEALT], own)
-        mean = mean_of(values, own)
-        found[name] = {
-            "mean": None if mean is None else {"mean": mean.mean, "se": mean.se, "units": mean.units},
-            "above_dealt": None if above is None else {"mean": above.mean, "se": above.se, "units": above.units},
-        }
+        gaps = {f"above_{other}": values - columns[other] for other in AGAINST if other in columns and other != name}
+        found[name] = {"mean": _plain(mean_of(values, own))} | {key: _plain(mean_of(x, own)) for key, x in gaps.items()}
     independent = sum(all(score is None for score in row["scores"].values()) for row in rows)
     return {"units": len(rows), "independent": independent, "labellers": found}
 
 
-def _bounded(score: float | None) -> float:
+def _plain(mean: Mean | None) -> dict[str, Any] | None:
+    if mean is None:
+        return None
+    low, high = mean.interval() or (None, None)
+    return {"mean": mean.mean, "se": mean.se, "low": low, "high": high, "units": mean.units}
+
+
+def bounded(score: float | None) -> float:
+    """A score as means take it: -1 at least; NaN where there is none."""
     return float("nan") if score is None else max(-1.0, score)

@@ -169,7 +169,7 @@ function heldOut(run, basis, record) {
   return section("Does the label hold on photos it was not made from?",
     [`Of ${format.count(hits + misses + alarms + rest)} `, term("hits", "held-out photos"), `, people’s words make the label true of ${format.count(hits + misses)}; the unit fires (${fires}) on ${format.count(hits + alarms)}. On the other ${format.count(rest)} neither is so.`],
     h("div.confusion", null,
-      column("hits", hits, "label true, unit fires", found.hits),
+      column(hits === 1 ? "hit" : "hits", hits, "label true, unit fires", found.hits),
       column(misses === 1 ? "miss" : "misses", misses, "label true, unit silent", found.misses),
       column(alarms === 1 ? "false alarm" : "false alarms", alarms, "unit fires, label not mentioned", found.alarms)))
 }
@@ -306,6 +306,7 @@ function whatItDoes(record) {
 /* ---- faithfulness and coherence ---- */
 
 function judged(run, basis, record) {
+  if (record.status === "dead") return null // no label, and no images that could belong together
   const range = two => (two ? `${format.number(two[0])} to ${format.number(two[1])}` : "–")
   const numbers = keys => {
     const have = keys.filter(k => record.measured[k] !== null && record.measured[k] !== undefined)

@@ -21,7 +21,7 @@ SQUARE = 2048  # images whose product with each other is cheaper than picking pa
 class Evidence:
     """Units' activations, the images' and labels' embeddings, and what was mined from them. `mined` makes one."""
 
-    acts: Acts  # [images, units], dense or sparse
+    acts: Acts  # [images, units], dense or sparse, and then kept by columns, whatever it came as
     image_emb: Float[Tensor, "images d_text"]  # rows of unit length
     label_emb: Float[Tensor, "labels d_text"]  # plain means over templates, or unit length
     positive_ids: Int[Tensor, "units k"]  # strongest of the images that fire the unit; -1 where there are none left
@@ -39,6 +39,10 @@ class Evidence:
     template_emb: Float[Tensor, "d_text"] | None = None  # the templates with nothing filled in, plain mean
     maps: Float[Tensor, "images units height width"] | None = None  # token-level activations (NetDissect)
     masks: Bool[Tensor, "images labels height width"] | None = None  # pixels of each label (NetDissect)
+
+    def __post_init__(self) -> None:
+        """Raise UserError for activations that are no matrix of real numbers."""
+        object.__setattr__(self, "acts", columns(self.acts))
 
     @classmethod
     def mined(

@@ -178,7 +178,7 @@ class PictureMaker:
             return None
         photo = self.viewers.embeddings[test[activations.argmax()]]
         found = place(photo.float().cpu(), self._meanings, unit)
-        return found and found.percentile
+        return None if found is None else found.percentile
 
     def _judge_label(self, unit: int, seen: Tensor | None) -> dict[str, Any]:
         label = None if self._labels is None else self._labels[unit]

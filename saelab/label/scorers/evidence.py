@@ -21,7 +21,7 @@ SQUARE = 2048  # images whose product with each other is cheaper than picking pa
 class Evidence:
     """Units' activations, the images' and labels' embeddings, and what was mined from them. `mined` makes one."""
 
-    acts: Acts  # [images, units], dense or by columns; given as CSR, it is turned into columns once
+    acts: Acts  # [images, units], dense or sparse, and then kept by columns, whatever it came as
     image_emb: Float[Tensor, "images d_text"]  # rows of unit length
     label_emb: Float[Tensor, "labels d_text"]  # plain means over templates, or unit length
     positive_ids: Int[Tensor, "units k"]  # strongest of the images that fire the unit; -1 where there are none left
@@ -41,6 +41,7 @@ class Evidence:
     masks: Bool[Tensor, "images labels height width"] | None = None  # pixels of each label (NetDissect)
 
     def __post_init__(self) -> None:
+        """Raise UserError for activations that are no matrix of real numbers."""
         object.__setattr__(self, "acts", columns(self.acts))
 
     @classmethod

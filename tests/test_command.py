@@ -66,6 +66,10 @@ def test_a_run_that_is_none_names_the_command_that_makes_one(given, tmp_path):
         ("encoder=open_clip:ViT-B-32/openai", ["encoder=conse", "encoder.name=open_clip:ViT-B-32/openai"]),
         ("host=resnet50", ["host=resnet50"]),
         ("proposer.units=status:ok", ["proposer.units=status:ok"]),
+        ("proposer.units=status:ok,dense top:9", ["proposer.units='status:ok,dense top:9'"]),
+        ("units=3,17,20-29", ["units='3,17,20-29'"]),
+        ("units='3,17'", ["units='3,17'"]),
+        ("units=[3,17]", ["units=[3,17]"]),
         ("--multirun", ["--multirun"]),
     ],
 )

@@ -126,13 +126,18 @@ def complain(text: str, status: int = 2) -> int:
 
 
 def _spell(given: str) -> list[str]:
-    """What a person types, as Hydra reads it: `~` is home, and `host=timm:resnet50` names a model, not a config."""
+    """What a person types, as Hydra reads it: `~` is home, and `host=timm:resnet50` names a model, not a config.
+
+    `units=3,17` is one choice of units, where Hydra would see a sweep.
+    """
     name, equals, value = given.partition("=")
     if equals and value.startswith("~"):
         value = str(Path(value).expanduser())
         given = f"{name}={value}"
     if name in ("host", "encoder") and ":" in value and not (folder() / name / f"{value}.yaml").is_file():
         return [f"{name}=own" if name == "host" else f"{name}=conse", f"{name}.name={value}"]
+    if name.split(".")[-1] == "units" and "," in value and re.fullmatch(r"[\w:., -]+", value):
+        return [f"{name}='{value}'"]
     return [given]
 
 

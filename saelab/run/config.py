@@ -126,7 +126,7 @@ class RunConfig:
     bases: tuple[str, ...] = ("neuron", "sae", "random_rotation")
     pool: str = "max"  # tokens -> one number an image
     signed: str = "positive"  # positive, or split: two units of each direction
-    seeds: tuple[int, ...] = (0, 1, 2)  # one SAE each
+    seeds: tuple[int, ...] = (0, 1)  # one SAE each
     rotation_seeds: tuple[int, ...] = (0,)  # one random rotation each
     groups: GroupSettings = field(default_factory=GroupSettings)  # of the bases neuron_groups and sae_groups
     truth: str = "mention"  # when a label counts as true of a picture

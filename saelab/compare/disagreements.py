@@ -10,6 +10,7 @@ COUNTED = {
     "all": "counting units that abstain as 0",
     "labelled": "leaving out units that abstain",
 }
+OTHER = {"layer": "at layer", "pooling": "pooled by"}
 
 
 def disagreements(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -50,11 +51,11 @@ def _other_ways(
             ways.append((f"judged by {row['judge']}", row["verdict"]))
     for other in results:
         here, there = result["setup"], other["setup"]
-        differs = [name for name in ("layer", "pooling") if here[name] != there[name]]
+        differs = [name for name in OTHER if here[name] != there[name]]
         names = [(p["a"], p["b"]) for p in other["pairs"]]
         if other is result or not differs or (pair["a"], pair["b"]) not in names:
             continue
         verdict = answer_of(other, pair, "faithfulness", "all")["verdict"]
         if verdict != "refused":
-            ways.append((" and ".join(f"{name} {there[name]}" for name in differs), verdict))
+            ways.append((" and ".join(f"{OTHER[name]} {there[name]}" for name in differs), verdict))
     return ways

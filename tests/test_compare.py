@@ -221,7 +221,7 @@ def test_layers_and_poolings_that_say_something_else_are_named():
     both = finish([result_of(0.4), result_of(0.2, pooling="mean")])
     assert [[(x["way"], x["verdict"]) for x in r["disagreements"]] for r in both] == [
         [("pooled by mean", "b")],
-        [("pooling max", "a")],
+        [("pooled by max", "a")],
     ]
     assert "neurons are ahead pooled by mean" in both[0]["headline"]
     assert "On layer layer4 of resnet, pooled by max, one set." in both[0]["headline"]

@@ -32,10 +32,13 @@ def nearest(word: Any, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}? " if close else ""
 
 
-def choose(setting: str, wanted: Any, known: Sequence[tuple[Thing, Iterable[str]]]) -> list[Thing]:
+def choose(
+    setting: str, wanted: Any, known: Sequence[tuple[Thing, Iterable[str]]], lacks: str = "is not in this run"
+) -> list[Thing]:
     """The things that `wanted` (a name, a list of them, None: all) names, in the order of `known`: each with its names.
 
-    A name that several share means all of them. Raises UserError for a name that nothing has, and for an empty list.
+    A name that several share means all of them. Raises UserError for a name that nothing has (`lacks`: its fault, in
+    words), and for an empty list.
     """
     all_names = list(dict.fromkeys(name for _, names in known for name in names))
     if wanted is None:
@@ -45,9 +48,7 @@ def choose(setting: str, wanted: Any, known: Sequence[tuple[Thing, Iterable[str]
         raise UserError(setting, "[]", "at least one is needed", f"it has {', '.join(all_names)}")
     for name in asked:
         if name not in all_names:
-            raise UserError(
-                setting, name, "is not in this run", f"{nearest(name, all_names)}it has {', '.join(all_names)}"
-            )
+            raise UserError(setting, name, lacks, f"{nearest(name, all_names)}it has {', '.join(all_names)}")
     return [thing for thing, names in known if set(names) & set(asked)]
 
 

@@ -63,9 +63,12 @@ def apart(action: Callable[..., object], *arguments: object) -> object:
     process.start()
     theirs.close()
     try:
-        return ours.recv() if ours.poll(PATIENCE) else None
+        if not ours.poll(PATIENCE):
+            raise TimeoutError(f"no answer in {PATIENCE} seconds")
+        return ours.recv()
     finally:
         process.kill()
+        process.join()
 
 
 def _answer(answer: Connection, action: Callable[..., object], arguments: tuple[object, ...]) -> None:

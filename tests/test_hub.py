@@ -380,7 +380,9 @@ def test_an_sae_without_words_in_saelens_is_shared_without_its_format(tmp_path):
 
 
 def test_bad_runs_names_and_folders_are_refused_in_one_line(run, tmp_path):
-    refused("bases=sae seed O: is not in this run; did you mean", run, "org/name", names=["sae seed O"], dry_run=True)
+    refused(
+        "bases=sae seed O: is no SAE of this run; did you mean", run, "org/name", names=["sae seed O"], dry_run=True
+    )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     refused("holds nothing to upload", run, "org/name", out=tmp_path / "mine", dry_run=True)

@@ -694,9 +694,13 @@ def test_a_photo_that_is_there_twice_byte_for_byte_is_shown_once(run, tmp_path):
     basis = run.bases[1]
     u = next(u for u in range(48) if (basis.exemplars["activations"][u] > 0).sum() >= 4)
     first, second = basis.exemplars["positives"][u][:2].tolist()
+    on = dict(zip(*(x.tolist() for x in basis.column(u)), strict=True))
     plain, once = (
-        records._exemplars(basis, u, records.exemplars_shown(basis, 8, same)[u], {}) for same in ({}, {second: first})
+        records._exemplars(basis, u, records.exemplars_shown(basis, 8, same)[u], on) for same in ({}, {second: first})
     )
+    dense = basis.acts.toarray()[:, u]
+    assert basis.column(u)[1].tolist() == dense[dense != 0].tolist()
+    assert plain["contrast_activations"] == [None if i < 0 else float(dense[i]) for i in plain["contrasts"]]
     assert once["positives"] == [i for i in plain["positives"] if i != second]
     assert once["activations"] == [v for v, i in zip(plain["activations"], plain["positives"]) if i != second]
 

@@ -136,7 +136,7 @@ def _spell(given: str) -> list[str]:
         given = f"{name}={value}"
     if name in ("host", "encoder") and ":" in value and not (folder() / name / f"{value}.yaml").is_file():
         return [f"{name}=own" if name == "host" else f"{name}=conse", f"{name}.name={value}"]
-    if name.split(".")[-1] == "units" and "," in value and re.fullmatch(r"[\w:., -]+", value):
+    if name.lstrip("+").split(".")[-1] == "units" and "," in value and re.fullmatch(r"[\w:., -]+", value):
         return [f"{name}='{value}'"]
     return [given]
 

@@ -51,7 +51,7 @@ def read_entries(run_json: Path | str, names: Sequence[str] | None = None) -> li
     if not known:
         raise UserError("run", path, "has no SAE", "train some: bases=[neuron,sae]")
     called = ((b["name"], b["basis"], b["layer"], f"{b['layer']} {b['name']}") for b in known)
-    chosen = settings.choose("bases", names, list(zip(known, called)))
+    chosen = settings.choose("bases", names, list(zip(known, called)), "is no SAE of this run")
     host, images = record.get("host") or record["name"], reading.artifact(path, record["images"], "images")
     entries: list[Entry] = []
     for basis in chosen:

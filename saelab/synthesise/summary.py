@@ -11,7 +11,8 @@ LIKE_PHOTOS, APART = 0.75, 0.25  # shares of what photos have among themselves, 
 def summarise_pictures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over pictures of the numbers in synthesised.jsonl. A number that a picture lacks is not counted for it."""
     ratios = sorted(row["ratio"] for row in rows if row["ratio"] is not None)
-    places = [row["retrieval"] for row in rows if row["retrieval"] is not None]
+    found = [row for row in rows if row["retrieval"] is not None]
+    places, real = [row["retrieval"] for row in found], [row["retrieval_photo"] for row in found]
     return {
         "units": len({row["unit"] for row in rows}),
         "pictures": len(rows),
@@ -19,7 +20,7 @@ def summarise_pictures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "beyond": sum(row["percentile"] >= TOP for row in rows),
         "ratio": ratios[len(ratios) // 2] if ratios else None,
         "retrieval": mean_of([place["percentile"] for place in places]),
-        "retrieval_photo": mean_of([row.get("retrieval_photo") for row in rows if row["retrieval"] is not None]),
+        "retrieval_photo": mean_of(real),
         "top1": sum(place["rank"] == 1 for place in places) / len(places) if places else None,
         "top1_chance": sum(1 / place["of"] for place in places) / len(places) if places else None,
         "label_agrees": mean_of([row["label_agrees"] for row in rows]),

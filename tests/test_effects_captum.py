@@ -138,8 +138,8 @@ def test_on_a_real_host_the_two_agree(shared):
         assert found.values.abs().max() > 0.05
         return torch.allclose(found.values, captums.sum(1).double(), rtol=1e-4, atol=1e-5)
 
-    # Where a step falls on a channel's ReLU6 to within rounding, that channel's gradient is there in one pass and not in
-    # the other: on some processors at 4 steps. Of three grids with different points at most one may meet such a place.
+    # A step may fall on a channel's ReLU6 to within rounding; then its gradient is there in one pass and not in the
+    # other: on some processors at 4 steps. Of three grids with different points at most one may meet such a place.
     assert sum(agree(steps) for steps in (3, 4, 5)) >= 2
 
 

@@ -52,7 +52,7 @@ KINDS = (
     Kind("copies and shared seeds", Recipe(units=160, copies=4, seeds=3, shared=20), COPIES),
     Kind("seeds differ", Recipe(seeds=3, seed_spread=0.05)),
     Kind("neurons on 2 of 6 topics", neurons=Recipe(topics=2)),
-    Kind("640 against 160 units", Recipe(units=640), Recipe(units=160)),
+    Kind("4,096 against 160 units", Recipe(units=4096), Recipe(units=160)),
     Kind("60 images", images=60),
     Kind("series of 5 images", images=175, series=5),
     Kind("heavy tails", heavy=True),

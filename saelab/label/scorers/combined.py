@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saelab.acts import Acts, part, shape
+from saelab.acts import Acts, Columns, part, shape
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
 from saelab.label.mine import column_means
@@ -77,7 +77,11 @@ def contrast_evidence_rows(
 
     def whole_of(units: slice) -> Whole:
         some = part(acts, units)
-        return lambda reading: memberships.whole(some, bases[reading.clear][units], reading)
+        if not isinstance(some, Columns):
+            return lambda reading: memberships.whole(some, bases[reading.clear][units], reading)
+        dtype = sims.dtype  # sparse entries are few: kept for all parts of the labels
+        fires = {clear: memberships.Firing.above(some, base[units], dtype) for clear, base in bases.items()}
+        return lambda reading: fires[reading.clear].against(reading)
 
     return _rows(sims, positive_ids, contrast_ids, there, whole_of)
 
@@ -235,6 +239,7 @@ SCORERS = (
         _start,
         permuted_evidence,
         source="docs/scorers.md",
+        by_parts=True,
         moved=_moved,
     ),
 )

@@ -191,11 +191,11 @@ class Firing:
         return cautious(self.entries @ reading.values, spread, len(reading.values))
 
 
-def whole(acts: Acts, base: Float[Tensor, "some"], reading: Reading) -> Float[Tensor, "some labels"]:
+def whole(
+    acts: Float[Tensor, "images some"], base: Float[Tensor, "some"], reading: Reading
+) -> Float[Tensor, "some labels"]:
     """Evidence of the whole set: sqrt(images) (r - CAUTION se) of relu(a - base); NaN for constant units."""
     dtype = reading.values.dtype
-    if isinstance(acts, Columns):
-        return Firing.above(acts, base, dtype).against(reading)
     parts = [Firing.above(block, base[at], dtype).against(reading) for at, block in blocks(acts)]
     return torch.cat(parts) if parts else reading.values.new_zeros(0, reading.values.shape[1])
 

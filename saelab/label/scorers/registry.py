@@ -23,12 +23,14 @@ from saelab.label.scorers import (
     whole_set,
 )
 from saelab.label.scorers.evidence import Evidence
+from saelab.label.scorers.products import label_parts
 from saelab.label.scorers.scorer import Scorer
 from saelab.settings import nearest
 
 FAMILIES = (combined, contrastive, means, whole_set, dissect, reorder, invert, several, linear, decoder, netdissect)
 SCORERS: dict[str, Scorer] = {scorer.name: scorer for family in FAMILIES for scorer in family.SCORERS}
 BLOCK = 1 << 23  # scores computed at a time
+AT_ONCE = 1 << 26  # ... where every run of units computes the similarities of images and labels anew
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,19 @@ def rankings(names: Iterable[str], evidence: Evidence, runners: int = 5) -> dict
 
 def blocks(scorer: Scorer, evidence: Evidence) -> Iterator[tuple[slice, Float[Tensor, "some labels"]]]:
     """One scorer's scores, a block of units at a time."""
-    step = max(1, min(BLOCK // max(len(evidence.label_emb), 1), BLOCK // max(evidence.image_emb.shape[1] * 64, 1)))
+    step = units_at_once(scorer, evidence)
     rows = scorer.start(evidence)
     for first in range(0, evidence.n_units, step):
         units = slice(first, min(first + step, evidence.n_units))
         yield units, rows(units)
+
+
+def units_at_once(scorer: Scorer, evidence: Evidence) -> int:
+    """Units that are scored together: few where each one's positives are gathered, many where each run costs a pass."""
+    labels = max(len(evidence.label_emb), 1)
+    if scorer.by_parts and len(label_parts(evidence.n_images, labels)) > 1:
+        return max(1, AT_ONCE // labels)
+    return max(1, min(BLOCK // labels, BLOCK // max(evidence.image_emb.shape[1] * 64, 1)))
 
 
 def ranking(scores: Float[Tensor, "units labels"], runners: int = 5) -> Ranking:

@@ -49,6 +49,7 @@ class Scorer:
     null: Null | None = whole  # its best scores under permutation; None: it does not look at pooled activations
     citation: Citation | None = None  # what a paper cites for it
     source: str = ""  # as pages name its source, where that is more, or other, than the citation's short form
+    by_parts: bool = False  # where images x labels are many, each run of units computes the similarities anew, in parts
     alone: bool = False  # a label's score does not depend on which other labels there are
     moved: Callable[[Evidence], Moved | None] | None = None  # best scores where series move; None: it scores anew
     explain: Explain | None = None  # what its authors give a unit beside the best label: a dict a unit, for JSON

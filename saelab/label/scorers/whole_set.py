@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -93,11 +94,12 @@ def _rows(acts: Acts, right: Scaled, floor: float) -> Callable[[slice], Tensor]:
     whole = right.some() if len(parts) == 1 else None  # kept from one slice of units to the next
 
     def rows(units: slice) -> Float[Tensor, "some labels"]:
-        found = []
+        some, found = part(acts, units), []
+        powers = partial(_powers, some, centres[units], right.power, floor, right.sums.dtype)
+        kept = list(powers()) if isinstance(some, Columns) else None  # sparse entries are few: for all parts
         for labels in parts:
-            own, sums = right.some(labels) if whole is None else whole, right.sums[labels]
-            powers = _powers(part(acts, units), centres[units], right.power, floor, own.dtype)
-            found.append(torch.cat([some.against(own, sums) for some in powers]))
+            own = right.some(labels) if whole is None else whole
+            found.append(torch.cat([each.against(own, right.sums[labels]) for each in kept or powers()]))
         return torch.cat(found, dim=1)
 
     return rows
@@ -212,6 +214,7 @@ SCORERS = (
         _of(pearson_rows),
         lambda scorer, frame: correlated(frame, standardised(frame.evidence.looked_at), 0.0),
         source="docs/scorers.md",
+        by_parts=True,
         alone=True,
         moved=_moved(standardised, 1, 0.0),
     ),
@@ -223,6 +226,7 @@ SCORERS = (
         _of(cos_cubed_rows),
         lambda scorer, frame: correlated(frame, cubed(frame.evidence.looked_at), FLOOR),
         OIKARINEN,
+        by_parts=True,
         alone=True,
         moved=_moved(cubed, 3, FLOOR),
     ),

@@ -18,6 +18,7 @@ from saelab.hosts import layers as places
 from saelab.hosts import splice as edits
 from saelab.hosts.heads import count_heads
 from saelab.hosts.layers import Layer, Probe
+from saelab.hosts.shortcut import Outputs
 from saelab.hosts.splice import Replace
 from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, pick, prefix_of, to_tokens
 from saelab.hosts.transform import Transform
@@ -53,6 +54,7 @@ class Host:
         self.prefix = prefix_of(model) if prefix is None else prefix
         self._call = call or (lambda model, batch: model(batch))
         self._cuts: dict[str, str | None] = {}  # by layer, as far as tried; see saelab.hosts.splice
+        self._before: dict[str, Outputs] = {}  # likewise
         self.digest = weights_digest(model)
 
     @property

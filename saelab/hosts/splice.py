@@ -6,7 +6,7 @@ the pictures through the layer's tokens alone. `cuts` finds that out by trying.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from saelab.errors import UserError
 from saelab.hosts import layers as places
+from saelab.hosts.shortcut import Outputs, Recorder, taken
 from saelab.hosts.tokens import Choice, Form, choose, from_tokens, pick, to_tokens
 
 if TYPE_CHECKING:
     from saelab.hosts.host import Host
 
 Replace = Callable[[Float[Tensor, "images tokens d_in"]], Float[Tensor, "images tokens d_in"]]
+_MISFITS = (RuntimeError, ValueError, IndexError, AssertionError)  # what a model raises for sizes that don't fit
 SAME = 1e-4  # relative difference up to which two ways of computing logits agree
 
 
@@ -66,7 +68,7 @@ def _how(host: "Host", layer: str) -> str | None:
             for how, batch in (("free", pictures[2:]), ("counted", pictures[2:].expand(2, -1, -1, -1))):
                 try:
                     found = splice(host, batch, layer, lambda _: kept, thin=len(batch))
-                except (RuntimeError, ValueError, IndexError, AssertionError):  # sizes of two batches that don't fit
+                except _MISFITS:  # sizes of two batches
                     continue
                 if found.shape == own.shape and _agree(found, own):
                     host._cuts[layer] = how
@@ -77,16 +79,51 @@ def _how(host: "Host", layer: str) -> str | None:
 def resume(
     host: "Host", tokens: Float[Tensor, "images tokens d_in"], layer: str, grad: bool = False
 ) -> Float[Tensor, "images outputs"]:
-    """The model's answer to tokens that stand in the layer's place; only one blank picture runs up to the layer.
+    """The model's answer to tokens that stand in the layer's place; at most one blank picture runs up to the layer.
 
     Raises UserError for a layer that does not cut the graph.
     """
     if not cuts(host, layer):
         remedy = "choose the output of a whole block, or edit real passes with run() or fan_out()"
         raise UserError("layer", layer, "lies inside a branch: what follows needs more than its tokens", remedy)
-    count = len(tokens) if _how(host, layer) == "counted" else 1
+    before = _before(host, layer)
+    with taken(before):
+        return _go_on(host, layer, lambda _: tokens, len(tokens), grad, there=bool(before))
+
+
+def _go_on(
+    host: "Host", layer: str, replace: Replace, images: int, grad: bool = False, there: bool = False
+) -> Float[Tensor, "images outputs"]:
+    """The answer from a layer on, of so many images, behind a blank picture. `there`: what it gives is known."""
+    count = images if _how(host, layer) == "counted" else 1
     blank = torch.zeros(1, 3, *host.transform.size).expand(count, -1, -1, -1)
-    return splice(host, blank, layer, lambda _: tokens, grad=grad, thin=count)
+    return splice(host, blank, layer, replace, grad=grad, thin=1 if there else count)
+
+
+def _before(host: "Host", layer: str) -> Outputs:
+    """What the modules before the layer give for a blank picture; {} where a pass that takes it answers otherwise.
+
+    Tried once a layer, with other pictures in between, of another size too: a model may keep something of what it saw.
+    """
+    if layer not in host._before:
+        host._before[layer], recorder = {}, Recorder()
+        pictures = torch.randn(2, 3, *host.transform.size, generator=torch.Generator().manual_seed(2))
+        with torch.inference_mode():
+            kept = host.tokens(pictures, [layer])[layer]
+
+            def go_on(_: Tensor) -> Tensor:
+                recorder.stop()
+                return kept
+
+            with recorder.watching(host.model):
+                whole = _go_on(host, layer, go_on, len(kept))
+            for others in (pictures, pictures[..., ::2, ::2]):
+                with suppress(UserError, *_MISFITS):  # one size only
+                    host._answer(others)
+            with suppress(UserError, *_MISFITS), taken(recorder.found):
+                if torch.equal(whole, _go_on(host, layer, lambda _: kept, len(kept), there=True)):
+                    host._before[layer] = recorder.found
+    return host._before[layer]
 
 
 def fan_out(

@@ -53,6 +53,28 @@ def test_the_last_screen_wraps_the_verdict_and_ends_with_the_viewer(outcome, tmp
     assert all(f"  {name}" in head for name in names), "columns keep apart, however long a name is"
 
 
+def test_what_units_do_has_its_line_where_it_was_compared(outcome, tmp_path):
+    def lines() -> list[str]:
+        photos = type("Photos", (), {"skipped": (), "__len__": lambda self: 580})()
+        return last_screen(photos, outcome, tmp_path / "r.json", tmp_path / "index.html", 12).splitlines()
+
+    title = "Own class, net of other units"
+    assert not any(line.startswith(title) for line in lines())
+    path = outcome.comparisons["world"].path / "comparison.json"
+    result = read_json(path)
+    result["headline"] = "Short."
+    names = [group["name"] for group in result["groups"]]
+    row = {"metric": "causal_net", "counting": "named", "mean_a": 0.339, "mean_b": 0.012, "difference": 0.327}
+    row |= {"low": 0.197, "high": 0.457}
+    pair = {"a": names[0], "b": names[1], "role": "main", "matching": "all", "refused": None, "results": [row]}
+    result["causal"] = {"primary": "causal_net", "metrics": {"causal_net": {"title": title}}, "pairs": [pair]}
+    write_json(path, result)
+    (line,) = [line for line in lines() if line.startswith(title)]
+    assert line.split()[6:8] == ["0.339", "0.012"] and line.endswith("+0.327 [+0.197, +0.457]")
+    write_json(path, result | {"causal": result["causal"] | {"pairs": [pair | {"refused": "only 3 units"}]}})
+    assert not any(line.startswith(title) for line in lines()), "nothing was measured that could be compared"
+
+
 def test_the_record_says_where_the_quality_of_each_sae_lies(outcome, tmp_path):
     path = record.write(outcome, tmp_path, "quickstart")
     assert [basis["quality"] for basis in read_json(path)["bases"]] == [None, "quality/sae"]

@@ -128,16 +128,27 @@ def _headline(layer: str, result: dict[str, Any]) -> list[str]:
     main = next((p for p in pairs if p["role"] == "main"), None)
     described = any(_row(pair, metric) for pair in pairs for metric in HEADLINE[:3])
     shown = [metric for metric in (HEADLINE if described else OWN) if any(_row(pair, metric) for pair in pairs)]
-    titles = {metric: result["metrics"][metric]["title"] for metric in shown}
     against = f"{main['a']} - {main['b']} [95 % interval]" if main else ""
     rows = [["units compared", *(f"{units[g]:,}" for g in groups), ""]]
-    for metric, title in titles.items():
-        means: dict[str, float | None] = {}
-        for pair in sorted(pairs, key=lambda p: p is main):  # above the main pair's reference, where a mean has several
-            row = _row(pair, metric)
-            means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]} if row else {}
-        rows.append([title, *(tables.number(means.get(g)) for g in groups), _interval(main, metric)])
+    rows += [_line(result["metrics"][metric]["title"], metric, groups, pairs) for metric in shown]
+    if "causal" in result:
+        own = result["causal"]
+        acting = [p for p in own["pairs"] if p["refused"] is None]
+        rows += [_line(own["metrics"][own["primary"]]["title"], own["primary"], groups, acting)] if acting else []
     return tables.draw((layer, *groups, against), rows).splitlines()
+
+
+def _line(title: str, metric: str, groups: Sequence[str], pairs: Sequence[dict[str, Any]]) -> list[str]:
+    """A metric's mean in each group, and the main pair's difference.
+
+    Above the main pair's reference, where a mean has several.
+    """
+    main = next((p for p in pairs if p["role"] == "main"), None)
+    means: dict[str, float | None] = {}
+    for pair in sorted(pairs, key=lambda p: p is main):
+        row = _row(pair, metric)
+        means |= {pair["a"]: row["mean_a"], pair["b"]: row["mean_b"]} if row else {}
+    return [title, *(tables.number(means.get(g)) for g in groups), _interval(main, metric)]
 
 
 def _row(pair: dict[str, Any], metric: str) -> dict[str, Any] | None:

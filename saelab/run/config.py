@@ -21,6 +21,7 @@ from saelab.label.settings import final_scorer
 from saelab.run.basis import KINDS
 from saelab.run.presets import preset
 from saelab.run.stages.effects import read_effects
+from saelab.run.stages.effects_auto import AUTO
 from saelab.run.stages.sae import check_sae, vary_sae
 from saelab.units import POOLS, SIGNED, GroupSettings
 
@@ -134,7 +135,7 @@ class RunConfig:
     compare: CompareSettings = field(default_factory=CompareSettings)
     also: tuple[str, ...] = ()  # SAEs of other settings to compare with: "sae.k=8", "sae=matryoshka"
     random_host: bool = False  # compare with SAEs on the host with random weights
-    effects: dict[str, Any] | None = None  # compare what units do, too: settings of `saelab effects`; None: don't
+    effects: dict[str, Any] | str | None = None  # compare what units do: settings of `saelab effects`, or auto
 
     @classmethod
     def of(cls, mapping: Mapping[str, Any]) -> "RunConfig":
@@ -185,7 +186,7 @@ class RunConfig:
             if kind not in KINDS:
                 near = settings.nearest(kind, list(KINDS))
                 raise UserError("bases", kind, "unknown", f"{near}known: {', '.join(KINDS)}")
-        if self.effects is not None and (groups := [kind for kind in self.bases if KINDS[kind].of]):
+        if isinstance(self.effects, dict) and (groups := [kind for kind in self.bases if KINDS[kind].of]):
             remedy = "leave them out of bases, or effects out"
             raise UserError("effects", ", ".join(groups), "groups write nothing of their own", remedy)
         check_sae(self.sae)
@@ -228,10 +229,12 @@ def read_proposer(given: Mapping[str, Any]) -> ProposerSettings:
     )
 
 
-def _effects(given: Any) -> dict[str, Any] | None:
-    """Settings of `saelab effects`, checked; text says which units (`all`), true stands for the defaults."""
+def _effects(given: Any) -> dict[str, Any] | str | None:
+    """Settings of `saelab effects`, checked; other text than `auto` says which units, true stands for the defaults."""
     if given is None or given is False:
         return None
+    if given == AUTO:
+        return AUTO
     own = {} if given is True else dict(given) if isinstance(given, Mapping) else {"units": str(given)}
     read_effects(own)
     return own

@@ -35,7 +35,8 @@ def evidence(layout: str, series: bool = False) -> assign.Evidence:
 def test_scores_in_parts_are_those_at_once(layout, at_once, monkeypatch):
     whole = assign.score(SCORERS, evidence(layout))
     monkeypatch.setattr(products, "AT_ONCE", at_once)
-    monkeypatch.setattr(registry, "BLOCK", LABELS * 17)
+    for runs in ("BLOCK", "AT_ONCE"):
+        monkeypatch.setattr(registry, runs, LABELS * 17)
     for held in (0, IMAGES * LABELS):  # similarities computed when looked at, or held
         monkeypatch.setattr(bundle, "HELD", held)
         some = evidence(layout)
@@ -43,6 +44,24 @@ def test_scores_in_parts_are_those_at_once(layout, at_once, monkeypatch):
         for name, scores in assign.score(SCORERS, some).items():
             torch.testing.assert_close(scores, whole[name], rtol=1e-4, atol=2e-5, equal_nan=True, msg=name)
         assert ("sims" in some.__dict__) == bool(held)  # nobody wrote them out
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_similarities_are_not_computed_anew_for_every_few_units(name, monkeypatch):
+    """What is kept of a unit's positives may allow few units at once; where labels come in parts, all go together."""
+    looks = []
+    look = products.Products.__getitem__
+    monkeypatch.setattr(products.Products, "__getitem__", lambda self, at: (looks.append(at), look(self, at))[1])
+    monkeypatch.setattr(products, "AT_ONCE", IMAGES * 25)
+    monkeypatch.setattr(bundle, "HELD", 0)
+    monkeypatch.setattr(registry, "BLOCK", LABELS * 2)  # two units, of 37
+    some = evidence("csr")
+    assign.score([name], some)
+    once = len(looks)
+    monkeypatch.setattr(registry, "AT_ONCE", LABELS * 13)  # three runs
+    assign.score([name], some)
+    parts = len(products.label_parts(IMAGES, LABELS))
+    assert len(looks) - once == once + 2 * parts, "each run looks once at every part"
 
 
 @pytest.mark.parametrize("layout", ["dense", "csr"])

@@ -58,7 +58,7 @@ class Acting(Labels):
         return own
 
     def _find_obstacle(self, own: EffectsSettings) -> str | None:
-        """Why the effects of this run's units can't be had, or not soon; None: they can."""
+        """Why nobody measures the effects of this run's units, or not soon; None: nothing is in the way."""
         if self.weights == "arrays":
             return "there is no host whose outputs could change"
         if any(KINDS[kind].of for kind in self.config.bases):

@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,22 @@ from saelab.sae import SAEConfig, Trainer
 MB = 2**20
 
 
-def cases(shapes: list[list[int]], k: int, rules: list[str], rounds: int) -> Iterator[dict[str, Any]]:
-    """Step, step with a quarter of the latents silent (`over_plain_step`: in turns with one without), and loader."""
+def cases(
+    shapes: list[list[int]], k: int, rules: list[str], rounds: int, screens: Sequence[str] = ("auto",)
+) -> Iterator[dict[str, Any]]:
+    """Step, step with a quarter of the latents silent (`over_plain_step`: in turns with one without), and loader.
+
+    `screens`: products that choose latents; a step is named by the one that it settles on, and measured once.
+    """
     for d_in, latents, batch in shapes:
         for rule in rules:
-            trainer, x = _trainer(d_in, latents, batch, k, rule)
-            yield measured(f"sae step, {rule} {d_in}->{latents}", trainer, partial(trainer.step, x), x, rounds)
+            seen = set()
+            for screen in screens:
+                trainer, x = _trainer(d_in, latents, batch, k, rule, screen)
+                if trainer.screen not in seen:
+                    seen.add(trainer.screen)
+                    name = f"sae step, {rule} {d_in}->{latents}, {trainer.screen}"
+                    yield measured(name, trainer, partial(trainer.step, x), x, rounds)
         trainer, x = _trainer(d_in, latents, batch, k, "topk")
         quarter = slice(0, latents // 4)
         trainer.weights["W_enc"][quarter] *= 0.01  # too faint to be kept
@@ -102,8 +112,10 @@ def _status(path: Path, field: str) -> int:
     return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(field))
 
 
-def _trainer(d_in: int, latents: int, batch: int, k: int, rule: str) -> tuple[Trainer, torch.Tensor]:
+def _trainer(
+    d_in: int, latents: int, batch: int, k: int, rule: str, screen: str = "auto"
+) -> tuple[Trainer, torch.Tensor]:
     x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0))
-    trainer = Trainer(SAEConfig(d_in, latents, rule=rule, k=k))
+    trainer = Trainer(SAEConfig(d_in, latents, rule=rule, k=k, screen=screen))
     trainer.step(x)
     return trainer, x

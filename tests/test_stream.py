@@ -1,6 +1,5 @@
 """Training on the fly: the order is pure, tokens are a cache's to the bit, resume is exact, nothing is written."""
 
-import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,11 +59,11 @@ def ordered(pictures: int, tokens: int, most: int, batch: int, seed: int) -> Act
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 70), st.integers(9, 200), st.integers(0, 2**40))
-def test_each_epoch_takes_tokens_once_and_a_batch_stays_in_its_superblock(pictures, tokens, most, batch, seed):
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(2, 70), st.integers(9, 200), st.integers(0, 2**40))
+def test_each_epoch_takes_tokens_once_and_a_batch_stays_in_its_deck(pictures, tokens, most, batch, seed):
     made = ordered(pictures, tokens, most, batch, seed)
     blocks = made.blocks
-    assert blocks.pictures <= most and blocks.count == -(-pictures // most)
+    assert blocks.pictures <= (pictures if pictures <= 2 * most else most // 2)
     for epoch in range(2):
         steps = range(epoch * made.steps_per_epoch, (epoch + 1) * made.steps_per_epoch)
         rows = [made.rows_of(step) for step in steps]
@@ -73,7 +72,9 @@ def test_each_epoch_takes_tokens_once_and_a_batch_stays_in_its_superblock(pictur
         assert pictures * tokens - len(whole) < blocks.count * made.batch_size, "only what fills no batch is left out"
         assert set(whole // tokens) <= set(range(0, 3 * pictures, 3)), "pictures of the split"
         for step, own in zip(steps, rows):
-            assert np.isin(own // tokens, blocks.ids_of(made.number_of(step))).all()
+            near = made.decks.drawn_from(made.number_of(step))
+            assert len(near) <= 5 and epoch * blocks.count <= near[0] <= near[-1] < (epoch + 1) * blocks.count
+            assert np.isin(own // tokens, np.concatenate([blocks.ids_of(number) for number in near])).all()
             assert step in made.steps_of(made.number_of(step))
     held = np.concatenate([blocks.ids_of(number) for number in range(blocks.count)])
     assert np.array_equal(np.sort(held), np.arange(0, 3 * pictures, 3))
@@ -81,14 +82,12 @@ def test_each_epoch_takes_tokens_once_and_a_batch_stays_in_its_superblock(pictur
     assert np.array_equal(made.rows_of(step), ordered(pictures, tokens, most, batch, seed).rows_of(step))
 
 
-def test_the_order_changes_with_the_epoch_and_the_seed_and_mixes_pictures():
+def test_the_order_changes_with_the_epoch_and_the_seed():
     made, other = ordered(400, 49, 100, 256, 0), ordered(400, 49, 100, 256, 1)
-    assert not np.array_equal(made.blocks.ids_of(0), made.blocks.ids_of(4))
+    assert not np.array_equal(made.blocks.ids_of(0), made.blocks.ids_of(8))
     assert not np.array_equal(made.blocks.ids_of(0), other.blocks.ids_of(0))
-    own = made.rows_of(5) // 49
-    pairs = sum(a == b for a, b in itertools.combinations(own.tolist(), 2)) / (256 * 255 / 2)
-    assert made.same_picture_pairs == pytest.approx(48 / 4899)
-    assert pairs == pytest.approx(made.same_picture_pairs, rel=0.35)
+    again = made.steps_per_epoch  # the same step of the next epoch
+    assert len(np.intersect1d(made.rows_of(0), made.rows_of(again))) < 50 and made.number_of(again) == 8
 
 
 @pytest.mark.parametrize(("dtype", "kept"), [("float16", None), ("bfloat16", 7), ("float32", None)])
@@ -169,12 +168,11 @@ def test_a_killed_run_resumes_to_the_bit_and_computes_no_superblock_before(world
         with monkeypatch.context() as patch:
             patch.setattr(Superblocks, "_fill", _noting(Superblocks._fill, passed))
             again = run(root)
-        blocks = [streams(world, root, 7)["conv"].blocks.ids_of(number).tolist() for number in range(12)]
-        first = blocks.index(passed[0])
-        assert streams(world, root, 7)["conv"].steps_of(first).start <= at < 40
-        assert passed[:-1] == blocks[first : first + len(passed) - 1], (
-            "on from where it was; the last is for the quality"
-        )
+        made = streams(world, root, 7)["conv"]
+        first = made.decks.drawn_from(made.number_of(at // 5 * 5))[0]  # of the last checkpoint's deck
+        last, quality = made.decks.drawn_from(made.number_of(39))[-1], len(made.decks.drawn_from(0))
+        wanted = [*range(first, last + 1), *range(quality)]
+        assert passed == [made.blocks.ids_of(number).tolist() for number in wanted], "none before, none twice"
         for layer in LAYERS:
             assert same(weights(whole[layer][0]), weights(again[layer][0]))
             lines = [(place / layer / "metrics.jsonl").read_bytes() for place in (tmp_path / "whole", root)]
@@ -194,10 +192,10 @@ def test_layers_train_in_one_pass_of_the_host_as_alone(world, tmp_path, monkeypa
     monkeypatch.setattr(type(world.host), "tokens", _counting(type(world.host).tokens, passed), raising=True)
     configs, train = [CONFIG, SAEConfig(5, 9, rule="batchtopk", k=2, seed=1)], TrainConfig(epochs=2)
     made = streams(world, tmp_path, 9)
-    assert made["conv"].blocks.count == -(-world.mine // 9)
+    assert made["conv"].blocks.count == -(-world.mine // 4)
     both = fit_layers(made, dict.fromkeys(LAYERS, configs), train, progress=False)
-    largest = 2 * made["conv"].blocks.count + 1  # two epochs, and the first superblock again for the quality
-    assert len(passed) <= (largest + 1) * 3, "batches of 4 pictures, three a superblock"
+    superblocks = 2 * made["conv"].blocks.count + 3  # two epochs, and those of the first deck again for the quality
+    assert len(passed) == superblocks, "a batch of 4 pictures each"
     for layer in LAYERS:
         for i, config in enumerate(configs):
             alone = fit(streams(world, tmp_path, 9)[layer], config, train, progress=False)
@@ -215,7 +213,7 @@ def _counting(method, passed):
 def test_where_one_superblock_holds_all_the_host_runs_once(world, tmp_path, monkeypatch):
     passed = []
     monkeypatch.setattr(type(world.host), "tokens", _counting(type(world.host).tokens, passed))
-    made = streams(world, tmp_path, world.mine)
+    made = streams(world, tmp_path, -(-world.mine // 2))
     fit_layers(made, {layer: [CONFIG] for layer in LAYERS}, TrainConfig(epochs=9), progress=False)
     assert len(passed) == -(-world.mine // 4)
     assert {layers for _, layers in passed} == {tuple(LAYERS)}
@@ -233,7 +231,7 @@ def test_processes_take_their_shares_of_a_batch(world, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are read from Linux' /proc")
-def test_peak_memory_is_two_superblocks():
+def test_peak_memory_is_that_of_twice_the_pictures():
     """In a process of its own: what earlier tests have freed here would be taken again without a new page."""
     pictures, tokens, width = 512, 64, 512
     one = pictures * tokens * width * 2
@@ -243,7 +241,7 @@ def test_peak_memory_is_two_superblocks():
 
 
 def _pass_through(pictures: int, tokens: int, width: int) -> tuple[int, int]:
-    """Stream three superblocks twice, first tiny ones, which load the code.
+    """Stream six superblocks twice, first tiny ones, which load the code.
 
     Returns the tokens given and the bytes that memory rose by at its peak.
     """
@@ -288,12 +286,10 @@ def test_less_than_a_megabyte_is_written(world, tmp_path):
 
 
 def test_what_can_not_be_streamed_is_refused(world, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"stream\.pictures"):
-        streams(world, tmp_path, 0)
+    with pytest.raises(UserError, match=r"stream\.pictures=1: at least 2"):
+        streams(world, tmp_path, 1)
     monkeypatch.setattr(superblocks, "_free", lambda device: 10_000)
-    with pytest.raises(
-        UserError, match=r"superblocks of 9 pictures take 3\.53e-05 GB, 1e-05 GB are free; give about 1,"
-    ):
+    with pytest.raises(UserError, match=r"16 pictures take 3\.14e-05 GB, 1e-05 GB are free; give about 2,"):
         streams(world, tmp_path, 9)
 
 

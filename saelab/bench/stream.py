@@ -24,7 +24,7 @@ from saelab.sae import SAEConfig, Trainer
 def cases(
     name: str, layer: str, pictures: int, superblocks: int, latents: int, k: int, batch: int, device: str
 ) -> Iterator[dict[str, Any]]:
-    """One record: a pass of `pictures` noise pictures in so many superblocks.
+    """One record: a pass of `pictures` noise pictures in so many superblocks (5 or more, else one holds all).
 
     Eight parameters: the fields of conf/bench.yaml's `stream`.
     """
@@ -35,19 +35,19 @@ def cases(
             Image.fromarray(noise).save(Path(folder) / f"{i:05d}.jpg")
         photos = images.load("folder", root=folder)
         stores = cache.recompute(photos, host, [layer], Path(folder) / "runs")
-        made = cache.stream(stores, batch, 0, -(-len(photos.ids("mine")) // superblocks))[layer]
+        made = cache.stream(stores, batch, 0, 2 * -(-len(photos.ids("mine")) // superblocks))[layer]
         trainer = Trainer(SAEConfig(made.d_in, latents, k=k), device)
         steps = made.steps_per_epoch
-        trainer.step(made.batch(steps - 1))  # leaves the last superblock in memory, so that each pass makes all of them
+        trainer.step(made.batch(steps - 1))  # leaves the last deck in memory, so that each pass makes all superblocks
 
         def host_alone() -> None:
-            for _ in made.blocks.run(range(made.blocks.count)):
+            for _ in made.blocks.run(0, made.blocks.count):
                 pass
 
         def sae_alone() -> None:
-            block = made.blocks.block(made.blocks.count - 1)
+            buffer = made.blocks.at(made.blocks.count - 1)
             for _ in range(steps):
-                trainer.step(made.take(block, steps - 1))
+                trainer.step(made.take(buffer, steps - 1))
 
         def both() -> None:
             for _, _, x in together({layer: made}, {layer: (0, steps)}):

@@ -97,7 +97,7 @@ class ArraySettings:
 class StreamSettings:
     """How SAEs train on activations that are never stored (docs/scale.md)."""
 
-    pictures: int = PICTURES  # of a superblock, at most; two of them are in memory
+    pictures: int = PICTURES  # half of those whose tokens are in memory, at most
     device: str | None = None  # of the host: cuda:1, cpu, ...; None: the run's
 
 
@@ -172,8 +172,8 @@ class RunConfig:
             value = getattr(self, setting)
             if value is not None and value < least:
                 raise UserError(setting, value, f"expected a whole number of at least {least}")
-        if self.stream is not None and self.stream.pictures < 1:
-            raise UserError("stream.pictures", self.stream.pictures, "expected a whole number of at least 1")
+        if self.stream is not None and self.stream.pictures < 2:
+            raise UserError("stream.pictures", self.stream.pictures, "expected a whole number of at least 2")
         if self.stream is not None and self.arrays.activations is not None:
             raise UserError("stream", "true", "there is no host that could compute arrays.activations", "leave one out")
         if not self.bases:

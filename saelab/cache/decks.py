@@ -51,15 +51,16 @@ class Decks:
         """How many tokens each deck of an epoch has from each superblock of its neighbourhood, first to last."""
         held = np.zeros((self.count, 2 * self.reach + 1), dtype=np.int64)
         inside = np.arange(self.count)
-        for share, size in enumerate(np.diff(self._edges(self.superblocks[:, None]), axis=1).T):
+        for share, size in enumerate(self._shares(self.superblocks).T):
             deck = mirror(inside + share - self.reach, self.count)
             np.add.at(held, (deck, inside - deck + self.reach), size)
         return held
 
-    def _edges(self, tokens: Any) -> np.ndarray:
-        """Where the shares of so many tokens begin and end."""
-        shares = 2 * self.reach + 1
-        return np.arange(shares + 1) * tokens // shares
+    def _shares(self, tokens: Any) -> np.ndarray:
+        """How many of so many tokens each share has; the rest is the own deck's, so that the edges even out."""
+        shares = np.repeat(np.asarray(tokens)[..., None] // (2 * self.reach + 1), 2 * self.reach + 1, axis=-1)
+        shares[..., self.reach] += tokens - shares.sum(-1)
+        return shares
 
     def _deal(self, number: int) -> dict[int, Int[np.ndarray, "share"]]:
         """The decks that a superblock's tokens go to, ascending, and which tokens each is dealt."""
@@ -69,7 +70,7 @@ class Decks:
             return {number: np.arange(size)}
         order = permute(np.arange(size, dtype=np.uint64), size, self.seed ^ OF_SHARES, number)
         found: dict[int, list[np.ndarray]] = {}
-        for share, part in enumerate(np.split(order, self._edges(size)[1:-1])):
+        for share, part in enumerate(np.split(order, self._shares(size).cumsum()[:-1])):
             found.setdefault(start + int(mirror(inside + share - self.reach, self.count)), []).append(part)
         return {deck: np.concatenate(found[deck]) for deck in sorted(found)}
 

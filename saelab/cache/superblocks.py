@@ -206,9 +206,7 @@ def check_room(need: float, held: Mapping[str, float], pictures: int, device: to
     free = _free(device)
     if free is not None and need > free:
         where = "" if device.type == "cpu" else f" on {device}"
-        what = (
-            f"{max(held.values()):.0f} pictures in memory take {need / 1e9:.3g} GB, {free / 1e9:.3g} GB{where} are free"
-        )
+        what = f"{max(held.values()):.0f} pictures take {need / 1e9:.3g} GB, {free / 1e9:.3g} GB{where} are free"
         fits = max(2, int(pictures * free / need * 0.5))
         raise UserError("stream.pictures", pictures, what, f"give about {fits}, or tokens_per_image")
 

@@ -1,8 +1,8 @@
 """Decks: how a stream mixes the tokens of neighbouring superblocks, as a pure function of seed and numbers.
 
-The tokens of a superblock are dealt at random to the decks of its neighbourhood, in equal shares, and a batch is some
-consecutive tokens of a shuffled deck. So a deck is as large as a superblock, but its pictures are those of five. What
-a deck has used up is gone from memory; that is why four superblocks' worth of memory mix five superblocks.
+The tokens of a superblock are dealt out, picture by picture, to the decks of its neighbourhood; an epoch's decks are
+shuffled and used one after the other. So a deck is as large as a superblock, but its pictures are those of thirteen.
+Memory holds eight superblocks' worth: what a deck has used up is gone, and what lies far ahead has yet to come.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,16 @@ from jaxtyping import Int
 
 from saelab.cache.batches import permute
 
-REACH = 2  # superblocks before its own, and after it, that a deck draws from
+REACH = 6  # superblocks before its own, and after it, that a deck draws from
+HELD = REACH + 2  # superblocks' worth of tokens in memory, the one that is made included
+LEAST = HELD // 2  # pictures, of which twice as many are HELD superblocks of one picture
 OF_TOKENS = 0x5EED  # sets the order of a deck apart from the order of pictures
-OF_SHARES = 0xDEA1  # ... and which of a superblock's tokens go to which deck
+OF_SHARES = 0xDEA1  # ... and from which of a picture's tokens go to which deck
 
 
 def count_superblocks(images: int, pictures: int) -> int:
     """Into how many superblocks an epoch of so many images is cut, where twice `pictures` are to be in memory."""
-    return 1 if images <= 2 * pictures else -(-images // (2 * pictures // (REACH + 2)))
+    return 1 if images <= 2 * pictures else -(-images // (2 * pictures // HELD))
 
 
 def mixing(superblocks: int) -> dict[str, int]:
@@ -32,46 +34,47 @@ def mixing(superblocks: int) -> dict[str, int]:
 class Decks:
     """The decks of one layer: as many in an epoch as there are superblocks, numbered on from one epoch to the next.
 
-    `sizes`: tokens of each superblock of an epoch. Every token is in one deck of each epoch. Where all pictures are in
-    one superblock, a deck is that superblock.
+    `pictures`: of each superblock of an epoch; `tokens`: of each picture. Every token is in one deck of each epoch.
+    Where all pictures are in one superblock, a deck is that superblock.
     """
 
-    def __init__(self, sizes: Int[np.ndarray, "superblocks"], seed: int) -> None:
-        self.superblocks, self.seed, self.count = np.asarray(sizes, dtype=np.int64), seed, len(sizes)
+    def __init__(self, pictures: Int[np.ndarray, "superblocks"], tokens: int, seed: int) -> None:
+        self.pictures, self.tokens, self.seed = np.asarray(pictures, dtype=np.int64), tokens, seed
+        self.superblocks, self.count = self.pictures * tokens, len(pictures)  # tokens of each superblock
         self.reach = REACH if self.count > 1 else 0
         self.deal = lru_cache(2 * REACH + 2)(self._deal)
 
     @cached_property
     def sizes(self) -> Int[np.ndarray, "decks"]:
         """Tokens of each deck of an epoch."""
-        return self._tokens.sum(1)
+        sizes, shares = np.zeros(self.count, dtype=np.int64), 2 * self.reach + 1
+        for share in range(shares):
+            np.add.at(sizes, self._deck(np.arange(self.count), share), -(-(self.superblocks - share) // shares))
+        return sizes
 
-    @cached_property
-    def _tokens(self) -> Int[np.ndarray, "decks superblocks"]:
-        """How many tokens each deck of an epoch has from each superblock of its neighbourhood, first to last."""
-        held = np.zeros((self.count, 2 * self.reach + 1), dtype=np.int64)
-        inside = np.arange(self.count)
-        for share, size in enumerate(self._shares(self.superblocks).T):
-            deck = mirror(inside + share - self.reach, self.count)
-            np.add.at(held, (deck, inside - deck + self.reach), size)
-        return held
-
-    def _shares(self, tokens: Any) -> np.ndarray:
-        """How many of so many tokens each share has; the rest is the own deck's, so that the edges even out."""
-        shares = np.repeat(np.asarray(tokens)[..., None] // (2 * self.reach + 1), 2 * self.reach + 1, axis=-1)
-        shares[..., self.reach] += tokens - shares.sum(-1)
-        return shares
+    def _deck(self, inside: Any, share: int) -> Any:
+        """The deck of an epoch that a share of a superblock goes to. Beyond an edge of the epoch, it is mirrored there:
+        so all shares have a deck, and decks at the edges are as large as others.
+        """
+        deck = (inside + share - self.reach) % (2 * self.count)
+        return np.minimum(deck, 2 * self.count - 1 - deck)
 
     def _deal(self, number: int) -> dict[int, Int[np.ndarray, "share"]]:
-        """The decks that a superblock's tokens go to, ascending, and which tokens each is dealt."""
+        """The decks that a superblock's tokens go to, ascending, and which tokens each is dealt.
+
+        Tokens are dealt one by one, all those of a picture in a row and in random order: its share in each deck is the
+        same, give or take one.
+        """
         inside = number % self.count
-        start, size = number - inside, int(self.superblocks[inside])
         if not self.reach:
-            return {number: np.arange(size)}
-        order = permute(np.arange(size, dtype=np.uint64), size, self.seed ^ OF_SHARES, number)
+            return {number: np.arange(self.superblocks[inside])}
+        generator = np.random.Generator(np.random.PCG64([self.seed & 0xFFFFFFFF, OF_SHARES, number]))
+        first = np.arange(self.pictures[inside])[:, None] * self.tokens
+        order = generator.permuted(first + np.arange(self.tokens), axis=1).ravel()
         found: dict[int, list[np.ndarray]] = {}
-        for share, part in enumerate(np.split(order, self._shares(size).cumsum()[:-1])):
-            found.setdefault(start + int(mirror(inside + share - self.reach, self.count)), []).append(part)
+        for share in range(2 * self.reach + 1):
+            deck = number - inside + int(self._deck(inside, share))
+            found.setdefault(deck, []).append(order[share :: 2 * self.reach + 1])
         return {deck: np.concatenate(found[deck]) for deck in sorted(found)}
 
     def drawn_from(self, number: int) -> range:
@@ -84,14 +87,14 @@ class Decks:
         """A deck's tokens before it is shuffled: superblock by superblock, the places of those that it was dealt."""
         yield from ((superblock, self.deal(superblock)[number]) for superblock in self.drawn_from(number))
 
-    def draw(self, number: int, first: int, size: int) -> Int[np.ndarray, "batch"]:
-        """The places in a deck's hand of so many tokens from the `first` of the shuffled deck on, ascending."""
-        places = np.arange(first, first + size, dtype=np.uint64)
+    def draw(self, number: int, first: int, last: int) -> Int[np.ndarray, "part"]:
+        """The places in a deck's hand of the tokens first..last-1 of the shuffled deck, ascending."""
+        places = np.arange(first, last, dtype=np.uint64)
         return np.sort(permute(places, int(self.sizes[number % self.count]), self.seed ^ OF_TOKENS, number))
 
     @property
     def most_held(self) -> int:
-        """Tokens that are in memory at once, at most, while one superblock is made: of REACH + 2 superblocks."""
+        """Tokens that are in memory at once, at most, while one superblock is made: of HELD superblocks."""
         if not self.reach:
             return int(self.superblocks.sum())
         number = np.arange(2 * self.count)  # of decks: two epochs, since an epoch's end may hold more
@@ -99,20 +102,17 @@ class Decks:
         gone = np.tile(self.sizes, 2).cumsum() - self.sizes[number % self.count]  # with the decks before
         return int((come - gone).max())
 
-    def same_picture_pairs(self, tokens: int, batch: int) -> float:
-        """Expected share of a batch's pairs of tokens that are of one picture, where each has `tokens`; over an epoch.
+    @property
+    def same_picture_pairs(self) -> float:
+        """Expected share of a deck's pairs of tokens that are of one picture, where REACH decks are on both sides.
 
-        Two tokens of a deck come from one superblock with the share of such pairs in its hand, and are then any two of
-        that superblock.
+        Of a picture's T tokens it has T / shares, rounded up or down. A deck nearer to an edge of the epoch draws from
+        fewer superblocks, and has up to about twice as many such pairs.
         """
-        inside = np.arange(self.count)[:, None] + np.arange(-self.reach, self.reach + 1)
-        of = self.superblocks[inside.clip(0, self.count - 1)]
-        pairs = self._tokens * (self._tokens - 1) / np.maximum(1, self.sizes * (self.sizes - 1))[:, None]
-        each = (pairs * (tokens - 1) / np.maximum(1, of - 1)).sum(1)
-        return float(np.average(each, weights=self.sizes // batch))
-
-
-def mirror(place: Any, count: int) -> Any:
-    """Places beyond the first or the last of `count`, mirrored at that edge, so that every share has a deck."""
-    place = place % (2 * count)
-    return np.minimum(place, 2 * count - 1 - place)
+        shares = 2 * self.reach + 1
+        least, more = divmod(self.tokens, shares)
+        pairs = (shares - more) * least * (least - 1) + more * (
+            least + 1
+        ) * least  # of a picture, summed over its decks
+        size = self.superblocks.mean()
+        return float(self.pictures.mean() * pairs / max(1.0, size * (size - 1)))

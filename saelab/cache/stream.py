@@ -1,6 +1,6 @@
 """Training on the fly: batches of tokens that are never stored, with the interface of `Batches`.
 
-The tokens of a deck (decks.py) are permuted as `Batches` permutes rows, and a batch is some consecutive ones of that
+An epoch's decks (decks.py) are permuted as `Batches` permutes rows, and a batch is some consecutive tokens of that
 order. So it is a pure function of (seed, epoch, step) and of the number of superblocks; no state is saved, and a
 resumed run computes the superblocks again that its deck draws from.
 """
@@ -10,6 +10,7 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -24,28 +25,22 @@ from saelab.cache.unstored import UnstoredActivations
 class ActivationStream(Batches):
     """Batches over the `mine` tokens of one layer, which the host computes while training uses them.
 
-    An epoch holds each token once, but for what doesn't fill a batch at a deck's end. Moments and quality are of the
+    An epoch holds each token once, but for what doesn't fill a batch at its end. Moments and quality are of the
     pictures that the first deck draws from: a random sample, or all of them. Made by `cache.stream`.
     """
 
     def __init__(self, blocks: Superblocks, layer: str, batch_size: int, seed: int) -> None:
         self.blocks, self.layer, self.seed, self.name = blocks, layer, seed, f"the tokens of {layer}"
-        self.store = blocks.stores[layer]
+        self.store, self.decks = blocks.stores[layer], blocks.decks[layer]
         self.tokens, self.rows = self.store.tokens, None
-        self.decks = blocks.decks[layer]
-        sizes = self.decks.sizes
-        self.n_tokens, self.batch_size = int(sizes.sum()), min(batch_size, int(sizes.min()))
-        self._ends = np.cumsum(sizes // self.batch_size)
+        self._ends = np.cumsum(self.decks.sizes)
+        self.n_tokens = int(self._ends[-1])
+        self.batch_size = min(batch_size, self.n_tokens)
 
     @property
     def d_in(self) -> int:
         """Width of the tokens."""
         return self.store.d_in
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
-        return int(self._ends[-1])
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -60,46 +55,63 @@ class ActivationStream(Batches):
 
     @property
     def same_picture_pairs(self) -> float:
-        """Expected share of a batch's pairs of tokens that come from one picture; a full shuffle has fewer."""
-        return self.decks.same_picture_pairs(self.store.plan.stored, self.batch_size)
+        """Expected share of a batch's pairs of tokens that come from one picture; a full shuffle has fewer.
 
-    def number_of(self, step: int) -> int:
-        """The deck of a global step, numbered on from one epoch to the next."""
+        Of batches that lie within a deck, but those at an epoch's edges (`Decks.same_picture_pairs`).
+        """
+        return self.decks.same_picture_pairs
+
+    def decks_of(self, step: int) -> range:
+        """The decks that the batch of a global step lies in, numbered on from one epoch to the next."""
         epoch, inside = divmod(step, self.steps_per_epoch)
-        return epoch * self.blocks.count + int(np.searchsorted(self._ends, inside, side="right"))
+        ends = np.array([inside * self.batch_size, (inside + 1) * self.batch_size - 1])  # its first and its last token
+        first, last = epoch * self.blocks.count + np.searchsorted(self._ends, ends, side="right")
+        return range(int(first), int(last) + 1)
 
     def steps_of(self, number: int) -> range:
-        """The global steps that draw their batches from a deck."""
+        """The global steps with tokens of a deck."""
         epoch, inside = divmod(number, self.blocks.count)
-        start = epoch * self.steps_per_epoch
-        return range(start + (int(self._ends[inside - 1]) if inside else 0), start + int(self._ends[inside]))
+        first, last = self._span(inside)
+        start, stop = first // self.batch_size, -(-last // self.batch_size)
+        return range(*(epoch * self.steps_per_epoch + min(step, self.steps_per_epoch) for step in (start, stop)))
 
-    def places(self, step: int) -> Int[np.ndarray, "batch"]:
-        """Which tokens of its deck's hand a step's batch holds, ascending."""
-        number = self.number_of(step)
-        return self.decks.draw(number, (step - self.steps_of(number).start) * self.batch_size, self.batch_size)
+    def places(self, step: int, number: int) -> Int[np.ndarray, "part"]:
+        """Which tokens of a deck's hand a step's batch holds, ascending."""
+        (first, last), start = self._span(number % self.blocks.count), step % self.steps_per_epoch * self.batch_size
+        return self.decks.draw(number, max(0, start - first), min(last, start + self.batch_size) - first)
+
+    def _span(self, inside: int) -> tuple[int, int]:
+        return int(self._ends[inside] - self.decks.sizes[inside]), int(self._ends[inside])
 
     def rows_of(self, step: int) -> Int[np.ndarray, "batch"]:
         """Which rows of the layer's cache (of all images) a step's batch holds, in the batch's order."""
-        stored, hand = self.store.plan.stored, self.decks.hand(self.number_of(step))
-        rows = [self.blocks.ids_of(number)[own // stored] * stored + own % stored for number, own in hand]
-        return np.concatenate(rows)[self.places(step)]
+        stored, parts = self.store.plan.stored, []
+        for number in self.decks_of(step):
+            hand = self.decks.hand(number)
+            rows = [self.blocks.ids_of(block)[own // stored] * stored + own % stored for block, own in hand]
+            parts.append(np.concatenate(rows)[self.places(step, number)])
+        return np.concatenate(parts)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Float[Tensor, "batch d_in"]:
         """The batch of a global step, float32 where the host is. Alone, it may have to compute its superblocks first.
 
         With `world` > 1, the rank's contiguous share of it. Raises UserError where the host gives NaN or an infinity.
         """
-        return self.take(self.blocks.at(self.number_of(step)), step, rank, world)
+        return self.join(
+            [self.take(self.blocks.at(number), step, number) for number in self.decks_of(step)], rank, world
+        )
 
-    def take(self, buffer: Buffer, step: int, rank: int = 0, world: int = 1) -> Float[Tensor, "batch d_in"]:
-        """`batch` from the buffer at its deck."""
-        places = self.places(step)
-        if world > 1:
-            check_share(self.batch_size, world)
-            places = places[rank * len(places) // world : (rank + 1) * len(places) // world]
-        self.blocks.pace.taken += len(places)
-        return buffer.take(self.layer, places)
+    def take(self, buffer: Buffer, step: int, number: int) -> Float[Tensor, "part d_in"]:
+        """What `batch` has of a deck, from the buffer at that deck."""
+        return buffer.take(self.layer, self.places(step, number))
+
+    def join(self, parts: list[Tensor], rank: int, world: int) -> Float[Tensor, "batch d_in"]:
+        """A batch from its parts."""
+        self.blocks.pace.taken += self.batch_size // world
+        if world == 1:
+            return torch.cat(parts)
+        check_share(self.batch_size, world)
+        return torch.cat(parts)[rank * self.batch_size // world : (rank + 1) * self.batch_size // world]
 
     def prefetch(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Batches first..last-1; while one deck is in use, the host makes the next superblock in another thread."""
@@ -135,14 +147,19 @@ def together(
     spans = {layer: (first, last) for layer, (first, last) in spans.items() if first < last}
     if not spans:
         return
-    begin = min(streams[layer].number_of(first) for layer, (first, _) in spans.items())
-    end = max(streams[layer].number_of(last - 1) for layer, (_, last) in spans.items())
+    begin = min(streams[layer].decks_of(first).start for layer, (first, _) in spans.items())
+    end = max(streams[layer].decks_of(last - 1).stop for layer, (_, last) in spans.items())
     blocks = next(iter(streams.values())).blocks
-    for number, buffer in blocks.run(begin, end + 1):
+    parts: dict[str, list[Tensor]] = {layer: [] for layer in spans}  # of a batch that goes on in the next deck
+    for number, buffer in blocks.run(begin, end):
         for layer, (first, last) in spans.items():
-            own = streams[layer].steps_of(number)
-            for step in range(max(own.start, first), min(own.stop, last)):
-                yield layer, step, streams[layer].take(buffer, step, rank, world)
+            own = streams[layer]
+            for step in own.steps_of(number):
+                if first <= step < last:
+                    parts[layer].append(own.take(buffer, step, number))
+                    if own.decks_of(step)[-1] == number:
+                        whole, parts[layer] = own.join(parts[layer], rank, world), []
+                        yield layer, step, whole
 
 
 def stream(
@@ -150,9 +167,8 @@ def stream(
 ) -> dict[str, ActivationStream]:
     """Streams of several layers over the same superblocks: what `cache.recompute` returned, to train on.
 
-    `pictures`: half of those in memory, and twice as many as a superblock holds, at most (see docs/scale.md).
-    Superblocks are cut evenly, so their number decides the order, not `pictures` itself. A `batch_size` above a
-    superblock's tokens is cut to these. Raises UserError where they don't fit in memory.
+    `pictures`: half of those in memory (see docs/scale.md). Superblocks are cut evenly, so their number decides the
+    order, not `pictures` itself. Raises UserError where they don't fit in memory.
     """
     blocks = Superblocks(stores, pictures, seed)
     return {layer: ActivationStream(blocks, layer, batch_size, seed) for layer in stores}

@@ -23,7 +23,7 @@ from torch import Tensor
 from saelab.arrays import TORCH
 from saelab.cache.batches import permute
 from saelab.cache.buffer import Buffer
-from saelab.cache.decks import Decks, count_superblocks
+from saelab.cache.decks import LEAST, Decks, count_superblocks
 from saelab.cache.passes import keep
 from saelab.cache.unstored import Loaded, UnstoredActivations
 from saelab.errors import UserError
@@ -58,16 +58,16 @@ class Superblocks:
     """The superblocks of several layers of one host: which pictures each holds, and decks of tokens in memory."""
 
     def __init__(self, stores: Mapping[str, UnstoredActivations], pictures: int, seed: int) -> None:
-        """Twice `pictures` are in memory. Raises UserError for fewer than 2, and where they don't fit in."""
-        if pictures < 2:
-            raise UserError("stream.pictures", pictures, "at least 2", f"leave it out for {PICTURES}")
+        """Twice `pictures` are in memory. Raises UserError for fewer than LEAST, and where they don't fit in."""
+        if pictures < LEAST:
+            raise UserError("stream.pictures", pictures, f"at least {LEAST}", f"leave it out for {PICTURES}")
         self.stores, self.seed = stores, seed
         self.forward = next(iter(stores.values())).forward
         self.ids = np.asarray(self.forward.images.ids("mine"), dtype=np.int64)
         self.count = count_superblocks(len(self.ids), pictures)
         self.edges = np.arange(self.count + 1, dtype=np.int64) * len(self.ids) // self.count
         self.pictures = int(np.diff(self.edges).max())
-        self.decks = {layer: Decks(np.diff(self.edges) * store.plan.stored, seed) for layer, store in stores.items()}
+        self.decks = {layer: Decks(np.diff(self.edges), store.plan.stored, seed) for layer, store in stores.items()}
         self._any = next(iter(self.decks.values()))  # superblocks have the same numbers in all layers
         self.pace = Pace()
         self._buffer: Buffer | None = None
@@ -207,7 +207,7 @@ def check_room(need: float, held: Mapping[str, float], pictures: int, device: to
     if free is not None and need > free:
         where = "" if device.type == "cpu" else f" on {device}"
         what = f"{max(held.values()):.0f} pictures take {need / 1e9:.3g} GB, {free / 1e9:.3g} GB{where} are free"
-        fits = max(2, int(pictures * free / need * 0.5))
+        fits = max(LEAST, int(pictures * free / need * 0.5))
         raise UserError("stream.pictures", pictures, what, f"give about {fits}, or tokens_per_image")
 
 

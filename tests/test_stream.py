@@ -201,7 +201,7 @@ def test_layers_train_in_one_pass_of_the_host_as_alone(world, tmp_path, monkeypa
     made = streams(world, tmp_path, 9)
     assert made["conv"].blocks.count == -(-world.mine // 2)
     both = fit_layers(made, dict.fromkeys(LAYERS, configs), train, progress=False)
-    superblocks = 2 * made["conv"].blocks.count + 7  # two epochs, and those of the first deck again for the quality
+    superblocks = 3 * made["conv"].blocks.count + 7  # moments, two epochs, and those of the first deck for the quality
     assert len(passed) == superblocks, "a batch of 4 pictures each"
     for layer in LAYERS:
         for i, config in enumerate(configs):

@@ -96,7 +96,7 @@ def test_all_layers_seeds_and_variants_train_in_one_pass(streamed, make, monkeyp
         )
         facts = read_json(basis.sae.path / "training.json")["data"]
         assert (facts["superblocks"], facts["superblock_pictures"]) == (12, 3)
-        assert facts["moments"] == "of the first 21 pictures"
+        assert facts["moments"] == "of the first 36 pictures"
         assert read_json(basis.sae.path / "quality.json")["fvu"] < 1
     again = make("streamed", stream={"pictures": 12}, also=["sae.k=2"])
     assert all(b.sae is None or b.sae.reused for b in again.bases) and len(calls) == 1

@@ -70,11 +70,10 @@ class Buffer:
             self._hands[layer] = self._hand(layer)
         return self._read(layer, self._hands[layer][places])
 
-    def in_order(self, layer: str, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
-        """All tokens of the superblocks that the deck `at`, an epoch's first, draws from, in their order."""
-        for number in self.any.drawn_from(self.at):
-            rows = self.rows(number, layer)
-            yield from (self._read(layer, rows[i : i + chunk]) for i in range(0, len(rows), chunk))
+    def superblock(self, layer: str, number: int, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
+        """The tokens of a superblock of which no deck has been used yet, in their order, `chunk` at once."""
+        rows = self.rows(number, layer)
+        yield from (self._read(layer, rows[i : i + chunk]) for i in range(0, len(rows), chunk))
 
     def advance(self) -> None:
         """Go on to the next deck: the rows of the deck `at` are free."""

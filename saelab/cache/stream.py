@@ -6,7 +6,6 @@ resumed run computes the superblocks again that its deck draws from.
 """
 
 from collections.abc import Generator, Iterator, Mapping
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from torch import Tensor
 from saelab.cache.batches import Batches, check_share
 from saelab.cache.buffer import Buffer
 from saelab.cache.decks import mixing
-from saelab.cache.passes import Moments
 from saelab.cache.superblocks import PICTURES, Superblocks
 from saelab.cache.unstored import UnstoredActivations
 
@@ -25,8 +23,8 @@ from saelab.cache.unstored import UnstoredActivations
 class ActivationStream(Batches):
     """Batches over the `mine` tokens of one layer, which the host computes while training uses them.
 
-    An epoch holds each token once, but for what doesn't fill a batch at its end. Moments and quality are of the
-    pictures that the first deck draws from: a random sample, or all of them. Made by `cache.stream`.
+    An epoch holds each token once, but for what doesn't fill a batch at its end. Moments are of the first pictures of
+    the first epoch (4096 or more, or all), quality of those that the first deck draws from. Made by `cache.stream`.
     """
 
     def __init__(self, blocks: Superblocks, layer: str, batch_size: int, seed: int) -> None:
@@ -51,7 +49,7 @@ class ActivationStream(Batches):
     @property
     def moments_of(self) -> dict[str, Any]:
         """Which tokens `moments` are of."""
-        return {"moments": f"of the first {len(self.blocks.ids_of_first())} pictures"}
+        return {"moments": f"of the first {self.blocks.edges[self.blocks.sampled]} pictures"}
 
     @property
     def same_picture_pairs(self) -> float:
@@ -119,13 +117,15 @@ class ActivationStream(Batches):
 
     def in_order(self, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
         """The tokens of the pictures that the first deck draws from, `chunk` at once."""
-        return self.blocks.at(0).in_order(self.layer, chunk)
+        return self.blocks.first(self.layer, chunk)
 
     def moments(self, chunk: int = 16_384) -> tuple[Float[np.ndarray, "d_in"], float]:
-        """Mean [d_in] and total variance of `in_order`, in float64; kept on disk, so that none is made twice."""
-        make = lambda: reduce(Moments.merge, map(Moments.of, self.in_order(chunk)))  # noqa: E731
+        """Mean [d_in] and total variance of the first pictures, in float64; kept on disk, so that none is made twice.
+
+        `chunk` changes nothing: one pass of the host serves all layers.
+        """
         recipe = {"superblocks": self.blocks.count, "seed": self.blocks.seed} | mixing(self.blocks.count)
-        found = self.store.save_moments("-first", recipe, make)
+        found = self.store.save_moments("-first", recipe, lambda: self.blocks.moments[self.layer])
         return found.mean.numpy(), float((found.m2 / found.tokens).sum())
 
     def fingerprint(self) -> str:

@@ -13,23 +13,26 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.arrays import TORCH
 from saelab.cache.batches import permute
 from saelab.cache.buffer import Buffer
 from saelab.cache.decks import LEAST, Decks, count_superblocks
-from saelab.cache.passes import keep
+from saelab.cache.passes import Moments, keep
 from saelab.cache.unstored import Loaded, UnstoredActivations
 from saelab.errors import UserError
 
 log = logging.getLogger("saelab")
 PICTURES = 4096  # half of those in memory
+MOMENTS = 4096  # pictures that moments are of, at least, where there are as many
+CHUNK = 16_384  # tokens that moments are summed over at once
 LOGGED_EVERY = 60.0  # seconds between lines about the pace
 
 
@@ -83,9 +86,29 @@ class Superblocks:
         places = np.arange(self.edges[inside], self.edges[inside + 1], dtype=np.uint64)
         return np.sort(self.ids[permute(places, len(self.ids), self.seed, epoch)])
 
-    def ids_of_first(self) -> Int[np.ndarray, "pictures"]:
-        """The pictures that the first deck draws from."""
-        return np.concatenate([self.ids_of(number) for number in self._any.drawn_from(0)])
+    @property
+    def sampled(self) -> int:
+        """How many of the first superblocks the moments are of: those of MOMENTS pictures, or of the first deck."""
+        wanted = np.searchsorted(self.edges, min(len(self.ids), MOMENTS))
+        return max(int(wanted), len(self._any.drawn_from(0)))
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Of each layer's tokens of the first superblocks."""
+        found, done = {layer: Moments.none(store.d_in) for layer, store in self.stores.items()}, 0
+        for number, buffer in self.run(0, self.sampled - self._any.reach):
+            for superblock in range(done, number + self._any.reach + 1):  # those that are new
+                for layer in found:
+                    for part in buffer.superblock(layer, superblock, CHUNK):
+                        found[layer] = found[layer].merge(Moments.of(part))
+            done = number + self._any.reach + 1
+        return found
+
+    def first(self, layer: str, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
+        """A layer's tokens of the superblocks that the first deck draws from, `chunk` at once."""
+        buffer = self.at(0)
+        for number in self._any.drawn_from(0):
+            yield from buffer.superblock(layer, number, chunk)
 
     def at(self, number: int) -> Buffer:
         """The buffer at a deck: as the last use left it, or filled now."""

@@ -53,8 +53,9 @@ def main(path: str) -> None:
         for seed in SEEDS:
             (config,), train = sae_configs(preset("sae", "quickstart"), stored.layer, stored.d_in, [seed])
             made = cache.stream(live, train.batch_size, seed, -(-len(mine) // parts))[stored.layer]
-            first = (made.blocks.ids_of_first()[:, None] * tokens + np.arange(tokens)).ravel()
-            mean, variance = Batches(stored.tokens, 1024, rows=first).moments()
+            ids = np.concatenate([made.blocks.ids_of(number) for number in range(made.blocks.sampled)])
+            rows = (ids[:, None] * tokens + np.arange(tokens)).ravel()
+            mean, variance = Batches(stored.tokens, 1024, rows=rows).moments()
             held = Batches(stored.tokens, 4096, rows=stored.rows("test"))
             made_of = (Replay(stored, made), config, train)
             fitted = fit(*made_of, mean=mean, variance=variance, held_out=held, progress=False)

@@ -150,6 +150,20 @@ def test_the_weights_are_those_of_the_same_order_from_a_cache(world, tmp_path, p
         assert np.allclose(mean, world.stores["conv"].mean, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("least", "pictures"), [(1, 13), (20, 21), (1000, 25)])
+def test_moments_are_of_the_first_pictures_however_few_are_in_memory(world, tmp_path, monkeypatch, least, pictures):
+    """13 superblocks of one or two pictures; the first deck draws from seven of them."""
+    monkeypatch.setattr(superblocks, "MOMENTS", least)
+    made = streams(world, tmp_path, 9)
+    ids = np.concatenate([made["conv"].blocks.ids_of(number) for number in range(made["conv"].blocks.count)])[:pictures]
+    for layer in LAYERS:
+        mean, variance = made[layer].moments()
+        rows = (ids[:, None] * 49 + np.arange(49)).ravel()
+        x = world.stores[layer].tokens[np.sort(rows)].astype(np.float64)
+        assert np.allclose(mean, x.mean(0), rtol=1e-10) and np.isclose(variance, x.var(0).sum(), rtol=1e-10)
+        assert made[layer].moments_of == {"moments": f"of the first {pictures} pictures"}
+
+
 class Killed(Exception):
     pass
 

@@ -5,12 +5,13 @@ shuffled and used one after the other. So a deck is as large as a superblock, bu
 Memory holds eight superblocks' worth: what a deck has used up is gone, and what lies far ahead has yet to come.
 """
 
+import itertools
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from saelab.cache.batches import permute
 
@@ -102,17 +103,38 @@ class Decks:
         gone = np.tile(self.sizes, 2).cumsum() - self.sizes[number % self.count]  # with the decks before
         return int((come - gone).max())
 
-    @property
-    def same_picture_pairs(self) -> float:
-        """Expected share of a deck's pairs of tokens that are of one picture, where REACH decks are on both sides.
+    def same_picture_pairs(self, batch: int) -> float:
+        """Expected share of a batch's pairs of tokens that are of one picture: mean over the batches of an epoch.
 
-        Of a picture's T tokens it has T / shares, rounded up or down. A deck nearer to an edge of the epoch draws from
-        fewer superblocks, and has up to about twice as many such pairs.
+        Tokens of a deck are in random order, so a batch with n of a deck's D tokens has n (n - 1) / D (D - 1) of that
+        deck's pairs, and of those between two decks the product of its shares in them.
+        """
+        ends, sizes, pairs = self.sizes.cumsum(), self.sizes.astype(np.float64), 0.0
+        starts = np.arange(ends[-1] // batch) * batch
+        first, last = (np.searchsorted(ends, starts + token, side="right") for token in (0, batch - 1))
+        for start, deck, stop in zip(starts, first, last + 1, strict=True):
+            size, end = sizes[deck:stop], ends[deck:stop]
+            taken = np.minimum(end, start + batch) - np.maximum(end - size, start)
+            pairs += (taken * (taken - 1) / np.maximum(1, size * (size - 1)) * self._pairs[deck:stop, 0]).sum()
+            share = taken / size
+            for gap in range(1, min(len(size), 2 * self.reach + 1)):
+                pairs += 2 * (share[:-gap] * share[gap:] * self._pairs[deck : stop - gap, gap]).sum()
+        return float(pairs / max(1, len(starts) * batch * (batch - 1)))
+
+    @cached_property
+    def _pairs(self) -> Float[np.ndarray, "decks offsets"]:
+        """Pairs of tokens of one picture, of which one is in a deck and the other in it, the next one, the one after
+        that, ...; within a deck each counts in both orders.
         """
         shares = 2 * self.reach + 1
-        least, more = divmod(self.tokens, shares)
-        pairs = (shares - more) * least * (least - 1) + more * (
-            least + 1
-        ) * least  # of a picture, summed over its decks
-        size = self.superblocks.mean()
-        return float(self.pictures.mean() * pairs / max(1.0, size * (size - 1)))
+        found = np.zeros((self.count, shares))
+        for size in np.unique(self.pictures):
+            own = np.flatnonzero(self.pictures == size)
+            before = (np.arange(shares) - np.arange(size)[:, None] * self.tokens) % shares  # dealt to others
+            dealt = (self.tokens - before + shares - 1) // shares  # [pictures, shares]
+            pairs = dealt.T @ dealt - np.diag(dealt.sum(0))
+            for one, other in itertools.product(range(shares), repeat=2):
+                deck, later = self._deck(own, one), self._deck(own, other)
+                ordered = later >= deck
+                np.add.at(found, (deck[ordered], (later - deck)[ordered]), pairs[one, other])
+        return found

@@ -53,11 +53,8 @@ class ActivationStream(Batches):
 
     @property
     def same_picture_pairs(self) -> float:
-        """Expected share of a batch's pairs of tokens that come from one picture; a full shuffle has fewer.
-
-        Of batches that lie within a deck, but those at an epoch's edges (`Decks.same_picture_pairs`).
-        """
-        return self.decks.same_picture_pairs
+        """Expected share of a batch's pairs of tokens that come from one picture; a full shuffle has fewer."""
+        return self.decks.same_picture_pairs(self.batch_size)
 
     def decks_of(self, step: int) -> range:
         """The decks that the batch of a global step lies in, numbered on from one epoch to the next."""

@@ -90,10 +90,13 @@ def test_all_layers_seeds_and_variants_train_in_one_pass(streamed, make, monkeyp
     ]
     for basis in saes:
         recipe = read_json(basis.sae.path / "recipe.json")
-        assert recipe["stream"] == {"superblocks": 3} and recipe["cache"] == streamed.caches[basis.layer].digest
+        assert (
+            recipe["stream"] == {"superblocks": 12, "mixed": 13}
+            and recipe["cache"] == streamed.caches[basis.layer].digest
+        )
         facts = read_json(basis.sae.path / "training.json")["data"]
-        assert (facts["superblocks"], facts["superblock_pictures"]) == (3, 12)
-        assert facts["moments"] == "of the first 12 pictures"
+        assert (facts["superblocks"], facts["superblock_pictures"]) == (12, 3)
+        assert facts["moments"] == "of the first 36 pictures"
         assert read_json(basis.sae.path / "quality.json")["fvu"] < 1
     again = make("streamed", stream={"pictures": 12}, also=["sae.k=2"])
     assert all(b.sae is None or b.sae.reused for b in again.bases) and len(calls) == 1
@@ -136,7 +139,7 @@ def test_settings_that_can_not_be_used_are_refused(make, tmp_path):
     for given, message in (
         ({"stream": 512}, r"stream=512: expected true, false or settings"),
         ({"stream": {"picture": 3}}, r"stream\.picture=3: there is no such setting; did you mean pictures"),
-        ({"stream": {"pictures": 0}}, r"stream\.pictures=0: expected a whole number of at least 1"),
+        ({"stream": {"pictures": 3}}, r"stream\.pictures=3: expected a whole number of at least 4"),
         ({"stream": True, "arrays": {"activations": "x.npy"}}, r"no host that could compute arrays\.activations"),
     ):
         with pytest.raises(saelab.UserError, match=message):

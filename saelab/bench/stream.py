@@ -17,6 +17,7 @@ from PIL import Image
 
 from saelab import cache, hosts, images
 from saelab.bench.cache import KILOBYTES
+from saelab.cache.decks import HELD
 from saelab.cache.stream import together
 from saelab.sae import SAEConfig, Trainer
 
@@ -24,7 +25,7 @@ from saelab.sae import SAEConfig, Trainer
 def cases(
     name: str, layer: str, pictures: int, superblocks: int, latents: int, k: int, batch: int, device: str
 ) -> Iterator[dict[str, Any]]:
-    """One record: a pass of `pictures` noise pictures in so many superblocks.
+    """One record: a pass of `pictures` noise pictures in so many superblocks (more than 8, else one holds all).
 
     Eight parameters: the fields of conf/bench.yaml's `stream`.
     """
@@ -35,19 +36,19 @@ def cases(
             Image.fromarray(noise).save(Path(folder) / f"{i:05d}.jpg")
         photos = images.load("folder", root=folder)
         stores = cache.recompute(photos, host, [layer], Path(folder) / "runs")
-        made = cache.stream(stores, batch, 0, -(-len(photos.ids("mine")) // superblocks))[layer]
+        made = cache.stream(stores, batch, 0, HELD // 2 * -(-len(photos.ids("mine")) // superblocks))[layer]
         trainer = Trainer(SAEConfig(made.d_in, latents, k=k), device)
         steps = made.steps_per_epoch
-        trainer.step(made.batch(steps - 1))  # leaves the last superblock in memory, so that each pass makes all of them
+        x = made.batch(steps - 1)  # leaves the last deck in memory, so that each pass makes all superblocks
+        trainer.step(x)
 
         def host_alone() -> None:
-            for _ in made.blocks.run(range(made.blocks.count)):
+            for _ in made.blocks.run(0, made.blocks.count):
                 pass
 
         def sae_alone() -> None:
-            block = made.blocks.block(made.blocks.count - 1)
             for _ in range(steps):
-                trainer.step(made.take(block, steps - 1))
+                trainer.step(x)
 
         def both() -> None:
             for _, _, x in together({layer: made}, {layer: (0, steps)}):

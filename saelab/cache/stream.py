@@ -1,8 +1,8 @@
 """Training on the fly: batches of tokens that are never stored, with the interface of `Batches`.
 
-The tokens of a superblock are permuted as `Batches` permutes rows, and a batch is some consecutive ones of that order.
-So it is a pure function of (seed, epoch, step) and of the number of superblocks; no state is saved, and a resumed run
-computes one superblock again.
+An epoch's decks (decks.py) are permuted as `Batches` permutes rows, and a batch is some consecutive tokens of that
+order. So it is a pure function of (seed, epoch, step) and of the number of superblocks; no state is saved, and a
+resumed run computes the superblocks again that its deck draws from.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -13,28 +13,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.cache.batches import Batches, check_share, permute
-from saelab.cache.passes import Moments
-from saelab.cache.superblocks import PICTURES, Block, Superblocks
+from saelab.cache.batches import Batches, check_share
+from saelab.cache.buffer import Buffer
+from saelab.cache.decks import mixing
+from saelab.cache.superblocks import PICTURES, Superblocks
 from saelab.cache.unstored import UnstoredActivations
-
-OF_TOKENS = 0x5EED  # sets the order of tokens apart from the order of pictures
 
 
 class ActivationStream(Batches):
     """Batches over the `mine` tokens of one layer, which the host computes while training uses them.
 
-    An epoch holds each token once, but for what doesn't fill a batch at a superblock's end. Moments and quality are of
-    the first superblock: a random sample of the pictures, or all of them. Made by `cache.stream`.
+    An epoch holds each token once, but for what doesn't fill a batch at its end. Moments are of the first pictures of
+    the first epoch (4096 or more, or all), quality of those that the first deck draws from. Made by `cache.stream`.
     """
 
     def __init__(self, blocks: Superblocks, layer: str, batch_size: int, seed: int) -> None:
         self.blocks, self.layer, self.seed, self.name = blocks, layer, seed, f"the tokens of {layer}"
-        self.store = blocks.stores[layer]
+        self.store, self.decks = blocks.stores[layer], blocks.decks[layer]
         self.tokens, self.rows = self.store.tokens, None
-        sizes = np.diff(blocks.edges) * self.store.plan.stored  # tokens of each superblock of an epoch
-        self.n_tokens, self.batch_size = int(sizes.sum()), min(batch_size, int(sizes.min()))
-        self._sizes, self._ends = sizes, np.cumsum(sizes // self.batch_size)
+        self._ends = np.cumsum(self.decks.sizes)
+        self.n_tokens = int(self._ends[-1])
+        self.batch_size = min(batch_size, self.n_tokens)
 
     @property
     def d_in(self) -> int:
@@ -42,84 +41,88 @@ class ActivationStream(Batches):
         return self.store.d_in
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
-        return int(self._ends[-1])
-
-    @property
     def facts(self) -> dict[str, Any]:
         """What decides the order besides the seed, for recipes."""
-        return {"superblocks": self.blocks.count, "superblock_pictures": self.blocks.pictures}
+        own = {"superblocks": self.blocks.count, "superblock_pictures": self.blocks.pictures}
+        return own | mixing(self.blocks.count)
 
     @property
     def moments_of(self) -> dict[str, Any]:
         """Which tokens `moments` are of."""
-        return {"moments": f"of the first {len(self.blocks.ids_of(0))} pictures"}
+        return {"moments": f"of the first {self.blocks.edges[self.blocks.sampled]} pictures"}
 
     @property
     def same_picture_pairs(self) -> float:
         """Expected share of a batch's pairs of tokens that come from one picture; a full shuffle has fewer."""
-        tokens = self.store.plan.stored
-        return (tokens - 1) / max(1, self.blocks.pictures * tokens - 1)
+        return self.decks.same_picture_pairs(self.batch_size)
 
-    def number_of(self, step: int) -> int:
-        """The superblock of a global step, numbered on from one epoch to the next."""
+    def decks_of(self, step: int) -> range:
+        """The decks that the batch of a global step lies in, numbered on from one epoch to the next."""
         epoch, inside = divmod(step, self.steps_per_epoch)
-        return epoch * self.blocks.count + int(np.searchsorted(self._ends, inside, side="right"))
+        ends = np.array([inside * self.batch_size, (inside + 1) * self.batch_size - 1])  # its first and its last token
+        first, last = epoch * self.blocks.count + np.searchsorted(self._ends, ends, side="right")
+        return range(int(first), int(last) + 1)
 
     def steps_of(self, number: int) -> range:
-        """The global steps that take their batches from a superblock."""
+        """The global steps with tokens of a deck."""
         epoch, inside = divmod(number, self.blocks.count)
-        start = epoch * self.steps_per_epoch
-        return range(start + (int(self._ends[inside - 1]) if inside else 0), start + int(self._ends[inside]))
+        first, last = self._span(inside)
+        start, stop = first // self.batch_size, -(-last // self.batch_size)
+        return range(*(epoch * self.steps_per_epoch + min(step, self.steps_per_epoch) for step in (start, stop)))
 
-    def places(self, step: int) -> Int[np.ndarray, "batch"]:
-        """Which rows of its superblock a step's batch holds, ascending."""
-        number = self.number_of(step)
-        first = (step - self.steps_of(number).start) * self.batch_size
-        inside = np.arange(first, first + self.batch_size, dtype=np.uint64)
-        size = int(self._sizes[number % self.blocks.count])
-        return np.sort(permute(inside, size, self.seed ^ OF_TOKENS, number))
+    def places(self, step: int, number: int) -> Int[np.ndarray, "part"]:
+        """Which tokens of a deck's hand a step's batch holds, ascending."""
+        (first, last), start = self._span(number % self.blocks.count), step % self.steps_per_epoch * self.batch_size
+        return self.decks.draw(number, max(0, start - first), min(last, start + self.batch_size) - first)
+
+    def _span(self, inside: int) -> tuple[int, int]:
+        return int(self._ends[inside] - self.decks.sizes[inside]), int(self._ends[inside])
 
     def rows_of(self, step: int) -> Int[np.ndarray, "batch"]:
-        """Which rows of the layer's cache (of all images) a step's batch holds, ascending."""
-        stored, places = self.store.plan.stored, self.places(step)
-        return self.blocks.ids_of(self.number_of(step))[places // stored] * stored + places % stored
+        """Which rows of the layer's cache (of all images) a step's batch holds, in the batch's order."""
+        stored, parts = self.store.plan.stored, []
+        for number in self.decks_of(step):
+            hand = self.decks.hand(number)
+            rows = [self.blocks.ids_of(block)[own // stored] * stored + own % stored for block, own in hand]
+            parts.append(np.concatenate(rows)[self.places(step, number)])
+        return np.concatenate(parts)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Float[Tensor, "batch d_in"]:
-        """The batch of a global step, float32 where the host is. Alone, it may have to compute its superblock first.
+        """The batch of a global step, float32 where the host is. Alone, it may have to compute its superblocks first.
 
         With `world` > 1, the rank's contiguous share of it. Raises UserError where the host gives NaN or an infinity.
         """
-        return self.take(self.blocks.block(self.number_of(step)), step, rank, world)
+        return self.join(
+            [self.take(self.blocks.at(number), step, number) for number in self.decks_of(step)], rank, world
+        )
 
-    def take(self, block: Block, step: int, rank: int = 0, world: int = 1) -> Float[Tensor, "batch d_in"]:
-        """`batch` from its superblock."""
-        places = self.places(step)
-        if world > 1:
-            check_share(self.batch_size, world)
-            places = places[rank * len(places) // world : (rank + 1) * len(places) // world]
-        tokens = block.tokens[self.layer]
-        self.blocks.pace.taken += len(places)
-        return tokens[torch.from_numpy(places).to(tokens.device)].float()
+    def take(self, buffer: Buffer, step: int, number: int) -> Float[Tensor, "part d_in"]:
+        """What `batch` has of a deck, from the buffer at that deck."""
+        return buffer.take(self.layer, self.places(step, number))
+
+    def join(self, parts: list[Tensor], rank: int, world: int) -> Float[Tensor, "batch d_in"]:
+        """A batch from its parts."""
+        self.blocks.pace.taken += self.batch_size // world
+        if world == 1:
+            return torch.cat(parts)
+        check_share(self.batch_size, world)
+        return torch.cat(parts)[rank * self.batch_size // world : (rank + 1) * self.batch_size // world]
 
     def prefetch(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[Float[Tensor, "batch d_in"]]:
-        """Batches first..last-1; while one superblock is in use, the host makes the next in another thread."""
+        """Batches first..last-1; while one deck is in use, the host makes the next superblock in another thread."""
         yield from (x for _, _, x in together({self.layer: self}, {self.layer: (first, last)}, rank, world))
 
     def in_order(self, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
-        """The tokens of the first superblock, in the order of their pictures, `chunk` at once."""
-        for part in self.blocks.block(0).tokens[self.layer].split(chunk):
-            yield part.float()
+        """The tokens of the pictures that the first deck draws from, `chunk` at once."""
+        return self.blocks.first(self.layer, chunk)
 
     def moments(self, chunk: int = 16_384) -> tuple[Float[np.ndarray, "d_in"], float]:
-        """Mean [d_in] and total variance of the first superblock, in float64; kept on disk, so that none is made twice.
+        """Mean [d_in] and total variance of the first pictures, in float64; kept on disk, so that none is made twice.
 
-        `chunk` changes nothing: they are added up as a cache's are.
+        `chunk` changes nothing: one pass of the host serves all layers.
         """
-        make = lambda: Moments.of(self.blocks.block(0).tokens[self.layer])  # noqa: E731
-        recipe = {"superblocks": self.blocks.count, "seed": self.blocks.seed}
-        found = self.store.save_moments("-first", recipe, make)
+        recipe = {"superblocks": self.blocks.count, "seed": self.blocks.seed} | mixing(self.blocks.count)
+        found = self.store.save_moments("-first", recipe, lambda: self.blocks.moments[self.layer])
         return found.mean.numpy(), float((found.m2 / found.tokens).sum())
 
     def fingerprint(self) -> str:
@@ -135,20 +138,25 @@ def together(
 ) -> Generator[tuple[str, int, Float[Tensor, "batch d_in"]], None, None]:
     """(layer, step, batch) of several layers' streams over the same superblocks, of steps first..last-1 of each.
 
-    Superblock by superblock, and within one, layer by layer: so one pass of the host serves all of them, although an
-    epoch of a layer with more tokens has more steps.
+    Deck by deck, and within one, layer by layer: so one pass of the host serves all of them, although an epoch of a
+    layer with more tokens has more steps.
     """
     spans = {layer: (first, last) for layer, (first, last) in spans.items() if first < last}
     if not spans:
         return
-    begin = min(streams[layer].number_of(first) for layer, (first, _) in spans.items())
-    end = max(streams[layer].number_of(last - 1) for layer, (_, last) in spans.items())
+    begin = min(streams[layer].decks_of(first).start for layer, (first, _) in spans.items())
+    end = max(streams[layer].decks_of(last - 1).stop for layer, (_, last) in spans.items())
     blocks = next(iter(streams.values())).blocks
-    for number, block in blocks.run(range(begin, end + 1)):
+    parts: dict[str, list[Tensor]] = {layer: [] for layer in spans}  # of a batch that goes on in the next deck
+    for number, buffer in blocks.run(begin, end):
         for layer, (first, last) in spans.items():
-            own = streams[layer].steps_of(number)
-            for step in range(max(own.start, first), min(own.stop, last)):
-                yield layer, step, streams[layer].take(block, step, rank, world)
+            own = streams[layer]
+            for step in own.steps_of(number):
+                if first <= step < last:
+                    parts[layer].append(own.take(buffer, step, number))
+                    if own.decks_of(step)[-1] == number:
+                        whole, parts[layer] = own.join(parts[layer], rank, world), []
+                        yield layer, step, whole
 
 
 def stream(
@@ -156,9 +164,8 @@ def stream(
 ) -> dict[str, ActivationStream]:
     """Streams of several layers over the same superblocks: what `cache.recompute` returned, to train on.
 
-    `pictures`: of a superblock, at most; two of them are in memory (see docs/scale.md). They are cut evenly, so their
-    number decides the order, not `pictures` itself. A `batch_size` above a superblock's tokens is cut to these.
-    Raises UserError where they don't fit in memory.
+    `pictures`: half of those in memory (see docs/scale.md). Superblocks are cut evenly, so their number decides the
+    order, not `pictures` itself. Raises UserError where they don't fit in memory.
     """
     blocks = Superblocks(stores, pictures, seed)
     return {layer: ActivationStream(blocks, layer, batch_size, seed) for layer in stores}

@@ -1,7 +1,8 @@
-"""Superblocks: the tokens of some thousand pictures in memory, made by the host while an SAE trains on those before.
+"""Superblocks: the tokens of some thousand pictures, made by the host while an SAE trains on those before.
 
 The pictures of an epoch are permuted as `Batches` permutes rows, and cut into superblocks of (nearly) equal size, so
-which pictures a superblock holds is a pure function of its number, the seed and how many there are.
+which pictures a superblock holds is a pure function of its number, the seed and how many there are. Their tokens are
+dealt to decks (decks.py), from which batches are drawn, and stay in memory (buffer.py) until their deck is used.
 """
 
 import contextlib
@@ -9,33 +10,30 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.arrays import TORCH
 from saelab.cache.batches import permute
-from saelab.cache.passes import keep
+from saelab.cache.buffer import Buffer
+from saelab.cache.decks import LEAST, Decks, count_superblocks
+from saelab.cache.passes import Moments, keep
 from saelab.cache.unstored import Loaded, UnstoredActivations
 from saelab.errors import UserError
 
 log = logging.getLogger("saelab")
-PICTURES = 4096  # of a superblock
+PICTURES = 4096  # half of those in memory
+MOMENTS = 4096  # pictures that moments are of, at least, where there are as many
+CHUNK = 16_384  # tokens that moments are summed over at once
 LOGGED_EVERY = 60.0  # seconds between lines about the pace
-
-
-@dataclass
-class Block:
-    """The tokens of a superblock, by layer [pictures * tokens, d_in], in the stored dtype, where the host is."""
-
-    ids: Int[np.ndarray, "pictures"]  # ascending
-    tokens: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,25 +58,27 @@ class Pace:
 
 
 class Superblocks:
-    """The superblocks of several layers of one host: which pictures each holds, and the tokens when they are wanted."""
+    """The superblocks of several layers of one host: which pictures each holds, and decks of tokens in memory."""
 
     def __init__(self, stores: Mapping[str, UnstoredActivations], pictures: int, seed: int) -> None:
-        """At most `pictures` in each. Raises UserError for fewer than 1, and where two of them don't fit in memory."""
-        if pictures < 1:
-            raise UserError("stream.pictures", pictures, "at least 1", f"leave it out for {PICTURES}")
+        """Twice `pictures` are in memory. Raises UserError for fewer than LEAST, and where they don't fit in."""
+        if pictures < LEAST:
+            raise UserError("stream.pictures", pictures, f"at least {LEAST}", f"leave it out for {PICTURES}")
         self.stores, self.seed = stores, seed
         self.forward = next(iter(stores.values())).forward
         self.ids = np.asarray(self.forward.images.ids("mine"), dtype=np.int64)
-        self.count = -(-len(self.ids) // pictures)
+        self.count = count_superblocks(len(self.ids), pictures)
         self.edges = np.arange(self.count + 1, dtype=np.int64) * len(self.ids) // self.count
         self.pictures = int(np.diff(self.edges).max())
+        self.decks = {layer: Decks(np.diff(self.edges), store.plan.stored, seed) for layer, store in stores.items()}
+        self._any = next(iter(self.decks.values()))  # superblocks have the same numbers in all layers
         self.pace = Pace()
-        self._memo: Block | None = None
+        self._buffer: Buffer | None = None
         device = self.forward.host.device
         # Of its own, so that the host runs while the SAE trains; one for all, for memory is pooled by CUDA stream.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        of_one = self.pictures * sum(store.plan.row_bytes for store in stores.values())
-        check_room(of_one * min(2, self.count), self.pictures, device)
+        held = {layer: decks.most_held / stores[layer].plan.stored for layer, decks in self.decks.items()}
+        check_room(sum(held[layer] * stores[layer].plan.row_bytes for layer in stores), held, pictures, device)
 
     def ids_of(self, number: int) -> Int[np.ndarray, "pictures"]:
         """The pictures of a superblock, ascending; superblocks are numbered on from one epoch to the next."""
@@ -86,57 +86,88 @@ class Superblocks:
         places = np.arange(self.edges[inside], self.edges[inside + 1], dtype=np.uint64)
         return np.sort(self.ids[permute(places, len(self.ids), self.seed, epoch)])
 
-    def block(self, number: int) -> Block:
-        """One superblock, made now unless it was the last one to be made."""
-        if self._memo is None or not np.array_equal(self._memo.ids, self.ids_of(number)):
-            self._memo = None  # before the next one takes memory
-            self._memo = next(self._make([number], threading.Event()))
-        return self._memo
+    @property
+    def sampled(self) -> int:
+        """How many of the first superblocks the moments are of: those of MOMENTS pictures, or of the first deck."""
+        wanted = np.searchsorted(self.edges, min(len(self.ids), MOMENTS))
+        return max(int(wanted), len(self._any.drawn_from(0)))
 
-    def run(self, numbers: Sequence[int]) -> Iterator[tuple[int, Block]]:
-        """These superblocks, one after the other; while one is in use, another thread makes the next.
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Of each layer's tokens of the first superblocks."""
+        found, done = {layer: Moments.none(store.d_in) for layer, store in self.stores.items()}, 0
+        for number, buffer in self.run(0, self.sampled - self._any.reach):
+            for superblock in range(done, number + self._any.reach + 1):  # those that are new
+                for layer in found:
+                    for part in buffer.superblock(layer, superblock, CHUNK):
+                        found[layer] = found[layer].merge(Moments.of(part))
+            done = number + self._any.reach + 1
+        return found
 
-        A superblock that holds the same pictures as the one before it is not made again: where one holds all pictures,
-        the host passes over them once, however many epochs there are.
+    def first(self, layer: str, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
+        """A layer's tokens of the superblocks that the first deck draws from, `chunk` at once."""
+        buffer = self.at(0)
+        for number in self._any.drawn_from(0):
+            yield from buffer.superblock(layer, number, chunk)
+
+    def at(self, number: int) -> Buffer:
+        """The buffer at a deck: as the last use left it, or filled now."""
+        ((_, buffer),) = self.run(number, number + 1)
+        return buffer
+
+    def run(self, first: int, last: int) -> Iterator[tuple[int, Buffer]]:
+        """The decks first..last-1, one after the other; while one is in use, another thread makes the next superblock.
+
+        Where one superblock holds all pictures, the host passes over them once, however many epochs there are.
         """
-        block, self._memo = self._memo, None
-        if block is not None and not np.array_equal(block.ids, self.ids_of(numbers[0])):
-            block = None
-        wanted = list(numbers[:1]) if self.count == 1 else list(numbers)
+        buffer, self._buffer = self._buffer or self._allocate(), None
+        if not buffer.move(first):
+            buffer.restart(first)
+        reach, end = self._any.reach, self._any.drawn_from(last - 1).stop if self._any.reach else 1
         stop = threading.Event()
-        made = self._make(wanted if block is None else wanted[1:], stop)
+        made = self._make(buffer, list(range(buffer.ready, end)), stop)
         with contextlib.closing(made), ThreadPoolExecutor(1, "host") as producer:
+
+            def start() -> Future[None] | None:
+                if buffer.ready >= end:
+                    return None
+                buffer.reserve(buffer.ready)
+                return producer.submit(next, made)
+
             try:
-                coming = producer.submit(next, made, None)
-                for number in numbers:
-                    if block is None:
-                        block = self._wait(coming.result)
-                        coming = producer.submit(next, made, None)
-                    assert block is not None
+                coming = start()
+                for number in range(first, last):
+                    while coming is not None and buffer.ready <= number + reach:
+                        self._wait(coming)
+                        buffer.ready += 1
+                        coming = start()
                     begin = time.monotonic()
-                    yield number, block
+                    yield number, buffer
                     self.pace.saes += time.monotonic() - begin
                     self._log()
-                    if self.count > 1 and number != numbers[-1]:
-                        _release(block)
-                        block = None
-                self._memo = block
+                    if number + 1 < last:
+                        buffer.move(number + 1)
+                self._buffer = buffer
             finally:
                 stop.set()
 
-    def _wait(self, result: Callable[[], Block | None]) -> Block | None:
+    def _allocate(self) -> Buffer:
+        widths = {layer: (store.d_in, TORCH[store.dtype]) for layer, store in self.stores.items()}
+        with torch.cuda.stream(self._stream):  # does nothing where there is none
+            return Buffer(self.decks, widths, self.forward.host.device)
+
+    def _wait(self, coming: Future[None]) -> None:
         begin = time.monotonic()
-        block = result()
+        coming.result()
         self.pace.saes_wait += time.monotonic() - begin
-        return block
 
     def _log(self) -> None:
         if time.monotonic() - self.pace.since > LOGGED_EVERY:
             log.info("stream: %s", self.pace.line())
             self.pace = Pace()
 
-    def _make(self, numbers: Sequence[int], stop: threading.Event) -> Generator[Block, None, None]:
-        """Superblocks, in one pass of the loader: it decodes on across their borders.
+    def _make(self, buffer: Buffer, numbers: Sequence[int], stop: threading.Event) -> Generator[None, None, None]:
+        """Write superblocks to their rows, in one pass of the loader: it decodes on across their borders.
 
         Each is filled up to whole batches with its last picture, so that all batches of the host have one size and a
         superblock's tokens don't depend on those before it.
@@ -147,30 +178,30 @@ class Superblocks:
             padded = [np.pad(ids, (0, -len(ids) % size), mode="edge") for ids in every]
             loading = self.forward.pictures(np.concatenate(padded))
             loaded = itertools.chain([next(loading)], loading)  # forks the workers here, in the thread that trains
-        return self._fill_all(every, loaded, stop)
+        return self._fill_all(buffer, dict(zip(numbers, every)), loaded, stop)
 
-    def _fill_all(self, every: list[np.ndarray], loaded: Loaded, stop: threading.Event) -> Generator[Block, None, None]:
-        for ids in every:
+    def _fill_all(
+        self, buffer: Buffer, every: Mapping[int, np.ndarray], loaded: Loaded, stop: threading.Event
+    ) -> Generator[None, None, None]:
+        for number, ids in every.items():
             begin = time.monotonic()
-            with torch.cuda.stream(self._stream):  # does nothing where there is none
-                block = self._fill(ids, loaded, stop)
+            with torch.cuda.stream(self._stream):
+                self._fill(buffer, number, ids, loaded, stop)
             if self._stream is not None:
                 self._stream.synchronize()
             if stop.is_set():
                 return
             self.pace.host += time.monotonic() - begin
-            self.pace.made += sum(len(tokens) for tokens in block.tokens.values())
+            self.pace.made += sum(len(buffer.rows(number, layer)) for layer in self.stores)
             begin = time.monotonic()
-            yield block
+            yield
             self.pace.host_waits += time.monotonic() - begin
 
     @torch.inference_mode(False)
-    def _fill(self, ids: Int[np.ndarray, "pictures"], loaded: Loaded, stop: threading.Event) -> Block:
-        device, size = self.forward.host.device, self.forward.batch_size
-        block, watch = Block(ids), {}
-        for name, store in self.stores.items():
-            shape, kind = (len(ids) * store.plan.stored, store.d_in), TORCH[store.dtype]
-            block.tokens[name], watch[name] = torch.empty(shape, dtype=kind, device=device), store.watch()
+    def _fill(
+        self, buffer: Buffer, number: int, ids: Int[np.ndarray, "pictures"], loaded: Loaded, stop: threading.Event
+    ) -> None:
+        size, watch = self.forward.batch_size, {name: store.watch() for name, store in self.stores.items()}
         done = 0
         batches = itertools.islice(loaded, -(-len(ids) // size))
         for numbers, tokens in self.forward.tokens(batches, list(self.stores)):
@@ -178,13 +209,12 @@ class Superblocks:
             for name, store in self.stores.items():
                 rows = keep(tokens.pop(name)[:new], numbers[:new], store.plan, watch[name]).flatten(0, 1)
                 self._require_finite(rows, numbers, name)
-                block.tokens[name][done * store.plan.stored : (done + new) * store.plan.stored].copy_(rows)
+                buffer.write(name, number, done * store.plan.stored, rows)
             done += new
             if stop.is_set():
-                return block
+                return
         for narrow in watch.values():
             narrow.finish()
-        return block
 
     def _require_finite(self, rows: Tensor, numbers: np.ndarray, layer: str) -> None:
         """Once for each superblock, rather than in each step, which would wait for the device."""
@@ -194,21 +224,13 @@ class Superblocks:
             raise UserError("activations", layer, f"{file} gives NaN or an infinity", "leave the picture out")
 
 
-def _release(block: Block) -> None:
-    """Free a superblock after the last step that reads it."""
-    for tokens in block.tokens.values():
-        if tokens.device.type == "cuda":
-            torch.cuda.synchronize(tokens.device)  # its memory belongs to another stream than the one that reads it
-    block.tokens.clear()
-
-
-def check_room(need: int, pictures: int, device: torch.device) -> None:
-    """Raise UserError where superblocks of `need` bytes don't fit into the device's free memory."""
+def check_room(need: float, held: Mapping[str, float], pictures: int, device: torch.device) -> None:
+    """Raise UserError where `need` bytes, those of `held` pictures, don't fit into the device's free memory."""
     free = _free(device)
     if free is not None and need > free:
         where = "" if device.type == "cpu" else f" on {device}"
-        what = f"superblocks of {pictures} pictures take {need / 1e9:.3g} GB, {free / 1e9:.3g} GB{where} are free"
-        fits = max(1, int(pictures * free / need * 0.5))
+        what = f"{max(held.values()):.0f} pictures take {need / 1e9:.3g} GB, {free / 1e9:.3g} GB{where} are free"
+        fits = max(LEAST, int(pictures * free / need * 0.5))
         raise UserError("stream.pictures", pictures, what, f"give about {fits}, or tokens_per_image")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab import settings, truth
+from saelab.cache.decks import LEAST
 from saelab.cache.layout import STORED
 from saelab.cache.superblocks import PICTURES
 from saelab.compare import Settings as CompareSettings
@@ -98,7 +99,7 @@ class ArraySettings:
 class StreamSettings:
     """How SAEs train on activations that are never stored (docs/scale.md)."""
 
-    pictures: int = PICTURES  # of a superblock, at most; two of them are in memory
+    pictures: int = PICTURES  # half of those whose tokens are in memory, at most
     device: str | None = None  # of the host: cuda:1, cpu, ...; None: the run's
 
 
@@ -173,8 +174,9 @@ class RunConfig:
             value = getattr(self, setting)
             if value is not None and value < least:
                 raise UserError(setting, value, f"expected a whole number of at least {least}")
-        if self.stream is not None and self.stream.pictures < 1:
-            raise UserError("stream.pictures", self.stream.pictures, "expected a whole number of at least 1")
+        if self.stream is not None and self.stream.pictures < LEAST:
+            what = f"expected a whole number of at least {LEAST}"
+            raise UserError("stream.pictures", self.stream.pictures, what)
         if self.stream is not None and self.arrays.activations is not None:
             raise UserError("stream", "true", "there is no host that could compute arrays.activations", "leave one out")
         if not self.bases:

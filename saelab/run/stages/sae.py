@@ -8,6 +8,7 @@ from typing import Any
 from saelab import settings
 from saelab.artifacts import Artifact, ensure, file_digest
 from saelab.cache import ActivationCache, Batches, UnstoredActivations, stream
+from saelab.cache.decks import count_superblocks, mixing
 from saelab.errors import UserError
 from saelab.run.distributed import ensure_together
 from saelab.run.presets import preset
@@ -122,8 +123,8 @@ def stream_saes(
 ) -> list[dict[str, list[Artifact]]]:
     """For each (settings, seeds) wanted, the `sae` artifacts of every layer, trained on streams of the mine tokens.
 
-    SAEs of equal `train` settings share one pass of the host, whatever their layer, settings and seed. `pictures`: of a
-    superblock. `logger(layer, place among all the layer's SAEs, step, numbers)`.
+    SAEs of equal `train` settings share one pass of the host, whatever their layer, settings and seed. `pictures`: half
+    of those in memory. `logger(layer, place among all the layer's SAEs, step, numbers)`.
     """
     planned = [
         (which, layer, settle(config, device), train)
@@ -135,8 +136,8 @@ def stream_saes(
     found: list[dict[str, list[Artifact]]] = [{layer: [] for layer in stores} for _ in wanted]
     for train in dict.fromkeys(train for *_, train in planned):
         own = [(which, layer, config) for which, layer, config, other in planned if other == train]
-        superblocks = -(-len(next(iter(stores.values())).forward.images.ids("mine")) // pictures)
-        more = {"stream": {"superblocks": superblocks}}
+        superblocks = count_superblocks(len(next(iter(stores.values())).forward.images.ids("mine")), pictures)
+        more = {"stream": {"superblocks": superblocks} | mixing(superblocks)}
         named = [_recipe(stores[layer], config, train, more) for _, layer, config in own]
 
         def build(folders: dict[int, Path], own: Any = own, train: TrainConfig = train) -> None:

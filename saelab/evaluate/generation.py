@@ -1,5 +1,6 @@
 """Pictures of labels by a generator, for CoSy: a folder with one sub-folder a label, filled as pictures come."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from tqdm.auto import tqdm
 
 from saelab.artifacts import atomic, digest
 from saelab.evaluate.painters import Generation, Paint
+from saelab.files import DEVICES, folder_name
 
 
 def generate(
@@ -71,8 +73,17 @@ def _painter(settings: Generation, source: str, device: str) -> Paint:
     return load_painter(settings, device)
 
 
+def label_folder(label: str) -> str:
+    """The sub-folder of a label: the label itself where every file system takes it, else as near to it as that goes."""
+    plain = _PLAIN.fullmatch(label) is not None and label.casefold() not in DEVICES
+    return label if plain else f"{folder_name(label).replace('_', ' ').strip()} {digest(label)[:6]}"
+
+
+_PLAIN = re.compile(r"\w([\w ',.&()+-]{0,58}[\w')+])?")  # nothing that a file system refuses or drops
+
+
 def _file(root: Path, label: str, number: int) -> Path:
-    return root / label.replace("/", " ") / f"{number:03}.png"
+    return root / label_folder(label) / f"{number:03}.png"
 
 
 def _save(picture: Image.Image, file: Path) -> None:

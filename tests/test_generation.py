@@ -18,7 +18,7 @@ from PIL import Image
 from saelab import images
 from saelab.errors import UserError
 from saelab.evaluate import cosy, generation, images_api
-from saelab.evaluate.generation import generate
+from saelab.evaluate.generation import count_missing, generate
 from saelab.evaluate.painters import Generation
 from saelab.run.presets import preset
 from saelab.run.stages.cosy import leave_out_black
@@ -96,6 +96,8 @@ def test_a_server_paints_each_picture_once_and_more_are_only_added(tmp_path):
         body = {"model": "toy", "response_format": "b64_json", "n": 1, "size": "64x64"}
         assert server.asked[0] == body | {"prompt": "realistic photo of a close up of dog"}
         assert server.keys == {"Bearer sk-secret-0123456789"}
+        there = own(server, size=64, count=5)
+        assert count_missing(["dog", "red cup", "fish", "fish"], tmp_path, there, "openai") == 2 + 2 + 5
         assert generate(["dog", "red cup"], tmp_path, own(server, size=64), "openai") == root
         assert len(server.asked) == 6
         assert generate(["dog"], tmp_path, own(server, size=64, count=8, batch=4), "openai") == root

@@ -22,7 +22,7 @@ def generate(
     rounding. What a server refuses to paint is left out, and asked for again by the next run. Raises UserError where
     the model can't be loaded, and for whatever the server says to every request.
     """
-    root = folder / f"{Path(settings.model).name}-{_recipe(settings, source)}"
+    root = _root(folder, settings, source)
     missing = _missing(dict.fromkeys(labels), root, settings)
     if not missing:
         return root
@@ -38,9 +38,19 @@ def generate(
     return root
 
 
+def count_missing(labels: Sequence[str], folder: Path, settings: Generation, source: str) -> int:
+    """How many pictures `generate` would paint; nothing is loaded or asked."""
+    missing = _missing(dict.fromkeys(labels), _root(folder, settings, source), settings)
+    return sum(len(numbers) for numbers in missing.values())
+
+
 def files_of(labels: Sequence[str], count: int) -> list[str]:
     """Names, below the folder that `generate` returns, of the first `count` pictures of each label."""
     return [_file(Path(), label, i).as_posix() for label in labels for i in range(count)]
+
+
+def _root(folder: Path, settings: Generation, source: str) -> Path:
+    return folder / f"{Path(settings.model).name}-{_recipe(settings, source)}"
 
 
 def _recipe(settings: Generation, source: str) -> str:

@@ -190,6 +190,13 @@ def test_a_refused_picture_is_left_out_and_a_refused_word_not_said_again(tmp_pat
     assert len(said) == 2 and all("safety system" in line and "left out" in line for line in said)
 
 
+def test_a_server_that_refuses_every_picture_is_one_line(tmp_path):
+    refuse = lambda *_: (400, b'{"error": {"message": "safety system"}}')  # noqa: E731
+    with ImagesServer(refuse) as server, pytest.raises(UserError, match="model=toy: painted none of 2") as error:
+        generate(["gun"], tmp_path, own(server, count=2), "openai")
+    assert "\n" not in str(error.value)
+
+
 def test_batches_have_the_same_names_and_seeds(tmp_path, monkeypatch):
     """A stand-in for the model keeps the seeds that it is given; what a real one paints is tests/test_cosy.py's."""
     seeds: dict[int, list[int]] = {}

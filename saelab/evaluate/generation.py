@@ -8,6 +8,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from saelab.artifacts import atomic, digest
+from saelab.errors import UserError
 from saelab.evaluate.painters import Generation, Paint
 from saelab.files import DEVICES, folder_name
 
@@ -20,7 +21,7 @@ def generate(
     A picture of `diffusers` is seeded by label, number and seed alone, so that a run that was stopped goes on where it
     stopped, and a larger `count` only adds. In a larger `batch` seeds and names are the same, pixels differ by
     rounding. What a server refuses to paint is left out, and asked for again by the next run. Raises UserError where
-    the model can't be loaded, and for whatever the server says to every request.
+    the model can't be loaded, for whatever the server says to every request, and where no picture came at all.
     """
     root = _root(folder, settings, source)
     missing = _missing(dict.fromkeys(labels), root, settings)
@@ -35,6 +36,9 @@ def generate(
                 if picture is not None:
                     _save(picture, _file(root, label, number))
             bar.update(len(numbers))
+    if not root.is_dir():
+        what, remedy = f"painted none of {total} pictures", "see why above; name another model, or other words"
+        raise UserError("cosy.generate.model", settings.model, what, remedy)
     return root
 
 

@@ -17,6 +17,7 @@ from saelab.files import (
     atomic,
     digest,
     file_digest,
+    folder_name,
     locked,
     plain,
     read_json,
@@ -70,8 +71,7 @@ class Artifact:
 
 def folder(root: Path | str, stage: str, name: str, recipe: Any) -> Path:
     """Where the artifact of this recipe belongs: `<root>/<stage>/<name>-<first 10 digits of the digest>`."""
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).strip("._") or "unnamed"
-    return Path(root) / stage / f"{safe[:60]}-{digest(recipe)[:10]}"
+    return Path(root) / stage / f"{folder_name(name)}-{digest(recipe)[:10]}"
 
 
 def ensure(root: Path | str, stage: str, name: str, recipe: Any, build: Callable[[Path], None]) -> Artifact:

@@ -24,6 +24,31 @@ def added(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={ADDED: True})
 
 
+DEVICES = {"con", "prn", "aux", "nul"} | {f"{port}{i}" for port in ("com", "lpt") for i in range(10)}  # of Windows
+
+
+def folder_name(name: str, longest: int = 60) -> str:
+    """`name` as one that every file system takes for a folder: letters and digits of any script, `-`, `_` and dots.
+
+    Never empty, hidden, longer than `longest` characters, a device of Windows, or with a dot at its end.
+    """
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).strip("._")[:longest].rstrip(".")
+    stem, dot, rest = safe.partition(".")
+    return f"{stem}_{dot}{rest}" if stem.casefold() in DEVICES else safe or "unnamed"
+
+
+def folder_names(names: Iterable[str]) -> list[str]:
+    """The same of several names, no two alike, not even where a file system takes `A` for `a`."""
+    taken: dict[str, str] = {}
+    for name in names:
+        base = own = folder_name(name)
+        count = 2
+        while own.casefold() in taken:
+            own, count = f"{base}-{count}", count + 1
+        taken[own.casefold()] = own
+    return list(taken.values())
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON's own types: dataclasses and mappings to dicts, sequences to lists, paths to strings.
 

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from saelab import artifacts
 from saelab.errors import UserError
+from saelab.files import folder_name, folder_names
 
 
 @dataclass(frozen=True)
@@ -191,3 +194,34 @@ def test_an_atomic_write_that_fails_leaves_the_old_text(tmp_path):
         artifacts.write_json(path, {"new": object()})
     assert json.loads(path.read_text()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+NAMES = [
+    "in:_pool sae seed 0",
+    "in/_pool sae seed 0",
+    "neuron",
+    "NEURON",
+    "con",
+    "nul.txt",
+    "..",
+    "",
+    "\udcff",
+    "神经元",
+]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(NAMES) | st.text(max_size=80), max_size=8))
+def test_names_of_bases_make_folders_that_every_file_system_takes_and_tells_apart(names):
+    found = folder_names(names)
+    assert len({name.casefold() for name in found}) == len(found) == len(names)
+    for name in found:
+        assert name and not set(name) & set('<>:"/\\|?* \t\n') and name.isprintable() and len(name.encode()) < 255
+        path = PureWindowsPath(name)
+        assert name[0] != "." and name[-1] != "." and path.parts == (name,) and not path.is_reserved()
+        assert folder_name(name, 70) == name  # a folder's own name makes it again
+
+
+def test_a_basis_name_that_is_plain_stays_as_it_was():
+    names = ["_blocks.15 sae seed 0", "in:_avg_pooling neuron"]
+    assert folder_names(names) == ["blocks.15_sae_seed_0", "in__avg_pooling_neuron"]

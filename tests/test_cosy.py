@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import sys
+from pathlib import PurePosixPath
 from types import SimpleNamespace
 
 import cache_world
@@ -98,6 +99,20 @@ def test_folders_are_matched_as_labels_are(tmp_path):
     found = cosy.in_folders(["red cup", "green", "mauve"], pictures)
     assert {pictures.files[i].split("/")[0] for i in found["red cup"]} == {"Red_Cups"} and len(found["red cup"]) == 3
     assert len(found["green"]) == 3 and len(found["mauve"]) == 0
+
+
+PLAIN = ["jack-o'-lantern", "St. Bernard"]
+
+
+@pytest.mark.parametrize("label", [*PLAIN, "AC/DC", "what?", "..", "con", ".net", "a" * 300, "dos: A|B"])
+def test_pictures_of_any_label_are_written_inside_and_found_again(label, tmp_path):
+    (place,) = {PurePosixPath(file) for file in generation.files_of([label], 1)}
+    assert len(place.parts) == 2 and not set('<>:"|?*') & set(place.parts[0]) and len(place.parts[0]) < 80
+    (tmp_path / "out" / place).parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "out" / place)
+    found = cosy.in_folders([label, "AC DC"], images.load("folder", root=str(tmp_path / "out")))
+    assert len(found[label]) == 1 and len(found["AC DC"]) == 0
+    assert (place.parts[0] == label) == (label in PLAIN)
 
 
 def test_new_pictures_get_the_activations_that_the_cache_gave_them(tmp_path):

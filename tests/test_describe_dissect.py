@@ -160,6 +160,21 @@ def test_what_was_bought_is_not_bought_again(tmp_path):
         assert len(server.bodies) == sent and again[0].labels == first[0].labels
 
 
+def test_equal_captions_are_shortened_and_counted_once(tmp_path):
+    with FaultServer(answer=lambda question: "a cat") as server:
+        chat = {"name": "openai", "base_url": server.url, "model": "toy", "cache": str(tmp_path / "answers")}
+        asking = propose.load_proposer("describe_dissect", chat=chat | {"concurrency": 1}, captions="chat")
+        run = {"mode": "positives", "progress": False}
+        rows = propose.run(asking, shown(), IMAGES, [0, 1], tmp_path / "rows", **run)
+        texts = [body for body in server.bodies if "image_url" not in json.dumps(body)]
+        assert sum(row.completion_tokens for row in rows) == 7 * (len(server.bodies) - sees(texts)) and len(texts) < 6
+
+
+def sees(texts) -> int:
+    """Questions whether pictures are seen."""
+    return sum(body["max_tokens"] == 1 for body in texts)
+
+
 def test_bad_settings_are_one_line(tmp_path):
     chat = answers(tmp_path)
     for given, words in (

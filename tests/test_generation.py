@@ -18,7 +18,7 @@ from PIL import Image
 from saelab import images
 from saelab.errors import UserError
 from saelab.evaluate import cosy, generation, images_api
-from saelab.evaluate.generation import generate
+from saelab.evaluate.generation import count_missing, generate
 from saelab.evaluate.painters import Generation
 from saelab.run.presets import preset
 from saelab.run.stages.cosy import leave_out_black
@@ -96,6 +96,8 @@ def test_a_server_paints_each_picture_once_and_more_are_only_added(tmp_path):
         body = {"model": "toy", "response_format": "b64_json", "n": 1, "size": "64x64"}
         assert server.asked[0] == body | {"prompt": "realistic photo of a close up of dog"}
         assert server.keys == {"Bearer sk-secret-0123456789"}
+        there = own(server, size=64, count=5)
+        assert count_missing(["dog", "red cup", "fish", "fish"], tmp_path, there, "openai") == 2 + 2 + 5
         assert generate(["dog", "red cup"], tmp_path, own(server, size=64), "openai") == root
         assert len(server.asked) == 6
         assert generate(["dog"], tmp_path, own(server, size=64, count=8, batch=4), "openai") == root
@@ -186,6 +188,13 @@ def test_a_refused_picture_is_left_out_and_a_refused_word_not_said_again(tmp_pat
         assert names(root) == ["dog/000.png", "dog/001.png"] and len(server.asked) == 5
     said = [record.getMessage() for record in caplog.records if record.name == "saelab"]
     assert len(said) == 2 and all("safety system" in line and "left out" in line for line in said)
+
+
+def test_a_server_that_refuses_every_picture_is_one_line(tmp_path):
+    refuse = lambda *_: (400, b'{"error": {"message": "safety system"}}')  # noqa: E731
+    with ImagesServer(refuse) as server, pytest.raises(UserError, match="model=toy: painted none of 2") as error:
+        generate(["gun"], tmp_path, own(server, count=2), "openai")
+    assert "\n" not in str(error.value)
 
 
 def test_batches_have_the_same_names_and_seeds(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from saelab.artifacts import Artifact, read_json
 from saelab.cli.edge import command, plain, stages
 from saelab.errors import UserError
 from saelab.evaluate import cosy
-from saelab.evaluate.generation import files_of, generate
+from saelab.evaluate.generation import count_missing, files_of, generate
 from saelab.evaluate.painters import SOURCES, Generation
 from saelab.images import ImageSet
 from saelab.run.basis import Basis
@@ -27,6 +27,7 @@ from saelab.run.stages.cosy import CosySettings, Shown, labels_of, measure_label
         "cosy.generate.model",
         "cosy.generate.count",
         "cosy/generate",
+        "cosy.dry_run",
         "truth",
         "bases",
         "layers",
@@ -38,6 +39,7 @@ from saelab.run.stages.cosy import CosySettings, Shown, labels_of, measure_label
         "cosy cosy.source=folder cosy.folder=PICTURES",
         "cosy cosy.source=diffusers cosy/generate=csp cosy.controls=COCO_VAL",
         "cosy cosy.source=openai cosy.generate.base_url=http://localhost:8000/v1 cosy.generate.model=NAME",
+        "cosy cosy.source=openai cosy.generate.model=NAME cosy.generate.count=10 bases=[sae] cosy.dry_run=true",
     ),
 )
 def main(cfg: DictConfig) -> None:
@@ -48,7 +50,11 @@ def main(cfg: DictConfig) -> None:
     made = stages(cfg, "cosy")
     bases = [basis for basis in made.labelled if basis.of_tokens]
     labels = {(b.layer, b.name): labels_of(b, own.scorer) for b in bases}
-    pictures = _pictures(made, own, sorted({x for some in labels.values() for x in some if x is not None}))
+    distinct = sorted({x for some in labels.values() for x in some if x is not None})
+    if own.dry_run:
+        print(_plan(made, own, distinct))
+        return
+    pictures = _pictures(made, own, distinct)
     controls = None if own.controls is None else _open(made, own.controls, "use cosy.controls=null")
     shown, quiet = _fire(made, bases, pictures), _fire(made, bases, controls)
     root, rule = made.root, made.config.truth
@@ -57,6 +63,15 @@ def main(cfg: DictConfig) -> None:
         for b, some, other in zip(bases, shown, quiet, strict=True)
     ]
     print(table(bases, found))
+
+
+def _plan(made: Stages, own: CosySettings, labels: list[str]) -> str:
+    """What measuring would take, in a line."""
+    if own.source not in SOURCES:
+        return f"dry run: {len(labels)} labels, and nothing to paint with cosy.source={own.source}"
+    missing = count_missing(labels, made.root / "generated", own.generate, own.source)
+    every = len(labels) * own.generate.count
+    return f"dry run: {len(labels)} labels, {missing:,} of {every:,} pictures to paint by {own.generate.model}"
 
 
 def _pictures(made: Stages, own: CosySettings, labels: list[str]) -> ImageSet | None:

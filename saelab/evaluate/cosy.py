@@ -17,6 +17,7 @@ from saelab import metrics
 from saelab.acts import Acts, columns, dense, pick, shape
 from saelab.artifacts import write_json, write_jsonl
 from saelab.errors import UserError
+from saelab.evaluate.generation import label_folder
 from saelab.hosts import Host
 from saelab.images import ImageSet
 from saelab.label.vocabulary import key
@@ -44,13 +45,17 @@ def find_black(pictures: ImageSet) -> Bool[np.ndarray, "pictures"]:
 
 
 def in_folders(labels: Sequence[str], pictures: ImageSet) -> dict[str, np.ndarray]:
-    """Per label the ids of the pictures in the sub-folder of its name, compared as `vocabulary.key` compares labels."""
+    """Per label the ids of the pictures in the sub-folder of its name, compared as `vocabulary.key` compares labels.
+
+    A label that is no folder's name ("AC/DC") has the one that `generation.label_folder` gives it.
+    """
     found: dict[str, list[int]] = {}
     for i, file in enumerate(pictures.files):
         folders = PurePosixPath(file).parts[:-1]
         if folders:
             found.setdefault(key(folders[0].replace("_", " ")), []).append(i)
-    return {label: np.array(found.get(key(label), []), dtype=np.int64) for label in labels}
+    own = {label: found.get(key(label)) or found.get(key(label_folder(label)), []) for label in labels}
+    return {label: np.array(ids, dtype=np.int64) for label, ids in own.items()}
 
 
 def activations(

@@ -1,5 +1,6 @@
 """Pictures of labels by a generator, for CoSy: a folder with one sub-folder a label, filled as pictures come."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -7,7 +8,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from saelab.artifacts import atomic, digest
+from saelab.errors import UserError
 from saelab.evaluate.painters import Generation, Paint
+from saelab.files import DEVICES, folder_name
 
 
 def generate(
@@ -18,9 +21,9 @@ def generate(
     A picture of `diffusers` is seeded by label, number and seed alone, so that a run that was stopped goes on where it
     stopped, and a larger `count` only adds. In a larger `batch` seeds and names are the same, pixels differ by
     rounding. What a server refuses to paint is left out, and asked for again by the next run. Raises UserError where
-    the model can't be loaded, and for whatever the server says to every request.
+    the model can't be loaded, for whatever the server says to every request, and where no picture came at all.
     """
-    root = folder / f"{Path(settings.model).name}-{_recipe(settings, source)}"
+    root = _root(folder, settings, source)
     missing = _missing(dict.fromkeys(labels), root, settings)
     if not missing:
         return root
@@ -33,12 +36,25 @@ def generate(
                 if picture is not None:
                     _save(picture, _file(root, label, number))
             bar.update(len(numbers))
+    if not root.is_dir():
+        what, remedy = f"painted none of {total} pictures", "see why above; name another model, or other words"
+        raise UserError("cosy.generate.model", settings.model, what, remedy)
     return root
+
+
+def count_missing(labels: Sequence[str], folder: Path, settings: Generation, source: str) -> int:
+    """How many pictures `generate` would paint; nothing is loaded or asked."""
+    missing = _missing(dict.fromkeys(labels), _root(folder, settings, source), settings)
+    return sum(len(numbers) for numbers in missing.values())
 
 
 def files_of(labels: Sequence[str], count: int) -> list[str]:
     """Names, below the folder that `generate` returns, of the first `count` pictures of each label."""
     return [_file(Path(), label, i).as_posix() for label in labels for i in range(count)]
+
+
+def _root(folder: Path, settings: Generation, source: str) -> Path:
+    return folder / f"{Path(settings.model).name}-{_recipe(settings, source)}"
 
 
 def _recipe(settings: Generation, source: str) -> str:
@@ -71,8 +87,17 @@ def _painter(settings: Generation, source: str, device: str) -> Paint:
     return load_painter(settings, device)
 
 
+def label_folder(label: str) -> str:
+    """The sub-folder of a label: the label itself where every file system takes it, else as near to it as that goes."""
+    plain = _PLAIN.fullmatch(label) is not None and label.casefold() not in DEVICES
+    return label if plain else f"{folder_name(label).replace('_', ' ').strip()} {digest(label)[:6]}"
+
+
+_PLAIN = re.compile(r"\w([\w ',.&()+-]{0,58}[\w')+])?")  # nothing that a file system refuses or drops
+
+
 def _file(root: Path, label: str, number: int) -> Path:
-    return root / label.replace("/", " ") / f"{number:03}.png"
+    return root / label_folder(label) / f"{number:03}.png"
 
 
 def _save(picture: Image.Image, file: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from saelab import settings
 from saelab.errors import UserError
+from saelab.files import folder_name
 from saelab.report import reading
 
 
@@ -37,7 +38,7 @@ class Entry:
 
 def slug(name: str) -> str:
     """A name as part of a path that every file system and the hub take; never empty, never a dot file."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "sae"
+    return folder_name(re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-") or "sae", 100)
 
 
 def read_entries(run_json: Path | str, names: Sequence[str] | None = None) -> list[Entry]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from saelab.artifacts import read_json, write_csv, write_jsonl
 from saelab.errors import UserError
+from saelab.files import folder_names
 from saelab.report import methods, neuronpedia, people
 from saelab.report.reading import Run
 from saelab.report.records import FAITHFULNESS
@@ -71,11 +72,11 @@ def _saelens(run: Run, out: Path) -> list[list[str]]:
     from saelab.sae.convert import save_saelens
 
     listed = []
-    for basis in run.bases:
+    for basis, name in zip(run.bases, folder_names(basis.name for basis in run.bases), strict=True):
         if basis.sae is None:
             continue
         quality = basis.sae / "quality.json"
-        place = f"takeaway/saelens/{folder_name(basis.name)}"
+        place = f"takeaway/saelens/{name}"
         try:
             sae = SAE.load(basis.sae / "sae.safetensors")
             save_saelens(sae, out / place, read_json(quality) if quality.is_file() else None)
@@ -86,11 +87,6 @@ def _saelens(run: Run, out: Path) -> list[list[str]]:
             [f"{place}/sae_weights.safetensors", f"{basis.name} for SAELens, with cfg.json and README.md beside it"]
         )
     return listed
-
-
-def folder_name(name: str) -> str:
-    """A basis' name as one that every file system takes."""
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in name).strip(".") or "sae"
 
 
 class Table:

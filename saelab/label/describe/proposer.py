@@ -190,10 +190,14 @@ def clean_candidates(answers: Sequence[str]) -> list[str]:
 
 
 def add_up(replies: Sequence[Reply]) -> dict[str, Any]:
-    """What all replies about a unit took together; None where one says nothing of it."""
+    """What all replies about a unit took together; None where one says nothing of it.
+
+    Equal questions are bought once, so the answers that were bought before count only where all were.
+    """
+    bought = [reply for reply in replies if not reply.cached] or replies
 
     def total(name: str) -> Any:
-        values = [getattr(reply, name) for reply in replies]
+        values = [getattr(reply, name) for reply in bought]
         return None if not values or None in values else sum(values)
 
     digest = hashlib.sha256("\n".join(reply.request for reply in replies).encode()).hexdigest()

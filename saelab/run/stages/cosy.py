@@ -39,6 +39,7 @@ class CosySettings:
     scorer: str = "final"  # whose labels: final, or a scorer's name
     folder: str | None = None  # of `folder`
     controls: str | None = None  # folder of other pictures to hold labels against; None: the test split's
+    dry_run: bool = False  # only say how many pictures would be painted
     generate: Generation = field(default_factory=Generation)  # of `diffusers` and `openai`
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from saelab.effects.ablate import Active
 from saelab.effects.edit import DRAWS, Groups, Named, find_named, judge, matched_sets, size_of, without_all
 from saelab.effects.targets import Embed
 from saelab.errors import UserError
+from saelab.files import folder_name
 from saelab.hosts import Host
 from saelab.images.decode import Unreadable, decode
 from saelab.label import pipeline
@@ -121,8 +122,7 @@ def edit_concepts(
         raise UserError("concepts", ", ".join(own.concepts), what, "name others, or abstained=true")
     seen = [(artifacts.file_digest(photo.path), photo.klass, photo.group, photo.split) for photo in photos]
     digest = artifacts.digest([CODE, own, basis.labels.digest, seen])
-    name = "".join(c if c.isalnum() else "_" for c in f"{folder.name}-{basis.name}")
-    place = root / "edits" / f"{name}-{digest[:10]}"
+    place = root / "edits" / f"{folder_name(f'{folder.name}-{basis.name}')}-{digest[:10]}"
     if (place / "index.html").is_file():  # written last
         return place
     place.mkdir(parents=True, exist_ok=True)

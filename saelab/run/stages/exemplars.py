@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from saelab.errors import UserError
+from saelab.files import folder_names
 from saelab.label import milan, selection
 from saelab.report import reading
 from saelab.units import UnitActivations
@@ -23,5 +24,6 @@ def export_milan(run: reading.Run, basis: reading.ReadBasis, units: str, k: int,
     status = [row["status"] for row in basis.labels]
     chosen, _ = selection.choose(units, acts.units, status=status, strength=strength)
     found = milan.strongest(acts.rows(mine), mine, sorted(chosen), k)
-    folder = out / basis.name.replace(" ", "_").replace("/", "_")
+    names = folder_names(each.name for each in run.bases)
+    folder = out / names[[each.name for each in run.bases].index(basis.name)]
     return milan.write_exemplars(folder, found, run.images, reading.open_maps(run.path, basis)), len(found)

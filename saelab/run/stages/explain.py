@@ -1,7 +1,6 @@
 """Explaining one picture: what the host says it shows, which labelled units carry that, and where."""
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from saelab.effects.classes import compare_to_class
 from saelab.effects.explain import ONE, Explanation, OnePicture, explain, grid_of, top_outputs
 from saelab.effects.pixels import find_causes
 from saelab.errors import UserError
+from saelab.files import folder_name
 from saelab.hosts import Host
 from saelab.images.decode import Unreadable, decode
 from saelab.label import pipeline
@@ -25,8 +25,6 @@ from saelab.label.vocabulary import key
 from saelab.report.why import crop_to_seen, write_explanation
 from saelab.run.basis import Basis
 from saelab.run.stages.classes import read_classes
-
-NAME_LENGTH = 60  # of a picture's name in a folder's
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def explain_picture(
             output = find_output(own.output, head.outputs.names, logits)
             found |= {"predicted": top_outputs(logits, head.outputs.names), "output": head.outputs.names[output]}
         found["bases"].append(_explain_basis(basis, answers, output, own, seeing.classes(basis)))
-    folder = root / "explain" / f"{_safe(path.stem)}-{_digest(path, own, bases)}"
+    folder = root / "explain" / f"{folder_name(path.stem)}-{_digest(path, own, bases)}"
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(folder / "explanation.json", found)
     write_explanation(folder / "index.html", found, crop_to_seen(image, seeing.host.transform_spec))
@@ -159,11 +157,6 @@ def _class_of(
 def _readable(name: str) -> str:
     """A file's name as text that can be written, whatever bytes it is of."""
     return name.encode("utf-8", "replace").decode("utf-8")
-
-
-def _safe(name: str) -> str:
-    """A picture's name as part of a folder's."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("._")[:NAME_LENGTH] or "picture"
 
 
 def _digest(path: Path, own: ExplainSettings, bases: Sequence[Basis]) -> str:

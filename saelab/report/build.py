@@ -46,7 +46,7 @@ PAGES = {
     "compare": "Comparison",
     "methods": "Methods",
 }
-VENDOR = ("d3.min.js", "plot.umd.min.js")
+VENDOR = ("d3.min.js", "plot.umd.min.js")  # loaded when a chart is drawn
 CARDS = 4  # units of a basis on the overview, of the best and of the evenly spaced
 SCRIPTS = (
     "core.js",
@@ -268,6 +268,6 @@ def _pages(run: reading.Run, out: Path) -> None:
     template = Environment(loader=PackageLoader("saelab.report", "pages"), autoescape=True).get_template("page.html")
     shown = {key: title for key, title in PAGES.items() if key != "compare" or run.comparisons}
     for key, title in shown.items():
-        scripts = [*SCRIPTS, *BESIDE.get(key, ()), f"page-{key}.js", *VENDOR]
+        scripts = [*SCRIPTS, *BESIDE.get(key, ()), f"page-{key}.js"]
         text = template.render(key=key, title=title, pages=shown, run=run.facts["name"], scripts=scripts)
         (out / f"{key}.html").write_text(text, encoding="utf-8")

@@ -10,12 +10,19 @@ const saelab = (() => {
   function need(key) {
     if (!arrived.has(key)) {
       arrived.set(key, new Promise((resolve, reject) => settle.set(key, [resolve, reject])))
-      const script = document.createElement("script")
-      script.src = `data/${key}.js`
-      script.onerror = () => settle.get(key)[1](new Error(`data/${key}.js is missing: the report's folder is incomplete`))
-      document.head.append(script)
+      script(`data/${key}.js`).catch(settle.get(key)[1])
     }
     return arrived.get(key)
+  }
+
+  /* Run a script of the report. Scripts that are asked for in a row and `ordered` run in that order. */
+  function script(address, ordered = false) {
+    return new Promise((done, failed) => {
+      const element = document.createElement("script")
+      Object.assign(element, { src: address, async: !ordered, onload: done })
+      element.onerror = () => failed(new Error(`${address} is missing: the report's folder is incomplete`))
+      document.head.append(element)
+    })
   }
 
   function put(key, text) {
@@ -23,7 +30,8 @@ const saelab = (() => {
     settle.get(key)[0](key.startsWith("summary") ? new Columns(value) : value)
   }
 
-  return { need, put }
+  need("run").catch(() => null) // every page starts with it; `page` says what went wrong
+  return { need, put, script }
 })()
 
 /* ---- elements ---- */

@@ -7,7 +7,7 @@ const hues = ["#d1495b", "#2e86ab", "#4d9f5d", "#b07aa1", "#d98324", "#7b6ccf", 
 const usualMap = { map: "0", by: "basis", q: "", box: "" }
 
 page(async (run, main) => {
-  const [maps] = await Promise.all([saelab.need("maps"), libraries])
+  const [maps] = await Promise.all([saelab.need("maps"), libraries()])
   if (!maps.length) return main.replaceChildren(h("h1", null, "Map"), h("p.standfirst", { role: "alert" }, "This run has nothing to draw a map from: neither its image embeddings nor SAEs."))
   const state = { ...usualMap, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) }
   const controls = h("form.controls", { onsubmit: event => event.preventDefault() })

@@ -21,7 +21,7 @@ page(async (run, main) => {
     if (!Number.isInteger(u) || u < 0 || u >= basis.units) return nothing(run, main, `${inWords(run, basis.name)} have no unit ${unit}.`)
     const params = new URLSearchParams(tail ?? "")
     const [chunk, list] = await Promise.all([saelab.need(`units/${b}/${Math.floor(u / run.chunk)}`), listOf(run, params)])
-    if (params.get("view") === "heat") await libraries // heat maps need D3's colours
+    if (params.get("view") === "heat") await libraries() // heat maps need D3's colours
     const record = chunk[u % run.chunk]
     Object.assign(now, { run, basis, record, params, steps: stepsOf(basis, u, list), list, link, act, settle })
     document.title = `${record.label ?? "no label"} · ${alone[basis.kind] ?? basis.name} ${u} · ${run.name}`
@@ -198,7 +198,8 @@ function exemplars({ record, params, link, steps }) {
     if (state.mode === "heat") switches.firstChild.append(heatScale())
     grid.replaceChildren(...record.positives.slice(0, limit).map((_, i) => pair(record, i, state.mode)))
   }
-  const change = () => {
+  const change = async () => {
+    if (state.mode === "heat") await libraries()
     if (state.mode === "raw") params.delete("view")
     else params.set("view", state.mode)
     history.replaceState(null, "", `${location.hash.split("?")[0]}${params.size ? `?${params}` : ""}`)

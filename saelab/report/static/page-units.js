@@ -5,6 +5,8 @@ const perPage = 40
 const defaults = { ...listDefaults, y: "", cols: "", view: "", page: "1" }
 const chosen = new Set() // codes of the units that are ticked
 
+if (!location.hash) saelab.need("summary-0-first").catch(() => null) // what is shown first, beside the run
+
 page(async (run, main) => {
   const state = { ...defaults, basis: run.bases[0].name, ...fromAddress() }
   if (state.basis !== "*" && number(run, state.basis) < 0) return nothing(run, main, `This report has no basis ${state.basis}.`)

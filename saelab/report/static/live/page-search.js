@@ -30,7 +30,7 @@ page(async (run, main) => {
     const one = `${key}=${asked.get(key)}`
     const at = asked.get("at")
     show(() => answer ?? live.get("api/search", { [key]: asked.get(key), ...(at ? { at } : {}) }), async found => {
-      await libraries // heat maps need D3's colours
+      await libraries() // heat maps need D3's colours
       const choose = place => go({ [key]: asked.get(key), ...(place ? { at: place } : {}) })
       if (known !== one || !picked.childElementCount) picked.replaceChildren(chooser(found, key === "image" ? `Image ${asked.get(key)} of the run` : "Your picture", one, choose))
       known = one

@@ -48,6 +48,7 @@ PAGES = {
 }
 VENDOR = ("d3.min.js", "plot.umd.min.js")  # loaded when a chart is drawn
 CARDS = 4  # units of a basis on the overview, of the best and of the evenly spaced
+COMMON = "report.js"  # what every page uses, as one file: a page waits for each that it loads
 SCRIPTS = (
     "core.js",
     "columns.js",
@@ -62,7 +63,7 @@ SCRIPTS = (
     "members.js",
     "vlm_answers.js",
     "synthesised.js",
-)
+)  # in this order in COMMON
 Light = list[list[dict[str, Any]]]  # per basis and unit: `units.Assembled.light`
 BESIDE = {
     "compare": ("forest.js", "dictionaries.js"),
@@ -250,8 +251,11 @@ def _assets(out: Path) -> None:
     for name in VENDOR:
         (assets / name).write_bytes((STATIC / "vendor" / name).read_bytes())
     licences = [p for p in (STATIC / "vendor").iterdir() if p.name.startswith(("LICENSE", "README"))]
-    for file in [*licences, *(p for p in STATIC.iterdir() if p.name.endswith((".js", ".css")))]:
+    own = [p for p in STATIC.iterdir() if p.name.endswith((".js", ".css")) and p.name not in SCRIPTS]
+    for file in [*licences, *own]:
         (assets / file.name).write_bytes(file.read_bytes())
+    joined = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    (assets / COMMON).write_text(joined, encoding="utf-8")
     (assets / "fonts.css").write_text("\n".join(_font(*font) for font in FONTS.items()), encoding="utf-8")
 
 
@@ -268,6 +272,6 @@ def _pages(run: reading.Run, out: Path) -> None:
     template = Environment(loader=PackageLoader("saelab.report", "pages"), autoescape=True).get_template("page.html")
     shown = {key: title for key, title in PAGES.items() if key != "compare" or run.comparisons}
     for key, title in shown.items():
-        scripts = [*SCRIPTS, *BESIDE.get(key, ()), f"page-{key}.js"]
+        scripts = [COMMON, *BESIDE.get(key, ()), f"page-{key}.js"]
         text = template.render(key=key, title=title, pages=shown, run=run.facts["name"], scripts=scripts)
         (out / f"{key}.html").write_text(text, encoding="utf-8")

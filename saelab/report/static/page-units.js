@@ -25,8 +25,9 @@ page(async (run, main) => {
     await draw()
     if (!keepPage) drawChart()
   }
+  async function read() { rows = sorted(filtered(run, await load(run, state.basis), state), state) }
   async function draw() {
-    rows = sorted(filtered(run, await load(run, state.basis), state), state)
+    await read()
     show(rows, rows.length)
   }
   function show(some, count) {
@@ -68,8 +69,8 @@ page(async (run, main) => {
     const first = await saelab.need(`summary-${number(run, state.basis)}-first`)
     show(rowsOf(state.basis, first), run.bases[number(run, state.basis)].units)
     await painted()
-  }
-  await draw()
+    await read() // whose first rows are there already
+  } else await draw()
   drawChart()
 })
 

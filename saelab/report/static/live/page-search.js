@@ -63,7 +63,7 @@ page(async (run, main) => {
       h("label", null, "Words", words), h("button", null, "Search"), field),
     h("p.note", null, "Or one of the run’s:"), samples, h("div.looking", null, picked, results))
   addEventListener("hashchange", look)
-  const ids = [...new Set((await load(run, run.bases[0].name)).flatMap(row => row.thumbs.slice(0, 1)))]
+  const ids = [...new Set(rowsOf(run.bases[0].name, await saelab.need("summary-0-first")).flatMap(row => row.thumbs.slice(0, 1)))]
   samples.append(...[...Array(Math.min(12, ids.length)).keys()].map(i => ids[Math.floor(((i + 0.5) * ids.length) / Math.min(12, ids.length))])
     .map(id => h("a", { href: `#image=${id}` }, picture(id))))
   look()

@@ -72,27 +72,27 @@ BESIDE = {
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 
-def build(run_json: Path | str, out: Path | str, shown: int = 30, site: str | None = None) -> Path:
+def build(run_json: Path | str | reading.Run, out: Path | str, shown: int = 30, site: str | None = None) -> Path:
     """Write the report of a run and return the path of its `index.html`, to be opened in a browser.
 
-    `shown` limits the strongest images on a unit's page. `site`: the address (https://...) where the folder will lie,
+    `run_json`: the run's file, or what `reading.read` made of it. `shown` limits the strongest images on a unit's page. `site`: the address (https://...) where the folder will lie,
     for the links to pictures in Neuronpedia's files. An existing report in `out` is replaced only when the new one is
     complete, and reused when its inputs are unchanged; two builds into one folder take turns.
     Raises UserError if the run is missing, half-written, moved or of another version, if `out` holds something other
     than a report, or if `site` is no address.
     """
-    run_json, out = Path(run_json), Path(out)
+    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.with_name(f"{out.name}.lock")):  # of two builds into one folder the second reuses the first's
         return _build(run_json, out, shown, site)
 
 
-def _build(run_json: Path, out: Path, shown: int, site: str | None) -> Path:
+def _build(run_json: Path | str | reading.Run, out: Path, shown: int, site: str | None) -> Path:
     if site is not None and not site.startswith(("https://", "http://")):
         raise UserError("site", site, "is no address", "give site=https://HOST/PATH")
     if out.exists() and any(out.iterdir()) and not (out / "report.json").is_file():
         raise UserError("out", out, "is not empty and holds no report", "give another folder")
-    run = reading.read(run_json)
+    run = run_json if isinstance(run_json, reading.Run) else reading.read(run_json)
     source = _source(run, shown, site)
     if (out / "report.json").is_file() and read_json(out / "report.json").get("source") == source:
         log.info("reused  %s", out)

@@ -75,9 +75,10 @@ FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-ser
 def build(run_json: Path | str | reading.Run, out: Path | str, shown: int = 30, site: str | None = None) -> Path:
     """Write the report of a run and return the path of its `index.html`, to be opened in a browser.
 
-    `run_json`: the run's file, or what `reading.read` made of it. `shown` limits the strongest images on a unit's page. `site`: the address (https://...) where the folder will lie,
-    for the links to pictures in Neuronpedia's files. An existing report in `out` is replaced only when the new one is
-    complete, and reused when its inputs are unchanged; two builds into one folder take turns.
+    `run_json`: the run's file, or what `reading.read` made of it. `shown` limits the strongest images on a unit's page.
+    `site`: the address (https://...) where the folder will lie, for the links to pictures in Neuronpedia's files. An
+    existing report in `out` is replaced only when the new one is complete, and reused when its inputs are unchanged;
+    two builds into one folder take turns.
     Raises UserError if the run is missing, half-written, moved or of another version, if `out` holds something other
     than a report, or if `site` is no address.
     """

@@ -76,7 +76,7 @@ async function described(run, answer, text) {
     const rows = await load(run, found.basis)
     return basisSection(run, found, found.hits.length ? h("ul.near", null, found.hits.map(hit => listed(run, found, hit, rows[hit.unit]))) : h("p.quiet", null, "No unit."))
   }))
-  if (!answer.nothing) return [h("h2", null, `Units for “${text}”`), h("div.two", null, lists)]
+  if (!answer.nothing) return [h("h2", null, `Units for “${text}”`), h("p.note", null, "The number is the unit’s score for these words: the run’s scorer, or Pearson’s r where that one makes labels compete. Marks are of the unit’s own label."), h("div.two", null, lists)]
   return [
     h("h2", null, `Nothing like “${text}”`),
     h("p.lead", null, `${format.share(answer.chance)} of made-up words, which mean nothing, come as near to these pictures. “${text}” means nothing to the encoder, or something that they don’t show.`),
@@ -138,7 +138,7 @@ const basisSection = (run, found, list) => h("section.found", { style: `--c:${hu
 
 function listed(run, found, hit, row) {
   return h("li", null, strip(row.thumbs.slice(0, 3)),
-    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, row.label ?? "no label"), h("small", null, marks(row), `${alone[run.bases[number(run, found.basis)].kind] ?? "unit"} ${hit.unit}`)),
+    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, row.label ?? "no label"), h("small", null, marks(row), h("span.together", null, `${alone[run.bases[number(run, found.basis)].kind] ?? "unit"} ${hit.unit}`))),
     h("span.tabular.quiet", null, format.number(hit.score, 3)))
 }
 

@@ -5,7 +5,6 @@ page(async (run, main) => {
   const words = h("input", { type: "search", name: "text", size: 34, maxlength: 300, placeholder: "a dog in the snow", "aria-label": "Words" })
   const results = h("div", { role: "status" })
   const picked = h("div") // the picture that is asked about; it stays, with the focus, while places in it are tried
-  const samples = h("div.strip.samples")
   let last = 0
   let known = null // what `picked` shows: "image=3" or "upload=..."
 
@@ -61,11 +60,8 @@ page(async (run, main) => {
     h("p.lead", null, "Words find the units they describe, whether or not the vocabulary has them. A picture finds the units that it fires unusually strongly, and where; click a place in it to see which units fire there."),
     h("form.controls", { onsubmit: event => { event.preventDefault(); if (words.value.trim()) go({ text: words.value.trim() }) } },
       h("label", null, "Words", words), h("button", null, "Search"), field),
-    h("p.note", null, "Or one of the run’s:"), samples, h("div.looking", null, picked, results))
+    await samplesOf(run), h("div.looking", null, picked, results))
   addEventListener("hashchange", look)
-  const ids = [...new Set(rowsOf(run.bases[0].name, await saelab.need("summary-0-first")).flatMap(row => row.thumbs.slice(0, 1)))]
-  samples.append(...[...Array(Math.min(12, ids.length)).keys()].map(i => ids[Math.floor(((i + 0.5) * ids.length) / Math.min(12, ids.length))])
-    .map(id => h("a", { href: `#image=${id}` }, picture(id))))
   look()
 })
 

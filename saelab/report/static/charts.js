@@ -57,6 +57,7 @@ function scatter(rows, { rate, value, title, colours, open, brushed, height = 32
     const [x, y] = [rate(row), value(row)]
     if (x > 0 && y !== null && y !== undefined) drawn.push({ row, x, y })
   }
+  if (!drawn.length) return h("p.quiet", null, "No dot to draw: no unit matches, or none has both numbers.")
   const says = `Scatter plot of ${format.plural(drawn.length, "unit")}: share of images on which a unit fires against ${title}`
   return figure(says, width => {
     const dots = drawn.length <= many
@@ -82,7 +83,7 @@ function scatter(rows, { rate, value, title, colours, open, brushed, height = 32
     })
     plot.addEventListener("click", () => plot.value && open(plot.value.row))
     plot.style.cursor = "pointer"
-    if (drawn.length) brush(plot, width, height, brushed)
+    brush(plot, width, height, brushed)
     return plot
   })
 }

@@ -179,7 +179,7 @@ function tableOf(run, rows, columns, state, change) {
   }
   const link = r => unitLink(r.basis, r.unit) + along(state)
   const body = onPage(rows, state).map(r => h("tr", { onclick: event => { if (!event.target.closest("a, [data-term], input")) location.href = link(r) } },
-    h("td.id", null, tick(run, r), dot(run, r.basis), state.basis === "*" ? `${r.basis} · ${r.unit}` : r.unit),
+    h("td.id", null, tick(run, r), dot(run, r.basis), r.unit, state.basis === "*" ? h("small", null, inWords(run, r.basis)) : null),
     h("td.pics", null, strip(r.thumbs)),
     h("td.name", null, h("a", { href: link(r), class: r.abstained ? "abstained" : null }, r.label ?? "no label"), r.several ? h("span.tag", { "data-term": "meanings", tabindex: 0 }, "two meanings") : null, h("div.marks", null, marks(r), saidMarks(r.said))),
     columns.map(key => h("td.num", { "data-title": terms[key].title }, shown(key, r[key]))),

@@ -70,7 +70,7 @@ page(async (run, main) => {
 
   /* The colour of a row, and what the colours mean. */
   function painter() {
-    const none = colour("var(--line)")
+    const none = colour("var(--dim)")
     if (state.by === "basis") {
       const css = Object.fromEntries(run.bases.map(b => [b.name, colour(hue(run, b.name))]))
       return { of: r => css[r.basis], legend: chosenMap().bases.map(b => h("span", null, dot(run, run.bases[b].name), inFewWords(run, run.bases[b].name))) }

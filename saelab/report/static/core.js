@@ -153,6 +153,9 @@ function inFewWords(run, name) {
   return `${kind}${which}`
 }
 
+/* A unit where space is short: "SAE features, seed 1 · 27", which breaks before the seed or the unit, not inside. */
+const inBrief = (run, name, unit) => `${inFewWords(run, name).replace(/ (\d+)$/, "\u00a0$1")}\u00a0· ${unit}`
+
 /* A basis of a comparison (which knows only its own layer) under its name in the run. */
 const inRun = (run, c, short) => run.bases.find(b => b.short === short && b.layer === c.setup.layer)?.name ?? short
 

@@ -282,7 +282,7 @@ async function sideBySide(run, c) {
   const one = ([name, u, r]) => {
     const row = parts.get(name)[u]
     return h("a.card", { href: unitLink(name, u) }, h("span.mosaic", null, row.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1}`))),
-      h("div.name", null, row.label ?? "no label"), h("div.meta", null, dot(run, name), `${inFewWords(run, name).replace(/ (\d+)$/, "\u00a0$1")}\u00a0·\u00a0${u}${r === undefined ? "" : ` ·\u00a0r\u00a0${format.number(r)}`}`), h("div", null, marks(row)))
+      h("div.name", null, row.label ?? "no label"), h("div.meta", null, dot(run, name), `${inBrief(run, name, u)}${r === undefined ? "" : ` ·\u00a0r\u00a0${format.number(r)}`}`), h("div", null, marks(row)))
   }
   const block = (title, lead, rows) => (rows.length ? h("div.gallery", null, h("h3", null, title), h("p.lead", null, lead), h("div.rows", null, rows.map(row => h("div.cards.side", { style: `--n:${row.length}` }, row.map(one))))) : null)
   return section("Side by side", "Neurons and the SAE features that fire most with them (r: correlation over images). Drawn by a fixed seed.",

@@ -157,6 +157,18 @@ def test_both_axes_are_in_the_words(compared):
     assert again == result
 
 
+def test_units_that_were_not_looked_at_are_told_from_those_that_could_not_be_measured(compared):
+    drawn = {"neurons": effects(1)[:30], "features": effects(2)}
+    drawn["features"][0]["why"] = "too_few"
+    told = [line for line in joined(compared, drawn)["cautions"] if line.startswith("What units do")]
+    assert told[0].startswith(
+        f"What units do is known for 30 of {UNITS} neurons and {UNITS - 1} of {UNITS} features; the others were not "
+        "looked at, or have no output of the host that means the label, or fire on too few test images."
+    )
+    whole = joined(compared, {"neurons": effects(1), "features": effects(2)})["cautions"]
+    assert any(f"known for {UNITS} of {UNITS} neurons and {UNITS} of {UNITS} features. Units" in line for line in whole)
+
+
 def test_too_few_units_are_refused_in_words(compared):
     result = joined(compared, {"neurons": effects(1), "features": effects(2, units=10)})
     pair = next(p for p in result["causal"]["pairs"] if p["role"] == "main")

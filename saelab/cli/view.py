@@ -60,7 +60,7 @@ def serve(cfg: DictConfig, run: reading.Run, folder: Path) -> None:
 
     search = Search(run, models(cfg, run))
     threading.Thread(target=search.warm, daemon=True).start()  # while the report is made and its first page read
-    report = build(run.path, run.path.parent / "report" / run.path.stem, shown=cfg.shown).parent
+    report = build(run, run.path.parent / "report" / run.path.stem, shown=cfg.shown).parent
     app = application(report, search, study(cfg, run), folder)
     listening = listen(cfg.port)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/"

@@ -40,17 +40,21 @@ def cautions(result: dict[str, Any]) -> list[str]:
     family = result.get("causal")
     if not family:
         return []
-    counts: dict[str, list[int]] = {}
-    for basis in family["bases"]:
-        if basis["chosen"]:
-            found = counts.setdefault(basis["group"], [0, 0])
-            found[:] = [found[0] + basis["measured"], found[1] + basis["chosen"]]
-    if not counts:
+    looked = [basis for basis in family["bases"] if basis["chosen"]]
+    if not looked:
         return []
-    each = [f"{measured:,} of {chosen:,} {group}" for group, (measured, chosen) in counts.items()]
+    counts: dict[str, list[int]] = {}
+    for basis in looked:
+        found = counts.setdefault(basis["group"], [0, 0])
+        found[:] = [found[0] + basis["measured"], found[1] + basis["units"]]
+    each = [f"{measured:,} of {units:,} {group}" for group, (measured, units) in counts.items()]
+    why = ["were not looked at"] if any(basis["chosen"] < basis["units"] for basis in looked) else []
+    if any(basis["measured"] < basis["chosen"] for basis in looked):
+        why += ["have no output of the host that means the label", "fire on too few test images"]
+    rest = f"; the others {', or '.join(why)}" if why else ""
     return [
-        f"What units do is known for {listed(each)}; of the others no output of the host means the label, or they "
-        "fire on too few test images. Units that stand in for each other look unnecessary; a late layer makes it easy."
+        f"What units do is known for {listed(each)}{rest}. Units that stand in for each other look unnecessary; a late "
+        "layer makes it easy."
     ]
 
 

@@ -46,8 +46,9 @@ PAGES = {
     "compare": "Comparison",
     "methods": "Methods",
 }
-VENDOR = ("d3.min.js", "plot.umd.min.js")
+VENDOR = ("d3.min.js", "plot.umd.min.js")  # loaded when a chart is drawn
 CARDS = 4  # units of a basis on the overview, of the best and of the evenly spaced
+COMMON = "report.js"  # what every page uses, as one file: a page waits for each that it loads
 SCRIPTS = (
     "core.js",
     "columns.js",
@@ -62,7 +63,7 @@ SCRIPTS = (
     "members.js",
     "vlm_answers.js",
     "synthesised.js",
-)
+)  # in this order in COMMON
 Light = list[list[dict[str, Any]]]  # per basis and unit: `units.Assembled.light`
 BESIDE = {
     "compare": ("forest.js", "dictionaries.js"),
@@ -71,27 +72,28 @@ BESIDE = {
 FONTS = {"Inter": "inter-latin-wght-normal.woff2", "Source Serif 4": "source-serif-4-latin-wght-normal.woff2"}
 
 
-def build(run_json: Path | str, out: Path | str, shown: int = 30, site: str | None = None) -> Path:
+def build(run_json: Path | str | reading.Run, out: Path | str, shown: int = 30, site: str | None = None) -> Path:
     """Write the report of a run and return the path of its `index.html`, to be opened in a browser.
 
-    `shown` limits the strongest images on a unit's page. `site`: the address (https://...) where the folder will lie,
-    for the links to pictures in Neuronpedia's files. An existing report in `out` is replaced only when the new one is
-    complete, and reused when its inputs are unchanged; two builds into one folder take turns.
+    `run_json`: the run's file, or what `reading.read` made of it. `shown` limits the strongest images on a unit's page.
+    `site`: the address (https://...) where the folder will lie, for the links to pictures in Neuronpedia's files. An
+    existing report in `out` is replaced only when the new one is complete, and reused when its inputs are unchanged;
+    two builds into one folder take turns.
     Raises UserError if the run is missing, half-written, moved or of another version, if `out` holds something other
     than a report, or if `site` is no address.
     """
-    run_json, out = Path(run_json), Path(out)
+    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.with_name(f"{out.name}.lock")):  # of two builds into one folder the second reuses the first's
         return _build(run_json, out, shown, site)
 
 
-def _build(run_json: Path, out: Path, shown: int, site: str | None) -> Path:
+def _build(run_json: Path | str | reading.Run, out: Path, shown: int, site: str | None) -> Path:
     if site is not None and not site.startswith(("https://", "http://")):
         raise UserError("site", site, "is no address", "give site=https://HOST/PATH")
     if out.exists() and any(out.iterdir()) and not (out / "report.json").is_file():
         raise UserError("out", out, "is not empty and holds no report", "give another folder")
-    run = reading.read(run_json)
+    run = run_json if isinstance(run_json, reading.Run) else reading.read(run_json)
     source = _source(run, shown, site)
     if (out / "report.json").is_file() and read_json(out / "report.json").get("source") == source:
         log.info("reused  %s", out)
@@ -250,8 +252,11 @@ def _assets(out: Path) -> None:
     for name in VENDOR:
         (assets / name).write_bytes((STATIC / "vendor" / name).read_bytes())
     licences = [p for p in (STATIC / "vendor").iterdir() if p.name.startswith(("LICENSE", "README"))]
-    for file in [*licences, *(p for p in STATIC.iterdir() if p.name.endswith((".js", ".css")))]:
+    own = [p for p in STATIC.iterdir() if p.name.endswith((".js", ".css")) and p.name not in SCRIPTS]
+    for file in [*licences, *own]:
         (assets / file.name).write_bytes(file.read_bytes())
+    joined = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    (assets / COMMON).write_text(joined, encoding="utf-8")
     (assets / "fonts.css").write_text("\n".join(_font(*font) for font in FONTS.items()), encoding="utf-8")
 
 
@@ -268,6 +273,6 @@ def _pages(run: reading.Run, out: Path) -> None:
     template = Environment(loader=PackageLoader("saelab.report", "pages"), autoescape=True).get_template("page.html")
     shown = {key: title for key, title in PAGES.items() if key != "compare" or run.comparisons}
     for key, title in shown.items():
-        scripts = [*SCRIPTS, *BESIDE.get(key, ()), f"page-{key}.js", *VENDOR]
+        scripts = [COMMON, *BESIDE.get(key, ()), f"page-{key}.js"]
         text = template.render(key=key, title=title, pages=shown, run=run.facts["name"], scripts=scripts)
         (out / f"{key}.html").write_text(text, encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from jinja2 import Environment, PackageLoader
 
-from saelab.report.build import BESIDE, PAGES, SCRIPTS, VENDOR
+from saelab.report.build import BESIDE, COMMON, PAGES
 from saelab.report.reading import Run
 
 ADDED = {"search": "Search", "what-if": "What if", "rate": "Rate"}
@@ -15,8 +15,7 @@ def render(run: Run) -> dict[str, str]:
     found = {}
     for key, title in shown.items():
         own = f"live/page-{key}.js" if key in ADDED else f"assets/page-{key}.js"
-        before = [f"assets/{name}" for name in (*SCRIPTS, *BESIDE.get(key, ()))]
-        scripts = [*before, "live/live.js", own, *(f"assets/{name}" for name in VENDOR)]
+        scripts = [*(f"assets/{name}" for name in (COMMON, *BESIDE.get(key, ()))), "live/live.js", own]
         found[key] = template.render(
             key=key, title=title, pages=shown, run=run.facts["name"], scripts=scripts, live=True
         )

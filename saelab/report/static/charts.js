@@ -1,8 +1,10 @@
 /* Charts by Observable Plot, in the page's colours and type; drawn again when the width or the theme changes. */
 "use strict"
 
-/* Plot and D3 come last on a page, so that tables don't wait for them; charts do. */
-const libraries = new Promise(done => (document.readyState === "complete" ? done() : addEventListener("load", done)))
+let loading = null
+
+/* D3 and Plot are loaded when the first chart is drawn: tables don't wait for them. */
+const libraries = () => (loading ??= Promise.all(["d3.min.js", "plot.umd.min.js"].map(name => saelab.script(`assets/${name}`, true))))
 
 /* A figure that keeps itself drawn: `draw(width)` returns a plot. `says` is its text for those who can't see it. */
 function figure(says, draw, caption) {
@@ -10,7 +12,7 @@ function figure(says, draw, caption) {
   const whole = h("figure", null, box, caption ? h("figcaption", null, caption) : null)
   let width = 0
   const redraw = async () => {
-    await libraries
+    await libraries()
     if (!width) return
     const drawn = draw(width)
     drawn.setAttribute("aria-hidden", "true") // the box says in words what is drawn
@@ -55,6 +57,7 @@ function scatter(rows, { rate, value, title, colours, open, brushed, height = 32
     const [x, y] = [rate(row), value(row)]
     if (x > 0 && y !== null && y !== undefined) drawn.push({ row, x, y })
   }
+  if (!drawn.length) return h("p.quiet", null, "No dot to draw: no unit matches, or none has both numbers.")
   const says = `Scatter plot of ${format.plural(drawn.length, "unit")}: share of images on which a unit fires against ${title}`
   return figure(says, width => {
     const dots = drawn.length <= many
@@ -80,7 +83,7 @@ function scatter(rows, { rate, value, title, colours, open, brushed, height = 32
     })
     plot.addEventListener("click", () => plot.value && open(plot.value.row))
     plot.style.cursor = "pointer"
-    if (drawn.length) brush(plot, width, height, brushed)
+    brush(plot, width, height, brushed)
     return plot
   })
 }

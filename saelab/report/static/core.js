@@ -10,12 +10,19 @@ const saelab = (() => {
   function need(key) {
     if (!arrived.has(key)) {
       arrived.set(key, new Promise((resolve, reject) => settle.set(key, [resolve, reject])))
-      const script = document.createElement("script")
-      script.src = `data/${key}.js`
-      script.onerror = () => settle.get(key)[1](new Error(`data/${key}.js is missing: the report's folder is incomplete`))
-      document.head.append(script)
+      script(`data/${key}.js`).catch(settle.get(key)[1])
     }
     return arrived.get(key)
+  }
+
+  /* Run a script of the report. Scripts that are asked for in a row and `ordered` run in that order. */
+  function script(address, ordered = false) {
+    return new Promise((done, failed) => {
+      const element = document.createElement("script")
+      Object.assign(element, { src: address, async: !ordered, onload: done })
+      element.onerror = () => failed(new Error(`${address} is missing: the report's folder is incomplete`))
+      document.head.append(element)
+    })
   }
 
   function put(key, text) {
@@ -23,7 +30,8 @@ const saelab = (() => {
     settle.get(key)[0](key.startsWith("summary") ? new Columns(value) : value)
   }
 
-  return { need, put }
+  need("run").catch(() => null) // every page starts with it; `page` says what went wrong
+  return { need, put, script }
 })()
 
 /* ---- elements ---- */
@@ -144,6 +152,9 @@ function inFewWords(run, name) {
   const which = alike.length === 1 ? "" : seeds.size === alike.length && basis.seed !== null ? `, seed ${basis.seed}` : `, ${basis.short}`
   return `${kind}${which}`
 }
+
+/* A unit where space is short: "SAE features, seed 1 · 27", which breaks before the seed or the unit, not inside. */
+const inBrief = (run, name, unit) => `${inFewWords(run, name).replace(/ (\d+)$/, "\u00a0$1")}\u00a0· ${unit}`
 
 /* A basis of a comparison (which knows only its own layer) under its name in the run. */
 const inRun = (run, c, short) => run.bases.find(b => b.short === short && b.layer === c.setup.layer)?.name ?? short

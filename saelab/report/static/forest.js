@@ -27,14 +27,14 @@ function pairTable(run, c, pair, counting, axis) {
     h("div.scroll", null, h("table.forest", { style: `--grid:${axis.ticks.map(x => `linear-gradient(var(--line) 0 0) ${onAxis(axis, x)}% 0 / 1px 100% no-repeat`)}` },
       h("colgroup", null, ["metric", "better", "axis", "difference", "mean", "mean", "p", "delta"].map(css => h(`col.${css}`))),
       h("thead", null, h("tr", null, h("th", null, "Metric"), h("th", null, "Better"), axisHead(axis, a, b),
-        h("th.num", null, "Difference (95 %)"), h("th.num", null, a), h("th.num", null, b), h("th.num", null, "p, corrected"), h("th.num", null, term("cliffs_delta", "δ")))),
+        h("th.num", null, "Difference (95\u00a0%)"), h("th.num", null, a), h("th.num", null, b), h("th.num", null, "p, corrected"), h("th.num", null, term("cliffs_delta", "δ")))),
       h("tbody", null, Object.keys(c.metrics).flatMap(key => rows.filter(r => r.metric === key)).map(r => resultRow(run, c, pair, r, axis))))))
 }
 
 function axisHead(axis, a, b) {
   const digits = Math.max(0, -Math.floor(Math.log10(axis.ticks.at(-1) - axis.ticks.at(-2)) + 1e-9))
   return h("th.axis", null,
-    h("span.sides", null, h("span", null, `← ${b} more`), h("span", null, `${a} more →`)),
+    h("span.sides", null, h("span", null, `←\u00a0${b} more`), h("span", null, `${a} more\u00a0→`)),
     h("span.ticks", null, axis.ticks.map(x => h("i", { style: `left:${onAxis(axis, x)}%` }, format.number(x, digits)))))
 }
 

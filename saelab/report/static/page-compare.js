@@ -137,12 +137,12 @@ function whatUnitsDo(run, c, axis) {
   if (!known.length) return null
   const own = { ...c, metrics: c.causal.metrics }
   const left = b => Object.entries({ too_few: "on too few pictures", unlabelled: "without a label", no_target: "without an output of that meaning" }).filter(([why]) => b.why[why]).map(([why, text]) => `${format.count(b.why[why])} ${text}`).join(", ")
-  return section("What units do", ["Each unit is taken out of the network on the test pictures that fire it most. ", term("uses"), ": does its label say when it fires, and what it does? The rows of each table are shares of all its units."],
+  return section("What units do", ["Each unit is taken out of the network on the test pictures that fire it most. ", term("uses"), ": does its label say when it fires, and what it does? A row’s four shares are of the units that were looked at."],
     h("div.scroll", null, h("table", null,
-      h("thead", null, h("tr", null, h("th", null, "Basis"), Object.values(cells).map(t => h("th.num", null, t)), h("th.num", null, term("uses_corrected")), h("th.num", null, term("causal_net")), h("th.num", null, "Measured"), h("th", null, "Not measured"))),
+      h("thead", null, h("tr", null, h("th", null, "Basis"), Object.values(cells).map(t => h("th.num", null, t)), h("th.num", null, term("uses_corrected")), h("th.num", null, term("causal_net")), h("th.num", null, "Measured"), h("th", null, "Looked at, not measured"))),
       h("tbody", null, known.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)),
         Object.keys(cells).map(k => h("td.num", null, bar(format.share(b.four_field[k]), b.four_field[k], hue(run, b.name)))),
-        h("td.num", null, format.share(b.uses_corrected)), h("td.num", null, meanOf(b.means[c.causal.primary])), h("td.num", null, format.count(b.measured)), h("td.quiet", null, left(b) || "none")))))),
+        h("td.num", null, format.share(b.uses_corrected)), h("td.num", null, meanOf(b.means[c.causal.primary])), h("td.num", null, format.count(b.measured), h("small.quiet", null, ` of ${format.count(b.units)}`)), h("td.quiet", null, left(b) || "none")))))),
     c.causal.pairs.filter(p => known.some(b => b.group === p.a) && known.some(b => b.group === p.b)).map(p => pairTable(run, own, p, "named", axis)),
     h("p.note", null, "Outputs are classes: a label that names a colour, a texture or a part may be right and yet have no output. Units that stand in for each other each look unnecessary. Between a late layer and the outputs lies little more than one linear step."))
 }
@@ -183,7 +183,7 @@ function ridges(run, title, d) {
       Plot.ruleY([0], { stroke: colour("var(--line)") }),
       Plot.text(names, { fy: n => inFewWords(run, n), text: n => inFewWords(run, n), frameAnchor: "top-left", textAnchor: "start", dy: 6, fill: "currentColor" }),
     ],
-  }), "Share of the units of each basis.")
+  }), `Share of the units of each basis.${ownChance(title)}`)
 }
 
 /* ---- quality against rate ---- */
@@ -217,7 +217,7 @@ function selection(run, c) {
 }
 
 function reuse(run, c) {
-  return folded("Coverage and redundancy", `distinct labels: ${c.bases.map(b => `${lower(inFewWords(run, b.name))} ${format.count(b.labels.distinct)}`).join("; ")}`, "How many different things the basis names. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", false, h("div.scroll", null, h("table", null,
+  return folded("Coverage and redundancy", `distinct labels of ${c.bases.map(b => `${lower(inFewWords(run, b.name))}: ${format.count(b.labels.distinct)}`).join("; ")}`, "How many different things the basis names. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", false, h("div.scroll", null, h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Distinct labels"), h("th.num", null, "Units per label"), h("th.num", null, "Evenness"), h("th", null, "Used most"))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)), h("td.num", null, format.count(b.labels.distinct)), h("td.num", null, format.number(b.labels.reuse, 1)), h("td.num", null, format.number(b.labels.evenness)),
       h("td.quiet", null, b.labels.most_used.slice(0, 4).map(([label, n]) => `${label} (${n})`).join(", ")))))))) 
@@ -226,8 +226,8 @@ function reuse(run, c) {
 function nullTable(run, c) {
   const names = [...new Set(c.bases.flatMap(b => Object.keys(b.null_percentile ?? {})))]
   if (!names.length) return null
-  const says = c.bases.filter(b => b.null_percentile?.[names[0]]).map(b => `${lower(inFewWords(run, b.name))} ${format.share(b.null_percentile[names[0]].share_above_95)}`).join("; ")
-  return folded("Do units react to anything that has a name?", `by ${terms[`scorer:${names[0]}`]?.title ?? names[0]}: ${says}`, [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit; 5 % of units unrelated to any label would. It says that a unit reacts to something, not that this label is right: random directions pass too."], false, h("div.scroll", null, h("table.even", null,
+  const says = c.bases.filter(b => b.null_percentile?.[names[0]]).map(b => `${lower(inFewWords(run, b.name))}: ${format.share(b.null_percentile[names[0]].share_above_95)}`).join("; ")
+  return folded("Do units react to anything that has a name?", `by ${terms[`scorer:${names[0]}`]?.title ?? names[0]}, ${says}`, [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit; 5 % of units unrelated to any label would. It says that a unit reacts to something, not that this label is right: random directions pass too."], false, h("div.scroll", null, h("table.even", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), names.map(s => h("th.num", null, term(`scorer:${s}`, terms[`scorer:${s}`]?.title ?? s))))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)), names.map(s => h("td.num", null, b.null_percentile[s] ? bar(format.share(b.null_percentile[s].share_above_95), b.null_percentile[s].share_above_95, hue(run, b.name)) : "–"))))))))
 }
@@ -252,7 +252,7 @@ function scorers(run, c) {
   if (!c.methods?.length) return null
   const metrics = [...new Set(c.methods.map(m => m.metric))]
   const state = { metric: metrics[0] }
-  const place = h("div.scroll")
+  const [place, note] = [h("div.scroll"), h("p.note")]
   const words = name => ({ final: "label given", shuffled: "shuffled labels" })[name] ?? terms[`scorer:${name}`]?.title ?? name
   const draw = () => {
     const rows = c.methods.filter(m => m.metric === state.metric)
@@ -262,15 +262,16 @@ function scorers(run, c) {
     const names = [...new Set(rows.flatMap(m => [m.a, m.b]))]
     const groups = [...new Set(rows.map(m => m.group))]
     const top = Math.max(...[...mean.values()].filter(v => v !== null), 1e-9)
+    note.textContent = ownChance(terms[termOf(c, state.metric)]?.title ?? "")
     place.replaceChildren(h("table.even", null,
       h("thead", null, h("tr", null, h("th", null, "Scorer"), groups.map(g => h("th.num", null, groupDot(run, c, g), groupWords(c, g))))),
       h("tbody", null, names.map(s => h("tr", null, h("th", { scope: "row" }, term(`scorer:${s}`, words(s))), groups.map(g => h("td.num", null, cell(g, s))))))),
     h("details", null, h("summary", null, "Differences on the same units"), h("table", null,
-      h("thead", null, h("tr", null, ["Basis", "Scorers", "Difference (95 %)", "p, corrected", "Better"].map((t, i) => h(i > 1 && i < 4 ? "th.num" : "th", null, t)))),
+      h("thead", null, h("tr", null, ["Basis", "Scorers", "Difference (95\u00a0%)", "p, corrected", "Better"].map((t, i) => h(i > 1 && i < 4 ? "th.num" : "th", null, t)))),
       h("tbody", null, rows.map(m => h("tr", null, h("th", { scope: "row" }, groupDot(run, c, m.group), groupWords(c, m.group)), h("td", null, `${words(m.a)} − ${words(m.b)}`), h("td.num", null, m.difference === null ? "–" : `${signed(m.difference)} (${signed(m.low)} to ${signed(m.high)})`), h("td.num", null, m.p_holm === null ? "–" : m.p_holm < 0.001 ? "<0.001" : m.p_holm.toFixed(3)), h("td", null, better(m, m.verdict) ? words(better(m, m.verdict)) : h("span.quiet", null, "none shown"))))))))
   }
   draw()
-  return section("Which scorer names best?", "All scorers label the same units, so they are compared pair by pair; a unit that a scorer leaves without a label counts 0. All bars share one scale. Confirmed: labels that people’s words make true of some test image.", h("p", null, h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, metrics.map(k => h("option", { value: k }, terms[termOf(c, k)]?.title ?? k)))), place)
+  return section("Which scorer names best?", "All scorers label the same units, so they are compared pair by pair; a unit that a scorer leaves without a label counts 0. All bars share one scale. Confirmed: labels that people’s words make true of some test image.", h("p", null, h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, metrics.map(k => h("option", { value: k }, terms[termOf(c, k)]?.title ?? k)))), place, note)
 }
 
 /* ---- units side by side ---- */
@@ -281,7 +282,7 @@ async function sideBySide(run, c) {
   const one = ([name, u, r]) => {
     const row = parts.get(name)[u]
     return h("a.card", { href: unitLink(name, u) }, h("span.mosaic", null, row.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1}`))),
-      h("div.name", null, row.label ?? "no label"), h("div.meta", null, dot(run, name), `${inFewWords(run, name)}\u00a0·\u00a0${u}${r === undefined ? "" : ` ·\u00a0r\u00a0${format.number(r)}`}`), h("div", null, marks(row)))
+      h("div.name", null, row.label ?? "no label"), h("div.meta", null, dot(run, name), `${inBrief(run, name, u)}${r === undefined ? "" : ` ·\u00a0r\u00a0${format.number(r)}`}`), h("div", null, marks(row)))
   }
   const block = (title, lead, rows) => (rows.length ? h("div.gallery", null, h("h3", null, title), h("p.lead", null, lead), h("div.rows", null, rows.map(row => h("div.cards.side", { style: `--n:${row.length}` }, row.map(one))))) : null)
   return section("Side by side", "Neurons and the SAE features that fire most with them (r: correlation over images). Drawn by a fixed seed.",

@@ -7,7 +7,7 @@ const hues = ["#d1495b", "#2e86ab", "#4d9f5d", "#b07aa1", "#d98324", "#7b6ccf", 
 const usualMap = { map: "0", by: "basis", q: "", box: "" }
 
 page(async (run, main) => {
-  const [maps] = await Promise.all([saelab.need("maps"), libraries])
+  const [maps] = await Promise.all([saelab.need("maps"), libraries()])
   if (!maps.length) return main.replaceChildren(h("h1", null, "Map"), h("p.standfirst", { role: "alert" }, "This run has nothing to draw a map from: neither its image embeddings nor SAEs."))
   const state = { ...usualMap, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) }
   const controls = h("form.controls", { onsubmit: event => event.preventDefault() })
@@ -70,7 +70,7 @@ page(async (run, main) => {
 
   /* The colour of a row, and what the colours mean. */
   function painter() {
-    const none = colour("var(--line)")
+    const none = colour("var(--dim)")
     if (state.by === "basis") {
       const css = Object.fromEntries(run.bases.map(b => [b.name, colour(hue(run, b.name))]))
       return { of: r => css[r.basis], legend: chosenMap().bases.map(b => h("span", null, dot(run, run.bases[b].name), inFewWords(run, run.bases[b].name))) }
@@ -125,7 +125,7 @@ page(async (run, main) => {
       h("p.lead", null, common.slice(0, 12).map(([label, n]) => `${label} ${n}`).join(" · ")),
       h("p", null, only ? h("a.button", { href: only }, "Open as a list") : found.length ? h("span.quiet", null, `Up to ${listed} units open as a list: draw a smaller rectangle.`) : null, " ", inBox ? h("button", { type: "button", "data-key": "whole", onclick: () => { keep({ box: "" }); choose(); controls.q.focus({ preventScroll: true }) } }, "Take the rectangle away") : null),
       h("div.cards", null, some.map(r => h("a.card", { href: unitLink(r.basis, r.unit) }, h("span.mosaic", null, r.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${r.unit}`))),
-        h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), `${inFewWords(run, r.basis)} · ${r.unit}`), h("div", null, marks(r), saidMarks(r.said))))))
+        h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), inBrief(run, r.basis, r.unit)), h("div", null, marks(r), saidMarks(r.said))))))
   }
 
   /* Before anything is asked for: what to do, and the commonest labels to begin with. */

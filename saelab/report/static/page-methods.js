@@ -19,7 +19,7 @@ page((run, main) => {
       seconds.map(([stage, s]) => h("tr", null, h("th", { scope: "row", style: "width:11rem" }, stage), h("td.whole", null, bar(format.seconds(s), s / longest))))))) : null,
     section("Units by status", "Every unit is counted.", h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Basis"), statusOrder.map(s => h("th.num", null, term(s))))),
-      h("tbody", null, run.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), statusOrder.map(s => h("td.num", null, b.statuses[s] ? format.count(b.statuses[s]) : "·")))))))),
+      h("tbody", null, run.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), statusOrder.map(s => h("td.num", null, b.statuses[s] ? format.count(b.statuses[s]) : h("span.quiet", null, "0"))))))))),
     problems(run),
     run.config ? section("Settings", "Every setting of the run, as given.", h("details", null, h("summary", null, "Show all"), h("pre", null, JSON.stringify(run.config, null, 1)))) : null,
     section("Recipes", "Everything each artifact was made from; the folder’s name carries its digest.",

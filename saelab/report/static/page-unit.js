@@ -21,7 +21,7 @@ page(async (run, main) => {
     if (!Number.isInteger(u) || u < 0 || u >= basis.units) return nothing(run, main, `${inWords(run, basis.name)} have no unit ${unit}.`)
     const params = new URLSearchParams(tail ?? "")
     const [chunk, list] = await Promise.all([saelab.need(`units/${b}/${Math.floor(u / run.chunk)}`), listOf(run, params)])
-    if (params.get("view") === "heat") await libraries // heat maps need D3's colours
+    if (params.get("view") === "heat") await libraries() // heat maps need D3's colours
     const record = chunk[u % run.chunk]
     Object.assign(now, { run, basis, record, params, steps: stepsOf(basis, u, list), list, link, act, settle })
     document.title = `${record.label ?? "no label"} · ${alone[basis.kind] ?? basis.name} ${u} · ${run.name}`
@@ -157,20 +157,21 @@ function facts(run, basis, record) {
 function heldOut(run, basis, record) {
   const found = record.held_out
   if (!found) return null
-  const photo = ([id, value]) => h("figure", null, picture(id, record.names[id]), h("figcaption", { title: record.names[id] }, h("span.tabular", null, `fires ${format.number(value)}`), ` · ${record.names[id]}`))
+  const shownWith = verb => ([id, value]) => h("figure", null, picture(id, record.names[id]), h("figcaption", { title: record.names[id] }, h("span.tabular", null, `${verb} ${format.number(value)}`), ` · ${record.names[id]}`))
+  const photo = shownWith("fires")
   if (found.strongest) {
     if (!found.strongest.length) return null
     const why = record.label ? "Nobody’s words confirm the label on any of them, which shows neither that it is right nor that it is wrong: judge by eye." : ""
     return section("On photos it was not made from", [term("hits", "Held-out photos"), ` that fire it most, with what people wrote of them. ${why}`], h("div.photos.wide", null, found.strongest.map(photo)))
   }
   const [hits, misses, alarms, rest] = found.counts
-  const column = (title, count, what, list) => h("div", null, h("h3", null, `${format.count(count)} ${title} `, h("small", null, what)), list.length ? h("div.photos", null, list.map(photo)) : h("p.quiet", null, "None."))
+  const column = (title, count, what, list, one = photo) => h("div", null, h("h3", null, `${format.count(count)} ${title} `, h("small", null, what)), list.length ? h("div.photos", null, list.map(one)) : h("p.quiet", null, "None."))
   const fires = found.threshold === null ? "above zero" : `at ${format.number(found.threshold)} or more`
   return section("Does the label hold on photos it was not made from?",
     [`Of ${format.count(hits + misses + alarms + rest)} `, term("hits", "held-out photos"), `, people’s words make the label true of ${format.count(hits + misses)}; the unit fires (${fires}) on ${format.count(hits + alarms)}. On the other ${format.count(rest)} neither is so.`],
     h("div.confusion", null,
       column(hits === 1 ? "hit" : "hits", hits, "label true, unit fires", found.hits),
-      column(misses === 1 ? "miss" : "misses", misses, "label true, unit silent", found.misses),
+      column(misses === 1 ? "miss" : "misses", misses, "label true, unit below that", found.misses, shownWith("reaches")),
       column(alarms === 1 ? "false alarm" : "false alarms", alarms, "unit fires, label not mentioned", found.alarms)))
 }
 
@@ -198,7 +199,8 @@ function exemplars({ record, params, link, steps }) {
     if (state.mode === "heat") switches.firstChild.append(heatScale())
     grid.replaceChildren(...record.positives.slice(0, limit).map((_, i) => pair(record, i, state.mode)))
   }
-  const change = () => {
+  const change = async () => {
+    if (state.mode === "heat") await libraries()
     if (state.mode === "raw") params.delete("view")
     else params.set("view", state.mode)
     history.replaceState(null, "", `${location.hash.split("?")[0]}${params.size ? `?${params}` : ""}`)

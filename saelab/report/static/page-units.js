@@ -5,6 +5,8 @@ const perPage = 40
 const defaults = { ...listDefaults, y: "", cols: "", view: "", page: "1" }
 const chosen = new Set() // codes of the units that are ticked
 
+if (!location.hash) saelab.need("summary-0-first").catch(() => null) // what is shown first, beside the run
+
 page(async (run, main) => {
   const state = { ...defaults, basis: run.bases[0].name, ...fromAddress() }
   if (state.basis !== "*" && number(run, state.basis) < 0) return nothing(run, main, `This report has no basis ${state.basis}.`)
@@ -23,8 +25,9 @@ page(async (run, main) => {
     await draw()
     if (!keepPage) drawChart()
   }
+  async function read() { rows = sorted(filtered(run, await load(run, state.basis), state), state) }
   async function draw() {
-    rows = sorted(filtered(run, await load(run, state.basis), state), state)
+    await read()
     show(rows, rows.length)
   }
   function show(some, count) {
@@ -66,8 +69,8 @@ page(async (run, main) => {
     const first = await saelab.need(`summary-${number(run, state.basis)}-first`)
     show(rowsOf(state.basis, first), run.bases[number(run, state.basis)].units)
     await painted()
-  }
-  await draw()
+    await read() // whose first rows are there already
+  } else await draw()
   drawChart()
 })
 
@@ -176,7 +179,7 @@ function tableOf(run, rows, columns, state, change) {
   }
   const link = r => unitLink(r.basis, r.unit) + along(state)
   const body = onPage(rows, state).map(r => h("tr", { onclick: event => { if (!event.target.closest("a, [data-term], input")) location.href = link(r) } },
-    h("td.id", null, tick(run, r), dot(run, r.basis), state.basis === "*" ? `${r.basis} · ${r.unit}` : r.unit),
+    h("td.id", null, tick(run, r), dot(run, r.basis), r.unit, state.basis === "*" ? h("small", null, inWords(run, r.basis)) : null),
     h("td.pics", null, strip(r.thumbs)),
     h("td.name", null, h("a", { href: link(r), class: r.abstained ? "abstained" : null }, r.label ?? "no label"), r.several ? h("span.tag", { "data-term": "meanings", tabindex: 0 }, "two meanings") : null, h("div.marks", null, marks(r), saidMarks(r.said))),
     columns.map(key => h("td.num", { "data-title": terms[key].title }, shown(key, r[key]))),

@@ -27,13 +27,14 @@ const people = (() => {
   /* In the browser: lines under the run's name, of this run's units alone. */
   const kept = () => `saelab-people ${run.name}`
   function local() {
+    if (source.where !== "browser") return []
     try {
       return JSON.parse(localStorage.getItem(kept()) ?? "[]").filter(row => run.bases.find(b => b.name === row.basis)?.artifact === row.units)
     } catch { return [] }
   }
   const source = {
     where: "browser",
-    read: async () => [...await need("people"), ...local()],
+    read: () => need("people"),
     keep: async row => {
       try { localStorage.setItem(kept(), JSON.stringify([...local(), row])) } catch { toast("This browser keeps nothing: download the decisions before you close the page") }
       return row
@@ -42,8 +43,9 @@ const people = (() => {
 
   function ready() {
     started ??= (async () => {
-      run = await need("run")
-      for (const row of await source.read()) fold(row)
+      const [own, lines] = await Promise.all([need("run"), source.read()])
+      run = own
+      for (const row of [...lines, ...local()]) fold(row)
     })()
     return started
   }
@@ -98,7 +100,7 @@ const people = (() => {
   return {
     ready, say, source, name, dress,
     of: (basis, unit) => states.get(at(basis, unit)),
-    local: () => (run && source.where === "browser" ? local() : []),
+    local: () => (run ? local() : []),
     collections: () => [...new Set([...states.values()].flatMap(s => s.collections))].sort((a, b) => a.localeCompare(b)),
   }
 })()

@@ -62,7 +62,7 @@ const legend = (run, bases = run.bases, words = inWords) => h("span.legend", nul
 /* A row of buttons of which one is pressed; `state[key]` keeps which. */
 function choice(title, options, state, key, draw) {
   return h("div.modes", { role: "group", "aria-label": title }, h("span.quiet", null, `${title}:`),
-    Object.entries(options).map(([value, text]) => h("button", { type: "button", "aria-pressed": String(state[key] === value), "data-choice": `${key} ${value}`, onclick: () => { state[key] = value; draw(); document.querySelector(`[data-choice="${key} ${value}"]`)?.focus() } }, text)))
+    Object.entries(options).map(([value, text]) => h("button", { type: "button", "aria-pressed": String(state[key] === value), "data-choice": `${key} ${value}`, onclick: async () => { state[key] = value; await draw(); document.querySelector(`[data-choice="${key} ${value}"]`)?.focus() } }, text)))
 }
 
 function toast(text) {

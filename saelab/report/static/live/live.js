@@ -42,6 +42,15 @@ const live = (() => {
   return { get, post, upload, pictures, name: people.name }
 })()
 
+/* A dozen of the run's photos to begin with, as links that put one into the page's address. */
+async function samplesOf(run) {
+  const first = rowsOf(run.bases[0].name, await saelab.need("summary-0-first"))
+  const ids = [...new Set(first.flatMap(row => row.thumbs.slice(0, 1)))]
+  const many = Math.min(12, ids.length)
+  const drawn = Array.from({ length: many }, (_, i) => ids[Math.floor(((i + 0.5) * ids.length) / many)])
+  return h("div", null, h("p.note", null, "Or one of the run’s:"), h("div.strip.samples", null, drawn.map(id => h("a", { href: `#image=${id}` }, picture(id)))))
+}
+
 /* Where in a photo was clicked: "x,y" in shares of its centre square, which is what is seen of it. */
 function placeIn(photo, event) {
   const box = photo.getBoundingClientRect()

@@ -5,7 +5,6 @@ page(async (run, main) => {
   const words = h("input", { type: "search", name: "text", size: 34, maxlength: 300, placeholder: "a dog in the snow", "aria-label": "Words" })
   const results = h("div", { role: "status" })
   const picked = h("div") // the picture that is asked about; it stays, with the focus, while places in it are tried
-  const samples = h("div.strip.samples")
   let last = 0
   let known = null // what `picked` shows: "image=3" or "upload=..."
 
@@ -30,7 +29,7 @@ page(async (run, main) => {
     const one = `${key}=${asked.get(key)}`
     const at = asked.get("at")
     show(() => answer ?? live.get("api/search", { [key]: asked.get(key), ...(at ? { at } : {}) }), async found => {
-      await libraries // heat maps need D3's colours
+      await libraries() // heat maps need D3's colours
       const choose = place => go({ [key]: asked.get(key), ...(place ? { at: place } : {}) })
       if (known !== one || !picked.childElementCount) picked.replaceChildren(chooser(found, key === "image" ? `Image ${asked.get(key)} of the run` : "Your picture", one, choose))
       known = one
@@ -61,11 +60,8 @@ page(async (run, main) => {
     h("p.lead", null, "Words find the units they describe, whether or not the vocabulary has them. A picture finds the units that it fires unusually strongly, and where; click a place in it to see which units fire there."),
     h("form.controls", { onsubmit: event => { event.preventDefault(); if (words.value.trim()) go({ text: words.value.trim() }) } },
       h("label", null, "Words", words), h("button", null, "Search"), field),
-    h("p.note", null, "Or one of the run’s:"), samples, h("div.looking", null, picked, results))
+    await samplesOf(run), h("div.looking", null, picked, results))
   addEventListener("hashchange", look)
-  const ids = [...new Set((await load(run, run.bases[0].name)).flatMap(row => row.thumbs.slice(0, 1)))]
-  samples.append(...[...Array(Math.min(12, ids.length)).keys()].map(i => ids[Math.floor(((i + 0.5) * ids.length) / Math.min(12, ids.length))])
-    .map(id => h("a", { href: `#image=${id}` }, picture(id))))
   look()
 })
 
@@ -76,7 +72,7 @@ async function described(run, answer, text) {
     const rows = await load(run, found.basis)
     return basisSection(run, found, found.hits.length ? h("ul.near", null, found.hits.map(hit => listed(run, found, hit, rows[hit.unit]))) : h("p.quiet", null, "No unit."))
   }))
-  if (!answer.nothing) return [h("h2", null, `Units for “${text}”`), h("div.two", null, lists)]
+  if (!answer.nothing) return [h("h2", null, `Units for “${text}”`), h("p.note", null, "The number is the unit’s score for these words: the run’s scorer, or Pearson’s r where that one makes labels compete. Marks are of the unit’s own label."), h("div.two", null, lists)]
   return [
     h("h2", null, `Nothing like “${text}”`),
     h("p.lead", null, `${format.share(answer.chance)} of made-up words, which mean nothing, come as near to these pictures. “${text}” means nothing to the encoder, or something that they don’t show.`),
@@ -138,7 +134,7 @@ const basisSection = (run, found, list) => h("section.found", { style: `--c:${hu
 
 function listed(run, found, hit, row) {
   return h("li", null, strip(row.thumbs.slice(0, 3)),
-    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, row.label ?? "no label"), h("small", null, marks(row), `${alone[run.bases[number(run, found.basis)].kind] ?? "unit"} ${hit.unit}`)),
+    h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, row.label ?? "no label"), h("small", null, marks(row), h("span.together", null, `${alone[run.bases[number(run, found.basis)].kind] ?? "unit"} ${hit.unit}`))),
     h("span.tabular.quiet", null, format.number(hit.score, 3)))
 }
 

@@ -28,7 +28,7 @@ page(async (run, main) => {
     h("h1", null, "What if?"),
     h("p.lead", null, "Give a picture. You see what the model says, and which units carry its first choice. Then take a unit out, or make it stronger, and see what the model says instead."),
     h("form.controls", { onsubmit: event => event.preventDefault() }, live.pictures(own => show(() => live.upload("api/what-if", own)))),
-    results)
+    await samplesOf(run), results)
   addEventListener("hashchange", look)
   look()
 })

@@ -1,5 +1,6 @@
 """Training on the fly: the order is pure, tokens are a cache's to the bit, resume is exact, nothing is written."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from saelab import cache
 from saelab.cache import Batches, superblocks
 from saelab.cache.decks import REACH
 from saelab.cache.stream import ActivationStream
-from saelab.cache.superblocks import Superblocks
+from saelab.cache.superblocks import InTurn, Superblocks
 from saelab.errors import UserError
 from saelab.sae import SAEConfig, TrainConfig, fit, fit_layers
 
@@ -128,16 +129,22 @@ class Replay(Batches):
         super().__init__(tokens, stream.batch_size)
         self.stream = stream
 
-    def batch(self, step, rank=0, world=1):
-        return self.read(self.stream.rows_of(step))
+    def _rows_of(self, step, rank, world):
+        return self.stream.rows_of(step)
 
     @property
     def steps_per_epoch(self):
         return self.stream.steps_per_epoch
 
 
+@pytest.fixture(params=[ThreadPoolExecutor, InTurn])
+def producer(request, monkeypatch):
+    """Superblocks made by another thread while SAEs train, and by the same one in turn with them."""
+    monkeypatch.setattr(superblocks, "producer_on", lambda device: request.param())
+
+
 @pytest.mark.parametrize("pictures", [1000, 7])
-def test_the_weights_are_those_of_the_same_order_from_a_cache(world, tmp_path, pictures):
+def test_the_weights_are_those_of_the_same_order_from_a_cache(world, tmp_path, pictures, producer):
     made = streams(world, tmp_path, pictures)["conv"]
     mean, variance = made.moments()
     train = TrainConfig(epochs=3)
@@ -164,11 +171,19 @@ def test_moments_are_of_the_first_pictures_however_few_are_in_memory(world, tmp_
         assert made[layer].moments_of == {"moments": f"of the first {pictures} pictures"}
 
 
+def test_who_shares_a_cpu_takes_turns(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert isinstance(superblocks.producer_on(torch.device("cpu")), InTurn)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with superblocks.producer_on(torch.device("cpu")) as made, superblocks.producer_on(torch.device("cuda")) as other:
+        assert isinstance(made, ThreadPoolExecutor) and isinstance(other, ThreadPoolExecutor)
+
+
 class Killed(Exception):
     pass
 
 
-def test_a_killed_run_resumes_to_the_bit_and_computes_no_superblock_before(world, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_bit_and_computes_no_superblock_before(world, tmp_path, monkeypatch, producer):
     monkeypatch.setattr("saelab.sae.summary.draw", lambda *_: None)
     train = TrainConfig(steps=40, log_every=1, checkpoint_every=5)
 
@@ -314,7 +329,7 @@ def test_what_can_not_be_streamed_is_refused(world, tmp_path, monkeypatch):
         streams(world, tmp_path, 9)
 
 
-def test_a_picture_that_goes_bad_is_named(world, tmp_path):
+def test_a_picture_that_goes_bad_is_named(world, tmp_path, producer):
     made = unstored(world, tmp_path)
     broken = {"now": False}
     hook = world.host.model.conv.register_forward_hook(lambda *_: _[2] * (torch.nan if broken["now"] else 1.0))

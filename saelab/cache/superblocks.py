@@ -10,11 +10,12 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ class Superblocks:
         return buffer
 
     def run(self, first: int, last: int) -> Iterator[tuple[int, Buffer]]:
-        """The decks first..last-1, one after the other; while one is in use, another thread makes the next superblock.
+        """The decks first..last-1, one after the other; while one is in use, the next superblock is made, or before.
 
         Where one superblock holds all pictures, the host passes over them once, however many epochs there are.
         """
@@ -126,7 +127,7 @@ class Superblocks:
         reach, end = self._any.reach, self._any.drawn_from(last - 1).stop if self._any.reach else 1
         stop = threading.Event()
         made = self._make(buffer, list(range(buffer.ready, end)), stop)
-        with contextlib.closing(made), ThreadPoolExecutor(1, "host") as producer:
+        with contextlib.closing(made), producer_on(self.forward.host.device) as producer:
 
             def start() -> Future[None] | None:
                 if buffer.ready >= end:
@@ -222,6 +223,28 @@ class Superblocks:
             bad = int((~rows.isfinite()).any(1).nonzero()[0]) // self.stores[layer].plan.stored
             file = self.forward.images.files[int(numbers[bad])]
             raise UserError("activations", layer, f"{file} gives NaN or an infinity", "leave the picture out")
+
+
+class InTurn(Executor):
+    """Does what it is given at once, in the thread that gives it."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """A future that is done."""
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except BaseException as error:  # as an executor with threads keeps it, for whoever asks for the result
+            done.set_exception(error)
+        return done
+
+
+def producer_on(device: torch.device) -> Executor:
+    """What makes superblocks: another thread, while SAEs train, or the same one, where all share a CPU.
+
+    There nothing is gained by both at once, and torch's threads of the one wait for those of the other.
+    """
+    shared = device.type == "cpu" and not torch.accelerator.is_available()
+    return InTurn() if shared else ThreadPoolExecutor(1, "host")
 
 
 def check_room(need: float, held: Mapping[str, float], pictures: int, device: torch.device) -> None:

@@ -54,7 +54,8 @@ class Host:
         self.prefix = prefix_of(model) if prefix is None else prefix
         self._call = call or (lambda model, batch: model(batch))
         self._cuts: dict[str, str | None] = {}  # by layer, as far as tried; see saelab.hosts.splice
-        self._before: dict[str, Outputs] = {}  # likewise
+        self._before: dict[tuple[str, str, str], Outputs] = {}  # likewise, by layer, device and dtype
+        self.one_size = True  # have all pictures had the transform's size?
         self.digest = weights_digest(model)
 
     @property
@@ -241,6 +242,7 @@ class Host:
         return dict(self.model.named_modules(remove_duplicate=False))
 
     def _forward(self, batch: Tensor) -> Any:
+        self.one_size &= tuple(batch.shape[-2:]) == tuple(self.transform.size)
         with _eager():
             return self._call(self.model, batch.to(self.device, self.dtype))
 

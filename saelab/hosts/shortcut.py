@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 Outputs = dict[nn.Module, list[Any]]  # of the outermost modules that end before a layer, call by call
 
@@ -26,9 +26,9 @@ class Recorder:
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """While inside, calls of the model's modules are written down."""
+        """While inside, calls of the model's modules are written down, but of scripted ones: they allow no hooks."""
         with ExitStack() as stack:
-            for module in model.modules():
+            for module in (m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)):
                 stack.enter_context(_removed(module.register_forward_pre_hook(self._begin)))
                 stack.enter_context(_removed(module.register_forward_hook(self._end)))
             yield
@@ -42,8 +42,10 @@ class Recorder:
 
     @property
     def found(self) -> Outputs:
-        """Outputs of the modules that ended before the layer; none where it was not reached."""
-        return self._found or {}
+        """Outputs of the modules that ended before the layer; none where it was not reached, or one can't be copied."""
+        found = self._found or {}
+        leaves = tree_leaves(list(found.values()))
+        return found if all(isinstance(leaf, Tensor | int | float | str | None) for leaf in leaves) else {}
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._depth += 1

@@ -101,29 +101,41 @@ def _go_on(
 
 
 def _before(host: "Host", layer: str) -> Outputs:
-    """What the modules before the layer give for a blank picture; {} where a pass that takes it answers otherwise.
+    """What the modules before the layer give for a blank picture; {} where going on from there is not to be trusted.
 
-    Tried once a layer, with other pictures in between, of another size too: a model may keep something of what it saw.
+    Tried once for each layer, device and dtype. Once the host has seen a picture of another size, no more: a model may
+    keep the size for later.
     """
-    if layer not in host._before:
-        host._before[layer], recorder = {}, Recorder()
-        pictures = torch.randn(2, 3, *host.transform.size, generator=torch.Generator().manual_seed(2))
-        with torch.inference_mode():
-            kept = host.tokens(pictures, [layer])[layer]
+    key = (layer, str(host.device), str(host.dtype))
+    if host.one_size and key not in host._before:
+        host._before[key] = {}
+        with suppress(Exception):  # whatever a model raises that the long way doesn't ask for
+            host._before[key] = _try(host, layer)
+    return host._before[key] if host.one_size else {}
 
-            def go_on(_: Tensor) -> Tensor:
-                recorder.stop()
-                return kept
 
-            with recorder.watching(host.model):
-                whole = _go_on(host, layer, go_on, len(kept))
-            for others in (pictures, pictures[..., ::2, ::2]):
-                with suppress(UserError, *_MISFITS):  # one size only
-                    host._answer(others)
-            with suppress(UserError, *_MISFITS), taken(recorder.found):
-                if torch.equal(whole, _go_on(host, layer, lambda _: kept, len(kept), there=True)):
-                    host._before[layer] = recorder.found
-    return host._before[layer]
+def _try(host: "Host", layer: str) -> Outputs:
+    """Record a pass, show the model other pictures, and hold passes of two sizes of batch against the long way."""
+    pictures, recorder = torch.randn(5, 3, *host.transform.size, generator=torch.Generator().manual_seed(2)), Recorder()
+    with torch.inference_mode():
+        kept = host.tokens(pictures, [layer])[layer]
+
+        def go_on(tokens: Tensor, there: bool = False) -> Tensor:
+            return _go_on(host, layer, lambda _: tokens, len(tokens), there=there)
+
+        def stop(_: Tensor) -> Tensor:
+            recorder.stop()
+            return kept[:2]
+
+        with recorder.watching(host.model):
+            _go_on(host, layer, stop, 2)
+        for tokens in (kept[:2], kept):
+            whole = go_on(tokens)
+            host._answer(pictures[:3])
+            with taken(recorder.found):
+                if not torch.equal(go_on(tokens, there=True), whole):
+                    return {}
+    return recorder.found
 
 
 def fan_out(

@@ -1,11 +1,14 @@
 """Batches: a pure function of (seed, epoch, step), every row once an epoch, however the cache is stored."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saelab.cache import batches
 from saelab.cache.batches import Batches, permute
 from saelab.errors import UserError
 
@@ -89,3 +92,26 @@ def test_the_rows_that_do_not_fill_a_batch_are_others_in_each_epoch():
         for epoch in range(4)
     ]
     assert all(len(rows) == 9 for rows in left) and len(set.union(*left)) > 18
+
+
+def test_another_thread_fetches_and_the_one_that_trains_widens_and_checks(monkeypatch):
+    """torch gives whoever computes threads of its own; two such crowds on one CPU wait for each other."""
+    seen: dict[str, set[str]] = {"block": set(), "to_float32": set(), "_checked": set()}
+
+    def noted(name, work):
+        return lambda *given: (seen[name].add(threading.current_thread().name), work(*given))[1]
+
+    for name in ("block", "to_float32"):
+        monkeypatch.setattr(batches, name, noted(name, getattr(batches, name)))
+    monkeypatch.setattr(Batches, "_checked", noted("_checked", Batches._checked))
+    rows = np.random.default_rng(0).standard_normal((90, 3)).astype(np.float16)
+    made = Batches(rows, 8, seed=1)
+    found = list(made.prefetch(2, 20))
+    here = threading.current_thread().name
+    assert seen["to_float32"] == seen["_checked"] == {here} and here not in seen["block"] and len(seen["block"]) == 1
+    plain = Batches(torch.from_numpy(rows), 8, seed=1)
+    for step, x in enumerate(found, 2):
+        assert torch.equal(x, made.batch(step)) and torch.equal(x, plain.batch(step))
+    assert all(torch.equal(a, b) for a, b in zip(found, plain.prefetch(2, 20), strict=True))
+    shares = [list(made.prefetch(2, 5, rank, 2)) for rank in (0, 1)]
+    assert all(torch.equal(torch.cat(pair), whole) for *pair, whole in zip(*shares, found))

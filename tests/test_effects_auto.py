@@ -14,8 +14,10 @@ from saelab.run.config import RunConfig
 from saelab.run.making import Stages
 from saelab.run.presets import folder
 from saelab.run.record import read_config, write
-from saelab.run.stages.effects_auto import AUTOMATIC
+from saelab.run.stages import effects as stage
+from saelab.run.stages.effects_auto import automatic as settings_of
 
+AUTOMATIC = settings_of(("ok", "dense"))
 NOTE = "What units do is not compared: "
 
 
@@ -52,6 +54,36 @@ def test_a_layer_from_which_nothing_can_be_resumed_is_left_to_the_command(made, 
     monkeypatch.setattr(Host, "cuts", lambda self, layer: False)
     run = automatic(made)
     assert run.effects_compared is None and "second every pass has to start from a picture" in run.notes[-1]
+
+
+def test_what_no_time_was_left_for_is_said(made, monkeypatch, tmp_path):  # noqa: F811
+    ticks = iter(range(1000))
+    monkeypatch.setattr(stage.time, "monotonic", lambda: 30.0 * next(ticks))  # the third look is beyond a minute
+    asked = []
+    usual = stage.usual_amounts
+    monkeypatch.setattr(stage, "CHECKPOINT", 1)
+    monkeypatch.setattr(stage, "usual_amounts", lambda *given: (asked.append(given[2]), usual(*given))[1])
+    run = automatic(made, effects={"count": 9, **AUTOMATIC})  # measured by no other test
+    bases = [basis for basis in run.measured if basis.effects]
+    left = {basis.name: read_json(basis.effects / stage.SUMMARY)["left"] for basis in bases}
+    assert left["neuron"] == 8 and len(asked) == len(bases), "one unit each, and nothing is read for those left out"
+    (note,) = [note for note in run.notes if "for lack of time" in note]
+    assert "8 units of second neuron" in note and "`saelab effects` goes on" in note
+
+
+def test_activations_that_are_not_stored_are_an_obstacle(made):  # noqa: F811
+    run = Stages(RunConfig.of({**made.config.record(), "effects": "auto", "stream": True}), made.given)
+    assert run.effects_compared is None and "activations are not stored" in run.notes[-1]
+
+
+def test_whatever_a_host_raises_ends_no_run_that_did_not_ask(made, monkeypatch):  # noqa: F811
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such thing\nat all")
+
+    monkeypatch.setattr("saelab.run.stages.effects_auto.make_head", fails)
+    run = automatic(made)
+    assert run.effects_compared is None and "(RuntimeError: no such thing" in run.notes[-1]
+    assert "\n" not in run.notes[-1]
 
 
 def test_labels_of_another_scorer_and_groups_are_obstacles(made):  # noqa: F811

@@ -62,6 +62,10 @@ def test_similarities_are_not_computed_anew_for_every_few_units(name, monkeypatc
     assign.score([name], some)
     parts = len(products.label_parts(IMAGES, LABELS))
     assert len(looks) - once == once + 2 * parts, "each run looks once at every part"
+    monkeypatch.setattr(registry, "AT_ONCE", LABELS * 1000)
+    (scorer,) = registry.chosen([name])
+    monkeypatch.setattr(registry, "ENTRIES", int(some.acts.counts.sum()) // 3)
+    assert registry.units_at_once(scorer, some) in (UNITS // 3, UNITS // 3 + 1), "what is kept of entries is bounded"
 
 
 @pytest.mark.parametrize("layout", ["dense", "csr"])

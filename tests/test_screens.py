@@ -67,9 +67,12 @@ def test_what_units_do_has_its_line_where_it_was_compared(outcome, tmp_path):
     row = {"metric": "causal_net", "counting": "named", "mean_a": 0.339, "mean_b": 0.012, "difference": 0.327}
     row |= {"low": 0.197, "high": 0.457}
     pair = {"a": names[0], "b": names[1], "role": "main", "matching": "all", "refused": None, "results": [row]}
+    pair |= {"units_a": [40, 38], "units_b": [39]}
     result["causal"] = {"primary": "causal_net", "metrics": {"causal_net": {"title": title}}, "pairs": [pair]}
     write_json(path, result)
     (line,) = [line for line in lines() if line.startswith(title)]
+    (counts,) = [line for line in lines() if line.startswith("units measured for the next")]
+    assert counts.split()[5:7] == ["78", "39"]
     assert line.split()[6:8] == ["0.339", "0.012"] and line.endswith("+0.327 [+0.197, +0.457]")
     write_json(path, result | {"causal": result["causal"] | {"pairs": [pair | {"refused": "only 3 units"}]}})
     assert not any(line.startswith(title) for line in lines()), "nothing was measured that could be compared"

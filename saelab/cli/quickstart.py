@@ -29,6 +29,7 @@ from saelab.run import record
         "pool",
         "seeds",
         "label.vocabulary",
+        "effects",
         "name",
         "root",
     ),

@@ -134,7 +134,10 @@ def _headline(layer: str, result: dict[str, Any]) -> list[str]:
     if "causal" in result:
         own = result["causal"]
         acting = [p for p in own["pairs"] if p["refused"] is None]
-        rows += [_line(own["metrics"][own["primary"]]["title"], own["primary"], groups, acting)] if acting else []
+        counts = {p[side]: sum(p[f"units_{side}"]) for p in acting for side in ("a", "b")}
+        if acting:
+            rows.append(["units measured for the next", *(f"{counts.get(g, 0):,}" for g in groups), ""])
+            rows.append(_line(own["metrics"][own["primary"]]["title"], own["primary"], groups, acting))
     return tables.draw((layer, *groups, against), rows).splitlines()
 
 

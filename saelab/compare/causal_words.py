@@ -70,14 +70,16 @@ def _on_pair(result: dict[str, Any], pair: dict[str, Any]) -> str:
 
 
 def _both(family: dict[str, Any]) -> list[str]:
-    """Shares of units on both axes, a group at a time."""
+    """Shares of units on both axes, a group at a time, of how many."""
     shares: dict[str, list[float]] = {}
+    counts: dict[str, int] = {}
     for basis in family["bases"]:
         if basis["chosen"]:
             shares.setdefault(basis["group"], []).append(basis["four_field"]["both"])
+            counts[basis["group"]] = counts.get(basis["group"], 0) + basis["chosen"]
     if not shares:
         return []
-    each = [f"{100 * sum(found) / len(found):.0f} % of {group}" for group, found in shares.items()]
+    each = [f"{100 * sum(x) / len(x):.0f} % of {counts[group]:,} {group}" for group, x in shares.items()]
     return [f"A label that says both when its unit fires and what it does: {listed(each)}."]
 
 

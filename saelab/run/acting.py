@@ -24,7 +24,7 @@ from saelab.run.stages.effects import (
     measure_label_groups,
     read_effects,
 )
-from saelab.run.stages.effects_auto import AUTO, AUTOMATIC, find_obstacle
+from saelab.run.stages.effects_auto import AUTO, automatic, find_obstacle
 from saelab.run.stages.explain import ExplainSettings, Seeing, explain_picture, open_picture
 from saelab.run.stages.words import find_words
 
@@ -44,7 +44,8 @@ class Acting(Labels):
         if asked is None:
             return None
         if asked == AUTO:
-            own, obstacle = read_effects(AUTOMATIC), self._find_obstacle(read_effects(AUTOMATIC))
+            own = read_effects(automatic(self.config.compare.keep))
+            obstacle = self._find_obstacle(own)
             if obstacle is not None:
                 self.notes.append(f"What units do is not compared: {obstacle}.")
                 log.warning("%s", self.notes[-1])
@@ -65,7 +66,7 @@ class Acting(Labels):
             return "groups write nothing of their own"
         if own.labels_of != self.config.compare.scorer:
             return f"the comparison is of the labels of {self.config.compare.scorer}"
-        firsts = {basis.layer: basis for basis in reversed(self.acting)}
+        firsts = {basis.layer: basis for basis in reversed(self.bases) if basis.acts}
         found = (find_obstacle(self._seen(basis), own) for basis in firsts.values())
         return next((why for why in found if why is not None), None)
 

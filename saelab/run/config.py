@@ -105,7 +105,7 @@ class StreamSettings:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All settings of a run. The defaults are those of `saelab quickstart`."""
+    """All settings of a run. The defaults are those of `saelab quickstart`, which also says `effects="auto"`."""
 
     name: str = "quickstart"  # of the run's record and report
     root: str = "runs"  # the folder of all artifacts

@@ -25,7 +25,7 @@ from saelab.run.stages.effects import (
     EffectsSettings,
     chosen_rows,
 )
-from saelab.run.stages.effects_auto import AUTO, AUTOMATIC
+from saelab.run.stages.effects_auto import AUTO, automatic, unfinished
 from saelab.run.stages.evaluation import evaluate_basis, make_judges
 from saelab.run.stages.images import record_images
 from saelab.run.stages.other_views import Labeller, views_of
@@ -68,7 +68,9 @@ class Stages(Acting):
         own = self.effects_compared
         if own is None:
             return self.evaluated
-        return [replace(b, effects=self.measure_effects(b, own)) if b.acts else b for b in self.evaluated]
+        found = [replace(b, effects=self.measure_effects(b, own)) if b.acts else b for b in self.evaluated]
+        self.notes += unfinished(found)
+        return found
 
     @cached_property
     def compared_layers(self) -> list[str]:
@@ -92,8 +94,7 @@ class Stages(Acting):
         if self.most_per_layer() < 2:
             raise UserError("bases", given, "a comparison needs at least two", remedy)
         _ = self._testable
-        if self.config.effects != AUTO:
-            _ = self.effects_compared  # before the long work
+        _ = self.effects_compared  # before the long work
         if not self.compared_layers:
             raise UserError("bases", given, "a comparison needs at least two, and no layer has the groups", remedy)
         measured = [basis for basis in self.measured if basis.of_tokens and basis.layer in self.compared_layers]
@@ -150,7 +151,7 @@ class Stages(Acting):
         own = self.config.record()
         own["label"] = own["label"] | {"final": self.label_settings.final}  # which one `auto` stands for
         if comparisons and self.config.effects == AUTO:
-            own["effects"] = None if self.effects_compared is None else dict(AUTOMATIC)
+            own["effects"] = None if self.effects_compared is None else automatic(self.config.compare.keep)
         images = record_images(self.images, self.root)
         bases = self._with_quality(self.measured) if comparisons else self.evaluated
         return record.Outcome(own, images, self.host_name, self.encoder.name, bases, made, self.timings, self.notes)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.acts import Columns
 from saelab.errors import UserError
 from saelab.label.scorers import (
     combined,
@@ -31,6 +32,7 @@ FAMILIES = (combined, contrastive, means, whole_set, dissect, reorder, invert, s
 SCORERS: dict[str, Scorer] = {scorer.name: scorer for family in FAMILIES for scorer in family.SCORERS}
 BLOCK = 1 << 23  # scores computed at a time
 AT_ONCE = 1 << 26  # ... where every run of units computes the similarities of images and labels anew
+ENTRIES = 1 << 24  # of sparse units then: some 100 bytes each
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ def units_at_once(scorer: Scorer, evidence: Evidence) -> int:
     """Units that are scored together: few where each one's positives are gathered, many where each run costs a pass."""
     labels = max(len(evidence.label_emb), 1)
     if scorer.by_parts and len(label_parts(evidence.n_images, labels)) > 1:
-        return max(1, AT_ONCE // labels)
+        stored = evidence.acts.counts if isinstance(evidence.acts, Columns) else None
+        entries = 0 if stored is None or not len(stored) else int(stored.sum()) // len(stored)
+        return max(1, min(AT_ONCE // labels, ENTRIES // max(entries, 1)))
     return max(1, min(BLOCK // labels, BLOCK // max(evidence.image_emb.shape[1] * 64, 1)))
 
 

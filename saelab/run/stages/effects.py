@@ -263,6 +263,8 @@ def _measure(
     start = time.monotonic()
     with tqdm(total=len(missing), desc=f"effects, {basis.name}", unit="unit") as bar:
         for first in range(0, len(missing), CHECKPOINT):
+            if own.seconds is not None and time.monotonic() - start > own.seconds:
+                return
             block = list(missing[first : first + CHECKPOINT])
             amounts = usual_amounts(seen.store, ground.project, block, len(ground.labels), own.measure.seed)
             here = replace(ground, means=amounts[0], usual=amounts[1])

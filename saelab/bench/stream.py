@@ -35,8 +35,9 @@ def cases(
             noise = np.random.default_rng(i).integers(0, 256, (256, 256, 3), dtype=np.uint8)
             Image.fromarray(noise).save(Path(folder) / f"{i:05d}.jpg")
         photos = images.load("folder", root=folder)
-        stores = cache.recompute(photos, host, [layer], Path(folder) / "runs")
-        made = cache.stream(stores, batch, 0, HELD // 2 * -(-len(photos.ids("mine")) // superblocks))[layer]
+        each = -(-len(photos.ids("mine")) // superblocks)
+        stores = cache.recompute(photos, host, [layer], Path(folder) / "runs", batch_size=each)
+        made = cache.stream(stores, batch, 0, HELD // 2 * each)[layer]
         trainer = Trainer(SAEConfig(made.d_in, latents, k=k), device)
         steps = made.steps_per_epoch
         x = made.batch(steps - 1)  # leaves the last deck in memory, so that each pass makes all superblocks

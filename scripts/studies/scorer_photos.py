@@ -5,6 +5,7 @@ Tokens, embeddings and SAEs are kept in the study's cache folder.
 
 import importlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +53,14 @@ class Photos:
         return load_file(str(kept))["acts"]
 
 
-def class_names() -> list[str]:
-    """What the 200 classes are called."""
-    root = SHARED / "images" / "tiny-imagenet-val"
-    return [p.name.split("_", 1)[1].replace("_", " ") for p in sorted(root.iterdir()) if p.is_dir()]
+def class_folders() -> list[Path]:
+    """The folders of the 200 classes."""
+    return sorted(p for p in (SHARED / "images" / "tiny-imagenet-val").iterdir() if p.is_dir())
+
+
+def class_names(folders: Sequence[Path] | None = None) -> list[str]:
+    """What the classes are called."""
+    return [p.name.split("_", 1)[1].replace("_", " ") for p in folders or class_folders()]
 
 
 def _pooled_latents(sae: SAE, tokens: np.ndarray) -> Tensor:
@@ -66,23 +71,21 @@ def _pooled_latents(sae: SAE, tokens: np.ndarray) -> Tensor:
     return torch.cat(parts)
 
 
-def photos(folder: Path) -> Photos:
-    """From the cache, or made."""
+def photos(folder: Path, folders: Sequence[Path] | None = None) -> Photos:
+    """From the cache, or made: of these classes' folders (by default all)."""
     if not (folder / "photos.safetensors").exists():
-        _see_photos(folder)
+        _see_photos(folder, folders or class_folders())
     kept = load_file(str(folder / "photos.safetensors"))
-    classes = torch.arange(200).repeat_interleave(PER_CLASS)
+    classes = torch.arange(len(kept["label_emb"])).repeat_interleave(PER_CLASS)
     mine = torch.arange(len(classes)) % PER_CLASS < MINED
     return Photos(kept["image_emb"], kept["label_emb"], classes, mine, folder)
 
 
-def _see_photos(folder: Path) -> None:
+def _see_photos(folder: Path, folders: Sequence[Path]) -> None:
     """Host: EfficientNet-Lite0. Encoder: ConSE. Both at 160 pixels, for the pictures have only 64."""
     from saelab.encoders.conse import ConSE
 
-    root = SHARED / "images" / "tiny-imagenet-val"
-    places = sorted(p for p in root.iterdir() if p.is_dir())
-    files = [file for place in places for file in sorted(place.iterdir())]
+    files = [file for place in folders for file in sorted(place.iterdir())]
     host, classifier = _Network(0), _Network(2)
     conse = ConSE()
     parts: dict[str, list[Tensor]] = {"blocks.15": [], "head": [], "image_emb": []}
@@ -97,7 +100,7 @@ def _see_photos(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for layer in LAYERS:
         np.save(folder / f"tokens_{layer}.npy", torch.cat(parts[layer]).numpy())
-    labels = conse.embed_sentences(class_names())
+    labels = conse.embed_sentences(class_names(folders))
     image_emb = torch.nn.functional.normalize(torch.cat(parts["image_emb"]), dim=1)
     save_file({"image_emb": image_emb, "label_emb": labels}, str(folder / "photos.safetensors"))
 

@@ -11,7 +11,7 @@ import argparse
 import importlib.util
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -222,11 +222,11 @@ def _truth_r(acts: Tensor, classes: Tensor, chosen: Tensor) -> Tensor:
     return torch.cat(parts).nan_to_num(nan=0.0)
 
 
-def _not_shown() -> Tensor:
+def _not_shown(shown: Sequence[str] | None = None) -> Tensor:
     """Vectors of the ImageNet classes that none of the photos belongs to."""
     from saelab.encoders.conse import ConSE
 
-    own = {vocabulary.key(word) for name in class_names() for word in name.split(",")}
+    own = {vocabulary.key(word) for name in shown or class_names() for word in name.split(",")}
     names = vocabulary.imagenet_names()
     return ConSE().embed_sentences([n for n in names if not {vocabulary.key(word) for word in n.split(",")} & own])
 

@@ -21,7 +21,6 @@ from saelab.synthesise.photos import Photos
 from saelab.synthesise.robust import generator_for, shake
 from saelab.units import POOLS, Projection, pool_tokens, pool_units
 
-NATURAL = {"pixel": 0.0, "fourier": 0.2, "maco": 0.0, "accentuate": 0.0}  # `natural`, where it is not given
 RATES = {"pixel": 0.05, "fourier": 0.05, "maco": 0.1, "accentuate": 0.05}  # Adam's step
 MANY = float("inf")
 
@@ -37,24 +36,19 @@ class SynthesisSettings:
     pool: str | None = None  # tokens -> one number: max, mean, cls, top_mean, or centre; None: as the run pools
     diversity: float = 0.0  # how much pictures of one unit are driven apart
     penalty: float = 10.0  # accentuate: what leaving the photo costs
-    natural: float | None = None  # what leaving photos' ways through earlier layers costs; None: the method's own
+    natural: float = 0.0  # what leaving photos' ways through earlier layers costs
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise UserError for settings that can't be used."""
         ranges = {"count": (1, 16), "steps": (1, MANY), "crops": (1, 64), "diversity": (0, MANY), "penalty": (0, MANY)}
-        ranges |= {} if self.natural is None else {"natural": (0, MANY)}
+        ranges |= {"natural": (0, MANY)}
         settings.check(self, "", ranges)
         if self.method not in METHODS:
             raise UserError("method", self.method, "unknown", f"{nearest(self.method, METHODS)}known: {_list(METHODS)}")
         pools = (*POOLS, "centre")
         if self.pool is not None and self.pool not in pools:
             raise UserError("pool", self.pool, "unknown", f"{nearest(self.pool, pools)}known: {_list(pools)}")
-
-    @property
-    def held(self) -> float:
-        """The weight of `natural`, the method's own where none is given."""
-        return NATURAL[self.method] if self.natural is None else self.natural
 
 
 @dataclass(frozen=True)
@@ -156,7 +150,7 @@ def _step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(objective of each picture, what Adam descends along, gradient of the objective alone at the pixels)."""
     pictures = form.draw(parameters)
-    natural = sight.natural if own.held else None
+    natural = sight.natural if own.natural else None
     found = sight.by_layer(shake(pictures, own.crops, generators), [] if natural is None else list(natural.mean))
     tokens = found[sight.layer]
     read = sight._pool(tokens, unit, own.pool or sight.pool).unflatten(0, (own.count, own.crops)).mean(1)
@@ -167,7 +161,7 @@ def _step(
         means = normalize(tokens.float().mean(1).unflatten(0, (own.count, own.crops)).mean(1), dim=1)
         costs.append(own.diversity * ((means @ means.T).sum() - own.count) / (own.count - 1))
     if natural is not None:
-        costs.append(own.held * natural.distance(found).sum() / own.crops)
+        costs.append(own.natural * natural.distance(found).sum() / own.crops)
     (at_pixels,) = torch.autograd.grad(-read.sum() / scale, [pictures], retain_graph=bool(costs))
     descent = at_pixels + torch.autograd.grad(torch.stack(costs).sum(), [pictures])[0] if costs else at_pixels
     (gradient,) = torch.autograd.grad(pictures, [parameters], descent)

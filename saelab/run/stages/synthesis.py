@@ -118,7 +118,7 @@ def _make(
 def _recipe(basis: Basis, viewers: Viewers, how: SynthesisSettings) -> dict[str, Any]:
     assert basis.exemplars is not None
     pulled = how.method == "accentuate" or (how.diversity > 0 and how.count > 1)  # by more than the unit
-    held = {"natural": how.held} if how.held else {}
+    held = {"natural": how.natural} if how.natural else {}
     return (
         ({"where": WHERE} if pulled else {})
         | held

@@ -100,7 +100,7 @@ class PictureMaker:
     def _sight(self) -> Sight:
         basis, viewers = self.basis, self.viewers
         photos = measured_photos(viewers.host, viewers.images, self.root)
-        pool, natural = self._natural.info["pool"], self._ways if self.how.held else None
+        pool, natural = self._natural.info["pool"], self._ways if self.how.natural else None
         return Sight(viewers.host, basis.layer, viewers.policy, self._project, pool, photos, natural)
 
     @cached_property

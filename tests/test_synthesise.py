@@ -40,6 +40,7 @@ from saelab.synthesise import (
 )
 from saelab.synthesise.ascend import centre
 from saelab.synthesise.honesty import path, place, rank_correlations, reach
+from saelab.synthesise.natural import measure_natural
 from saelab.synthesise.parametrisations import METHODS, from_spectrum, mirrored, parametrise
 from saelab.synthesise.photos import to_pixels
 from saelab.synthesise.robust import crop, generator_for, shake
@@ -77,6 +78,13 @@ class Net(nn.Module):
 def sight_of(project=None, size=(16, 16), layer="second", dtype=torch.float32, pool="max", **transform):
     host = Host(Net(dtype), Transform(size, **transform), "net")
     return Sight(host, layer, "all", project or Projection(), pool, photos_of(size)[0])
+
+
+def held_sight():
+    """One whose pictures are held to photos at the two layers before it."""
+    sight = sight_of()
+    found = sight.host.tokens(sight.host.transform.normalize(255 * photos_of((16, 16))[1]), ["first", "norm"])
+    return dataclasses.replace(sight, natural=measure_natural([found]))
 
 
 # ---- parametrisations ------------------------------------------------------------------------------------------------
@@ -278,13 +286,38 @@ def test_diversity_drives_pictures_apart_and_a_penalty_holds_the_photo():
     assert kept[1] < kept[0] / 2
 
 
-@pytest.mark.parametrize("given", [{"method": "accentuate", "penalty": 500.0}, {"count": 3, "diversity": 0.7}])
+def test_distance_from_photos_by_hand():
+    photos, picture = draw(1, 9, 5, 4), draw(2, 1, 5, 4) + 3
+    found = measure_natural([{"a": photos[:4], "b": 2 * photos[:4]}, {"a": photos[4:], "b": 2 * photos[4:]}])
+
+    def described(tokens):
+        return np.concatenate([tokens.mean(1), tokens.std(1)], axis=1)
+
+    own, one = described(photos.numpy()), described(picture.numpy())[0]
+    spread = own.var(0, ddof=1)
+    far = ((one - own.mean(0)) ** 2 / (spread + 1e-3 * spread.mean())).mean()
+    assert far > 1 and float(found.distance({"a": picture, "b": 2 * picture})) == pytest.approx(math.log(far), rel=1e-4)
+    middle = found.distance({"a": photos, "b": 2 * photos})
+    assert float(middle.min()) == 0 and float(middle.max()) < 1
+
+
+def test_pictures_that_are_held_stay_nearer_to_photos_and_still_rise():
+    sight = held_sight()
+    both = [synthesise_unit(sight, 2, SynthesisSettings(steps=25, natural=weight)) for weight in (0.0, 1.0)]
+    pictures = [found.pictures.permute(0, 3, 1, 2) / 255 for found in both]
+    free, held = (float(sight.natural.distance(sight.by_layer(p, list(sight.natural.mean)))) for p in pictures)
+    assert held < free / 2 and float(both[1].objective[-1, 0]) > float(both[1].objective[0, 0])
+
+
+@pytest.mark.parametrize(
+    "given", [{"method": "accentuate", "penalty": 500.0}, {"count": 3, "diversity": 0.7}, {"count": 2, "natural": 0.5}]
+)
 def test_where_shows_what_the_unit_depends_on_and_not_what_holds_a_picture_back(given):
     """The gradient at the pixels is the unit's own; what Adam descends along is that of the whole loss, by autograd."""
-    sight, base = sight_of(), photos_of((16, 16))[1][0]
-    own = SynthesisSettings(**given)
+    sight, base = held_sight(), photos_of((16, 16))[1][0]
+    own = SynthesisSettings(**{"natural": 0.0} | given)
     form = parametrise(own.method, (16, 16), sight.photos, base if own.method == "accentuate" else None)
-    free = dataclasses.replace(own, penalty=0.0, diversity=0.0)
+    free = dataclasses.replace(own, penalty=0.0, diversity=0.0, natural=0.0)
     start = torch.stack([form.start(generator_for(i)) for i in range(own.count)])
     start = (start + 0.3 * draw(7, *start.shape)).requires_grad_()
 
@@ -298,11 +331,14 @@ def test_where_shows_what_the_unit_depends_on_and_not_what_holds_a_picture_back(
     torch.testing.assert_close(read, alone_read, rtol=0, atol=0)
 
     pictures = form.draw(start)
-    tokens = sight.tokens(shake(pictures, own.crops, [generator_for(i) for i in range(own.count)]), grad=True)
+    found = sight.by_layer(shake(pictures, own.crops, [generator_for(i) for i in range(own.count)]), ["first", "norm"])
+    tokens = found[sight.layer]
     units = sight._pool(tokens, 2, sight.pool)
     loss = -units.unflatten(0, (own.count, own.crops)).mean(1).sum() / 4.0
     if held is not None:
         loss = loss + own.penalty * (pictures - held).square().mean((1, 2, 3)).sum()
+    elif own.natural:
+        loss = loss + own.natural * sight.natural.distance(found).unflatten(0, (own.count, own.crops)).mean(1).sum()
     else:
         means = tokens.mean(1).unflatten(0, (own.count, own.crops)).mean(1)
         pairs = [(p, q) for p in range(3) for q in range(3) if p != q]
@@ -333,6 +369,7 @@ def test_the_centre_is_the_token_in_the_middle():
         ({"crops": 0}, "from 1 to 64"),
         ({"penalty": -1.0}, "at least 0"),
         ({"diversity": -1.0}, "at least 0"),
+        ({"natural": -0.1}, "at least 0"),
         ({"seconds": 0.0}, "above 0"),
         ({"stepz": 3}, "did you mean steps"),
         ({"units": 3.5}, "expected a word"),

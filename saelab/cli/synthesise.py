@@ -35,7 +35,20 @@ COLUMNS = (
 
 @command(
     "synthesise",
-    settings=("run", "bases", "units", "method", "count", "steps", "crops", "pool", "diversity", "penalty", "seconds"),
+    settings=(
+        "run",
+        "bases",
+        "units",
+        "method",
+        "count",
+        "steps",
+        "crops",
+        "pool",
+        "diversity",
+        "penalty",
+        "natural",
+        "seconds",
+    ),
     examples=(
         "synthesise",
         "synthesise bases=[sae] units='status:ok top:50' method=maco",

@@ -3,6 +3,7 @@
 The objective is what the unit's gate sees, never the gated activation: a shut gate has no gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from saelab import settings
 from saelab.errors import UserError
 from saelab.hosts import Host
 from saelab.settings import nearest
+from saelab.synthesise.natural import Natural
 from saelab.synthesise.parametrisations import METHODS, Parametrisation, parametrise
 from saelab.synthesise.photos import Photos
 from saelab.synthesise.robust import generator_for, shake
@@ -34,11 +36,13 @@ class SynthesisSettings:
     pool: str | None = None  # tokens -> one number: max, mean, cls, top_mean, or centre; None: as the run pools
     diversity: float = 0.0  # how much pictures of one unit are driven apart
     penalty: float = 10.0  # accentuate: what leaving the photo costs
+    natural: float = 0.0  # what leaving photos' ways through earlier layers costs
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise UserError for settings that can't be used."""
         ranges = {"count": (1, 16), "steps": (1, MANY), "crops": (1, 64), "diversity": (0, MANY), "penalty": (0, MANY)}
+        ranges |= {"natural": (0, MANY)}
         settings.check(self, "", ranges)
         if self.method not in METHODS:
             raise UserError("method", self.method, "unknown", f"{nearest(self.method, METHODS)}known: {_list(METHODS)}")
@@ -57,6 +61,7 @@ class Sight:
     project: Projection
     pool: str  # of the run: max, mean, cls or top_mean
     photos: Photos
+    natural: Natural | None = None  # photos at earlier layers; None: pictures are not held to them
 
     def before_gate(self, pictures: Float[Tensor, "pictures 3 height width"], unit: int, pool: str) -> Tensor:
         """The unit's pooled pre-activation on each picture (values in 0..1); differentiable."""
@@ -64,8 +69,12 @@ class Sight:
 
     def tokens(self, pictures: Float[Tensor, "pictures 3 height width"], grad: bool = False) -> Tensor:
         """The layer's tokens of pictures with values in 0..1 and of the host's size: they are not cropped again."""
+        return self.by_layer(pictures, grad=grad)[self.layer]
+
+    def by_layer(self, pictures: Tensor, earlier: Sequence[str] = (), grad: bool = True) -> dict[str, Tensor]:
+        """The same with the tokens of other layers, in one pass."""
         batch = self.host.transform.normalize(255 * pictures)
-        return self.host.tokens(batch, [self.layer], self.policy, grad)[self.layer]
+        return self.host.tokens(batch, [*earlier, self.layer], self.policy, grad)
 
     def activations(self, pictures: Float[Tensor, "pictures 3 height width"]) -> Float[Tensor, "pictures units"]:
         """Every unit's activation by the basis' own code and pooling, as the run measured its photos."""
@@ -141,18 +150,20 @@ def _step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(objective of each picture, what Adam descends along, gradient of the objective alone at the pixels)."""
     pictures = form.draw(parameters)
-    tokens = sight.tokens(shake(pictures, own.crops, generators), grad=True)
+    natural = sight.natural if own.natural else None
+    found = sight.by_layer(shake(pictures, own.crops, generators), [] if natural is None else list(natural.mean))
+    tokens = found[sight.layer]
     read = sight._pool(tokens, unit, own.pool or sight.pool).unflatten(0, (own.count, own.crops)).mean(1)
-    apart = bool(own.diversity) and own.count > 1
-    (at_pixels,) = torch.autograd.grad(-read.sum() / scale, [pictures], retain_graph=apart)
-    descent = at_pixels
+    costs = []
     if base is not None:
-        left = own.penalty * (pictures - base.to(pictures)).square().mean((1, 2, 3)).sum()
-        descent = descent + torch.autograd.grad(left, [pictures], retain_graph=True)[0]
-    if apart:
+        costs.append(own.penalty * (pictures - base.to(pictures)).square().mean((1, 2, 3)).sum())
+    if own.diversity and own.count > 1:
         means = normalize(tokens.float().mean(1).unflatten(0, (own.count, own.crops)).mean(1), dim=1)
-        alike = own.diversity * ((means @ means.T).sum() - own.count) / (own.count - 1)
-        descent = descent + torch.autograd.grad(alike, [pictures])[0]
+        costs.append(own.diversity * ((means @ means.T).sum() - own.count) / (own.count - 1))
+    if natural is not None:
+        costs.append(own.natural * natural.distance(found).sum() / own.crops)
+    (at_pixels,) = torch.autograd.grad(-read.sum() / scale, [pictures], retain_graph=bool(costs))
+    descent = at_pixels + torch.autograd.grad(torch.stack(costs).sum(), [pictures])[0] if costs else at_pixels
     (gradient,) = torch.autograd.grad(pictures, [parameters], descent)
     return read.detach().cpu(), gradient, at_pixels
 

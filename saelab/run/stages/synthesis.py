@@ -118,17 +118,22 @@ def _make(
 def _recipe(basis: Basis, viewers: Viewers, how: SynthesisSettings) -> dict[str, Any]:
     assert basis.exemplars is not None
     pulled = how.method == "accentuate" or (how.diversity > 0 and how.count > 1)  # by more than the unit
-    return ({"where": WHERE} if pulled else {}) | {
-        "stage": "synthesised",
-        "code": CODE,
-        "units": basis.units.digest,
-        "exemplars": basis.exemplars.digest,
-        "host": viewers.host.recipe,
-        "policy": viewers.policy,
-        "images": viewers.images.fingerprint,
-        "encoder": viewers.encoder.recipe,
-        "how": asdict(how),
-    }
+    held = {"natural": how.natural} if how.natural else {}
+    return (
+        ({"where": WHERE} if pulled else {})
+        | held
+        | {
+            "stage": "synthesised",
+            "code": CODE,
+            "units": basis.units.digest,
+            "exemplars": basis.exemplars.digest,
+            "host": viewers.host.recipe,
+            "policy": viewers.policy,
+            "images": viewers.images.fingerprint,
+            "encoder": viewers.encoder.recipe,
+            "how": {name: value for name, value in asdict(how).items() if name != "natural"},
+        }
+    )
 
 
 def _read(folder: Path) -> list[dict[str, Any]]:

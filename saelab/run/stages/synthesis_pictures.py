@@ -1,6 +1,6 @@
 """Pictures of single units with everything that their rows say, for the synthesis stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,14 @@ from saelab.label.exemplars import Exemplars
 from saelab.run.basis import Basis
 from saelab.synthesise import Photos, Sight, SynthesisSettings, measure_photos, synthesise_unit
 from saelab.synthesise.honesty import path, place, reach
+from saelab.synthesise.natural import Natural, measure_natural
 from saelab.synthesise.photos import to_pixels
+from saelab.synthesise.robust import generator_for, shake
 from saelab.units import Projection, UnitActivations
 
 CODE = 1  # version of what photos are measured for
 MEASURED = 256  # mining photos at most that say what photos are like
+HELD = 128  # mining photos at most whose ways through earlier layers pictures are held to
 COMPARED = 8  # exemplars of a unit whose way through the network is compared with the picture's
 OTHERS = 24  # photos drawn from mining, the same for all units, that the comparison is held against
 BATCH, UNITS = 16, 1024  # photos, and units, at once
@@ -97,7 +100,25 @@ class PictureMaker:
     def _sight(self) -> Sight:
         basis, viewers = self.basis, self.viewers
         photos = measured_photos(viewers.host, viewers.images, self.root)
-        return Sight(viewers.host, basis.layer, viewers.policy, self._project, self._natural.info["pool"], photos)
+        pool, natural = self._natural.info["pool"], self._ways if self.how.natural else None
+        return Sight(viewers.host, basis.layer, viewers.policy, self._project, pool, photos, natural)
+
+    @cached_property
+    def _ways(self) -> Natural | None:
+        """Mining photos at earlier layers, shaken as pictures are; None without earlier layers."""
+        host, policy = self.viewers.host, self.viewers.policy
+        layers = [name for name in self._earlier if policy == "all" or _gives(host, name, policy)]
+        ids = self.viewers.images.ids("mine")
+        some = ids[np.linspace(0, len(ids) - 1, min(HELD, len(ids))).round().astype(int)]
+        if not layers or len(some) < 2:
+            return None
+
+        def parts() -> Iterator[dict[str, Tensor]]:
+            for part in np.array_split(some, -(-len(some) // BATCH)):
+                seen = shake(self._pixels(part), 1, [generator_for("natural", int(i)) for i in part])
+                yield host.tokens(host.transform.normalize(255 * seen), layers, policy)
+
+        return measure_natural(parts())
 
     @cached_property
     def _project(self) -> Projection:
@@ -220,6 +241,14 @@ class PictureMaker:
         ):
             with artifacts.atomic(self.folder / file) as temporary:
                 made.save(temporary, "PNG")
+
+
+def _gives(host: Host, layer: str, policy: str) -> bool:
+    try:
+        host.choice(layer, policy)
+    except UserError:
+        return False
+    return True
 
 
 def _pixels(host: Host, images: ImageSet, ids: np.ndarray) -> Tensor:

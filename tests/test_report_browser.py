@@ -187,6 +187,18 @@ def test_the_first_page_of_units_does_not_wait_for_the_whole_basis(browser, fixt
     reader.context.close()
 
 
+def test_a_units_page_reads_no_whole_basis_before_its_neighbours_come_near(browser, fixture):
+    reader = Reader(browser, fixture, viewport={"width": 1280, "height": 300})
+    page = reader.open("unit.html#neuron/2")
+    page.wait_for_timeout(300)
+    read = "() => [...document.scripts].map(script => script.src.split('/').pop())"
+    assert "0.js" in page.evaluate(read) and not any("summary" in name for name in page.evaluate(read))
+    page.locator(".neighbours").scroll_into_view_if_needed()
+    page.wait_for_selector(".neighbours .near li a")
+    assert any("summary" in name for name in page.evaluate(read)) and reader.faults == []
+    reader.context.close()
+
+
 def test_the_overview_opens_with_what_was_compared_and_how_it_came_out(reader):
     page = reader.open("index.html")
     run = page.evaluate("saelab.need('run')")
@@ -237,6 +249,7 @@ def test_marks_of_a_label_are_words_everywhere(browser, fixture):
     page.click(".units tbody tr:first-child td.name a")
     page.wait_for_selector(".lede .badge.holds")
     assert "the label holds" in page.inner_text(".lede .standfirst")
+    page.locator(".neighbours").scroll_into_view_if_needed()
     page.wait_for_selector(".near .badge")
     assert set(page.locator(".near .badge").all_inner_texts()) <= known
     page = reader.open("index.html")

@@ -18,10 +18,16 @@ function neighbourhood(run, basis, record) {
     h("div.neighbours", null, groups.map(([title, list, word]) => h("div", null, h("h3", null, title), nearList(run, list.slice(0, nearAtOnce), word), nearRest(run, list.slice(nearAtOnce), word)))))
 }
 
-/* The list fills itself: it reads the index of every basis that it names. */
+/* The list fills itself as it comes near: it reads the index of every basis that it names, of many units the most of
+   what a page reads. */
 function nearList(run, list, word) {
   const place = h("ul.near")
-  Promise.all(list.map(entry => neighbour(run, entry, word))).then(items => place.replaceChildren(...items))
+  const near = new IntersectionObserver(entries => {
+    if (!entries.some(entry => entry.isIntersecting)) return
+    near.disconnect()
+    Promise.all(list.map(entry => neighbour(run, entry, word))).then(items => place.replaceChildren(...items))
+  }, { rootMargin: "900px" })
+  near.observe(place)
   return place
 }
 

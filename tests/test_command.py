@@ -68,6 +68,8 @@ def test_a_run_that_is_none_names_the_command_that_makes_one(given, tmp_path):
         ("proposer.units=status:ok", ["proposer.units=status:ok"]),
         ("proposer.units=status:ok,dense top:9", ["proposer.units='status:ok,dense top:9'"]),
         ("units=3,17,20-29", ["units='3,17,20-29'"]),
+        ("proposer.units=396", ["proposer.units='396'"]),
+        ("units=all", ["units=all"]),
         ("units='3,17'", ["units='3,17'"]),
         ("units=[3,17]", ["units=[3,17]"]),
         ("--multirun", ["--multirun"]),

@@ -128,7 +128,7 @@ def complain(text: str, status: int = 2) -> int:
 def _spell(given: str) -> list[str]:
     """What a person types, as Hydra reads it: `~` is home, and `host=timm:resnet50` names a model, not a config.
 
-    `units=3,17` is one choice of units, where Hydra would see a sweep.
+    `units=3,17` is one choice of units, where Hydra would see a sweep, and `units=3` one unit, not a number.
     """
     name, equals, value = given.partition("=")
     if equals and value.startswith("~"):
@@ -136,7 +136,7 @@ def _spell(given: str) -> list[str]:
         given = f"{name}={value}"
     if name in ("host", "encoder") and ":" in value and not (folder() / name / f"{value}.yaml").is_file():
         return [f"{name}=own" if name == "host" else f"{name}=conse", f"{name}.name={value}"]
-    if name.lstrip("+").split(".")[-1] == "units" and "," in value and re.fullmatch(r"[\w:., -]+", value):
+    if name.lstrip("+").split(".")[-1] == "units" and re.fullmatch(r"\d+|[\w:., -]*,[\w:., -]*", value):
         return [f"{name}='{value}'"]
     return [given]
 

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import UserError
-from saelab.files import digest, file_digest, read_json
+from saelab.files import digest, file_digest, read_json, read_jsonl
 
 log = logging.getLogger("saelab")
 HASHED = 1 << 28  # bytes of an artifact whose contents are compared whenever it is opened: about 0.2 s
 PER_FILE = 100_000  # bytes that could be hashed in the time that it takes to open one file
 HEAD = 1 << 20  # first bytes of a larger file, which are compared always
 FRESH = 2.0  # seconds after a write in which a file's time may not tell another write
-OPEN_ENDED = ("proposals", "verification")  # stages whose folders grow and have no complete.json
+# Stages whose folders grow and have no complete.json.
+OPEN_ENDED = ("proposals", "verification", "effects", "ablation_scores", "synthesised")
 
 
 def check_whole(path: Path) -> Any:
@@ -68,7 +69,7 @@ def verify(path: Path | str) -> list[str]:
 
 def _problems(folder: Path) -> list[str]:
     if not (folder / "complete.json").is_file() and folder.parent.name in OPEN_ENDED and folder.is_dir():
-        return []  # answers are added to it; nothing is written down to compare them with
+        return _problems_of_growing(folder)
     try:
         entries = _list_files(folder)
         check_whole(folder)
@@ -85,6 +86,23 @@ def _problems(folder: Path) -> list[str]:
     return found + [f"artifact={folder}: {file} is not in complete.json" for file in extra]
 
 
+def _problems_of_growing(folder: Path) -> list[str]:
+    """What can be told of a folder to which lines are added: its recipe, and whether each whole line can be read."""
+    found, name = [], folder.name.rpartition("-")[2]
+    try:
+        recipe = read_json(folder / "recipe.json")
+        if _is_hash(name) and digest(recipe)[:10] != name:
+            found.append(str(damaged(folder, "its recipe.json is not the one in its name")))
+    except UserError as error:
+        found.append(str(error))
+    for file in sorted(folder.rglob("*.jsonl")):
+        try:
+            read_jsonl(file)
+        except UserError as error:
+            found.append(str(error))
+    return found
+
+
 def _is_partial(folder: Path) -> bool:
     return any(part.endswith(".partial") for part in folder.parts)
 
@@ -93,11 +111,15 @@ def _names(value: Any) -> Iterator[str]:
     """The folders (`<stage>/<name>-<10 hex digits>`) that a run's JSON names."""
     if isinstance(value, str):
         tail = value.rpartition("-")[2]
-        if value.count("/") == 1 and len(tail) == 10 and set(tail) <= set("0123456789abcdef"):
+        if value.count("/") == 1 and _is_hash(tail):
             yield value
     elif isinstance(value, dict | list):
         for each in value.values() if isinstance(value, dict) else value:
             yield from _names(each)
+
+
+def _is_hash(tail: str) -> bool:
+    return len(tail) == 10 and set(tail) <= set("0123456789abcdef")
 
 
 def entry(path: Path) -> dict[str, Any]:

@@ -297,3 +297,24 @@ def test_every_csv_is_written_by_the_one_writer():
     room = Path(compare.__file__).parent.parent
     writers = [p for p in room.rglob("*.py") if "csv.writer(" in p.read_text() or "DictWriter(" in p.read_text()]
     assert [p.name for p in writers] == ["files.py"]
+
+
+@pytest.mark.parametrize("stage", integrity.OPEN_ENDED)
+def test_folders_that_grow_are_read_line_by_line(stage, tmp_path):
+    """Nothing is written down of them, but a run that has them is whole; a damaged line or recipe is named."""
+    recipe = {"stage": stage, "k": 3}
+    folder = artifacts.folder(tmp_path / "runs", stage, "neuron", recipe)
+    folder.mkdir(parents=True)
+    artifacts.write_json(folder / "recipe.json", recipe)
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"unit": i}) + "\n" for i in range(5)) + '{"unit": 5')  # cut off by a kill
+    run = tmp_path / "runs" / "run.json"
+    artifacts.write_json(run, {"bases": [{stage: str(folder.relative_to(run.parent))}]})
+    assert integrity.verify(run) == [] == integrity.verify(tmp_path / "runs")
+    rows.write_text(rows.read_text().replace('"unit": 2}', '"unit": 2'))
+    (wrong,) = integrity.verify(run)
+    assert "rows.jsonl" in wrong and "line 3 is not JSON" in wrong
+    artifacts.write_json(folder / "recipe.json", recipe | {"k": 4})
+    assert len(integrity.verify(run)) == 2
+    (folder / "recipe.json").unlink()
+    assert any("recipe.json" in line for line in integrity.verify(run))

@@ -1,5 +1,6 @@
 """`saelab.Pipeline`: a caller's own model, arrays, words and SAEs, in a folder, without Hydra."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -163,7 +164,10 @@ def test_what_cannot_work_is_known_before_any_work(encoder, tmp_path):
 
 
 def test_defaults_are_those_of_the_configs():
-    """conf/pipeline.yaml, as Hydra composes it, describes the same run as RunConfig without arguments."""
+    """conf/pipeline.yaml, as Hydra composes it, describes the same run as RunConfig without arguments.
+
+    The quickstart also measures what units do, which an object does when asked (`p.effects`).
+    """
     from hydra import compose, initialize_config_dir
 
     from saelab.cli.edge import plain
@@ -172,6 +176,8 @@ def test_defaults_are_those_of_the_configs():
     with initialize_config_dir(str(folder()), version_base="1.3"):
         made = RunConfig.of(plain(compose("quickstart")))
     own = RunConfig()
+    assert (made.effects, own.effects) == ("auto", None)
+    made = dataclasses.replace(made, effects=None)
     for name in vars(own):
         if name not in ("images", "proposer", "sae"):
             assert getattr(made, name) == getattr(own, name), name

@@ -233,7 +233,8 @@ TERMS: dict[str, tuple[str, str, str]] = {
     ),
     "band": (
         "Activation bands",
-        "Images drawn by seed from each tenth of the unit's range, not only from its top.",
+        "Images drawn by seed from each tenth of the unit's range, not only from its top. A tenth without an image is "
+        "left out.",
         "",
     ),
     "percentile": (

@@ -46,7 +46,7 @@ def sentence(bases: Sequence[ReadBasis]) -> str | None:
         f"tokens that trained {'it' if len(found) == 1 else 'them'} unexplained (FVU), {_three(mean('fvu_test'))} of "
         "the test images' tokens"
     ]
-    parts.append(f"L0 {mean('l0'):.1f}, {100 * (mean('dead') or 0):.1f} % of the latents dead on those")
+    parts.append(f"L0 {mean('l0'):.1f}, {100 * (mean('dead') or 0):.1f} % of the features dead on those")
     if mean("shared") is not None:
         shared, chance = 100 * (mean("shared") or 0), 100 * (mean("by_chance") or 0)
         parts.append(

@@ -70,7 +70,7 @@ function saes(run) {
   const overfit = q => (q.overfit ? h("small.badge.weak", null, "overfits") : null)
   return section("How good the SAEs are", "Numbers on held-out tokens, unless they say otherwise: those of the test images, which no SAE was trained on.",
     h("div.scroll", null, h("table", null,
-      h("thead", null, h("tr", null, h("th", null, "SAE"), h("th.num", null, term("fvu", "Unexplained, training tokens")), h("th.num", null, term("fvu", "Unexplained, held out")), h("th", null, "Overfitting"), h("th.num", null, term("l0")), h("th.num", null, "Dead latents"), h("th.num", null, term("stability")), h("th.num", null, "By chance"))),
+      h("thead", null, h("tr", null, h("th", null, "SAE"), h("th.num", null, term("fvu", "Unexplained, training tokens")), h("th.num", null, term("fvu", "Unexplained, held out")), h("th", null, "Overfitting"), h("th.num", null, term("l0")), h("th.num", null, "Dead features"), h("th.num", null, term("stability")), h("th.num", null, "By chance"))),
       h("tbody", null, rows.map(({ name, quality: q }) => h("tr", null,
         h("th", { scope: "row" }, h("a", { href: `units.html#basis=${encodeURIComponent(name)}` }, dot(run, name), inWords(run, name))),
         h("td.num", null, bar(format.number(q.fvu, 3), q.fvu, hue(run, name))), h("td.num", null, bar(format.number(q.fvu_test, 3), q.fvu_test, hue(run, name))), h("td", null, overfit(q) ?? "no"),

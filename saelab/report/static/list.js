@@ -74,6 +74,9 @@ const boundsOf = text => text.split(",").filter(Boolean).map(part => {
   return [key, low ? Number(low) : -Infinity, high ? Number(high) : Infinity]
 })
 
+/* A bound in words: a share in per cent, as the tables have it. */
+const bound = (key, x) => (shares.has(key) ? format.share(x) : x)
+
 const code = (run, basis, unit) => `${number(run, basis)}.${unit}`
 const codes = text => text.split("_").filter(Boolean).map(part => part.split(".").map(Number))
 
@@ -146,7 +149,7 @@ function listWords(run, params) {
   const part = {
     q: q => `“${q}”`, in: name => `collection ${name}`, only: () => "chosen units", said: word => word, chance: word => ({ luck: "may be luck", 1: "confident", 2: "two meanings" })[word] ?? word,
     status: word => word, least: word => ({ rare: "fires on up to 1 %", some: "fires on 1–10 %", often: "fires on 10–80 %", dense: "fires on over 80 %" })[word],
-    range: text => boundsOf(text).map(([key, low, high]) => `${terms[key]?.title ?? key} ${low === -Infinity ? `up to ${high}` : high === Infinity ? `from ${low}` : `${low} to ${high}`}`).join(", "),
+    range: text => boundsOf(text).map(([key, low, high]) => `${terms[key]?.title ?? key} ${low === -Infinity ? `up to ${bound(key, high)}` : high === Infinity ? `from ${bound(key, low)}` : `${bound(key, low)} to ${bound(key, high)}`}`).join(", "),
   }
   const words = Object.keys(part).filter(key => state[key]).map(key => part[key](state[key]))
   const order = state.sort === "unit" ? [] : [`by ${(terms[state.sort]?.title ?? state.sort).toLowerCase()}${state.down ? "" : ", rising"}`]

@@ -31,6 +31,7 @@ page(async (run, main) => {
     show(rows, rows.length)
   }
   function show(some, count) {
+    download.disabled = !count
     tally.textContent = `${format.plural(count, "unit")} ${count === 1 ? "matches" : "match"}.`
     const focused = table.contains(document.activeElement) ? document.activeElement.dataset.key : null
     table.replaceChildren(state.view === "gallery" ? galleryOf(run, some, state) : tableOf(run, some, columnsOf(run, state), state, change), pager(count, state, change))
@@ -42,7 +43,7 @@ page(async (run, main) => {
   const y = () => state.y || judge() || faithful.find(key => present(run, state.basis).includes(key)) || "score"
   const drawChart = () => {
     const key = y()
-    chart.replaceChildren(...state.basis === "*" ? [h("p", null, legend(run))] : [], scatter(rows, {
+    chart.replaceChildren(...state.basis === "*" ? [h("p", null, legend(run, oneAColour(run), inFewWords))] : [], scatter(rows, {
       rate: r => r.firing_rate, value: r => r[key],
       title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), height: 240,
       open: r => { location.href = unitLink(r.basis, r.unit) + along(state) },
@@ -98,6 +99,9 @@ function withBounds(text, changes) {
 
 /* ---- drawing ---- */
 
+/* Of the bases that have one colour and one name, in several layers, the first. */
+const oneAColour = run => [...new Map(run.bases.toReversed().map(b => [`${hue(run, b.name)} ${inFewWords(run, b.name)}`, b])).values()].toReversed()
+
 function controlsOf(form, more, run, state, change, y) {
   const option = (value, text, now) => h("option", { value, selected: value === now }, text)
   const opened = {} // which of the details below the filters are open
@@ -106,14 +110,14 @@ function controlsOf(form, more, run, state, change, y) {
     const now = Object.fromEntries(boundsOf(state.range).map(([key, ...two]) => [key, two]))
     const end = (key, i, word) => h("input", { type: "number", step: "any", name: `${key}-${i}`, "data-key": `${key}-${i}`, "aria-label": `${terms[key].title}, ${word}`, placeholder: word, value: Number.isFinite(now[key]?.[i]) ? now[key][i] : "",
       oninput: later(e => { const two = [...now[key] ?? [-Infinity, Infinity]]; two[i] = e.target.value === "" ? [-Infinity, Infinity][i] : Number(e.target.value); change({ range: withBounds(state.range, { [key]: two }) }) }, 300) })
-    return h("div.ranges", null, available(run, state.basis).map(key => h("div", { role: "group", "aria-label": terms[key].title }, h("span", null, term(key)), end(key, 0, "least"), end(key, 1, "most"))))
+    return h("div.ranges", null, available(run, state.basis).map(key => h("div", { role: "group", "aria-label": terms[key].title }, h("span", null, term(key), shares.has(key) ? " (0 to 1)" : ""), end(key, 0, "least"), end(key, 1, "most"))))
   }
   const boxes = () => h("div.boxes", null, available(run, state.basis).map(key => h("label", null, h("input", { type: "checkbox", "data-key": `col-${key}`, checked: columnsOf(run, state).includes(key), onchange: e => {
     const cols = new Set(columnsOf(run, state))
     cols[e.target.checked ? "add" : "delete"](key)
     change({ cols: [...cols].join(",") || "none" }, true)
   } }), terms[key].title)), state.cols ? h("button", { type: "button", "data-key": "col-reset", "aria-label": "the usual columns", onclick: () => change({ cols: "" }, true) }, "the usual ones") : null)
-  const chips = () => boundsOf(state.range).map(([key, low, high]) => h("button", { type: "button", "data-key": `drop-${key}`, title: "take this range away", onclick: () => change({ range: withBounds(state.range, { [key]: null }) }) }, `${terms[key]?.title ?? key} ${low === -Infinity ? `≤ ${high}` : high === Infinity ? `≥ ${low}` : `${low} to ${high}`} ×`))
+  const chips = () => boundsOf(state.range).map(([key, low, high]) => h("button", { type: "button", "data-key": `drop-${key}`, title: "take this range away", onclick: () => change({ range: withBounds(state.range, { [key]: null }) }) }, `${terms[key]?.title ?? key} ${low === -Infinity ? `≤ ${bound(key, high)}` : high === Infinity ? `≥ ${bound(key, low)}` : `${bound(key, low)} to ${bound(key, high)}`} ×`))
   return () => {
     const inside = [form, more].find(box => box.contains(document.activeElement))
     const focused = inside ? document.activeElement.name || document.activeElement.dataset.key : null
@@ -142,7 +146,7 @@ function controlsOf(form, more, run, state, change, y) {
       h("label", null, "Show as", h("select", { name: "view", onchange: e => change({ view: e.target.value }, true) }, option("", "table", state.view), option("gallery", "gallery", state.view))),
     ].filter(Boolean))
     more.replaceChildren(...[
-      folded("ranges", "Ranges", ranges()), folded("columns", "Columns", boxes()),
+      folded("ranges", "Ranges", ranges()), state.view === "gallery" ? null : folded("columns", "Columns", boxes()),
       h("span.chips", null, chips(), state.only ? h("button", { type: "button", "data-key": "drop-only", onclick: () => change({ only: "" }) }, `${format.plural(codes(state.only).length, "chosen unit")} ×`) : null),
       Object.keys(listDefaults).some(key => !["basis", "sort", "down"].includes(key) && state[key]) ? h("button", { type: "button", "data-key": "reset", onclick: () => change({ ...listDefaults, basis: state.basis }) }, "clear all filters") : null,
     ].filter(Boolean))
@@ -181,7 +185,7 @@ function tableOf(run, rows, columns, state, change) {
   const body = onPage(rows, state).map(r => h("tr", { onclick: event => { if (!event.target.closest("a, [data-term], input")) location.href = link(r) } },
     h("td.id", null, tick(run, r), dot(run, r.basis), r.unit, state.basis === "*" ? h("small", null, inWords(run, r.basis)) : null),
     h("td.pics", null, strip(r.thumbs)),
-    h("td.name", null, h("a", { href: link(r), class: r.abstained ? "abstained" : null }, r.label ?? "no label"), r.several ? h("span.tag", { "data-term": "meanings", tabindex: 0 }, "two meanings") : null, h("div.marks", null, marks(r), saidMarks(r.said))),
+    h("td.name", null, h("a", { href: link(r), class: r.abstained ? "abstained" : null }, r.label ?? "no label"), r.several ? [" ", h("span.tag", { "data-term": "meanings", tabindex: 0 }, "two meanings")] : null, h("div.marks", null, marks(r), saidMarks(r.said))),
     columns.map(key => h("td.num", { "data-title": terms[key].title }, shown(key, r[key]))),
     h("td.state", null, status(r.status))))
   return h("table.units", null,

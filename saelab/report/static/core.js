@@ -55,7 +55,7 @@ function h(what, attributes, ...children) {
 
 const format = {
   count: n => n.toLocaleString("en"),
-  number: (x, digits = 2) => (x === null || x === undefined ? "–" : (Math.abs(x) < 0.5 * 10 ** -digits ? 0 : x).toFixed(digits).replace("-", "−")),
+  number: (x, digits = 2) => (x === null || x === undefined ? "–" : (Math.abs(x) < 0.5 * 10 ** -digits ? 0 : x).toFixed(Math.abs(x) < 10 ** (4 - digits) ? digits : Math.max(0, 3 - Math.floor(Math.log10(Math.abs(x))))).replace("-", "−")), // no more than the four digits that a page keeps
   share: x => {
     if (x === null || x === undefined) return "–"
     const percent = 100 * x

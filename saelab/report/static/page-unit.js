@@ -165,7 +165,7 @@ function heldOut(run, basis, record) {
     return section("On photos it was not made from", [term("hits", "Held-out photos"), ` that fire it most, with what people wrote of them. ${why}`], h("div.photos.wide", null, found.strongest.map(photo)))
   }
   const [hits, misses, alarms, rest] = found.counts
-  const column = (title, count, what, list, one = photo) => h("div", null, h("h3", null, `${format.count(count)} ${title} `, h("small", null, what)), list.length ? h("div.photos", null, list.map(one)) : h("p.quiet", null, "None."))
+  const column = (title, count, what, list, one = photo) => h("div", null, h("h3", null, `${format.count(count)} ${title} `, h("small", null, what)), list.length ? h("div.photos", null, list.map(one)) : h("p.quiet", null, "None."), list.length && list.length < count ? h("p.note", null, `${list.length} of ${format.count(count)} shown.`) : null)
   const fires = found.threshold === null ? "above zero" : `at ${format.number(found.threshold)} or more`
   return section("Does the label hold on photos it was not made from?",
     [`Of ${format.count(hits + misses + alarms + rest)} `, term("hits", "held-out photos"), `, people’s words make the label true of ${format.count(hits + misses)}; the unit fires (${fires}) on ${format.count(hits + alarms)}. On the other ${format.count(rest)} neither is so.`],
@@ -211,9 +211,9 @@ function exemplars({ record, params, link, steps }) {
     ? h("button", { type: "button", onclick: event => { limit = record.positives.length; fill(); event.target.remove(); grid.tabIndex = -1; grid.focus({ preventScroll: true }) } }, `show all ${record.positives.length}`)
     : null
   fill()
-  const fewer = record.fires_on <= record.positives.length ? ` It fires on ${format.plural(record.positives.length, "image")} only.` : ""
+  const fewer = record.fires_on <= record.positives.length ? ` It fires on ${format.plural(record.positives.length, "mined image")} only.` : ""
   return section("What excites it, and what does not",
-    [`Large: the strongest images, with the activation as a share of the largest. Small: the `, term("contrast", "contrast"), ` of each, the image most like it that leaves the unit below its mean; one that serves several is shown once.${fewer}`],
+    [`Large: the strongest mined images, with the activation as a share of the largest on any image. Small: the `, term("contrast", "contrast"), ` of each, the image most like it that leaves the unit below its mean; one that serves several is shown once.${fewer}`],
     switches, grid, more ? h("p", { style: "margin-top:1rem" }, more) : null)
 }
 
@@ -229,7 +229,7 @@ function pair(record, i, mode) {
       ? h("small", null, `contrast of photo ${record.contrasts.indexOf(other) + 1}, `, h("span.together", null, `cosine ${format.number(record.similarity[i])}`))
       : other >= 0
       ? h("div.with", null, h("div.contrast", null, h("div.frame", null, picture(other, `contrast: ${record.names[other]}`))),
-        h("small", null, `cosine ${format.number(record.similarity[i])}`, h("br"), `fires ${format.number(record.contrast_activations[i])}`))
+        h("small", null, `cosine ${format.number(record.similarity[i])}`, h("br"), record.contrast_activations[i] === 0 ? "silent" : `fires ${format.number(record.contrast_activations[i])}`))
       : h("small", null, "no contrast"))
 }
 
@@ -247,20 +247,21 @@ function candidates(run, basis, record) {
     })
   }
   const sources = Object.keys(record.sources).length > 0
+  const kept = Object.fromEntries(scorers.map(s => [s, Math.max(...[...labels.values()].map(row => Math.abs(row[s]?.[1] ?? 0))) < 10 ? 3 : 2])) // digits: of one column alike
   const weight = row => scorers.reduce((sum, s) => sum + (row[s] ? 1 / row[s][0] : 0), 0)
   const rows = [...labels].sort((a, b) => (b[0] === record.label) - (a[0] === record.label) || weight(b[1]) - weight(a[1])).slice(0, 12)
   const m = record.measured
   const chosen = record.label ? h("p.note", null, `The label was named by ${record.source ?? "an unknown source"} and chosen by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`, m.margin === null ? "." : [", ", term("margin", "ahead of the next label by"), ` ${format.number(m.margin, 3)}.`]) : null
   return section("Candidate labels", "Each scorer’s best labels. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer’s best.", chosen,
     h("div.scroll", null, h("table.candidates", null,
-      h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th", null, "From") : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
+      h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th.from", null, "From") : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
       h("tbody", null, rows.map(([label, row]) => h("tr", null,
         h(`th${label === record.label ? ".chosen" : ""}`, { scope: "row", style: label === record.label ? "color:var(--ink)" : null }, label),
-        sources ? h("td.quiet", null, record.sources[label] ?? "") : null,
-        scorers.map(s => h(`td.num${row[s]?.[0] === 1 ? ".best" : ""}`, null, row[s] ? [format.number(row[s][1], 3), h("small.quiet", null, `  ${row[s][0]}`)] : ""))))),
+        sources ? h("td.quiet.from", null, record.sources[label] ?? "") : null,
+        scorers.map(s => h(`td.num${row[s]?.[0] === 1 ? ".best" : ""}`, null, row[s] ? [format.number(row[s][1], kept[s]), h("small.quiet", null, `  ${row[s][0]}`)] : ""))))),
       h("tfoot", null,
-        h("tr", null, h("th", { scope: "row", colspan: sources ? 2 : null }, term("null_percentile", "Best label beats shuffles")), scorers.map(s => h("td.num", null, format.share(record.scores[s].null_percentile)))),
-        record.label ? h("tr", null, h("th", { scope: "row", colspan: sources ? 2 : null }, "Rank of the chosen label"), scorers.map(s => h("td.num", null, format.count(record.scores[s].rank ?? NaN)))) : null))))
+        h("tr", null, h("th", { scope: "row" }, term("null_percentile", "Best label beats shuffles")), sources ? h("td.from") : null, scorers.map(s => h("td.num", null, format.share(record.scores[s].null_percentile)))),
+        record.label ? h("tr", null, h("th", { scope: "row" }, "Rank of the chosen label"), sources ? h("td.from") : null, scorers.map(s => h("td.num", null, format.count(record.scores[s].rank ?? NaN)))) : null))))
 }
 
 /* ---- activity ---- */
@@ -294,15 +295,15 @@ function whatItDoes(record) {
   const d = record.does
   if (!d) return null
   const reach = Math.max(...[...d.raised, ...d.lowered].map(([, value]) => Math.abs(value)), 1e-9)
-  const table = (title, rows) => h("div", null, h("h3", null, title), h("table", null, h("tbody", null, rows.map(([name, value, own]) => h("tr", null,
+  const table = (title, rows) => h("div", null, h("h3", null, title), h("table.effects", null, h("tbody", null, rows.map(([name, value, own]) => h("tr", null,
     h(`th${own ? ".chosen" : ""}`, { scope: "row" }, name, own ? h("span.tag", null, "its label") : null), h("td.num", null, bar(`${value > 0 ? "+" : ""}${format.number(value, 3)}`, Math.abs(value) / reach, "var(--c)")))))))
   const row = (key, value) => h("div", null, h("dt", null, term(key)), h("dd", null, value))
   const meant = d.own.length ? ` Its label means the ${d.own.length === 1 ? "output" : "outputs"} ${format.list(d.own)}: ${d.drop > 0 ? "+" : ""}${format.number(d.drop, 3)}.` : " No output of the network means its label, so what it does can’t be held against it."
   return section("What it does", `The outputs that lose most when the unit is taken out (it raises them) and those that gain most (it lowers them): changes of the logit, centred over all ${format.count(d.outputs)} outputs, mean over the ${format.plural(d.pictures, "test picture")} that fire it most.${meant}`,
     h("div.two", null, table("It raises", d.raised), table("It lowers", d.lowered)),
-    d.cell ? h("p.cell", null, "Of the four fields ", h("em", null, "detects × uses"), " it is in ", h("strong", null, axes[d.cell][0]), `: ${axes[d.cell][1]}`) : null,
+    d.cell ? h("p.cell", null, "The comparison asks of a label whether it says when the unit fires and what it does. Here ", h("strong", null, axes[d.cell][0]), `: ${axes[d.cell][1]}`) : null,
     d.causal_pct === null ? null : h("dl.facts", null, row("causal_pct", format.number(d.causal_pct)), d.causal_net === null ? null : row("causal_net", format.number(d.causal_net)), row("causal_p", format.share(d.causal_p)), row("causal_q", format.number(d.causal_q, 3))),
-    h("p.note", null, `One unit nudges nearly every output, so its most raised output alone makes it specific to nothing. Units that stand in for each other each look unnecessary.`))
+    h("p.note", null, "Nearly every unit nudges nearly every output: that one is raised most does not make the unit specific to it. Units that stand in for each other each look unnecessary."))
 }
 
 /* ---- faithfulness and coherence ---- */
@@ -338,7 +339,7 @@ function saeQuality(run, basis) {
   const q = basis.quality
   if (!q) return null
   const row = (key, title, value) => h("tr", null, h("th", { scope: "row" }, key ? term(key, title) : title), h("td.num", null, value))
-  return section("Its SAE", [`All ${format.count(basis.units)} features share it, whatever this one is worth. `, q.overfit ?? ""],
+  return section("Its SAE", [`All ${format.count(basis.units)} features share it, whatever this one is worth.`, q.overfit ? ` It overfits: of held-out tokens it leaves ${format.number(q.fvu_test / q.fvu, 1)} times as much unexplained as of those that trained it.` : ""],
     h("div.two", null,
       h("table", null, h("tbody", null,
         row("fvu", "Unexplained, tokens that trained it", format.number(q.fvu, 3)), row("fvu", "Unexplained, held-out tokens", format.number(q.fvu_test, 3)),

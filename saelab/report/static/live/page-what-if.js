@@ -89,7 +89,7 @@ function slider(run, basis, unit, label, picture, table) {
 /* Outputs with their shares, before (grey) and after. */
 function rows(outputs) {
   const bar = (share, kind) => h(`div.level.${kind}`, null, h("i", { style: `width:${(100 * share).toFixed(1)}%` }))
-  return h("table", null, h("thead", null, h("tr", null, h("th", null, "Output"), h("th", null, "As it is"), h("th", null, "Changed"), h("th", null, ""))),
+  return h("table", null, h("thead", null, h("tr", null, h("th", null, "Output"), h("th", null, "As it is"), h("th", null, "Changed"), h("th", null, "grey: as it is"))),
     h("tbody", null, outputs.map(([name, before, after]) => h("tr", null, h("th", { scope: "row" }, name),
       h("td.tabular", null, format.share(before)), h("td.tabular", null, format.share(after)), h("td.axis", null, bar(before, "was"), bar(after, "now"))))))
 }

@@ -301,7 +301,7 @@ function whatItDoes(record) {
   const meant = d.own.length ? ` Its label means the ${d.own.length === 1 ? "output" : "outputs"} ${format.list(d.own)}: ${d.drop > 0 ? "+" : ""}${format.number(d.drop, 3)}.` : " No output of the network means its label, so what it does can’t be held against it."
   return section("What it does", `The outputs that lose most when the unit is taken out (it raises them) and those that gain most (it lowers them): changes of the logit, centred over all ${format.count(d.outputs)} outputs, mean over the ${format.plural(d.pictures, "test picture")} that fire it most.${meant}`,
     h("div.two", null, table("It raises", d.raised), table("It lowers", d.lowered)),
-    d.cell ? h("p.cell", null, "The comparison asks of a label whether it says when the unit fires and what it does. Here ", h("strong", null, axes[d.cell][0]), `: ${axes[d.cell][1]}`) : null,
+    d.cell ? h("p.cell", null, "The comparison sorts labels by whether they say when the unit fires, and what it does. This one is in ", h("strong", null, axes[d.cell][0]), `: ${axes[d.cell][1]}`) : null,
     d.causal_pct === null ? null : h("dl.facts", null, row("causal_pct", format.number(d.causal_pct)), d.causal_net === null ? null : row("causal_net", format.number(d.causal_net)), row("causal_p", format.share(d.causal_p)), row("causal_q", format.number(d.causal_q, 3))),
     h("p.note", null, "Nearly every unit nudges nearly every output: that one is raised most does not make the unit specific to it. Units that stand in for each other each look unnecessary."))
 }

@@ -157,16 +157,16 @@ function forest(rows, { title, reference, at }) {
     : "Dot: mean over all named units.")])
 }
 
-/* How often latents fire: counts of latents by log10 of the share of tokens that fire them. */
+/* How often an SAE's features fire: counts of features by log10 of the share of tokens that fire them. */
 function densityHistogram(density, css) {
   const bins = density.counts.map((n, i) => ({ x1: density.edges[i], x2: density.edges[i + 1], n }))
   const filled = bins.filter(b => b.n)
   const low = filled.length ? Math.min(-3, filled[0].x1) : -6
-  return figure(`Histogram of ${d3Sum(density.counts)} latents by the share of held-out tokens that fire them`, width => Plot.plot({
+  return figure(`Histogram of ${d3Sum(density.counts)} features by the share of held-out tokens that fire them`, width => Plot.plot({
     width, height: 180, marginLeft: 44, marginRight: 24, marginBottom: 48, marginTop: 22, style: plotStyle,
     x: { label: "share of held-out tokens that fire it (log) →", domain: [low, 0], ticks: 4, tickFormat: x => `${+(100 * 10 ** x).toPrecision(1)} %` },
-    y: { label: "↑ latents", ticks: 4, grid: true },
-    marks: [Plot.rectY(bins.filter(b => b.x1 >= low), { x1: "x1", x2: "x2", y: "n", fill: colour(css), insetLeft: 0.5, insetRight: 0.5, title: b => `${format.plural(b.n, "latent")}` }), Plot.ruleY([0], { stroke: "currentColor" })],
+    y: { label: "↑ features", ticks: 4, grid: true },
+    marks: [Plot.rectY(bins.filter(b => b.x1 >= low), { x1: "x1", x2: "x2", y: "n", fill: colour(css), insetLeft: 0.5, insetRight: 0.5, title: b => `${format.plural(b.n, "feature")}` }), Plot.ruleY([0], { stroke: "currentColor" })],
   }))
 }
 

@@ -136,7 +136,7 @@ function verdict(run, basis, record) {
   const how = r === null || r === undefined
     ? "On held-out photos no correlation can be computed"
     : `On held-out photos its activation has a correlation of ${format.number(r)} with ${with_}` + (two ? ` (95 % interval ${format.number(two[0])} to ${format.number(two[1])})` : "")
-  const so = { holds: ": the label holds", weak: ": above chance, but by little", "may be luck": two ? ": no more than chance may give" : ", on too few photos to tell it from chance" }[record.badge]
+  const so = { holds: ": the label holds", weak: ": above chance, but by little", "may be luck": two ? ": labels dealt out at random may reach as much" : ", on too few photos to tell it from chance" }[record.badge]
   const near = key === "caption_r" && record.badge !== "may be luck" && !record.said_of ? " No caption of a held-out photo names it: the label is near to what people wrote, not their word." : ""
   return `${how}${so}.${near}${unsure}`
 }
@@ -269,7 +269,7 @@ function activity(run, basis, record) {
   const bands = record.bands.map((ids, i) => [i < 10 ? `${100 - 10 * i}–${90 - 10 * i} %` : "silent", ids]).filter(([, ids]) => ids.length)
   return section("How often and how strongly it fires", null, h("div.two", null,
     h("div", null, h("h3", null, "Activations over all images"), activationHistogram(record, hue(run, basis.name)),
-      h("p.note", null, `Silent on ${format.count(record.silent)} of ${format.count(record.images)} images (not drawn). The height is on a square-root scale, to make single images visible.`)),
+      h("p.note", null, `${record.silent ? `Silent on ${format.count(record.silent)} of ${format.count(record.images)} images (not drawn).` : `It is silent on none of the ${format.count(record.images)} images.`} The height is on a square-root scale, to make single images visible.`)),
     enriched(record)),
     h("h3", null, term("band", "From its maximum down to silence")), h("div.bands", null, bands.map(([text, ids]) => h("div", null, h("span", null, text), strip(ids, record.names)))))
 }
@@ -300,7 +300,7 @@ function whatItDoes(record) {
   const meant = d.own.length ? ` Its label means the ${d.own.length === 1 ? "output" : "outputs"} ${format.list(d.own)}: ${d.drop > 0 ? "+" : ""}${format.number(d.drop, 3)}.` : " No output of the network means its label, so what it does can’t be held against it."
   return section("What it does", `The outputs that lose most when the unit is taken out (it raises them) and those that gain most (it lowers them): changes of the logit, centred over all ${format.count(d.outputs)} outputs, mean over the ${format.plural(d.pictures, "test picture")} that fire it most.${meant}`,
     h("div.two", null, table("It raises", d.raised), table("It lowers", d.lowered)),
-    d.cell ? h("p.cell", null, "Of the four fields ", h("em", null, "detects × uses"), " it is in ", h("strong", null, axes[d.cell][0]), `: ${axes[d.cell][1]}`) : null,
+    d.cell ? h("p.cell", null, "Of the four fields of ", h("em", null, "detects × uses"), ", its own is ", h("strong", null, axes[d.cell][0]), `: ${axes[d.cell][1]}`) : null,
     d.causal_pct === null ? null : h("dl.facts", null, row("causal_pct", format.number(d.causal_pct)), d.causal_net === null ? null : row("causal_net", format.number(d.causal_net)), row("causal_p", format.share(d.causal_p)), row("causal_q", format.number(d.causal_q, 3))),
     h("p.note", null, `One unit nudges nearly every output, so its most raised output alone makes it specific to nothing. Units that stand in for each other each look unnecessary.`))
 }
@@ -327,7 +327,7 @@ function byScorer(run, record) {
   const scorers = run.scorers.filter(s => record.evaluation[s])
   const key = ["truth_r", "caption_r", "scs"].find(k => scorers.some(s => typeof record.evaluation[s][k] === "number"))
   if (!key || scorers.length < 2) return null
-  return h("details", { style: "margin-top:1rem" }, h("summary", null, "The same for every scorer’s label"), h("table", null,
+  return h("details", { style: "border:0" }, h("summary", null, "The same for every scorer’s label"), h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Scorer"), h("th", null, "Its label"), h("th.num", null, term(key)))),
     h("tbody", null, scorers.map(s => h("tr", null, h("td", null, term(`scorer:${s}`)), h("td", null, record.evaluation[s].label ?? "–"), h("td.num", null, format.number(record.evaluation[s][key])))))))
 }
@@ -338,7 +338,7 @@ function saeQuality(run, basis) {
   const q = basis.quality
   if (!q) return null
   const row = (key, title, value) => h("tr", null, h("th", { scope: "row" }, key ? term(key, title) : title), h("td.num", null, value))
-  return section("Its SAE", [`All ${format.count(basis.units)} features share it, whatever this one is worth. `, q.overfit ?? ""],
+  return section("Its SAE", [`All ${format.count(basis.units)} features share it, whatever this one is worth.${q.overfit ? ` The SAE overfits: on held-out tokens it leaves ${format.number(q.fvu_test / q.fvu, 1)} times as much unexplained as on those that trained it.` : ""}`],
     h("div.two", null,
       h("table", null, h("tbody", null,
         row("fvu", "Unexplained, tokens that trained it", format.number(q.fvu, 3)), row("fvu", "Unexplained, held-out tokens", format.number(q.fvu_test, 3)),

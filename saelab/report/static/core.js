@@ -204,6 +204,7 @@ async function page(draw) {
   const main = document.getElementById("main")
   try {
     const run = await saelab.need("run")
+    for (const entry of Object.values(run.terms)) for (const part of ["title", "text"]) entry[part] = entry[part]?.replaceAll("'", "’") // as in the pages' own words
     Object.assign(terms, run.terms)
     document.getElementById("foot").append(...foot(run))
     await draw(run, main)

@@ -124,27 +124,27 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "clarity": (
         "Clarity",
         "Mean pairwise cosine of the strongest images' embeddings: 1 when they all look alike, 0 when unrelated.",
-        "Dreyer et al., 2025 (SemanticLens)",
+        "SemanticLens, Dreyer et al., 2025",
     ),
     "caption_r": (
         "Caption correlation",
         "Correlation over held-out images between the unit's activation and how well its label fits people's captions.",
-        "simulation correlation (Bills et al., 2023) with captions in a sentence encoder",
+        "after simulation correlation, Bills et al., 2023, with captions in a sentence encoder",
     ),
     "caption_clarity": (
         "Caption clarity",
         "Mean pairwise cosine of the captions of the strongest images: coherence judged without any image model.",
-        "clarity (Dreyer et al., 2025) of captions",
+        "clarity of captions, after Dreyer et al., 2025",
     ),
     "redundancy": (
         "Redundancy",
         "The largest cosine of this unit's mean image embedding with another unit's: near 1, another says the same.",
-        "Dreyer et al., 2025 (SemanticLens)",
+        "SemanticLens, Dreyer et al., 2025",
     ),
     "polysemanticity": (
         "Polysemanticity",
         "Distance of the two clusters into which the strongest images fall; 0 one meaning, larger: several.",
-        "Dreyer et al., 2025 (SemanticLens)",
+        "SemanticLens, Dreyer et al., 2025",
     ),
     "monosemanticity": (
         "Monosemanticity",

@@ -153,8 +153,8 @@ function inFewWords(run, name) {
   return `${kind}${which}`
 }
 
-/* A unit where space is short: "SAE features, seed 1 · 27", which breaks before the seed or the unit, not inside. */
-const inBrief = (run, name, unit) => `${inFewWords(run, name).replace(/ (\d+)$/, "\u00a0$1")}\u00a0· ${unit}`
+/* A unit where space is short: "SAE features, seed 1 · 27", which breaks before the seed, so that no unit stands alone. */
+const inBrief = (run, name, unit) => `${inFewWords(run, name).replace(/ (\d+)$/, "\u00a0$1")}\u00a0·\u00a0${unit}`
 
 /* A basis of a comparison (which knows only its own layer) under its name in the run. */
 const inRun = (run, c, short) => run.bases.find(b => b.short === short && b.layer === c.setup.layer)?.name ?? short
@@ -204,6 +204,7 @@ async function page(draw) {
   const main = document.getElementById("main")
   try {
     const run = await saelab.need("run")
+    for (const entry of Object.values(run.terms)) for (const part of ["title", "text"]) entry[part] = entry[part]?.replaceAll("'", "’") // as in the pages' own words
     Object.assign(terms, run.terms)
     document.getElementById("foot").append(...foot(run))
     await draw(run, main)
@@ -219,6 +220,6 @@ function foot(run) {
   const made = run.created ? ` on ${run.created.slice(0, 10)}` : ""
   return [
     h("p", null, "“–” stands for a number that does not exist here: too few images, nothing that people wrote, or not measured."),
-    h("p", null, `Made by saelab ${run.version ?? ""}${made}. `, run.images.credit ? `Pictures: ${run.images.credit}` : ""),
+    h("p", null, `Made by saelab ${run.version ?? ""}${made}. `, run.images.credit ? `Pictures: ${run.images.credit.replace(/[^.]$/, "$&.")}` : ""),
   ]
 }

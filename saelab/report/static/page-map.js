@@ -189,7 +189,7 @@ page(async (run, main) => {
   const option = (value, text, now) => h("option", { value, selected: value === now }, text)
   const title = map => `${map.of === "meaning" ? "meaning" : `directions of ${inFewWords(run, run.bases[map.bases[0]].name)}`}${run.bases.some(b => b.layer !== map.layer) ? `, ${map.layer}` : ""} (${map.by === "umap" ? "UMAP" : "PCA"})`
   controls.append(
-    h("label", null, "Map of", h("select", { name: "map", onchange: e => { keep({ map: e.target.value, box: "" }); read() } }, maps.map((map, i) => option(String(i), title(map), state.map)))),
+    h("label.whole", null, "Map of", h("select", { name: "map", onchange: e => { keep({ map: e.target.value, box: "" }); read() } }, maps.map((map, i) => option(String(i), title(map), state.map)))),
     h("label", null, "Colour", h("select", { name: "by", onchange: e => { keep({ by: e.target.value }); draw() } }, option("basis", "basis", state.by), option("label", "label", state.by), run.bases.some(b => b.badges) ? option("badge", "does the label hold", state.by) : null, numberColumns.filter(k => run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, state.by)))),
     h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog ( / )", oninput: e => { keep({ q: e.target.value }); draw() } })))
   main.replaceChildren(h("h1", null, "Map"), h("p.lead", null, "Every unit of a layer is a dot. Draw a rectangle to list what lies in it."), controls, key, h("div.atlas", null, h("div", null, box, note), list))
@@ -206,5 +206,5 @@ const legendOf = rows => rows.map(([word, css]) => h("span", null, h("i.dot", { 
 function described(map) {
   const what = map.of === "meaning" ? "the mean embedding of each unit’s strongest images, in the space in which labels were made" : "the directions that this SAE’s features write"
   if (map.by === "umap") return [h("b", null, "UMAP"), ` of ${what}: units that are near each other are alike; how far apart groups lie, and how dense they are, means little.`]
-  return ["Two ", h("b", null, "principal components"), ` of ${what}: they hold ${map.shares.map(s => format.share(s)).join(" and ")} of the variance, so units that lie together need not be alike, while units far apart differ. With `, h("code", null, "pip install 'saelab[map]'"), " the map is drawn by UMAP instead, which keeps neighbours together."]
+  return ["Two ", h("b", null, "principal components"), ` of ${what}: they hold ${map.shares.map(s => format.share(s).replace(" ", "\u00a0")).join(" and ")} of the variance, so units that lie together need not be alike, while units far apart differ. With `, h("code", null, "pip install 'saelab[map]'"), " the map is drawn by UMAP instead, which keeps neighbours together."]
 }

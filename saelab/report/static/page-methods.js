@@ -5,18 +5,18 @@ page((run, main) => {
   const seconds = Object.entries(run.timings ?? {})
   const total = seconds.reduce((sum, [, s]) => sum + s, 0)
   const longest = Math.max(1e-9, ...seconds.map(([, s]) => s))
-  const fact = (name, value) => (value ? h("tr", null, h("th", { scope: "row", style: "width:11rem" }, name), h("td", null, value)) : null)
+  const fact = (name, value) => (value ? h("tr", null, h("th", { scope: "row", style: "width:min(11rem, 34vw)" }, name), h("td", null, value)) : null)
   main.replaceChildren(...[
     h("h1", null, "Methods"),
     h("p.lead", null, "Everything you need to judge or repeat this run."),
     section("The run", null, h("table", null, h("tbody", null,
-      fact("Run", run.name), fact("saelab", run.version), fact("Report made with", Object.entries(run.made_with).map(([name, v]) => `${name} ${v}`).join(", ")), fact("Made", run.created), fact("Host model", run.host), fact("Layers", [...new Set(run.bases.map(b => b.layer))].join(", ")),
+      fact("Run", run.name), fact("saelab", run.version), fact("Report made with", Object.entries(run.made_with).map(([name, v]) => `${name} ${v}`).join(", ")), fact("Made", run.created?.replace("T", " ").replace(/\+00:?00$/, " UTC")), fact("Host model", run.host), fact("Layers", [...new Set(run.bases.map(b => b.layer))].join(", ")),
       fact("Encoder", run.encoder), fact("Images", `${run.images.name}, ${format.count(run.images.count)} (${Object.entries(run.images.splits).map(([s, n]) => `${format.count(n)} ${s}`).join(", ")})`),
       fact("Fingerprint", h("code", null, run.images.fingerprint.slice(0, 16))), fact("Credit", run.images.credit)))),
     takeAway(run),
     cost(run),
     seconds.length ? section("Time", `${format.seconds(total)} in all.`, h("table", null, h("tbody", null,
-      seconds.map(([stage, s]) => h("tr", null, h("th", { scope: "row", style: "width:11rem" }, stage), h("td.whole", null, bar(format.seconds(s), s / longest))))))) : null,
+      seconds.map(([stage, s]) => h("tr", null, h("th", { scope: "row", style: "width:min(11rem, 34vw)" }, stage.replaceAll("_", " ").replace(/\bsae\b/, "SAE")), h("td.whole", null, bar(format.seconds(s), s / longest))))))) : null,
     section("Units by status", "Every unit is counted.", h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Basis"), statusOrder.map(s => h("th.num", null, term(s))))),
       h("tbody", null, run.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inWords(run, b.name)), statusOrder.map(s => h("td.num", null, b.statuses[s] ? format.count(b.statuses[s]) : h("span.quiet", null, "0"))))))))),

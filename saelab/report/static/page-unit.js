@@ -136,7 +136,7 @@ function verdict(run, basis, record) {
   const how = r === null || r === undefined
     ? "On held-out photos no correlation can be computed"
     : `On held-out photos its activation has a correlation of ${format.number(r)} with ${with_}` + (two ? ` (95 % interval ${format.number(two[0])} to ${format.number(two[1])})` : "")
-  const so = { holds: ": the label holds", weak: ": above chance, but by little", "may be luck": two ? ": no more than chance may give" : ", on too few photos to tell it from chance" }[record.badge]
+  const so = { holds: ": the label holds", weak: ": above chance, but by little", "may be luck": two ? ": labels dealt out at random may reach as much" : ", on too few photos to tell it from chance" }[record.badge]
   const near = key === "caption_r" && record.badge !== "may be luck" && !record.said_of ? " No caption of a held-out photo names it: the label is near to what people wrote, not their word." : ""
   return `${how}${so}.${near}${unsure}`
 }
@@ -270,7 +270,7 @@ function activity(run, basis, record) {
   const bands = record.bands.map((ids, i) => [i < 10 ? `${100 - 10 * i}–${90 - 10 * i} %` : "silent", ids]).filter(([, ids]) => ids.length)
   return section("How often and how strongly it fires", null, h("div.two", null,
     h("div", null, h("h3", null, "Activations over all images"), activationHistogram(record, hue(run, basis.name)),
-      h("p.note", null, `Silent on ${format.count(record.silent)} of ${format.count(record.images)} images (not drawn). The height is on a square-root scale, to make single images visible.`)),
+      h("p.note", null, `${record.silent ? `Silent on ${format.count(record.silent)} of ${format.count(record.images)} images (not drawn).` : `It is silent on none of the ${format.count(record.images)} images.`} The height is on a square-root scale, to make single images visible.`)),
     enriched(record)),
     h("h3", null, term("band", "From its maximum down to silence")), h("div.bands", null, bands.map(([text, ids]) => h("div", null, h("span", null, text), strip(ids, record.names)))))
 }
@@ -328,7 +328,7 @@ function byScorer(run, record) {
   const scorers = run.scorers.filter(s => record.evaluation[s])
   const key = ["truth_r", "caption_r", "scs"].find(k => scorers.some(s => typeof record.evaluation[s][k] === "number"))
   if (!key || scorers.length < 2) return null
-  return h("details", { style: "margin-top:1rem" }, h("summary", null, "The same for every scorer’s label"), h("table", null,
+  return h("details", { style: "border:0" }, h("summary", null, "The same for every scorer’s label"), h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Scorer"), h("th", null, "Its label"), h("th.num", null, term(key)))),
     h("tbody", null, scorers.map(s => h("tr", null, h("td", null, term(`scorer:${s}`)), h("td", null, record.evaluation[s].label ?? "–"), h("td.num", null, format.number(record.evaluation[s][key])))))))
 }

@@ -121,6 +121,6 @@ function contents(main, shortly) {
 
 /* In place of a page for something that the report doesn't have: says so, and leads to what there is. */
 function nothing(run, main, what) {
-  main.replaceChildren(h("h1", null, "Not in this report"), h("p.standfirst", { role: "alert" }, what), h("p", null, "It has:"),
-    h("ul", null, run.bases.map(b => h("li", null, dot(run, b.name), h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, inWords(run, b.name)), h("span.quiet", null, ` ${b.name}, units 0 to ${b.units - 1}`)))))
+  main.replaceChildren(h("h1", null, "Not in this report"), h("p.standfirst", { role: "alert" }, what), h("p", null, "The report has:"),
+    h("ul", null, run.bases.map(b => h("li", null, dot(run, b.name), h("a", { href: `units.html#basis=${encodeURIComponent(b.name)}` }, inWords(run, b.name)), h("span.quiet", null, `: units 0 to ${b.units - 1}, in addresses `, h("code", null, b.name))))))
 }

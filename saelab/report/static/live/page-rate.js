@@ -74,7 +74,7 @@ page(async (run, main) => {
         Object.entries(grades).map(([n, text]) => h("button", { type: "button", "aria-pressed": pressed(Number(n)), onclick: () => rate(Number(n)) }, h("b", null, n), ` ${text}`)),
         h("button.quiet", { type: "button", "aria-pressed": pressed(null), onclick: () => rate(null) }, "can’t say")),
       tools(),
-      h("p.note", null, "Keys 1 to 5; x for can’t say."),
+      h("p.note.wide-only", null, "Keys 1 to 5; x for can’t say."),
       h("div.sheet", null, item.images.map((id, i) => picture(id, `picture ${i + 1}`))),
     ]
   }

@@ -100,7 +100,7 @@ function chooser(answer, title, key, choose) {
     },
   }, photo)
   return h("div.asking", null, frame, h("h2", null, title), answer.said ? h("p.serif", null, answer.said) : null,
-    h("p.note", null, "Click a place in the picture to see which units fire there. Arrow keys move the place."),
+    h("p.note", null, "Click a place in the picture to see which units fire there.", h("span.wide-only", null, " Arrow keys move the place.")),
     h("div.turn", null, h("button.whole", { type: "button", onclick: () => choose(null) }, "The whole picture"), h("a.button", { href: `what-if.html#${key}` }, "What if?")))
 }
 
@@ -126,8 +126,9 @@ async function firing(run, answer, at, choose) {
     return basisSection(run, found, found.hits.length ? h("div.pairs", null, found.hits.map(hit => fired(found, hit, rows[hit.unit], answer.picture, choose))) : h("p.quiet", null, none))
   }))
   if (unseen) return [h("h2", null, "Nothing is known here"), h("p.lead", { role: "alert" }, "The model does not see this place: it looks at the middle of a picture, or its tokens have no place.")]
+  const cropped = answer.found.some(part => part.box && Math.min(...part.box) < 0.999)
   return [h("h2", null, at ? "Units that fire here" : "Units that the picture fires"),
-    h("p.note", null, `Ranked by how few images fire the unit as much, times its share of its highest activation${at ? ", at this place" : ""}. Heat maps share one scale:`, heatScale()), ...parts]
+    h("p.note", null, `Ranked by how few images fire the unit as much, times its share of its highest activation${at ? ", at this place" : ""}. ${cropped ? "Heat maps end where the model’s view of the picture ends; they" : "Heat maps"} share one scale: `, heatScale()), ...parts]
 }
 
 const basisSection = (run, found, list) => h("section.found", { style: `--c:${hue(run, found.basis)}` }, h("h3", null, dot(run, found.basis), inWords(run, found.basis)), list)
@@ -149,7 +150,7 @@ function fired(found, hit, row, src, choose) {
   return h("figure.pair", null, frame,
     h("div.level", null, h("i", { style: `width:${Math.min(100, 100 * hit.share)}%` })),
     h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, row.label ?? "no label")),
-    h("small", null, marks(row)),
+    h("small.marks", null, marks(row)),
     h("small", null, `unit ${hit.unit} · ${format.share(hit.share)} of its highest`),
     h("small", null, hit.below === 1 ? "more than all images" : `more than ${format.share(hit.below)} of images`), strip(row.thumbs.slice(0, 3)))
 }

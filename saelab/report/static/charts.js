@@ -165,7 +165,7 @@ function densityHistogram(density, css) {
   return figure(`Histogram of ${d3Sum(density.counts)} latents by the share of held-out tokens that fire them`, width => Plot.plot({
     width, height: 180, marginLeft: 44, marginRight: 24, marginBottom: 48, marginTop: 22, style: plotStyle,
     x: { label: "share of held-out tokens that fire it (log) →", domain: [low, 0], ticks: 4, tickFormat: x => `${+(100 * 10 ** x).toPrecision(1)} %` },
-    y: { label: "↑ latents", ticks: 4, grid: true },
+    y: { label: "↑ features", ticks: 4, grid: true },
     marks: [Plot.rectY(bins.filter(b => b.x1 >= low), { x1: "x1", x2: "x2", y: "n", fill: colour(css), insetLeft: 0.5, insetRight: 0.5, title: b => `${format.plural(b.n, "latent")}` }), Plot.ruleY([0], { stroke: "currentColor" })],
   }))
 }

@@ -253,10 +253,10 @@ function candidates(run, basis, record) {
   const chosen = record.label ? h("p.note", null, `The label was named by ${record.source ?? "an unknown source"} and chosen by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`, m.margin === null ? "." : [", ", term("margin", "ahead of the next label by"), ` ${format.number(m.margin, 3)}.`]) : null
   return section("Candidate labels", "Each scorer’s best labels. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer’s best.", chosen,
     h("div.scroll", null, h("table.candidates", null,
-      h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th", null, "From") : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
+      h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th.from", null, "From") : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
       h("tbody", null, rows.map(([label, row]) => h("tr", null,
         h(`th${label === record.label ? ".chosen" : ""}`, { scope: "row", style: label === record.label ? "color:var(--ink)" : null }, label),
-        sources ? h("td.quiet", null, record.sources[label] ?? "") : null,
+        sources ? h("td.quiet.from", null, record.sources[label] ?? "") : null,
         scorers.map(s => h(`td.num${row[s]?.[0] === 1 ? ".best" : ""}`, null, row[s] ? [format.number(row[s][1], 3), h("small.quiet", null, `  ${row[s][0]}`)] : ""))))),
       h("tfoot", null,
         h("tr", null, h("th", { scope: "row", colspan: sources ? 2 : null }, term("null_percentile", "Best label beats shuffles")), scorers.map(s => h("td.num", null, format.share(record.scores[s].null_percentile)))),
@@ -341,9 +341,9 @@ function saeQuality(run, basis) {
   return section("Its SAE", [`All ${format.count(basis.units)} features share it, whatever this one is worth. `, q.overfit ?? ""],
     h("div.two", null,
       h("table", null, h("tbody", null,
-        row("fvu", "Unexplained, tokens that trained it", format.number(q.fvu, 3)), row("fvu", "Unexplained, held-out tokens", format.number(q.fvu_test, 3)),
+        row("fvu", "Unexplained, training tokens", format.number(q.fvu, 3)), row("fvu", "Unexplained, held out", format.number(q.fvu_test, 3)),
         row("l0", null, format.number(q.l0, 1)), row(null, "Dead on held-out tokens", format.share(q.dead)), row(null, "Dense: fires on 80 % or more", format.share(q.dense)),
-        q.shared === null ? null : row("stability", "Found again by other seeds", `${format.share(q.shared)} (chance ${format.share(q.by_chance)})`),
+        q.shared === null ? null : row("stability", "Found again by another seed", `${format.share(q.shared)} (chance ${format.share(q.by_chance)})`),
         q.recovered === null || q.recovered === undefined ? null : row(null, "Host’s loss recovered", format.share(q.recovered)))),
       h("div", null, h("h3", null, "How often its features fire"), densityHistogram(q.density, hue(run, basis.name)))))
 }

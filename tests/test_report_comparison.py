@@ -103,6 +103,24 @@ def test_on_a_phone_every_verdict_is_in_sight_and_the_contents_stay(browser, rep
     reader.context.close()
 
 
+OUT_OF_CELLS = """css => [...document.querySelectorAll(css)].flatMap(cell => {
+  const range = document.createRange(), { left, right } = cell.getBoundingClientRect()
+  range.selectNodeContents(cell)
+  const box = range.getBoundingClientRect()
+  return box.width && (box.left < left - 1 || box.right > right + 1) ? [cell.innerText] : []
+})"""
+
+
+def test_no_verdict_and_no_number_leaves_its_cell_on_a_small_screen(browser, report):
+    reader = Reader(browser, report, viewport={"width": 1024, "height": 900})
+    page = reader.open("compare.html")
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert page.locator(".glance .chip").count() and page.locator(".forest td.num").count()
+    for css in (".glance tbody td", ".forest thead th", ".forest tbody td.num"):
+        assert page.evaluate(OUT_OF_CELLS, css) == [], css
+    reader.context.close()
+
+
 def test_contents_stay_in_sight_open_what_is_folded_and_mark_what_is_read(reader):
     page = reader.open("compare.html")
     folded = page.locator("section.folded details")

@@ -7,7 +7,7 @@ const dictionaryNumbers = {
   l0: { term: "l0", title: "L0", of: b => b.quality?.l0, show: x => format.number(x, 1) },
   fvu: { term: "fvu", title: "Unexplained, held out", of: b => b.quality?.fvu_test, show: x => format.number(x, 3) },
   dead: { title: "Dead features", of: b => b.quality?.dead, show: format.share },
-  shared: { term: "stability", title: "Found by another seed", of: b => b.quality?.shared, show: format.share },
+  shared: { term: "stability", title: "Found again by another seed", of: b => b.quality?.shared, show: format.share },
   holds: { term: "badge", title: "Labels that hold", of: b => (b.badges && b.labelled ? b.badges.holds / b.labelled : null), show: format.share },
   distinct: { title: "Distinct labels", of: b => b.distinct, show: n => format.count(Math.round(n)) },
 }

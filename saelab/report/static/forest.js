@@ -19,7 +19,7 @@ const onAxis = (axis, x) => 50 + (50 * x) / axis.reach
 /* The tables of a page: `axis` as of `sharedAxis`, `c` the comparison that explains the metrics. */
 function pairTable(run, c, pair, counting, axis) {
   const heading = h("h3", null, groupNamed(run, c, pair.a), h("span.quiet", null, " against "), groupNamed(run, c, pair.b), pair.role === "control" ? h("span.tag", null, "control") : null)
-  if (pair.refused) return h("div.pairing", null, heading, h("p.note", null, pair.refused))
+  if (pair.refused) return h("div.pairing", null, heading, h("p.note", null, `${upper(pair.refused)}.`))
   const rows = pair.results.filter(r => r.counting === counting)
   const [a, b] = [groupWords(c, pair.a), groupWords(c, pair.b)]
   return h("div.pairing", null, heading,

@@ -11,7 +11,7 @@ page(async (run, main) => {
       const records = await saelab.need(`units/${b}/${Math.floor(u / run.chunk)}`)
       return { basis: run.bases[b], record: records[u % run.chunk], place: `${b}.${u}` }
     }))
-    main.replaceChildren(h("h1", null, "Side by side"), h("p.lead", null, "A photo that is among the strongest of several of these units is framed."), h("div.scroll", null, besideTable(run, units)))
+    main.replaceChildren(h("h1", null, "Side by side"), h("p.lead", null, "A photo that is among the strongest of several of these units is framed. The number under a photo is its activation; small numbers after a measure are its 95\u00a0% interval."), h("div.scroll", null, besideTable(run, units)))
   }
   addEventListener("hashchange", draw)
   await draw()
@@ -31,7 +31,7 @@ function besideTable(run, units) {
   const heldOutRow = (key, title) => (units.some(({ record }) => record.held_out?.[key]) ? row(title, ({ record }) => (record.held_out?.[key] ? photos(record.held_out[key].slice(0, 6).map(([id, x]) => [id, format.number(x)]), record.names) : h("p.quiet", null, "–"))) : null)
   const words = units.every(unit => unit.basis.layer === units[0].basis.layer) ? inFewWords : inWords
   const others = place => units.filter(unit => unit.place !== place).map(unit => unit.place).join("_")
-  return h("table.beside", null,
+  return h(units.length === 2 ? "table.beside.couple" : "table.beside", null,
     h("thead", null, h("tr", null, h("th", { scope: "col" }, "Unit"), units.map(({ basis, record, place }) => h("th", { scope: "col" },
       h("a", { href: unitLink(basis.name, record.unit) }, h("span.serif", null, record.label ?? "no label")),
       h("span.of", null, dot(run, basis.name), `${words(run, basis.name)}\u00a0·\u00a0${record.unit}`, units.length > 2 ? h("a", { href: `#${others(place)}`, "aria-label": `take out ${record.label ?? "this unit"}` }, "×") : null))))),
@@ -40,6 +40,6 @@ function besideTable(run, units) {
       row("Strongest photos", ({ record }) => photos(record.positives.slice(0, 9).map((id, i) => [id, format.number(record.activations[i])]), record.names)),
       heldOutRow("hits", "Held out: hits"), heldOutRow("alarms", "Held out: false alarms"), heldOutRow("strongest", "Held out: strongest, as nobody’s words confirm the label"),
       row("Next best labels", ({ record }) => (record.scores[record.scorer]?.runners_up ?? []).map(([label]) => label).filter(label => label !== record.label).slice(0, 4).join(", ") || "–"),
-      row("Activations", ({ basis, record }) => (record.histogram.length ? activationHistogram(record, hue(run, basis.name)) : "–")),
+      row(["Activations ", h("small.quiet.below", null, "square-root heights")], ({ basis, record }) => (record.histogram.length ? activationHistogram(record, hue(run, basis.name)) : "–")),
       keys.map(key => row(term(key), ({ record }) => value(record, key)))))
 }

@@ -51,7 +51,7 @@ async function drawComparison(run, main, c) {
     h("nav.contents", { "aria-label": "On this page" }),
     glance(run, c),
     inWordsOf(c),
-    section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval, the dotted line the difference that shuffled labels show. All bars of this page stand on one axis. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero."],
+    section("Metric by metric", ["Each row is one metric: the dot is the difference of means, the bar its 95 % interval, the dotted line the difference that shuffled labels show. All bars of this page stand on one axis. ", "A side is called better only where the corrected p is below ", String(c.settings.alpha ?? 0.05), " and the interval stays off zero; by another metric of how labels hold, only where the one that decides finds a side better too."],
       tablesOf("of", p => !ofSaes(p))),
     dictionaries(run, c, c.pairs.some(ofSaes) ? tablesOf("of-saes", ofSaes) : null),
     whatUnitsDo(run, c, axis),
@@ -107,22 +107,22 @@ function glance(run, c) {
       h("th", { scope: "row" }, groupNamed(run, c, row.a), h("span.quiet", null, " against "), groupNamed(run, c, row.b)),
       h("td.quiet", null, families[row.family] ?? row.family),
       used.map(m => h("td.verdictcell", { "data-title": matchings[m] }, row.by[m] ? verdictChip(run, c, row.by[m]) : "–")))))))
-  return section("At a glance", "Does one side come out ahead? “No difference shown” is not “equal”: it means that so few units cannot tell.",
+  return section("At a glance", "Does one side come out ahead, and (small) by how many of the metrics that count? “No difference shown” is not “equal”: it means that so few units cannot tell.",
     table(own), controls.length ? h("details", null, h("summary", null, "Against the controls ", h("span.quiet", null, format.plural(controls.length, "row"))), table(controls)) : null)
 }
 
 function verdictChip(run, c, answer) {
   const side = better(answer, answer.verdict)
-  const text = side ? `${groupWords(c, side)} ahead` : { none: "no difference shown", mixed: "mixed", refused: "too few numbers" }[answer.verdict]
+  const text = side ? `${groupWords(c, side)} ahead` : { none: "no difference shown", mixed: "mixed", refused: "too few units" }[answer.verdict]
   const titles = keys => keys.map(k => terms[termOf(c, k)]?.title ?? k).join(", ")
   const detail = [["better_a", groupWords(c, answer.a)], ["better_b", groupWords(c, answer.b)]].filter(([key]) => answer[key]?.length).map(([key, who]) => `${who}: ${titles(answer[key])}`)
-  return h("span.chip", { style: side ? `--c:${groupHue(run, c, side)}` : null, title: detail.join("; ") || null }, text,
+  return h("span.chip", { style: side ? `--c:${groupHue(run, c, side)}` : null, title: detail.join("; ") || answer.why || null }, text,
     side ? h("small.quiet", null, ` ${answer[answer.verdict === "a" ? "better_a" : "better_b"].length} of ${answer.better_a.length + answer.better_b.length + answer.none.length}`) : null)
 }
 
 /* The generated paragraph, without the cautions that end it, and the cautions as a list. */
 function inWordsOf(c) {
-  const prose = c.conclusion.split(" What this can't show:")[0].split(/ (?=Compared on layer|Label faithfulness|Unit coherence|Controls: |What units do, )/)
+  const prose = c.conclusion.split(" What this can't show:")[0].replace(/(^|[\s(])-(?=\d)/g, "$1−").split(/ (?=Compared on layer|Label faithfulness|Unit coherence|Controls: |What units do, )/)
   return h("div.two", { style: "margin-bottom:3rem" },
     h("div", null, h("h3", null, "In words"), h("p", null, prose[0]), prose.length > 1 ? h("details", null, h("summary", null, "In full"), prose.slice(1).map(part => h("p.quiet", null, part))) : null),
     c.cautions.length ? h("div.cautions", null, h("h3", null, "What this cannot show"), h("ul", null, c.cautions.map(t => h("li", null, t)))) : null)
@@ -142,12 +142,12 @@ function whatUnitsDo(run, c, axis) {
       h("thead", null, h("tr", null, h("th", null, "Basis"), Object.values(cells).map(t => h("th.num", null, t)), h("th.num", null, term("uses_corrected")), h("th.num", null, term("causal_net")), h("th.num", null, "Measured"), h("th", null, "Looked at, not measured"))),
       h("tbody", null, known.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)),
         Object.keys(cells).map(k => h("td.num", null, bar(format.share(b.four_field[k]), b.four_field[k], hue(run, b.name)))),
-        h("td.num", null, format.share(b.uses_corrected)), h("td.num", null, meanOf(b.means[c.causal.primary])), h("td.num", null, format.count(b.measured), h("small.quiet", null, ` of ${format.count(b.units)}`)), h("td.quiet", null, left(b) || "none")))))),
+        h("td.num", null, format.share(b.uses_corrected)), h("td.num", null, meanOf(b.means[c.causal.primary])), h("td.num.together", null, format.count(b.measured), h("small.quiet", null, ` of ${format.count(b.units)}`)), h("td.quiet", null, left(b) || "none")))))),
     c.causal.pairs.filter(p => known.some(b => b.group === p.a) && known.some(b => b.group === p.b)).map(p => pairTable(run, own, p, "named", axis)),
     h("p.note", null, "Outputs are classes: a label that names a colour, a texture or a part may be right and yet have no output. Units that stand in for each other each look unnecessary. Between a late layer and the outputs lies little more than one linear step."))
 }
 
-const meanOf = m => (m.mean === null ? "–" : [signed(m.mean), m.low === null ? "" : h("small.quiet", null, ` ${signed(m.low)} to ${signed(m.high)}`)])
+const meanOf = m => (m.mean === null ? "–" : [signed(m.mean), m.low === null ? "" : h("small.quiet.below", null, ` ${signed(m.low)} to ${signed(m.high)}`)])
 
 /* ---- distributions ---- */
 

@@ -59,8 +59,9 @@ function basesTable(run) {
     h("div.scroll", null, h("table", null,
       h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Units"), h("th.num", null, term("label", "With a label")),
         judged ? [h("th.num", null, term("badge", "Labels that hold")), h("th", null, term("badge", "Holds, weak, luck"))] : null,
-        h("th.num", null, "Distinct labels"), h("th.num", null, term("meanings")), h("th", null, "Alive, rare, dense, dead"))),
-      h("tbody", null, run.bases.map(row)))))
+        h("th.num", null, "Distinct labels"), h("th.num", null, term("meanings")), h("th", null, "Ok, rare, dense, dead"))),
+      h("tbody", null, run.bases.map(row)))),
+    h("p.legend", { style: "margin-top:.8rem" }, [[judged ? "holds, ok" : "ok", "--good"], [judged ? "weak, rare, dense" : "rare, dense", "--warn"], [judged ? "may be luck, dead" : "dead", "--soft"]].map(([words, css]) => h("span", null, h("i.dot", { style: `background:var(${css})`, "aria-hidden": "true" }), words))))
 }
 
 /* How good the SAEs are, a line each: reconstruction on tokens seen and unseen, sparsity, and what other seeds find too. */
@@ -110,7 +111,7 @@ function gallery(run, key, heading, lead) {
 
 /* What the numbers themselves warn of, and the run's notes; the first few in sight. */
 function caveats(run, comparisons) {
-  const notes = new Set(comparisons.flatMap(c => c.cautions ?? []))
+  const notes = new Set(comparisons.flatMap(c => (c.cautions ?? []).map(note => (comparisons.every(other => other.cautions?.includes(note)) ? note : `Layer ${c.setup.layer}: ${note}`))))
   const overfitted = run.bases.filter(b => b.quality?.overfit)
   if (overfitted.length) notes.add(`${overfitted[0].quality.overfit}${overfitted.length > 1 ? ` So do ${overfitted.length - 1} more.` : ""} Features may describe the training photos rather than the layer.`)
   for (const note of run.notes ?? []) notes.add(note)

@@ -122,7 +122,7 @@ page(async (run, main) => {
     const only = found.length && found.length <= listed ? `units.html#${new URLSearchParams({ basis: "*", only: found.map(r => code(run, r.basis, r.unit)).join("_") })}` : null
     list.replaceChildren(
       h("h2", null, `${format.plural(found.length, "unit")}${inBox ? " in the rectangle" : ""}`),
-      h("p.lead", null, common.slice(0, 12).map(([label, n]) => `${label} ${n}`).join(" · ")),
+      h("p.lead", null, common.slice(0, 12).map(([label, n]) => `${label}\u00a0${n}`).join("\u00a0· ")),
       h("p", null, only ? h("a.button", { href: only }, "Open as a list") : found.length ? h("span.quiet", null, `Up to ${listed} units open as a list: draw a smaller rectangle.`) : null, " ", inBox ? h("button", { type: "button", "data-key": "whole", onclick: () => { keep({ box: "" }); choose(); controls.q.focus({ preventScroll: true }) } }, "Take the rectangle away") : null),
       h("div.cards", null, some.map(r => h("a.card", { href: unitLink(r.basis, r.unit) }, h("span.mosaic", null, r.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${r.unit}`))),
         h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), inBrief(run, r.basis, r.unit)), h("div", null, marks(r), saidMarks(r.said))))))
@@ -192,7 +192,7 @@ page(async (run, main) => {
     h("label.whole", null, "Map of", h("select", { name: "map", onchange: e => { keep({ map: e.target.value, box: "" }); read() } }, maps.map((map, i) => option(String(i), title(map), state.map)))),
     h("label", null, "Colour", h("select", { name: "by", onchange: e => { keep({ by: e.target.value }); draw() } }, option("basis", "basis", state.by), option("label", "label", state.by), run.bases.some(b => b.badges) ? option("badge", "does the label hold", state.by) : null, numberColumns.filter(k => run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, state.by)))),
     h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog ( / )", oninput: e => { keep({ q: e.target.value }); draw() } })))
-  main.replaceChildren(h("h1", null, "Map"), h("p.lead", null, "Every unit of a layer is a dot. Draw a rectangle to list what lies in it."), controls, key, h("div.atlas", null, h("div", null, box, note), list))
+  main.replaceChildren(h("h1", null, "Map"), h("p.lead", null, "Every unit of the layer, or of the SAE, is a dot. Draw a rectangle to list what lies in it."), controls, key, h("div.atlas", null, h("div", null, box, note), list))
   new ResizeObserver(() => points.length && draw()).observe(main)
   document.addEventListener("themechange", draw)
   addEventListener("keydown", event => { if (event.key === "/" && !event.target.closest("input, select")) { event.preventDefault(); controls.q.focus() } })

@@ -342,9 +342,9 @@ function saeQuality(run, basis) {
   return section("Its SAE", [`All ${format.count(basis.units)} features share it, whatever this one is worth.`, q.overfit ? ` It overfits: of held-out tokens it leaves ${format.number(q.fvu_test / q.fvu, 1)} times as much unexplained as of those that trained it.` : ""],
     h("div.two", null,
       h("table", null, h("tbody", null,
-        row("fvu", "Unexplained, tokens that trained it", format.number(q.fvu, 3)), row("fvu", "Unexplained, held-out tokens", format.number(q.fvu_test, 3)),
+        row("fvu", "Unexplained, training tokens", format.number(q.fvu, 3)), row("fvu", "Unexplained, held out", format.number(q.fvu_test, 3)),
         row("l0", null, format.number(q.l0, 1)), row(null, "Dead on held-out tokens", format.share(q.dead)), row(null, "Dense: fires on 80 % or more", format.share(q.dense)),
-        q.shared === null ? null : row("stability", "Found again by other seeds", `${format.share(q.shared)} (chance ${format.share(q.by_chance)})`),
+        q.shared === null ? null : row("stability", "Found again by another seed", `${format.share(q.shared)} (chance ${format.share(q.by_chance)})`),
         q.recovered === null || q.recovered === undefined ? null : row(null, "Host’s loss recovered", format.share(q.recovered)))),
       h("div", null, h("h3", null, "How often its features fire"), densityHistogram(q.density, hue(run, basis.name)))))
 }

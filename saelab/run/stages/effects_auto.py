@@ -10,7 +10,7 @@ from saelab.run.basis import Basis
 from saelab.run.stages.effects import SUMMARY, EffectsSettings, Seen, make_head
 
 AUTO = "auto"
-COUNT, SECONDS = 30, 60.0  # units of a basis, drawn at random, and how long it may take
+COUNT, SECONDS = 25, 60.0  # units of a basis, drawn at random, and how long it may take
 
 
 def automatic(keep: Sequence[str]) -> dict[str, object]:

@@ -117,4 +117,7 @@ def test_pages_show_what_units_do(run_json, browser, tmp_path_factory):
     assert "when and what" in text and "Own class, net of other units" in text
     assert page.locator("section:has(h2:text('What units do')) table >> nth=0 >> tbody tr").count() == len(MEASURED)
     assert "Does the network use it so?" in page.inner_text("table.glance")
+    assert "Does the network use it so?" in page.inner_text("div.verdict")
+    page = reader.open("index.html")
+    assert "Does the network use it so?" in page.inner_text("div.verdict >> nth=0"), "the overview says so too"
     assert reader.faults == []

@@ -24,6 +24,7 @@ function headlines(run, c, role = "main") {
     const side = better(a, a.verdict)
     const other = side === a.a ? a.b : a.a
     const [x, y] = [groupWords(c, side ?? a.a), groupWords(c, side ? other : a.b)]
+    if (a.family === "causal") return { ...a, side, text: ofUse(a, x, y) }
     const faithful = a.family === "faithfulness"
     const text = {
       none: faithful ? `No difference shown in how well labels hold on ${lower(x)} and ${lower(y)}` : `No difference shown in how alike the images of ${lower(x)} and ${lower(y)} are`,
@@ -34,10 +35,17 @@ function headlines(run, c, role = "main") {
   })
 }
 
+/* What a comparison of effects says: y is behind x where one side is ahead. */
+function ofUse(a, x, y) {
+  const both = `${lower(x)} and ${lower(y)}`
+  if (a.verdict === "refused") return `What ${both} do cannot be compared: ${a.why}`
+  return a.verdict === "none" ? `No difference shown in how much the network uses ${both} for what their labels say` : `The network uses ${lower(x)} more than ${lower(y)} for what their labels say`
+}
+
 const upper = text => text[0].toUpperCase() + text.slice(1)
 const lower = text => (text.startsWith("SAE") || text.startsWith("PCA") ? text : text[0].toLowerCase() + text.slice(1))
 
-/* ---- the answer of a layer: one plot of the metric that decides, and the verdict in up to three lines ---- */
+/* ---- the answer of a layer: one plot of the metric that decides, and the verdict in a few lines ---- */
 
 /* Pairs of all selected units in the metric that decides, every named unit counted: {pair, row}. */
 const decisive = c => c.pairs.filter(p => p.matching === "all").map(pair => ({ pair, row: pair.results.find(r => r.metric === c.primary && r.counting === "named") })).filter(x => x.row && x.row.difference !== null)
@@ -66,7 +74,7 @@ function meansOfAll(run, c) {
   return forest([...rows.filter(r => !r.control), own, ...rows.filter(r => r.control)], { title: c.metrics[c.primary].title, reference, at })
 }
 
-/* All units; where other ways to look at them say something else; coherence. */
+/* All units; where other ways to look at them say something else; coherence; use, where it was measured. */
 function verdictOf(run, c) {
   const pairs = new Map(decisive(c).map(x => [`${x.pair.a}\t${x.pair.b}`, x.row]))
   const line = (question, css, ...text) => h("div.headline", { style: css ? `--c:${css}` : null }, h("p.question", null, question), ...text)
@@ -77,7 +85,8 @@ function verdictOf(run, c) {
     return line("Do labels hold? All units", a.side ? groupHue(run, c, a.side) : null, h("p.serif", null, a.text, "."), numbers ? h("p.note", null, numbers) : null)
   })
   const coherent = headlines(run, c).filter(a => a.family === "coherence").map(a => line(families.coherence, a.side ? groupHue(run, c, a.side) : null, h("p.plainly", null, a.text, ".")))
-  return h("div.verdict", null, hold, answered.some(a => a.verdict !== "refused") ? line("Looked at in other ways", null, otherWays(c)) : null, coherent, controlsLine(run, c))
+  const used = headlines(run, c).filter(a => a.family === "causal").map(a => line(families.causal, a.side ? groupHue(run, c, a.side) : null, h("p.plainly", null, a.text, ".")))
+  return h("div.verdict", null, hold, answered.some(a => a.verdict !== "refused") ? line("Looked at in other ways", null, otherWays(c)) : null, coherent, used, controlsLine(run, c))
 }
 
 /* Where another counting, matching, judge, layer or pooling says something else, in its words. */

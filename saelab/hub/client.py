@@ -38,8 +38,8 @@ def upload(folder: Path, repo: str, settings: PushSettings, files: Files | None 
     """Make the repository if it isn't there, and put a folder's files (all, or these) there in one commit.
 
     Files that are there already are not sent again, so an interrupted upload goes on with the same call; nothing is
-    deleted. A repository that is there stays as visible as it is. Raises UserError without a token, without the right to
-    write there, and where the hub can't be reached.
+    deleted, and a repository that is there stays as visible as it is. Raises UserError without a token, without the
+    right to write there, and where the hub can't be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_server import HubServer
+from hub_server import in_place_of_the_hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -99,18 +99,8 @@ def run(tmp_path) -> Path:
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A hub that the client believes to be the real one, its cache in a folder of the test."""
-    from huggingface_hub import constants
-
-    monkeypatch.setenv("HF_TOKEN", "hf_right")
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+def server(tmp_path):
+    with in_place_of_the_hub(tmp_path / "cache") as server:
         yield server
 
 

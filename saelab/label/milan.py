@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
+from saelab.artifacts import atomic, clear_temporary
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.hosts.transform import Transform
@@ -53,20 +54,22 @@ def write_exemplars(
     see = look_like_the_host(maps.cache)
     levels = maps.levels([own.unit for own in chosen], SHARE)
     folder.mkdir(parents=True, exist_ok=True)
+    clear_temporary(folder)
     k = max(len(own.images) for own in chosen)
-    pictures, masks = (
-        np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.uint8, shape=(len(chosen), k, depth, SIDE, SIDE))
-        for name, depth in (("images.npy", 3), ("masks.npy", 1))
-    )
-    for row, own in enumerate(tqdm(chosen, desc="exemplars", unit="unit", disable=not progress)):
-        for place, image in enumerate(own.images):
-            pictures[row, place] = _show(images.load(image), see)
-            masks[row, place, 0] = mask(maps, own.unit, image, float(levels[row]))
-    pictures.flush()
-    masks.flush()
-    np.save(folder / "units.npy", np.array([own.unit for own in chosen], dtype=np.int64))
-    _save_csv(folder / "ids.csv", (own.images for own in chosen), k, -1, "%i")
-    _save_csv(folder / "activations.csv", (own.activations for own in chosen), k, 0.0, "%.5e")
+    with atomic(folder / "images.npy") as shown, atomic(folder / "masks.npy") as masked:  # none of a killed call
+        pictures, masks = (
+            np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(chosen), k, depth, SIDE, SIDE))
+            for file, depth in ((shown, 3), (masked, 1))
+        )
+        for row, own in enumerate(tqdm(chosen, desc="exemplars", unit="unit", disable=not progress)):
+            for place, image in enumerate(own.images):
+                pictures[row, place] = _show(images.load(image), see)
+                masks[row, place, 0] = mask(maps, own.unit, image, float(levels[row]))
+        pictures.flush()
+        masks.flush()
+        np.save(folder / "units.npy", np.array([own.unit for own in chosen], dtype=np.int64))
+        _save_csv(folder / "ids.csv", (own.images for own in chosen), k, -1, "%i")
+        _save_csv(folder / "activations.csv", (own.activations for own in chosen), k, 0.0, "%.5e")
     return folder
 
 

@@ -277,4 +277,4 @@ def test_the_study_counts_what_crops_and_the_new_order_do(made, monkeypatch):  #
     found = study.try_order(made, basis, contrary, [0])
     assert found.tolist() == [[0, 1]]
     assert "0.000 [0.000, 0.000], by CSP in 1.000" in study.say_order(found.repeat(3, 1))
-    assert "nothing to put in order" in study.say_order(found[:0])
+    assert "of no unit" in study.say_order(found[:0])

@@ -303,6 +303,22 @@ def test_exemplars_are_the_strongest_pictures_as_the_host_saw_them_with_masks_ab
     )
 
 
+def test_exemplars_that_were_cut_off_leave_no_arrays_and_earlier_ones_as_they_were(world, tmp_path):
+    images, maps, acts = world
+    mine = images.ids("mine")
+    first, other = (milan.strongest(acts.rows(mine), mine, some, k=2) for some in ([0, 1], [2, 3]))
+    milan.write_exemplars(tmp_path / "there", first, images, maps, progress=False)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "there").iterdir()}
+    gone = Gone(other[1].images[0])
+    see = gone.load
+    gone.load = lambda i: see(i) and images.load(i)
+    for place in ("there", "new"):
+        with pytest.raises(UserError, match="jpg"):
+            milan.write_exemplars(tmp_path / place, other, gone, maps, progress=False)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "there").iterdir()} == before
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_one_percent_of_a_units_places_lie_above_its_level(world):
     images, maps, _ = world
     every = torch.stack([torch.stack([maps.activations(u, int(i)) for i in images.ids("mine")]) for u in range(5)])

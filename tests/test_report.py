@@ -496,6 +496,7 @@ def test_what_models_said_and_saw_stands_on_the_unit_s_page(report, run):
                 assert told.get(key) == row[key]
             assert tuple(told.get("labels", ())) == tuple(row["labels"])
             assert prompts[told["prompt"]] == row["prompt"]
+            assert ("talk" in told) == (u == UNITS[0])
             assert len(told["sheets"]) == len(row["sheets"]) == 2
             for place, name in zip(told["sheets"], row["sheets"], strict=True):
                 with Image.open(report / place) as copy, Image.open(basis.sheets / name) as sheet:

@@ -20,6 +20,7 @@ from saelab.run.making import Stages
     "search",
     settings=("text", "image", "top", "bases", "layers", "images", "host", "sae", "encoder", "root"),
     examples=("search text='a bird'", "search image=photo.jpg", "search text='a red car' bases=[sae] top=20"),
+    types={"text": str | None, "image": str | None, "top": int},
 )
 def main(cfg: DictConfig) -> None:
     """Print each basis' best units with their labels; first, whether the words mean anything in these images."""

@@ -89,4 +89,6 @@ def _copy_sheets(run: Run, out: Path) -> dict[str, str]:
 def _proposals(basis: ReadBasis, number: int, sheets: dict[str, str], prompts: dict[str, int]) -> Iterator[list[Row]]:
     """Per unit what proposers said; prompts that are not in use yet are added to `prompts`."""
     for row in basis.labels:
-        yield [vlm_answers.shown(said, number, sheets, prompts) for said in basis.proposals.get(row["unit"], [])]
+        rows = basis.proposals.get(row["unit"], [])
+        talk = vlm_answers.transcript(basis.sheets, row["unit"]) if rows else []
+        yield [vlm_answers.shown(said, number, sheets, prompts, talk) for said in rows]

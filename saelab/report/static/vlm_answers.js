@@ -24,12 +24,20 @@ function proposal(run, p) {
     p.error ? h("p.fault", null, p.error) : null,
     p.sheets ? h("div.sheets", null, p.sheets.map(place => h("a", { href: place, "aria-label": `${shownAs(place)}, larger` }, h("img", { src: place, alt: sheetOf(place), loading: "lazy", decoding: "async" }), h("small", null, shownAs(place))))) : null,
     p.raw ? more("The full answer", h("pre", null, p.raw)) : null,
+    p.talk ? more(`The talk (${p.talk.length} ${p.talk.length === 1 ? "round" : "rounds"})`, h("ol.talk", null, p.talk.map(talkRound))) : null,
     p.prompt !== undefined ? more("The prompt", h("pre", null, run.prompts[p.prompt])) : null)
 }
 
+/* A round of an agent's talk: what it said, its calls, and what they were answered. */
+function talkRound(round) {
+  const call = c => h("div", null, h("code", null, `${c.tool} ${c.arguments}`), h("pre", null, c.answer))
+  return h("li", null, round.said ? h("p", null, round.said) : null, round.error ? h("p.fault", null, round.error) : null, round.calls.map(call))
+}
+
 /* A sheet in words, by its file's name. */
-const sheetOf = place => `sheet of the ${place.includes("contrast") ? "contrasts" : "strongest photos"}`
-const shownAs = place => (place.includes("contrast") ? "contrasts, as sent" : "positives, as sent")
+const askedFor = place => place.match(/-asked-(\d+)\./)?.[1]
+const sheetOf = place => (askedFor(place) ? `photos that it asked for, ${askedFor(place)}` : `sheet of the ${place.includes("contrast") ? "contrasts" : "strongest photos"}`)
+const shownAs = place => (askedFor(place) ? `asked for, ${askedFor(place)}` : place.includes("contrast") ? "contrasts, as sent" : "positives, as sent")
 
 /* ---- verification ---- */
 

@@ -284,13 +284,14 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "causal_q": (
         "Corrected p",
         "The share of other labels as a p-value, corrected for all units of the basis that were measured (false "
-        "discovery rate): of the units below 0.05 one in twenty is expected to be there by chance.",
+        "discovery rate): of the units below 0.05 one in twenty is expected to be there by chance. `saelab effects` "
+        "corrects by the same rule.",
         "Benjamini & Hochberg 1995",
     ),
     "uses_corrected": (
         "Used, corrected",
-        "Of the units that could be measured, the share whose p-value stays below 0.05 when it is corrected for all of "
-        "them (false discovery rate). The four fields are not corrected: 5 % of units are used by chance there.",
+        "Of the units compared that could be measured, the share whose p-value stays below 0.05 when it is corrected "
+        "for all units of the basis that were measured (false discovery rate). The four fields are not corrected: 5 % of units are used by chance there.",
         "Benjamini & Hochberg 1995",
     ),
     "uses": (

@@ -206,7 +206,7 @@ function pager(count, state, change) {
   const go = to => change({ page: String(to) }, true)
   return h("nav.pager", { "aria-label": "Pages of the table" },
     h("button", { type: "button", "data-key": "back", disabled: now <= 1, onclick: () => go(now - 1) }, "← Back"),
-    `${now} of ${format.count(pages)}`,
+    `page ${now} of ${format.count(pages)}`,
     h("button", { type: "button", "data-key": "next", disabled: now >= pages, onclick: () => go(now + 1) }, "Next →"))
 }
 
@@ -238,7 +238,7 @@ function pickedOf(run, state, change, redraw) {
   }
   return [
     h("b", null, format.plural(chosen.size, "unit")),
-    chosen.size > 1 && chosen.size < 5 ? h("a.button", { href: `beside.html#${list}` }, "Side by side") : h("span.quiet", null, chosen.size < 2 ? "tick two to four to compare them" : "four at most stand side by side"),
+    chosen.size > 1 && chosen.size < 5 ? h("a.button", { href: `beside.html#${list}` }, "Side by side") : h("span.quiet", null, chosen.size < 2 ? "tick two to four to put them side by side" : "four at most stand side by side"),
     h("form", { onsubmit: add }, name, h("button", null, "Add to collection")), h("datalist", { id: "collections" }, people.collections().map(value => h("option", { value }))),
     h("button", { type: "button", onclick: () => change({ ...listDefaults, basis: "*", only: list }) }, "Only these (an address to share)"),
     h("button", { type: "button", onclick: () => { chosen.clear(); redraw(); document.querySelector(".tick")?.focus({ preventScroll: true }) } }, "Clear"),

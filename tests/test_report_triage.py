@@ -80,7 +80,9 @@ def test_next_and_previous_follow_the_list_that_was_filtered_and_sorted(reader):
     assert place(page).startswith("place 2 of") and "temple OR flower" in page.inner_text(".triage .place a")
     for step, at in (("ArrowRight", 3), ("j", 4), ("k", 3), ("ArrowLeft", 2), ("ArrowLeft", 1)):
         page.keyboard.press(step)
-        playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile(f"^place {at} of"), timeout=PATIENCE)
+        playwright.expect(page.locator(".triage .place b")).to_have_text(
+            re.compile(f"^place {at} of"), timeout=PATIENCE
+        )
         assert page.inner_text(".crumbs strong").split()[-1] == shown[at - 1].split()[0]
     assert page.get_attribute(".crumbs .previous", "aria-disabled") == "true"
     page.click(".triage .place a")

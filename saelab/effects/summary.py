@@ -97,9 +97,9 @@ def difference(
 def summarise(rows: Sequence[dict[str, Any]], detects: Sequence[bool | None], units: int) -> dict[str, Any]:
     """Everything that is shown of a basis: plain values.
 
-    `rows`: as `add_corrected` gives them. `detects`: for each row, does its label beat its null (it does not abstain); None without a label. `units`: of the
-    whole basis. Means are over units that have the number; `all` counts the others as 0, `labelled` leaves out units
-    whose label abstains.
+    `rows`: as `add_corrected` gives them. `detects`: for each row, does its label beat its null (it does not abstain);
+    None without a label. `units`: of the whole basis. Means are over units that have the number; `all` counts the
+    others as 0, `labelled` leaves out units whose label abstains.
     """
     labels = [row["label"] for row in rows]
     found: dict[str, Any] = {"units": units, "chosen": len(rows), "measured": sum(row["why"] is None for row in rows)}

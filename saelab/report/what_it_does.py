@@ -39,7 +39,17 @@ def _shown(measured: Measured, row: dict[str, Any] | None, label: Mapping[str, A
     if row is None or row["why"] == "too_few":
         return None
     own = dict(measured.means.get(row["label"] or "", []))
-    numbers = ("causal_pct", "causal_control", "causal_net", "causal_p", "causal_q", "drop", "moved", "push", "necessity")
+    numbers = (
+        "causal_pct",
+        "causal_control",
+        "causal_net",
+        "causal_p",
+        "causal_q",
+        "drop",
+        "moved",
+        "push",
+        "necessity",
+    )
     return {
         "pictures": len(row["pictures"]),
         "outputs": measured.outputs,

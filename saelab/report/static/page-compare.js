@@ -197,7 +197,7 @@ function againstRate(run, c) {
   const draw = async () => {
     const rows = (await Promise.all(bases.map(b => load(run, b.name)))).flat()
     const key = state.metric
-    place.replaceChildren(scatter(rows, { rate: r => r.firing_rate, value: r => r[key], title: terms[state.metric].title.toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), open: r => { location.href = unitLink(r.basis, r.unit) }, height: 360 }))
+    place.replaceChildren(scatter(rows, { rate: r => r.firing_rate, value: r => r[key], title: terms[state.metric].title.toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), names: name => inFewWords(run, name), open: r => { location.href = unitLink(r.basis, r.unit) }, height: 360 }))
   }
   new IntersectionObserver(([entry], observer) => { if (entry.isIntersecting) { observer.disconnect(); draw() } }, { rootMargin: "300px" }).observe(place)
   const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k].title)))

@@ -45,7 +45,7 @@ page(async (run, main) => {
     const key = y()
     chart.replaceChildren(...state.basis === "*" ? [h("p", null, legend(run, oneAColour(run), inFewWords))] : [], scatter(rows, {
       rate: r => r.firing_rate, value: r => r[key],
-      title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), height: 240,
+      title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), names: name => inWords(run, name), height: 240,
       open: r => { location.href = unitLink(r.basis, r.unit) + along(state) },
       brushed: (rate, value) => change({ range: withBounds(state.range, { firing_rate: rate, [y()]: value }) }),
     }))

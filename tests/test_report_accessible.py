@@ -47,7 +47,7 @@ def test_axe_finds_nothing(browser, address):
 
 
 def check_alone(browser, file: Path) -> None:
-    """A page that needs nothing beside it: axe-core finds nothing, nothing but a box scrolls to the side, keys reach it."""
+    """A page of its own: axe-core finds nothing, and nothing but a box, which keys reach, scrolls to the side."""
     context = browser.new_context(bypass_csp=True)
     page = context.new_page()
     page.goto(file.resolve().as_uri())

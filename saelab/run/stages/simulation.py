@@ -154,7 +154,8 @@ class Predictors:
 def best_concept(truth: Truth, acts: Float[Tensor, "images"], mine: Int[Tensor, "mine"]) -> int | None:
     """The concept whose truth correlates most with the unit on described mining images.
 
-    None where no concept has FEWEST images, and where none correlates above 0: then no word follows the unit. A labeller that sees what people wrote in place of an encoder's similarities: how well a label could do.
+    None where no concept has FEWEST images, and where none correlates above 0: then no word follows the unit. A
+    labeller that sees what people wrote in place of an encoder's similarities: how well a label could do.
     """
     seen = mine[truth.known[mine]]
     member, own = truth.member[seen].double(), acts[seen].double()

@@ -122,6 +122,11 @@ def test_a_page_shows_every_item_and_names_no_basis(run, tmp_path):
     assert {"basis", "check"} <= set(json.loads((tmp_path / "key.json").read_text())["items"][0])
 
 
+@pytest.mark.browser
+def test_a_sheet_can_be_read_anywhere(run, tmp_path, browser):
+    check_alone(browser, sheets.write(rating.draw(run, ASKED), run.images, 1, tmp_path)[0])
+
+
 def test_what_spreadsheets_write_is_read(run, tmp_path):
     study = rating.draw(run, ASKED)
     path = tmp_path / "ada.csv"

@@ -36,6 +36,7 @@ from saelab.report import (
     write,
 )
 from saelab.report.build import _best
+from saelab.report.called import Called, in_few_words, in_words
 from saelab.report.shelf import Shelf
 from saelab.report.units import assemble
 
@@ -684,26 +685,53 @@ def test_a_record_without_quality_is_read_all_the_same(run_json, tmp_path):
     assert all(basis.quality is None for basis in run.bases)
 
 
-def test_a_photo_that_is_there_twice_byte_for_byte_is_shown_once(run, tmp_path):
+def test_of_near_duplicates_the_strongest_is_shown_and_the_others_counted(run):
     from dataclasses import replace
 
-    for name in "abcd":
-        (tmp_path / f"{name}.jpg").write_bytes(b"same" if name in "ac" else name.encode())
-    files = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
-    images = replace(run.images, root=tmp_path, files=files, groups=np.array([0, 0, 0, 3]))
-    assert pictures.copies(images) == {0: 0, 1: 1, 2: 0}
     basis = run.bases[1]
     u = next(u for u in range(48) if (basis.exemplars["activations"][u] > 0).sum() >= 4)
     first, second = basis.exemplars["positives"][u][:2].tolist()
     on = dict(zip(*(x.tolist() for x in basis.column(u)), strict=True))
+    apart = np.arange(len(run.images))
+    alike = np.where(apart == second, first, apart)
     plain, once = (
-        records._exemplars(basis, u, records.exemplars_shown(basis, 8, same)[u], on) for same in ({}, {second: first})
+        records._exemplars(basis, u, records.exemplars_shown(basis, 8, groups)[u], on, groups)
+        for groups in (apart, alike)
     )
+    assert once["alike"] == [1] + [0] * (len(once["positives"]) - 1) and not any(plain["alike"])
     dense = basis.acts.toarray()[:, u]
     assert basis.column(u)[1].tolist() == dense[dense != 0].tolist()
     assert plain["contrast_activations"] == [None if i < 0 else float(dense[i]) for i in plain["contrasts"]]
-    assert once["positives"] == [i for i in plain["positives"] if i != second]
-    assert once["activations"] == [v for v, i in zip(plain["activations"], plain["positives"]) if i != second]
+    kept = [i for i in plain["positives"] if i != second]
+    assert once["positives"][: len(kept)] == kept, "one more of those after them may have its place"
+    column = basis.acts[:, [u]].toarray().ravel()
+    assert once["activations"] == pytest.approx(column[once["positives"]].tolist())
+    assert records._meaning({"positives": [5, 3, 4]}, np.array([0, 1, 2, 3, 3, 5]))["shown"] == [5, 3]
+    some = next(label for label in run.bases[0].labels if label["label"])["unit"]
+    every = list(held_out.of_basis(run, run.bases[0]))[some]
+    one = replace(run, images=replace(run.images, groups=np.zeros(len(run.images), np.int64)))
+    series = list(held_out.of_basis(one, one.bases[0]))[some]
+    assert series.get("counts") == every.get("counts"), "numbers count every photo"
+    for key in {"hits", "misses", "alarms", "strongest"} & set(every):
+        assert series[key] == every[key][:1], "the strongest of the only series"
+
+
+def test_bases_are_called_by_kind_and_by_what_sets_them_apart(report, run):
+    def called(*rows):
+        bases = [Called(short, kind, layer, seed, control) for short, kind, layer, seed, control in rows]
+        return in_few_words(bases), in_words(bases)
+
+    neuron, sae = ("neuron", "neuron", "a", None, False), ("sae seed 0", "sae", "a", 0, False)
+    assert called(neuron, sae) == (["Neurons", "SAE features"],) * 2
+    other, wide = ("sae seed 1", "sae", "a", 1, False), ("sae k=8 seed 0", "sae", "a", 0, False)
+    assert called(sae, other)[0] == ["SAE features, seed 0", "SAE features, seed 1"]
+    assert called(sae, wide)[0] == ["SAE features, sae seed 0", "SAE features, sae k=8 seed 0"], "a seed tells nothing"
+    strange = ("SAE on random host, seed 0", "sae", "a", 0, True)
+    assert called(sae, strange)[0] == ["SAE features", "SAE on random host, seed 0"]
+    assert called(sae, ("neuron", "neuron", "b", None, False))[1] == ["SAE features of a", "Neurons of b"]
+    assert called(("mine", "my own", "a", None, False))[0] == ["mine"]
+    shown = [basis["words"] for basis in data(report, "run")["bases"]]
+    assert shown == ["Neurons", "SAE features, seed 0", "SAE features, seed 1", "Random directions"]
 
 
 def test_a_shelf_gives_back_what_it_took():

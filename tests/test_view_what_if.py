@@ -14,6 +14,7 @@ from report_fixture import Filters
 from test_view import Viewer, clear, made, models_of, world  # noqa: F401  (fixtures)
 from torch import nn
 
+from saelab.effects.explain import OnePicture
 from saelab.hosts import Host
 from saelab.hosts.transform import Transform
 from saelab.report import reading
@@ -76,6 +77,22 @@ def test_a_picture_goes_to_outputs_and_to_units(named):
         (abs(u["effect"]) for u in first), reverse=True
     )
     assert first[0]["label"] == named.run.bases[0].labels[first[0]["unit"]]["label"]
+
+
+def test_a_picture_runs_through_the_host_once_and_the_numbers_stay(named, monkeypatch):
+    """Every answer goes on from the layer's tokens; the long way starts each from the picture: the same, bit by bit."""
+    unit = named.ask("/api/what-if?image=5").json["bases"][0]["units"][0]["unit"]  # tried once: where passes may begin
+    ran = []
+    handle = named.host().model.filters.register_forward_hook(lambda module, args, output: ran.append(len(output)))
+    asked = ["/api/what-if?image=7"]
+    asked += [f"/api/what-if?image=7&basis={named.run.bases[0].name}&unit={unit}&strength={x}" for x in (0, 2.5)]
+    quick = [named.ask(address).json for address in asked]
+    assert ran == [1, 1, 1], "one picture a question"
+    ran.clear()
+    monkeypatch.setattr(OnePicture, "resumed", False)
+    assert [named.ask(address).json for address in asked] == quick
+    assert len(ran) > 6 * len(named.run.bases)
+    handle.remove()
 
 
 def test_a_host_that_a_search_loaded_has_gradients_too(named):

@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> None:
             if by_text
             else find_by_image(made, basis, acts, cfg.image, cfg.top)
         )
-        print(f"{basis.layer}  {basis.name}")
+        print(f"{made.call(basis)} of {basis.layer}")
         for unit, score in zip(hits.units.tolist(), hits.scores.tolist()):
             print(f"  {unit:>6}  {score:6.3f}  {rows[unit]['label'] or '-'}")
 

@@ -4,9 +4,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
-from saelab.artifacts import file_digest
 from saelab.errors import UserError
 from saelab.images import ImageSet
 
@@ -20,17 +21,9 @@ def side_for(count: int, budget: int = BUDGET) -> int:
     return next((side for side, size in SIDES.items() if count * size <= budget), min(SIDES))
 
 
-def copies(images: ImageSet) -> dict[int, int]:
-    """The first image of the same bytes, for images that have a near-duplicate (only their files are read)."""
-    groups: dict[int, list[int]] = {}
-    for i, group in enumerate(images.groups.tolist()):
-        groups.setdefault(group, []).append(i)
-    found: dict[int, int] = {}
-    for members in groups.values():
-        files = [i for i in members if len(members) > 1 and images.path(i).is_file()]
-        first: dict[str, int] = {}
-        found |= {i: first.setdefault(file_digest(images.path(i)), i) for i in files}
-    return found
+def first_of_each(groups: Int[np.ndarray, "images"]) -> Int[np.ndarray, "some"]:
+    """Places of the images whose group none before them has: a strip shows near-duplicates, and a series, once."""
+    return np.sort(np.unique(groups, return_index=True)[1])
 
 
 def place(image_id: int) -> str:

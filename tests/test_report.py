@@ -713,7 +713,18 @@ def test_of_near_duplicates_the_strongest_is_shown_and_the_others_counted(run):
     series = list(held_out.of_basis(one, one.bases[0]))[some]
     assert series.get("counts") == every.get("counts"), "numbers count every photo"
     for key in {"hits", "misses", "alarms", "strongest"} & set(every):
-        assert series[key] == every[key][:1], "the strongest of the only series"
+        assert series[key] == every[key][: (len(every[key]) + 1) // 2], "the only series fills half of the strip"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_strip_shows_as_few_of_a_group_as_fill_half_of_it(seed):
+    rng = np.random.default_rng(seed)
+    groups, count = rng.integers(0, rng.integers(1, 40), rng.integers(0, 60)), int(rng.integers(1, 31))
+    before = [int((groups[:i] == group).sum()) for i, group in enumerate(groups)]
+    half = (min(count, len(groups)) + 1) // 2
+    most = next((n for n in range(60) if sum(b <= n for b in before) >= half), 0)
+    expected = [i for i, b in enumerate(before) if b <= most][:count]
+    assert pictures.few_of_each(groups, count).tolist() == expected
 
 
 def test_bases_are_called_by_kind_and_by_what_sets_them_apart(report, run):

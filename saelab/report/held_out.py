@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from saelab import metrics, truth
 from saelab.acts import firing_threshold
-from saelab.report.pictures import first_of_each
+from saelab.report.pictures import few_of_each
 from saelab.report.reading import ReadBasis, Run
 
 SHOWN = 6  # photos of each sort
@@ -75,10 +75,10 @@ def _split(test: Tested, values: np.ndarray, true: np.ndarray, known: np.ndarray
 
 
 def _strongest(test: Tested, values: np.ndarray, among: np.ndarray, count: int, sign: int = 1) -> list[list[Any]]:
-    """[image, activation] of the largest values among some images, one of each group, ties to the lowest id."""
+    """[image, activation] of the largest values among some images, few of each group, ties to the lowest id."""
     places = np.flatnonzero(among)
     places = places[np.argsort(-values[places], kind="stable")]
-    places = places[first_of_each(test.groups[places])][:count]
+    places = places[few_of_each(test.groups[places], count)]
     return [[int(test.ids[i]), float(sign * values[i])] for i in places]
 
 

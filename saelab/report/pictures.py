@@ -21,9 +21,20 @@ def side_for(count: int, budget: int = BUDGET) -> int:
     return next((side for side, size in SIDES.items() if count * size <= budget), min(SIDES))
 
 
-def first_of_each(groups: Int[np.ndarray, "images"]) -> Int[np.ndarray, "some"]:
-    """Places of the images whose group none before them has: a strip shows near-duplicates, and a series, once."""
-    return np.sort(np.unique(groups, return_index=True)[1])
+def few_of_each(groups: Int[np.ndarray, "images"], count: int) -> Int[np.ndarray, "some"]:
+    """Places of the images that a strip for `count` shows, given the groups of all, the strongest first.
+
+    Of near-duplicates, or a series, the first alone; of each as few as fill half of the strip where that leaves less,
+    as with the frames of two videos.
+    """
+    half = (min(count, len(groups)) + 1) // 2
+    _, own = np.unique(groups, return_inverse=True)
+    order = np.argsort(own, kind="stable")
+    starts = np.searchsorted(own[order], own[order])
+    before = np.empty(len(groups), dtype=np.int64)  # how many of its group come before each
+    before[order] = np.arange(len(groups)) - starts
+    most = int(np.searchsorted(np.bincount(before).cumsum(), half)) if len(groups) else 0
+    return np.flatnonzero(before <= most)[:count]
 
 
 def place(image_id: int) -> str:

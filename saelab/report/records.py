@@ -88,9 +88,9 @@ def of_basis(
 
 
 def _meaning(found: dict[str, Any], groups: Int[np.ndarray, "images"]) -> dict[str, Any]:
-    """One of a unit's meanings with the images of it that are `shown`: of near-duplicates the strongest alone."""
+    """One of a unit's meanings with the images of it that are `shown` (`pictures.few_of_each`)."""
     ids = np.array(found["positives"], dtype=np.int64)
-    return found | {"shown": ids[pictures.first_of_each(groups[ids])][:OF_MEANING].tolist()}
+    return found | {"shown": ids[pictures.few_of_each(groups[ids], OF_MEANING)].tolist()}
 
 
 def _photos(shown: list[Any]) -> list[int]:
@@ -116,14 +116,14 @@ def _sources(row: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
 
 
 def exemplars_shown(basis: ReadBasis, shown: int, groups: Int[np.ndarray, "images"]) -> list[np.ndarray]:
-    """Per unit the ranks of the strongest images on its page: up to `shown`, of near-duplicates the strongest alone.
+    """Per unit the ranks of the strongest images on its page: up to `shown`, few near-duplicates.
 
-    `groups`: of the run's images (`ImageSet.groups`): near-duplicates, and photos of one series.
+    `groups`: of the run's images (`ImageSet.groups`), for `pictures.few_of_each`.
     """
     found = []
     for ids in basis.exemplars["positives"]:
         places = _firing(basis, len(found))
-        found.append(places[pictures.first_of_each(groups[ids[places]])][:shown])
+        found.append(places[pictures.few_of_each(groups[ids[places]], shown)])
     return found
 
 

@@ -120,7 +120,7 @@ def exemplars_shown(basis: ReadBasis, shown: int, groups: Int[np.ndarray, "image
 
     `groups`: of the run's images (`ImageSet.groups`), for `pictures.few_of_each`.
     """
-    found = []
+    found: list[np.ndarray] = []
     for ids in basis.exemplars["positives"]:
         places = _firing(basis, len(found))
         found.append(places[pictures.few_of_each(groups[ids[places]], shown)])

@@ -46,18 +46,23 @@ def test_axe_finds_nothing(browser, address):
     reader.context.close()
 
 
-def check_alone(browser, file: Path) -> None:
-    """A page of its own: axe-core finds nothing, and nothing but a box, which keys reach, scrolls to the side."""
-    context = browser.new_context(bypass_csp=True)
-    page = context.new_page()
-    page.goto(file.resolve().as_uri())
+def check_looks(page) -> None:
+    """As the page stands: axe-core finds nothing, and nothing but a box scrolls to the side, in every look."""
     page.evaluate(axe())
     for (width, height), scheme in LOOKS:
         page.set_viewport_size({"width": width, "height": height})
         page.emulate_media(color_scheme=scheme)
-        page.wait_for_timeout(100)
-        assert page.evaluate(FOUND, {}) == [], (file.name, width, scheme)
-        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), (file.name, width)
+        page.wait_for_timeout(150)
+        assert page.evaluate(FOUND, {}) == [], (page.url, width, scheme)
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), (page.url, width)
+
+
+def check_alone(browser, file: Path) -> None:
+    """A page of its own, with boxes that scroll to the side."""
+    context = browser.new_context(bypass_csp=True)
+    page = context.new_page()
+    page.goto(file.resolve().as_uri())
+    check_looks(page)
     for box in page.query_selector_all(".scroll"):
         check_shades(box)
     context.close()
@@ -72,6 +77,22 @@ def check_shades(box) -> None:
         seen.append(box.evaluate(SHADES))
     assert seen == ([[False, True], [True, True], [True, False]] if wide > 1 else [[False, False]] * 3), seen
     assert wide <= 1 or box.get_attribute("tabindex") == "0"
+
+
+def test_a_collection_can_be_read_anywhere(browser):
+    reader = Reader(browser, made_report(), bypass_csp=True)
+    for unit in UNITS[:2]:
+        page = reader.open("index.html")
+        page = reader.open(f"unit.html#{ASKED}/{unit}")
+        page.fill("input[name=collection]", "mine and yours")
+        page.press("input[name=collection]", "Enter")
+        page.wait_for_selector(".notebook .chips")
+    page = reader.open("index.html")
+    page = reader.open("units.html#basis=*&in=mine and yours")
+    assert page.locator(".units tbody tr").count() == 2
+    check_looks(page)
+    assert reader.faults == []
+    reader.context.close()
 
 
 def test_wide_tables_show_that_there_is_more(browser):

@@ -135,10 +135,11 @@ const number = (run, name) => run.bases.findIndex(b => b.name === name)
 const alone = { planted: "planted unit", neuron_groups: "group", sae_groups: "group", untrained: "untrained feature", frozen_decoder: "feature", soft_frozen: "feature",  neuron: "neuron", sae: "SAE feature", pca: "component", random_rotation: "random direction" }
 
 /* A basis in words: "Neurons", "SAE features, seed 1"; with its layer where the run has several (saelab.report.called). */
-const inWords = (run, name) => run.bases.find(b => b.name === name)?.words ?? name
+const inWords = (run, name) => unbroken(run.bases.find(b => b.name === name)?.words ?? name)
+const unbroken = words => words.replace(/(?<=seed) (?=\d)/g, "\u00a0") // no seed stands apart from its number
 
 /* The same where the page says of which layer it speaks. */
-const inFewWords = (run, name) => run.bases.find(b => b.name === name)?.few_words ?? name
+const inFewWords = (run, name) => unbroken(run.bases.find(b => b.name === name)?.few_words ?? name)
 
 /* A unit where space is short: "SAE features, seed 1 · 27", which breaks before the seed, so that no unit stands alone. */
 const inBrief = (run, name, unit) => `${inFewWords(run, name).replace(/ (\d+)$/, "\u00a0$1")}\u00a0·\u00a0${unit}`

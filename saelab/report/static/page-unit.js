@@ -229,7 +229,7 @@ function pair(record, i, mode) {
   return h("figure.pair", null,
     heated(record, i, words, mode),
     h("div.level", null, h("i", { style: `width:${100 * share}%` })),
-    h("small", null, `${i + 1} · ${format.number(record.activations[i])} · ${format.share(share)}`, h("span.wide-only", null, " of max"), record.alike[i] ? [" · ", term("alike", `+${record.alike[i]} alike`)] : null),
+    h("small", null, `${i + 1} · ${format.number(record.activations[i])} · ${format.share(share)}`, h("span.wide-only", null, " of max"), record.alike[i] ? [" · ", term("alike", `+${record.alike[i]}\u00a0alike`)] : null),
     other >= 0 && record.contrasts.indexOf(other) < i
       ? h("small", null, `contrast of photo ${record.contrasts.indexOf(other) + 1}, `, h("span.together", null, `cosine ${format.number(record.similarity[i])}`))
       : other >= 0

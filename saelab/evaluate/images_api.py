@@ -55,7 +55,9 @@ class ImagesServer:
             self.body["size"] = f"{settings.size}x{settings.size}"
 
     def __call__(self, prompt: str, seeds: Sequence[int]) -> list[Image.Image | None]:
-        """A picture for each seed (servers don't take seeds: only their number counts); None: refused, as the log says once.
+        """A picture for each seed (servers don't take seeds: only their number counts).
+
+        None: refused, as the log says once a prompt.
 
         Raises UserError for what every request would meet: no server, a refused key, an unknown model, no credit, a
         redirect, and where retries are used up.

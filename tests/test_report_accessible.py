@@ -25,8 +25,8 @@ SHADES = """box => { const shades = getComputedStyle(box).boxShadow.split(/,(?![
 
 
 # What makes a page wider than its window: nothing, or the elements that reach beyond it.
-BEYOND = """() => document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll("body *")].filter(
-  x => x.getBoundingClientRect().right > innerWidth + 0.5).map(x => x.outerHTML.slice(0, 120)).slice(-6)"""
+BEYOND = """() => document.documentElement.scrollWidth <= innerWidth ? [] : [...document.body.querySelectorAll("*")]
+  .filter(x => x.getBoundingClientRect().right > innerWidth + 0.5).map(x => x.outerHTML.slice(0, 120)).slice(-6)"""
 
 
 def axe() -> str:

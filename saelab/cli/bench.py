@@ -24,7 +24,6 @@ from saelab.run.config import as_tuple
 from saelab.run.device import choose_device
 from saelab.settings import nearest
 
-SHAPE = "expected [d_in, latents, batch], whole numbers of at least 1"
 Cases = Callable[[], Iterator[dict[str, Any]]]
 
 
@@ -39,7 +38,8 @@ Cases = Callable[[], Iterator[dict[str, Any]]]
         "sae.rules",
         "sae.rounds",
         "quality.data",
-        "sae_gpu.shape",
+        "sae_gpu.shapes",
+        "sae_gpu.seconds",
     ),
     examples=(
         "bench cases=[sae,cache]",
@@ -94,11 +94,9 @@ def case_of(name: str, given: Mapping[str, Any]) -> Cases:
 def check(setting: str, value: Any, kind: Any) -> None:
     """Raise UserError for a setting of a section that isn't of this kind: its numbers are counts, sizes and rates."""
     last = setting.rpartition(".")[2]
-    if last in ("shape", "shapes"):
-        several = value if last == "shapes" else [value]
-        shapes = several if isinstance(several, list) else [several]
-        if not shapes or any(not _is_shape(shape) for shape in shapes):
-            raise UserError(setting, value, SHAPE if last == "shape" else f"{SHAPE}, one or more")
+    if last == "shapes":
+        if not isinstance(value, list) or not value or not all(map(_is_shape, value)):
+            raise UserError(setting, value, "expected [d_in, latents, batch], one or more, of whole numbers from 1 on")
     elif kind in (int, float):
         check_number(setting, value, kind)
     elif get_origin(kind) is list and not isinstance(value, list):

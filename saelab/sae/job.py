@@ -13,7 +13,7 @@ from torch import Tensor
 from saelab import artifacts
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
-from saelab.sae import checkpoints, record, summary
+from saelab.sae import checkpoints, record, rules, summary
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World
 from saelab.sae.model import SAE
@@ -24,6 +24,7 @@ log = logging.getLogger("saelab")
 SHORT, SLOW = 2000, 1e-3  # steps and rate under which lr=None leaves much unexplained (docs/sae.md)
 LATER = {"jumprelu": 2}  # rules that train otherwise than they once did: since 2, silent latents are revived
 WASTED = 0.1  # share of dead latents from which on the log says so, with what helps
+EXCEEDS = 1.05  # times k: mean L0 of held-out tokens from which on the log says that thresholds don't keep k
 DIVERGED = 10.0  # times the FVU of the first line (or of the mean): then training is given up
 
 
@@ -163,9 +164,7 @@ class Job:
         found = quality(sae, batches)
         if held_out is not None:
             found["held_out"] = compare_held_out(sae, found, held_out)
-        if found["dead"] > WASTED:
-            name, share = self.folder or "the SAE", f"{found['dead']:.0%} of its {self.trainer.config.latents} latents"
-            log.warning("%s: no token of training fires %s; take fewer latents or more tokens", name, share)
+        self._judge(found)
         if self.folder is not None and self.world.first:
             artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
             artifacts.write_json(self.folder / "quality.json", found)
@@ -178,6 +177,17 @@ class Job:
             sae = self._load()
             self.world.all.wait(self.trainer.device)  # the first process may move the folder
         return Fit(sae, found, self.folder)
+
+    def _judge(self, found: dict[str, Any]) -> None:
+        """Say so where many latents are dead, and where thresholds let more through than k, with what helps."""
+        config, name = self.trainer.config, self.folder or "the SAE"
+        if found["dead"] > WASTED:
+            share = f"{found['dead']:.0%} of its {config.latents} latents"
+            log.warning("%s: no token of training fires %s; take fewer latents or more tokens", name, share)
+        held_out = found.get("held_out", {}).get("l0", 0.0)
+        if rules.find(config.rule).has_k and held_out > EXCEEDS * config.k:
+            exceed = f"{held_out:.3g} latents a held-out token exceed their thresholds, k is {config.k}"
+            log.warning("%s: %s; compare SAEs at held_out.l0 of quality.json, or take rule=topk", name, exceed)
 
     def _load(self) -> SAE:
         """The finished SAE: on the device, or where processes share it in the CPU's memory, which maps the file."""

@@ -37,8 +37,8 @@ def screened_top_k(
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """The k largest of each row of x W' + bias (float32, and int64), among the `candidates` of the rough product.
 
-    `by`: its numbers, bfloat16 | int8. A true member is lost only where rounding ranks it below all candidates
-    (`screen_recall` counts).
+    `by`: its numbers, bfloat16 | int8, or float8 on cards that have it. A true member is lost only where rounding ranks
+    it below all candidates (`screen_recall` counts).
     """
     _, candidates = rank_roughly(x, W, bias, min(len(W), count_candidates(k, by)), by)
     return _rescore(x, W, bias, candidates, k)
@@ -161,8 +161,8 @@ def slack(x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float
 
 
 def count_candidates(count: int, by: str = "bfloat16") -> int:
-    """Candidates for so many members, in training; int8 rounds more than bfloat16, so it gets more."""
-    return 2 * count if by == "int8" else count + (count + 1) // 2
+    """Candidates for so many members, in training; int8 and float8 round more than bfloat16, so they get more."""
+    return 2 * count if by in ("int8", "float8") else count + (count + 1) // 2
 
 
 def _split(flat: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -135,9 +135,6 @@ class TrainConfig:
     log_every: int = 25  # steps between lines in metrics.jsonl
     checkpoint_every: int = 1000  # steps between checkpoints
     keep: int = 2  # checkpoints that are kept
-    ema: float = added(
-        0.0
-    )  # the SAE has the running mean of its weights, of which a step keeps this share; 0: the last
     latent_shards: int = added(1)  # topk, batchtopk: shards of the latents, each in another process (docs/scale.md)
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ NAMES = {
     str: "a word",
     bool: "true or false",
     tuple: "a list",
+    list: "a list",
     dict: "settings",
 }
 
@@ -83,8 +84,14 @@ def check(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> None:
         value, bounds = getattr(settings, field.name), ranges.get(field.name)
         _check(f"{prefix}{field.name}", value, hints[field.name], _say_bounds(bounds))
         if bounds is not None and value is not None and not bounds[0] <= value <= bounds[1]:
-            kind = "a whole number" if isinstance(value, int) else "a number"
+            kind = NAMES[float if float in _kinds(hints[field.name]) else int]
             raise UserError(f"{prefix}{field.name}", value, f"expected {kind}{_say_bounds(bounds)}")
+
+
+def check_types(given: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
+    """Raise UserError for a setting whose value is of another type than its hint, such as `str | None`."""
+    for name, value in given.items():
+        _check(name, value, hints[name])
 
 
 def _say_bounds(bounds: Range | None) -> str:
@@ -95,8 +102,7 @@ def _say_bounds(bounds: Range | None) -> str:
 
 
 def _check(setting: str, value: Any, hint: Any, bounds: str = "") -> Any:
-    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = [get_origin(option) or option for option in options]
+    kinds = _kinds(hint)
     if value is None and type(None) in kinds:
         return None
     if tuple in kinds and isinstance(value, list):
@@ -105,6 +111,12 @@ def _check(setting: str, value: Any, hint: Any, bounds: str = "") -> Any:
         wanted = [NAMES.get(kind, "null") for kind in kinds]
         raise UserError(setting, value, f"expected {' or '.join(dict.fromkeys(wanted))}{bounds}")
     return value
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The classes that a hint allows."""
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return [get_origin(option) or option for option in options]
 
 
 def _is(value: Any, kind: Any) -> bool:

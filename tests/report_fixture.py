@@ -283,6 +283,12 @@ def _shown(found: Any) -> propose.ShownExemplars:
     return propose.ShownExemplars(found.positives, found.contrasts, found.activations)
 
 
+TALK = [  # an agent's, of the first unit: what stands in transcripts/
+    {"round": 1, "said": None, "calls": [{"tool": "strongest", "arguments": '{"count": 2}', "answer": "x" * 3000}]},
+    {"round": 2, "said": "curved eaves, then", "error": None, "pictures": []},
+]
+
+
 def _answers(path: Path, rows: list[dict[str, Any]]) -> Path:
     counted = {"model": "a model in a file", "prompt_tokens": 1234, "completion_tokens": 56, "cost": 0.00125}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -298,6 +304,8 @@ def _proposals(root: Path, found: Any, images: ImageSet) -> Path:
     proposer = propose.load_proposer("recorded", answers=answers, sheet_px=448)
     at = root / "proposals" / "sae_seed_0-recorded-0"
     propose.run(proposer, _shown(found), images, UNITS, at, progress=False)
+    (at / "transcripts").mkdir()
+    artifacts.write_jsonl(at / "transcripts" / f"unit-{UNITS[0]:05d}.jsonl", TALK)
     return at / "proposals.jsonl"
 
 

@@ -59,6 +59,24 @@ def test_a_run_that_is_none_names_the_command_that_makes_one(given, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("slip", "expected"),
+    [
+        ("report site=5", "a word or null"),
+        ("export k=many", "a whole number"),
+        ("push out=5", "a word or null"),
+        ("serve mcp=5", "true or false"),
+        ("view returned=a.csv", "a list"),
+        ("search top=few", "a whole number"),
+        ("label label.sets=2", "a number from 0 to 1"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_line(slip, expected, tmp_path):
+    name, value = slip.split()[1].split("=")
+    done = commands.run([sys.executable, "-m", "saelab.cli.main", *slip.split()], cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == f"saelab: {name}={value}: expected {expected}\n"
+
+
+@pytest.mark.parametrize(
     ("typed", "read"),
     [
         ("images.root=~/photos", [f"images.root={Path.home() / 'photos'}"]),

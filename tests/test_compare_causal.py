@@ -18,6 +18,7 @@ from test_compare import basis, rows
 from saelab.compare import Settings, TestImages, compare
 from saelab.compare.causal import METRICS, PRIMARY, _Ground, _parts, join
 from saelab.compare.shared import combine
+from saelab.effects import add_corrected
 
 IMAGES, UNITS, EACH, WORLDS = 120, 80, 12, 100
 QUICK = Settings(resamples=20)
@@ -45,7 +46,7 @@ def effects(seed: int, level: float = 0.0, image_noise=None, labels: int = 40, u
         row = {"unit": unit, "label": f"label {label}", "why": None, "pictures": (images + 1000).tolist()}
         row |= {"causal_p": float(rng.random()), "without": dict.fromkeys(METRICS, without)}
         found.append(row | dict.fromkeys(METRICS, float(each.mean())))
-    return found
+    return add_corrected(found)
 
 
 @pytest.fixture(scope="module")

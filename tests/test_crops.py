@@ -43,6 +43,19 @@ def test_otsu_leaves_least_variance_within_its_classes(counts):
         assert mine == pytest.approx(best)
 
 
+def closed_map(i: int) -> np.ndarray:
+    """An 8-bit map of 20 x 24 places: waves and a spot, other ones for each i."""
+    y, x = np.mgrid[:20, :24].astype(float)
+    waves = np.sin(0.3 + 0.07 * i + 0.21 * x) * np.cos(0.11 * i + 0.17 * y)
+    spot = np.exp(-((y - (7 * i) % 20) ** 2 + (x - (11 * i) % 24) ** 2) / (4 + i % 37))
+    heat = np.clip(waves * (i % 5) / 4 + 2 * spot, 0, None)
+    return (255 * heat / heat.max()).astype(np.uint8)
+
+
+def test_otsu_gives_scikit_images_levels_on_200_maps():
+    assert [otsu(np.bincount(closed_map(i).ravel(), minlength=256)) for i in range(200)] == GOLDEN["otsu"]
+
+
 def _within(counts, cut):
     values = np.arange(len(counts))
     parts = [np.repeat(values[s], counts[s]) for s in (slice(0, cut + 1), slice(cut + 1, None))]

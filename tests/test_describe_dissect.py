@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import describe_dissect as study
 import numpy as np
 import pytest
 import torch
@@ -16,10 +17,12 @@ from saelab.errors import UserError
 from saelab.label import propose
 from saelab.label.describe.captions import CAPTIONS, TaggerCaptioner
 from saelab.label.describe.proposer import clean_candidates
+from saelab.label.exemplars import Exemplars
 from saelab.label.proposal import Estimate
 from saelab.label.vlm.chat import Picture
 from saelab.run.config import ProposerSettings
 from saelab.run.stages.proposals import propose_labels
+from saelab.run.stages.unit_bench import UnitBench
 
 IMAGES = Pictures()
 
@@ -244,3 +247,34 @@ def test_another_truth_or_other_made_pictures_start_proposals_anew(made, tmp_pat
     first, second = (ask(beside, bench=bench, make=make) for make in made_so)
     assert first != second and ask(beside, bench=bench, make=made_so[0]) == first
     assert ask(bench=bench, make=made_so[0]) == ask(bench=bench), "nothing made is shown, so nothing hangs on it"
+
+
+def test_the_study_counts_what_crops_and_the_new_order_do(made, monkeypatch):  # noqa: F811
+    """A bench that small pictures fire, and one for which only photos of blue fire a unit that sees red."""
+    monkeypatch.setattr(study, "SCORER", "pearson")
+    basis = next(basis for basis in made.labelled if basis.name == "neuron")
+    bench, mined = made._bench(basis), Exemplars.load(basis.exemplars.path)
+
+    class Small(UnitBench):
+        def fire(self, unit, pictures):
+            return torch.tensor([-float(picture.width) for picture in pictures])
+
+    small = Small(**{field.name: getattr(bench, field.name) for field in dataclasses.fields(bench)})
+    heat = np.zeros((8, 8), np.float32)
+    heat[:4, :4] = 1
+    monkeypatch.setattr(study, "HeatMaps", lambda *given: lambda unit, image: heat)
+    assert study.try_crops(made, basis, small, mined, [0, 1]).tolist() == [[1, 1]] * 2
+    monkeypatch.setattr(study, "HeatMaps", lambda *given: lambda unit, image: None)
+    assert study.try_crops(made, basis, small, mined, [0, 1]).shape == (0, 2)
+
+    assert study.try_order(made, basis, bench, [0]).tolist() == [[1, 1]]  # red is first by both
+
+    class Contrary(UnitBench):
+        def described(self, unit, label):
+            return torch.tensor([9.0 if label == "blue" else 1.0]), torch.tensor([0.5])
+
+    contrary = Contrary(**{field.name: getattr(bench, field.name) for field in dataclasses.fields(bench)})
+    found = study.try_order(made, basis, contrary, [0])
+    assert found.tolist() == [[0, 1]]
+    assert "0.000 [0.000, 0.000], by CSP in 1.000" in study.say_order(found.repeat(3, 1))
+    assert "of no unit" in study.say_order(found[:0])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
-from saelab.effects import MeasureSettings, causal_columns, difference, measure, percentiles, summarise
+from saelab.effects import MeasureSettings, add_corrected, causal_columns, difference, measure, percentiles, summarise
 from saelab.effects.ablate import Active, effects
 from saelab.effects.causal import choose_pictures, companions
 from saelab.effects.ground import FEWEST, run_edits
@@ -226,7 +226,7 @@ def test_units_without_numbers_say_why():
     rows = [measure(unit, own, QUICK) for unit in range(4)]
     assert [row["why"] for row in rows] == ["too_few", "unlabelled", "no_target", None]
     assert "causal_pct" not in rows[2] and rows[2]["raised"], "what it does is shown, without a label too"
-    found = summarise(rows, [True, None, True, False], 4)
+    found = summarise(add_corrected(rows), [True, None, True, False], 4)
     assert found["measured"] == 1 and found["why"] == {"too_few": 1, "unlabelled": 1, "no_target": 1}
     assert found["how"] == {"exact": 2, "none": 1}
     assert found["all"]["causal"]["mean"] == pytest.approx(rows[3]["causal"] / 4)

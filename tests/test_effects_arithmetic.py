@@ -12,7 +12,7 @@ from scipy import stats
 from saelab.effects import MeasureSettings, amounts, difference, measure, summarise
 from saelab.effects.groups import measure_group
 from saelab.effects.steering import AMPLIFIED, DOSES, STEERED, output_scores
-from saelab.effects.summary import USES, causal_columns, correct, mean_of, share_below
+from saelab.effects.summary import USES, add_corrected, causal_columns, correct, mean_of, share_below
 from saelab.units.bases import Projection
 
 IMAGES, TOKENS, UNITS, OUTPUTS = 40, 3, 6, 15
@@ -230,6 +230,7 @@ def test_the_summary_of_a_basis_is_that_of_its_rows():
     rows[1] |= {"screen": [3.0, 5.0], "own": [4.5, 6.0], "kl": {"1": 0.6}, "inverted": True}
     rows[2] |= {"causal_control": None, "how": "text"}
     rows[3] |= {"why": "no_target", "how": "none", "causal_control": None}
+    rows = add_corrected(rows)
     found = summarise(rows, [True, False, True, None, True], 9)
     assert (found["units"], found["chosen"], found["measured"], found["without_companions"]) == (9, 5, 4, 1)
     assert found["how"] == {"exact": 3, "text": 1, "none": 1} and found["inverted"] == 1

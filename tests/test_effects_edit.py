@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_effects_attribution import draw
 from test_effects_stage import made  # noqa: F401  (a fixture)
+from test_report_accessible import check_alone
 
 import saelab
 from saelab.effects.ablate import Active
 from saelab.effects.edit import Groups, find_named, judge, matched_sets, size_of, without_all
 from saelab.images.demo.composites import make_composites
-from saelab.report.edits import sentence
+from saelab.report.edits import sentence, with_minus
 from saelab.run.stages.edit import EditSettings, read_photos
 from saelab.units.bases import Projection
 
@@ -130,10 +131,17 @@ def test_a_planted_shortcut_is_taken_out_by_its_name(made, photos):  # noqa: F81
     assert worst["after"] > worst["before"] > max(worst["random"]) and worst["p"] == pytest.approx(1 / 7)
     assert len(worst["random"]) == 6 == len(facts["random_units"])
     page = found.page.read_text(encoding="utf-8")
-    assert "Without green" in page and sentence(facts) in page.replace("&#39;", "'") and "http:" not in page
+    assert "Without green" in page and with_minus(sentence(facts)) in page.replace("&#39;", "'") and "http:" not in page
+    assert with_minus("from 1 to -0.5 (-1 to +2), pre-1900") == "from 1 to −0.5 (−1 to +2), pre-1900"
+    assert f"Neurons of {facts['layer']}" in page and facts["words"] == "Neurons"
     moved = shutil.copytree(photos, photos.with_name("elsewhere") / photos.name)
     again = made.edit(str(moved), ["green"], "neuron", match="exact", abstained=True, draws=6)
     assert again.facts == facts and again.page == found.page, "the same pictures elsewhere"
+
+
+@pytest.mark.browser
+def test_the_page_can_be_read_anywhere(made, photos, browser):  # noqa: F811
+    check_alone(browser, made.edit(photos, ["green"], "neuron", match="exact", abstained=True, draws=6).page)
 
 
 def test_predictions_are_those_of_the_edited_model(made, photos):  # noqa: F811

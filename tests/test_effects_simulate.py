@@ -230,7 +230,27 @@ def test_the_best_word_is_chosen_on_mining_pictures_alone():
     assert best_concept(truth, member[:, 1].float(), mine) == 1
     assert best_concept(truth, member[:, 2].float(), mine) in (0, 1), "four pictures choose nothing"
     assert best_concept(truth, torch.zeros(40), mine) is None
+    against = 1.0 - member[:, :2].any(1).float()
+    assert best_concept(truth, against, mine) is None, "where every word goes down with the unit, none is its best"
+    assert best_concept(truth, against + member[:, 0].float(), mine) == 0, "above 0, however little"
     assert best_concept(replace(truth, known=torch.arange(40) < 3), acts, mine) is None
+
+
+def test_a_unit_that_no_word_follows_has_no_best_word_and_is_counted():
+    member = torch.zeros(20, 2, dtype=torch.bool)
+    member[:8, 0] = member[8:15, 1] = True
+    truth = Truth(member, {}, ("a", "b"), torch.ones(20, dtype=torch.bool), "mention")
+    judge = Similarity.of("judge", torch.ones(20, 1), ["a"], torch.ones(1, 1))
+    rows = [{"unit": u, "label": "a", "scores": {"csp": {"label": "a"}}} for u in range(2)]
+    predictors = Predictors(rows, Judges(judge, None, truth), 0, np.arange(20))
+    labels, values = predictors._of(0, (~member.any(1)).float())
+    assert labels["best_truth"] is None and "best_truth" not in values
+    assert predictors._of(1, member[:, 1].float())[0]["best_truth"] == "b"
+    scored = [{"unit": 0, "scores": {"csp": 0.5}, "labels": labels}]
+    found = summarise(scored, ["a", "a"]) | {"path": "rows.jsonl"}
+    assert found["wordless"] == 1 and "no word of people's follows 1," in simulation_lines("neuron", found)
+    scored += [{"unit": 1, "scores": {"csp": 0.5, "best_truth": 0.4}, "labels": {"csp": "a", "best_truth": "b"}}]
+    assert summarise(scored, ["a", "a"])["labellers"]["csp"]["above_best_truth"]["units"] == 1
 
 
 def test_a_linear_explanation_predicts_its_sum():

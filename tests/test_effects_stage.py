@@ -12,10 +12,11 @@ from torch import nn
 
 import saelab
 from saelab import effects
-from saelab.artifacts import read_json, read_jsonl
+from saelab.artifacts import read_json, read_jsonl, write_jsonl
 from saelab.cli.effects import COLUMNS, choose, group_line, notes, table
 from saelab.compare import Settings as CompareSettings
 from saelab.effects.amounts import usual_amounts
+from saelab.report import what_it_does
 from saelab.run.config import RunConfig
 from saelab.run.making import Stages
 from saelab.run.record import add_effects, write
@@ -98,6 +99,24 @@ def test_more_units_are_added_to_those_there(made, monkeypatch):
     alone = made.effects["random rotation"].measure(units="7", count=6, seed=0)
     assert next(r for r in alone.rows() if r["unit"] == 7) and len(calls) == 6
     assert [s["chosen"] for s in alone.summaries()] == [1]
+
+
+def test_a_corrected_p_is_one_number_in_the_table_the_comparison_and_on_pages(made):
+    """It is corrected over all units that were ever measured, whichever of them a call asks for."""
+    whole = made.effects["random rotation"].measure(units="all", count=11)
+    whole.rows()
+    [folder] = {whole.make(basis, whole.settings) for basis in whole.bases}
+    p = [0.001, 0.004, 0.012, 0.03, 0.04, 0.2, 0.4, 0.6, 0.9]
+    write_jsonl(folder / stage.ROWS, [row | {"causal_p": x} for row, x in zip(read_jsonl(folder / stage.ROWS), p)])
+    q = effects.summary.correct(np.array(p))
+    part = whole.measure(units="2-4")
+    assert np.isclose(p[2:5], effects.summary.correct(np.array(p[2:5])), atol=0.03).all() and (q[2:5] > 0.03).all()
+    assert part.summaries()[0]["uses_corrected"] == pytest.approx((q[2:5] < 0.05).mean()) == pytest.approx(1 / 3)
+    assert whole.summaries()[0]["uses_corrected"] == pytest.approx((q < 0.05).mean())
+    basis = dataclasses.replace(part.bases[0], effects=folder)
+    assert [row["causal_q"] for row in stage.chosen_rows(basis, part.settings)] == pytest.approx(q[2:5])
+    assert [row["causal_q"] for row in what_it_does.read(folder).rows.values()] == pytest.approx(q)
+    assert "causal_q" not in read_jsonl(folder / stage.ROWS)[0], "it depends on the other lines"
 
 
 def test_a_budget_of_seconds_stops_and_the_next_call_goes_on(made, monkeypatch):

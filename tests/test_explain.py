@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_effects_host import PLACES
 from test_effects_stage import QUICK, WORDS, made  # noqa: F401  (a fixture)
+from test_report_accessible import check_alone
 
 import saelab
 from saelab.effects.attribute import by_token, gradient_x_part, of_output
-from saelab.effects.explain import ONE, OnePicture, explain, grid_of
+from saelab.effects.explain import ONE, OnePicture, explain, grid_of, look
 from saelab.effects.heads import host_head
 from saelab.report.why import SIDE, crop_to_seen
 from saelab.units.bases import Projection
@@ -38,6 +40,15 @@ def test_the_unit_that_the_head_reads_carries_its_class(made, tmp_path):  # noqa
     assert "http" not in page.replace("http-equiv", "")
     again = made.explain(picture(tmp_path), bases="neuron", top=3)
     assert again.folder == found.folder and again.facts == facts
+
+
+@pytest.mark.browser
+def test_the_page_names_bases_as_the_report_does_and_can_be_read_anywhere(made, browser, tmp_path):  # noqa: F811
+    found = made.explain(picture(tmp_path))
+    assert [basis["words"] for basis in found.facts["bases"]] == ["Neurons", "SAE features", "Random directions"]
+    page = found.page.read_text(encoding="utf-8")
+    assert "<h2>SAE features <small" in page and not any(name in page for name in ("sae seed", "random rotation"))
+    check_alone(browser, found.page)
 
 
 def test_what_usually_carries_a_class_and_how_typical_a_picture_is(made, tmp_path):  # noqa: F811
@@ -88,6 +99,29 @@ def test_effects_are_what_the_host_answers_without_the_unit(made, tmp_path):  # 
         assert share.effect == pytest.approx(float(lost), abs=1e-5)
     assert explained.units == pytest.approx(sum(share.effect for share in explained.shares), abs=1e-4)
     assert explained.summed == pytest.approx(explained.units, abs=1e-4), "relu and mean: linear in positive parts"
+
+
+@pytest.mark.parametrize(("make", "layer", "cuts"), PLACES)
+def test_going_on_from_tokens_gives_the_bits_of_passes_from_the_picture(make, layer, cuts):
+    host = make()
+    batch = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(6))
+    own, long = (look(host, [layer], "all", batch, lambda answer: answer.float())[layer] for _ in range(2))
+    vars(long)["resumed"] = False
+    assert own.resumed == cuts and torch.equal(own.before, long.before)
+    copies = torch.stack([own.own, own.own * 2, own.own.flip(-1)])
+    assert torch.equal(own.logits(ONE, copies), long.logits(ONE, copies))
+    weights = of_output(0, own.before.shape[-1])
+    gradients = [one.gradient(ONE, own.own, weights) for one in (own, long)]
+    assert torch.equal(*gradients) and gradients[0].abs().sum() > 0
+
+
+def test_a_picture_of_another_size_has_tokens_of_its_own():
+    make, layer, _ = next(place for place in PLACES if place[2])
+    host = make()
+    batch = torch.randn(1, 3, 8, 12, generator=torch.Generator().manual_seed(6))
+    seen = look(host, [layer], "all", batch, lambda answer: answer.float())[layer]
+    assert not seen.resumed
+    torch.testing.assert_close(seen.before, host.logits(batch).float())
 
 
 @pytest.mark.parametrize("method", ["integrated_gradients", "captum:IntegratedGradients"])

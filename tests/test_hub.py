@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_server import HubServer
+from hub_server import in_place_of_the_hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -99,18 +99,8 @@ def run(tmp_path) -> Path:
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A hub that the client believes to be the real one, its cache in a folder of the test."""
-    from huggingface_hub import constants
-
-    monkeypatch.setenv("HF_TOKEN", "hf_right")
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+def server(tmp_path):
+    with in_place_of_the_hub(tmp_path / "cache") as server:
         yield server
 
 
@@ -313,6 +303,14 @@ def test_what_is_to_stay_private_does_not_go_where_everybody_looks(run, server):
     assert not server.private["org/name"]
     refused("everybody sees it", run, "org/name", hub.PushSettings(message="secret"))
     assert len(server.commits["org/name"]) == 1
+
+
+def test_a_repository_that_is_private_stays_so_and_whoever_wants_it_public_is_told(run, server, caplog):
+    hub.push_run(run, "org/name")
+    assert not caplog.records
+    hub.push_run(run, "org/name", hub.PushSettings(private=False, license="mit"))
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "saelab"]
+    assert "org/name was there already, and stays private" in line and server.private["org/name"]
 
 
 @settings(max_examples=60)

@@ -1,6 +1,7 @@
 """The melanoma study's statistics: a p that knows how many units were tried, and controls drawn as the page says."""
 
 import melanoma
+import melanoma_page as page
 import numpy as np
 import pytest
 import torch
@@ -50,3 +51,31 @@ def test_a_head_of_dealt_out_diagnoses_knows_nothing():
     dealt = melanoma.fit_head(outputs[mine], rng.permutation(sick[mine]), mine)
     areas = [roc_auc_score(sick[test], head(torch.from_numpy(outputs[test])).numpy()) for head in (real, dealt)]
     assert areas[0] > 0.75 and abs(areas[1] - 0.5) < 0.25
+
+
+class Linear:
+    """A host whose later layers are one linear map of the mean token."""
+
+    def __init__(self, outputs: int = 12) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.weight = torch.randn(melanoma.WIDTH, outputs, generator=draw) / melanoma.WIDTH**0.5
+
+    def resume(self, tokens: torch.Tensor, layer: str) -> torch.Tensor:
+        return tokens.mean(1) @ self.weight
+
+
+def test_the_same_pictures_give_the_same_page(monkeypatch):
+    monkeypatch.setattr(melanoma, "PERMUTATIONS", 9)
+    rng, host = np.random.default_rng(3), Linear()
+    names = tuple(sorted({*melanoma.SIGNS, melanoma.DISEASE}))
+    concepts = rng.random((80, len(names))) < 0.4
+    tokens = torch.rand(80, 4, melanoma.WIDTH, generator=torch.Generator().manual_seed(1))
+    outputs = host.resume(tokens, melanoma.LAYER).numpy()
+
+    def draw() -> str:
+        torch.manual_seed(0)
+        made = melanoma.Lesions(names, concepts, np.arange(80), tokens, outputs, host)
+        return page.draw(names, concepts, [melanoma.measure(made, seed) for seed in range(2)])
+
+    first = draw()
+    assert draw() == first and "| Streaks: P | neurons |" in first and "Nothing on this page is clinical" in first

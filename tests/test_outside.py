@@ -80,6 +80,8 @@ def test_what_it_answered_before_it_failed_is_kept_and_only_the_rest_is_asked_ag
     found = ask(tmp_path, command)
     assert [found[u].status for u in UNITS] == ["answered"] * 3 + ["failed"] * 3
     assert found[4].error == "the command ended with status 7: out of memory"
+    said = propose.summary(list(found.values()), UNITS)["text"]
+    assert said == "6 units: 3 answered, 3 failed (unit 3: the command ended with status 7: out of memory)"
     again = ask(tmp_path, command)
     assert {row.status for row in again.values()} == {"answered"} and asked(tmp_path) == UNITS
     assert again[4].attempts == 2 and again[1].attempts == 1
@@ -301,6 +303,22 @@ def test_exemplars_are_the_strongest_pictures_as_the_host_saw_them_with_masks_ab
     np.testing.assert_allclose(
         np.loadtxt(tmp_path / "out/activations.csv", delimiter=","), [own.activations for own in chosen], rtol=1e-5
     )
+
+
+def test_exemplars_that_were_cut_off_leave_no_arrays_and_earlier_ones_as_they_were(world, tmp_path):
+    images, maps, acts = world
+    mine = images.ids("mine")
+    first, other = (milan.strongest(acts.rows(mine), mine, some, k=2) for some in ([0, 1], [2, 3]))
+    milan.write_exemplars(tmp_path / "there", first, images, maps, progress=False)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "there").iterdir()}
+    gone = Gone(other[1].images[0])
+    see = gone.load
+    gone.load = lambda i: see(i) and images.load(i)
+    for place in ("there", "new"):
+        with pytest.raises(UserError, match="jpg"):
+            milan.write_exemplars(tmp_path / place, other, gone, maps, progress=False)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "there").iterdir()} == before
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_one_percent_of_a_units_places_lie_above_its_level(world):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from report_fixture import write_run
+from test_report_accessible import check_alone
 
 from saelab.errors import UserError
 from saelab.report import reading
@@ -120,6 +121,11 @@ def test_a_page_shows_every_item_and_names_no_basis(run, tmp_path):
         assert word not in text.lower().replace("http-equiv", "").split("</form>")[0].split("data:image")[0]
     assert not any(basis.name in text for basis in run.bases)
     assert {"basis", "check"} <= set(json.loads((tmp_path / "key.json").read_text())["items"][0])
+
+
+@pytest.mark.browser
+def test_a_sheet_can_be_read_anywhere(run, tmp_path, browser):
+    check_alone(browser, sheets.write(rating.draw(run, ASKED), run.images, 1, tmp_path)[0])
 
 
 def test_what_spreadsheets_write_is_read(run, tmp_path):

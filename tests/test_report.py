@@ -36,6 +36,7 @@ from saelab.report import (
     write,
 )
 from saelab.report.build import _best
+from saelab.report.called import Called, in_few_words, in_words
 from saelab.report.shelf import Shelf
 from saelab.report.units import assemble
 
@@ -460,7 +461,11 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
             record, line = unit(report, run, basis.name, u), lines[basis.name, u]
             assert set(record["sources"].values()) <= {"classes"}
             assert bool(record["sources"]) == bool(row["scores"])
+            shown = [meaning.pop("shown") for meaning in record["meanings"]]
             assert record["meanings"] == write.rounded(row["meanings"] or [])
+            for some, meaning in zip(shown, record["meanings"], strict=True):
+                groups = run.images.groups[some].tolist()
+                assert some and set(some) <= set(meaning["positives"]) and len(set(groups)) == len(groups)
             assert (u in marked) == line["polysemantic"] == (len(row["meanings"] or []) > 1)
             assert line["meanings"] == [m["label"] for m in row["meanings"] or []]
             assert sum(line["meaning_shares"]) == pytest.approx(1 if line["meanings"] else 0, abs=1e-5)
@@ -496,6 +501,7 @@ def test_what_models_said_and_saw_stands_on_the_unit_s_page(report, run):
                 assert told.get(key) == row[key]
             assert tuple(told.get("labels", ())) == tuple(row["labels"])
             assert prompts[told["prompt"]] == row["prompt"]
+            assert ("talk" in told) == (u == UNITS[0])
             assert len(told["sheets"]) == len(row["sheets"]) == 2
             for place, name in zip(told["sheets"], row["sheets"], strict=True):
                 with Image.open(report / place) as copy, Image.open(basis.sheets / name) as sheet:
@@ -683,26 +689,64 @@ def test_a_record_without_quality_is_read_all_the_same(run_json, tmp_path):
     assert all(basis.quality is None for basis in run.bases)
 
 
-def test_a_photo_that_is_there_twice_byte_for_byte_is_shown_once(run, tmp_path):
+def test_of_near_duplicates_the_strongest_is_shown_and_the_others_counted(run):
     from dataclasses import replace
 
-    for name in "abcd":
-        (tmp_path / f"{name}.jpg").write_bytes(b"same" if name in "ac" else name.encode())
-    files = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
-    images = replace(run.images, root=tmp_path, files=files, groups=np.array([0, 0, 0, 3]))
-    assert pictures.copies(images) == {0: 0, 1: 1, 2: 0}
     basis = run.bases[1]
     u = next(u for u in range(48) if (basis.exemplars["activations"][u] > 0).sum() >= 4)
     first, second = basis.exemplars["positives"][u][:2].tolist()
     on = dict(zip(*(x.tolist() for x in basis.column(u)), strict=True))
+    apart = np.arange(len(run.images))
+    alike = np.where(apart == second, first, apart)
     plain, once = (
-        records._exemplars(basis, u, records.exemplars_shown(basis, 8, same)[u], on) for same in ({}, {second: first})
+        records._exemplars(basis, u, records.exemplars_shown(basis, 8, groups)[u], on, groups)
+        for groups in (apart, alike)
     )
+    assert once["alike"] == [1] + [0] * (len(once["positives"]) - 1) and not any(plain["alike"])
     dense = basis.acts.toarray()[:, u]
     assert basis.column(u)[1].tolist() == dense[dense != 0].tolist()
     assert plain["contrast_activations"] == [None if i < 0 else float(dense[i]) for i in plain["contrasts"]]
-    assert once["positives"] == [i for i in plain["positives"] if i != second]
-    assert once["activations"] == [v for v, i in zip(plain["activations"], plain["positives"]) if i != second]
+    kept = [i for i in plain["positives"] if i != second]
+    assert once["positives"][: len(kept)] == kept, "one more of those after them may have its place"
+    column = basis.acts[:, [u]].toarray().ravel()
+    assert once["activations"] == pytest.approx(column[once["positives"]].tolist())
+    assert records._meaning({"positives": [5, 3, 4]}, np.array([0, 1, 2, 3, 3, 5]))["shown"] == [5, 3]
+    some = next(label for label in run.bases[0].labels if label["label"])["unit"]
+    every = list(held_out.of_basis(run, run.bases[0]))[some]
+    one = replace(run, images=replace(run.images, groups=np.zeros(len(run.images), np.int64)))
+    series = list(held_out.of_basis(one, one.bases[0]))[some]
+    assert series.get("counts") == every.get("counts"), "numbers count every photo"
+    for key in {"hits", "misses", "alarms", "strongest"} & set(every):
+        assert series[key] == every[key][: (len(every[key]) + 1) // 2], "the only series fills half of the strip"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_strip_shows_as_few_of_a_group_as_fill_half_of_it(seed):
+    rng = np.random.default_rng(seed)
+    groups, count = rng.integers(0, rng.integers(1, 40), rng.integers(0, 60)), int(rng.integers(1, 31))
+    before = [int((groups[:i] == group).sum()) for i, group in enumerate(groups)]
+    half = (min(count, len(groups)) + 1) // 2
+    most = next((n for n in range(60) if sum(b <= n for b in before) >= half), 0)
+    expected = [i for i, b in enumerate(before) if b <= most][:count]
+    assert pictures.few_of_each(groups, count).tolist() == expected
+
+
+def test_bases_are_called_by_kind_and_by_what_sets_them_apart(report, run):
+    def called(*rows):
+        bases = [Called(short, kind, layer, seed, control) for short, kind, layer, seed, control in rows]
+        return in_few_words(bases), in_words(bases)
+
+    neuron, sae = ("neuron", "neuron", "a", None, False), ("sae seed 0", "sae", "a", 0, False)
+    assert called(neuron, sae) == (["Neurons", "SAE features"],) * 2
+    other, wide = ("sae seed 1", "sae", "a", 1, False), ("sae k=8 seed 0", "sae", "a", 0, False)
+    assert called(sae, other)[0] == ["SAE features, seed 0", "SAE features, seed 1"]
+    assert called(sae, wide)[0] == ["SAE features, sae seed 0", "SAE features, sae k=8 seed 0"], "a seed tells nothing"
+    strange = ("SAE on random host, seed 0", "sae", "a", 0, True)
+    assert called(sae, strange)[0] == ["SAE features", "SAE on random host, seed 0"]
+    assert called(sae, ("neuron", "neuron", "b", None, False))[1] == ["SAE features of a", "Neurons of b"]
+    assert called(("mine", "my own", "a", None, False))[0] == ["mine"]
+    shown = [basis["words"] for basis in data(report, "run")["bases"]]
+    assert shown == ["Neurons", "SAE features, seed 0", "SAE features, seed 1", "Random directions"]
 
 
 def test_a_shelf_gives_back_what_it_took():

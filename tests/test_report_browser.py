@@ -145,6 +145,9 @@ def test_a_models_answer_and_pictures_are_shown(browser, fixture):
     assert "temple roof, curved eaves" in text and "1,234 + 56 tokens" in text and "$0.0013" in text
     page.click("text=The full answer >> nth=0")
     assert page.is_visible("pre:has-text('fits')") or page.is_visible("pre:has-text('concepts')")
+    page.click("summary:has-text('The talk (2 rounds)')")
+    talk = page.locator("ol.talk").inner_text()
+    assert 'strongest {"count": 2}' in talk and "curved eaves, then" in talk and talk.count("x") == 1000
     assert page.locator(".sheets img").count() == 2
     page.locator(".sheets img >> nth=1").scroll_into_view_if_needed()
     page.wait_for_function("() => [...document.querySelectorAll('.sheets img')].every(i => i.naturalWidth > 200)")

@@ -10,6 +10,7 @@ from test_report_browser import Reader
 
 from saelab import artifacts, compare
 from saelab.compare import causal
+from saelab.effects import add_corrected
 from saelab.errors import UserError
 from saelab.report import build, reading, what_it_does
 
@@ -48,7 +49,7 @@ def write_run_with_effects(folder: Path) -> Path:
     for basis in run["bases"]:
         if basis["name"] in MEASURED:
             labels = artifacts.read_jsonl(root / basis["labels"] / "labels.jsonl")
-            found[basis["layer"], basis["name"]] = effects_of(basis, labels, root)
+            found[basis["layer"], basis["name"]] = add_corrected(effects_of(basis, labels, root))
             basis["effects"] = f"effects/{basis['basis']}"
     result = artifacts.read_json(root / run["comparison"] / "comparison.json")
     facts = {basis["name"]: basis for basis in result["bases"]}

@@ -49,14 +49,14 @@ def test_twenty_decisions_in_a_row_need_no_mouse(reader):
     keys = "axxa" * 5
     for key in keys[:18]:  # as fast as they come: no key may be lost, none may hit the wrong unit
         page.keyboard.press(key)
-    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile("^19 of"), timeout=PATIENCE)
+    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile("^place 19 of"), timeout=PATIENCE)
     assert page.locator(".modes button[aria-pressed=true]").inner_text() == "heat map"
     page.keyboard.press("e")
     page.keyboard.type("roof tiles")
     page.keyboard.press("Enter")
-    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile("^20 of"), timeout=PATIENCE)
+    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile("^place 20 of"), timeout=PATIENCE)
     page.keyboard.press("s")
-    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile("^21 of"), timeout=PATIENCE)
+    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile("^place 21 of"), timeout=PATIENCE)
     kept = said(page)
     words = {"a": "accepted", "x": "rejected"}
     assert [(row["basis"], row["unit"], row.get("verdict")) for row in kept[:18]] == [
@@ -65,7 +65,7 @@ def test_twenty_decisions_in_a_row_need_no_mouse(reader):
     assert kept[18]["new"] == "roof tiles" and (kept[18]["basis"], kept[18]["unit"], kept[18]["old"]) == tuple(rows[18])
     assert len(kept) == 19 and "view=heat" in page.url and "sort=score" in page.url
     page.keyboard.press("u")  # the last decision was another label
-    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile("^19 of"), timeout=PATIENCE)
+    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile("^place 19 of"), timeout=PATIENCE)
     playwright.expect(page.locator("h1")).to_have_text(rows[18][2], timeout=PATIENCE)
     page = reader.open(f"units.html#{LIST}&said=accepted")
     assert page.locator(".units tbody tr").count() == keys[:18].count("a")
@@ -77,16 +77,20 @@ def test_next_and_previous_follow_the_list_that_was_filtered_and_sorted(reader):
     shown = page.locator(".units td.id").all_inner_texts()
     page.click(".units tbody tr:nth-child(2) td.name a")
     page.wait_for_selector(".triage")
-    assert place(page).startswith("2 of") and "temple OR flower" in page.inner_text(".triage .place a")
+    assert place(page).startswith("place 2 of") and "temple OR flower" in page.inner_text(".triage .place a")
     for step, at in (("ArrowRight", 3), ("j", 4), ("k", 3), ("ArrowLeft", 2), ("ArrowLeft", 1)):
         page.keyboard.press(step)
-        playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile(f"^{at} of"), timeout=PATIENCE)
+        playwright.expect(page.locator(".triage .place b")).to_have_text(
+            re.compile(f"^place {at} of"), timeout=PATIENCE
+        )
         assert page.inner_text(".crumbs strong").split()[-1] == shown[at - 1].split()[0]
     assert page.get_attribute(".crumbs .previous", "aria-disabled") == "true"
     page.click(".triage .place a")
     page.wait_for_selector(".units tbody tr")
     assert page.locator(".units td.id").all_inner_texts() == shown
     page = reader.open("unit.html#neuron/2?view=heat")  # the way of looking is part of the address
+    assert place(page) == "neuron 2 of 0–23", "a basis in order counts as units are numbered, from 0"
+    assert page.inner_text(".crumbs strong") == "neuron 2"
     assert page.locator(".pairs canvas").count() > 0
 
 
@@ -138,11 +142,11 @@ def test_what_was_decided_in_a_browser_comes_back_in_a_rebuilt_report(browser, t
     page = reader.open(f"unit.html#{quote(ASKED)}/3")
     own = page.inner_text("h1")
     page.keyboard.press("a")
-    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile("^5 of"), timeout=PATIENCE)
+    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile(" 4 of 0–"), timeout=PATIENCE)
     page.keyboard.press("e")
     page.keyboard.type("roof tiles")
     page.keyboard.press("Enter")
-    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile("^6 of"), timeout=PATIENCE)
+    playwright.expect(page.locator(".triage .place b")).to_have_text(re.compile(" 5 of 0–"), timeout=PATIENCE)
     page = reader.open("units.html")
     with page.expect_download() as waited:
         page.click(".decisions button")

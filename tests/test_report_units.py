@@ -80,7 +80,9 @@ def test_the_gallery_shows_the_same_units_in_the_same_order(reader):
     assert set(page.locator(".units-gallery .badge").all_inner_texts()) & {"holds", "abstains"}
     page.click(".units-gallery a.card >> nth=3")
     page.wait_for_selector(".triage")
-    assert page.inner_text(".triage .place b").startswith("4 of"), "the unit's page walks along the gallery's list"
+    assert page.inner_text(".triage .place b").startswith("place 4 of"), (
+        "the unit's page walks along the gallery's list"
+    )
 
 
 def test_a_rectangle_over_the_plot_keeps_its_dots(reader):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from hub_server import in_place_of_the_hub
 from safetensors.torch import save_file
 
 from saelab import hub
@@ -316,6 +317,10 @@ def test_the_real_saelens_reads_what_is_pushed(tmp_path, parts):
     assert torch.equal(shared.encode_dense(x), sae.encode_dense(x))
     real = saelens("SAE").load_from_disk(done.folder / "toy" / "layer_1" / "sae")
     agrees(shared, x, real.encode(x).detach(), real(x).detach())
+    with in_place_of_the_hub(tmp_path / "cache"):
+        hub.push(entry, "org/name", out=tmp_path / "sent")
+        fetched = saelens("SAE").from_pretrained("org/name", "toy/layer_1/sae")
+    agrees(shared, x, fetched.encode(x).detach(), fetched(x).detach())
 
 
 @pytest.mark.parametrize("rescaled", [True, False])

@@ -25,6 +25,12 @@ from saelab.sae.parts import INDEX
 
 sharing = import_module("saelab.sae.fit")  # which `saelab.sae.fit`, the function, hides
 CONFIG = SAEConfig(10, 96, k=6, lr=2e-3, screen="float32", dead_after=300)
+CONFIGS = {
+    "topk": CONFIG,
+    "batchtopk": replace(CONFIG, rule="batchtopk"),
+    "relu": replace(CONFIG, rule="relu", dead_after=64, resample_every=4),
+    "jumprelu": replace(CONFIG, rule="jumprelu", dead_after=64),
+}
 TRAIN = TrainConfig(batch_size=64, steps=30, log_every=1, checkpoint_every=5)
 
 
@@ -42,7 +48,7 @@ def train(folder: Path, rule: str, shards: int, dies: tuple[int, int] = (-1, -1)
         return step(self, *given)
 
     Trainer.step = perhaps_the_last
-    config, held_out = replace(CONFIG, rule=rule), tokens()[:50]
+    config, held_out = CONFIGS[rule], tokens()[:50]
     try:
         found = fit(tokens(), config, replace(TRAIN, latent_shards=shards), folder, held_out=held_out, progress=False)
     except RuntimeError as error:
@@ -52,8 +58,8 @@ def train(folder: Path, rule: str, shards: int, dies: tuple[int, int] = (-1, -1)
     assert found.sae.latents == 96 and found.quality["held_out"]["tokens"] == 50
 
 
-def train_both(folder: Path, shards: int) -> None:
-    for rule in ("topk", "batchtopk"):
+def train_each(folder: Path, shards: int) -> None:
+    for rule in CONFIGS:
         train(folder / rule, rule, shards)
 
 
@@ -72,12 +78,12 @@ def together(size: int, folder: Path, rule: str, shards: int, dies: tuple[int, i
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    for rule in ("topk", "batchtopk"):
-        fit(tokens(), replace(CONFIG, rule=rule), TRAIN, folder / rule, held_out=tokens()[:50], progress=False)
+    for rule, config in CONFIGS.items():
+        fit(tokens(), config, TRAIN, folder / rule, held_out=tokens()[:50], progress=False)
     return folder
 
 
-@pytest.mark.parametrize("rule", ["topk", "batchtopk"])
+@pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu"])
 def test_a_run_of_four_shards_that_loses_one_goes_on_with_two_and_then_with_one(rule, tmp_path, alone):
     out = tmp_path / "out"
     codes, words = together(4, out, rule, 4, dies=(3, 13))
@@ -86,7 +92,7 @@ def test_a_run_of_four_shards_that_loses_one_goes_on_with_two_and_then_with_one(
     assert {file.name for file in (out / "checkpoints").glob("step-*")} == {f"step-{n:08d}{INDEX}" for n in (5, 10)}
     codes, words = together(2, out, rule, 2, dies=(0, 22))
     assert codes == [-signal.SIGKILL, 1] and "another process ended" in words[1]
-    found = fit(tokens(), replace(CONFIG, rule=rule), TRAIN, out, held_out=tokens()[:50], progress=False)
+    found = fit(tokens(), CONFIGS[rule], TRAIN, out, held_out=tokens()[:50], progress=False)
     expected = lines(alone / rule)
     assert [line["step"] for line in lines(out)] == list(range(30)) and not (out / "checkpoints").exists()
     for ours, theirs in zip(lines(out), expected, strict=True):
@@ -100,19 +106,21 @@ def test_a_run_of_four_shards_that_loses_one_goes_on_with_two_and_then_with_one(
 
 @pytest.mark.parametrize(("size", "shards"), [(2, 2), (4, 2)])
 def test_shards_leave_what_one_process_leaves(size, shards, tmp_path, alone):
-    assert each(size, tmp_path / "store", train_both, tmp_path, shards) == [0] * size
-    for rule in ("topk", "batchtopk"):
+    assert each(size, tmp_path / "store", train_each, tmp_path, shards) == [0] * size
+    for rule, config in CONFIGS.items():
         names = {file.name for file in (alone / rule).iterdir()}
         assert {file.name for file in (tmp_path / rule).iterdir()} == names
         found, expected = (json.loads((at / rule / "quality.json").read_text()) for at in (tmp_path, alone))
-        for part in ("fvu", "l0", "cosine", "dead", "rare", "dense", "tokens"):
-            assert found[part] == pytest.approx(expected[part], rel=1e-5), part
-            assert found["held_out"][part] == pytest.approx(expected["held_out"][part], rel=1e-5), part
+        edge = 0 if rule == "topk" else 2  # tokens' latents that rounding moves over a threshold
+        for ours, theirs in ((found, expected), (found["held_out"], expected["held_out"])):
+            for part in ("fvu", "l0", "cosine", "dead", "rare", "dense", "tokens"):
+                moved = edge / theirs["tokens"] if part == "l0" else 0
+                assert ours[part] == pytest.approx(theirs[part], rel=1e-5, abs=moved), (rule, part)
         ours, theirs = SAE.load(tmp_path / rule), SAE.load(alone / rule)
         assert ours.meta == theirs.meta
         ours.save(tmp_path / "again.safetensors")
         assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / rule / "sae.safetensors").read_bytes()
-        again = fit(tokens(), replace(CONFIG, rule=rule), TRAIN, tmp_path / rule, progress=False)
+        again = fit(tokens(), config, TRAIN, tmp_path / rule, progress=False)
         assert torch.equal(again.sae.W_dec, ours.W_dec), "finished: the number of processes makes no difference"
 
 
@@ -122,12 +130,17 @@ OTHERS = {
     "all": replace(CONFIG, rule="batchtopk", frozen="all"),
     "decay": replace(CONFIG, weight_decay=0.1, prefixes=(0.25, 1), clip=0.5),
     "start": CONFIG,
+    "multi_topk": replace(CONFIG, multi_topk=True),
+    "archetypal": replace(CONFIG, rule="batchtopk", decoder="archetypal", candidates=64),
+    "soft_gate": replace(CONFIG, rule="jumprelu", frozen="soft_decoder", lr=0.05),
+    "start_gate": replace(CONFIG, rule="jumprelu", weight_decay=0.1, clip=0.5),
+    "relu": CONFIGS["relu"],
 }
 
 
 def begun(name: str) -> SAE | None:
     """The SAE that a run starts from, with decoder rows of other lengths than 1."""
-    if name != "start":
+    if not name.startswith("start"):
         return None
     g = torch.Generator().manual_seed(5)
     return SAE(*(torch.randn(s, generator=g) for s in ((96, 10), 96, (96, 10), 10)), Meta("topk", 6))
@@ -138,7 +151,8 @@ def cut_all_short(folder: Path) -> None:
         cut_short(folder / name, config, begun(name))
 
 
-def test_every_control_goes_on_in_one_process_where_two_shards_left_it(tmp_path):
+def test_every_control_goes_on_in_one_process_where_two_shards_left_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("saelab.sae.summary.draw", lambda *_: None)
     assert each(2, tmp_path / "store", cut_all_short, tmp_path / "cut") == [0, 0]
     for name, config in OTHERS.items():
         assert (tmp_path / "cut" / name / "checkpoints" / f"step-00000010{INDEX}").exists()
@@ -154,8 +168,8 @@ class Stop(Exception):
     pass
 
 
-def cut_short(folder: Path, config: SAEConfig = CONFIG, start: SAE | None = None) -> None:
-    """Two shards that both stop before step 12, with checkpoints of steps 5 and 10."""
+def cut_short(folder: Path, config: SAEConfig = CONFIG, start: SAE | None = None, shards: int = 2) -> None:
+    """Shards that all stop before step 12, with checkpoints of steps 5 and 10."""
     step = Trainer.step
 
     def stops(self, *given):
@@ -166,7 +180,7 @@ def cut_short(folder: Path, config: SAEConfig = CONFIG, start: SAE | None = None
     Trainer.step = stops
     try:
         with pytest.raises(Stop):
-            fit(tokens(), config, replace(TRAIN, latent_shards=2), folder, start=start, progress=False)
+            fit(tokens(), config, replace(TRAIN, latent_shards=shards), folder, start=start, progress=False)
     finally:
         Trainer.step = step
 
@@ -208,6 +222,9 @@ def test_parts_say_what_they_hold_and_belong_to_a_recipe(tmp_path):
     assert each(2, tmp_path / "store", cut_short, out) == [0, 0]
     index = json.loads((out / "checkpoints" / f"step-00000010{INDEX}").read_text())
     assert index["metadata"]["step"] == 10
+    cut_short(tmp_path / "alone", shards=1)
+    with safe_open(tmp_path / "alone" / "checkpoints" / "step-00000010.safetensors", framework="pt") as whole:
+        assert whole.metadata()["recipe"] == index["metadata"]["recipe"], "however many shards"
     for name, file in index["weight_map"].items():
         with safe_open(out / "checkpoints" / file, framework="pt") as opened:
             shape = opened.get_slice(name).get_shape()
@@ -263,9 +280,6 @@ REFUSED = {
     "latent_shards=2: has to divide the number of processes, 1; start a multiple of 2": (CONFIG, 2, "out"),
     "latent_shards=7: has to divide the 96 latents": (CONFIG, 7, "out"),
     "latent_shards=2: the parts of an SAE meet in its folder": (CONFIG, 2, None),
-    "latent_shards=2: needs rule=topk or batchtopk, decoder=free": (SAEConfig(10, 96, rule="relu"), 2, "out"),
-    "latent_shards=2: needs .*multi_topk=false": (SAEConfig(10, 96, k=3, multi_topk=True), 2, "out"),
-    "latent_shards=2: needs .*decoder=free and": (SAEConfig(10, 96, k=3, decoder="archetypal"), 2, "out"),
 }
 
 

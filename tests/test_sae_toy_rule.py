@@ -59,6 +59,11 @@ def test_a_toy_rule_is_one_object(toy, tmp_path, monkeypatch):
     untrained = fit(tokens(), SAEConfig(12, 32, rule=toy.name, k=4), TrainConfig(batch_size=64, steps=1))
     assert found.quality["fvu"] < untrained.quality["fvu"] and found.quality == quality(found.sae, x)
     assert cite({"rule": toy.name}) == ([toy.citation] if toy.citation else [])
+    with pytest.raises(
+        UserError, match="latent_shards=2: needs rule=topk or batchtopk or jumprelu or relu; set it to 1"
+    ):
+        fit(tokens(), SAEConfig(12, 32, rule=toy.name, k=4), TrainConfig(latent_shards=2), tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
     with pytest.raises(UserError, match="multi_topk=True: needs rule=topk,"):
         SAEConfig(12, 32, rule=toy.name, k=4, multi_topk=True)
     if isinstance(toy, Gate):

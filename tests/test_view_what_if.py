@@ -11,9 +11,11 @@ import torch
 from conftest import PATIENCE
 from PIL import Image
 from report_fixture import Filters
+from test_report_accessible import check_looks
 from test_view import Viewer, clear, made, models_of, world  # noqa: F401  (fixtures)
 from torch import nn
 
+from saelab.effects.explain import OnePicture
 from saelab.hosts import Host
 from saelab.hosts.transform import Transform
 from saelab.report import reading
@@ -76,6 +78,22 @@ def test_a_picture_goes_to_outputs_and_to_units(named):
         (abs(u["effect"]) for u in first), reverse=True
     )
     assert first[0]["label"] == named.run.bases[0].labels[first[0]["unit"]]["label"]
+
+
+def test_a_picture_runs_through_the_host_once_and_the_numbers_stay(named, monkeypatch):
+    """Every answer goes on from the layer's tokens; the long way starts each from the picture: the same, bit by bit."""
+    unit = named.ask("/api/what-if?image=5").json["bases"][0]["units"][0]["unit"]  # tried once: where passes may begin
+    ran: list[int] = []
+    filters, forward = named.host().model.filters, named.host().model.filters.forward
+    filters.forward = lambda batch: (ran.append(len(batch)), forward(batch))[1]  # hooks would see short cuts too
+    asked = ["/api/what-if?image=7"]
+    asked += [f"/api/what-if?image=7&basis={named.run.bases[0].name}&unit={unit}&strength={x}" for x in (0, 2.5)]
+    quick = [named.ask(address).json for address in asked]
+    assert ran == [1, 1, 1], "one picture a question"
+    ran.clear()
+    monkeypatch.setattr(OnePicture, "resumed", False)
+    assert [named.ask(address).json for address in asked] == quick
+    assert len(ran) > 4 * len(named.run.bases), "a pass for each question"
 
 
 def test_a_host_that_a_search_loaded_has_gradients_too(named):
@@ -163,6 +181,22 @@ def page(browser, named):
     yield page
     assert faults == []
     page.close()
+
+
+@pytest.mark.browser
+def test_what_if_with_results_can_be_read_anywhere(browser, named):
+    context = browser.new_context(base_url=f"http://127.0.0.1:{named.port}/", bypass_csp=True)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto("what-if.html")
+    page.wait_for_selector("main:not([aria-busy])")
+    page.set_input_files("input[type=file]", named.run.images.path(5))
+    page.wait_for_selector(".found .near li")
+    check_looks(page)
+    page.click(".found .near li button >> nth=0")
+    page.wait_for_selector(".what-if .note:has-text('Multiples')")
+    check_looks(page)
+    context.close()
 
 
 @pytest.mark.browser

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from saelab.run.config import RunConfig
 from saelab.run.making import Stages
 from saelab.run.memory import keep_pages
 from saelab.run.presets import folder
+from saelab.settings import check_types
 
 # A root without permission, on a read-only disk, or where a file has the name of a folder.
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
@@ -38,11 +39,15 @@ class Help:
 
 
 def command(
-    name: str, settings: Sequence[str] = (), examples: Sequence[str] = ()
+    name: str,
+    settings: Sequence[str] = (),
+    examples: Sequence[str] = (),
+    types: Mapping[str, Any] | None = None,
 ) -> Callable[[Main], Callable[[], None]]:
     """Make `main(cfg)` a Hydra command: progress on stderr, a user's mistake as one line, exit status 2.
 
-    `name`: of the command and of its config; `settings`, `examples`: for --help.
+    `name`: of the command and of its config; `settings`, `examples`: for --help. `types`: of settings that no dataclass
+    checks, such as `{"out": str | None}`.
     """
 
     def decorate(main: Main) -> Callable[[], None]:
@@ -50,6 +55,7 @@ def command(
         def guarded(cfg: DictConfig) -> None:
             _prepare()
             try:
+                check_types({key: plain(cfg[key]) for key in types or ()}, types or {})
                 main(cfg)
             except UserError as error:
                 sys.exit(complain(str(error)))
@@ -144,6 +150,7 @@ def _spell(given: str) -> list[str]:
 def _prepare() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("saelab").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     keep_pages()
     warnings.filterwarnings("ignore", message=".*Sparse (CSR tensor support|invariant checks).*")
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     made = Stages(read_config(run))
     for basis in choose(wanted, made.acting):
         place = made.edit_concepts(folder, own, basis)
-        print(f"{basis.layer}  {basis.name}: {sentence(read_json(place / 'edit.json'))}")
+        print(f"{made.call(basis)} of {basis.layer}: {sentence(read_json(place / 'edit.json'))}")
         print(place / "index.html")
 
 

@@ -176,6 +176,7 @@ def simulation_lines(name: str, found: dict[str, Any]) -> str:
         rows.append([labeller, str(mean["units"] if mean else 0), score, *gaps])
     title = f"{name}: ablation scores (1: what the label predicts does the unit's work; 0: no better than its mean)"
     last = f"nothing depends on {found['independent']} of {found['units']} units"
+    last += f"; no word of people's follows {found['wordless']}, which have no best truth" if found["wordless"] else ""
     heads = ("labeller", "units", "score (se)", *(f"above {other.replace('_', ' ')}: 95 %, units" for other in AGAINST))
     return "\n".join([title, tables.draw(heads, rows), f"{last}: {found['path']}"])
 

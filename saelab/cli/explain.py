@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     found = read_json(folder / "explanation.json")
     print(f"{found['picture']}: " + ", ".join(f"{name} {share:.0%}" for name, share in found["predicted"]))
     for basis in found["bases"]:
-        print(f"{basis['layer']}  {basis['name']}: what carries {found['output']}")
+        print(f"{basis['words']} of {basis['layer']}: what carries {found['output']}")
         for unit in basis["units"]:
             print(f"  {unit['unit']:>6}  {unit['effect']:+7.3f}  {unit['label'] or '-'}")
     print(folder / "index.html")

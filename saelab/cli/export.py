@@ -23,6 +23,7 @@ FORMATS = ("milan",)
         "export format=milan",
         "export run=runs/quickstart.json bases=['_blocks.15 sae seed 0'] units='status:ok top:100'",
     ),
+    types={"format": str, "k": int, "out": str | None},
 )
 def main(cfg: DictConfig) -> None:
     """Write a folder for each basis, and say where."""

@@ -21,6 +21,7 @@ HEAD = ("layer", "kind", "shape", "d_in", "module", "usual")
         "layers host=resnet50 pattern='layer4.**'",
         "layers host.name=timm:vit_base_patch16_224",
     ),
+    types={"pattern": str | None},
 )
 def main(cfg: DictConfig) -> None:
     """Print a line a layer."""

@@ -19,6 +19,7 @@ from saelab.settings import make
         "push run=runs/quickstart.json repo=org/name license=apache-2.0 private=false",
         "push repo=org/name bases='[sae seed 0]' pictures=true",
     ),
+    types={"repo": str | None, "dry_run": bool, "out": str | None},
 )
 def main(cfg: DictConfig) -> None:
     """Put the files together, list them, and send them in one commit unless it is a dry run."""

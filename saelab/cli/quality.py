@@ -18,6 +18,7 @@ HEAD = ("SAE", "FVU mine", "FVU test", "L0", "dead", "CE recovered", "probes", "
     "quality",
     settings=("loss", "seeds", "sae", "sae.k", "sae.expansion", "layers", "images", "host", "root"),
     examples=("quality", "quality loss=false", "quality sae=matryoshka seeds=[0,1]"),
+    types={"loss": bool},
 )
 def main(cfg: DictConfig) -> None:
     """Print a line an SAE, where its numbers are, and what overfits."""

@@ -13,6 +13,7 @@ from saelab.report import build
     "report",
     settings=("run", "out", "shown", "site"),
     examples=("report", "report run=runs/comparison.json", "report run=runs/quickstart.json out=pages shown=50"),
+    types={"out": str | None, "shown": int, "site": str | None},
 )
 def main(cfg: DictConfig) -> None:
     """Build the report of a run, or find it built."""

@@ -20,6 +20,7 @@ from saelab.run.making import Stages
     "search",
     settings=("text", "image", "top", "bases", "layers", "images", "host", "sae", "encoder", "root"),
     examples=("search text='a bird'", "search image=photo.jpg", "search text='a red car' bases=[sae] top=20"),
+    types={"text": str | None, "image": str | None, "top": int},
 )
 def main(cfg: DictConfig) -> None:
     """Print each basis' best units with their labels; first, whether the words mean anything in these images."""
@@ -37,7 +38,7 @@ def main(cfg: DictConfig) -> None:
             if by_text
             else find_by_image(made, basis, acts, cfg.image, cfg.top)
         )
-        print(f"{basis.layer}  {basis.name}")
+        print(f"{made.call(basis)} of {basis.layer}")
         for unit, score in zip(hits.units.tolist(), hits.scores.tolist()):
             print(f"  {unit:>6}  {score:6.3f}  {rows[unit]['label'] or '-'}")
 

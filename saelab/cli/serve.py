@@ -28,6 +28,7 @@ ABOUT = (
     "serve",
     settings=("run", "port", "mcp", "device"),
     examples=("serve", "serve run=runs/comparison.json port=0", "serve mcp=true"),
+    types={"port": int, "mcp": bool},
 )
 def main(cfg: DictConfig) -> None:
     """Answer until interrupted, or until standard input ends."""

@@ -20,6 +20,7 @@ from saelab.report import build, reading
 from saelab.report.live import Models, Search, analysis, application, rating, sheets, store
 from saelab.run.making import Stages
 from saelab.run.record import read_config
+from saelab.settings import make
 
 
 @command(
@@ -43,6 +44,7 @@ from saelab.run.record import read_config
         "view do=sheets raters=5",
         "view do=analyse returned=[a.csv,b.csv]",
     ),
+    types={"port": int, "browser": bool, "shown": int, "raters": int, "sheets": str | None, "returned": list},
 )
 def main(cfg: DictConfig) -> None:
     """Serve, write rating sheets, or analyse ratings."""
@@ -121,7 +123,7 @@ def models(cfg: DictConfig, run: reading.Run) -> Models:
 
 def study(cfg: DictConfig, run: reading.Run) -> rating.Study:
     """The study that the config asks for."""
-    return rating.draw(run, rating.StudySettings(**plain(cfg.study)))
+    return rating.draw(run, make(rating.StudySettings, plain(cfg.study), "study."))
 
 
 def sheets_folder(cfg: DictConfig, folder: Path) -> Path:

@@ -22,7 +22,7 @@ from saelab.compare.pairs import interval_kind
 from saelab.compare.shared import combine, of_one
 from saelab.compare.sides import check_groups
 from saelab.compare.words import conclusion, headline
-from saelab.effects.summary import WHY, column, correct, four_field, share_below
+from saelab.effects.summary import WHY, column, four_field, share_below, share_corrected
 
 PRIMARY = "causal_net"
 METRICS = {
@@ -47,7 +47,7 @@ METRICS = {
         "images that fire a unit mostly show what its label says, so this alone decides nothing.",
     ),
 }
-Rows = Sequence[Mapping[str, Any]]  # of effects.jsonl
+Rows = Sequence[Mapping[str, Any]]  # of effects.jsonl, with `causal_q` (saelab.effects.summary.add_corrected)
 
 
 def join(
@@ -173,7 +173,7 @@ def _describe(basis: ComparedBasis, ground: _Ground, settings: Settings) -> dict
         "measured": sum(row["why"] is None for row in rows),
         "why": {why: sum(row["why"] == why for row in rows) for why in WHY},
         "uses": share_below(p),
-        "uses_corrected": share_below(correct(p)),
+        "uses_corrected": share_corrected(rows),
         "four_field": four_field(p, [given[row["unit"]] is not None for row in rows]),
         "means": means,
     }

@@ -7,7 +7,7 @@ from saelab.effects.classes import Carried, ClassUnits, Usual, carriers, compare
 from saelab.effects.ground import Ground
 from saelab.effects.groups import groups_of, measure_group, summarise_groups
 from saelab.effects.heads import Head, fit_probe, host_head, text_head
-from saelab.effects.summary import Difference, Mean, causal_columns, difference, summarise
+from saelab.effects.summary import Difference, Mean, add_corrected, causal_columns, difference, summarise
 from saelab.effects.targets import Outputs, Targets, find_targets, imagenet_outputs
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Outputs",
     "Targets",
     "Usual",
+    "add_corrected",
     "carriers",
     "causal_columns",
     "centred",

@@ -1,7 +1,8 @@
 """Why this output on this picture: the units that carry it, how much, and where."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,24 +20,50 @@ ONE = np.zeros(1, np.int64)  # the only picture
 
 @dataclass(frozen=True)
 class OnePicture:
-    """Answers of a host for one picture that is in no set; the ids that it is asked for are not looked at."""
+    """Answers of a host for one picture that is in no set; the ids that it is asked for are not looked at.
+
+    The picture runs up to the layer once. Where the layer cuts the graph and all its tokens are kept, everything else
+    goes on from these tokens; else each question is a pass from the picture, which gives the same numbers.
+    """
 
     host: Host
     layer: str
     policy: str
     batch: Float[Tensor, "1 3 height width"]
     read: Callable[[Tensor], Tensor]  # the host's answer to named outputs
+    known: Float[Tensor, "1 tokens d_in"] | None = None  # the layer's kept tokens, where a pass gave them already
+
+    @cached_property
+    def own(self) -> Float[Tensor, "1 tokens d_in"]:
+        """The layer's kept tokens, float32, on the CPU."""
+        if self.known is not None:
+            return self.known.float().cpu()
+        return self.host.tokens(self.batch, [self.layer], self.policy)[self.layer].float().cpu()
+
+    @cached_property
+    def before(self) -> Float[Tensor, "1 outputs"]:
+        """The outputs as they are."""
+        return self.logits(ONE, self.own[None])[0]
+
+    @cached_property
+    def resumed(self) -> bool:
+        """Do answers go on from the tokens? A picture of another size than the transform's has other tokens."""
+        usual = tuple(self.batch.shape[-2:]) == tuple(self.host.transform.size)
+        return usual and self.host.choice(self.layer, self.policy).index is None and self.host.cuts(self.layer)
 
     def tokens(self, ids: Int[np.ndarray, "1"]) -> Float[Tensor, "1 tokens d_in"]:
-        """The layer's kept tokens, float32, on the CPU."""
-        return self.host.tokens(self.batch, [self.layer], self.policy)[self.layer].float().cpu()
+        """As `own`."""
+        return self.own
 
     def logits(
         self, ids: Int[np.ndarray, "1"], edited: Float[Tensor, "copies 1 tokens d_in"]
     ) -> Float[Tensor, "copies 1 outputs"]:
         """Outputs for every copy."""
-        edits = [lambda own, new=new: new.to(own) for new in edited]
-        answer = self.host.fan_out(self.batch, self.layer, edits, self.policy)[0]
+        if self.resumed:
+            answer = self.host.resume(edited[:, 0].to(self.host.device, self.host.dtype), self.layer)
+        else:
+            edits = [lambda own, new=new: new.to(own) for new in edited]
+            answer = self.host.fan_out(self.batch, self.layer, edits, self.policy)[0]
         with torch.inference_mode():
             return self.read(answer).cpu()[:, None]
 
@@ -46,9 +73,24 @@ class OnePicture:
         """Gradient of the weighted sum of outputs with respect to the kept tokens."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = tokens.to(self.host.device, self.host.dtype).clone().requires_grad_()
-            answer = self.host.run(self.batch.clone(), self.layer, lambda _: leaf, self.policy, grad=True)
+            if self.resumed:
+                answer = self.host.resume(leaf, self.layer, grad=True)
+            else:
+                answer = self.host.run(self.batch.clone(), self.layer, lambda _: leaf, self.policy, grad=True)
             value = (self.read(answer) @ weights.to(answer.device, torch.float32)).sum()
             return torch.autograd.grad(value, leaf)[0].float().cpu()
+
+
+def look(
+    host: Host,
+    layers: Iterable[str],
+    policy: str,
+    batch: Float[Tensor, "1 3 height width"],
+    read: Callable[[Tensor], Tensor],
+) -> dict[str, OnePicture]:
+    """One picture at several layers, which one pass runs up to."""
+    tokens = host.tokens(batch, list(dict.fromkeys(layers)), policy)
+    return {layer: OnePicture(host, layer, policy, batch, read, known) for layer, known in tokens.items()}
 
 
 @dataclass(frozen=True)
@@ -89,9 +131,8 @@ def explain(
     of them are taken out one by one. Values are of the logit less the mean of all, which is what softmax sees. An SAE's
     bias and error are no unit, so that `whole` is more than `units`.
     """
-    tokens = answers.tokens(ONE)
+    tokens, before = answers.own, answers.before
     active = Active.of(project, tokens)
-    before = answers.logits(ONE, tokens[None])[0]
     weights = of_output(output, before.shape[-1])
     values = values_by(method, answers, ONE, active, writes, weights)[0]  # [tokens, units]
     totals = values.sum(0)
@@ -103,7 +144,7 @@ def explain(
     without = answers.logits(ONE, (tokens - active.parts(writes))[None])[0]
     whole = float(centred(before)[0, output])
     units = whole - float(centred(without)[0, output])
-    firing = int((active.acts[0] != 0).any(0).sum())
+    firing = int((active.acts[0] > 0).any(0).sum())
     return Explanation(shares, whole, units, float(totals.sum()), firing, values.sum(1), totals, active)
 
 

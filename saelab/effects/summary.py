@@ -1,6 +1,6 @@
 """A basis' effects: means over its units, the four-field table, and differences between bases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +97,9 @@ def difference(
 def summarise(rows: Sequence[dict[str, Any]], detects: Sequence[bool | None], units: int) -> dict[str, Any]:
     """Everything that is shown of a basis: plain values.
 
-    `detects`: for each row, does its label beat its null (it does not abstain); None without a label. `units`: of the
-    whole basis. Means are over units that have the number; `all` counts the others as 0, `labelled` leaves out units
-    whose label abstains.
+    `rows`: as `add_corrected` gives them. `detects`: for each row, does its label beat its null (it does not abstain);
+    None without a label. `units`: of the whole basis. Means are over units that have the number; `all` counts the
+    others as 0, `labelled` leaves out units whose label abstains.
     """
     labels = [row["label"] for row in rows]
     found: dict[str, Any] = {"units": units, "chosen": len(rows), "measured": sum(row["why"] is None for row in rows)}
@@ -123,7 +123,7 @@ def summarise(rows: Sequence[dict[str, Any]], detects: Sequence[bool | None], un
     found["inverted"] = sum(bool(row.get("inverted")) for row in rows)
     p = column(rows, "causal_p")
     found["uses"] = share_below(p)
-    found["uses_corrected"] = share_below(correct(p))
+    found["uses_corrected"] = share_corrected(rows)
     found["four_field"] = four_field(p, detects)
     return found | screen(rows)
 
@@ -139,6 +139,21 @@ def correct(p: Float[np.ndarray, "units"]) -> Float[np.ndarray, "units"]:
     if known.any():
         found[known] = false_discovery_control(p[known])
     return found
+
+
+def add_corrected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `causal_q`: `causal_p` corrected for all of them (`correct`); None without a p.
+
+    `rows` are all that were measured of a basis. Whoever shows some of them chooses afterwards, so that a unit has one
+    q wherever it stands.
+    """
+    q = correct(column(rows, "causal_p"))
+    return [row | {"causal_q": float(x) if np.isfinite(x) else None} for row, x in zip(rows, q)]
+
+
+def share_corrected(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The share of these units with a p whose `causal_q` is below USES. `rows`: as `add_corrected` gives them."""
+    return share_below(np.array([row["causal_q"] for row in rows], dtype=np.float64))  # without: a KeyError, not 0
 
 
 def share_below(p: Float[np.ndarray, "units"], alpha: float = USES) -> float:

@@ -49,12 +49,15 @@ class ImagesServer:
         self.client = openai.OpenAI(
             api_key=key, base_url=settings.base_url, timeout=settings.timeout, max_retries=0, http_client=http
         )
+        self.refused: set[str] = set()  # prompts of which the log has said so
         self.body: dict[str, Any] = {"model": settings.model, "response_format": "b64_json"}
         if settings.size is not None:
             self.body["size"] = f"{settings.size}x{settings.size}"
 
     def __call__(self, prompt: str, seeds: Sequence[int]) -> list[Image.Image | None]:
-        """A picture for each seed (servers don't take seeds: only their number counts); None: refused, as the log says.
+        """A picture for each seed (servers don't take seeds: only their number counts).
+
+        None: refused, as the log says once a prompt.
 
         Raises UserError for what every request would meet: no server, a refused key, an unknown model, no credit, a
         redirect, and where retries are used up.
@@ -82,7 +85,9 @@ class ImagesServer:
                     if self._drop_format(error.status_code, why):
                         attempt -= 1
                     elif not self._again(error.status_code, why):
-                        log.warning("%s: refused (%s): left out", one_line(prompt, 60), why)
+                        if prompt not in self.refused:  # fifty pictures of it would be fifty lines
+                            log.warning("%s: refused (%s): left out", one_line(prompt, 60), why)
+                        self.refused.add(prompt)
                         return [None] * len(seeds)
         remedy = "run again to go on: pictures that came are kept"
         raise UserError("cosy.generate.base_url", self.settings.base_url, f"{why}, after {attempt} attempts", remedy)

@@ -1,5 +1,6 @@
 """One commit to the Hugging Face hub. The token is the hub client's own; it is written nowhere."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from saelab.errors import UserError
 from saelab.hub.settings import PushSettings
 from saelab.hub.stage import Files, list_files
 
+log = logging.getLogger("saelab")
 MESSAGE = "SAEs with their labels, by saelab"
 
 
@@ -36,7 +38,8 @@ def upload(folder: Path, repo: str, settings: PushSettings, files: Files | None 
     """Make the repository if it isn't there, and put a folder's files (all, or these) there in one commit.
 
     Files that are there already are not sent again, so an interrupted upload goes on with the same call; nothing is
-    deleted. Raises UserError without a token, without the right to write there, and where the hub can't be reached.
+    deleted, and a repository that is there stays as visible as it is. Raises UserError without a token, without the
+    right to write there, and where the hub can't be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -45,9 +48,12 @@ def upload(folder: Path, repo: str, settings: PushSettings, files: Files | None 
     adds = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name, _ in files]
     with _one_line(repo, token):
         api.create_repo(repo, private=settings.private, exist_ok=True)
-        if settings.private and not api.model_info(repo).private:
+        hidden = api.model_info(repo).private
+        if settings.private and not hidden:
             remedy = "give private=false with a licence, or another repository"
             raise UserError("private", True, f"{repo} is there already, and everybody sees it", remedy)
+        if hidden and not settings.private:
+            log.warning("%s was there already, and stays private: its settings on the hub make it public", repo)
         # Not upload_folder: it cuts a large folder into several commits.
         made = api.create_commit(repo, adds, commit_message=settings.message or MESSAGE, revision=settings.revision)
     return Pushed(folder, files, str(made.commit_url), made.oid)

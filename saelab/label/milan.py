@@ -6,6 +6,7 @@ A folder as the authors' tools read it: `images.npy` uint8 [units, k, 3, side, s
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
+from saelab.artifacts import atomic, clear_temporary
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
 from saelab.hosts.transform import Transform
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.01  # of all places lie above a unit's level (the paper's .99 quantile)
 SIDE = 224  # of pictures and masks
+KEPT = 1024  # pictures in memory as they are written, 150 kB each: many units share theirs
 
 
 @dataclass(frozen=True)
@@ -53,20 +56,23 @@ def write_exemplars(
     see = look_like_the_host(maps.cache)
     levels = maps.levels([own.unit for own in chosen], SHARE)
     folder.mkdir(parents=True, exist_ok=True)
+    clear_temporary(folder)
     k = max(len(own.images) for own in chosen)
-    pictures, masks = (
-        np.lib.format.open_memmap(folder / name, mode="w+", dtype=np.uint8, shape=(len(chosen), k, depth, SIDE, SIDE))
-        for name, depth in (("images.npy", 3), ("masks.npy", 1))
-    )
-    for row, own in enumerate(tqdm(chosen, desc="exemplars", unit="unit", disable=not progress)):
-        for place, image in enumerate(own.images):
-            pictures[row, place] = _show(images.load(image), see)
-            masks[row, place, 0] = mask(maps, own.unit, image, float(levels[row]))
-    pictures.flush()
-    masks.flush()
-    np.save(folder / "units.npy", np.array([own.unit for own in chosen], dtype=np.int64))
-    _save_csv(folder / "ids.csv", (own.images for own in chosen), k, -1, "%i")
-    _save_csv(folder / "activations.csv", (own.activations for own in chosen), k, 0.0, "%.5e")
+    show = lru_cache(KEPT)(lambda image: _show(images.load(image), see))
+    with atomic(folder / "images.npy") as shown, atomic(folder / "masks.npy") as masked:  # none of a killed call
+        pictures, masks = (
+            np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(chosen), k, depth, SIDE, SIDE))
+            for file, depth in ((shown, 3), (masked, 1))
+        )
+        for row, own in enumerate(tqdm(chosen, desc="exemplars", unit="unit", disable=not progress)):
+            for place, image in enumerate(own.images):
+                pictures[row, place] = show(image)
+                masks[row, place, 0] = mask(maps, own.unit, image, float(levels[row]))
+        pictures.flush()
+        masks.flush()
+        np.save(folder / "units.npy", np.array([own.unit for own in chosen], dtype=np.int64))
+        _save_csv(folder / "ids.csv", (own.images for own in chosen), k, -1, "%i")
+        _save_csv(folder / "activations.csv", (own.activations for own in chosen), k, 0.0, "%.5e")
     return folder
 
 

@@ -33,6 +33,7 @@ from saelab.report import (
     vlm_answers,
     write,
 )
+from saelab.report.called import Called, in_few_words, in_words
 
 log = logging.getLogger("saelab")
 
@@ -163,10 +164,14 @@ def _write(run: reading.Run, out: Path, shown: int, site: str | None) -> None:
 
 def _facts(run: reading.Run, light: Light, side: int, unreadable: dict[int, str]) -> dict[str, Any]:
     scorers = list(dict.fromkeys(s for basis in run.bases for row in basis.labels for s in row["scores"]))
+    names = [Called(b.short, b.kind, b.layer, b.seed, b.control) for b in run.bases]
     keep = ("name", "version", "created", "config", "host", "encoder", "timings", "reused", "notes")
     return {key: run.facts.get(key) for key in keep} | {
         "images": _images(run.images),
-        "bases": [_basis(b, rows) for b, rows in zip(run.bases, light, strict=True)],
+        "bases": [
+            _basis(b, rows) | {"words": words, "few_words": few}
+            for b, rows, words, few in zip(run.bases, light, in_words(names), in_few_words(names), strict=True)
+        ],
         "scorers": scorers,
         "terms": glossary.terms(scorers),
         "chunk": write.CHUNK,

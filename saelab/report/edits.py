@@ -1,5 +1,6 @@
 """The page of a concept edit: the units taken out, and accuracy by group before, after, and without random units."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ def write_edit(path: Path, found: Mapping[str, Any]) -> None:
     template = Environment(loader=PackageLoader("saelab.report", "pages"), autoescape=True).get_template("edit.html")
     groups = [group | _span(group["random"]) for group in found["groups"]]
     totals = [{"name": name, **found[name], **_span(found[name]["random"])} for name in ("worst", "average")]
-    page = template.render(found=found, groups=groups, totals=totals, says=sentence(found))
+    page = template.render(found=found, groups=groups, totals=totals, says=with_minus(sentence(found)))
     path.write_text(page, encoding="utf-8")
+
+
+def with_minus(text: str) -> str:
+    """A minus before numbers, as in print; hyphens between words stay."""
+    return re.sub(r"(?<![^\s(])-(?=\d)", "−", text)
 
 
 def sentence(found: Mapping[str, Any]) -> str:

@@ -117,10 +117,22 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "Held-out photos",
         "Photos of the test split, which neither mining nor labelling nor SAE training saw. The label is true of a "
         "photo where its caption or class says so; people mention less than a photo shows, so some false alarms are "
-        "none. The unit fires where it reaches the activation that separates best on the mined photos.",
+        "none. A hit and a false alarm reach the unit's threshold; a miss fires the unit less than that, or not.",
         "",
     ),
-    "firing_rate": ("Fires on", "The share of images on which the unit's activation is above zero.", ""),
+    "fires": (
+        "Fires",
+        "An image fires a unit where the activation is above zero (beyond rounding), however little; on all others the "
+        "unit is silent. To call an image by the label more is asked: the unit's threshold.",
+        "",
+    ),
+    "threshold": (
+        "Its threshold",
+        "The activation from which on calling a photo by the unit's label agrees best with what people wrote of the "
+        "mined photos (highest F1). A unit fires on more photos than reach it.",
+        "",
+    ),
+    "firing_rate": ("Fires on", "The share of mined images that fire the unit: its activation is above zero.", ""),
     "clarity": (
         "Clarity",
         "Mean pairwise cosine of the strongest images' embeddings: 1 when they all look alike, 0 when unrelated.",
@@ -169,12 +181,12 @@ TERMS: dict[str, tuple[str, str, str]] = {
     ),
     "f1": (
         "F1",
-        "Agreement of firing (above a threshold fitted elsewhere) with the label being true; 0 to 1.",
+        "Agreement of reaching the unit's threshold, fitted on mined images, with the label being true; 0 to 1.",
         "NeuronEval, ICML 2025",
     ),
     "iou": (
         "IoU",
-        "Images where both firing and label hold, as a share of those where either does.",
+        "Images that reach the unit's threshold and have its label, as a share of those that do either.",
         "Bau et al., CVPR 2017",
     ),
     "auroc": (
@@ -196,8 +208,8 @@ TERMS: dict[str, tuple[str, str, str]] = {
     ),
     "detection": (
         "Detection accuracy",
-        "Of held-out photos a model says which show the label. The mean of the shares of firing and of silent photos "
-        "that it tells right: 0.5 is chance.",
+        "Of held-out photos a model says which show the label. Some are the strongest that fire the unit, some lie "
+        "below its mean (weak): the mean of the shares of either that it tells right; 0.5 is chance.",
         "",
     ),
     "fuzzing": (
@@ -208,17 +220,24 @@ TERMS: dict[str, tuple[str, str, str]] = {
     ),
     "intruder": (
         "Intruder found",
-        "Of a few photos all but one fire the unit; a model that knows no label names the one that does not. It is a "
-        "look-alike of a strong image. Chance is one over the number of photos; the interval is exact binomial.",
+        "Of a few photos all but one are among the unit's strongest; a model that knows no label names the other. It "
+        "is a look-alike of a strong image that lies below the unit's mean. Chance is one over the number of photos; "
+        "the interval is exact binomial.",
         "after Paulo & Belrose, 2025",
     ),
     "embedding_score": (
         "Embedding score",
-        "Chance that a held-out photo that fires the unit lies nearer to the mean embedding of its strongest images "
-        "than one that leaves it silent: 0.5 is chance. Beside it, the same for nearness to the mean of all photos.",
+        "Chance that a held-out photo above the unit's mean lies nearer to the mean embedding of its strongest images "
+        "than one below its mean: 0.5 is chance. Beside it, the same for nearness to the mean of all photos.",
         "after Paulo & Belrose, 2025",
     ),
     "positives": ("Strongest images", "The images that excite the unit most, strongest first.", ""),
+    "alike": (
+        "Alike",
+        "Others of the unit's strongest images that are near-duplicates of this one (the photo again, re-encoded, "
+        "resized or mirrored), or of its series. A strip shows the strongest of them alone; all count in every number.",
+        "",
+    ),
     "contrast": (
         "Contrast",
         "For each strong image, the one most like it that leaves the unit below its mean. What sets the two apart is "
@@ -284,13 +303,15 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "causal_q": (
         "Corrected p",
         "The share of other labels as a p-value, corrected for all units of the basis that were measured (false "
-        "discovery rate): of the units below 0.05 one in twenty is expected to be there by chance.",
+        "discovery rate): of the units below 0.05 one in twenty is expected to be there by chance. `saelab effects` "
+        "corrects by the same rule.",
         "Benjamini & Hochberg 1995",
     ),
     "uses_corrected": (
         "Used, corrected",
-        "Of the units that could be measured, the share whose p-value stays below 0.05 when it is corrected for all of "
-        "them (false discovery rate). The four fields are not corrected: 5 % of units are used by chance there.",
+        "Of the units compared that could be measured, the share whose p-value stays below 0.05 when it is corrected "
+        "for all units of the basis that were measured (false discovery rate). The four fields are not corrected: 5 % "
+        "of units are used by chance there.",
         "Benjamini & Hochberg 1995",
     ),
     "uses": (

@@ -1,13 +1,15 @@
 """What a label is worth on photos that nobody looked at when it was given: hits, misses and false alarms of a unit."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from saelab import metrics, truth
 from saelab.acts import firing_threshold
+from saelab.report.pictures import few_of_each
 from saelab.report.reading import ReadBasis, Run
 
 SHOWN = 6  # photos of each sort
@@ -32,6 +34,7 @@ def of_basis(run: Run, basis: ReadBasis) -> Iterator[dict[str, Any] | None]:
     stated = truth.from_descriptions(
         [label for label in labels if label is not None], run.images.captions, run.images.classes, rule
     )
+    tested = Tested(test, run.images.groups[test])
     thresholds = _thresholds(basis, labels, stated, run.images.ids("mine"))
     known = stated.known[torch.as_tensor(test)].numpy()
     place = np.full(len(run.images), -1)
@@ -44,14 +47,19 @@ def of_basis(run: Run, basis: ReadBasis) -> Iterator[dict[str, Any] | None]:
         if label is not None and label in stated.column:
             true = stated.member[torch.as_tensor(test), stated.column[label]].numpy() & known
         if true is None or not true.any():
-            yield {"strongest": _strongest(test, values, values > firing_threshold(values.max()), STRONGEST)}
+            yield {"strongest": _strongest(tested, values, values > firing_threshold(values.max()), STRONGEST)}
         else:
-            yield _split(test, values, true, known, float(thresholds[u]))
+            yield _split(tested, values, true, known, float(thresholds[u]))
 
 
-def _split(
-    test: np.ndarray, values: np.ndarray, true: np.ndarray, known: np.ndarray, threshold: float
-) -> dict[str, Any]:
+class Tested(NamedTuple):
+    """The test images."""
+
+    ids: Int[np.ndarray, "test"]
+    groups: Int[np.ndarray, "test"]  # near-duplicates, and photos of one series: the strongest of each is shown
+
+
+def _split(test: Tested, values: np.ndarray, true: np.ndarray, known: np.ndarray, threshold: float) -> dict[str, Any]:
     """Hits, misses and false alarms of one unit."""
     usable = threshold > 0  # NaN is not
     fires = known & ((values >= threshold) if usable else (values > firing_threshold(values.max())))
@@ -66,11 +74,12 @@ def _split(
     }
 
 
-def _strongest(test: np.ndarray, values: np.ndarray, among: np.ndarray, count: int, sign: int = 1) -> list[list[Any]]:
-    """[image, activation] of the largest values among some images, ties to the lowest id."""
+def _strongest(test: Tested, values: np.ndarray, among: np.ndarray, count: int, sign: int = 1) -> list[list[Any]]:
+    """[image, activation] of the largest values among some images, few of each group, ties to the lowest id."""
     places = np.flatnonzero(among)
-    places = places[np.argsort(-values[places], kind="stable")][:count]
-    return [[int(test[i]), float(sign * values[i])] for i in places]
+    places = places[np.argsort(-values[places], kind="stable")]
+    places = places[few_of_each(test.groups[places], count)]
+    return [[int(test.ids[i]), float(sign * values[i])] for i in places]
 
 
 def _thresholds(basis: ReadBasis, labels: list[str | None], stated: truth.Truth, mine: np.ndarray) -> np.ndarray:

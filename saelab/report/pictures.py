@@ -4,9 +4,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
-from saelab.artifacts import file_digest
 from saelab.errors import UserError
 from saelab.images import ImageSet
 
@@ -20,17 +21,20 @@ def side_for(count: int, budget: int = BUDGET) -> int:
     return next((side for side, size in SIDES.items() if count * size <= budget), min(SIDES))
 
 
-def copies(images: ImageSet) -> dict[int, int]:
-    """The first image of the same bytes, for images that have a near-duplicate (only their files are read)."""
-    groups: dict[int, list[int]] = {}
-    for i, group in enumerate(images.groups.tolist()):
-        groups.setdefault(group, []).append(i)
-    found: dict[int, int] = {}
-    for members in groups.values():
-        files = [i for i in members if len(members) > 1 and images.path(i).is_file()]
-        first: dict[str, int] = {}
-        found |= {i: first.setdefault(file_digest(images.path(i)), i) for i in files}
-    return found
+def few_of_each(groups: Int[np.ndarray, "images"], count: int) -> Int[np.ndarray, "some"]:
+    """Places of the images that a strip for `count` shows, given the groups of all, the strongest first.
+
+    Of near-duplicates, or a series, the first alone; of each as few as fill half of the strip where that leaves less,
+    as with the frames of two videos.
+    """
+    half = (min(count, len(groups)) + 1) // 2
+    _, own = np.unique(groups, return_inverse=True)
+    order = np.argsort(own, kind="stable")
+    starts = np.searchsorted(own[order], own[order])
+    before = np.empty(len(groups), dtype=np.int64)  # how many of its group come before each
+    before[order] = np.arange(len(groups)) - starts
+    most = int(np.searchsorted(np.bincount(before).cumsum(), half)) if len(groups) else 0
+    return np.flatnonzero(before <= most)[:count]
 
 
 def place(image_id: int) -> str:

@@ -5,15 +5,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from saelab.acts import firing_threshold
 from saelab.compare.glossary import LOWER_IS_BETTER
 from saelab.images import ImageSet
-from saelab.report import held_out, vlm_answers, what_it_does
+from saelab.report import held_out, pictures, vlm_answers, what_it_does
 from saelab.report.reading import ReadBasis, Run
 
 BINS = 30  # of the histogram
 PER_BAND = 4  # images drawn from each tenth of the range, and from the zeros
+OF_MEANING = 8  # images shown of each of a unit's meanings
 NEAREST = 6  # neighbours shown of each sort
 NEAREST_ELSEWHERE = 3  # the same in each of the other bases
 BLOCK = 2**23  # cosines that are held at once while neighbours are looked for
@@ -59,7 +61,8 @@ def of_basis(
     for u, (row, unseen) in enumerate(zip(basis.labels, held_out.of_basis(run, basis), strict=True)):
         ids, values = basis.column(u)
         on = dict(zip(ids.tolist(), values.tolist(), strict=True))
-        record = _label(row) | _exemplars(basis, u, kept[u], on) | _distribution(values, len(run.images))
+        record = _label(row) | _exemplars(basis, u, kept[u], on, run.images.groups)
+        record |= _distribution(values, len(run.images))
         record |= {
             "bands": _bands(ids, values, len(run.images), rng),
             "enriched": _enriched(record["positives"], known, len(run.images)),
@@ -72,7 +75,7 @@ def of_basis(
             "held_out": unseen,
             "does": does[u],
             "near": near[u],
-            "meanings": row.get("meanings") or [],
+            "meanings": [_meaning(found, run.images.groups) for found in row.get("meanings") or []],
             "sources": _sources(row, basis.sources),
             "verified": vlm_answers.of_unit(basis.verified.get(row["unit"], [])),
         }
@@ -82,6 +85,12 @@ def of_basis(
         named |= {i for photos in (unseen or {}).values() if isinstance(photos, list) for i in _photos(photos)}
         record["names"] = {i: name(run.images, i) for i in sorted(named) if i >= 0}
         yield record
+
+
+def _meaning(found: dict[str, Any], groups: Int[np.ndarray, "images"]) -> dict[str, Any]:
+    """One of a unit's meanings with the images of it that are `shown` (`pictures.few_of_each`)."""
+    ids = np.array(found["positives"], dtype=np.int64)
+    return found | {"shown": ids[pictures.few_of_each(groups[ids], OF_MEANING)].tolist()}
 
 
 def _photos(shown: list[Any]) -> list[int]:
@@ -106,24 +115,36 @@ def _sources(row: dict[str, Any], known: dict[str, str]) -> dict[str, str]:
     return {label: known[label] for labels in found for label in labels if label in known}
 
 
-def exemplars_shown(basis: ReadBasis, shown: int, first: dict[int, int]) -> list[np.ndarray]:
-    """Per unit the ranks of the strongest images on its page: up to `shown`, a photo that is there twice once.
+def exemplars_shown(basis: ReadBasis, shown: int, groups: Int[np.ndarray, "images"]) -> list[np.ndarray]:
+    """Per unit the ranks of the strongest images on its page: up to `shown`, few near-duplicates.
 
-    `first`: from `pictures.copies`, which photos are the same byte for byte.
+    `groups`: of the run's images (`ImageSet.groups`), for `pictures.few_of_each`.
     """
-    found = []
-    for ids, values in zip(basis.exemplars["positives"], basis.exemplars["activations"], strict=True):
-        places = np.flatnonzero((ids >= 0) & (values > 0))
-        _, new = np.unique([first.get(i, i) for i in ids[places].tolist()], return_index=True)
-        found.append(places[np.sort(new)][:shown])
-    return found
+
+    def of_unit(u: int, ids: Int[np.ndarray, "k"]) -> np.ndarray:
+        places = _firing(basis, u)
+        return places[pictures.few_of_each(groups[ids[places]], shown)]
+
+    return [of_unit(u, ids) for u, ids in enumerate(basis.exemplars["positives"])]
 
 
-def _exemplars(basis: ReadBasis, u: int, keep: np.ndarray, on: dict[int, float]) -> dict[str, Any]:
-    """The strongest images with their contrasts; `on`: the unit's activation by image, where it is not zero."""
+def _firing(basis: ReadBasis, u: int) -> Int[np.ndarray, "some"]:
+    """Ranks of a unit's mined images that fire it."""
+    return np.flatnonzero((basis.exemplars["positives"][u] >= 0) & (basis.exemplars["activations"][u] > 0))
+
+
+def _exemplars(
+    basis: ReadBasis, u: int, keep: np.ndarray, on: dict[int, float], groups: Int[np.ndarray, "images"]
+) -> dict[str, Any]:
+    """The strongest images with their contrasts; `on`: the unit's activation by image, where it is not zero.
+
+    `alike`: for each, how many others of its group are among the strongest and not shown.
+    """
     part = {
         key: basis.exemplars[key][u][keep].tolist() for key in ("positives", "activations", "contrasts", "similarity")
     }
+    every = groups[basis.exemplars["positives"][u][_firing(basis, u)]]
+    part["alike"] = [int((every == group).sum()) - 1 for group in groups[part["positives"]]]
     return part | {"contrast_activations": [on.get(i, 0.0) if i >= 0 else None for i in part["contrasts"]]}
 
 

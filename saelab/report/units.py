@@ -11,7 +11,6 @@ from saelab.report import (
     maps,
     meaning,
     members,
-    pictures,
     random_directions,
     records,
     synthesised,
@@ -42,11 +41,11 @@ def assemble(run: Run, out: Path, shown: int) -> Assembled:
     """
     known, means = records.truth(run.images), meaning.of_bases(run)
     write.put(out, "maps", meaning.maps(run, means))
-    near, first, shares = records.neighbours(run, means), pictures.copies(run.images), random_directions.of_bases(run)
+    near, shares = records.neighbours(run, means), random_directions.of_bases(run)
     sheets, unstored = _copy_sheets(run, out), dict[str, Any]()
     found = Assembled()
     for number, basis in enumerate(run.bases):
-        kept = records.exemplars_shown(basis, shown, first)
+        kept = records.exemplars_shown(basis, shown, run.images.groups)
         positives = [ids[own].tolist() for ids, own in zip(basis.exemplars["positives"], kept, strict=True)]
         labels = digest(basis.recipes["labels"])
         parts = {
@@ -89,4 +88,6 @@ def _copy_sheets(run: Run, out: Path) -> dict[str, str]:
 def _proposals(basis: ReadBasis, number: int, sheets: dict[str, str], prompts: dict[str, int]) -> Iterator[list[Row]]:
     """Per unit what proposers said; prompts that are not in use yet are added to `prompts`."""
     for row in basis.labels:
-        yield [vlm_answers.shown(said, number, sheets, prompts) for said in basis.proposals.get(row["unit"], [])]
+        rows = basis.proposals.get(row["unit"], [])
+        talk = vlm_answers.transcript(basis.sheets, row["unit"]) if rows else []
+        yield [vlm_answers.shown(said, number, sheets, prompts, talk) for said in rows]

@@ -14,6 +14,7 @@ TESTS = {name: f"{file}.jsonl" for name, file in (("detect", "detection"), ("sec
 TESTS |= {name: f"{name}.jsonl" for name in ("fuzzing", "intruder", "embedding")}
 OF_PROPOSAL = ("labels", "status", "proposer", "mode", "raw", "evidence", "confidence", "error")
 OF_RECORD = ("model", "prompt_tokens", "completion_tokens", "cost", "cached", "attempts", "seconds", "error")
+LONGEST = 1000  # characters of a tool's answer that a page shows
 BUDGET = 50 * 2**20  # bytes that all sheets may take together
 SIDES = {896: 92_000, 640: 53_000, 448: 29_000, 320: 17_000, 224: 9_500, 144: 5_000}  # side -> bytes of a 3x3 sheet
 
@@ -38,6 +39,21 @@ def sheets(root: Path, labels: dict[str, Any]) -> Path | None:
     return None
 
 
+def transcript(folder: Path | None, unit: int) -> list[dict[str, Any]]:
+    """An agent's talk about a unit as a page shows it, an entry a round; [] where there was none.
+
+    `folder`: that of its proposals.
+    """
+    file = None if folder is None else folder / "transcripts" / f"unit-{unit:05d}.jsonl"
+    if file is None or not file.is_file():
+        return []
+    rounds = []
+    for line in read_jsonl(file):
+        calls = [call | {"answer": call["answer"][:LONGEST]} for call in line.get("calls", [])]
+        rounds.append({key: line[key] for key in ("said", "error") if line.get(key)} | {"calls": calls})
+    return rounds
+
+
 def verification(root: Path, labels: dict[str, Any]) -> Rows:
     """Results of verifying these labels, by unit; every row names its `test`."""
     found: Rows = {}
@@ -54,9 +70,14 @@ def find_verifications(root: Path, labels: dict[str, Any]) -> list[Path]:
     return [path.parent for path in recipes if read_json(path).get("labels") == digest(labels)]
 
 
-def shown(row: dict[str, Any], basis: int, kept: dict[str, str], prompts: dict[str, int]) -> dict[str, Any]:
-    """A proposal as a page shows it: its images are on its sheets, its prompt is a number in `prompts`."""
-    record = {key: row.get(key) for key in (*OF_PROPOSAL, *OF_RECORD)}
+def shown(
+    row: dict[str, Any], basis: int, kept: dict[str, str], prompts: dict[str, int], talk: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A proposal as a page shows it: its images are on its sheets, its prompt is a number in `prompts`.
+
+    `talk`: an agent's `transcript`.
+    """
+    record = {key: row.get(key) for key in (*OF_PROPOSAL, *OF_RECORD)} | {"talk": talk}
     if row.get("prompt"):
         record["prompt"] = prompts.setdefault(row["prompt"], len(prompts))
     record["sheets"] = [kept[f"{basis}/{name}"] for name in row.get("sheets") or [] if f"{basis}/{name}" in kept]

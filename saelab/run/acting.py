@@ -12,6 +12,7 @@ from saelab import encoders
 from saelab.artifacts import Artifact
 from saelab.effects import Head
 from saelab.errors import UserError
+from saelab.report.called import Called, in_few_words
 from saelab.run.basis import KINDS, Basis
 from saelab.run.labels import Labels
 from saelab.run.stages.classes import measure_classes
@@ -123,7 +124,7 @@ class Acting(Labels):
         def classes(basis: Basis) -> Path:
             return self.measure_classes(basis, own.head).path
 
-        seeing = Seeing(self.host, self.config.policy, head, classes, self.images.square)
+        seeing = Seeing(self.host, self.config.policy, head, classes, self.call, self.images.square)
         return explain_picture(picture, own_bases, seeing, own, self.root)
 
     def edit_concepts(self, photos: Path, own: EditSettings, basis: Basis) -> Path:
@@ -134,8 +135,14 @@ class Acting(Labels):
         """
         self._need_host("that could look at pictures")
         own_host = self.host if basis.weights == self.weights else self.random_host
-        seeing = Looking(own_host, self.config.policy, self._sentence_vectors, self.images.square)
+        seeing = Looking(own_host, self.config.policy, self._sentence_vectors, self.call, self.images.square)
         return edit_concepts(photos, read_photos(photos), basis, seeing, own, self.root)
+
+    def call(self, basis: Basis) -> str:
+        """What a basis is called where people read, beside its layer."""
+        every = [Called(b.name, b.kind, b.layer, b.seed, b.control) for b in self.bases]
+        names = dict(zip(((b.layer, b.name) for b in self.bases), in_few_words(every), strict=True))
+        return names[basis.layer, basis.name]
 
     def _need_host(self, what: str) -> None:
         """Raise UserError where there are arrays and no host `what`."""

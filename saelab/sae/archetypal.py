@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.sae.config import SAEConfig
+from saelab.sae.distributed import draw_rows
 
 OWN_SHARE = 0.9  # of a row's first mix that lies on one candidate; the rest is spread over all
 
@@ -23,17 +24,22 @@ class Hull:
 
     @classmethod
     def start(
-        cls, config: SAEConfig, centred: Float[Tensor, "batch d_in"], spread: Tensor, generator: torch.Generator
+        cls,
+        config: SAEConfig,
+        centred: Float[Tensor, "batch d_in"],
+        spread: Tensor,
+        generator: torch.Generator,
+        rows: slice,
     ) -> "Hull":
-        """Candidates drawn from centred activations, and each row near one of them."""
+        """Candidates drawn from centred activations, and each of the decoder's `rows` near one of them."""
         chosen = torch.randperm(len(centred), generator=generator)[: config.candidates].to(centred.device)
         candidates = centred[chosen].clone()
         n = len(candidates)
-        own = torch.arange(config.latents, device=centred.device) % n
-        share = torch.rand(config.latents, n, generator=generator).to(centred.device)
+        own = torch.arange(rows.start, rows.stop, device=centred.device) % n
+        share = draw_rows(torch.rand, config.latents, n, rows, generator).to(centred.device)
         mix = share.div_(share.sum(1, keepdim=True)).mul_(1 - OWN_SHARE)
-        mix[torch.arange(config.latents, device=centred.device), own] += OWN_SHARE
-        shift = torch.zeros(config.latents, config.d_in, device=centred.device)
+        mix[torch.arange(len(own), device=centred.device), own] += OWN_SHARE
+        shift = torch.zeros(len(own), config.d_in, device=centred.device)
         return cls(candidates, mix, shift, config.delta * spread)
 
     def parameters(self) -> list[Tensor]:

@@ -65,6 +65,13 @@ def share_of_batch(
     return values[mine], flat[mine]
 
 
+def least_of_batch(pre: Float[Tensor, "batch own"], count: int, group: Group) -> Float[Tensor, ""]:
+    """The smallest of the `count` largest pre-activations of all shards."""
+    values, _ = select.top_of_batch(pre, min(count, pre.numel()))
+    every = group.gather(values)
+    return every[select.find_largest(every, count)].min()
+
+
 def rebuild(
     centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "own d_in"], k: int, group: Group
 ) -> Float[Tensor, "batch d_in"]:

@@ -135,7 +135,7 @@ class TrainConfig:
     log_every: int = 25  # steps between lines in metrics.jsonl
     checkpoint_every: int = 1000  # steps between checkpoints
     keep: int = 2  # checkpoints that are kept
-    latent_shards: int = added(1)  # topk, batchtopk: shards of the latents, each in another process (docs/scale.md)
+    latent_shards: int = added(1)  # of the latents, each in another process (docs/scale.md)
 
     def __post_init__(self) -> None:
         wanted = "pairs of numbers: (share of the steps, factor)"

@@ -4,14 +4,17 @@ Process i S + s holds the s-th of S equal shards of the latents and takes the i-
 one `data` group hold the same latents and see other tokens, those of one `latents` group see the same tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
+
+DRAWN = 16  # torch draws normal numbers sixteen at a time: pieces of a multiple are those of the whole
 
 
 class Group:
@@ -92,6 +95,26 @@ def count_groups(size: int, shards: int) -> int:
         remedy = f"start a multiple of {shards} (torchrun --nproc-per-node {shards}), or set it to 1"
         raise UserError("latent_shards", shards, f"has to divide the number of processes, {size}", remedy)
     return size // shards
+
+
+def draw_rows(
+    draw: Callable[..., Tensor], latents: int, width: int, rows: slice, generator: torch.Generator
+) -> Float[Tensor, "own width"]:
+    """These rows of `draw(latents, width, generator=generator)`; of the others, no more than some are held at once.
+
+    `draw`: torch.randn or torch.rand. The generator is left as if all had been drawn at once.
+    """
+    if rows == slice(0, latents):
+        return draw(latents, width, generator=generator)
+    own, step, first = torch.empty(rows.stop - rows.start, width), DRAWN * max(1, (1 << 12) // width), 0
+    while first < latents:
+        last = first + step if latents - first >= 2 * step else latents  # torch draws a short rest in another way
+        some = draw(last - first, width, generator=generator)
+        begin, end = max(first, rows.start), min(last, rows.stop)
+        if begin < end:
+            own[begin - rows.start : end - rows.start] = some[begin - first : end - first]
+        first = last
+    return own
 
 
 def _own(groups: Sequence[Sequence[int]]) -> Group:

@@ -188,9 +188,8 @@ def check_shards(configs: Sequence[SAEConfig], train: TrainConfig, processes: in
     """Raise UserError where so many processes (None: any) can't share the latents and batches as `train` says."""
     shards = train.latent_shards
     for config in configs if shards > 1 else ():
-        if "latent_shards" not in rules.find(config.rule).supports or config.decoder != "free" or config.multi_topk:
-            needs = f"needs {rules.name_supporting('latent_shards')}, decoder=free and multi_topk=false"
-            raise UserError("latent_shards", shards, needs, "set it to 1")
+        if "latent_shards" not in rules.find(config.rule).supports:
+            raise UserError("latent_shards", shards, f"needs {rules.name_supporting('latent_shards')}", "set it to 1")
         if config.latents % shards:
             raise UserError("latent_shards", shards, f"has to divide the {config.latents} latents", "choose another")
     if processes is not None:

@@ -3,19 +3,19 @@
 Loss of a reconstruction: |x^ - x|^2 / variance, summed over units of the activations, mean over tokens: FVU itself.
 `sparse_gradients` serves selections, with nested levels: level p reconstructs from the pairs of levels 0..p.
 Matryoshka's levels are prefixes of the dictionary, Multi-TopK's are the first k and the first 4 k pre-activations.
-`dense_loss` serves gates, whose codes are not sparse from the start, through autograd.
+`dense_loss` serves gates, whose codes are not sparse from the start, through autograd. Where processes hold the latents
+between them, codes stay where they are: only reconstructions [batch, d_in] are summed, and the gradient of b_dec.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saelab.sae import rules, sparse
+from saelab.sae import choose, rules, sparse
 from saelab.sae.config import SAEConfig
-from saelab.sae.distributed import World
+from saelab.sae.distributed import Group, World
 from saelab.sae.rules.rule import Weights
 
 
@@ -93,7 +93,7 @@ def keep(
     batch, rule = len(centred), rules.find(config.rule)
     assert isinstance(rule, rules.Selection)
     pairs, smallest = rule.pairs(pre, config, world, weights, centred)
-    level, level_weights = _levels(pairs, config, world.rows(config.latents).start)
+    level, level_weights = _levels(pairs, config, world)
     if level is not None:
         rows = torch.arange(batch, device=centred.device).repeat_interleave(
             pairs.offsets.diff(), output_size=len(level)
@@ -103,11 +103,11 @@ def keep(
     return pairs, level_weights.to(centred), smallest
 
 
-def _levels(pairs: sparse.Pairs, config: SAEConfig, first: int) -> tuple[Tensor | None, Tensor]:
-    """Each pair's level (None: there is one level) and the levels' weights in the loss. `first`: latent held here."""
+def _levels(pairs: sparse.Pairs, config: SAEConfig, world: World) -> tuple[Tensor | None, Tensor]:
+    """Each pair's level (None: there is one level) and the levels' weights in the loss."""
     device = pairs.latents.device  # all made there: a copy from the host would wait for the device
     if config.prefixes:
-        sizes = config.prefix_sizes
+        sizes, first = config.prefix_sizes, world.rows(config.latents).start
         level = torch.zeros_like(pairs.latents)
         for size in sizes:
             level += pairs.latents + first >= size
@@ -116,10 +116,22 @@ def _levels(pairs: sparse.Pairs, config: SAEConfig, first: int) -> tuple[Tensor 
     if not config.multi_topk:
         return None, level_weights
     level_weights[1] = 1 / 8
+    if world.latents.size > 1:
+        return (~_first_of_rows(pairs, config.k, world.latents)).long(), level_weights
     by_row = pairs.values.view(-1, 4 * config.k)
     level = torch.ones_like(by_row, dtype=torch.long)
     level.scatter_(1, by_row.topk(config.k, dim=1, sorted=False).indices, 0)
     return level.view(-1), level_weights
+
+
+def _first_of_rows(pairs: sparse.Pairs, k: int, shards: Group) -> Bool[Tensor, "pairs"]:
+    """Which of this shard's pairs, of 4 k a row over all shards, are among the k largest of their row."""
+    rows = torch.arange(len(pairs.offsets) - 1, device=pairs.latents.device)
+    rows = rows.repeat_interleave(pairs.offsets.diff(), output_size=len(pairs.latents))
+    places = torch.arange(len(rows), device=rows.device) - pairs.offsets[rows]
+    values = pairs.values.new_full((len(pairs.offsets) - 1, 4 * k), -torch.inf)
+    values[rows, places] = pairs.values
+    return choose.winners(values, k, shards)[rows, places]
 
 
 def _reported(config: SAEConfig) -> int:
@@ -138,17 +150,47 @@ def dense_loss(
     config: SAEConfig,
     variance: Tensor,
     tokens: int,
-    total: Callable[[Tensor], Tensor] = lambda part: part,
+    world: World | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Bool[Tensor, "latents"], Float[Tensor, "batch d_in"]]:
     """Loss of a gate, for autograd: FVU plus the rule's penalty; numbers for the log; who fired; x^ - x.
 
-    `total` sums a number over all processes.
+    `tokens` is the batch size over all processes. The loss is the part of it that the latents held here have a share
+    in; its gradients are those of the whole.
     """
-    rule = rules.find(config.rule)
+    rule, world = rules.find(config.rule), world or World()
     assert isinstance(rule, rules.Gate)
-    pre = torch.addmm(weights["b_enc"], x - weights["b_dec"], weights["W_enc"].T).relu()
-    made = rule.open(pre, weights, config, variance.sqrt(), tokens, total)
-    error = made.codes @ weights["W_dec"] + weights["b_dec"] - x
+    shards = world.latents
+    centred = x - _Common.apply(weights["b_dec"], shards)
+    pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T).relu()
+    made = rule.open(pre, weights, config, variance.sqrt(), tokens, world.all.sum_)
+    error = _Sum.apply(made.codes @ weights["W_dec"], shards) + weights["b_dec"] - x
     fvu = error.square().sum() / (tokens * variance)
-    metrics = {"loss": fvu.detach() + made.value, "fvu": fvu.detach(), "l0": made.l0.detach()}
+    loss = fvu.detach() + made.value * (len(x) / tokens)
+    metrics = {"loss": loss, "fvu": fvu.detach(), "l0": shards.sum_(made.l0.detach().clone())}
     return fvu + made.penalty, metrics, (made.codes.detach() > 0).any(0), error.detach()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of all shards' parts: what comes after it is the same in all of them, and so is each part's gradient."""
+
+    @staticmethod
+    def forward(ctx, part, shards):
+        ctx.mark_dirty(part)
+        return shards.sum_(part)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+class _Common(torch.autograd.Function):
+    """A tensor that all shards hold alike: what comes after it differs, so its gradient is the sum of all shards'."""
+
+    @staticmethod
+    def forward(ctx, tensor, shards):
+        ctx.shards = shards
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.shards.sum_(grad.clone()), None

@@ -20,24 +20,28 @@ def resample(
 ) -> int:
     """Point each silent latent at a token that is explained badly, in place; returns how many there were.
 
-    Tokens are drawn with probability in proportion to their squared loss. `moments`: Adam's running means by weight,
-    which start anew for these latents. The same on every process of `world`.
+    Tokens are drawn with probability in proportion to their squared loss, for all shards' silent latents in the order
+    of the latents. `moments`: Adam's running means by weight, which start anew for these latents. Processes that hold
+    the same latents change them in the same way.
     """
-    rows = silent.nonzero().squeeze(1)
-    if not len(rows):
+    shards, rows = world.latents, silent.nonzero().squeeze(1)
+    counts = shards.gather(torch.tensor([len(rows)], device=rows.device)).tolist()
+    before, total = sum(counts[: shards.rank]), sum(counts)
+    if not total:
         return 0
     x, error = world.data.gather(x), world.data.gather(error)
     odds = error.square().sum(1).square().cpu().double()
     generator = torch.Generator().manual_seed(seed)
-    few = len(rows) > int((odds > 0).sum())
-    drawn = torch.multinomial(odds, len(rows), replacement=few, generator=generator).to(x.device)
+    few = total > int((odds > 0).sum())
+    drawn = torch.multinomial(odds, total, replacement=few, generator=generator)[before:][: len(rows)].to(x.device)
     directions = torch.nn.functional.normalize(x[drawn] - weights["b_dec"], dim=1)
-    living = weights["W_enc"][~silent]
-    length = living.norm(dim=1).mean() if len(living) else torch.ones((), device=x.device)
+    living = len(silent) * shards.size - total
+    lengths = shards.sum_(weights["W_enc"][~silent].norm(dim=1).sum())
+    length = lengths / living if living else torch.ones((), device=x.device)
     weights["W_dec"][rows] = directions
     weights["W_enc"][rows] = directions * (ENCODER_SHARE * length)
     weights["b_enc"][rows] = 0
     for name in ("W_enc", "W_dec", "b_enc"):
         for moment in moments[name]:
             moment[rows] = 0
-    return len(rows)
+    return total

@@ -5,15 +5,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import choose, rules
+from saelab.sae import rules
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
-from saelab.sae.distributed import Group, World
+from saelab.sae.distributed import Group, World, draw_rows
 from saelab.sae.model import SAE
 from saelab.sae.rules.rule import Weights
 from saelab.sae.select import widen
-
-DRAWN = 16  # torch draws normal numbers sixteen at a time: pieces of a multiple are those of the whole
 
 
 def measure(
@@ -73,18 +71,15 @@ def draw(
     """
     rule = rules.find(config.rule)
     generator = torch.Generator().manual_seed(config.seed)
-    rows = _draw_rows(config, generator, world).to(mean.device)
+    own, shards = world.rows(config.latents), world.latents
+    rows = draw_rows(torch.randn, config.latents, config.d_in, own, generator).to(mean.device)
     hull = None
     if config.decoder == "archetypal":
-        hull = Hull.start(config, world.data.gather(x) - mean, variance.sqrt(), generator)
+        hull = Hull.start(config, world.data.gather(x) - mean, variance.sqrt(), generator, own)
         rows = hull.rows()
     W_dec = torch.nn.functional.normalize(rows, dim=1)
-    centred, shards = x - mean, world.latents
-    if shards.size == 1:
-        rebuilt = rule.rebuild_first(centred, W_dec, config.k)
-    else:
-        rebuilt = choose.rebuild(centred, W_dec, config.k, shards)
-    balance = _balance(rebuilt, centred, world)
+    centred = x - mean
+    balance = _balance(rule.rebuild_first(centred, W_dec, config.k, shards), centred, world)
     weights = {
         "W_enc": W_dec * min(config.encoder_length, balance),
         "b_enc": torch.zeros(len(W_dec), device=mean.device),
@@ -92,25 +87,9 @@ def draw(
         "b_dec": mean.clone(),
     }
     if rule.threshold == "learned":
-        found = rule.first_threshold(world.data.gather(x - mean), W_dec, config.k, variance.sqrt())
+        found = rule.first_threshold(world.data.gather(centred), W_dec, config.k, variance.sqrt(), shards)
         weights["threshold"] = torch.full_like(weights["b_enc"], found)
     return weights, hull
-
-
-def _draw_rows(config: SAEConfig, generator: torch.Generator, world: World) -> Float[Tensor, "own d_in"]:
-    """This shard's of the rows that one process draws; of the others, no more than some rows are held at once."""
-    latents, d_in, own = config.latents, config.d_in, world.rows(config.latents)
-    if world.latents.size == 1:
-        return torch.randn(latents, d_in, generator=generator)
-    rows, step, first = torch.empty(own.stop - own.start, d_in), DRAWN * max(1, (1 << 12) // d_in), 0
-    while first < latents:
-        last = first + step if latents - first >= 2 * step else latents  # torch draws a short rest in another way
-        some = torch.randn(last - first, d_in, generator=generator)
-        begin, end = max(first, own.start), min(last, own.stop)
-        if begin < end:
-            rows[begin - own.start : end - own.start] = some[begin - first : end - first]
-        first = last
-    return rows
 
 
 def _balance(rebuilt: Float[Tensor, "batch d_in"] | None, centred: Float[Tensor, "batch d_in"], world: World) -> float:
@@ -145,7 +124,7 @@ def take_over(
     if rule.threshold == "learned":
         if threshold is None:
             centred = world.data.gather(x - tensors["b_dec"])
-            found = rule.first_threshold(centred, tensors["W_enc"], config.k, spread)
+            found = rule.first_threshold(centred, tensors["W_enc"], config.k, spread, world.latents)
             threshold = torch.full_like(tensors["b_enc"], found)
         tensors["threshold"] = threshold
     return tensors, None

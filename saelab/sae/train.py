@@ -183,9 +183,8 @@ class Trainer:
     def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.weights.items()}
         with torch.enable_grad():
-            loss, metrics, fired, error = objectives.dense_loss(
-                leaves, x, self.config, self.variance, tokens, self.world.data.sum_
-            )
+            found = objectives.dense_loss(leaves, x, self.config, self.variance, tokens, self.world)
+            loss, metrics, fired, error = found
         grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
         W_dec = self.weights["W_dec"]
         sparse.remove_radial(grads["W_dec"], W_dec, (grads["W_dec"] * W_dec).sum(1))
@@ -267,7 +266,8 @@ class Trainer:
     def holding(self) -> Holding:
         """What of the whole trainer's state this process holds."""
         place = 2 + decoder_moves(self.config)  # of b_dec among the optimiser's parameters
-        shared = frozenset({"weights.b_dec", f"adam.{place}.exp_avg", f"adam.{place}.exp_avg_sq"})
+        moments = (f"adam.{place}.{name}" for name in ("exp_avg", "exp_avg_sq"))
+        shared = frozenset({"weights.b_dec", "hull.candidates", *moments})
         return Holding(self.config.latents, shared, self.world, self.device)
 
     def restore(self, state: dict[str, Tensor]) -> None:

@@ -1,9 +1,13 @@
 """Does contrast help the proposer? `python scripts/studies/ablate_contrast.py proposer=tagger` (or openai, ...).
 
 Proposals of every unit without contrasts, with its own, and with another unit's; each unit's first candidate is judged
-on the test split as labels are (saelab.evaluate). Only units that got a candidate in all three modes count.
-Differences are paired by unit, with bootstrap intervals over units and Wilcoxon's p, uncorrected.
+on the test split as labels are (saelab.evaluate). Only units that got a candidate in every mode count. Differences are
+paired by unit, with bootstrap intervals over units and Wilcoxon's p, uncorrected. With `proposer.synthesised=alone` or
+`beside` there is one mode more: positives, with pictures that were made to raise the unit in their place or beside them
+(Nguyen et al. 2016); `proposer.units=random:20` keeps the time to make them short.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +28,22 @@ ALPHA, RESAMPLES = 0.05, 2000
 
 @command("label")
 def main(cfg: DictConfig) -> None:
-    """Print, per basis, the means of the three modes and the paired differences."""
-    runs = {mode: stages(cfg, proposer=plain(cfg.proposer) | {"mode": mode}) for mode in MODES}
+    """Print, per basis, the means of the modes and the paired differences."""
+    asked = plain(cfg.proposer)
+    runs = {mode: stages(cfg, proposer=asked | {"mode": mode} | _photos_alone(asked)) for mode in MODES}
+    if _photos_alone(asked):
+        runs[f"synthesised {asked['synthesised']}"] = stages(cfg, proposer=asked | {"mode": MODES[0]})
     for place, basis in enumerate(runs[MODES[0]].proposed):
         first = {mode: _first(run, place) for mode, run in runs.items()}
         shared = sorted(set.intersection(*(set(labels) for labels in first.values())))
         print(f"\n{basis.layer}  {basis.name}: {len(shared)} units with a candidate in every mode")
         numbers = {mode: _judged(run, place, shared, first[mode]) for mode, run in runs.items()}
         print(_table(numbers, {mode: len({first[mode][unit] for unit in shared}) for mode in MODES}))
+
+
+def _photos_alone(asked: dict[str, Any]) -> dict[str, Any]:
+    """What has to change for a proposer to see no made pictures; {} where it sees none."""
+    return {"synthesised": "none"} if asked.get("synthesised", "none") != "none" else {}
 
 
 def _first(run: Stages, place: int) -> dict[int, str]:
@@ -54,10 +66,12 @@ def _judged(run: Stages, place: int, shared: list[int], labels: dict[int, str]) 
 
 def _table(numbers: dict[str, np.ndarray], distinct: dict[str, int]) -> str:
     rows = [[mode, *map(_mean, values.T), str(distinct[mode])] for mode, values in numbers.items()]
-    for other in ("positives", "shuffled_contrast"):
-        pairs = on_same_units(numbers["contrast"], numbers[other], ALPHA, RESAMPLES, seed=0)
+    pairs_of = [("contrast", "positives"), ("contrast", "shuffled_contrast")]
+    pairs_of += [(name, "positives") for name in numbers if name not in MODES]
+    for one, other in pairs_of:
+        pairs = on_same_units(numbers[one], numbers[other], ALPHA, RESAMPLES, seed=0)
         cells = ("-" if p is None else f"{p.mean_a - p.mean_b:+.4f} [{p.low:+.4f}, {p.high:+.4f}]" for p in pairs)
-        rows.append([f"contrast - {other}", *cells, ""])
+        rows.append([f"{one} - {other}", *cells, ""])
     return tables.draw(("", *METRICS, "distinct"), rows)
 
 

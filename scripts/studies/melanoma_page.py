@@ -16,7 +16,7 @@ PH2 has 200 dermoscopy pictures (80 common nevi, 80 atypical ones, {sick} melano
 each (Mendonça et al., EMBC 2013). **It is for research and education. Nothing on this page is clinical**: {sick}
 melanomas of one hospital, one camera, and a network that was trained on ImageNet. The page shows how saelab is used
 where truth comes from experts and not from a text encoder, and how little {count} pictures can say. One command made
-it, in about ten minutes:
+it, in about five minutes:
 
 ```bash
 python scripts/studies/melanoma.py FOLDER > docs/melanoma.md

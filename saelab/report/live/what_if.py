@@ -1,7 +1,7 @@
 """What if a unit were silent here, or stronger? A picture's outputs as they are, and with one unit changed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saelab import units
 from saelab.effects.ablate import Active
-from saelab.effects.explain import ONE, OnePicture, explain, top_outputs
+from saelab.effects.explain import ONE, OnePicture, explain, look, top_outputs
 from saelab.effects.heads import Head, host_head
 from saelab.errors import UserError
 from saelab.report.live.search import Search
@@ -46,14 +46,17 @@ class WhatIf:
         """
         with self.search.turn, torch.inference_mode():
             found: dict[str, Any] = {"bases": []}
-            for basis in (b for b in self.run.bases if b.fired_by_pictures):
-                answers, project = self._of(basis, picture)
+            bases = [b for b in self.run.bases if b.fired_by_pictures]
+            seen = self._look(picture, [b.layer for b in bases])
+            for basis in bases:
+                project = units.Projection.load(basis.units, basis.sae)
                 if project.groups is not None:
                     continue  # groups write nothing of their own
-                tokens = answers.tokens(ONE)
-                logits = answers.logits(ONE, tokens[None])[0, 0]
+                answers = seen[basis.layer]
+                logits = answers.before[0]
                 found |= {"outputs": top_outputs(logits, self.head.outputs.names, SHOWN)}
-                made = explain(answers, project, project.writes(tokens.shape[-1]), int(logits.argmax()), UNITS)
+                writes = project.writes(answers.own.shape[-1])
+                made = explain(answers, project, writes, int(logits.argmax()), UNITS)
                 rows = [
                     {"unit": s.unit, "label": basis.labels[s.unit]["label"], "effect": s.effect} for s in made.shares
                 ]
@@ -75,8 +78,10 @@ class WhatIf:
     def change(self, picture: Image.Image, basis: ReadBasis, unit: int, strength: float) -> dict[str, Any]:
         """`changed` for what was decoded and looked up already."""
         with self.search.turn, torch.inference_mode():
-            answers, project = self._of(basis, picture)
-            active = Active.of(project, answers.tokens(ONE))
+            check_host(basis)
+            answers = self._look(picture, [basis.layer])[basis.layer]
+            project = units.Projection.load(basis.units, basis.sae)
+            active = Active.of(project, answers.own)
             write = project.writes(active.tokens.shape[-1])[unit]
             silent = not bool((active.acts[..., unit] > 0).any())
             if silent:
@@ -86,12 +91,9 @@ class WhatIf:
             logits = answers.logits(ONE, torch.stack([active.tokens, edited]))[:, 0]
         return {"outputs": self._both(*logits.double().softmax(-1)), "silent": silent}
 
-    def _of(self, basis: ReadBasis, picture: Image.Image) -> tuple[OnePicture, units.Projection]:
-        check_host(basis)
+    def _look(self, picture: Image.Image, layers: Sequence[str]) -> dict[str, OnePicture]:
         host = self.search.host()
-        batch = host.transform(picture)[None]
-        answers = OnePicture(host, basis.layer, self.models.policy, batch, self.head)
-        return answers, units.Projection.load(basis.units, basis.sae)
+        return look(host, layers, self.models.policy, host.transform(picture)[None], self.head)
 
     def _both(self, before: Tensor, after: Tensor) -> list[list[Any]]:
         """The outputs that come first before or after, with both shares, the highest before first."""

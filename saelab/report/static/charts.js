@@ -50,8 +50,8 @@ function activationHistogram(record, css) {
 const many = 6000 // dots above which a scatter plot shows counts of units in hexagons instead
 
 /* Rate against a number, one dot a unit; a click opens the unit, a rectangle keeps its two ranges: brushed([low, high]
-   of the rate, [low, high] of the number). `rate`, `value`: of a row; a row has {label, basis, unit}. */
-function scatter(rows, { rate, value, title, colours, open, brushed, height = 320 }) {
+   of the rate, [low, high] of the number). `rate`, `value`: of a row; a row has {label, basis, unit}. `names(basis)`: in words. */
+function scatter(rows, { rate, value, title, colours, names, open, brushed, height = 320 }) {
   const drawn = []
   for (const row of rows) {
     const [x, y] = [rate(row), value(row)]
@@ -67,7 +67,7 @@ function scatter(rows, { rate, value, title, colours, open, brushed, height = 32
     const axes = dots ? {} : { type, x: [least, most], y: d3.nice(...d3.extent(drawn, d => d.y), 10) }
     const tip = () => Plot.tip(drawn, Plot.pointer({
       x: "x", y: "y", maxRadius: 24, fill: "var(--paper)", stroke: "var(--line)", textPadding: 10,
-      title: ({ row, x, y }) => `${inWordsOfMarks(row)}\n${row.basis} ${row.unit}\n${title} ${format.number(y)}, fires on ${format.share(x)}`,
+      title: ({ row, x, y }) => `${inWordsOfMarks(row)}\n${names(row.basis)}, unit ${row.unit}\n${title} ${format.number(y)}, fires on ${format.share(x)}`,
     }))
     const plot = Plot.plot({
       width, height, marginLeft: 46, marginBottom: 46, marginTop: 24, style: plotStyle,

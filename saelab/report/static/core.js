@@ -134,24 +134,12 @@ const colour = css => (css.startsWith("var(") ? getComputedStyle(document.docume
 const number = (run, name) => run.bases.findIndex(b => b.name === name)
 const alone = { planted: "planted unit", neuron_groups: "group", sae_groups: "group", untrained: "untrained feature", frozen_decoder: "feature", soft_frozen: "feature",  neuron: "neuron", sae: "SAE feature", pca: "component", random_rotation: "random direction" }
 
-/* A basis in words: "neurons", "SAE features, seed 1"; with its layer where the run has several. */
-function inWords(run, name) {
-  const basis = run.bases.find(b => b.name === name)
-  if (!basis) return name
-  return `${inFewWords(run, name)}${run.bases.some(b => b.layer !== basis.layer) ? ` of ${basis.layer}` : ""}`
-}
+/* A basis in words: "Neurons", "SAE features, seed 1"; with its layer where the run has several (saelab.report.called). */
+const inWords = (run, name) => unbroken(run.bases.find(b => b.name === name)?.words ?? name)
+const unbroken = words => words.replace(/(?<=seed) (?=\d)/g, "\u00a0") // no seed stands apart from its number
 
 /* The same where the page says of which layer it speaks. */
-function inFewWords(run, name) {
-  const basis = run.bases.find(b => b.name === name)
-  if (!basis) return name
-  if (strange(basis)) return basis.short
-  const alike = run.bases.filter(b => b.kind === basis.kind && b.layer === basis.layer && !strange(b))
-  const seeds = new Set(alike.map(b => b.seed))
-  const kind = terms[basis.kind]?.title ?? basis.short
-  const which = alike.length === 1 ? "" : seeds.size === alike.length && basis.seed !== null ? `, seed ${basis.seed}` : `, ${basis.short}`
-  return `${kind}${which}`
-}
+const inFewWords = (run, name) => unbroken(run.bases.find(b => b.name === name)?.few_words ?? name)
 
 /* A unit where space is short: "SAE features, seed 1 · 27", which breaks before the seed, so that no unit stands alone. */
 const inBrief = (run, name, unit) => `${inFewWords(run, name).replace(/ (\d+)$/, "\u00a0$1")}\u00a0·\u00a0${unit}`

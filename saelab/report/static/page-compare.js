@@ -197,7 +197,7 @@ function againstRate(run, c) {
   const draw = async () => {
     const rows = (await Promise.all(bases.map(b => load(run, b.name)))).flat()
     const key = state.metric
-    place.replaceChildren(scatter(rows, { rate: r => r.firing_rate, value: r => r[key], title: terms[state.metric].title.toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), open: r => { location.href = unitLink(r.basis, r.unit) }, height: 360 }))
+    place.replaceChildren(scatter(rows, { rate: r => r.firing_rate, value: r => r[key], title: terms[state.metric].title.toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), names: name => inFewWords(run, name), open: r => { location.href = unitLink(r.basis, r.unit) }, height: 360 }))
   }
   new IntersectionObserver(([entry], observer) => { if (entry.isIntersecting) { observer.disconnect(); draw() } }, { rootMargin: "300px" }).observe(place)
   const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k].title)))
@@ -274,7 +274,7 @@ function scorers(run, c) {
   return section("Which scorer names best?", "All scorers label the same units, so they are compared pair by pair; a unit that a scorer leaves without a label counts 0. All bars share one scale. Confirmed: labels that people’s words make true of some test image.", h("p", null, h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, metrics.map(k => h("option", { value: k }, terms[termOf(c, k)]?.title ?? k)))), place, note)
 }
 
-/* ---- units side by side ---- */
+/* ---- neurons beside features ---- */
 
 async function sideBySide(run, c) {
   if (!run.sides || !run.sides.bases.every(name => run.bases.find(b => b.name === name)?.layer === c.setup.layer)) return null
@@ -285,7 +285,7 @@ async function sideBySide(run, c) {
       h("div.name", null, row.label ?? "no label"), h("div.meta", null, dot(run, name), `${inBrief(run, name, u)}${r === undefined ? "" : ` ·\u00a0r\u00a0${format.number(r)}`}`), h("div", null, marks(row)))
   }
   const block = (title, lead, rows) => (rows.length ? h("div.gallery", null, h("h3", null, title), h("p.lead", null, lead), h("div.rows", null, rows.map(row => h("div.cards.side", { style: `--n:${row.length}` }, row.map(one))))) : null)
-  return section("Side by side", "Neurons and the SAE features that fire most with them (r: correlation over images). Drawn by a fixed seed.",
+  return section("Neurons beside features", "Neurons and the SAE features that fire most with them (r: correlation over images). Drawn by a fixed seed.",
     block("Matched pairs", "Neurons drawn at random, each with the feature that fires most like it.", run.sides.pairs),
     block("Neurons of several meanings, split", "Drawn from the tenth of neurons with the highest polysemanticity: the neuron first, then up to three features that fire with it.", run.sides.splits))
 }

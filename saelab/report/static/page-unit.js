@@ -152,27 +152,32 @@ function facts(run, basis, record) {
     m.random_percentile != null ? fact("random_percentile", format.share(m.random_percentile)) : null)
 }
 
+/* Any activation above zero fires the unit. */
+const response = value => (value > 0 ? `fires ${format.number(value)}` : value < 0 ? `silent, ${format.number(value)}` : "silent")
+
 /* ---- photos that nobody looked at when the label was given ---- */
 
 function heldOut(run, basis, record) {
   const found = record.held_out
   if (!found) return null
-  const shownWith = verb => ([id, value]) => h("figure", null, picture(id, record.names[id]), h("figcaption", { title: record.names[id] }, h("span.tabular", null, `${verb} ${format.number(value)}`), ` · ${record.names[id]}`))
-  const photo = shownWith("fires")
+  const photo = ([id, value]) => h("figure", null, picture(id, record.names[id]), h("figcaption", { title: record.names[id] }, h("span.tabular", null, response(value)), ` · ${record.names[id]}`))
   if (found.strongest) {
     if (!found.strongest.length) return null
     const why = record.label ? "Nobody’s words confirm the label on any of them, which shows neither that it is right nor that it is wrong: judge by eye." : ""
     return section("On photos it was not made from", [term("hits", "Held-out photos"), ` that fire it most, with what people wrote of them. ${why}`], h("div.photos.wide", null, found.strongest.map(photo)))
   }
   const [hits, misses, alarms, rest] = found.counts
-  const column = (title, count, what, list, one = photo) => h("div", null, h("h3", null, `${format.count(count)} ${title} `, h("small", null, what)), list.length ? h("div.photos", null, list.map(one)) : h("p.quiet", null, "None."), list.length && list.length < count ? h("p.note", null, `${list.length} of ${format.count(count)} shown.`) : null)
-  const fires = found.threshold === null ? "above zero" : `at ${format.number(found.threshold)} or more`
+  const column = (title, count, what, list) => h("div", null, h("h3", null, `${format.count(count)} ${title} `, h("small", null, what)), list.length ? h("div.photos", null, list.map(photo)) : h("p.quiet", null, "None."), list.length && list.length < count ? h("p.note", null, `${list.length} of ${format.count(count)} shown.`) : null)
+  const over = found.threshold === null
+    ? ["the unit ", term("fires", "fires"), " on "] // no mined photo has the label: nothing to fit a threshold to
+    : ["the unit reaches ", term("threshold", `its threshold, ${format.number(found.threshold)},`), " on "]
+  const [on, off] = found.threshold === null ? ["unit fires", "unit silent"] : ["unit reaches its threshold", "unit below its threshold"]
   return section("Does the label hold on photos it was not made from?",
-    [`Of ${format.count(hits + misses + alarms + rest)} `, term("hits", "held-out photos"), `, people’s words make the label true of ${format.count(hits + misses)}; the unit fires (${fires}) on ${format.count(hits + alarms)}. On the other ${format.count(rest)} neither is so.`],
+    [`Of ${format.count(hits + misses + alarms + rest)} `, term("hits", "held-out photos"), `, people’s words make the label true of ${format.count(hits + misses)}; `, over, `${format.count(hits + alarms)}. On the other ${format.count(rest)} neither is so.`],
     h("div.confusion", null,
-      column(hits === 1 ? "hit" : "hits", hits, "label true, unit fires", found.hits),
-      column(misses === 1 ? "miss" : "misses", misses, "label true, unit below that", found.misses, shownWith("reaches")),
-      column(alarms === 1 ? "false alarm" : "false alarms", alarms, "unit fires, label not mentioned", found.alarms)))
+      column(hits === 1 ? "hit" : "hits", hits, `label true, ${on}`, found.hits),
+      column(misses === 1 ? "miss" : "misses", misses, `label true, ${off}`, found.misses),
+      column(alarms === 1 ? "false alarm" : "false alarms", alarms, `${on}, label not mentioned`, found.alarms)))
 }
 
 /* ---- several meanings ---- */
@@ -183,7 +188,7 @@ function meanings(record) {
     h("div.two", null, record.meanings.map(m => h("div", null,
       h("h3", null, m.label, h("span.tag", null, format.share(m.share))),
       h("div.bar.whole", { style: `--w:${100 * m.share}%;--bar:var(--c)` }),
-      h("div.group", null, m.positives.slice(0, 8).map(id => picture(id, record.names[id]))),
+      h("div.group", null, m.shown.map(id => picture(id, record.names[id]))),
       h("p.note", null, `${format.plural(m.positives.length, "image")}, CSP ${format.number(m.score)}`)))))
 }
 
@@ -224,12 +229,12 @@ function pair(record, i, mode) {
   return h("figure.pair", null,
     heated(record, i, words, mode),
     h("div.level", null, h("i", { style: `width:${100 * share}%` })),
-    h("small", null, `${i + 1} · ${format.number(record.activations[i])} · ${format.share(share)}`, h("span.wide-only", null, " of max")),
+    h("small", null, `${i + 1} · ${format.number(record.activations[i])} · ${format.share(share)}`, h("span.wide-only", null, " of max"), record.alike[i] ? [" · ", term("alike", `+${record.alike[i]}\u00a0alike`)] : null),
     other >= 0 && record.contrasts.indexOf(other) < i
       ? h("small", null, `contrast of photo ${record.contrasts.indexOf(other) + 1}, `, h("span.together", null, `cosine ${format.number(record.similarity[i])}`))
       : other >= 0
       ? h("div.with", null, h("div.contrast", null, h("div.frame", null, picture(other, `contrast: ${record.names[other]}`))),
-        h("small", null, `cosine ${format.number(record.similarity[i])}`, h("br"), record.contrast_activations[i] === 0 ? "silent" : `fires ${format.number(record.contrast_activations[i])}`))
+        h("small", null, `cosine ${format.number(record.similarity[i])}`, h("br"), response(record.contrast_activations[i])))
       : h("small", null, "no contrast"))
 }
 

@@ -45,7 +45,7 @@ page(async (run, main) => {
     const key = y()
     chart.replaceChildren(...state.basis === "*" ? [h("p", null, legend(run, oneAColour(run), inFewWords))] : [], scatter(rows, {
       rate: r => r.firing_rate, value: r => r[key],
-      title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), height: 240,
+      title: (terms[y()]?.title ?? y()).toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), names: name => inWords(run, name), height: 240,
       open: r => { location.href = unitLink(r.basis, r.unit) + along(state) },
       brushed: (rate, value) => change({ range: withBounds(state.range, { firing_rate: rate, [y()]: value }) }),
     }))
@@ -206,7 +206,7 @@ function pager(count, state, change) {
   const go = to => change({ page: String(to) }, true)
   return h("nav.pager", { "aria-label": "Pages of the table" },
     h("button", { type: "button", "data-key": "back", disabled: now <= 1, onclick: () => go(now - 1) }, "← Back"),
-    `${now} of ${format.count(pages)}`,
+    `page ${now} of ${format.count(pages)}`,
     h("button", { type: "button", "data-key": "next", disabled: now >= pages, onclick: () => go(now + 1) }, "Next →"))
 }
 
@@ -238,7 +238,7 @@ function pickedOf(run, state, change, redraw) {
   }
   return [
     h("b", null, format.plural(chosen.size, "unit")),
-    chosen.size > 1 && chosen.size < 5 ? h("a.button", { href: `beside.html#${list}` }, "Side by side") : h("span.quiet", null, chosen.size < 2 ? "tick two to four to compare them" : "four at most stand side by side"),
+    chosen.size > 1 && chosen.size < 5 ? h("a.button", { href: `beside.html#${list}` }, "Side by side") : h("span.quiet", null, chosen.size < 2 ? "tick two to four to put them side by side" : "four at most stand side by side"),
     h("form", { onsubmit: add }, name, h("button", null, "Add to collection")), h("datalist", { id: "collections" }, people.collections().map(value => h("option", { value }))),
     h("button", { type: "button", onclick: () => change({ ...listDefaults, basis: "*", only: list }) }, "Only these (an address to share)"),
     h("button", { type: "button", onclick: () => { chosen.clear(); redraw(); document.querySelector(".tick")?.focus({ preventScroll: true }) } }, "Clear"),

@@ -5,16 +5,17 @@
 const triageKeys = {
   a: ["accept", "Accept", "accept the label, go on"], x: ["reject", "Reject", "reject the label, go on"], e: ["relabel", "Relabel", "write another label, go on"],
   s: ["skip", "Skip", "go on without a verdict"], u: ["undo", "Undo", "take the last verdict back"], f: ["star", "Star", "star the unit"],
-  n: ["note", "Note", "write a note"], c: ["collect", "Collect", "put it into a collection"], v: ["beside", "Compare", "put it beside others (2 to 4)"],
+  n: ["note", "Note", "write a note"], c: ["collect", "Collect", "put it into a collection"], v: ["beside", "Side by side", "put it beside others (2 to 4)"],
 }
 const verdicts = { accept: "accepted", reject: "rejected" }
 
-/* Where a unit stands in a list of units (null: its basis in order), and who is before and after it. */
+/* Where a unit stands in a list of units (null: its basis in order), and who is before and after it. Numbers of units begin
+   at 0 and places at 1, so that in its basis in order a unit has its number and no place beside it. */
 function stepsOf(basis, unit, list) {
-  if (!list) return { place: unit, count: basis.units, previous: unit > 0 ? [basis.name, unit - 1] : null, next: unit + 1 < basis.units ? [basis.name, unit + 1] : null }
+  if (!list) return { where: `${alone[basis.kind] ?? "unit"} ${unit} of 0–${format.count(basis.units - 1)}`, previous: unit > 0 ? [basis.name, unit - 1] : null, next: unit + 1 < basis.units ? [basis.name, unit + 1] : null }
   const place = list.findIndex(([name, u]) => name === basis.name && u === unit)
-  if (place < 0) return { place: null, count: list.length, previous: list.at(-1) ?? null, next: list[0] ?? null }
-  return { place, count: list.length, previous: list[place - 1] ?? null, next: list[place + 1] ?? null }
+  if (place < 0) return { where: "not in this list", previous: list.at(-1) ?? null, next: list[0] ?? null }
+  return { where: `place ${format.count(place + 1)} of ${format.count(list.length)}`, previous: list[place - 1] ?? null, next: list[place + 1] ?? null }
 }
 
 /* What acts on the unit that is shown. `at()` tells {run, basis, record, steps}; `go` and `redraw` draw, and can be awaited. */
@@ -78,10 +79,10 @@ const beside = {
   set codes(list) { try { sessionStorage.setItem("saelab-beside", list.join("_")) } catch { /* no storage */ } },
   toggle(one) {
     const now = this.codes
-    if (now.includes(one)) { this.codes = now.filter(c => c !== one); return "No longer compared" }
-    if (now.length === 4) return "Four units at most: open the comparison, or take one out"
+    if (now.includes(one)) { this.codes = now.filter(c => c !== one); return "No longer side by side" }
+    if (now.length === 4) return "Four units at most stand side by side: take one out first"
     this.codes = [...now, one]
-    return now.length ? `${now.length + 1} units to compare` : "One more unit, and you can compare them"
+    return now.length ? `${now.length + 1} units side by side` : "Side by side: add one more unit"
   },
 }
 
@@ -92,7 +93,7 @@ function triageBar({ run, basis, record, steps, params, act }) {
   const button = ([key, [name, text, what]]) => h("button", { type: "button", "data-key": `triage-${name}`, title: `${what} (key ${key})`, "aria-keyshortcuts": key, "aria-pressed": name in pressed ? String(pressed[name]) : null, onclick: () => act(name) }, text, h("kbd", { "aria-hidden": "true" }, key))
   const all = Object.entries(triageKeys)
   return h("div.triage", { role: "group", "aria-label": "Triage" },
-    h("span.place", null, h("b", null, steps.place === null ? "not in this list" : `${format.count(steps.place + 1)} of ${format.count(steps.count)}`), " ", h("a.quiet", { href: backTo(basis, params) }, listWords(run, new URLSearchParams([["basis", basis.name], ...params])))),
+    h("span.place", null, h("b", null, steps.where), " ", h("a.quiet", { href: backTo(basis, params) }, listWords(run, new URLSearchParams([["basis", basis.name], ...params])))),
     h("span.acts", null, all.map(button), compared.length > 1 ? h("a.button", { href: `beside.html#${compared.join("_")}`, "data-key": "compared" }, `See ${compared.length} side by side`) : null))
 }
 

@@ -24,12 +24,20 @@ function proposal(run, p) {
     p.error ? h("p.fault", null, p.error) : null,
     p.sheets ? h("div.sheets", null, p.sheets.map(place => h("a", { href: place, "aria-label": `${shownAs(place)}, larger` }, h("img", { src: place, alt: sheetOf(place), loading: "lazy", decoding: "async" }), h("small", null, shownAs(place))))) : null,
     p.raw ? more("The full answer", h("pre", null, p.raw)) : null,
+    p.talk ? more(`The talk (${p.talk.length} ${p.talk.length === 1 ? "round" : "rounds"})`, h("ol.talk", null, p.talk.map(talkRound))) : null,
     p.prompt !== undefined ? more("The prompt", h("pre", null, run.prompts[p.prompt])) : null)
 }
 
+/* A round of an agent's talk: what it said, its calls, and what they were answered. */
+function talkRound(round) {
+  const call = c => h("div", null, h("code", null, `${c.tool} ${c.arguments}`), h("pre", null, c.answer))
+  return h("li", null, round.said ? h("p", null, round.said) : null, round.error ? h("p.fault", null, round.error) : null, round.calls.map(call))
+}
+
 /* A sheet in words, by its file's name. */
-const sheetOf = place => `sheet of the ${place.includes("contrast") ? "contrasts" : "strongest photos"}`
-const shownAs = place => (place.includes("contrast") ? "contrasts, as sent" : "positives, as sent")
+const askedFor = place => place.match(/-asked-(\d+)\./)?.[1]
+const sheetOf = place => (askedFor(place) ? `photos that it asked for, ${askedFor(place)}` : `sheet of the ${place.includes("contrast") ? "contrasts" : "strongest photos"}`)
+const shownAs = place => (askedFor(place) ? `asked for, ${askedFor(place)}` : place.includes("contrast") ? "contrasts, as sent" : "positives, as sent")
 
 /* ---- verification ---- */
 
@@ -45,7 +53,7 @@ function detection(record, v) {
   const right = v.fires.filter((on, i) => on === seen.has(i + 1)).length
   const framed = v.test === "fuzzing"
   const verdict = v.status === "answered" ? `${right} of ${v.images.length} photos judged correctly` : { unparsed: "the answer is unreadable and counts as all wrong", failed: "no answer" }[v.status]
-  const word = (on, i) => `${framed ? (on ? "framed where it fires" : "framed elsewhere") : on ? "fires" : "silent"}, ${seen.has(i + 1) ? "label seen" : "label not seen"}`
+  const word = (on, i) => `${framed ? (on ? "framed where it fires" : "framed elsewhere") : on ? "strong" : "weak"}, ${seen.has(i + 1) ? "label seen" : "label not seen"}`
   return h("div.answer", null,
     h("h3", null, framed ? `Which framed regions show “${v.label}”?` : `Which photos show “${v.label}”?`),
     h("p.note", null, "Photos that neither the label nor its proposal was made from."),
@@ -57,10 +65,10 @@ function detection(record, v) {
 
 /* Trials: each photo's place, the intruder and the one that the model named. */
 function intruders(record, v) {
-  const word = (t, i) => [i + 1 === t.intruder ? "intruder" : "fires", i + 1 === t.said ? "named" : null].filter(Boolean).join(", ")
+  const word = (t, i) => [i + 1 === t.intruder ? "intruder" : "strong", i + 1 === t.said ? "named" : null].filter(Boolean).join(", ")
   const outcome = t => ({ none: "named none", unparsed: "the answer is unreadable", failed: "no answer" }[t.status] ?? (t.said === t.intruder ? "found" : "another was named"))
   return h("div.answer", null,
-    h("h3", null, "Which photo does not fire the unit?"),
+    h("h3", null, "Which photo is not one of the unit’s strongest?"),
     h("p.note", null, "No label was shown. Each intruder is a look-alike of one of the strongest images."),
     v.trials ? h("p", null, term("intruder", "Intruder found"), ` in ${v.correct} of ${v.trials} trials (95 % interval ${format.share(v.interval[0])} to ${format.share(v.interval[1])}; chance ${format.share(v.chance)}).`) : null,
     v.rounds.map(t => h("div", null,
@@ -72,7 +80,7 @@ function intruders(record, v) {
 function embedded(v) {
   return h("div.answer", null,
     h("h3", null, "Do held-out photos look like the exemplars?"),
-    v.auroc === undefined ? h("p", null, "Undefined: no exemplar, or only firing or only silent photos.") : h("p", null, term("embedding_score", "Embedding score"), ` ${format.number(v.auroc)} (chance 0.5; likeness to the usual photo gives ${format.number(v.typical)}), on ${format.count(v.fires)} firing and ${format.count(v.silent)} silent photos. No model was asked.`))
+    v.auroc === undefined ? h("p", null, "Undefined: no exemplar, or only photos above the unit’s mean, or only photos below it.") : h("p", null, term("embedding_score", "Embedding score"), ` ${format.number(v.auroc)} (chance 0.5; likeness to the usual photo gives ${format.number(v.typical)}), on ${format.count(v.fires)} photos above the unit’s mean and ${format.count(v.silent)} below it. No model was asked.`))
 }
 
 function choiceMade(v) {

@@ -5,7 +5,7 @@ The pictures are not of the run: they go through its host, SAE and labels. Page 
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from saelab.report.edits import write_edit
 from saelab.run.basis import Basis
 from saelab.settings import nearest
 
-CODE = 1  # version of this stage
+CODE = 2  # version of this stage
 COLUMNS = ("file", "class", "group", "split")
 SPLITS = ("train", "test")
 TABLE = "photos.csv"
@@ -127,6 +127,7 @@ def edit_concepts(
         return place
     place.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {"photos": folder.name, "basis": basis.name, "layer": basis.layer, "host": seeing.host.name}
+    found["words"] = seeing.call(basis)
     found |= {"concepts": list(own.concepts), "match": own.match, "named": [asdict(n) for n in named]}
     found |= _measure(photos, basis, seeing, named, own)
     artifacts.write_json(place / "edit.json", found)
@@ -141,6 +142,7 @@ class Looking:
     host: Host
     policy: str
     embed: Embed
+    call: Callable[[Basis], str]  # a basis in words, beside its layer
     square: bool = False  # are the run's pictures padded to squares?
 
 

@@ -5,7 +5,7 @@ labels alone, so which units are asked for is no part of the recipe: later calls
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def measure_basis(basis: Basis, seen: Seen, own: EffectsSettings, root: Path) ->
             ground = make_ground(basis, seen, own, labels)
             artifacts.write_json(folder / TARGETS, _named_targets(ground))
             _measure(missing, ground, basis, seen, own, found, folder)
-        kept = [found[unit] for unit in sorted(chosen) if unit in found]
+        kept = _choose(found.values(), chosen)
         summary = effects.summarise(kept, [beats[row["unit"]] for row in kept], len(labels))
         facts = {"basis": basis.name, "layer": basis.layer, "kind": basis.kind, "control": basis.control}
         facts |= {"group": basis.group}
@@ -139,10 +139,14 @@ def measure_label_groups(basis: Basis, seen: Seen, own: EffectsSettings, folder:
 
 
 def chosen_rows(basis: Basis, own: EffectsSettings) -> list[dict[str, Any]]:
-    """The rows of a measured basis that these settings ask for, whatever else was measured before."""
+    """The rows of a measured basis that these settings ask for, with `causal_q` over all that were ever measured."""
     assert basis.labels is not None and basis.effects is not None
-    chosen = set(choose_units(basis, pipeline.read(basis.labels.path), own))
-    return [row for row in _read(basis.effects / ROWS) if row["unit"] in chosen]
+    return _choose(_read(basis.effects / ROWS), choose_units(basis, pipeline.read(basis.labels.path), own))
+
+
+def _choose(rows: Iterable[dict[str, Any]], chosen: Iterable[int]) -> list[dict[str, Any]]:
+    wanted, every = set(chosen), effects.add_corrected(sorted(rows, key=lambda row: row["unit"]))
+    return [row for row in every if row["unit"] in wanted]
 
 
 def read_effects(given: Mapping[str, Any], over: EffectsSettings | None = None) -> EffectsSettings:

@@ -14,7 +14,7 @@ from saelab import artifacts, settings, units
 from saelab.effects import Head
 from saelab.effects.attribute import METHODS, check_method
 from saelab.effects.classes import compare_to_class
-from saelab.effects.explain import ONE, Explanation, OnePicture, explain, grid_of, top_outputs
+from saelab.effects.explain import Explanation, OnePicture, explain, grid_of, look, top_outputs
 from saelab.effects.pixels import find_causes
 from saelab.errors import UserError
 from saelab.files import folder_name
@@ -51,6 +51,7 @@ class Seeing:
     policy: str
     head: Callable[[Basis], Head]
     classes: Callable[[Basis], Path]  # the folder of a basis' class units
+    call: Callable[[Basis], str]  # a basis in words, beside its layer
     square: bool = False  # are the run's pictures padded to squares?
 
 
@@ -67,13 +68,15 @@ def explain_picture(
     batch = seeing.host.load_images([image])
     found: dict[str, Any] = {"picture": _readable(path.name), "host": seeing.host.name, "head": head.how, "bases": []}
     found |= {"method": own.method}
+    seen = look(seeing.host, [basis.layer for basis in bases], seeing.policy, batch, head)
     for basis in bases:
-        answers = OnePicture(seeing.host, basis.layer, seeing.policy, batch, head)
+        answers = seen[basis.layer]
         if "predicted" not in found:
-            logits = answers.logits(ONE, answers.tokens(ONE)[None])[0, 0]
+            logits = answers.before[0]
             output = find_output(own.output, head.outputs.names, logits)
             found |= {"predicted": top_outputs(logits, head.outputs.names), "output": head.outputs.names[output]}
-        found["bases"].append(_explain_basis(basis, answers, output, own, seeing.classes(basis)))
+        one = _explain_basis(basis, answers, output, own, seeing.classes(basis))
+        found["bases"].append({"words": seeing.call(basis)} | one)
     folder = root / "explain" / f"{folder_name(path.stem)}-{_digest(path, own, bases)}"
     folder.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(folder / "explanation.json", found)
@@ -106,8 +109,7 @@ def _explain_basis(
     assert basis.labels is not None
     rows = pipeline.read(basis.labels.path)
     project = units.Projection.load(basis.units.path, basis.sae_path)
-    tokens = answers.tokens(ONE)
-    made = explain(answers, project, project.writes(tokens.shape[-1]), output, own.top, own.method)
+    made = explain(answers, project, project.writes(answers.own.shape[-1]), output, own.top, own.method)
     grid = answers.host.choice(basis.layer, answers.policy).grid
     facts = {"name": basis.name, "layer": basis.layer, "kind": basis.kind, "firing": made.firing}
     facts |= {"whole": made.whole, "all_units": made.units, "first_order_sum": made.summed}

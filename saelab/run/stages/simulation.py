@@ -25,7 +25,7 @@ from saelab.run.basis import Basis
 from saelab.run.stages.effects import CHECKPOINT, EffectsSettings, Seen, choose_units, make_head
 from saelab.truth import Truth
 
-CODE = 4  # version of this stage; part of every recipe
+CODE = 5  # version of this stage; part of every recipe
 SCORED = 100  # test pictures that the loss is taken on, drawn by seed; as many for mining, with fit=optim
 ROWS = "ablation_scores.jsonl"
 DEALT = "dealt"  # a predictor beside the scorers: final labels dealt out
@@ -139,7 +139,8 @@ class Predictors:
         best = None if truth is None else best_concept(truth, acts, self.mine)
         if truth is not None and best is not None:
             labels[BEST], values[BEST] = truth.names[best], truth.member[:, best].double()
-        return {name: labels[name] for name in values}, values
+        none = {BEST: None} if truth is not None and best is None else {}
+        return {name: labels[name] for name in values} | none, values
 
     def _similarity(self, label: str) -> Float[Tensor, "images"]:
         judge = self.judges.judge
@@ -151,9 +152,10 @@ class Predictors:
 
 
 def best_concept(truth: Truth, acts: Float[Tensor, "images"], mine: Int[Tensor, "mine"]) -> int | None:
-    """The concept whose truth correlates most with the unit on described mining images; None where none has FEWEST.
+    """The concept whose truth correlates most with the unit on described mining images.
 
-    A labeller that sees what people wrote in place of an encoder's similarities: how well a label could do.
+    None where no concept has FEWEST images, and where none correlates above 0: then no word follows the unit. A
+    labeller that sees what people wrote in place of an encoder's similarities: how well a label could do.
     """
     seen = mine[truth.known[mine]]
     member, own = truth.member[seen].double(), acts[seen].double()
@@ -162,7 +164,8 @@ def best_concept(truth: Truth, acts: Float[Tensor, "images"], mine: Int[Tensor, 
         return None
     apart = member - member.mean(0)
     r = (own - own.mean()) @ apart / apart.norm(dim=0).clamp(min=1e-12)
-    return int(torch.where(usable, r, -torch.inf).argmax())
+    best = int(torch.where(usable, r, -torch.inf).argmax())
+    return best if float(r[best]) > 0 else None
 
 
 def summarise(rows: Sequence[dict[str, Any]], labels: Sequence[str | None]) -> dict[str, Any]:
@@ -179,7 +182,8 @@ def summarise(rows: Sequence[dict[str, Any]], labels: Sequence[str | None]) -> d
         gaps = {f"above_{other}": values - columns[other] for other in AGAINST if other in columns and other != name}
         found[name] = {"mean": _plain(mean_of(values, own))} | {key: _plain(mean_of(x, own)) for key, x in gaps.items()}
     independent = sum(all(score is None for score in row["scores"].values()) for row in rows)
-    return {"units": len(rows), "independent": independent, "labellers": found}
+    wordless = sum(BEST in labels_ and labels_[BEST] is None for labels_ in (row.get("labels", {}) for row in rows))
+    return {"units": len(rows), "independent": independent, "wordless": wordless, "labellers": found}
 
 
 def _plain(mean: Mean | None) -> dict[str, Any] | None:

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.sae import choose
+from saelab.sae.distributed import Group
 from saelab.sae.rules import literature
 from saelab.sae.rules.rule import Gate, Gated, Weights
-from saelab.sae.select import top_of_batch
 
 if TYPE_CHECKING:
     from saelab.sae.config import SAEConfig
@@ -31,7 +32,7 @@ class ReLU(Gate):
         "ViT-Prisma": "relu",
     }
     has_k = False
-    supports = Gate.supports | {"resample_every"}
+    supports = Gate.supports | {"resample_every", "latent_shards"}
 
     def open(
         self,
@@ -45,7 +46,7 @@ class ReLU(Gate):
         """`pre` itself, with the L1 penalty."""
         l0 = (pre.detach() > 0).sum() / tokens
         penalty = config.l1 * pre.sum() / (tokens * spread)
-        return Gated(pre, l0, penalty, penalty.detach())
+        return Gated(pre, l0, penalty, total(penalty.detach().clone()))
 
 
 class JumpReLU(Gate):
@@ -56,7 +57,7 @@ class JumpReLU(Gate):
     citation = literature.JUMPRELU
     names: ClassVar = {"SAELens": "jumprelu", "dictionary_learning": "JumpReluAutoEncoder"}
     threshold = "learned"
-    supports = Gate.supports | {"revive"}
+    supports = Gate.supports | {"revive", "latent_shards"}
 
     def open(
         self,
@@ -73,25 +74,29 @@ class JumpReLU(Gate):
         l0 = _Step.apply(pre, weights["threshold"], width).sum() / tokens
         excess = total(l0.detach().clone()) / config.k - 1
         penalty = config.l0_weight * 2 * excess * l0 / config.k  # has the gradient of excess^2
-        value = config.l0_weight * excess.square() * len(pre) / tokens
-        return Gated(codes, l0, penalty, value)
+        return Gated(codes, l0, penalty, config.l0_weight * excess.square())
 
     def rebuild_first(
-        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
+        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int, shards: Group
     ) -> Float[Tensor, "batch d_in"] | None:
         """None: it starts with few latents a token, so that reconstructions are not too long."""
         return None
 
     def first_threshold(
-        self, centred: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "latents d_in"], k: int, spread: Tensor
+        self,
+        centred: Float[Tensor, "batch d_in"],
+        W_enc: Float[Tensor, "latents d_in"],
+        k: int,
+        spread: Tensor,
+        shards: Group,
     ) -> float:
         """What k latents a token of the first batch exceed on average.
 
         From thresholds near 0, as in the paper, L0 starts at half the latents; the penalty's gradient is then so large
         that Adam's second moment takes a thousand steps to forget it, and short runs end far above the L0 aimed at.
         """
-        values, _ = top_of_batch(centred @ W_enc.T, k * len(centred))
-        return max(float(values.min()), FIRST_THRESHOLD * float(spread))
+        least = choose.least_of_batch(centred @ W_enc.T, k * len(centred), shards)
+        return max(float(least), FIRST_THRESHOLD * float(spread))
 
 
 class _Jump(torch.autograd.Function):

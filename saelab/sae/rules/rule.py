@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.sae import sparse
-from saelab.sae.distributed import World
+from saelab.sae import choose, sparse
+from saelab.sae.distributed import Group, World
 from saelab.sae.select import rows_at_once, top_k
 
 if TYPE_CHECKING:
@@ -70,16 +70,22 @@ class Rule:
         return pre.masked_fill_(pre <= threshold.clamp(min=0), 0)
 
     def rebuild_first(
-        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
+        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int, shards: Group
     ) -> Float[Tensor, "batch d_in"] | None:
         """The first batch's reconstruction, less the mean, by encoder rows equal to the decoder's.
 
         Where it is longer than the input, training starts from shorter encoder rows. None: they start at length 1.
+        `shards`: the processes that hold the latents between them.
         """
         raise NotImplementedError
 
     def first_threshold(
-        self, centred: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "latents d_in"], k: int, spread: Tensor
+        self,
+        centred: Float[Tensor, "batch d_in"],
+        W_enc: Float[Tensor, "latents d_in"],
+        k: int,
+        spread: Tensor,
+        shards: Group,
     ) -> float:
         """Where `threshold` is learned: its first value, of all latents. `spread`: of the activations."""
         raise NotImplementedError
@@ -91,8 +97,10 @@ class Selection(Rule):
     supports: ClassVar[frozenset[str]] = frozenset({"prefixes", "kernels", "revive", "auxk_weight", "encoder_length"})
 
     def rebuild_first(
-        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
+        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int, shards: Group
     ) -> Float[Tensor, "batch d_in"] | None:
+        if shards.size > 1:
+            return choose.rebuild(centred, W_dec, k, shards)
         parts = centred.split(rows_at_once(len(W_dec)))
         picked = (self.pick((part @ W_dec.T).relu_(), k) for part in parts)
         return torch.cat([sparse.decode_rows(values, indices, W_dec) for values, indices in picked])
@@ -127,7 +135,7 @@ class Gated:
     codes: Float[Tensor, "batch latents"]
     l0: Tensor  # mean latents above 0 a token: this process' share of it
     penalty: Tensor  # the part of the loss that has a gradient
-    value: Tensor  # the penalty as it is logged: this process' share of it
+    value: Tensor  # the penalty as it is logged: that of the whole batch
 
 
 class Gate(Rule):
@@ -144,12 +152,13 @@ class Gate(Rule):
     ) -> Gated:
         """Codes and penalty from relu(pre), for autograd.
 
-        `spread`: of the activations. `tokens`: the batch size over all processes; `total` sums over these.
+        `spread`: of the activations. `tokens`: the batch size over all processes; `total` sums over these, in place.
+        Where they hold the latents between them, `pre` and `weights` are of the latents held here.
         """
         raise NotImplementedError
 
     def rebuild_first(
-        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int
+        self, centred: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "latents d_in"], k: int, shards: Group
     ) -> Float[Tensor, "batch d_in"] | None:
         parts = centred.split(rows_at_once(len(W_dec)))
-        return torch.cat([torch.relu_(part @ W_dec.T) @ W_dec for part in parts])
+        return shards.sum_(torch.cat([torch.relu_(part @ W_dec.T) @ W_dec for part in parts]))

@@ -83,7 +83,7 @@ function slider(run, basis, unit, label, picture, table) {
   range.addEventListener("input", show)
   show()
   return [h("p", null, h("a", { href: unitLink(basis, unit) }, `${inWords(run, basis)}, unit ${unit}`), label ? h("span.serif", null, ` ${label}`) : null),
-    h("label", null, "Strength ", range, " ", said), note]
+    h("label", null, "Strength", range, said), note]
 }
 
 /* Outputs with their shares, before (grey) and after. */

@@ -14,6 +14,7 @@ from saelab import artifacts
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
 from saelab.sae import checkpoints, record, rules, summary
+from saelab.sae.average import Average
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World
 from saelab.sae.model import SAE
@@ -63,6 +64,7 @@ class Job:
         self.folder, self.train = folder, train
         self.total = train.total(data.batches.steps_per_epoch)
         self.trainer = Trainer(config, device, torch.as_tensor(data.mean), data.variance, start, world)
+        self.average = Average(train.ema) if train.ema else None
         self.recipe = self._recipe(config, data)
         if start is not None:
             self.recipe["start"] = checkpoints.checksum(start.tensors())
@@ -85,7 +87,7 @@ class Job:
         """Everything that the SAE, its metrics and its quality depend on."""
         batches = data.batches
         later = {"code": LATER[config.rule]} if config.rule in LATER else {}
-        silent = ("keep", "checkpoint_every", "steps", "latent_shards")
+        silent = ("keep", "checkpoint_every", "steps", "latent_shards", *([] if self.train.ema else ["ema"]))
         screen = self.trainer.screen
         chosen = screen if screen == "int8" else screen == "bfloat16"  # as folders say that int8 is older than
         return {
@@ -124,6 +126,8 @@ class Job:
             return
         step, state = found
         self.trainer.restore(state)
+        if self.average is not None:
+            self.average.restore(state, self.trainer.device)
         self.lines = _lines(folder, step)
         log.info("resuming %s at step %d of %d", folder, step, self.total)
 
@@ -134,7 +138,10 @@ class Job:
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         now = self.trainer.steps
-        return self.trainer.step(x, self.train.lr_factor(now, self.total))
+        found = self.trainer.step(x, self.train.lr_factor(now, self.total))
+        if self.average is not None:
+            self.average.follow(self.trainer.weights, self.trainer.steps)
+        return found
 
     def numbers(self, step: int, metrics: dict[str, Tensor]) -> dict[str, float]:
         """A step's metrics as floats (this waits for the device). Raises UserError where training has diverged."""
@@ -154,12 +161,15 @@ class Job:
         if self.world.first:
             artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
         where, trainer = self.folder / "checkpoints", self.trainer
-        checkpoints.write(where, step, trainer.state(), self.digest, self.train.keep, trainer.holding)
+        state = trainer.state() | ({} if self.average is None else self.average.state())
+        checkpoints.write(where, step, state, self.digest, self.train.keep, trainer.holding)
 
     def finish(self, batches: Batches, held_out: Batches | None) -> Fit:
         """Measure, and write the SAE; last of all its weights, for a folder that has these is finished."""
         if self.finished is not None:
             return self._finish_again(self.finished, held_out)
+        if self.average is not None:
+            self.average.put_into(self.trainer.weights)
         sae = self.trainer.sae
         found = quality(sae, batches)
         if held_out is not None:

@@ -75,7 +75,7 @@ def screen_recall(
     One that is missing counts as found where a number within float32's rounding stands in its place.
     """
     lost = torch.zeros((), dtype=torch.int64, device=x.device)
-    for some in x.split(ROWS):
+    for some in x.split(min(ROWS, select.rows_at_once(len(W)))):
         true, members = torch.addmm(bias, some, W.T).topk(k, dim=1)
         values, found = screened_top_k(some, W, bias, k, by)
         absent = (members.unsqueeze(2) != found.unsqueeze(1)).all(2)
@@ -92,7 +92,8 @@ def screen_recall_of_batch(
 ) -> Float[Tensor, ""]:
     """Share of the `count` largest of all of x W' + bias that `screened_top_of_batch` finds; see `screen_recall`."""
     true, members = x.new_empty(0), torch.empty(0, dtype=torch.int64, device=x.device)
-    for first, some in zip(range(0, len(x), ROWS), x.split(ROWS)):  # the largest so far, and those of some more rows
+    rows = min(ROWS, select.rows_at_once(len(W)))
+    for first, some in zip(range(0, len(x), rows), x.split(rows)):  # the largest so far, and those of some more rows
         more, flat = select.top_of_batch(torch.addmm(bias, some, W.T), min(count, len(some) * len(W)))
         true, members = torch.cat([true, more]), torch.cat([members, flat + first * len(W)])
         kept = select.find_largest(true, min(count, len(true)))

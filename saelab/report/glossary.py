@@ -303,8 +303,8 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "causal_q": (
         "Corrected p",
         "The share of other labels as a p-value, corrected for all units of the basis that were measured (false "
-        "discovery rate): of the units below 0.05 one in twenty is expected to be there by chance. `saelab effects` "
-        "corrects by the same rule.",
+        "discovery rate): of the units below 0.05 one in twenty is expected to be there by chance. The command "
+        "saelab effects corrects by the same rule.",
         "Benjamini & Hochberg 1995",
     ),
     "uses_corrected": (

@@ -542,6 +542,7 @@ def test_every_number_of_a_unit_is_explained_with_its_source():
     for key, term in glossary.terms(list(SCORERS)).items():
         if key.startswith("scorer:"):
             assert term["title"] and len(term["text"]) > 30 and term["source"], key
+        assert "`" not in term["text"], f"{key}: pages show a text as it is"
 
 
 def test_a_report_is_made_anew_when_models_have_looked_again(run_json, tmp_path):

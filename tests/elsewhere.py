@@ -4,6 +4,8 @@ A tensor there and one on the CPU don't mix; numpy doesn't read it; MPS has no f
 no int64. `waits` counts what would make the host wait for the device.
 """
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -74,3 +76,18 @@ class Elsewhere(TorchFunctionMode):
 def is_there(tensor: Tensor) -> bool:
     """Whether the tensor lies on the pretended device."""
     return isinstance(tensor, There) or getattr(tensor, "there", False)
+
+
+class Streams:
+    """CUDA's streams and events as they are without a card: everything is there at once. `seen`: what was asked."""
+
+    def __init__(self, monkeypatch: Any) -> None:
+        self.seen: list[str] = []
+        one = SimpleNamespace(wait_event=lambda event: self.seen.append("wait"))
+        event = SimpleNamespace(synchronize=lambda: None, record=lambda stream: self.seen.append("copied"))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: one)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: one)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+        monkeypatch.setattr(Tensor, "pin_memory", lambda t: (self.seen.append(f"pinned {t.dtype}"), t)[1])
+        monkeypatch.setattr(Tensor, "record_stream", lambda t, stream: None)

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
-from elsewhere import Elsewhere
+from elsewhere import Elsewhere, Streams
 
+from saelab.cache import Batches
+from saelab.cache.pinned import to_device
+from saelab.errors import UserError
 from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, rough, screen, select
 from saelab.sae.distributed import Group
 
@@ -37,6 +40,7 @@ def test_training_elsewhere_gives_the_numbers_of_the_cpu_and_resumes(name, kind,
     """`fast`: as on a CPU with bfloat16 and int8 instructions, where auto screens, beside a device without them."""
     for test in ("has_fast_bfloat16", "has_fast_int8"):
         monkeypatch.setattr(rough, test, lambda device: fast and device.type == "cpu")
+    Streams(monkeypatch)
     train = TrainConfig(batch_size=64, steps=10, log_every=1, checkpoint_every=4)
     here = fit(tokens(), CONFIGS[name], train, progress=False)
 
@@ -130,3 +134,30 @@ def test_float8_keeps_four_bits_of_each_number_and_finds_most_members(monkeypatc
         assert recall > 0.999
         exact = (given[0] @ given[1].T).gather(1, places)
         torch.testing.assert_close(values.cpu(), exact.cpu(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int8"])
+def test_batches_go_to_a_card_as_narrow_as_they_are_stored(kind, monkeypatch):
+    streams, x = Streams(monkeypatch), (10 * tokens()).numpy().astype(kind)
+    here = list(Batches(x, 64).prefetch(0, 5))
+    with Elsewhere("cuda") as device:
+        coming = to_device(Batches(x, 64).prefetch(0, 5, narrow=True), torch.device("cuda"))
+        sent = [part.clone() for part in coming]  # the pretended device holds the buffers themselves
+        assert all(part.device.type == "cuda" and part.dtype == torch.float32 for part in sent)
+        assert all(torch.equal(part.cpu(), own) for part, own in zip(sent, here, strict=True))
+        device.waits = 0
+        assert list(to_device(iter(sent), torch.device("cuda")))[1] is not None and device.waits == 0
+    wide = "float16" if kind == "float16" else "float32"
+    assert streams.seen.count(f"pinned torch.{wide}") == 2, "two buffers, however many batches"
+    assert streams.seen.count("copied") == streams.seen.count("wait") == 5
+    narrow = list(Batches(x, 64).prefetch(0, 5, narrow=True))
+    assert {part.dtype for part in narrow} == {getattr(torch, wide)}
+
+
+def test_what_is_no_number_is_named_before_it_goes_to_a_card():
+    x = tokens().numpy().astype("float16")
+    x[:] = 60_000  # whose sum float16 doesn't hold
+    assert len(list(Batches(x, 64).prefetch(0, 3, narrow=True))) == 3
+    x[77, 3] = float("inf")
+    with pytest.raises(UserError, match="row 77 holds NaN or an infinity"):
+        list(Batches(x, 600).prefetch(0, 1, narrow=True))

@@ -71,9 +71,12 @@ class Batches:
             return self._checked(x, rows)
         return self._checked(to_float32(block(self.tokens, rows)), rows)
 
-    def prefetch(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[Float[Tensor, "batch d_in"]]:
+    def prefetch(
+        self, first: int, last: int, rank: int = 0, world: int = 1, narrow: bool = False
+    ) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Batches first..last-1; of an array, each is fetched by another thread while the one before is in use.
 
+        float32; `narrow`: float16 where the array is, for whoever widens them elsewhere (pinned.py).
         That thread only fetches. Were it to widen and check too, torch would give it threads of its own beside those
         of the step, and on CPUs these wait for one another: training took twice as long.
         """
@@ -86,7 +89,9 @@ class Batches:
                 assert coming is not None
                 found, rows = coming.result()
                 coming = reader.submit(self._fetch, step + 1, rank, world) if step + 1 < last else None
-                yield self._checked(to_float32(found), rows)
+                kept = narrow and found.dtype == np.float16
+                x = torch.from_numpy(np.require(found, requirements="W")) if kept else to_float32(found)
+                yield self._checked(x, rows)
 
     def in_order(self, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
         """All rows, ascending, `chunk` at once."""
@@ -139,7 +144,7 @@ class Batches:
         return block(self.tokens, rows), rows
 
     def _checked(self, x: Float[Tensor, "rows d_in"], rows: Int[np.ndarray, "rows"]) -> Float[Tensor, "rows d_in"]:
-        if not bool(torch.isfinite(x.sum())):
+        if not bool(torch.isfinite(x.sum(dtype=torch.float32))):
             self._name_the_culprit(x, rows)
         return x
 

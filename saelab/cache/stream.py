@@ -108,8 +108,13 @@ class ActivationStream(Batches):
         check_share(self.batch_size, world)
         return torch.cat(parts)[rank * self.batch_size // world : (rank + 1) * self.batch_size // world]
 
-    def prefetch(self, first: int, last: int, rank: int = 0, world: int = 1) -> Iterator[Float[Tensor, "batch d_in"]]:
-        """Batches first..last-1; while one deck is in use, the host makes the next superblock in another thread."""
+    def prefetch(
+        self, first: int, last: int, rank: int = 0, world: int = 1, narrow: bool = False
+    ) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """Batches first..last-1; while one deck is in use, the host makes the next superblock in another thread.
+
+        `narrow` changes nothing: they are where the host is already.
+        """
         yield from (x for _, _, x in together({self.layer: self}, {self.layer: (first, last)}, rank, world))
 
     def in_order(self, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saelab.cache.batches import Batches, check_share, spool
+from saelab.cache.pinned import to_device
 from saelab.cache.stream import ActivationStream, together
 from saelab.errors import UserError
 from saelab.sae import rules
@@ -108,10 +109,11 @@ def fit_many(
     if held is not None and held.d_in != batches.d_in:
         raise UserError("held_out", f"d_in {held.d_in}", f"d_in {batches.d_in}, that of the data", "use its own layer")
     given = None if mean is None or variance is None else (mean, variance)
-    jobs = _jobs(batches, configs, train, folders, given, starts, torch.device(device), world)
+    jobs = _jobs(batches, configs, train, folders, given, starts, device, world)
     first, total = _span(jobs)
-    data = world.data
-    feed = (("", step, x) for step, x in enumerate(batches.prefetch(first, total, data.rank, data.size), first))
+    data, place = world.data, torch.device(device)
+    coming = batches.prefetch(first, total, data.rank, data.size, narrow=place.type == "cuda")
+    feed = (("", step, x) for step, x in enumerate(to_device(coming, place), first))
     own = None if logger is None else lambda _, which, step, numbers: logger(which, step, numbers)
     _loop({"": jobs}, feed, {"": batches.batch_size}, train, own, progress)
     return _finish({"": jobs}, {"": batches}, {"": held})[""]

@@ -255,7 +255,7 @@ function candidates(run, basis, record) {
   const kept = Object.fromEntries(scorers.map(s => [s, Math.max(...[...labels.values()].map(row => Math.abs(row[s]?.[1] ?? 0))) < 10 ? 3 : 2])) // digits: of one column alike
   const weight = row => scorers.reduce((sum, s) => sum + (row[s] ? 1 / row[s][0] : 0), 0)
   const ranked = [...labels].sort((a, b) => (b[0] === record.label) - (a[0] === record.label) || weight(b[1]) - weight(a[1]))
-  const few = new Set([...ranked.filter(([, row]) => row[record.scorer]), ...ranked].slice(0, 12)) // the head of the page names the next best of the scorer that chose
+  const few = new Set([...new Set([...ranked.filter(([, row]) => row[record.scorer]), ...ranked])].slice(0, 12)) // the head of the page names the next best of the scorer that chose
   const rows = ranked.filter(row => few.has(row))
   const m = record.measured
   const chosen = record.label ? h("p.note", null, "The label ", record.source ? [term("source", "comes from"), ` ${format.list(record.source.split("+"))} and `] : null, `was chosen by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`, m.margin === null ? "." : [", ", term("margin", "ahead of the next label by"), ` ${format.number(m.margin, 3)}.`]) : null

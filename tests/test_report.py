@@ -461,7 +461,11 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
             record, line = unit(report, run, basis.name, u), lines[basis.name, u]
             assert set(record["sources"].values()) <= {"classes"}
             assert bool(record["sources"]) == bool(row["scores"])
+            shown = [meaning.pop("shown") for meaning in record["meanings"]]
             assert record["meanings"] == write.rounded(row["meanings"] or [])
+            for some, meaning in zip(shown, record["meanings"], strict=True):
+                groups = run.images.groups[some].tolist()
+                assert some and set(some) <= set(meaning["positives"]) and len(set(groups)) == len(groups)
             assert (u in marked) == line["polysemantic"] == (len(row["meanings"] or []) > 1)
             assert line["meanings"] == [m["label"] for m in row["meanings"] or []]
             assert sum(line["meaning_shares"]) == pytest.approx(1 if line["meanings"] else 0, abs=1e-5)
@@ -538,6 +542,7 @@ def test_every_number_of_a_unit_is_explained_with_its_source():
     for key, term in glossary.terms(list(SCORERS)).items():
         if key.startswith("scorer:"):
             assert term["title"] and len(term["text"]) > 30 and term["source"], key
+        assert "`" not in term["text"], f"{key}: pages show a text as it is"
 
 
 def test_a_report_is_made_anew_when_models_have_looked_again(run_json, tmp_path):

@@ -154,3 +154,17 @@ def test_dots_are_coloured_by_label_with_the_commonest_in_the_legend(browser):
         assert page.locator("p.legend").inner_text() and page.evaluate(pixels) > 1, by
     assert reader.faults == []
     reader.context.close()
+
+
+@pytest.mark.browser
+def test_a_map_follows_its_address_and_survives_one_of_another_report(browser):
+    reader = Reader(browser, made_report())
+    page = reader.open("map.html#by=clarity")
+    page.evaluate("location.hash = 'q=temple&by=label'")
+    page.wait_for_selector("[aria-label='Units of the map'] .card")
+    assert [page.input_value(f"[name={name}]") for name in ("q", "by", "map")] == ["temple", "label", "0"]
+    page = reader.open("map.html#map=99&by=nobody&box=0_a_1_2")
+    assert [page.input_value(f"[name={name}]") for name in ("by", "map")] == ["basis", "0"]
+    assert page.locator("[aria-label='Units of the map'] h2").inner_text() == "Commonest labels"
+    assert reader.faults == []
+    reader.context.close()

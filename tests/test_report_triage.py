@@ -118,6 +118,44 @@ def test_stars_notes_and_collections_stay_and_a_collection_has_an_address(reader
     assert page.locator(".units tbody tr").count() == 2
 
 
+def test_a_key_held_down_decides_about_one_unit(reader):
+    page = reader.open(f"unit.html#neuron/0?{LIST}&basis=neuron")
+    start = place(page)
+    for _ in range(6):
+        page.keyboard.down("a")  # all but the first are repeats
+    page.keyboard.up("a")
+    page.keyboard.press("f")
+    page.wait_for_selector(".badge.star")
+    assert [row.get("verdict") for row in said(page)] == ["accepted", None] and place(page) != start
+
+
+def test_the_focus_stays_with_the_notebook_when_a_collection_goes(reader):
+    page = reader.open("unit.html#neuron/2")
+    for name in ('say "sky"', "seas"):
+        page.keyboard.press("c")
+        page.keyboard.type(name)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f".notebook .chips a:has-text('{name}')")
+    for left in (1, 0):
+        page.focus(".notebook .chips button")
+        page.keyboard.press("Enter")
+        playwright.expect(page.locator(".notebook .chips button")).to_have_count(left, timeout=PATIENCE)
+        assert page.evaluate("document.activeElement.closest('.notebook') !== null")
+
+
+def test_a_verdict_can_be_taken_back_on_a_phone(reader):
+    page = reader.open(f"unit.html#neuron/0?{LIST}&basis=neuron")
+    page.set_viewport_size({"width": 390, "height": 844})
+    start = place(page)
+    page.click(".triage >> text=Accept")
+    playwright.expect(page.locator(".triage .place b")).not_to_have_text(start, timeout=PATIENCE)
+    page.click(".triage >> text=Undo")
+    playwright.expect(page.locator(".triage .place b")).to_have_text(start, timeout=PATIENCE)
+    assert said(page)[-1]["verdict"] is None
+    height = page.locator(".triage").bounding_box()["height"]
+    assert height < 90, "one row of buttons: the bar must leave room for the page"
+
+
 def test_two_to_four_units_stand_side_by_side(reader):
     page = reader.open("units.html#basis=*")
     for i in (0, 2):

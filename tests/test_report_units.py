@@ -205,3 +205,43 @@ def test_many_dots_are_counted_at_the_nearest_hexagon(reader):
     assert sum(n for _, n in found) == drawn and len(found) > 300
     assert dict(found) == dict(nearest)
     assert [n for _, n in found] == sorted((n for _, n in found), reverse=True)
+
+
+@pytest.mark.parametrize(("asked", "shows"), [("99", -1), ("abc", 1), ("-3", 1), ("1.5", 1)])
+def test_an_address_beyond_the_last_page_shows_the_last(reader, asked, shows):
+    """Decisions make lists shorter: an address of their fifth page still shows units, not that none match."""
+    page = reader.open(f"units.html#basis=*&page={asked}")
+    every = len(page.evaluate(ALL))
+    last = -(-every // 40)
+    assert f"page {last if shows < 0 else shows} of {last}" in page.inner_text(".pager") and last > 1
+    assert page.locator(".units td.id").count() == (every - 40 * (last - 1) if shows < 0 else 40)
+    page.keyboard.press("ArrowLeft" if shows < 0 else "ArrowRight")
+    page.wait_for_selector(f".pager:has-text('page {last - 1 if shows < 0 else 2} of')")
+
+
+def test_words_in_quotes_are_found_while_they_are_typed(reader):
+    page = reader.open("units.html#basis=*")
+    labels = page.evaluate("""async () => (await load(await saelab.need("run"), "*")).map(r => r.label ?? "")""")
+    begun = max(labels, key=len)[:4].lower()
+    for text in (f'"{begun}', f'"{begun}"'):
+        page.fill("[name=q]", text)
+        page.wait_for_function("q => new URLSearchParams(location.hash.slice(1)).get('q') === q", arg=text)
+        assert matches(page) == sum(begun in label.lower() for label in labels) > 0
+
+
+def test_a_range_that_is_no_number_bounds_nothing(reader):
+    page = reader.open("units.html#basis=*&range=clarity:much:0.4")
+    some = sum(row["clarity"] is not None and row["clarity"] <= 0.4 for row in page.evaluate(ALL))
+    assert matches(page) == some > 0 and "NaN" not in page.inner_text("main")
+
+
+def test_the_plot_of_one_unit_has_an_axis_that_can_be_read(reader):
+    """All values alike: the axis is widened, or its ticks have more digits than the margin has room for."""
+    page = reader.open("units.html#basis=*&only=0.2")
+    page.wait_for_selector(".plot svg circle")
+    ticks = page.locator(".plot svg [aria-label*='tick label'] text")
+    assert ticks.count() >= 4
+    left = page.locator(".plot").bounding_box()["x"]
+    assert all(box["x"] >= left for box in (tick.bounding_box() for tick in ticks.all()))
+    shares = [float(text.split()[0]) for text in ticks.all_text_contents() if "%" in text]
+    assert len(shares) > 1 and max(shares) <= 100

@@ -702,6 +702,33 @@ def test_pictures_are_pasted_and_dropped_and_an_address_brings_them_back(page, v
 
 
 @pytest.mark.browser
+def test_what_is_refused_stands_by_itself_and_can_be_asked_again(browser, viewer):
+    page = browser.new_page(base_url=f"http://127.0.0.1:{viewer.port}/")  # not `page`: refusals are in the console
+    page.set_default_timeout(PATIENCE)
+    for kind, type_ in (("choose", "image/jpeg"), ("drop", "text/plain"), ("paste", "application/pdf")):
+        opened(page, "search.html#image=3")
+        page.wait_for_selector(".found .pair")
+        words = base64.b64encode(b"no picture").decode()
+        if kind == "choose":
+            page.set_input_files("input[type=file]", {"name": "a.jpg", "mimeType": type_, "buffer": b"no picture"})
+        else:
+            assert page.evaluate(GIVE, [kind, words, type_])
+        page.wait_for_selector(".fault:has-text('not a readable picture')")
+        assert page.locator(".asking").count() == 0, "the picture before stands beside the refusal of this one"
+        assert "#" not in page.url and page.input_value("input[type=file]") == ""
+        page.evaluate("location.hash = 'image=3'")  # as a click on the same sample does
+        page.wait_for_selector(".found .pair")
+    page.route("**/api/search?*", lambda route: route.abort())
+    page.fill("input[name=text]", "red flower")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".fault:has-text('start saelab view again')")
+    page.unroute("**/api/search?*")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".found .near li")
+    page.close()
+
+
+@pytest.mark.browser
 def test_a_click_in_a_photo_asks_what_fires_there(page, viewer):
     opened(page, f"unit.html#neuron/{int(np.argmax((dense(viewer.run, 'neuron') > 0).sum(0)))}")
     photo = page.locator(".pairs .pair > .frame .photo >> nth=0")
@@ -721,9 +748,11 @@ def test_a_click_in_a_photo_asks_what_fires_there(page, viewer):
     page.wait_for_selector("h2:has-text('Nothing is known here')")  # the crop leaves the corner out
     page.go_back()
     page.wait_for_selector("h2:has-text('Units that fire here')")
-    page.click("button.whole")
+    page.focus("button.whole")
+    page.keyboard.press("Enter")
     page.wait_for_selector("h2:has-text('Units that the picture fires')")
     assert "at=" not in page.url
+    assert page.evaluate("() => document.activeElement.className") == "place", "the button that was pressed is gone"
 
 
 @pytest.mark.browser
@@ -756,6 +785,29 @@ def test_rating_by_keyboard_to_the_end(page, viewer):
     page.wait_for_selector(".grades button[aria-pressed=true]:has-text('5')")
     ratings = [a.rating for a in store.Ratings(viewer.study, viewer.folder).answers()]
     assert sorted(ratings, key=str) == [4] * (total - 2) + [5, None]
+
+
+@pytest.mark.browser
+def test_rating_by_its_buttons_keeps_the_focus_and_wants_a_name(page, viewer):
+    opened(page, "rate.html")
+    page.fill("input[name=who]", "   ")
+    page.keyboard.press("Enter")
+    assert page.locator("input[name=who]:invalid").count() == 1
+    page.fill("input[name=who]", " eve ")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".grades")
+    page.focus(".grades button >> nth=2")
+    for _ in range(4):
+        page.keyboard.down("Enter")  # all but the first are repeats
+    page.keyboard.up("Enter")
+    page.wait_for_selector(f".kicker:has-text('2 of {len(viewer.study.items)}')")
+    focused = "() => document.activeElement.innerText"
+    assert page.evaluate(focused) == "3 partly"
+    page.focus(".turn button >> nth=0")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".kicker:has-text('1 of')")
+    assert page.evaluate(focused) == "1 not at all", "Back can go no further: the first that can be pressed"
+    assert [(a.rater, a.rating) for a in store.Ratings(viewer.study, viewer.folder).answers()] == [("eve", 3)]
 
 
 @pytest.mark.browser

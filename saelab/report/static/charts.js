@@ -47,6 +47,12 @@ function activationHistogram(record, css) {
     }))
 }
 
+/* [low, high], widened to a tenth of the value where all are alike: ticks of a narrower axis have more digits than room. */
+function roomy([low, high], most = Infinity) {
+  const wide = 0.1 * Math.max(Math.abs(low), Math.abs(high)) || 0.1
+  return high - low >= wide ? [low, high] : [(low + high - wide) / 2, Math.min(most, (low + high + wide) / 2)]
+}
+
 const many = 6000 // dots above which a scatter plot shows counts of units in hexagons instead
 
 /* Rate against a number, one dot a unit; a click opens the unit, a rectangle keeps its two ranges: brushed([low, high]
@@ -62,9 +68,9 @@ function scatter(rows, { rate, value, title, colours, names, open, brushed, heig
   return figure(says, width => {
     const dots = drawn.length <= many
     const css = Object.fromEntries(Object.entries(colours).map(([basis, own]) => [basis, colour(own)]))
-    const [least, most] = d3.extent(drawn, d => d.x)
+    const [least, most] = roomy(d3.extent(drawn, d => d.x), 1)
     const type = most < 5 * least ? "linear" : "log" // a logarithmic axis of less than a decade has hardly a tick
-    const axes = dots ? {} : { type, x: [least, most], y: d3.nice(...d3.extent(drawn, d => d.y), 10) }
+    const axes = { type, x: [least, most], y: d3.nice(...roomy(d3.extent(drawn, d => d.y)), 10) }
     const tip = () => Plot.tip(drawn, Plot.pointer({
       x: "x", y: "y", maxRadius: 24, fill: "var(--paper)", stroke: "var(--line)", textPadding: 10,
       title: ({ row, x, y }) => `${inWordsOfMarks(row)}\n${names(row.basis)}, unit ${row.unit}\n${title} ${format.number(y)}, fires on ${format.share(x)}`,
@@ -72,7 +78,7 @@ function scatter(rows, { rate, value, title, colours, names, open, brushed, heig
     const plot = Plot.plot({
       width, height, marginLeft: 46, marginBottom: 46, marginTop: 24, style: plotStyle,
       x: { type, domain: axes.x, label: `fires on, share of images${type === "log" ? " (log)" : ""} →`, tickFormat: x => `${+(100 * x).toPrecision(3)} %`, ticks: width < 500 ? 4 : 7 },
-      y: { label: `↑ ${title}`, grid: true, nice: true, domain: axes.y },
+      y: { label: `↑ ${title}`, grid: true, domain: axes.y },
       r: { range: [0, 12] }, inset: dots ? 6 : 0, // no dot lies on a tick
       marks: [
         dots
@@ -124,7 +130,7 @@ function ranges(rows, title, show = format.number) {
   return figure(says, width =>
     Plot.plot({
       width, height: 34 * rows.length + 34, marginLeft: 14, marginRight: 30, marginTop: 6, marginBottom: 26, style: plotStyle,
-      x: { label: null, ticks: 4, nice: true, grid: true, tickFormat: show === format.share ? show : undefined },
+      x: { label: null, ticks: 4, domain: roomy(d3.extent(rows.flatMap(r => r.q))), nice: true, grid: true, tickFormat: show === format.share ? show : undefined },
       y: { axis: null, domain: rows.map(r => r.name) },
       marks: [
         Plot.ruleY(rows, { x1: r => r.q[0], x2: r => r.q[2], y: "name", stroke: r => colour(r.colour), strokeWidth: 6, strokeOpacity: 0.35, strokeLinecap: "round" }),

@@ -37,9 +37,9 @@ const saying = {
 }
 
 /* Words to a test of a row. All words must be found; OR separates alternatives, NOT or - excludes, "..." keeps words
-   together, a number is also a unit. */
+   together (also while its end is still to be typed), a number is also a unit. */
 function query(text) {
-  const found = [...text.matchAll(/(-?)(?:"([^"]*)"|(\S+))/g)].map(([, minus, phrase, word]) => ({ minus: minus === "-", word: (phrase ?? word).toLowerCase(), quoted: phrase !== undefined, raw: word }))
+  const found = [...text.matchAll(/(-?)(?:"([^"]*)(?:"|$)|(\S+))/g)].map(([, minus, phrase, word]) => ({ minus: minus === "-", word: (phrase ?? word).toLowerCase(), quoted: phrase !== undefined, raw: word }))
   const alternatives = [[]]
   let not = false
   for (const { minus, word, quoted, raw } of found) {
@@ -68,10 +68,11 @@ function wordIn(words) {
   return (r, word) => r.unit === unit.get(word) || places(r.columns, word)[r.columns.label[r.unit]] === 1 || word === ""
 }
 
-/* "score:0.2:,clarity::0.5" as [[column, least, most]]. */
+/* "score:0.2:,clarity::0.5" as [[column, least, most]]; what is no number bounds nothing. */
 const boundsOf = text => text.split(",").filter(Boolean).map(part => {
   const [key, low, high] = part.split(":")
-  return [key, low ? Number(low) : -Infinity, high ? Number(high) : Infinity]
+  const end = (text, open) => (text && !Number.isNaN(Number(text)) ? Number(text) : open)
+  return [key, end(low, -Infinity), end(high, Infinity)]
 })
 
 /* A bound in words: a share in per cent, as the tables have it. */

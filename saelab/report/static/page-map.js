@@ -9,7 +9,7 @@ const usualMap = { map: "0", by: "basis", q: "", box: "" }
 page(async (run, main) => {
   const [maps] = await Promise.all([saelab.need("maps"), libraries()])
   if (!maps.length) return main.replaceChildren(h("h1", null, "Map"), h("p.standfirst", { role: "alert" }, "This run has nothing to draw a map from: neither its image embeddings nor SAEs."))
-  const state = { ...usualMap, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) }
+  const state = { ...usualMap }
   const controls = h("form.controls", { onsubmit: event => event.preventDefault() })
   const [dots, over] = [h("canvas", { "aria-hidden": "true" }), h("canvas", { "aria-hidden": "true" })]
   const box = h("div.map", { role: "img" }, dots, over)
@@ -22,7 +22,16 @@ page(async (run, main) => {
     Object.assign(state, changes)
     history.replaceState(null, "", `#${new URLSearchParams(Object.entries(state).filter(([key, value]) => value !== usualMap[key]))}`)
   }
-  const chosenMap = () => maps[Number(state.map)] ?? maps[0]
+  /* What the address asks for; a map or a colour that this report has not is the usual one. */
+  const fromAddress = () => {
+    Object.assign(state, usualMap, Object.fromEntries(new URLSearchParams(location.hash.slice(1))))
+    controls.q.value = state.q
+    for (const name of ["map", "by"]) {
+      if (![...controls[name].options].some(one => one.value === state[name])) state[name] = usualMap[name]
+      controls[name].value = state[name]
+    }
+  }
+  const chosenMap = () => maps[Number(state.map)]
 
   async function read() {
     const map = chosenMap()
@@ -110,11 +119,14 @@ page(async (run, main) => {
     }
   }
 
+  /* The corners of the rectangle, [left, bottom, right, top], or null. */
+  const current = () => { const found = state.box.split("_").map(Number); return found.length === 4 && found.every(Number.isFinite) ? found : null }
+
   /* The units in the rectangle, or without one those that the search finds. */
   function choose() {
-    const corners = state.box.split("_").map(Number)
-    const inBox = state.box && corners.length === 4 ? p => p.x >= corners[0] && p.x <= corners[2] && p.y >= corners[1] && p.y <= corners[3] : null
-    mark(inBox ? corners : null)
+    const corners = current()
+    const inBox = corners ? p => p.x >= corners[0] && p.x <= corners[2] && p.y >= corners[1] && p.y <= corners[3] : null
+    mark(corners)
     const found = points.filter(p => p.in && (!inBox || inBox(p))).map(p => p.row)
     const common = d3.rollups(found.filter(r => r.label), rows => rows.length, r => r.label).sort((a, b) => b[1] - a[1])
     if (!inBox && !state.q) return list.replaceChildren(...overview(common.slice(0, 24)))
@@ -166,7 +178,6 @@ page(async (run, main) => {
   const spot = event => { const edge = box.getBoundingClientRect(); return [event.clientX - edge.left, event.clientY - edge.top] }
   const place = ([px, py]) => [(px - scale.left) / scale.at, (box.clientHeight - scale.top - py) / scale.at]
   const cornersOf = (a, b) => { const [p, q] = [place(a), place(b)]; return [Math.min(p[0], q[0]), Math.min(p[1], q[1]), Math.max(p[0], q[0]), Math.max(p[1], q[1])].map(Math.round) }
-  const current = () => (state.box ? state.box.split("_").map(Number) : null)
   box.addEventListener("pointerdown", event => { if (event.button === 0) { from = spot(event); box.setPointerCapture(event.pointerId) } })
   box.addEventListener("pointermove", event => {
     const now = spot(event)
@@ -187,16 +198,18 @@ page(async (run, main) => {
   })
 
   box.addEventListener("pointercancel", () => { from = null; mark(current()) }) // a finger that scrolls the page
-  const option = (value, text, now) => h("option", { value, selected: value === now }, text)
+  const option = (value, text) => h("option", { value }, text)
   const title = map => `${map.of === "meaning" ? "meaning" : `directions of ${inFewWords(run, run.bases[map.bases[0]].name)}`}${run.bases.some(b => b.layer !== map.layer) ? `, ${map.layer}` : ""} (${map.by === "umap" ? "UMAP" : "PCA"})`
   controls.append(
-    h("label.whole", null, "Map of", h("select", { name: "map", onchange: e => { keep({ map: e.target.value, box: "" }); read() } }, maps.map((map, i) => option(String(i), title(map), state.map)))),
-    h("label", null, "Colour", h("select", { name: "by", onchange: e => { keep({ by: e.target.value }); draw() } }, option("basis", "basis", state.by), option("label", "label", state.by), run.bases.some(b => b.badges) ? option("badge", "does the label hold", state.by) : null, numberColumns.filter(k => run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title, state.by)))),
-    h("label", null, "Search labels", h("input", { type: "search", name: "q", value: state.q, placeholder: "cat OR dog ( / )", oninput: e => { keep({ q: e.target.value }); draw() } })))
+    h("label.whole", null, "Map of", h("select", { name: "map", onchange: e => { keep({ map: e.target.value, box: "" }); read() } }, maps.map((map, i) => option(String(i), title(map))))),
+    h("label", null, "Colour", h("select", { name: "by", onchange: e => { keep({ by: e.target.value }); draw() } }, option("basis", "basis"), option("label", "label"), run.bases.some(b => b.badges) ? option("badge", "does the label hold") : null, numberColumns.filter(k => run.bases.some(b => b.quartiles[k])).map(k => option(k, terms[k].title)))),
+    h("label", null, "Search labels", h("input", { type: "search", name: "q", placeholder: "cat OR dog ( / )", oninput: e => { keep({ q: e.target.value }); draw() } })))
   main.replaceChildren(h("h1", null, "Map"), h("p.lead", null, "Every unit of the layer, or of the SAE, is a dot. Draw a rectangle to list what lies in it."), controls, key, h("div.atlas", null, h("div", null, box, note), list))
   new ResizeObserver(() => points.length && draw()).observe(main)
   document.addEventListener("themechange", draw)
   addEventListener("keydown", event => { if (event.key === "/" && !event.target.closest("input, select")) { event.preventDefault(); controls.q.focus() } })
+  addEventListener("hashchange", () => { fromAddress(); read() })
+  fromAddress()
   await read()
 })
 

@@ -28,7 +28,7 @@ page(async (run, main) => {
     main.style.setProperty("--c", hue(run, basis.name))
     const focused = main.contains(document.activeElement) ? document.activeElement.dataset.key : null
     main.replaceChildren(...unitPage(now))
-    if (focused) main.querySelector(`[data-key="${focused}"]`)?.focus({ preventScroll: true })
+    if (focused) (main.querySelector(`[data-key="${focused}"]`) ?? main.querySelector("[data-key=starred]"))?.focus({ preventScroll: true })
     if (!again) scrollTo(0, 0)
     if (now.steps.next) fetchAhead(run, now.steps.next)
   }
@@ -38,7 +38,7 @@ page(async (run, main) => {
     if (event.target.closest("input, select, textarea")) return event.key === "Escape" && event.target.blur()
     const pressed = { ArrowLeft: ".previous", k: ".previous", ArrowRight: ".next", j: ".next", r: ".random" }[event.key]
     if (pressed) document.querySelector(pressed)?.click()
-    if (!triageKeys[event.key] || !now.record) return
+    if (!triageKeys[event.key] || !now.record || event.repeat) return // a key held down decides about one unit
     event.preventDefault() // the key must not be typed into the field that it opens
     act(triageKeys[event.key][0])
   })

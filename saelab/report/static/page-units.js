@@ -167,7 +167,10 @@ function later(action, wait = 120) {
   return event => { clearTimeout(timer); timer = setTimeout(() => action(event), wait) }
 }
 
-const onPage = (rows, state) => rows.slice((Number(state.page) - 1) * perPage, Number(state.page) * perPage)
+const pagesOf = count => Math.max(1, Math.ceil(count / perPage))
+/* The page that an address names, as far as the list still has it: decisions and new runs make lists shorter. */
+const pageOf = (count, state) => Math.min(Math.max(1, Math.floor(Number(state.page)) || 1), pagesOf(count))
+const onPage = (rows, state) => rows.slice((pageOf(rows.length, state) - 1) * perPage, pageOf(rows.length, state) * perPage)
 
 function tick(run, r) {
   const one = code(run, r.basis, r.unit)
@@ -201,8 +204,7 @@ function galleryOf(run, rows, state) {
 }
 
 function pager(count, state, change) {
-  const pages = Math.max(1, Math.ceil(count / perPage))
-  const now = Math.min(Number(state.page), pages)
+  const [now, pages] = [pageOf(count, state), pagesOf(count)]
   const go = to => change({ page: String(to) }, true)
   return h("nav.pager", { "aria-label": "Pages of the table" },
     h("button", { type: "button", "data-key": "back", disabled: now <= 1, onclick: () => go(now - 1) }, "← Back"),
@@ -212,10 +214,10 @@ function pager(count, state, change) {
 
 function keys(event, state, rows, change) {
   if (event.target.closest("input:not([type=checkbox]), select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return
-  const pages = Math.ceil(rows.length / perPage)
+  const [now, pages] = [pageOf(rows.length, state), pagesOf(rows.length)]
   if (event.key === "/") { event.preventDefault(); document.querySelector("input[type=search]").focus() }
-  if (event.key === "ArrowRight" && Number(state.page) < pages) change({ page: String(Number(state.page) + 1) }, true)
-  if (event.key === "ArrowLeft" && Number(state.page) > 1) change({ page: String(Number(state.page) - 1) }, true)
+  if (event.key === "ArrowRight" && now < pages) change({ page: String(now + 1) }, true)
+  if (event.key === "ArrowLeft" && now > 1) change({ page: String(now - 1) }, true)
 }
 
 /* ---- what can be done with ticked units ---- */

@@ -141,7 +141,7 @@ function notebook({ basis, record, settle, act }) {
     h("form", { onsubmit: keepNote }, h("label", null, "Note ", note)),
     h("form", { onsubmit: add }, h("label", null, "Collection ", collection)),
     h("datalist", { id: "collections" }, people.collections().map(value => h("option", { value }))),
-    mine.length ? h("ul.chips", { "aria-label": "Its collections" }, mine.map(name => h("li", null, h("a", { href: collectionLink(name) }, name),
-      h("button", { type: "button", "aria-label": `take out of ${name}`, onclick: () => settle({ collections: mine.filter(n => n !== name) }, `Out of ${name}`, false) }, "×")))) : null,
+    mine.length ? h("ul.chips", { "aria-label": "Its collections" }, mine.map((name, i) => h("li", null, h("a", { href: collectionLink(name) }, name),
+      h("button", { type: "button", "data-key": `out-${i}`, "aria-label": `take out of ${name}`, onclick: () => settle({ collections: mine.filter(n => n !== name) }, `Out of ${name}`, false) }, "×")))) : null,
     said ? historyOf(said, record.own?.label ?? record.label) : null)
 }

@@ -3,8 +3,8 @@
 
 const live = (() => {
   async function ask(address, options) {
-    const reply = await fetch(address, options)
-    const answer = await reply.json()
+    const reply = await fetch(address, options).catch(() => { throw new Error("the viewer does not answer; start saelab view again") })
+    const answer = await reply.json().catch(() => ({ error: `the viewer failed (${reply.status}); its terminal says why` }))
     if (!reply.ok) throw new Error(answer.error)
     return answer
   }
@@ -19,7 +19,10 @@ const live = (() => {
   /* The field for a picture of one's own; chosen there, pasted, or dropped anywhere on the page, it is handed to `take`. */
   function pictures(take) {
     const file = h("input", { type: "file", name: "picture", accept: "image/*", "aria-label": "A picture of yours" })
-    const first = files => [...(files ?? [])].find(one => one.type.startsWith("image/") || one.type === "")
+    const first = files => { // what is no picture is refused in words, not in silence
+      const all = [...(files ?? [])]
+      return all.find(one => one.type.startsWith("image/") || one.type === "") ?? all[0]
+    }
     const given = (event, files) => {
       const own = first(files)
       if (!own) return
@@ -27,7 +30,7 @@ const live = (() => {
       take(own)
     }
     const carries = event => event.dataTransfer?.types.includes("Files")
-    file.addEventListener("change", event => given(event, file.files))
+    file.addEventListener("change", event => { given(event, file.files); file.value = "" }) // the same picture can be chosen again
     document.addEventListener("paste", event => given(event, event.clipboardData?.files))
     document.addEventListener("dragover", event => { if (carries(event)) { event.preventDefault(); document.body.classList.add("dropping") } })
     document.addEventListener("dragleave", event => { if (!event.relatedTarget) document.body.classList.remove("dropping") })

@@ -5,17 +5,30 @@ const grades = { 1: "not at all", 2: "hardly", 3: "partly", 4: "well", 5: "exact
 
 page(async (run, main) => {
   let now = null // what is asked: {item, past: [[code, rating], ...], of}; null while an answer is on its way
+  const fault = error => {
+    main.querySelector(".fault")?.remove()
+    main.prepend(h("p.fault", { role: "alert" }, error.message))
+  }
   const begin = () => {
+    const start = event => {
+      event.preventDefault()
+      who.value = who.value.trim()
+      if (!who.reportValidity()) return // spaces are no name
+      live.name.value = who.value
+      ask().catch(fault)
+    }
     const who = h("input", { name: "who", value: live.name.value, maxlength: 60, required: true, autocomplete: "name" })
     main.replaceChildren(h("h1", null, "How well do these labels describe the pictures?"),
       h("p.lead", null, "You will see sets of pictures, each with a label. Say how well the label describes what the pictures have in common. Where they come from is hidden. Some labels are wrong on purpose. Answers are kept as you give them: you can stop and come back under the same name, go back to any answer, and take answers back."),
-      h("form.controls", { onsubmit: event => { event.preventDefault(); live.name.value = who.value; ask() } }, h("label", null, "Your name, or any word that only you use here", who), h("button", null, "Begin")))
+      h("form.controls", { onsubmit: start }, h("label", null, "Your name, or any word that only you use here", who), h("button", null, "Begin")))
     who.focus()
   }
   /* Show an item by its code, or the first that is not answered yet. */
   const ask = async code => {
     now = await live.get("api/rating", { rater: live.name.value, ...(code ? { code } : {}) })
+    const focused = document.activeElement?.dataset.key
     main.replaceChildren(...(now.item ? question() : [h("h1", null, "Done. Thank you."), h("p.lead", null, `You rated ${format.plural(now.of, "set")}.`), tools()].flat()))
+    if (focused) (main.querySelector(`[data-key="${focused}"]:not(:disabled)`) ?? main.querySelector("[data-key]:not(:disabled)"))?.focus({ preventScroll: true })
     scrollTo(0, 0)
   }
   /* Where the item stands among the rater's answers; behind them all while it has none. */
@@ -29,8 +42,7 @@ page(async (run, main) => {
       await action(shown)
     } catch (error) {
       now = shown
-      main.querySelector(".fault")?.remove()
-      main.prepend(h("p.fault", { role: "alert" }, error.message))
+      fault(error)
     }
   }
   const walk = step => {
@@ -58,9 +70,9 @@ page(async (run, main) => {
   const tools = () => {
     const i = place()
     return h("div.turn", null,
-      h("button", { type: "button", disabled: i === 0, onclick: () => walk(-1) }, "← Back", h("kbd", null, "b")),
-      h("button", { type: "button", disabled: i === now.past.length, onclick: () => walk(1) }, "Forward →", h("kbd", null, "f")),
-      h("button", { type: "button", disabled: !now.past.length, onclick: undo }, "Undo the last answer", h("kbd", null, "u")))
+      h("button", { type: "button", "data-key": "back", disabled: i === 0, onclick: () => walk(-1) }, "← Back", h("kbd", null, "b")),
+      h("button", { type: "button", "data-key": "forward", disabled: i === now.past.length, onclick: () => walk(1) }, "Forward →", h("kbd", null, "f")),
+      h("button", { type: "button", "data-key": "undo", disabled: !now.past.length, onclick: undo }, "Undo the last answer", h("kbd", null, "u")))
   }
   const question = () => {
     const { item, past, of } = now
@@ -71,8 +83,8 @@ page(async (run, main) => {
       h("h1", null, item.label),
       h("p.lead", null, "How well does this describe what the pictures have in common?"),
       h("div.grades", { role: "group", "aria-label": "Rating" },
-        Object.entries(grades).map(([n, text]) => h("button", { type: "button", "aria-pressed": pressed(Number(n)), onclick: () => rate(Number(n)) }, h("b", null, n), ` ${text}`)),
-        h("button.quiet", { type: "button", "aria-pressed": pressed(null), onclick: () => rate(null) }, "can’t say")),
+        Object.entries(grades).map(([n, text]) => h("button", { type: "button", "data-key": n, "aria-pressed": pressed(Number(n)), onclick: () => rate(Number(n)) }, h("b", null, n), ` ${text}`)),
+        h("button.quiet", { type: "button", "data-key": "x", "aria-pressed": pressed(null), onclick: () => rate(null) }, "can’t say")),
       tools(),
       h("p.note.wide-only", null, "Keys 1 to 5; x for can’t say."),
       h("div.sheet", null, item.images.map((id, i) => picture(id, `picture ${i + 1}`))),
@@ -81,6 +93,7 @@ page(async (run, main) => {
   const keys = { x: () => rate(null), b: () => walk(-1), f: () => walk(1), u: undo }
   addEventListener("keydown", event => {
     if (event.target.closest("input") || event.ctrlKey || event.metaKey || event.altKey) return
+    if (event.repeat) return event.key === "Enter" && event.preventDefault() // a key held down answers once
     if (grades[event.key]) rate(Number(event.key))
     else keys[event.key]?.()
   })

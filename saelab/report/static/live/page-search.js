@@ -8,7 +8,11 @@ page(async (run, main) => {
   let last = 0
   let known = null // what `picked` shows: "image=3" or "upload=..."
 
-  const go = asked => { location.hash = new URLSearchParams(asked) }
+  const go = asked => {
+    const to = `#${new URLSearchParams(asked)}`
+    if (to === location.hash) look() // asked again: the first time may have failed
+    else location.hash = to
+  }
   const show = async (asking, draw) => {
     const own = ++last
     results.setAttribute("aria-busy", "true")
@@ -34,7 +38,9 @@ page(async (run, main) => {
       if (known !== one || !picked.childElementCount) picked.replaceChildren(chooser(found, key === "image" ? `Image ${asked.get(key)} of the run` : "Your picture", one, choose))
       known = one
       point(picked.querySelector(".place"), found, at)
-      picked.querySelector(".whole").hidden = !at
+      const whole = picked.querySelector(".whole")
+      if (!at && document.activeElement === whole) picked.querySelector(".place").focus({ preventScroll: true }) // it goes
+      whole.hidden = !at
       return firing(run, found, at, choose)
     })
   }
@@ -47,13 +53,17 @@ page(async (run, main) => {
     if (asked.has("text")) show(() => live.get("api/search", { text: asked.get("text") }), answer => described(run, answer, asked.get("text")))
     else results.replaceChildren()
   }
-  const field = live.pictures(file => show(() => live.upload("api/search", file), async answer => {
-    const asked = new URLSearchParams({ upload: answer.upload })
-    history.pushState(null, "", `#${asked}`)
+  const field = live.pictures(file => {
+    history.pushState(null, "", location.pathname) // what was asked before must not stand beside what becomes of this one
     words.value = ""
-    pictured(asked, answer)
-    return [h("p.quiet", null, "Drawing …")]
-  }))
+    picked.replaceChildren()
+    show(() => live.upload("api/search", file), async answer => {
+      const asked = new URLSearchParams({ upload: answer.upload })
+      history.replaceState(null, "", `#${asked}`)
+      pictured(asked, answer)
+      return [h("p.quiet", null, "Drawing …")]
+    })
+  })
 
   main.replaceChildren(
     h("h1", null, "Search"),

@@ -259,7 +259,7 @@ function candidates(run, basis, record) {
   const rows = ranked.filter(row => few.has(row))
   const m = record.measured
   const chosen = record.label ? h("p.note", null, "The label ", record.source ? [term("source", "comes from"), ` ${format.list(record.source.split("+"))} and `] : null, `was chosen by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`, m.margin === null ? "." : [", ", term("margin", "ahead of the next label by"), ` ${format.number(m.margin, 3)}.`]) : null
-  return section("Candidate labels", "The scorers’ best labels, twelve at most, those of the one that chose among them. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer’s best.", chosen,
+  return section("Candidate labels", "The scorers’ best labels, twelve at most; all of the scorer that chose are there. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer’s best.", chosen,
     h("div.scroll", null, h("table.candidates", null,
       h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th.from", null, term("source", "From")) : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
       h("tbody", null, rows.map(([label, row]) => h("tr", null,

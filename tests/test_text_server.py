@@ -59,14 +59,14 @@ def test_a_text_model_behind_transformers_serve_gives_every_unit_a_row(tmp_path)
     """What it says is worth nothing; that every answer is kept, counted and paid once is the point."""
     pytest.importorskip("gguf")
     model = save_small_text_model(tmp_path / "smol")
-    ex = exemplars(4)
+    ex = exemplars(10)
     with transformers_serve(model, tmp_path / "serve.log") as url:
         settings = {"model": str(model), "base_url": url, "layout": "captions", "cache": tmp_path / "answers"}
         proposer = load_proposer("openai", **settings, guided=False, max_tokens=24, timeout=600, concurrency=1)
-        rows = propose.run(proposer, ex, Described(), range(4), tmp_path / "run", progress=False)
-        again = propose.run(proposer, ex, Described(), range(4), tmp_path / "other", progress=False)
+        rows = propose.run(proposer, ex, Described(), range(10), tmp_path / "run", progress=False)
+        again = propose.run(proposer, ex, Described(), range(10), tmp_path / "other", progress=False)
         talks = talk(settings | {"rounds": 3, "max_tokens": 24, "timeout": 600, "concurrency": 1}, tmp_path / "agent")
-    assert len(rows) == 4 and {row.status for row in rows} <= {"answered", "none", "unparsed"}
+    assert len(rows) == 10 and {row.status for row in rows} <= {"answered", "none", "unparsed"}
     assert all(row.raw and row.completion_tokens and row.attempts == 1 for row in rows)
     assert any(row.status == "unparsed" for row in rows)  # it rambles
     assert all(row.cached for row in again) and [row.raw for row in again] == [row.raw for row in rows]

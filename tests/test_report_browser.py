@@ -127,6 +127,23 @@ def test_a_unit_can_be_taken_away_as_json(reader):
     assert page.evaluate("JSON.parse(window.copied).unit") == 2
 
 
+def test_the_next_best_labels_stand_among_the_candidates(reader):
+    """Of 18 labels of three scorers twelve are shown, all those of the scorer that chose among them."""
+    page = reader.open("unit.html#neuron/2")
+    shown = page.evaluate("""async () => {
+      const run = await saelab.need("run")
+      const record = (await saelab.need("units/0/0"))[2]
+      const next = s => [2, 3, 4, 5, 6].map(i => [`${s} ${i}`, 1 / i])
+      const of = s => ({ label: `${s} 1`, score: 1, runners_up: next(s), null_percentile: 1, rank: 1 })
+      const made = { ...record, scorer: "c", label: "c 1", scores: { a: of("a"), b: of("b"), c: of("c") } }
+      const table = candidates({ ...run, scorers: ["a", "b", "c"] }, run.bases[0], made)
+      const rows = [...table.querySelectorAll("tbody th")].map(x => x.textContent)
+      return { next: alternatives(made).textContent, rows }
+    }""")
+    assert shown["next"] == "Next best: c 2, c 3, c 4, c 5."
+    assert len(shown["rows"]) == 12 and {f"c {i}" for i in range(1, 7)} < set(shown["rows"])
+
+
 def test_heat_maps_and_crops_are_drawn_on_the_pictures(reader):
     page = reader.open("unit.html#neuron/2")
     assert page.locator(".pairs canvas").count() == 0

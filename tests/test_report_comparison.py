@@ -161,3 +161,27 @@ def test_saes_of_other_settings_and_their_seeds_stand_beside_each_other(reader, 
     assert page.evaluate("document.activeElement.textContent") == "matched on firing rate"
     pressed = page.locator("section:has(h2:text-is('Metric by metric')) button[aria-pressed=true]").all_inner_texts()
     assert pressed[0] == "all units", "each section has switches of its own"
+
+
+def test_the_null_is_summed_up_by_the_scorer_that_labelled(reader, compared):
+    page = reader.open("compare.html")
+    says = page.evaluate("""async () => {
+      const run = await saelab.need("run"), c = await saelab.need("comparison-0")
+      return nullTable({ ...run, scorer: "pearson" }, c).querySelector("summary .quiet").textContent
+    }""")
+    assert next(iter(compared["bases"][0]["null_percentile"])) != "pearson" and says.lower().startswith("by pearson, ")
+    assert page.evaluate("saelab.need('run').then(run => run.scorers.includes(run.scorer))")
+
+
+def test_a_drag_over_the_plot_of_rates_does_nothing(reader, compared):
+    page = reader.open("compare.html")
+    chart = page.locator("section", has=page.locator("h2", has_text="Quality against firing rate"))
+    chart.scroll_into_view_if_needed()
+    chart.locator("svg").wait_for()
+    assert chart.locator("select").input_value() == compared["primary"]
+    box = chart.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + 80, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 180, box["y"] + 120, steps=3)
+    page.mouse.up()
+    assert chart.locator("svg").is_visible()  # the reader fails at its end if the page raised an error

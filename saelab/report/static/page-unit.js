@@ -255,11 +255,11 @@ function candidates(run, basis, record) {
   const kept = Object.fromEntries(scorers.map(s => [s, Math.max(...[...labels.values()].map(row => Math.abs(row[s]?.[1] ?? 0))) < 10 ? 3 : 2])) // digits: of one column alike
   const weight = row => scorers.reduce((sum, s) => sum + (row[s] ? 1 / row[s][0] : 0), 0)
   const ranked = [...labels].sort((a, b) => (b[0] === record.label) - (a[0] === record.label) || weight(b[1]) - weight(a[1]))
-  const few = new Set([...ranked.filter(([, row]) => row[record.scorer]), ...ranked].slice(0, 12)) // the head of the page names the next best of the scorer that chose
+  const few = new Set([...new Set([...ranked.filter(([, row]) => row[record.scorer]), ...ranked])].slice(0, 12)) // the head of the page names the next best of the scorer that chose
   const rows = ranked.filter(row => few.has(row))
   const m = record.measured
   const chosen = record.label ? h("p.note", null, "The label ", record.source ? [term("source", "comes from"), ` ${format.list(record.source.split("+"))} and `] : null, `was chosen by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`, m.margin === null ? "." : [", ", term("margin", "ahead of the next label by"), ` ${format.number(m.margin, 3)}.`]) : null
-  return section("Candidate labels", "The scorers’ best labels, twelve at most, those of the one that chose among them. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer’s best.", chosen,
+  return section("Candidate labels", "The scorers’ best labels, twelve at most; all of the scorer that chose are there. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer’s best.", chosen,
     h("div.scroll", null, h("table.candidates", null,
       h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th.from", null, term("source", "From")) : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
       h("tbody", null, rows.map(([label, row]) => h("tr", null,

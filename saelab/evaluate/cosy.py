@@ -152,7 +152,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     above = [(row["mann_whitney_p"], p) for row, p in zip(measured, corrected, strict=True) if row["auc_half"] > 0.5]
     black = {row["label"]: row.get("black", 0) for row in labelled}
     means = {}
-    for name in NUMBERS[:-1]:
+    for name in (*NUMBERS[:-1], *(["difference"] if "difference" in rows[0] else [])):
         values = [row[name] for row in labelled if np.isfinite(row[name])]
         means[name] = float(np.mean(values)) if values else None
     return {

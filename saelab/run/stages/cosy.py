@@ -1,6 +1,6 @@
 """The cosy stage: do a basis' units fire on pictures of their labels? (CoSy, Kopf et al., NeurIPS 2024)"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from torch import Tensor
 from saelab import images as image_sources
 from saelab import truth, units
 from saelab.acts import columns
-from saelab.artifacts import Artifact, ensure
+from saelab.artifacts import Artifact, digest, ensure
 from saelab.errors import UserError
-from saelab.evaluate import cosy
+from saelab.evaluate import cosy, prompted
 from saelab.evaluate.painters import SOURCES as PAINTERS
 from saelab.evaluate.painters import Generation
 from saelab.images import ImageSet
@@ -26,18 +26,18 @@ from saelab.run.basis import Basis
 
 SMALL = 224  # pixels of a picture that is kept for the unit page
 CODE = 4  # version of this stage; part of every recipe
-SOURCES = ("heldout", "folder", *PAINTERS)
+SOURCES = ("heldout", "folder", *PAINTERS, "prompts")
 
 
 @dataclass(frozen=True)
 class CosySettings:
     """Where pictures of labels come from, and whose labels are measured."""
 
-    source: str = (
-        "heldout"  # heldout: described test pictures; folder: one sub-folder a label; diffusers, openai: generated
-    )
+    source: str = "heldout"  # heldout: described test pictures; folder: one sub-folder a label; diffusers, openai:
+    # generated; prompts: of descriptions that a text model writes for each label
     scorer: str = "final"  # whose labels: final, or a scorer's name
     folder: str | None = None  # of `folder`
+    paint: str = "openai"  # of `prompts`: diffusers, openai, or folder, with a sub-folder a description
     controls: str | None = None  # folder of other pictures to hold labels against; None: the test split's
     dry_run: bool = False  # only say how many pictures would be painted
     generate: Generation = field(default_factory=Generation)  # of `diffusers` and `openai`
@@ -46,8 +46,19 @@ class CosySettings:
         """Raise UserError for an unknown source, and for `folder` without one."""
         if self.source not in SOURCES:
             raise UserError("cosy.source", self.source, "unknown", f"known: {', '.join(SOURCES)}")
-        if self.source == "folder" and self.folder is None:
-            raise UserError("cosy.folder", None, "source folder needs one", "give a folder with one sub-folder a label")
+        if self.paint not in ("folder", *PAINTERS):
+            raise UserError("cosy.paint", self.paint, "unknown", f"known: folder, {', '.join(PAINTERS)}")
+        if self.shown_in == "folder" and self.folder is None:
+            what = "a label" if self.source == "folder" else "a description"
+            raise UserError("cosy.folder", None, "source folder needs one", f"give a folder with one sub-folder {what}")
+        if self.source == "prompts" and self.controls is not None:
+            what = "pictures of prompts are held against those of the label's other prompts"
+            raise UserError("cosy.controls", self.controls, what, "set it to null")
+
+    @property
+    def shown_in(self) -> str:
+        """Where the pictures themselves come from."""
+        return self.paint if self.source == "prompts" else self.source
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class Shown:
 
     pictures: ImageSet
     acts: Float[Tensor, "pictures units"]
+    prompts: Mapping[str, prompted.Prompts] | None = None  # by label, where a text model described the pictures
 
 
 def labels_of(basis: Basis, scorer: str) -> list[str | None]:
@@ -102,6 +114,8 @@ def measure_labels(
     recipe |= {"images": images.fingerprint, "pictures": None if shown is None else shown.pictures.fingerprint}
     recipe |= {"scorer": settings.scorer}
     recipe |= {} if control is None else {"controls": control.pictures.fingerprint}
+    if shown is not None and shown.prompts is not None:
+        recipe |= {"prompts": digest({label: [x.fire, x.silent] for label, x in shown.prompts.items()})}
 
     def build(folder: Path) -> None:
         acts, test = units.UnitActivations.load(basis.units.path), images.ids("test")
@@ -116,15 +130,23 @@ def measure_labels(
             pictures = control.pictures
             described = truth.from_descriptions(distinct, pictures.captions, pictures.classes, rule)
             true_of, quiet = cosy.match_descriptions(distinct, described, pictures.ids()), control.acts
+        silent: dict[str, np.ndarray] = {}
+        if shown is not None and shown.prompts is not None:
+            shown_of, silent = prompted.sides(distinct, shown.prompts, shown.pictures)
+            silent, _ = leave_out_black(silent, shown.pictures)
+            every, quiet = shown.pictures.ids(), shown.acts
+            true_of = {label: np.setdiff1d(every, ids) for label, ids in silent.items()}
         shown_of, black = (shown_of, {}) if shown is None else leave_out_black(shown_of, shown.pictures)
         strongest = top_images(columns(acts.rows(images.ids("mine"))), 1)[1][:, 0].nan_to_num()
         rows = cosy.cosy(labels, own if shown is None else shown.acts, shown_of, quiet, true_of, strongest)
+        if shown is not None and shown.prompts is not None:
+            prompted.add_differences(rows, shown.acts, shown_of, silent, strongest)
         for row in rows:
             row["black"] = black.get(row["label"], 0)
             row["strip"] = [] if shown is None else _strip(shown, shown_of.get(row["label"]), row["unit"])
         if shown is not None:
             _keep_small(shown.pictures, sorted({i for row in rows for i, _ in row["strip"]}), folder)
-        by = settings.generate.model if settings.source in PAINTERS else None
+        by = settings.generate.model if settings.shown_in in PAINTERS else None
         cosy.write(folder, rows, cosy.summarise(rows) | {"source": settings.source, "by": by})
 
     return ensure(root, "cosy", basis.name, recipe, build)

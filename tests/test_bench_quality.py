@@ -25,7 +25,7 @@ def test_each_trainer_counts_with_the_rate_that_is_best_on_other_tokens(tmp_path
     monkeypatch.setattr(peers, "version_of", lambda name: "1")
     real = quality.fvu
     monkeypatch.setattr(quality, "fvu", lambda one, x: (seen.append(x.clone()), real(one, x))[1])
-    ours, plain, broken = quality.cases([planted(tmp_path / "a.npy")], **SETTINGS, others=True)
+    *_, ours, plain, broken = quality.cases([planted(tmp_path / "a.npy")], **SETTINGS, others=True)
     assert ours["rate"] == plain["rate"] == 3e-3 and broken["skipped"] == "ZeroDivisionError: division by zero"
     for found in (ours, plain):
         assert len(found["fvu_seeds"]) == 2 and found["fvu"] == pytest.approx(np.mean(found["fvu_seeds"]), abs=1e-4)

@@ -1,11 +1,17 @@
 """The bench of steps beside the exact one, and of a whole command with memory kept and given back."""
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
+from elsewhere import Elsewhere
 from PIL import Image
 
-from saelab.bench import quickstart, sae
+from saelab.bench import quickstart, sae, sae_gpu
 from saelab.errors import UserError
+from saelab.sae import Trainer
 
 
 def test_a_step_is_measured_once_for_each_product_that_it_settles_on():
@@ -26,3 +32,75 @@ def test_a_command_is_timed_with_memory_given_back_and_kept(tmp_path):
     assert all(r["user_seconds"] > 0 and r["system_seconds"] > 0 and "stages" not in r for r in (back, kept))
     with pytest.raises(UserError, match=r"ended with 2: saelab: images.root=.*no such folder"):
         next(quickstart.cases("cache", ["images=folder", f"images.root={tmp_path / 'nowhere'}"]))
+
+
+SMALL = {"shapes": [[16, 256, 64]], "k": 2, "rounds": 1, "steps": 40, "batch": 64, "seconds": 60}
+EVERY = {"precisions": list(sae_gpu.PRECISIONS), "kernels": ["torch"]}
+
+
+def test_a_gpus_table_has_each_precision_and_what_it_reaches():
+    found = list(sae_gpu.cases(**SMALL, **EVERY, device="cpu"))
+    steps = [record for record in found if "floor_bytes" in record]
+    assert len(steps) == 3 and all(record["floor_operations"] >= 0 and record["idle"] is None for record in steps)
+    reached = [record for record in found if "fvu" in record]
+    assert [record["screen"] for record in reached] == ["float32", "float32", "bfloat16"]
+    assert [record["screen_recall"] for record in reached] == [None, None, 1.0]
+    assert len({round(record["fvu"], 3) for record in reached}) == 1 and 0 < reached[0]["fvu"] < 1
+    assert [record["skipped"] for record in found if "skipped" in record] == [
+        "float8=cpu: needs a card that multiplies it (compute capability 9.0 or above)"
+    ]
+
+
+def test_a_gpus_table_ends_in_its_time_and_says_what_it_lacks():
+    found = list(sae_gpu.cases(**{**SMALL, "seconds": -1}, **EVERY, device="cpu"))
+    assert len(found) == 7 and all(record["skipped"].startswith("no time left") for record in found)
+    with pytest.raises(UserError, match=r"sae_gpu\.precisions=half: one of float32, tf32, bfloat16"):
+        next(sae_gpu.cases(**SMALL, precisions=["half"], kernels=["torch"], device="cpu"))
+    assert list(sae_gpu.cases(**SMALL, **EVERY, device="cuda")) == [
+        {"case": "sae step on cuda", "skipped": "no CUDA device"}
+    ]
+
+
+def test_time_without_a_kernel_is_what_no_span_covers():
+    assert sae_gpu.uncovered([(0, 2), (1, 3), (8, 10), (8.5, 9)]) == 0.5
+    assert sae_gpu.uncovered([(4, 5), (0, 10)]) == 0 and sae_gpu.uncovered([]) is None
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_step_is_timed_as_a_graph_too_where_it_can_be_captured(refuses, monkeypatch):
+    """A pretended card, whose graphs repeat the step that they hold."""
+    seen = []
+
+    @contextlib.contextmanager
+    def graph(made):
+        if refuses:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        seen.append(made)
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {"Stream": lambda: stream, "current_stream": lambda: stream, "graph": graph, "synchronize": lambda: None}
+    fakes |= {"CUDAGraph": lambda: SimpleNamespace(replay=lambda: seen.append("replay")), "is_available": lambda: True}
+    fakes |= {"stream": contextlib.nullcontext, "memory_allocated": lambda: 0, "max_memory_allocated": lambda: 5 << 20}
+    fakes |= {"reset_peak_memory_stats": lambda: None, "set_sync_debug_mode": lambda mode: None}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda adam: None)
+    monkeypatch.setattr(sae_gpu, "idle", lambda step: 0.25)
+    with Elsewhere("cuda"):
+        plain, captured = sae_gpu.steps_of(sae_gpu.Line(16, 256, 64, 2, "bfloat16", "torch", "cuda"), 1, 1e9)
+        assert not plain["graph"] and plain["peak_mb"] == 5 and plain["idle"] == 0.25 and plain["waits"] == 0
+        if refuses:
+            assert captured == {"graph": True, "skipped": "operation not permitted when stream is capturing"}
+        else:
+            assert captured["graph"] and seen.count("replay") == 3 and captured["floor_bytes"] > 0
+
+
+def test_bytes_of_a_step_are_adams_and_the_tokens():
+    found = sae_gpu.bytes_of_step(sae_gpu.Line(768, 24576, 32768, 32, "tf32", "torch", "cuda"))
+    numbers = 768 * 24576
+    assert found["floor_bytes"] == 2 * numbers * 4 * 8 + 2 * 32768 * 768 * 4
+    trainer = Trainer(sae_gpu.Line(8, 32, 4, 2, "float32", "torch", "cpu").config)
+    trainer.step(torch.randn(4, 8))
+    moments = sum(t.numel() for s in trainer.optimizer.state.values() for n, t in s.items() if n.startswith("exp"))
+    assert moments == 2 * (2 * 8 * 32 + 32 + 8), "two moments a weight"

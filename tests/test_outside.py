@@ -80,6 +80,8 @@ def test_what_it_answered_before_it_failed_is_kept_and_only_the_rest_is_asked_ag
     found = ask(tmp_path, command)
     assert [found[u].status for u in UNITS] == ["answered"] * 3 + ["failed"] * 3
     assert found[4].error == "the command ended with status 7: out of memory"
+    said = propose.summary(list(found.values()), UNITS)["text"]
+    assert said == "6 units: 3 answered, 3 failed (unit 3: the command ended with status 7: out of memory)"
     again = ask(tmp_path, command)
     assert {row.status for row in again.values()} == {"answered"} and asked(tmp_path) == UNITS
     assert again[4].attempts == 2 and again[1].attempts == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from report_fixture import write_run
+from test_report_accessible import check_alone
 
 from saelab.errors import UserError
 from saelab.report import reading

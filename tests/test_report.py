@@ -461,7 +461,11 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
             record, line = unit(report, run, basis.name, u), lines[basis.name, u]
             assert set(record["sources"].values()) <= {"classes"}
             assert bool(record["sources"]) == bool(row["scores"])
+            shown = [meaning.pop("shown") for meaning in record["meanings"]]
             assert record["meanings"] == write.rounded(row["meanings"] or [])
+            for some, meaning in zip(shown, record["meanings"], strict=True):
+                groups = run.images.groups[some].tolist()
+                assert some and set(some) <= set(meaning["positives"]) and len(set(groups)) == len(groups)
             assert (u in marked) == line["polysemantic"] == (len(row["meanings"] or []) > 1)
             assert line["meanings"] == [m["label"] for m in row["meanings"] or []]
             assert sum(line["meaning_shares"]) == pytest.approx(1 if line["meanings"] else 0, abs=1e-5)

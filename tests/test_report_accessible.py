@@ -24,6 +24,11 @@ SHADES = """box => { const shades = getComputedStyle(box).boxShadow.split(/,(?![
   ([x, clear]) => x && Math.sign(Number(x[1])) === side && !clear)) }"""
 
 
+# What makes a page wider than its window: nothing, or the elements that reach beyond it.
+BEYOND = """() => document.documentElement.scrollWidth <= innerWidth ? [] : [...document.body.querySelectorAll("*")]
+  .filter(x => x.getBoundingClientRect().right > innerWidth + 0.5).map(x => x.outerHTML.slice(0, 120)).slice(-6)"""
+
+
 def axe() -> str:
     """axe-core's script, from the package that carries it."""
     pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python (the dev extra)")
@@ -54,7 +59,7 @@ def check_looks(page) -> None:
         page.emulate_media(color_scheme=scheme)
         page.wait_for_timeout(150)
         assert page.evaluate(FOUND, {}) == [], (page.url, width, scheme)
-        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), (page.url, width)
+        assert page.evaluate(BEYOND) == [], (page.url, width)
 
 
 def check_alone(browser, file: Path) -> None:

@@ -212,6 +212,9 @@ def test_the_overview_opens_with_what_was_compared_and_how_it_came_out(reader):
     groups = page.evaluate("saelab.need('comparison-0').then(c => c.groups.map(g => groupWords(c, g.name)))")
     assert all(name in named for name in groups), "every basis, controls included, stands in the forest plot"
     lines = fold.locator(".headline").all_inner_texts()
+    used = page.evaluate("saelab.need('comparison-0').then(c => Boolean(c.causal))")
+    assert used == ("Does the network use it so?" in lines[-1])
+    lines = lines[: len(lines) - used]
     assert 2 <= len(lines) <= 3 and "All units" in lines[0] and (len(lines) == 2 or "other ways" in lines[1])
     words = page.inner_text("main")
     assert "beats chance" not in words and "Median null" not in words

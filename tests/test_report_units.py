@@ -242,6 +242,6 @@ def test_the_plot_of_one_unit_has_an_axis_that_can_be_read(reader):
     ticks = page.locator(".plot svg [aria-label*='tick label'] text")
     assert ticks.count() >= 4
     left = page.locator(".plot").bounding_box()["x"]
-    assert all(box["x"] >= left for box in [tick.bounding_box() for tick in ticks.all()])
+    assert all(box["x"] >= left for box in (tick.bounding_box() for tick in ticks.all()))
     shares = [float(text.split()[0]) for text in ticks.all_text_contents() if "%" in text]
     assert len(shares) > 1 and max(shares) <= 100

@@ -185,6 +185,20 @@ def test_quality_on_held_out_tokens_stands_beside_that_on_training_tokens(tmp_pa
     assert plenty["overfit"] is None and 0.8 < plenty["fvu_ratio"] < 1.25
 
 
+@pytest.mark.parametrize("rule", ["batchtopk", "jumprelu", "topk"])
+def test_thresholds_that_let_more_through_than_k_are_named_with_the_remedy(rule, caplog):
+    g = torch.Generator().manual_seed(1)
+    few, unseen = tokens(200), tokens(500, seed=2) + torch.randn(500, 16, generator=g)
+    config = replace(CONFIG, rule=rule, bandwidth=0.1)
+    with caplog.at_level("WARNING", "saelab"):
+        found = fit(few, config, replace(TRAIN, steps=300), held_out=unseen, progress=False).quality["held_out"]
+    said = f"{found['l0']:.3g} latents a held-out token exceed their thresholds, k is 3; compare SAEs at held_out.l0"
+    assert (said in caplog.text) == (found["l0"] > 3.15) == (rule != "topk")
+    caplog.clear()
+    fit(few, config, replace(TRAIN, steps=300), held_out=few, progress=False)
+    assert rule == "jumprelu" or "exceed their thresholds" not in caplog.text
+
+
 def test_held_out_tokens_are_no_part_of_the_recipe_and_measured_where_they_are_missing(tmp_path):
     x, unseen = tokens(), tokens(300, seed=2)
     train = replace(TRAIN, steps=10)

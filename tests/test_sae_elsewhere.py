@@ -4,7 +4,7 @@ import pytest
 import torch
 from elsewhere import Elsewhere
 
-from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, rough
+from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, rough, screen, select
 from saelab.sae.distributed import Group
 
 STEP = {"lr": 2e-3, "dead_after": 300}
@@ -77,3 +77,56 @@ def test_processes_that_wait_for_each_other_hold_the_host(monkeypatch):
         assert device.waits == 0, "one process waits for nobody"
         Group((0, 1)).wait(torch.device("cuda"))
         assert device.waits == 1
+
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk"])
+def test_a_card_holds_some_rows_of_the_screen_at_a_time(rule, monkeypatch):
+    """The numbers of the whole at once, of which none as large is made."""
+    config = SAEConfig(12, 128, rule=rule, k=3, screen="bfloat16", **STEP)
+    with Elsewhere("cuda"):
+        whole, parts = Trainer(config, "cuda"), Trainer(config, "cuda")
+        x = tokens().to("cuda")
+        for _ in range(3):
+            whole.step(x)
+        monkeypatch.setattr(select, "AT_ONCE", 128 * 70)
+        made = []
+        real = torch.addmm
+        monkeypatch.setattr(torch, "addmm", lambda *given, **more: (made.append(real(*given, **more)), made[-1])[1])
+        for _ in range(3):
+            parts.step(x)
+        assert max(out.numel() for out in made if out.dtype == torch.bfloat16) == 128 * 70
+        assert parts.screen == "bfloat16"
+        for name, tensor in whole.weights.items():
+            torch.testing.assert_close(parts.weights[name].cpu(), tensor.cpu(), rtol=1e-5, atol=1e-6)
+
+
+def test_cards_have_float8_from_hopper_on(monkeypatch):
+    for capability, has in (((8, 9), False), ((9, 0), True), ((10, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, own=capability: own)
+        assert rough.has_float8(torch.device("cuda")) == has
+    assert not rough.has_float8(torch.device("cpu"))
+
+
+def test_float8_keeps_four_bits_of_each_number_and_finds_most_members(monkeypatch):
+    g = torch.Generator().manual_seed(1)
+    x, W = (torch.randn(rows, 64, generator=g) for rows in (200, 512))
+    x *= 10.0 ** torch.randint(-3, 4, (200, 1), generator=g)
+    narrow, scale = rough.quantise_float8(x)
+    assert narrow.dtype == torch.float8_e4m3fn and float(narrow.float().abs().max()) == 448
+    smallest = 2.0**-9 * scale  # below e4m3's normal numbers the steps are even
+    assert bool(((narrow.float() * scale - x).abs() <= torch.maximum(x.abs() / 16, smallest) * 1.0001).all())
+
+    def scaled(a, b, per_row, per_column, out_dtype, use_fast_accum):
+        assert a.stride(1) == 1 and b.stride(0) == 1, "row by column, as the card wants them"
+        assert per_row.shape == (len(a), 1) and per_column.shape == (1, b.shape[1])
+        return (a.float() @ b.float() * per_row * per_column).to(out_dtype)
+
+    monkeypatch.setattr(torch, "_scaled_mm", scaled)
+    W = torch.nn.functional.normalize(W, dim=1)
+    with Elsewhere("cuda"):
+        given = (x.to("cuda"), W.to("cuda"), torch.zeros(512, device="cuda"), 8)
+        recall = float(screen.screen_recall(*given, "float8"))
+        values, places = screen.screened_top_k(*given, "float8")
+        assert recall > 0.999
+        exact = (given[0] @ given[1].T).gather(1, places)
+        torch.testing.assert_close(values.cpu(), exact.cpu(), rtol=1e-4, atol=1e-4)

@@ -217,7 +217,7 @@ def test_a_kill_in_the_final_passes_costs_no_sae_its_training(tmp_path, monkeypa
     assert not list(tmp_path.rglob("step-*"))
 
 
-def test_an_iterator_trains_as_the_array_that_it_spells_out(tmp_path):
+def test_an_iterator_trains_as_the_array_that_it_spells_out(caplog):
     x = tokens()
     whole = fit(x, CONFIG, TRAIN, progress=False).sae
     parts = (torch.from_numpy(part) for part in np.split(x, [100, 101, 640]))
@@ -227,6 +227,10 @@ def test_an_iterator_trains_as_the_array_that_it_spells_out(tmp_path):
     endless = fit(itertools.repeat(x[:70]), CONFIG, short, progress=False).sae
     rows = np.concatenate([x[:70]] * 5)[: 5 * 64]
     assert torch.equal(endless.W_dec, fit(rows, CONFIG, short, progress=False).sae.W_dec)
+    with caplog.at_level("WARNING", "saelab"):
+        early = fit(iter([x[:128]]), CONFIG, short, progress=False).sae
+    assert "the iterator ended after 128 tokens: 5 steps of 64 go over them 2.5 times" in caplog.text
+    assert torch.equal(early.W_dec, fit(x[:128], CONFIG, short, progress=False).sae.W_dec)
     with pytest.raises(UserError, match="used up"):
         fit(iter([]), CONFIG, TRAIN, progress=False)
     with pytest.raises(UserError, match=r"chunks \[tokens, 10\]"):

@@ -19,6 +19,8 @@ from saelab import artifacts
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
 from saelab.run.distributed import explain
+from saelab.run.presets import folder, preset
+from saelab.run.stages.sae import sae_configs
 from saelab.sae import SAE, Meta, SAEConfig, TrainConfig, Trainer, checkpoints, fit, rough
 from saelab.sae.job import Job
 from saelab.sae.parts import INDEX
@@ -292,6 +294,17 @@ def test_shards_that_cannot_be_are_refused_before_anything_is_written(message, t
     assert len(str(caught.value).splitlines()) == 1 and not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="latent_shards=0: must be at least 1"):
         TrainConfig(latent_shards=0)
+
+
+PRESETS = sorted(file.stem for file in (folder() / "sae").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_names_the_shards_and_can_be_sharded(name):
+    given = preset("sae", name)
+    assert given["train"]["latent_shards"] == 1, "a setting of the command"
+    (config,), train = sae_configs({**given, "train": {**given["train"], "latent_shards": 4}}, "layer", 768, [0])
+    sharing.check_shards([config], train, 8)
 
 
 def test_shards_and_batches_that_processes_cannot_share_are_refused_before_the_long_work(monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saelab.sae import SAE, SAEConfig, TrainConfig, fit, quality
+from saelab.sae import SAE, SAEConfig, TrainConfig, fit, objectives, quality, rules
 from saelab.sae.distributed import World
 from saelab.sae.revive import resample
 from saelab.sae.rules.gates import JumpReLU
@@ -278,6 +278,26 @@ def test_resampling_revives_silent_latents_and_resets_their_adam_state():
     centred = torch.nn.functional.normalize(x_now - trainer.weights["b_dec"], dim=1)
     assert float((trainer.weights["W_dec"][10:20] @ centred.T).max(1).values.min()) > 0.999
     assert bool((trainer.sae.encode(x_now).dense()[:, 10:20] > 0).any(0).all())
+
+
+@pytest.mark.parametrize("rule", ["relu", "jumprelu"])
+def test_alone_a_gates_gradients_are_those_of_the_formula_to_the_bit(rule):
+    """What shards add to it, sums over them, does nothing where there is one."""
+    g = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (32, D_IN), "b_enc": (32,), "W_dec": (32, D_IN), "b_dec": (D_IN,), "threshold": (32,)}
+    weights = {name: torch.randn(shape, generator=g).requires_grad_() for name, shape in shapes.items()}
+    if rule == "relu":
+        del weights["threshold"]
+    x, variance = torch.randn(50, D_IN, generator=g), torch.tensor(3.7)
+    config = SAEConfig(D_IN, 32, rule=rule, k=5, bandwidth=0.5)
+    pre = torch.addmm(weights["b_enc"], x - weights["b_dec"], weights["W_enc"].T).relu()
+    made = rules.find(rule).open(pre, weights, config, variance.sqrt(), 50, lambda number: number)
+    error = made.codes @ weights["W_dec"] + weights["b_dec"] - x
+    plain = error.square().sum() / (50 * variance) + made.penalty
+    loss, metrics, _, found = objectives.dense_loss(weights, x, config, variance, 50)
+    assert torch.equal(found, error) and torch.equal(loss, plain) and float(metrics["l0"]) == float(made.l0.detach())
+    every = [torch.autograd.grad(value, list(weights.values())) for value in (loss, plain)]
+    assert all(torch.equal(ours, theirs) and bool(theirs.any()) for ours, theirs in zip(*every, strict=True))
 
 
 @pytest.mark.parametrize("threshold", [0.3, 1.2])

@@ -1,5 +1,6 @@
 """Training on the fly: the order is pure, tokens are a cache's to the bit, resume is exact, nothing is written."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 from cache_world import LAYERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sae_processes import apart
 
 from saelab import cache
@@ -341,3 +343,27 @@ def test_a_picture_that_goes_bad_is_named(world, tmp_path, producer):
             fit(made["conv"], CONFIG, TrainConfig(epochs=1), progress=False)
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize("change", ["other pixels", "touched"])
+def test_a_picture_that_changes_between_epochs_is_named(change, world, tmp_path, producer):
+    images = cache_world.pictures(tmp_path / "pictures", 41)
+    stores = cache.recompute(images, world.host, LAYERS, tmp_path, dtype="float32", batch_size=4)
+    made, file = cache.stream(stores, BATCH, 3, 9)["conv"], images.path(int(images.ids("mine")[0]))
+    for epoch in range(2):
+        fit(made, CONFIG, TrainConfig(epochs=1 + epoch), progress=False)
+    if change == "other pixels":
+        Image.new("RGB", (20, 20)).save(file)
+    else:
+        os.utime(file, ns=(1, 1))
+    with pytest.raises(UserError, match=rf"images=.*{file.name}: has changed since this run first read it; run again"):
+        fit(made, CONFIG, TrainConfig(epochs=1), progress=False)
+
+
+def test_fewer_pictures_than_a_superblock_and_tokens_than_a_batch_train(world, tmp_path):
+    images = cache_world.pictures(tmp_path / "pictures", 3)
+    stores = cache.recompute(images, world.host, LAYERS, tmp_path, dtype="float32", batch_size=4)
+    made = cache.stream(stores, 10_000, 3)
+    assert made["conv"].batch_size == made["conv"].n_tokens == 49 * len(images.ids("mine"))
+    found = fit(made["conv"], CONFIG, TrainConfig(epochs=2), tmp_path / "out", progress=False)
+    assert found.quality["tokens"] == made["conv"].n_tokens and made["conv"].blocks.count == 1

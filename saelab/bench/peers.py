@@ -50,11 +50,19 @@ def installed() -> dict[str, Builder]:
     return {name: build for name, build in known.items() if find_spec(name)}
 
 
+def not_installed() -> Iterator[dict[str, Any]]:
+    """A line for each package that is not there, so that no table lacks it unsaid."""
+    for name, distribution in DISTRIBUTIONS.items():
+        if name not in installed():
+            yield {"case": f"peer, {name}", "skipped": f"not installed; pip install {distribution}"}
+
+
 def cases(shapes: list[list[int]], k: int, rules: list[str], rounds: int) -> Iterator[dict[str, Any]]:
     """Every installed peer at each shape; `speedup` is its time over ours, measured in turns.
 
     A peer that doesn't import or run beside the other packages here gets a line that says so.
     """
+    yield from not_installed()
     for d_in, latents, batch in shapes:
         x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0))
         for name, build in {"plain dense torch": plain_torch, **installed()}.items():

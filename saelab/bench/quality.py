@@ -41,6 +41,7 @@ def cases(
     if not data:
         raise UserError("quality.data", data, "folders of caches, or .npy files", "write one with saelab cache")
     sets = {path: _load(path) for path in data}
+    yield from peers.not_installed() if others else ()
     makers = {"saelab": None, **(peers.installed() if others else {})}
     for path, tokens in sets.items():
         cut, end = int(len(tokens) * (1 - HELD_OUT)), int(len(tokens) * (1 - HELD_OUT / 2))
@@ -116,6 +117,8 @@ def dead_or_rare(rebuild: Rebuild, x: Float[Tensor, "tokens d_in"]) -> float:
 def _load(path: str) -> Float[Tensor, "tokens d_in"]:
     """All tokens of a cache or a .npy file, in float32, centred and scaled to one unit of spread a dimension."""
     if Path(path).suffix == ".npy":
+        if not Path(path).is_file():
+            raise UserError("quality.data", path, "there is no such file", "give a cache or a .npy")
         found = np.load(path)
     else:
         found = np.asarray(cache.open(path).tokens[:])

@@ -21,6 +21,7 @@ from saelab import artifacts
 from saelab.arrays import TORCH, Narrowing
 from saelab.cache.passes import Moments, Plan, check_size, keep, plan_of, pool
 from saelab.cache.store import ActivationCache
+from saelab.cache.unchanged import Unchanged
 from saelab.cache.write import check, images_of_shard, recipe
 
 if TYPE_CHECKING:
@@ -45,8 +46,15 @@ class Forward:
     workers: int
 
     def pictures(self, ids: Int[np.ndarray, "images"]) -> Loaded:
-        """The pictures of these ids, in this order, in batches."""
-        return self.images.batches(self.host.transform, self.batch_size, self.workers, ids)
+        """The pictures of these ids, in this order, in batches. Raises UserError for one that has changed meanwhile."""
+        for numbers, batch in self.images.batches(self.host.transform, self.batch_size, self.workers, ids):
+            self.unchanged.require(numbers)
+            yield numbers, batch
+
+    @cached_property
+    def unchanged(self) -> Unchanged:
+        """The pictures' files as they were when the host first saw each."""
+        return Unchanged(self.images)
 
     def tokens(self, loaded: Loaded, layers: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
         """Batches of ids and, by layer, all the tokens that the policy keeps: [batch, tokens, d_in], of the host."""

@@ -120,7 +120,7 @@ def _pictures(entries: Sequence[Entry], sets: dict[Path, ImageSet], root: Path) 
         lost = pictures.write(ids, images, folder, SIDE)
         there = [i for i in ids if i not in lost]
         credits = Counter(_credit(images, i) for i in there)
-        lines = [f"* {count} pictures: {card.escape(credit)}" for credit, count in credits.most_common()]
+        lines = [f"* {count} of {len(ids)}: {card.escape(credit)}" for credit, count in credits.most_common()]
         lines += [f"* {len(lost)} of {len(ids)} pictures could not be read, and are missing"] if lost else []
         parts = [f"# Pictures of {card.escape(images.name)}, small", "\n".join(lines)]
         if len(credits) > 1:

@@ -15,6 +15,7 @@ from torch import Tensor
 from saelab import artifacts
 from saelab.errors import UserError
 from saelab.label.vlm.completion import amount, count
+from saelab.label.vlm.text import one_line
 from saelab.settings import nearest
 
 # The fields of a proposal that say what an answer took, not what was asked and answered.
@@ -23,6 +24,7 @@ TAKEN = ("request", "prompt_tokens", "completion_tokens", "cost", "cached", "att
 if TYPE_CHECKING:
     from saelab.images import ImageSet
 
+LONGEST = 160  # characters of a reason in a sentence
 MODES = ("positives", "contrast", "shuffled_contrast")
 SYNTHESISED = ("none", "beside", "alone")  # are pictures made to raise a unit shown, beside its photos or instead?
 HeatMap = Callable[[int, int], np.ndarray | None]  # (unit, image id) -> float [height, width] in 0..1, or None
@@ -170,7 +172,10 @@ def check_synthesised(value: str) -> str:
 
 
 def summary(proposals: Sequence[Proposal], units: Sequence[int]) -> dict[str, Any]:
-    """Counts per status, units without a row, tokens and money (each request counted once), and one line of text."""
+    """Counts per status, units without a row, tokens and money (each request counted once), and one line of text.
+
+    The text gives the reason of the first unit that has no label for a reason.
+    """
     counts = Counter(p.status for p in proposals)
     unsent = len(set(units) - {p.unit for p in proposals})
     requests = {p.request: p for p in proposals if p.request is not None and p.status != "failed"}.values()
@@ -187,7 +192,9 @@ def summary(proposals: Sequence[Proposal], units: Sequence[int]) -> dict[str, An
         "attempts": sum(p.attempts for p in proposals),
         "uncertain": sum(p.uncertain for p in proposals),
     }
-    parts = [f"{n} {status}" for status, n in sorted(counts.items())] + ([f"{unsent} not sent"] if unsent else [])
+    why = {p.status: f" (unit {p.unit}: {one_line(p.error, LONGEST)})" for p in reversed(proposals) if p.error}
+    parts = [f"{n} {status}{why.get(status, '')}" for status, n in sorted(counts.items())]
+    parts += [f"{unsent} not sent"] if unsent else []
     money = "cost unknown (no price is set)" if cost is None else f"${cost:.4f}"
     spent = f"; {result['prompt_tokens']} + {result['completion_tokens']} tokens, {money}" if requests else ""
     return {**result, "text": f"{result['units']} units: {', '.join(parts) or 'nothing asked'}{spent}"}

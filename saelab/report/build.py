@@ -34,6 +34,7 @@ from saelab.report import (
     write,
 )
 from saelab.report.called import Called, in_few_words, in_words
+from saelab.report.records import main_scorer
 
 log = logging.getLogger("saelab")
 
@@ -173,6 +174,7 @@ def _facts(run: reading.Run, light: Light, side: int, unreadable: dict[int, str]
             for b, rows, words, few in zip(run.bases, light, in_words(names), in_few_words(names), strict=True)
         ],
         "scorers": scorers,
+        "scorer": next((main_scorer(row) for basis in run.bases for row in basis.labels if row["scores"]), None),
         "terms": glossary.terms(scorers),
         "chunk": write.CHUNK,
         "side": side,

@@ -62,6 +62,12 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "after the synthetic neurons of MAIA, Shaham et al., ICML 2024",
     ),
     "label": ("Label", "The name that this run's scorer ranks first for the unit.", ""),
+    "source": (
+        "Where a label comes from",
+        "The lists that hold the word: vocabularies, the pictures' classes or captions, and proposers that named it "
+        "for any unit, not this one alone.",
+        "",
+    ),
     "score": (
         "Score",
         "How well the label fits the unit by the scorer's own measure. Scores of different scorers can't be compared.",
@@ -303,8 +309,8 @@ TERMS: dict[str, tuple[str, str, str]] = {
     "causal_q": (
         "Corrected p",
         "The share of other labels as a p-value, corrected for all units of the basis that were measured (false "
-        "discovery rate): of the units below 0.05 one in twenty is expected to be there by chance. The command "
-        "saelab effects corrects by the same rule.",
+        "discovery rate): of the units below 0.05 one in twenty is expected to be there by chance. The command saelab "
+        "effects corrects by the same rule.",
         "Benjamini & Hochberg 1995",
     ),
     "uses_corrected": (

@@ -120,11 +120,12 @@ def exemplars_shown(basis: ReadBasis, shown: int, groups: Int[np.ndarray, "image
 
     `groups`: of the run's images (`ImageSet.groups`), for `pictures.few_of_each`.
     """
-    found: list[np.ndarray] = []
-    for ids in basis.exemplars["positives"]:
-        places = _firing(basis, len(found))
-        found.append(places[pictures.few_of_each(groups[ids[places]], shown)])
-    return found
+
+    def of_unit(u: int, ids: Int[np.ndarray, "k"]) -> np.ndarray:
+        places = _firing(basis, u)
+        return places[pictures.few_of_each(groups[ids[places]], shown)]
+
+    return [of_unit(u, ids) for u, ids in enumerate(basis.exemplars["positives"])]
 
 
 def _firing(basis: ReadBasis, u: int) -> Int[np.ndarray, "some"]:

@@ -131,6 +131,7 @@ class TrainConfig:
     decay: tuple[tuple[float, float], ...] = ()  # (share of the steps, factor): the rate falls by factor from there on
     anneal: float = 0.2  # share of the steps, at the end, over which the rate falls to 0 in a line
     seed: int = 0  # of the order of the data
+    ema: float = added(0.0)  # save the running mean of the weights, of which a step keeps this share; 0: the last ones
     log_every: int = 25  # steps between lines in metrics.jsonl
     checkpoint_every: int = 1000  # steps between checkpoints
     keep: int = 2  # checkpoints that are kept
@@ -144,6 +145,10 @@ class TrainConfig:
         object.__setattr__(self, "decay", stairs)
         _at_least_1(self, "batch_size", "log_every", "checkpoint_every", "keep", "latent_shards")
         _within(self, 1, "warmup", "anneal")
+        if not 0 <= self.ema < 1:
+            raise UserError("ema", self.ema, "from 0, for none, to below 1", "0.999 is usual")
+        if self.ema and self.latent_shards > 1:
+            raise UserError("ema", self.ema, "needs latent_shards=1", "set one of them back")
         if not 0 < self.epochs < math.inf or (self.steps is not None and self.steps < 1):
             raise UserError("steps", self.steps, "train for at least one step (steps or epochs)")
 

@@ -6,6 +6,7 @@ Several SAEs train in one pass over the same batches; each ends as if trained al
 import contextlib
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from saelab.sae.job import Data, Fit, Job
 from saelab.sae.model import SAE
 from saelab.sae.train import PRODUCTS
 
+log = logging.getLogger("saelab")
 Logger = Callable[[int, int, dict[str, float]], None]  # (which SAE, step, numbers)
 LayerLogger = Callable[[str, int, int, dict[str, float]], None]  # (layer, which SAE of it, step, numbers)
 
@@ -220,7 +222,11 @@ def _batches(data: Any, train: TrainConfig) -> Batches:
     if isinstance(data, Batches):
         return data
     if not hasattr(data, "ndim"):
-        data = spool(data, None if train.steps is None else train.steps * train.batch_size)
+        wanted = None if train.steps is None else train.steps * train.batch_size
+        data = spool(data, wanted)
+        if wanted is not None and len(data) < wanted:
+            times = f"{train.steps} steps of {train.batch_size} go over them {wanted / len(data):.3g} times"
+            log.warning("the iterator ended after %d tokens: %s", len(data), times)
     return Batches(data, train.batch_size, train.seed)
 
 

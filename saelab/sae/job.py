@@ -13,7 +13,8 @@ from torch import Tensor
 from saelab import artifacts
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
-from saelab.sae import checkpoints, record, summary
+from saelab.sae import checkpoints, record, rules, summary
+from saelab.sae.average import Average
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World
 from saelab.sae.model import SAE
@@ -24,6 +25,7 @@ log = logging.getLogger("saelab")
 SHORT, SLOW = 2000, 1e-3  # steps and rate under which lr=None leaves much unexplained (docs/sae.md)
 LATER = {"jumprelu": 2}  # rules that train otherwise than they once did: since 2, silent latents are revived
 WASTED = 0.1  # share of dead latents from which on the log says so, with what helps
+EXCEEDS = 1.05  # times k: mean L0 of held-out tokens from which on the log says that thresholds don't keep k
 DIVERGED = 10.0  # times the FVU of the first line (or of the mean): then training is given up
 
 
@@ -62,6 +64,7 @@ class Job:
         self.folder, self.train = folder, train
         self.total = train.total(data.batches.steps_per_epoch)
         self.trainer = Trainer(config, device, torch.as_tensor(data.mean), data.variance, start, world)
+        self.average = Average(train.ema) if train.ema else None
         self.recipe = self._recipe(config, data)
         if start is not None:
             self.recipe["start"] = checkpoints.checksum(start.tensors())
@@ -84,7 +87,7 @@ class Job:
         """Everything that the SAE, its metrics and its quality depend on."""
         batches = data.batches
         later = {"code": LATER[config.rule]} if config.rule in LATER else {}
-        silent = ("keep", "checkpoint_every", "steps", "latent_shards")
+        silent = ("keep", "checkpoint_every", "steps", "latent_shards", *([] if self.train.ema else ["ema"]))
         screen = self.trainer.screen
         chosen = screen if screen == "int8" else screen == "bfloat16"  # as folders say that int8 is older than
         return {
@@ -123,6 +126,8 @@ class Job:
             return
         step, state = found
         self.trainer.restore(state)
+        if self.average is not None:
+            self.average.restore(state, self.trainer.device)
         self.lines = _lines(folder, step)
         log.info("resuming %s at step %d of %d", folder, step, self.total)
 
@@ -133,7 +138,10 @@ class Job:
 
     def step(self, x: Tensor) -> dict[str, Tensor]:
         now = self.trainer.steps
-        return self.trainer.step(x, self.train.lr_factor(now, self.total))
+        found = self.trainer.step(x, self.train.lr_factor(now, self.total))
+        if self.average is not None:
+            self.average.follow(self.trainer.weights, self.trainer.steps)
+        return found
 
     def numbers(self, step: int, metrics: dict[str, Tensor]) -> dict[str, float]:
         """A step's metrics as floats (this waits for the device). Raises UserError where training has diverged."""
@@ -153,19 +161,20 @@ class Job:
         if self.world.first:
             artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
         where, trainer = self.folder / "checkpoints", self.trainer
-        checkpoints.write(where, step, trainer.state(), self.digest, self.train.keep, trainer.holding)
+        state = trainer.state() | ({} if self.average is None else self.average.state())
+        checkpoints.write(where, step, state, self.digest, self.train.keep, trainer.holding)
 
     def finish(self, batches: Batches, held_out: Batches | None) -> Fit:
         """Measure, and write the SAE; last of all its weights, for a folder that has these is finished."""
         if self.finished is not None:
             return self._finish_again(self.finished, held_out)
+        if self.average is not None:
+            self.average.put_into(self.trainer.weights)
         sae = self.trainer.sae
         found = quality(sae, batches)
         if held_out is not None:
             found["held_out"] = compare_held_out(sae, found, held_out)
-        if found["dead"] > WASTED:
-            name, share = self.folder or "the SAE", f"{found['dead']:.0%} of its {self.trainer.config.latents} latents"
-            log.warning("%s: no token of training fires %s; take fewer latents or more tokens", name, share)
+        self._judge(found)
         if self.folder is not None and self.world.first:
             artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
             artifacts.write_json(self.folder / "quality.json", found)
@@ -178,6 +187,17 @@ class Job:
             sae = self._load()
             self.world.all.wait(self.trainer.device)  # the first process may move the folder
         return Fit(sae, found, self.folder)
+
+    def _judge(self, found: dict[str, Any]) -> None:
+        """Say so where many latents are dead, and where thresholds let more through than k, with what helps."""
+        config, name = self.trainer.config, self.folder or "the SAE"
+        if found["dead"] > WASTED:
+            share = f"{found['dead']:.0%} of its {config.latents} latents"
+            log.warning("%s: no token of training fires %s; take fewer latents or more tokens", name, share)
+        held_out = found.get("held_out", {}).get("l0", 0.0)
+        if rules.find(config.rule).has_k and held_out > EXCEEDS * config.k:
+            exceed = f"{held_out:.3g} latents a held-out token exceed their thresholds, k is {config.k}"
+            log.warning("%s: %s; compare SAEs at held_out.l0 of quality.json, or take rule=topk", name, exceed)
 
     def _load(self) -> SAE:
         """The finished SAE: on the device, or where processes share it in the CPU's memory, which maps the file."""

@@ -2,10 +2,11 @@
 
 bfloat16 keeps 8 bits of each number. int8 keeps each row of x and of W as integers up to 127 and one float32 scale
 (the row's largest number), and sums exactly, in int32; a row with one outlier rounds its other numbers by 1/254 of it.
+float8 keeps 4 bits of each number, with such scales, on cards that have it (so far only `bench` chooses by it).
 On the CPU the product is worked out for `ROWS` rows at a time, and widened and ranked for `RANKED`, in the cache.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ from saelab.sae import select
 
 ROWS = 512  # that a CPU multiplies at once
 RANKED = 128  # of these, that it widens and ranks at once: they are still in its second cache
+LARGEST_FLOAT8 = 448.0  # of e4m3
 LARGEST = 127  # int8, and its negative: so that a row and its negative round alike
 
 
@@ -28,6 +30,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def has_fast_int8(device: torch.device) -> bool:
     """Whether the device is a CPU that multiplies int8 matrices in hardware, to int32 (VNNI)."""
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_has("_is_vnni_supported")
+
+
+def has_float8(device: torch.device) -> bool:
+    """Whether the device is a card that multiplies float8 matrices with a scale for each row (Hopper and later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _cpu_has(*tests: str) -> bool:
@@ -104,7 +111,7 @@ def rank_roughly(
 ) -> tuple[Float[Tensor, "rows count"], Int[Tensor, "rows count"]]:
     """The `count` largest of each row of the rough product, and where they lie."""
     if x.device.type != "cpu" or not len(x):
-        return select.top_k(_product(x, W, bias).float(), count)
+        return select.join_top_k(_elsewhere(x, W, bias, by), x, count)
     values, indices = x.new_empty(len(x), count), torch.empty(len(x), count, dtype=torch.int64)
     for first, wide in in_chunks(x, W, bias, by):
         rows = slice(first, first + len(wide))
@@ -122,7 +129,7 @@ def rank_batch_roughly(
     """Flat positions of the `count` largest of the whole rough product, or about so many, in the order of these."""
     rows, n = len(x), len(W)
     if x.device.type != "cpu":
-        return select.top_of_batch(_product(x, W, bias).float(), count)[1]
+        return select.join_top_of_batch(_elsewhere(x, W, bias, by), x, n, count)[1]
     rough = torch.empty(rows, n, dtype=torch.bfloat16)  # all of it; int8's is rounded again
     grouped = select.grouped(rows, n, count)
     maxima = torch.empty(rows, n // select.GROUP if grouped else 0)
@@ -134,5 +141,31 @@ def rank_batch_roughly(
     return select.about_the_largest(rough, maxima, count) if grouped else select.top_of_batch(rough.float(), count)[1]
 
 
-def _product(x: Tensor, W: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias.bfloat16(), x.bfloat16(), W.bfloat16().T)
+def _elsewhere(x: Tensor, W: Tensor, bias: Tensor, by: str) -> Iterator[tuple[int, Tensor]]:
+    """The rough product of `rows_at_once` after another, in float32, each with its first row: off the CPU."""
+    multiply = _by_float8(W, bias) if by == "float8" else _by_bfloat16(W, bias)
+    step = select.rows_at_once(len(W))
+    yield from ((first, multiply(x[first : first + step])) for first in range(0, len(x), step))
+
+
+def _by_bfloat16(W: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    narrow, own = W.bfloat16().T, bias.bfloat16()
+    return lambda some: torch.addmm(own, some.bfloat16(), narrow).float()
+
+
+def _by_float8(W: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    """Each row of x and of W in e4m3 with a scale of its own; sums in float32, rounded to bfloat16."""
+    narrow, per_latent = quantise_float8(W)
+
+    def multiply(some: Tensor) -> Tensor:
+        rows, scale = quantise_float8(some)
+        found = torch._scaled_mm(rows, narrow.T, scale, per_latent.T, out_dtype=torch.bfloat16, use_fast_accum=True)
+        return found.float().add_(bias)
+
+    return multiply
+
+
+def quantise_float8(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n 1"]]:
+    """Each row as float8 (e4m3: 4 bits of each number, up to 448), and the float32 it is to be multiplied by."""
+    scale = rows.abs().amax(1, keepdim=True).clamp_(min=1e-30).div_(LARGEST_FLOAT8)
+    return (rows / scale).to(torch.float8_e4m3fn), scale

@@ -37,8 +37,8 @@ def screened_top_k(
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """The k largest of each row of x W' + bias (float32, and int64), among the `candidates` of the rough product.
 
-    `by`: its numbers, bfloat16 | int8. A true member is lost only where rounding ranks it below all candidates
-    (`screen_recall` counts).
+    `by`: its numbers, bfloat16 | int8, or float8 on cards that have it. A true member is lost only where rounding ranks
+    it below all candidates (`screen_recall` counts).
     """
     _, candidates = rank_roughly(x, W, bias, min(len(W), count_candidates(k, by)), by)
     return _rescore(x, W, bias, candidates, k)
@@ -75,7 +75,7 @@ def screen_recall(
     One that is missing counts as found where a number within float32's rounding stands in its place.
     """
     lost = torch.zeros((), dtype=torch.int64, device=x.device)
-    for some in x.split(ROWS):
+    for some in x.split(min(ROWS, select.rows_at_once(len(W)))):
         true, members = torch.addmm(bias, some, W.T).topk(k, dim=1)
         values, found = screened_top_k(some, W, bias, k, by)
         absent = (members.unsqueeze(2) != found.unsqueeze(1)).all(2)
@@ -92,7 +92,8 @@ def screen_recall_of_batch(
 ) -> Float[Tensor, ""]:
     """Share of the `count` largest of all of x W' + bias that `screened_top_of_batch` finds; see `screen_recall`."""
     true, members = x.new_empty(0), torch.empty(0, dtype=torch.int64, device=x.device)
-    for first, some in zip(range(0, len(x), ROWS), x.split(ROWS)):  # the largest so far, and those of some more rows
+    rows = min(ROWS, select.rows_at_once(len(W)))
+    for first, some in zip(range(0, len(x), rows), x.split(rows)):  # the largest so far, and those of some more rows
         more, flat = select.top_of_batch(torch.addmm(bias, some, W.T), min(count, len(some) * len(W)))
         true, members = torch.cat([true, more]), torch.cat([members, flat + first * len(W)])
         kept = select.find_largest(true, min(count, len(true)))
@@ -161,8 +162,8 @@ def slack(x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float
 
 
 def count_candidates(count: int, by: str = "bfloat16") -> int:
-    """Candidates for so many members, in training; int8 rounds more than bfloat16, so it gets more."""
-    return 2 * count if by == "int8" else count + (count + 1) // 2
+    """Candidates for so many members, in training; int8 and float8 round more than bfloat16, so they get more."""
+    return 2 * count if by in ("int8", "float8") else count + (count + 1) // 2
 
 
 def _split(flat: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -101,8 +101,15 @@ def chunked_top_k(
     x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], k: int
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """`top_k` of x W' + bias, of which no more than `AT_ONCE` numbers are held."""
+    return join_top_k(in_chunks(x, W, bias), x, k)
+
+
+def join_top_k(
+    parts: Iterator[tuple[int, Float[Tensor, "chunk n"]]], x: Float[Tensor, "rows d_in"], k: int
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """`top_k` of a product of all rows of x that comes in chunks, each with its first row."""
     values, places = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.int64, device=x.device)
-    for first, pre in in_chunks(x, W, bias):
+    for first, pre in parts:
         last = first + len(pre)
         values[first:last], places[first:last] = top_k(pre, k)
     return values, places
@@ -112,10 +119,17 @@ def chunked_top_of_batch(
     x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], count: int
 ) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"]]:
     """`top_of_batch` of x W' + bias, of which no more than `AT_ONCE` numbers are held."""
+    return join_top_of_batch(in_chunks(x, W, bias), x, len(W), count)
+
+
+def join_top_of_batch(
+    parts: Iterator[tuple[int, Float[Tensor, "chunk n"]]], x: Float[Tensor, "rows d_in"], n: int, count: int
+) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"]]:
+    """`top_of_batch` of a product n wide of all rows of x that comes in chunks, each with its first row."""
     values, flat = x.new_empty(0), torch.empty(0, dtype=torch.int64, device=x.device)
-    for first, pre in in_chunks(x, W, bias):  # the largest so far, and those of some more rows
+    for first, pre in parts:  # the largest so far, and those of some more rows
         more, places = top_of_batch(pre, min(count, pre.numel()))
-        values, flat = torch.cat([values, more]), torch.cat([flat, places + first * len(W)])
+        values, flat = torch.cat([values, more]), torch.cat([flat, places + first * n])
         kept = find_largest(values, min(count, len(values)))
         values, flat = values[kept], flat[kept]
     return values, flat

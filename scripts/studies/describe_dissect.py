@@ -27,7 +27,7 @@ from saelab.run.stages.unit_bench import UnitBench
 from saelab.units import HeatMaps, Projection, UnitActivations
 
 CANDIDATES, SCORER = 5, "csp"
-PHOTOS = 10  # of a unit that are cut, the strongest
+UNITS, PHOTOS = 60, 10  # that are cut: of the chosen units at most so many, and of each its strongest photos
 
 
 @command("label")
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
         which, seed = own.proposer.units, own.proposer.seed
         chosen, _ = selection.choose(which, len(strength), status=mined.status, strength=strength, seed=seed)
         print(f"\n{basis.layer}  {basis.name}: {len(chosen)} units")
-        print(say_crops(try_crops(made, basis, bench, mined, chosen)))
+        print(say_crops(try_crops(made, basis, bench, mined, chosen[:UNITS])))
         print(say_order(try_order(made, basis, bench, chosen)))
 
 

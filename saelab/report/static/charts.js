@@ -79,7 +79,7 @@ function scatter(rows, { rate, value, title, colours, names, open, brushed, heig
       width, height, marginLeft: 46, marginBottom: 46, marginTop: 24, style: plotStyle,
       x: { type, domain: axes.x, label: `fires on, share of images${type === "log" ? " (log)" : ""} →`, tickFormat: x => `${+(100 * x).toPrecision(3)} %`, ticks: width < 500 ? 4 : 7 },
       y: { label: `↑ ${title}`, grid: true, domain: axes.y },
-      r: { range: [0, 12] },
+      r: { range: [0, 12] }, inset: dots ? 6 : 0, // no dot lies on a tick
       marks: [
         dots
           ? Plot.dot(drawn, { x: "x", y: "y", fill: d => css[d.row.basis], r: drawn.length > 1500 ? 2 : 3.2, fillOpacity: drawn.length > 1500 ? 0.45 : 0.65 })
@@ -89,9 +89,9 @@ function scatter(rows, { rate, value, title, colours, names, open, brushed, heig
     })
     plot.addEventListener("click", () => plot.value && open(plot.value.row))
     plot.style.cursor = "pointer"
-    brush(plot, width, height, brushed)
+    if (brushed) brush(plot, width, height, brushed)
     return plot
-  })
+  }, drawn.length <= many ? "Each dot is a unit; a click opens it." : "A dot stands for the units around it: the larger, the more.")
 }
 
 /* Units of a basis counted in hexagons, 14 pixels apart, on a field of so many pixels: {basis, x, y, count}, largest first.

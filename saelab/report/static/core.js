@@ -69,7 +69,7 @@ const format = {
 }
 
 const shares = new Set(["null_percentile", "firing_rate"])
-const shown = (key, x) => (shares.has(key) ? format.share(x) : format.number(x))
+const shown = (key, x) => (shares.has(key) ? format.share(x) : format.number(x, key === "margin" ? 3 : 2)) // margins are small: 0.00 would look like none
 
 /* ---- terms: each metric is explained on hover and focus ---- */
 

@@ -77,7 +77,7 @@ function seedPlot(run, c, rows, groups) {
         Plot.dot(drawn, { x: state.metric, y: "group", r: 4.5, fill: r => (r.other ? "var(--paper)" : colour(r.css)), fillOpacity: 0.8, stroke: r => colour(r.css), strokeWidth: 1.6, title: r => `${r.name} ${format.number(r[state.metric], 3)}` }),
         Plot.text(names, { y: name => name, text: name => name, dy: -13, frameAnchor: "left", textAnchor: "start", fill: "currentColor", stroke: "var(--paper)", strokeWidth: 4 }),
       ],
-    }), `A dot for each seed: its mean over all named units. Hollow: what is no SAE of this run.${ownChance(c.metrics[state.metric].title)}`))
+    }), `A dot for each seed: its mean over all named units. Hollow: the other bases.${ownChance(c.metrics[state.metric].title)}`))
   }
   draw()
   return h("div", null, h("h3", null, "What another seed says"), h("p", null, chooser("Number of each seed", metricTitles(c), state.metric, value => { state.metric = value; draw() })), place)

@@ -7,14 +7,14 @@ function neighbourhood(run, basis, record) {
   const near = record.near
   const strongest = [...near.links ?? []].sort((a, b) => b[2] - a[2]) // the record has them basis by basis
   const groups = [
-    [near.sharing ? `Same label (${format.plural(near.sharing, "other")})` : "Same label", near.same, null],
-    [term("cofire", "Fires together, same basis"), near.cofire, "r"],
-    [term("cofire", "Fires together, other bases"), strongest, "r"],
-    [term("meaning", "Nearest in meaning"), near.meaning, "cosine"],
-    [term("decoder", "Nearest direction"), near.decoder, "cosine"],
+    [near.sharing ? `Same label (${format.plural(near.sharing, "other")})` : "Same label", near.same, null, "with the same label"],
+    [term("cofire", "Fires together, same basis"), near.cofire, "r", "that fire on the same images"],
+    [term("cofire", "Fires together, other bases"), strongest, "r", "that fire on the same images"],
+    [term("meaning", "Nearest in meaning"), near.meaning, "cosine", "whose strongest images mean the same"],
+    [term("decoder", "Nearest direction"), near.decoder, "cosine", "whose direction is near"],
   ].filter(([, list]) => list?.length)
   if (!groups.length) return null
-  return section("Neighbours", "Units with the same label, that fire on the same images, whose strongest images mean the same, or whose direction is near.",
+  return section("Neighbours", `Units ${format.list([...new Set(groups.map(([, , , says]) => says))]).replace(/ and (?!.* and )/, ", or ")}.`,
     h("div.neighbours", null, groups.map(([title, list, word]) => h("div", null, h("h3", null, title), nearList(run, list.slice(0, nearAtOnce), word), nearRest(run, list.slice(nearAtOnce), word)))))
 }
 

@@ -11,7 +11,9 @@ page(async (run, main) => {
       const records = await saelab.need(`units/${b}/${Math.floor(u / run.chunk)}`)
       return { basis: run.bases[b], record: records[u % run.chunk], place: `${b}.${u}` }
     }))
-    main.replaceChildren(h("h1", null, "Side by side"), h("p.lead", null, "A photo that is among the strongest of several of these units is framed. The number under a photo is its activation; small numbers after a measure are its 95\u00a0% interval."), h("div.scroll", null, besideTable(run, units)))
+    const layers = new Set(units.map(({ basis }) => basis.layer))
+    const of = layers.size === 1 ? [run.host, ...layers].filter(Boolean).join(" · ") : null // else each unit is named with its own
+    main.replaceChildren(...of ? [h("p.kicker", null, of)] : [], h("h1", null, "Side by side"), h("p.lead", null, "A photo that is among the strongest of several of these units is framed. The number under a photo is its activation; small numbers after a measure are its 95\u00a0% interval."), h("div.scroll", null, besideTable(run, units)))
   }
   addEventListener("hashchange", draw)
   await draw()

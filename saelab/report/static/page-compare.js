@@ -193,14 +193,14 @@ function againstRate(run, c) {
   const keys = ["truth_r", "caption_r", "scs", "auprc", "clarity", "monosemanticity"].filter(k => bases.some(b => b.quartiles[k]))
   if (!keys.length) return null
   const place = h("div", { style: "min-height:340px" })
-  const state = { metric: keys[0] }
+  const state = { metric: keys.includes(c.primary) ? c.primary : keys[0] }
   const draw = async () => {
     const rows = (await Promise.all(bases.map(b => load(run, b.name)))).flat()
     const key = state.metric
     place.replaceChildren(scatter(rows, { rate: r => r.firing_rate, value: r => r[key], title: terms[state.metric].title.toLowerCase(), colours: Object.fromEntries(run.bases.map(b => [b.name, hue(run, b.name)])), names: name => inFewWords(run, name), open: r => { location.href = unitLink(r.basis, r.unit) }, height: 360 }))
   }
   new IntersectionObserver(([entry], observer) => { if (entry.isIntersecting) { observer.disconnect(); draw() } }, { rootMargin: "300px" }).observe(place)
-  const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k }, terms[k].title)))
+  const select = h("select", { "aria-label": "Metric", onchange: event => { state.metric = event.target.value; draw() } }, keys.map(k => h("option", { value: k, selected: k === state.metric }, terms[k].title)))
   return section("Quality against firing rate", "Bases fire at different rates, and quality depends on the rate. So the comparison is repeated on units of equal rates.", h("p", null, select, "  ", legend(run, bases, inFewWords)), place)
 }
 
@@ -217,7 +217,7 @@ function selection(run, c) {
 }
 
 function reuse(run, c) {
-  return folded("Coverage and redundancy", `distinct labels of ${c.bases.map(b => `${lower(inFewWords(run, b.name))}: ${format.count(b.labels.distinct)}`).join("; ")}`, "How many different things the basis names. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", false, h("div.scroll", null, h("table", null,
+  return folded("Coverage and redundancy", `distinct labels given with confidence, ${c.bases.map(b => `${lower(inFewWords(run, b.name))}: ${format.count(b.labels.distinct)}`).join("; ")}`, "How many different things the basis names, units that abstain left out. Evenness is 1 when every label is used equally often and near 0 when a few labels serve most units.", false, h("div.scroll", null, h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), h("th.num", null, "Distinct labels"), h("th.num", null, "Units per label"), h("th.num", null, "Evenness"), h("th", null, "Used most"))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)), h("td.num", null, format.count(b.labels.distinct)), h("td.num", null, format.number(b.labels.reuse, 1)), h("td.num", null, format.number(b.labels.evenness)),
       h("td.quiet", null, b.labels.most_used.slice(0, 4).map(([label, n]) => `${label} (${n})`).join(", ")))))))) 
@@ -226,8 +226,9 @@ function reuse(run, c) {
 function nullTable(run, c) {
   const names = [...new Set(c.bases.flatMap(b => Object.keys(b.null_percentile ?? {})))]
   if (!names.length) return null
-  const says = c.bases.filter(b => b.null_percentile?.[names[0]]).map(b => `${lower(inFewWords(run, b.name))}: ${format.share(b.null_percentile[names[0]].share_above_95)}`).join("; ")
-  return folded("Do units react to anything that has a name?", `by ${terms[`scorer:${names[0]}`]?.title ?? names[0]}, ${says}`, [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit; 5 % of units unrelated to any label would. It says that a unit reacts to something, not that this label is right: random directions pass too."], false, h("div.scroll", null, h("table.even", null,
+  const chose = names.includes(run.scorer) ? run.scorer : names[0]
+  const says = c.bases.filter(b => b.null_percentile?.[chose]).map(b => `${lower(inFewWords(run, b.name))}: ${format.share(b.null_percentile[chose].share_above_95)}`).join("; ")
+  return folded("Do units react to anything that has a name?", `by ${terms[`scorer:${chose}`]?.title ?? chose}, ${says}`, [term("null_percentile"), ": the share of units whose best label scores higher than that of 95 % of shuffles of the same unit; 5 % of units unrelated to any label would. It says that a unit reacts to something, not that this label is right: random directions pass too."], false, h("div.scroll", null, h("table.even", null,
     h("thead", null, h("tr", null, h("th", null, "Basis"), names.map(s => h("th.num", null, term(`scorer:${s}`, terms[`scorer:${s}`]?.title ?? s))))),
     h("tbody", null, c.bases.map(b => h("tr", null, h("th", { scope: "row" }, dot(run, b.name), inFewWords(run, b.name)), names.map(s => h("td.num", null, b.null_percentile[s] ? bar(format.share(b.null_percentile[s].share_above_95), b.null_percentile[s].share_above_95, hue(run, b.name)) : "–"))))))))
 }
@@ -265,7 +266,7 @@ function scorers(run, c) {
     note.textContent = ownChance(terms[termOf(c, state.metric)]?.title ?? "")
     place.replaceChildren(h("table.even", null,
       h("thead", null, h("tr", null, h("th", null, "Scorer"), groups.map(g => h("th.num", null, groupDot(run, c, g), groupWords(c, g))))),
-      h("tbody", null, names.map(s => h("tr", null, h("th", { scope: "row" }, term(`scorer:${s}`, words(s))), groups.map(g => h("td.num", null, cell(g, s))))))),
+      h("tbody", null, names.map(s => h("tr", null, h("th", { scope: "row" }, term(`scorer:${s}`, words(s)), s === "final" ? h("small.quiet", null, " 0 where it abstains") : null), groups.map(g => h("td.num", null, cell(g, s))))))),
     h("details", null, h("summary", null, "Differences on the same units"), h("table", null,
       h("thead", null, h("tr", null, ["Basis", "Scorers", "Difference (95\u00a0%)", "p, corrected", "Better"].map((t, i) => h(i > 1 && i < 4 ? "th.num" : "th", null, t)))),
       h("tbody", null, rows.map(m => h("tr", null, h("th", { scope: "row" }, groupDot(run, c, m.group), groupWords(c, m.group)), h("td", null, `${words(m.a)} − ${words(m.b)}`), h("td.num", null, m.difference === null ? "–" : `${signed(m.difference)} (${signed(m.low)} to ${signed(m.high)})`), h("td.num", null, m.p_holm === null ? "–" : m.p_holm < 0.001 ? "<0.001" : m.p_holm.toFixed(3)), h("td", null, better(m, m.verdict) ? words(better(m, m.verdict)) : h("span.quiet", null, "none shown"))))))))

@@ -42,8 +42,9 @@ function standfirst(run) {
   const own = run.bases.filter(b => b.kind !== "planted")
   const sum = key => own.reduce((total, b) => total + (key(b) ?? 0), 0)
   const judged = own.some(b => b.badges)
-  return `${format.plural(sum(b => b.units), "unit")} of ${own.length === 1 ? "1 basis" : `${own.length} bases`} went through one pipeline: the same images, contrasts, vocabulary and scorers. ` +
-    `${format.count(sum(b => b.labelled))} were given a label` +
+  const [units, labelled] = [sum(b => b.units), sum(b => b.labelled)]
+  return `${format.plural(units, "unit")} of ${own.length === 1 ? "1 basis" : `${own.length} bases`} went through one pipeline: the same images, contrasts, vocabulary and scorers. ` +
+    `${labelled === units ? "All" : format.count(labelled)} were given a label` +
     (judged ? `; on held-out images ${format.count(sum(b => b.badges?.holds))} of these labels hold, ${format.count(sum(b => b.badges?.weak))} are weak, and ${format.count(sum(b => b.badges?.["may be luck"]))} may be luck.` : ".")
 }
 
@@ -61,7 +62,7 @@ function basesTable(run) {
         judged ? [h("th.num", null, term("badge", "Labels that hold")), h("th", null, term("badge", "Holds, weak, luck"))] : null,
         h("th.num", null, "Distinct labels"), h("th.num", null, term("meanings")), h("th", null, "Ok, rare, dense, dead"))),
       h("tbody", null, run.bases.map(row)))),
-    h("p.legend", { style: "margin-top:.8rem" }, [[judged ? "holds, ok" : "ok", "--good"], [judged ? "weak, rare, dense" : "rare, dense", "--warn"], [judged ? "may be luck, dead" : "dead", "--soft"]].map(([words, css]) => h("span", null, h("i.dot", { style: `background:var(${css})`, "aria-hidden": "true" }), words))))
+    h("p.legend", { style: "margin-top:.8rem" }, [[judged ? "holds, ok" : "ok", "--good"], [judged ? "weak, rare, dense" : "rare, dense", "--warn"], [judged ? "may be luck, dead" : "dead", "--faint"]].map(([words, css]) => h("span", null, h("i.dot", { style: `background:var(${css})`, "aria-hidden": "true" }), words))))
 }
 
 /* How good the SAEs are, a line each: reconstruction on tokens seen and unseen, sparsity, and what other seeds find too. */

@@ -137,7 +137,8 @@ page(async (run, main) => {
       h("p.lead", null, common.slice(0, 12).map(([label, n]) => `${label}\u00a0${n}`).join("\u00a0· ")),
       h("p", null, only ? h("a.button", { href: only }, "Open as a list") : found.length ? h("span.quiet", null, `Up to ${listed} units open as a list: draw a smaller rectangle.`) : null, " ", inBox ? h("button", { type: "button", "data-key": "whole", onclick: () => { keep({ box: "" }); choose(); controls.q.focus({ preventScroll: true }) } }, "Take the rectangle away") : null),
       h("div.cards", null, some.map(r => h("a.card", { href: unitLink(r.basis, r.unit) }, h("span.mosaic", null, r.thumbs.slice(0, 3).map((id, j) => picture(id, `strongest image ${j + 1} of unit ${r.unit}`))),
-        h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), inBrief(run, r.basis, r.unit)), h("div", null, marks(r), saidMarks(r.said))))))
+        h("div.name", null, r.label ?? "no label"), h("div.meta", null, dot(run, r.basis), inBrief(run, r.basis, r.unit)), h("div", null, marks(r), saidMarks(r.said))))),
+      found.length > some.length ? h("p.note", { style: "margin-top:1rem" }, `The ${some.length} of the highest score are shown.`) : "")
   }
 
   /* Before anything is asked for: what to do, and the commonest labels to begin with. */

@@ -145,7 +145,7 @@ function facts(run, basis, record) {
   const m = record.measured
   const fact = (key, value, note) => h("div", null, h("dt", null, term(key)), h("dd", null, value, note ? h("small", null, ` ${note}`) : null))
   return h("dl.facts", null,
-    fact("firing_rate", format.share(m.firing_rate ?? (record.images - record.silent) / record.images), `${format.plural(record.fires_on ?? 0, "mined image")}`),
+    fact("firing_rate", format.share(m.firing_rate ?? (record.images - record.silent) / record.images), `${format.count(record.fires_on ?? 0)} of ${format.plural(run.images.splits.mine ?? 0, "mined image")}`),
     basis.judge && m[basis.judge] != null ? fact(basis.judge, format.number(m[basis.judge]), record.interval[basis.judge] ? `${format.number(record.interval[basis.judge][0])} to ${format.number(record.interval[basis.judge][1])}` : null) : null,
     record.label ? fact("score", format.number(m.score, 3), `by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`) : null,
     m.null_percentile !== null ? fact("null_percentile", format.share(m.null_percentile)) : null,
@@ -254,15 +254,17 @@ function candidates(run, basis, record) {
   const sources = Object.keys(record.sources).length > 0
   const kept = Object.fromEntries(scorers.map(s => [s, Math.max(...[...labels.values()].map(row => Math.abs(row[s]?.[1] ?? 0))) < 10 ? 3 : 2])) // digits: of one column alike
   const weight = row => scorers.reduce((sum, s) => sum + (row[s] ? 1 / row[s][0] : 0), 0)
-  const rows = [...labels].sort((a, b) => (b[0] === record.label) - (a[0] === record.label) || weight(b[1]) - weight(a[1])).slice(0, 12)
+  const ranked = [...labels].sort((a, b) => (b[0] === record.label) - (a[0] === record.label) || weight(b[1]) - weight(a[1]))
+  const few = new Set([...ranked.filter(([, row]) => row[record.scorer]), ...ranked].slice(0, 12)) // the head of the page names the next best of the scorer that chose
+  const rows = ranked.filter(row => few.has(row))
   const m = record.measured
-  const chosen = record.label ? h("p.note", null, `The label was named by ${record.source ?? "an unknown source"} and chosen by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`, m.margin === null ? "." : [", ", term("margin", "ahead of the next label by"), ` ${format.number(m.margin, 3)}.`]) : null
-  return section("Candidate labels", "Each scorer’s best labels. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer’s best.", chosen,
+  const chosen = record.label ? h("p.note", null, "The label ", record.source ? [term("source", "comes from"), ` ${format.list(record.source.split("+"))} and `] : null, `was chosen by ${terms[`scorer:${record.scorer}`]?.title ?? record.scorer}`, m.margin === null ? "." : [", ", term("margin", "ahead of the next label by"), ` ${format.number(m.margin, 3)}.`]) : null
+  return section("Candidate labels", "The scorers’ best labels, twelve at most, those of the one that chose among them. Scores of different scorers are on different scales: compare the ranks, shown small. An empty cell: not among this scorer’s best.", chosen,
     h("div.scroll", null, h("table.candidates", null,
-      h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th.from", null, "From") : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
+      h("thead", null, h("tr", null, h("th", null, "Label"), sources ? h("th.from", null, term("source", "From")) : null, scorers.map(s => h("th.num", { scope: "col" }, term(`scorer:${s}`))))),
       h("tbody", null, rows.map(([label, row]) => h("tr", null,
         h(`th${label === record.label ? ".chosen" : ""}`, { scope: "row", style: label === record.label ? "color:var(--ink)" : null }, label),
-        sources ? h("td.quiet.from", null, record.sources[label] ?? "") : null,
+        sources ? h("td.quiet.from", null, record.sources[label]?.replaceAll("+", ", ") ?? "") : null,
         scorers.map(s => h(`td.num${row[s]?.[0] === 1 ? ".best" : ""}`, null, row[s] ? [format.number(row[s][1], kept[s]), h("small.quiet", null, `  ${row[s][0]}`)] : ""))))),
       h("tfoot", null,
         h("tr", null, h("th", { scope: "row" }, term("null_percentile", "Best label beats shuffles")), sources ? h("td.from") : null, scorers.map(s => h("td.num", null, format.share(record.scores[s].null_percentile)))),

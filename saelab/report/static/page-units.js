@@ -61,7 +61,7 @@ page(async (run, main) => {
 
   main.replaceChildren(...[
     h("h1", null, "Units"), h("div.tally", null, tally, download), controls, more,
-    h("details.plotted", { open: innerWidth > 720 }, h("summary", null, "Rate against quality", h("span.quiet", null, " – each dot is a unit that matches; drag over dots to keep those, click one to open it")), chart),
+    h("details.plotted", { open: innerWidth > 720 }, h("summary", null, "Rate against quality", h("span.quiet", null, " – of the units that match; drag over dots to keep those")), chart),
     h("div.scroll.wide", null, table), picked, decisions(run),
   ].filter(Boolean))
   addEventListener("hashchange", () => { Object.assign(state, defaults, { basis: run.bases[0].name }, fromAddress()); if (state.basis !== "*" && number(run, state.basis) < 0) return location.reload(); draw().then(drawChart) })

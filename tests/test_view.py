@@ -719,7 +719,7 @@ def test_what_is_refused_stands_by_itself_and_can_be_asked_again(browser, viewer
         page.evaluate("location.hash = 'image=3'")  # as a click on the same sample does
         page.wait_for_selector(".found .pair")
     held = []
-    page.route("**/api/search", held.append)  # a picture that takes its time
+    page.route("**/api/search", lambda route: held.append(route))  # a picture that takes its time
     page.set_input_files("input[type=file]", viewer.run.images.path(0))
     page.fill("input[name=text]", "red flower")
     page.keyboard.press("Enter")

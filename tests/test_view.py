@@ -718,8 +718,18 @@ def test_what_is_refused_stands_by_itself_and_can_be_asked_again(browser, viewer
         assert "#" not in page.url and page.input_value("input[type=file]") == ""
         page.evaluate("location.hash = 'image=3'")  # as a click on the same sample does
         page.wait_for_selector(".found .pair")
-    page.route("**/api/search?*", lambda route: route.abort())
+    held = []
+    page.route("**/api/search", lambda route: held.append(route))  # a picture that takes its time
+    page.set_input_files("input[type=file]", viewer.run.images.path(0))
     page.fill("input[name=text]", "red flower")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".found .near li")
+    with page.expect_response("**/api/search"):
+        held[0].continue_()
+    page.wait_for_timeout(200)
+    assert "text=red+flower" in page.url and page.locator(".found .near li").count(), "what was asked last stays"
+    page.route("**/api/search?*", lambda route: route.abort())
+    page.fill("input[name=text]", "blue flower")
     page.keyboard.press("Enter")
     page.wait_for_selector(".fault:has-text('start saelab view again')")
     page.unroute("**/api/search?*")

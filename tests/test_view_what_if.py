@@ -200,6 +200,20 @@ def test_what_if_with_results_can_be_read_anywhere(browser, named):
 
 
 @pytest.mark.browser
+def test_after_a_refusal_the_picture_before_can_be_asked_for_again(browser, named):
+    page = browser.new_page(base_url=f"http://127.0.0.1:{named.port}/")  # not `page`: a refusal is in the console
+    page.set_default_timeout(PATIENCE)
+    page.goto("what-if.html#image=5")
+    page.wait_for_selector(".found .near li")
+    page.set_input_files("input[type=file]", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
+    page.wait_for_selector(".fault:has-text('not a readable picture')")
+    assert "#" not in page.url and page.locator(".found").count() == 0
+    page.evaluate("location.hash = 'image=5'")  # as a click on the same sample does
+    page.wait_for_selector(".found .near li")
+    page.close()
+
+
+@pytest.mark.browser
 def test_a_slider_changes_what_the_model_says(page, named):
     page.goto("what-if.html")
     page.wait_for_selector("main:not([aria-busy])")

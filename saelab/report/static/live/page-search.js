@@ -19,11 +19,13 @@ page(async (run, main) => {
     if (!results.childElementCount) results.replaceChildren(h("p.quiet", null, "Searching …"))
     let made
     try {
-      made = await draw(await asking())
+      const answer = await asking()
+      if (own !== last) return // something else was asked since
+      made = await draw(answer)
     } catch (error) {
       made = [h("p.fault", { role: "alert" }, error.message)]
     }
-    if (own !== last) return // something else was asked since
+    if (own !== last) return
     results.replaceChildren(...made)
     results.removeAttribute("aria-busy")
   }

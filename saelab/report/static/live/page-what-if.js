@@ -6,12 +6,13 @@ page(async (run, main) => {
   let last = 0
   const show = async (asking, key) => {
     const own = ++last
+    if (!key) history.pushState(null, "", location.pathname) // a picture that is refused has no address, nor the one before it
     results.replaceChildren(h("p.quiet", null, "Looking …"))
     try {
       const answer = await asking()
       if (own !== last) return // another picture was given since
       const asked = key ?? { upload: answer.upload }
-      if (!key) history.pushState(null, "", `#${new URLSearchParams(asked)}`)
+      if (!key) history.replaceState(null, "", `#${new URLSearchParams(asked)}`)
       results.replaceChildren(...seen(run, answer, asked))
     } catch (error) {
       if (own === last) results.replaceChildren(fault(error))

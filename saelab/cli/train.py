@@ -30,6 +30,7 @@ from saelab.run.distributed import count_processes, join
         "sae.train.batch_size",
         "sae.train.epochs",
         "sae.train.latent_shards",
+        "sae.train.accumulate",
         "layers",
         "seeds",
         "stream",

@@ -190,8 +190,10 @@ def _jobs(
 
 
 def check_shards(configs: Sequence[SAEConfig], train: TrainConfig, processes: int | None = None) -> None:
-    """Raise UserError where so many processes (None: any) can't share the latents and batches as `train` says."""
+    """Raise UserError where so many processes (None: any) can't share latents and cut batches as `train` says."""
     shards = train.latent_shards
+    for config in configs:
+        check_pieces(config, train.accumulate)
     for config in configs if shards > 1 else ():
         if "latent_shards" not in rules.find(config.rule).supports:
             raise UserError("latent_shards", shards, f"needs {rules.name_supporting('latent_shards')}", "set it to 1")

@@ -130,8 +130,8 @@ def take_over(
     return tensors, None
 
 
-def check_pieces(config: SAEConfig, pieces: int, tokens: int) -> None:
-    """Raise UserError where a step on so many tokens (of each process) can't go through them in equal pieces."""
+def check_pieces(config: SAEConfig, pieces: int, tokens: int = 0) -> None:
+    """Raise UserError where a step can't go through a process' tokens (0: as many as will be) in equal pieces."""
     if pieces > 1 and "accumulate" not in rules.find(config.rule).supports:
         raise UserError("accumulate", pieces, f"needs {rules.name_supporting('accumulate')}", "set it to 1")
     if tokens % pieces:

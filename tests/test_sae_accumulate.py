@@ -105,11 +105,12 @@ def test_pieces_of_shares_of_shards_learn_what_one_process_does(tmp_path):
 
 @pytest.mark.parametrize("rule", ["topk", "relu", "jumprelu"])
 def test_a_step_holds_the_buffers_of_a_piece(rule):
-    config = SAEConfig(8, 2048, rule=rule, k=8, dead_after=10**6, auxk_stride=1, screen="auto")
+    screen = "float32" if rule == "topk" else "auto"
+    config = SAEConfig(8, 2048, rule=rule, k=8, dead_after=10**6, auxk_stride=1, screen=screen)
     x = torch.randn(512, 8, generator=torch.Generator().manual_seed(0))
 
     def peak(pieces: int) -> float:
-        trainer = Trainer(replace(config, screen="float32" if rule == "topk" else "auto"), accumulate=pieces)
+        trainer = Trainer(config, accumulate=pieces)
         for _ in range(2):
             trainer.step(x)
         trainer._pre = None

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from test_sae_memory import Held
 
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
+from saelab.run.stages.sae import _recipe
 from saelab.sae import SAEConfig, TrainConfig, Trainer, fit
 from saelab.sae import fit as fitting
 from saelab.sae.distributed import World
@@ -23,6 +25,7 @@ CONFIG = SAEConfig(D, LATENTS, k=8, lr=1e-3, dead_after=30_000, auxk_k=6, auxk_s
 RULES = {
     "topk": CONFIG,
     "screened": replace(CONFIG, screen="bfloat16", clip=0.1),
+    "uncounted": replace(CONFIG, auxk_stride=1),  # as on devices that are not waited for
     "matryoshka": replace(CONFIG, prefixes=(0.25, 1)),
     "multi_topk": replace(CONFIG, multi_topk=True),
     "archetypal": replace(CONFIG, decoder="archetypal", candidates=50),
@@ -42,6 +45,7 @@ def batch(step: int) -> torch.Tensor:
 def start(config: SAEConfig, x: torch.Tensor, world: World | None = None, pieces: int = 1) -> Trainer:
     """A trainer after one step of which every seventh latent is silent, and won't fire by itself."""
     trainer = Trainer(config, torch.device("cpu"), world=world, accumulate=pieces)
+    trainer.counts_silent = config is not RULES["uncounted"]
     trainer.start(x)
     rows = trainer.world.rows(LATENTS)
     far = torch.arange(rows.start, rows.stop) % 7 == 0
@@ -133,6 +137,12 @@ TRAIN = TrainConfig(batch_size=64, steps=40, log_every=3, checkpoint_every=5)
 
 class Stop(Exception):
     pass
+
+
+def test_the_artifact_is_the_one_of_the_whole_batch():
+    store = SimpleNamespace(layer="layer", digest="digest")
+    assert _recipe(store, SMALL, replace(TRAIN, accumulate=4)) == _recipe(store, SMALL, TRAIN)
+    assert _recipe(store, SMALL, replace(TRAIN, batch_size=32)) != _recipe(store, SMALL, TRAIN)
 
 
 def test_recipes_do_not_say_it_and_a_run_goes_on_with_other_pieces(tmp_path):

@@ -302,7 +302,7 @@ PRESETS = sorted(file.stem for file in (folder() / "sae").glob("*.yaml"))
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_names_the_shards_and_can_be_sharded(name):
     given = preset("sae", name)
-    assert given["train"]["latent_shards"] == 1, "a setting of the command"
+    assert given["train"]["latent_shards"] == 1 == given["train"]["accumulate"], "settings of the command"
     (config,), train = sae_configs({**given, "train": {**given["train"], "latent_shards": 4}}, "layer", 768, [0])
     sharing.check_shards([config], train, 8)
 

@@ -242,13 +242,14 @@ def test_wandb_without_login_is_written_offline_and_goes_on_under_its_id_after_a
     assert not [file for file in written if KEY.encode() in file.read_bytes()]
 
 
-def test_a_wandb_run_keeps_its_id_however_many_processes_hold_the_latents():
+def test_a_wandb_run_keeps_its_id_however_latents_are_shared_and_batches_cut():
     from omegaconf import OmegaConf
 
     from saelab.cli.train import WandbRuns
 
     told = []
-    for train in ({"epochs": 2}, {"epochs": 2, "latent_shards": 1}, {"epochs": 2, "latent_shards": 4}, {"epochs": 3}):
+    cut = {"latent_shards": 4, "accumulate": 8}
+    for train in ({"epochs": 2}, {"epochs": 2, "latent_shards": 1}, {"epochs": 2, **cut}, {"epochs": 3}):
         sae = {"rule": "topk", "train": train}
         cfg = OmegaConf.create({"sae": sae, "host": {"name": "mine"}, "seeds": [3], "wandb": {"mode": "offline"}})
         told.append(digest(WandbRuns(cfg, "layer", "cache").settings(3)))

@@ -63,6 +63,8 @@ def test_a_toy_rule_is_one_object(toy, tmp_path, monkeypatch):
         UserError, match="latent_shards=2: needs rule=topk or batchtopk or jumprelu or relu; set it to 1"
     ):
         fit(tokens(), SAEConfig(12, 32, rule=toy.name, k=4), TrainConfig(latent_shards=2), tmp_path / "shards")
+    with pytest.raises(UserError, match="accumulate=2: needs rule=topk or jumprelu or relu; set it to 1"):
+        fit(tokens(), SAEConfig(12, 32, rule=toy.name, k=4), TrainConfig(accumulate=2), tmp_path / "shards")
     assert not (tmp_path / "shards").exists()
     with pytest.raises(UserError, match="multi_topk=True: needs rule=topk,"):
         SAEConfig(12, 32, rule=toy.name, k=4, multi_topk=True)

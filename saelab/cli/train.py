@@ -30,6 +30,7 @@ from saelab.run.distributed import count_processes, join
         "sae.train.batch_size",
         "sae.train.epochs",
         "sae.train.latent_shards",
+        "sae.train.accumulate",
         "layers",
         "seeds",
         "stream",
@@ -102,9 +103,10 @@ class WandbRuns:
             raise UserError("wandb.mode", self.mode, what, remedy) from None
 
     def settings(self, seed: int) -> dict[str, Any]:
-        """The settings that W&B keeps of a run, from which its id is made: however many processes hold the latents."""
+        """The settings that W&B keeps of a run, from which its id is made: less what changes rounding alone."""
         sae = plain(self.cfg.sae)
-        sae["train"].pop("latent_shards", None)  # the others stay, though some change no result: ids are older
+        for name in ("latent_shards", "accumulate"):  # the others stay, though some change no result: ids are older
+            sae["train"].pop(name, None)
         return {**sae, "layer": self.layer, "seed": seed, "host": plain(self.cfg.host), "cache": self.cache}
 
     def finish(self, saes: list[Artifact]) -> None:

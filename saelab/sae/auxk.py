@@ -42,21 +42,22 @@ def gradients(
     silent: Bool[Tensor, "silent"] | None,
     config: SAEConfig,
     world: World,
+    pieces: int = 1,
 ) -> tuple[Weights, Tensor]:
     """AuxK (Gao et al. 2025, section 2.4): the silent latents learn to reconstruct what the others left.
 
     Loss: |sum of the best silent latents' value x row - (x - x^)|^2 / |x - x^|^2, over every `auxk_stride`-th token of
     the whole batch, so that a share of it may have none; `error` = x^ - x gets no gradient, and b_dec is not added.
-    `pre` None: the silent latents' are worked out here. Dense products, on so many tokens at once that memory doesn't
-    grow with the silent. Returns weighted gradients by the weights' names, for `columns` only but for b_dec, and the
-    plain loss.
-    Eight parameters: a formula's tensors by name, which no other function takes together.
+    `pre` None: the silent latents' are worked out here. Dense products, on so many tokens at once that memory
+    doesn't grow with the silent: an eighth of the pre-activations of one of the batch's `pieces`. Returns weighted
+    gradients by the weights' names, for `columns` only but for b_dec, and the plain loss.
+    Nine parameters: a formula's tensors by name, which no other function takes together.
     """
     shards, stride = world.latents, config.auxk_stride
     tokens = range(-world.data.rank * len(centred) % stride, len(centred), stride)
     counts = silent_of_shards(columns, silent, shards)
     widest, total = max(counts), sum(counts)
-    held = len(centred) * (config.latents // shards.size)
+    held = len(centred) // pieces * (config.latents // shards.size)
     at_once = min(max(1, held // (SHARE * widest)), rows_at_once(widest))
     power = world.data.sum_(error[tokens.start :: stride].square().sum()).clamp(min=1e-30)
     W_enc, b_enc, W_dec = (weights[name][columns] for name in ("W_enc", "b_enc", "W_dec"))

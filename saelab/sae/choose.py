@@ -65,9 +65,13 @@ def share_of_batch(
     return values[mine], flat[mine]
 
 
-def least_of_batch(pre: Float[Tensor, "batch own"], count: int, group: Group) -> Float[Tensor, ""]:
-    """The smallest of the `count` largest pre-activations of all shards."""
-    values, _ = select.top_of_batch(pre, min(count, pre.numel()))
+def least_of_batch(
+    x: Float[Tensor, "batch d_in"], W: Float[Tensor, "own d_in"], count: int, group: Group
+) -> Float[Tensor, ""]:
+    """The smallest of the `count` largest numbers of x W' over all shards; some rows of it are held at once."""
+    rows, own = select.rows_at_once(len(W)), len(W)
+    parts = ((first, x[first : first + rows] @ W.T) for first in range(0, len(x), rows))
+    values, _ = select.join_top_of_batch(parts, x, own, min(count, len(x) * own))
     every = group.gather(values)
     return every[select.find_largest(every, count)].min()
 

@@ -136,6 +136,7 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps between checkpoints
     keep: int = 2  # checkpoints that are kept
     latent_shards: int = added(1)  # of the latents, each in another process (docs/scale.md)
+    accumulate: int = added(1)  # pieces of a batch that a step takes one after the other, to hold less (docs/scale.md)
 
     def __post_init__(self) -> None:
         wanted = "pairs of numbers: (share of the steps, factor)"
@@ -143,7 +144,7 @@ class TrainConfig:
         if any(len(stair) != 2 for stair in stairs):
             raise UserError("decay", self.decay, wanted)
         object.__setattr__(self, "decay", stairs)
-        _at_least_1(self, "batch_size", "log_every", "checkpoint_every", "keep", "latent_shards")
+        _at_least_1(self, "batch_size", "log_every", "checkpoint_every", "keep", "latent_shards", "accumulate")
         _within(self, 1, "warmup", "anneal")
         if not 0 <= self.ema < 1:
             raise UserError("ema", self.ema, "from 0, for none, to below 1", "0.999 is usual")

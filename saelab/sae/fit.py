@@ -24,6 +24,7 @@ from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World, count_groups
 from saelab.sae.job import Data, Fit, Job
 from saelab.sae.model import SAE
+from saelab.sae.start import check_pieces
 from saelab.sae.train import PRODUCTS
 
 log = logging.getLogger("saelab")
@@ -168,6 +169,8 @@ def _jobs(
         if config.d_in != batches.d_in:
             raise UserError("d_in", config.d_in, f"the activations have {batches.d_in}", "set d_in to the cache's")
     check_share(batches.batch_size, world.data.size)
+    for config in configs:
+        check_pieces(config, train.accumulate, batches.batch_size // world.data.size)
     facts = dict(batches.facts)
     if moments is None:
         moments, facts = batches.moments(), facts | batches.moments_of
@@ -187,15 +190,20 @@ def _jobs(
 
 
 def check_shards(configs: Sequence[SAEConfig], train: TrainConfig, processes: int | None = None) -> None:
-    """Raise UserError where so many processes (None: any) can't share the latents and batches as `train` says."""
+    """Raise UserError where so many processes (None: any) can't share latents and cut batches as `train` says."""
     shards = train.latent_shards
+    for config in configs:
+        check_pieces(config, train.accumulate)
     for config in configs if shards > 1 else ():
         if "latent_shards" not in rules.find(config.rule).supports:
             raise UserError("latent_shards", shards, f"needs {rules.name_supporting('latent_shards')}", "set it to 1")
         if config.latents % shards:
             raise UserError("latent_shards", shards, f"has to divide the {config.latents} latents", "choose another")
     if processes is not None:
-        check_share(train.batch_size, count_groups(processes, shards))
+        groups = count_groups(processes, shards)
+        check_share(train.batch_size, groups)
+        for config in configs:
+            check_pieces(config, train.accumulate, train.batch_size // groups)
 
 
 def _grid(configs: Sequence[SAEConfig], train: TrainConfig, folders: Any) -> World:

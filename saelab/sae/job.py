@@ -63,7 +63,9 @@ class Job:
     ) -> None:
         self.folder, self.train = folder, train
         self.total = train.total(data.batches.steps_per_epoch)
-        self.trainer = Trainer(config, device, torch.as_tensor(data.mean), data.variance, start, world)
+        self.trainer = Trainer(
+            config, device, torch.as_tensor(data.mean), data.variance, start, world, train.accumulate
+        )
         self.average = Average(train.ema) if train.ema else None
         self.recipe = self._recipe(config, data)
         if start is not None:
@@ -87,7 +89,8 @@ class Job:
         """Everything that the SAE, its metrics and its quality depend on."""
         batches = data.batches
         later = {"code": LATER[config.rule]} if config.rule in LATER else {}
-        silent = ("keep", "checkpoint_every", "steps", "latent_shards", *([] if self.train.ema else ["ema"]))
+        silent = {"keep", "checkpoint_every", "steps", "latent_shards", "accumulate"}
+        silent |= set() if self.train.ema else {"ema"}
         screen = self.trainer.screen
         chosen = screen if screen == "int8" else screen == "bfloat16"  # as folders say that int8 is older than
         return {

@@ -7,6 +7,7 @@ Matryoshka's levels are prefixes of the dictionary, Multi-TopK's are the first k
 between them, codes stay where they are: only reconstructions [batch, d_in] are summed, and the gradient of b_dec.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,14 @@ class Gradients:
     fired: Bool[Tensor, "latents"]
     metrics: dict[str, Tensor]
     threshold: Tensor | None = None  # the smallest value kept, where a threshold follows it
+
+    def add(self, other: "Gradients") -> "Gradients":
+        """Itself, with those of another piece of the batch taken in; no threshold follows pieces."""
+        for name, gradient in self.grads.items():
+            gradient += other.grads[name]
+        self.fired |= other.fired
+        self.metrics = {name: number + other.metrics[name] for name, number in self.metrics.items()}
+        return self
 
 
 def sparse_gradients(
@@ -144,6 +153,62 @@ def _square_sum(x: Tensor) -> Tensor:
     return torch.dot(flat, flat)
 
 
+def dense_gradients(
+    weights: Weights,
+    x: Float[Tensor, "batch d_in"],
+    config: SAEConfig,
+    variance: Tensor,
+    tokens: int,
+    world: World | None = None,
+    pieces: int = 1,
+) -> tuple[Gradients, Float[Tensor, "batch d_in"]]:
+    """Gradients of `dense_loss`, of so many equal pieces of x one after the other; also x^ - x of the whole SAE.
+
+    The decoder's gradient has its radial part removed. `tokens` is the batch size over all processes.
+    """
+    world, parts = world or World(), x.split(len(x) // pieces)
+    total = world.all.sum_ if pieces == 1 else _total(parts, weights, config, variance, tokens, world)
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
+    found, errors = None, []
+    for part in parts:
+        with torch.enable_grad():
+            loss, metrics, fired, error = dense_loss(leaves, part, config, variance, tokens, world, total)
+        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        more = Gradients(grads, fired, metrics)
+        found = more if found is None else found.add(more)
+        errors.append(error)
+    assert found is not None
+    dW_dec, W_dec = found.grads["W_dec"], weights["W_dec"]
+    sparse.remove_radial(dW_dec, W_dec, (dW_dec * W_dec).sum(1))
+    return found, errors[0] if pieces == 1 else torch.cat(errors)
+
+
+def _total(
+    parts: Sequence[Float[Tensor, "piece d_in"]],
+    weights: Weights,
+    config: SAEConfig,
+    variance: Tensor,
+    tokens: int,
+    world: World,
+) -> Callable[[Tensor], Tensor]:
+    """What sums a gate's number over the batch (`Gate.open`), where the gate sees one piece after the other."""
+    rule, asked = rules.find(config.rule), []
+    assert isinstance(rule, rules.Gate)
+    if not rule.needs_batch:  # its number is logged only: the mean of the pieces' is the batch's
+        return lambda number: world.all.sum_(number).mul_(len(parts))
+
+    def note(number: Tensor) -> Tensor:
+        asked.append(number)
+        return number
+
+    with torch.no_grad():
+        for part in parts:
+            pre = torch.addmm(weights["b_enc"], part - weights["b_dec"], weights["W_enc"].T).relu_()
+            rule.open(pre, weights, config, variance.sqrt(), tokens, note)
+    whole = world.all.sum_(torch.stack(asked).sum())
+    return lambda _: whole
+
+
 def dense_loss(
     weights: Weights,
     x: Float[Tensor, "batch d_in"],
@@ -151,18 +216,19 @@ def dense_loss(
     variance: Tensor,
     tokens: int,
     world: World | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor], Bool[Tensor, "latents"], Float[Tensor, "batch d_in"]]:
     """Loss of a gate, for autograd: FVU plus the rule's penalty; numbers for the log; who fired; x^ - x.
 
-    `tokens` is the batch size over all processes. The loss is the part of it that the latents held here have a share
-    in; its gradients are those of the whole.
+    `tokens` is the batch size over all processes, and `total` sums over the batch (None: x is each process' share). The
+    loss is the part of it that the latents held here have a share in; its gradients are those of the whole.
     """
     rule, world = rules.find(config.rule), world or World()
     assert isinstance(rule, rules.Gate)
     shards = world.latents
     centred = x - _Common.apply(weights["b_dec"], shards)
     pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T).relu()
-    made = rule.open(pre, weights, config, variance.sqrt(), tokens, world.all.sum_)
+    made = rule.open(pre, weights, config, variance.sqrt(), tokens, total or world.all.sum_)
     error = _Sum.apply(made.codes @ weights["W_dec"], shards) + weights["b_dec"] - x
     fvu = error.square().sum() / (tokens * variance)
     loss = fvu.detach() + made.value * (len(x) / tokens)

@@ -130,6 +130,15 @@ def take_over(
     return tensors, None
 
 
+def check_pieces(config: SAEConfig, pieces: int, tokens: int = 0) -> None:
+    """Raise UserError where a step can't go through a process' tokens (0: as many as will be) in equal pieces."""
+    if pieces > 1 and "accumulate" not in rules.find(config.rule).supports:
+        raise UserError("accumulate", pieces, f"needs {rules.name_supporting('accumulate')}", "set it to 1")
+    if tokens % pieces:
+        what = f"has to divide the {tokens} tokens that a process takes a step"
+        raise UserError("accumulate", pieces, what, "choose another")
+
+
 def check_fits(sae: SAE, config: SAEConfig) -> None:
     """Raise UserError where training of this config can't start from the SAE."""
     if (sae.latents, sae.d_in) != (config.latents, config.d_in):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import auxk, objectives, rough, rules, select, sparse
+from saelab.sae import auxk, objectives, rough, rules, select
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SOFT_COSINE, SAEConfig, settle
 from saelab.sae.distributed import World
@@ -23,7 +23,16 @@ from saelab.sae.parts import Holding
 from saelab.sae.revive import resample
 from saelab.sae.rules.rule import Weights
 from saelab.sae.shards import Shard
-from saelab.sae.start import build_optimizer, check_fits, decoder_moves, draw, measure, pull_back, take_over
+from saelab.sae.start import (
+    build_optimizer,
+    check_fits,
+    check_pieces,
+    decoder_moves,
+    draw,
+    measure,
+    pull_back,
+    take_over,
+)
 
 log = logging.getLogger("saelab")
 RECALL = 0.9999  # of the true top k: below it, the screen is given up
@@ -38,7 +47,8 @@ class Trainer:
 
     `mean` [d_in] and `variance` (total: summed over units of the activations) come from the cache's header; where they
     are None, the first batch gives them. The weights are drawn from `config.seed` when both are known, or are those of
-    `start`, an SAE of the same shape. Raises UserError where training can't start from it.
+    `start`, an SAE of the same shape. Raises UserError where training can't start from it. A step goes through its
+    batch in `accumulate` equal pieces, one after the other.
     """
 
     def __init__(
@@ -49,11 +59,12 @@ class Trainer:
         variance: float | None = None,
         start: SAE | None = None,
         world: World | None = None,
+        accumulate: int = 1,
     ) -> None:
         if start is not None:
             check_fits(start, config)
         self.config, self.device, self.world = config, torch.device(device), world or World()
-        self.rule = rules.find(config.rule)
+        self.rule, self.accumulate = rules.find(config.rule), accumulate
         self.screen = settle(config, self.device).screen
         self.screen = "float32" if self.screen == "auto" else self.screen  # the product that chooses: one of PRODUCTS
         self.recall: Tensor | None = None  # of the screen, where this step or the start measured it
@@ -109,7 +120,8 @@ class Trainer:
         self.threshold = torch.zeros((), device=self.device)  # batchtopk
         self._pre: Tensor | None = None
         written = ("W_enc", "W_dec") if isinstance(self.rule, rules.Selection) else ()
-        self._grads = {name: torch.empty_like(weights[name]) for name in written}
+        sets = min(2, self.accumulate)  # the sum of the pieces so far, and the next piece's
+        self._grads = [{name: torch.empty_like(weights[name]) for name in written} for _ in range(sets)]
         self.per_unit = float(variance.sqrt()) / self.config.d_in**0.5  # the activations' spread per dimension
         self.optimizer = build_optimizer(self.config, weights, hull, self.per_unit)
 
@@ -119,10 +131,11 @@ class Trainer:
 
         Returns 0-d tensors on the device: loss, fvu, l0, silent (latents silent for `dead_after` tokens), auxk where it
         ran (0 where nothing was silent), and screen_recall where it was measured. Raises UserError where x has another
-        width than `d_in`.
+        width than `d_in`, and where it can't be taken in pieces.
         """
         if x.ndim != 2 or x.shape[1] != self.config.d_in:
             raise UserError("activations", tuple(x.shape), f"[batch, {self.config.d_in}]", "set d_in to the cache's")
+        check_pieces(self.config, self.accumulate, len(x))
         x = x.to(self.device, torch.float32, non_blocking=self.device.type == "cuda")
         if not self.weights:
             self.start(x)
@@ -153,21 +166,23 @@ class Trainer:
     def _gradients(self, x: Tensor, tokens: int) -> objectives.Gradients:
         if isinstance(self.rule, rules.Gate):
             return self._by_autograd(x, tokens)
-        weights = self.weights
+        weights, pieces = self.weights, self.accumulate
         centred = x - weights["b_dec"]
-        pre = None
         if self.steps and self.steps % RECALL_EVERY == 0:
             self._watch_screen(centred)
-        if self._holds(len(x)):
-            if self._pre is None or len(self._pre) != len(x):
-                self._pre = x.new_empty(len(x), len(weights["W_enc"]))
-            pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T, out=self._pre)
-        found, error = objectives.sparse_gradients(
-            weights, centred, pre, self._chosen, self.variance, tokens, self._grads, self.world
-        )
+        found, errors = None, []
+        for part in centred.split(len(x) // pieces):
+            pre, out = self._multiply(part), self._grads[found is not None]
+            more, error = objectives.sparse_gradients(
+                weights, part, pre, self._chosen, self.variance, tokens, out, self.world
+            )
+            found = more if found is None else found.add(more)
+            errors.append(error)
+        assert found is not None
+        error, pre = (error, pre) if pieces == 1 else (torch.cat(errors), None)
         columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
         if self.config.auxk_weight and sum(auxk.silent_of_shards(columns, silent, self.world.latents)):
-            given = (weights, centred, pre, error, columns, silent, self.config, self.world)
+            given = (weights, centred, pre, error, columns, silent, self.config, self.world, pieces)
             grads, loss = auxk.gradients(*given)
             for name in ("W_enc", "b_enc", "W_dec"):
                 found.grads[name].index_add_(0, columns, grads[name])
@@ -175,23 +190,22 @@ class Trainer:
             found.metrics["auxk"] = loss if silent is None else loss * self.world.latents.any(silent.any())
         return found
 
-    def _holds(self, batch: int) -> bool:
-        """Whether a step computes all pre-activations of the batch at once: few enough, and no screen chooses."""
-        chunks = "screen" in self.rule.supports and batch > select.rows_at_once(len(self.weights["W_enc"]))
-        return not self.screened and not chunks
+    def _multiply(self, centred: Tensor) -> Tensor | None:
+        """All pre-activations of these tokens, in a kept buffer; None where they are too many or a screen chooses."""
+        chunks = "screen" in self.rule.supports and len(centred) > select.rows_at_once(len(self.weights["W_enc"]))
+        if self.screened or chunks:
+            return None
+        if self._pre is None or len(self._pre) != len(centred):
+            self._pre = centred.new_empty(len(centred), len(self.weights["W_enc"]))
+        return torch.addmm(self.weights["b_enc"], centred, self.weights["W_enc"].T, out=self._pre)
 
     def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.weights.items()}
-        with torch.enable_grad():
-            found = objectives.dense_loss(leaves, x, self.config, self.variance, tokens, self.world)
-            loss, metrics, fired, error = found
-        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-        W_dec = self.weights["W_dec"]
-        sparse.remove_radial(grads["W_dec"], W_dec, (grads["W_dec"] * W_dec).sum(1))
+        given = (self.weights, x, self.config, self.variance, tokens, self.world, self.accumulate)
+        found, error = objectives.dense_gradients(*given)
         every = self.config.resample_every
         if every and self.steps and self.steps % every == 0:
-            self._resample(x, error, grads)
-        return objectives.Gradients(grads, fired, metrics)
+            self._resample(x, error, found.grads)
+        return found
 
     def _resample(self, x: Tensor, error: Tensor, grads: Weights) -> None:
         silent = self.silent >= self.config.dead_after

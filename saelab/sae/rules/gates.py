@@ -32,7 +32,7 @@ class ReLU(Gate):
         "ViT-Prisma": "relu",
     }
     has_k = False
-    supports = Gate.supports | {"resample_every", "latent_shards"}
+    supports = Gate.supports | {"resample_every", "latent_shards", "accumulate"}
 
     def open(
         self,
@@ -57,7 +57,8 @@ class JumpReLU(Gate):
     citation = literature.JUMPRELU
     names: ClassVar = {"SAELens": "jumprelu", "dictionary_learning": "JumpReluAutoEncoder"}
     threshold = "learned"
-    supports = Gate.supports | {"revive", "latent_shards"}
+    needs_batch = True
+    supports = Gate.supports | {"revive", "latent_shards", "accumulate"}
 
     def open(
         self,
@@ -95,7 +96,7 @@ class JumpReLU(Gate):
         From thresholds near 0, as in the paper, L0 starts at half the latents; the penalty's gradient is then so large
         that Adam's second moment takes a thousand steps to forget it, and short runs end far above the L0 aimed at.
         """
-        least = choose.least_of_batch(centred @ W_enc.T, k * len(centred), shards)
+        least = choose.least_of_batch(centred, W_enc, k * len(centred), shards)
         return max(float(least), FIRST_THRESHOLD * float(spread))
 
 

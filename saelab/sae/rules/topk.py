@@ -30,7 +30,7 @@ class TopK(Selection):
         "saev": "TopK",
         "ViT-Prisma": "topk",
     }
-    supports = Selection.supports | {"multi_topk", "screen", "latent_shards"}
+    supports = Selection.supports | {"multi_topk", "screen", "latent_shards", "accumulate"}
 
     def fixed_l0(self, threshold: Float[Tensor, "latents"] | None) -> bool:
         return True

@@ -123,7 +123,7 @@ TERMS: dict[str, tuple[str, str, str]] = {
         "Held-out photos",
         "Photos of the test split, which neither mining nor labelling nor SAE training saw. The label is true of a "
         "photo where its caption or class says so; people mention less than a photo shows, so some false alarms are "
-        "none. A hit and a false alarm reach the unit's threshold; a miss fires the unit less than that, or not.",
+        "none. A hit and a false alarm reach the unit's threshold (without one, fire it); a miss does not.",
         "",
     ),
     "fires": (

@@ -140,7 +140,7 @@ async function firing(run, answer, at, choose) {
   if (unseen) return [h("h2", null, "Nothing is known here"), h("p.lead", { role: "alert" }, "The model does not see this place: it looks at the middle of a picture, or its tokens have no place.")]
   const cropped = answer.found.some(part => part.box && Math.min(...part.box) < 0.999)
   return [h("h2", null, at ? "Units that fire here" : "Units that the picture fires"),
-    h("p.note", null, `Ranked by how few images fire the unit as much, times its share of its highest activation${at ? ", at this place" : ""}. ${cropped ? "Heat maps end where the model’s view of the picture ends; they" : "Heat maps"} share one scale: `, heatScale()), ...parts]
+    h("p.note", null, `Ranked by how few mined images fire the unit as much (ties count half), times its share of its highest activation on them${at ? ", at this place" : ""}. ${cropped ? "Heat maps end where the model’s view of the picture ends; they" : "Heat maps"} share one scale: `, heatScale()), ...parts]
 }
 
 const basisSection = (run, found, list) => h("section.found", { style: `--c:${hue(run, found.basis)}` }, h("h3", null, dot(run, found.basis), inWords(run, found.basis)), list)
@@ -163,6 +163,6 @@ function fired(found, hit, row, src, choose) {
     h("div.level", null, h("i", { style: `width:${Math.min(100, 100 * hit.share)}%` })),
     h("a", { href: unitLink(found.basis, hit.unit) }, h("span.serif", null, row.label ?? "no label")),
     h("small.marks", null, marks(row)),
-    h("small", null, `unit ${hit.unit} · ${format.share(hit.share)} of its highest`),
-    h("small", null, hit.below === 1 ? "more than all images" : `more than ${format.share(hit.below)} of images`), strip(row.thumbs.slice(0, 3)))
+    h("small", null, `unit ${hit.unit} · ${format.share(hit.share)} of its highest on mined images`),
+    h("small", null, hit.below === 1 ? "more than all of them" : `more than ${format.share(hit.below)} of them`), strip(row.thumbs.slice(0, 3)))
 }

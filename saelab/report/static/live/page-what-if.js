@@ -39,7 +39,7 @@ const fault = error => h("p.fault", { role: "alert" }, error.message)
 /* The picture's outputs, and a list of units for each basis; a unit opens the slider. */
 function seen(run, answer, asked) {
   const table = h("div.outputs", null, rows(answer.outputs.map(([name, share]) => [name, share, share])))
-  const control = h("div.what-if", { "aria-live": "polite" }, h("p.quiet", null, "Choose a unit below, or any by its number."))
+  const control = h("div.what-if", { "aria-live": "polite" }, h("p.quiet", null, "Choose a unit of the lists, or any by its number."))
   const choose = (basis, unit, label) => {
     control.replaceChildren(...slider(run, basis, unit, label, asked, table))
     control.scrollIntoView({ block: "nearest" }) // on a phone it stands above the units
@@ -47,7 +47,7 @@ function seen(run, answer, asked) {
   return [h("div.weigh", null,
     h("div", null, h("a", { href: `search.html#${new URLSearchParams(asked)}`, title: "which units fire where" }, h("img.photo.asked", { src: answer.picture, alt: "the picture: search with it" })), table, control),
     h("div", null, h("h2", null, `What carries ${answer.output}`),
-      h("p.note", null, "Effect: what its logit, less the mean of all, loses without the unit."),
+      h("p.note", null, `Effect: what the logit of ${answer.output}, less the mean of all, loses without the unit; below 0 the unit works against it. The largest either way.`),
       h("div.bases", null, answer.bases.map(found => units(run, found, choose)))))]
 }
 

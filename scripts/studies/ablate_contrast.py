@@ -34,11 +34,16 @@ def main(cfg: DictConfig) -> None:
     if _photos_alone(asked):
         runs[f"synthesised {asked['synthesised']}"] = stages(cfg, proposer=asked | {"mode": MODES[0]})
     for place, basis in enumerate(runs[MODES[0]].proposed):
-        first = {mode: _first(run, place) for mode, run in runs.items()}
-        shared = sorted(set.intersection(*(set(labels) for labels in first.values())))
-        print(f"\n{basis.layer}  {basis.name}: {len(shared)} units with a candidate in every mode")
-        numbers = {mode: _judged(run, place, shared, first[mode]) for mode, run in runs.items()}
-        print(_table(numbers, {mode: len({first[mode][unit] for unit in shared}) for mode in MODES}))
+        print(f"\n{basis.layer}  {basis.name}: {compare(runs, place)}")
+
+
+def compare(runs: dict[str, Stages], place: int) -> str:
+    """One basis' table: means of the modes, on units with a candidate in every one, and their differences."""
+    first = {mode: _first(run, place) for mode, run in runs.items()}
+    shared = sorted(set.intersection(*(set(labels) for labels in first.values())))
+    numbers = {mode: _judged(run, place, shared, first[mode]) for mode, run in runs.items()}
+    distinct = {mode: len({labels[unit] for unit in shared}) for mode, labels in first.items()}
+    return f"{len(shared)} units with a candidate in every mode\n{_table(numbers, distinct)}"
 
 
 def _photos_alone(asked: dict[str, Any]) -> dict[str, Any]:

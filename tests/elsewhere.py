@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 T = torch.Tensor
@@ -91,3 +92,91 @@ class Streams:
         monkeypatch.setattr(torch.cuda, "Event", lambda: event)
         monkeypatch.setattr(Tensor, "pin_memory", lambda t: (self.seen.append(f"pinned {t.dtype}"), t)[1])
         monkeypatch.setattr(Tensor, "record_stream", lambda t, stream: None)
+
+
+class Graphs:
+    """CUDA graphs as they are on a card: what is captured is not carried out, and a replay repeats its operations.
+
+    On the tensors of the capture, with the host's numbers of the capture. A call in it that waits for the device raises
+    as there. `replays`: of all graphs.
+    """
+
+    def __init__(self, monkeypatch: Any) -> None:
+        self.made: list[list[Any]] = []
+        self.replays = 0
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", self._new)
+        monkeypatch.setattr(torch.cuda, "graph", self._capture)
+        monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None)
+
+    def _new(self) -> SimpleNamespace:
+        graph = SimpleNamespace(calls=[])
+        graph.replay = lambda: self._replay(graph.calls)
+        return graph
+
+    @contextlib.contextmanager
+    def _capture(self, graph: SimpleNamespace) -> Any:
+        recorder = _Recorder()
+        try:
+            with recorder:
+                yield
+        finally:
+            recorder.undo()
+        graph.calls = recorder.calls
+        self.made.append(recorder.calls)
+
+    def _replay(self, calls: list[Any]) -> None:
+        self.replays += 1
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            for func, args, kwargs, before in calls:
+                for old, new in zip(before, _tensors(func(*args, **kwargs)), strict=True):
+                    old.copy_(new.values() if new.layout == torch.sparse_csr else new)
+
+
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero", "bincount"}
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes operations, and what their writes destroy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Any] = []
+        self.saved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        masks = name.startswith("index") and any(t.dtype == torch.bool for t in _tensors(args[1:]) if t.ndim)
+        if name in WAITS or (masks and name not in ("index_select", "index_add", "index_add_")):
+            raise RuntimeError(f"operation not permitted when stream is capturing\n{name}")
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written = args[place] if place < len(args) else kwargs.get(argument.name)
+                for tensor in _tensors(written):
+                    self.saved.setdefault(tensor.untyped_storage().data_ptr(), (tensor, _whole(tensor).clone()))
+        found = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, [_place(t, (args, kwargs)) for t in _tensors(found)]))
+        return found
+
+    def undo(self) -> None:
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            for tensor, before in self.saved.values():
+                _whole(tensor).copy_(before)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All numbers of a tensor's storage."""
+    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+
+
+def _tensors(given: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(given) if isinstance(value, Tensor)]
+
+
+def _place(tensor: Tensor, given: Any) -> Tensor:
+    """A view of a result as it is now (its shape may be changed in place); of nothing where it lies in an argument."""
+    if tensor.layout == torch.sparse_csr:
+        return tensor.values()
+    others = (t for t in _tensors(given) if t.layout == torch.strided)
+    if any(t.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for t in others):
+        return torch.empty_like(tensor)
+    return tensor.detach()

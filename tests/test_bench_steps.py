@@ -1,17 +1,14 @@
 """The bench of steps beside the exact one, and of a whole command with memory kept and given back."""
 
-import contextlib
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from elsewhere import Elsewhere
+from elsewhere import Elsewhere, Graphs
 from PIL import Image
 
 from saelab.bench import quickstart, sae, sae_gpu
 from saelab.errors import UserError
-from saelab.sae import Trainer
+from saelab.sae import Trainer, objectives
 
 
 def test_a_step_is_measured_once_for_each_product_that_it_settles_on():
@@ -46,15 +43,15 @@ def test_a_gpus_table_has_each_precision_and_what_it_reaches():
     assert [record["screen"] for record in reached] == ["float32", "float32", "bfloat16"]
     assert [record["screen_recall"] for record in reached] == [None, None, 1.0]
     assert len({round(record["fvu"], 3) for record in reached}) == 1 and 0 < reached[0]["fvu"] < 1
-    assert [record["skipped"] for record in found if "skipped" in record] == [
-        "float8=cpu: needs a card that multiplies it (compute capability 9.0 or above)"
-    ]
+    lacks = [record["skipped"] for record in found if "skipped" in record]  # a step, and what it reaches
+    needs = "needs a card that multiplies it (compute capability 9.0 or above), not cpu"
+    assert lacks == [f"screen=float8: {needs}; use screen=auto"] * 2
 
 
 def test_a_gpus_table_ends_in_its_time_and_says_what_it_lacks():
     found = list(sae_gpu.cases(**{**SMALL, "seconds": -1}, **EVERY, device="cpu"))
-    assert len(found) == 7 and all(record["skipped"].startswith("no time left") for record in found)
-    with pytest.raises(UserError, match=r"sae_gpu\.precisions=half: one of float32, tf32, bfloat16"):
+    assert len(found) == 8 and all(record["skipped"].startswith("no time left") for record in found)
+    with pytest.raises(UserError, match=r"sae_gpu\.precisions=half: one of float32, tf32, bfloat16, float8"):
         next(sae_gpu.cases(**SMALL, precisions=["half"], kernels=["torch"], device="cpu"))
     assert list(sae_gpu.cases(**SMALL, **EVERY, device="cuda")) == [
         {"case": "sae step on cuda", "skipped": "no CUDA device"}
@@ -68,32 +65,30 @@ def test_time_without_a_kernel_is_what_no_span_covers():
 
 @pytest.mark.parametrize("refuses", [False, True])
 def test_a_step_is_timed_as_a_graph_too_where_it_can_be_captured(refuses, monkeypatch):
-    """A pretended card, whose graphs repeat the step that they hold."""
-    seen = []
+    """On a pretended card, whose graphs hold no step that waits for it."""
+    line = sae_gpu.Line(16, 256, 64, 2, "bfloat16", "torch", "cuda")
+    Trainer(line.config).step(torch.randn(64, 16))  # what torch imports with a first step looks for real cards
+    graphs, real = Graphs(monkeypatch), objectives.sparse_gradients
 
-    @contextlib.contextmanager
-    def graph(made):
-        if refuses:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
-        seen.append(made)
-        yield
+    def waits(*given, **more):
+        found, error = real(*given, **more)
+        return found, error * float(error.sum() == error.sum())
 
-    stream = SimpleNamespace(wait_stream=lambda other: None)
-    fakes = {"Stream": lambda: stream, "current_stream": lambda: stream, "graph": graph, "synchronize": lambda: None}
-    fakes |= {"CUDAGraph": lambda: SimpleNamespace(replay=lambda: seen.append("replay")), "is_available": lambda: True}
-    fakes |= {"stream": contextlib.nullcontext, "memory_allocated": lambda: 0, "max_memory_allocated": lambda: 5 << 20}
+    if refuses:
+        monkeypatch.setattr(objectives, "sparse_gradients", waits)
+    fakes = {"synchronize": lambda: None, "is_available": lambda: True}
+    fakes |= {"memory_allocated": lambda: 0, "max_memory_allocated": lambda: 5 << 20}
     fakes |= {"reset_peak_memory_stats": lambda: None, "set_sync_debug_mode": lambda mode: None}
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda adam: None)
     monkeypatch.setattr(sae_gpu, "idle", lambda step: 0.25)
     with Elsewhere("cuda"):
-        plain, captured = sae_gpu.steps_of(sae_gpu.Line(16, 256, 64, 2, "bfloat16", "torch", "cuda"), 1, 1e9)
-        assert not plain["graph"] and plain["peak_mb"] == 5 and plain["idle"] == 0.25 and plain["waits"] == 0
+        plain, captured = sae_gpu.steps_of(line, 1, 1e9)
+        assert not plain["graph"] and plain["peak_mb"] == 5 and plain["idle"] == 0.25
         if refuses:
             assert captured == {"graph": True, "skipped": "operation not permitted when stream is capturing"}
         else:
-            assert captured["graph"] and seen.count("replay") == 3 and captured["floor_bytes"] > 0
+            assert captured["graph"] and graphs.replays >= 5 and captured["floor_bytes"] > 0
 
 
 def test_bytes_of_a_step_are_adams_and_the_tokens():

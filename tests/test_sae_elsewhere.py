@@ -4,11 +4,13 @@ import pytest
 import torch
 from elsewhere import Elsewhere, Streams
 
+from saelab.artifacts import read_json
 from saelab.cache import Batches
 from saelab.cache.pinned import to_device
 from saelab.errors import UserError
 from saelab.sae import SAE, SAEConfig, TrainConfig, Trainer, fit, rough, screen, select
 from saelab.sae.distributed import Group
+from saelab.sae.model import Meta
 
 STEP = {"lr": 2e-3, "dead_after": 300}
 CONFIGS = {
@@ -111,6 +113,57 @@ def test_cards_have_float8_from_hopper_on(monkeypatch):
     assert not rough.has_float8(torch.device("cpu"))
 
 
+def scaled(a, b, per_row, per_column, out_dtype, use_fast_accum=False):
+    """A card's product of float8 matrices, with what it asks for."""
+    assert a.stride(1) == 1 and b.stride(0) == 1, "row by column, as the card wants them"
+    assert not a.shape[1] % 16 and not b.shape[1] % 16
+    assert per_row.shape == (len(a), 1) and per_column.shape == (1, b.shape[1])
+    return (a.float() @ b.float() * per_row * per_column).to(out_dtype)
+
+
+def hopper(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(rough, "has_fast_bfloat16", lambda device: True)
+
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk"])
+@pytest.mark.parametrize(("d_in", "latents"), [(40, 72), (32, 128)])
+def test_float8_chooses_what_float32_does_where_numbers_lie_apart(d_in, latents, rule, monkeypatch):
+    """Also with sides that 16 does not divide. Values and gradients are float32's own."""
+    hopper(monkeypatch)
+    products = []
+    monkeypatch.setattr(torch, "_scaled_mm", lambda *given, **more: (products.append(1), scaled(*given, **more))[1])
+    g = torch.Generator().manual_seed(3)
+    rows = torch.cat([torch.eye(d_in), torch.randn(latents - d_in, d_in, generator=g)])
+    lengths = torch.where(torch.arange(latents) < d_in, 1.0, 0.01).unsqueeze(1)
+    start = SAE(rows * lengths, torch.zeros(latents), rows, torch.zeros(d_in), Meta("topk", 2))
+    x = 0.01 * torch.randn(64, d_in, generator=g)
+    for size in (5.0, 3.0):
+        x[torch.arange(64), torch.randint(d_in, (64,), generator=g)] += size
+    with Elsewhere("cuda"):
+        configs = (SAEConfig(d_in, latents, rule=rule, k=2, screen=by, **STEP) for by in ("float8", "float32"))
+        ours, theirs = (Trainer(config, "cuda", start=start) for config in configs)
+        for step in range(4):
+            found, wanted = ours.step(x.to("cuda")), theirs.step(x.to("cuda"))
+            assert ("screen_recall" in found) == (step == 0)
+            assert float(found["fvu"]) == pytest.approx(float(wanted["fvu"]), rel=1e-3)
+        assert ours.screen == "float8" and len(products) >= 5
+        for name, tensor in theirs.weights.items():
+            torch.testing.assert_close(ours.weights[name].cpu(), tensor.cpu(), rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_float8_gives_way_to_bfloat16_where_it_finds_too_little(monkeypatch, caplog, tmp_path):
+    hopper(monkeypatch)
+    Streams(monkeypatch)
+    monkeypatch.setattr(torch, "_scaled_mm", lambda *given, **more: scaled(*given, **more).zero_())
+    config = SAEConfig(16, 128, k=3, screen="float8", **STEP)
+    x = torch.randn(256, 16, generator=torch.Generator().manual_seed(3))
+    with Elsewhere("cuda"):
+        fit(x, config, TrainConfig(batch_size=64, steps=3), tmp_path, device="cuda", progress=False)
+    assert "the float8 screen finds 0." in caplog.text and "bfloat16 chooses from here on" in caplog.text
+    assert read_json(tmp_path / "training.json")["sae"]["screen"] == "float8", "what the recipe asked for"
+
+
 def test_float8_keeps_four_bits_of_each_number_and_finds_most_members(monkeypatch):
     g = torch.Generator().manual_seed(1)
     x, W = (torch.randn(rows, 64, generator=g) for rows in (200, 512))
@@ -119,11 +172,6 @@ def test_float8_keeps_four_bits_of_each_number_and_finds_most_members(monkeypatc
     assert narrow.dtype == torch.float8_e4m3fn and float(narrow.float().abs().max()) == 448
     smallest = 2.0**-9 * scale  # below e4m3's normal numbers the steps are even
     assert bool(((narrow.float() * scale - x).abs() <= torch.maximum(x.abs() / 16, smallest) * 1.0001).all())
-
-    def scaled(a, b, per_row, per_column, out_dtype, use_fast_accum):
-        assert a.stride(1) == 1 and b.stride(0) == 1, "row by column, as the card wants them"
-        assert per_row.shape == (len(a), 1) and per_column.shape == (1, b.shape[1])
-        return (a.float() @ b.float() * per_row * per_column).to(out_dtype)
 
     monkeypatch.setattr(torch, "_scaled_mm", scaled)
     W = torch.nn.functional.normalize(W, dim=1)

@@ -6,7 +6,7 @@ from test_sae_screen import exactly, problem
 from test_sae_step import near_copies
 
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, TrainConfig, Trainer, fit, rough, screen, select, settle, train
+from saelab.sae import SAEConfig, TrainConfig, Trainer, fit, rough, screen, select, train
 
 
 def test_rows_are_quantised_to_within_half_a_step_of_their_own_scale():
@@ -147,7 +147,7 @@ def test_checkpoints_from_before_int8_say_which_product_chose(old, screen_now):
 
 def test_int8_is_refused_elsewhere_than_on_the_cpu_and_where_nothing_is_screened():
     with pytest.raises(UserError, match="screen=int8: needs the CPU, not cuda"):
-        settle(SAEConfig(12, 64, k=4, screen="int8"), "cuda")
+        Trainer(SAEConfig(12, 64, k=4, screen="int8"), "cuda")
     for settings in ({"decoder": "archetypal"}, {"rule": "jumprelu"}):
         with pytest.raises(UserError, match=r"screen=int8: needs .*decoder=free"):
             SAEConfig(12, 64, k=4, screen="int8", **settings)

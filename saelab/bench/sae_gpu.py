@@ -5,8 +5,7 @@ measures (`gemm_seconds`: of a bfloat16 product): `waits`, how often a step make
 should be 0); `idle`, the share of a step's time in which no kernel runs; `floor_operations`, the seconds of the encoder
 product in the line's own precision, and `floor_bytes`, of what Adam and the tokens have to read and write, at the speed
 at which this card copies. Last, by precision, FVU and the least `screen_recall` after some thousand steps on planted
-tokens. float8 is no setting yet: what it would find has a line of its own. What `seconds` leaves no time for has a line
-that says so.
+tokens. What a card lacks, and what `seconds` leaves no time for, has a line that says so.
 """
 
 import math
@@ -24,10 +23,10 @@ from torch import Tensor
 
 from saelab.bench.sae import MB, alternate, record
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, TrainConfig, Trainer, rough, screen
+from saelab.sae import SAEConfig, TrainConfig, Trainer, rough
 
-WARM_UP = 3  # steps before anything is measured: Triton compiles, the allocator fills
-PRECISIONS = ("float32", "tf32", "bfloat16")  # of the product that chooses; bfloat16's candidates are rescored
+WARM_UP = 5  # steps before anything is measured: Triton compiles, the allocator fills, a graph is captured
+PRECISIONS = ("float32", "tf32", "bfloat16", "float8")  # of the product that chooses; the last two are screens
 PROFILED = 5  # steps in which kernels are counted
 COPIED = 1 << 28  # numbers copied to learn the card's speed
 LR, DIRECTIONS, ACTIVE, NOISE = 1e-3, 4, 8, 0.02  # of the planted tokens: times d_in, a token, of each dimension
@@ -63,8 +62,6 @@ def cases(
                 line = Line(d_in, latents, tokens, k, precision, name, device)
                 case = f"sae step, {line}, kernels={name}"
                 yield from _lines(case, end, partial(steps_of, line, rounds, speed))
-        line = Line(d_in, latents, tokens, k, "bfloat16", "torch", device)
-        yield from _lines(f"float8 as a screen, {line.size}", end, partial(float8, line, rounds))
     for d_in, latents, _ in shapes:
         for precision in precisions:
             line = Line(d_in, latents, batch, k, precision, "torch", device)
@@ -83,18 +80,13 @@ class Line:
     kernels: str
     device: str
 
-    @property
-    def size(self) -> str:
-        """For its name."""
-        return f"{self.d_in}->{self.latents} on {self.device}, batch {self.batch}"
-
     def __str__(self) -> str:
-        return f"{self.size}, {self.precision}"
+        return f"{self.d_in}->{self.latents} on {self.device}, batch {self.batch}, {self.precision}"
 
     @property
     def config(self) -> SAEConfig:
         """Of its SAE. Raises UserError for one that can't be trained."""
-        chosen = "bfloat16" if self.precision == "bfloat16" else "float32"
+        chosen = self.precision if self.precision in rough.NUMBERS else "float32"
         return SAEConfig(self.d_in, self.latents, k=self.k, lr=LR, screen=chosen, kernels=self.kernels)
 
 
@@ -113,20 +105,19 @@ def _lines(case: str, end: float, measure: Callable[[], Iterator[dict[str, Any]]
 def steps_of(line: Line, rounds: int, speed: float) -> Iterator[dict[str, Any]]:
     """A step as it is trained by, and as a CUDA graph where there is one: medians, each until the device is done."""
     config, x = line.config, torch.randn(line.batch, line.d_in, device=line.device)
-    with products_in(line.precision):
-        trainer = Trainer(config, line.device)
-        for _ in range(WARM_UP):
-            trainer.step(x)
-        more: dict[str, Any] = {"waits": _waits(lambda: trainer.step(x))}
-        more["floor_operations"] = round(product_seconds(trainer, x, line.precision, rounds), 6)
-        more |= {name: round(size / speed, 6) for name, size in bytes_of_step(line).items()}
-        for graph in (False, True) if line.device == "cuda" else (False,):
-            try:
-                step = captured(trainer, x) if graph else partial(trainer.step, x)
-            except RuntimeError as error:
-                yield {"graph": graph, "skipped": str(error).splitlines()[0]}
+    floors = {name: round(size / speed, 6) for name, size in bytes_of_step(line).items()}
+    for graph in (False, True) if line.device == "cuda" else (False,):
+        with products_in(line.precision):
+            trainer = Trainer(config, line.device, graph=graph)
+            step = partial(trainer.step, x)
+            for _ in range(WARM_UP):
+                step()
+            if trainer.graph is not None and trainer.graph.refusal is not None:
+                yield {"graph": graph, "skipped": trainer.graph.refusal}
                 return
-            yield {"graph": graph, **measured(step, trainer, x, rounds), "idle": idle(step), **more}
+            floors["floor_operations"] = round(product_seconds(trainer, x, line.precision, rounds), 6)
+            found = {**measured(step, trainer, x, rounds), "idle": idle(step), "waits": _waits(step)}
+            yield {"graph": graph, **found, **floors}
 
 
 def measured(step: Callable[[], Any], trainer: Trainer, x: Tensor, rounds: int) -> dict[str, Any]:
@@ -142,22 +133,6 @@ def measured(step: Callable[[], Any], trainer: Trainer, x: Tensor, rounds: int) 
         peak = torch.cuda.max_memory_allocated() - before
     line = record("", own, product, len(x), peak / MB)
     return {name: value for name, value in line.items() if name != "case"}
-
-
-def captured(trainer: Trainer, x: Tensor) -> Callable[[], Any]:
-    """The step as a CUDA graph. It repeats the rate and the counters of one step, so it serves to be timed only."""
-    for group in trainer.optimizer.param_groups:
-        group["capturable"] = True
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UP):
-            trainer.step(x)
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        trainer.step(x)
-    return graph.replay
 
 
 def idle(step: Callable[[], Any]) -> float | None:
@@ -186,9 +161,14 @@ def uncovered(spans: Sequence[tuple[float, float]]) -> float | None:
 
 def product_seconds(trainer: Trainer, x: Tensor, precision: str, rounds: int) -> float:
     """Median seconds of the encoder product in a precision: what its operations cost this card at the least."""
-    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    left, right = x.to(kind), trainer.weights["W_enc"].to(kind).T
-    return alternate(lambda: None, _wait_for(lambda: left @ right), rounds)[1]
+    W_enc = trainer.weights["W_enc"]
+    if precision == "float8":
+        (left, per_row), (right, per_latent) = rough.quantise_float8(x), rough.quantise_float8(W_enc)
+        multiply = partial(torch._scaled_mm, left, right.T, per_row, per_latent.T, out_dtype=torch.bfloat16)
+    else:
+        kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        multiply = partial(torch.mm, x.to(kind), W_enc.to(kind).T)
+    return alternate(lambda: None, _wait_for(multiply), rounds)[1]
 
 
 def bytes_of_step(line: Line) -> dict[str, int]:
@@ -233,22 +213,6 @@ def planted(d_in: int, batch: int, steps: int, device: str) -> Iterator[Float[Te
         sizes = torch.rand(batch, ACTIVE, generator=g, device=device) + 0.5
         noise = torch.randn(batch, d_in, generator=g, device=device)
         yield torch.nn.functional.embedding_bag(which, rows, per_sample_weights=sizes, mode="sum") + NOISE * noise
-
-
-def float8(line: Line, rounds: int) -> Iterator[dict[str, Any]]:
-    """What share of the true top k float8 would find, and its time to choose and rescore, beside bfloat16's."""
-    if not rough.has_float8(torch.device(line.device)):
-        raise UserError("float8", line.device, "needs a card that multiplies it (compute capability 9.0 or above)")
-    x = next(planted(line.d_in, line.batch, 1, line.device))
-    trainer = Trainer(line.config, line.device)
-    trainer.step(x)
-    weights = trainer.weights
-    given = (x - weights["b_dec"], weights["W_enc"], weights["b_enc"], line.k)
-    found = {name: float(screen.screen_recall(*given, name)) for name in ("float8", "bfloat16")}
-    rough8, rough16 = (_wait_for(partial(screen.screened_top_k, *given, name)) for name in ("float8", "bfloat16"))
-    theirs, own = alternate(rough16, rough8, rounds)
-    recalls = {"screen_recall": found["float8"], "bfloat16_recall": found["bfloat16"]}
-    yield {**recalls, "seconds": round(own, 6), "bfloat16_seconds": round(theirs, 6)}
 
 
 @contextmanager

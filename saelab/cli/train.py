@@ -31,6 +31,7 @@ from saelab.run.distributed import count_processes, join
         "sae.train.epochs",
         "sae.train.latent_shards",
         "sae.train.accumulate",
+        "sae.train.graph",
         "layers",
         "seeds",
         "stream",
@@ -105,7 +106,11 @@ class WandbRuns:
     def settings(self, seed: int) -> dict[str, Any]:
         """The settings that W&B keeps of a run, from which its id is made: less what changes rounding alone."""
         sae = plain(self.cfg.sae)
-        for name in ("latent_shards", "accumulate"):  # the others stay, though some change no result: ids are older
+        for name in (
+            "latent_shards",
+            "accumulate",
+            "graph",
+        ):  # others stay, though some change no result: ids are older
             sae["train"].pop(name, None)
         return {**sae, "layer": self.layer, "seed": seed, "host": plain(self.cfg.host), "cache": self.cache}
 

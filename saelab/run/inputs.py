@@ -16,6 +16,7 @@ from saelab.run.given import Given
 from saelab.run.stages.sae import check_names, sae_configs, vary_sae
 from saelab.run.timings import Timings
 from saelab.sae.fit import check_shards
+from saelab.sae.start import check_device
 
 
 class Inputs:
@@ -110,16 +111,20 @@ class Inputs:
                 self.host.heads(layer)
 
     def check_saes(self, processes: int | None = None) -> None:
-        """Raise UserError for SAEs that don't fit their layer, and for shards that can't be.
+        """Raise UserError for SAEs that don't fit their layer, and for shards and devices that can't train them.
 
-        processes: that are to train them. None: the SAEs may be there, however many trained them.
+        processes: that are to train them. None: the SAEs may be there, whatever trained them.
         """
         self.check_layers()
         layers = self.host.resolve(self.config.layers) if self.weights != "arrays" else ()
         for given in (self.config.sae, *self.variants.values()) if layers and not self.given.saes else ():
             check_names(given, layers)
             for layer in layers:
-                check_shards(*sae_configs(given, layer, self.host.d_in(layer), self.config.seeds), processes)
+                configs, train = sae_configs(given, layer, self.host.d_in(layer), self.config.seeds)
+                check_shards(configs, train, processes)
+                if processes is not None:
+                    for config in configs:
+                        check_device(config, self.device, train.graph, processes)
 
     # ---- parts -------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from saelab.sae import rough, rules
 DECODERS = ("free", "archetypal")
 FROZEN = ("none", "decoder", "soft_decoder", "all")
 SOFT_COSINE = 0.8  # soft_decoder: cosine with its start that a decoder row keeps at the least
-SCREENS = ("auto", "float32", "bfloat16", "int8")
+SCREENS = ("auto", "float32", *rough.NUMBERS)
 KERNELS = ("torch", "triton")
 
 
@@ -48,7 +48,7 @@ class SAEConfig:
     bandwidth: float = 1e-3  # jumprelu: width of the straight-through window, in units of the activations' spread
     candidates: int = 1024  # archetypal: data points whose hull holds the decoder
     delta: float = 0.1  # archetypal: distance that a row may leave the hull by, in units of the activations' spread
-    screen: str = "auto"  # topk, batchtopk: product that chooses: auto | float32 | bfloat16 | int8 (both rescored)
+    screen: str = "auto"  # topk, batchtopk: product that chooses: auto | float32, or rescored: bfloat16 | int8 | float8
     kernels: str = "torch"  # topk, batchtopk: who computes the sparse products: torch | triton (on CUDA)
     encoder_length: float = added(1.0)  # topk, batchtopk: of the first encoder rows; less where those rebuild too much
     frozen: str = added("none")  # what keeps its random start, as a control: none | decoder | soft_decoder | all
@@ -86,7 +86,7 @@ class SAEConfig:
             raise UserError("resample_every", self.resample_every, needs, "elsewhere AuxK revives silent latents")
         if self.frozen != "none" and not (free and not self.resample_every):
             raise UserError("frozen", self.frozen, "needs decoder=free and resample_every=0")
-        if self.screen in ("bfloat16", "int8") and not ("screen" in supports and free):
+        if self.screen in rough.NUMBERS and not ("screen" in supports and free):
             needs = f"needs {rules.name_supporting('screen')} and decoder=free"
             raise UserError("screen", self.screen, needs, "use screen=auto")
         if self.kernels == "triton" and "kernels" not in supports:
@@ -136,6 +136,7 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps between checkpoints
     keep: int = 2  # checkpoints that are kept
     latent_shards: int = added(1)  # of the latents, each in another process (docs/scale.md)
+    graph: bool = added(False)  # on CUDA, one process: a step is one CUDA graph, which the host starts as a whole
     accumulate: int = added(1)  # pieces of a batch that a step takes one after the other, to hold less (docs/scale.md)
 
     def __post_init__(self) -> None:
@@ -170,11 +171,9 @@ def settle(config: SAEConfig, device: str | torch.device) -> SAEConfig:
 
     int8 where a CPU has instructions for it, else bfloat16 where the device has. An archetypal decoder is never
     screened: each data point is the start of several rows, whose pre-activations bfloat16 cannot tell apart, so true
-    members of the top k would fall behind all candidates. Raises UserError for int8 elsewhere than on the CPU.
+    members of the top k would fall behind all candidates. float8 is not what auto means anywhere.
     """
     rule, device = rules.find(config.rule), torch.device(device)
-    if config.screen == "int8" and device.type != "cpu":
-        raise UserError("screen", "int8", f"needs the CPU, not {device}", "use screen=auto")
     if config.screen != "auto" or "screen" not in rule.supports or config.decoder != "free":
         return config
     for by, is_fast in (("int8", rough.has_fast_int8), ("bfloat16", rough.has_fast_bfloat16)):

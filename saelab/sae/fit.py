@@ -25,7 +25,7 @@ from saelab.sae.distributed import World, count_groups
 from saelab.sae.job import Data, Fit, Job
 from saelab.sae.model import SAE
 from saelab.sae.start import check_pieces
-from saelab.sae.train import PRODUCTS
+from saelab.sae.watch import PRODUCTS
 
 log = logging.getLogger("saelab")
 Logger = Callable[[int, int, dict[str, float]], None]  # (which SAE, step, numbers)

@@ -64,7 +64,7 @@ class Job:
         self.folder, self.train = folder, train
         self.total = train.total(data.batches.steps_per_epoch)
         self.trainer = Trainer(
-            config, device, torch.as_tensor(data.mean), data.variance, start, world, train.accumulate
+            config, device, torch.as_tensor(data.mean), data.variance, start, world, train.accumulate, train.graph
         )
         self.average = Average(train.ema) if train.ema else None
         self.recipe = self._recipe(config, data)
@@ -89,10 +89,10 @@ class Job:
         """Everything that the SAE, its metrics and its quality depend on."""
         batches = data.batches
         later = {"code": LATER[config.rule]} if config.rule in LATER else {}
-        silent = {"keep", "checkpoint_every", "steps", "latent_shards", "accumulate"}
+        silent = {"keep", "checkpoint_every", "steps", "latent_shards", "accumulate", "graph"}
         silent |= set() if self.train.ema else {"ema"}
         screen = self.trainer.screen
-        chosen = screen if screen == "int8" else screen == "bfloat16"  # as folders say that int8 is older than
+        chosen = screen == "bfloat16" if screen in ("float32", "bfloat16") else screen  # as older folders say it
         return {
             "sae": {**artifacts.plain(config), "screen": chosen, **later},
             "train": {name: value for name, value in dataclasses.asdict(self.train).items() if name not in silent},

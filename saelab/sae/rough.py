@@ -2,7 +2,7 @@
 
 bfloat16 keeps 8 bits of each number. int8 keeps each row of x and of W as integers up to 127 and one float32 scale
 (the row's largest number), and sums exactly, in int32; a row with one outlier rounds its other numbers by 1/254 of it.
-float8 keeps 4 bits of each number, with such scales, on cards that have it (so far only `bench` chooses by it).
+float8 keeps 4 bits of each number, with such scales, on cards that have it.
 On the CPU the product is worked out for `ROWS` rows at a time, and widened and ranked for `RANKED`, in the cache.
 """
 
@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from saelab.sae import select
 
+NUMBERS = ("bfloat16", "int8", "float8")  # that a rough product may be of
 ROWS = 512  # that a CPU multiplies at once
 RANKED = 128  # of these, that it widens and ranks at once: they are still in its second cache
 LARGEST_FLOAT8 = 448.0  # of e4m3
+SIDE = 16  # cards multiply float8 matrices whose sides it divides
 LARGEST = 127  # int8, and its negative: so that a row and its negative round alike
 
 
@@ -155,12 +158,14 @@ def _by_bfloat16(W: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _by_float8(W: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
     """Each row of x and of W in e4m3 with a scale of its own; sums in float32, rounded to bfloat16."""
-    narrow, per_latent = quantise_float8(W)
+    n, d_in = W.shape
+    more = (0, -d_in % SIDE)  # zeros, which add nothing
+    narrow, per_latent = quantise_float8(pad(W, (*more, 0, -n % SIDE)))
 
     def multiply(some: Tensor) -> Tensor:
-        rows, scale = quantise_float8(some)
+        rows, scale = quantise_float8(pad(some, more))
         found = torch._scaled_mm(rows, narrow.T, scale, per_latent.T, out_dtype=torch.bfloat16, use_fast_accum=True)
-        return found.float().add_(bias)
+        return found[:, :n].float().add_(bias)
 
     return multiply
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import rules
+from saelab.sae import rough, rules, sparse
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SAEConfig
 from saelab.sae.distributed import Group, World, draw_rows
@@ -42,10 +42,13 @@ def decoder_moves(config: SAEConfig) -> bool:
     return config.decoder == "free" and config.frozen != "decoder"
 
 
-def build_optimizer(config: SAEConfig, weights: Weights, hull: Hull | None, per_unit: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: SAEConfig, weights: Weights, hull: Hull | None, per_unit: float, graph: bool = False
+) -> torch.optim.Optimizer:
     """Adam, or AdamW, with a `rate` for each group of parameters: encoder and decoder, biases, thresholds, the hull.
 
-    `per_unit`: the activations' spread per dimension, in which biases are measured.
+    `per_unit`: the activations' spread per dimension, in which biases are measured. `graph`: rates are tensors on the
+    device, which a CUDA graph reads.
     """
     lr, device = config.learning_rate, weights["W_enc"].device
     free = ["W_enc", "W_dec"] if decoder_moves(config) else ["W_enc"]
@@ -59,7 +62,9 @@ def build_optimizer(config: SAEConfig, weights: Weights, hull: Hull | None, per_
     if hull is not None:
         groups.append({"params": hull.parameters(), "rate": lr, "weight_decay": 0.0})
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
-    return kind(groups, lr=lr, fused=device.type in ("cpu", "cuda"))
+    if graph:
+        groups = [{**group, "lr": torch.tensor(lr, device=device)} for group in groups]
+    return kind(groups, lr=lr, fused=device.type in ("cpu", "cuda"), capturable=graph)
 
 
 def draw(
@@ -137,6 +142,21 @@ def check_pieces(config: SAEConfig, pieces: int, tokens: int = 0) -> None:
     if tokens % pieces:
         what = f"has to divide the {tokens} tokens that a process takes a step"
         raise UserError("accumulate", pieces, what, "choose another")
+
+
+def check_device(config: SAEConfig, device: str | torch.device, graph: bool = False, processes: int = 1) -> None:
+    """Raise UserError for a screen, kernels or a graph that the device, or so many processes, can't have."""
+    device = torch.device(device)
+    if config.screen == "int8" and device.type != "cpu":
+        raise UserError("screen", "int8", f"needs the CPU, not {device}", "use screen=auto")
+    if config.screen == "float8" and not rough.has_float8(device):
+        needs = f"needs a card that multiplies it (compute capability 9.0 or above), not {device}"
+        raise UserError("screen", "float8", needs, "use screen=auto")
+    sparse.products(config.kernels, device)
+    if graph and device.type != "cuda":
+        raise UserError("graph", True, f"needs a CUDA device, not {device}", "set it to false")
+    if graph and processes > 1:
+        raise UserError("graph", True, f"needs one process, not {processes}", "set it to false")
 
 
 def check_fits(sae: SAE, config: SAEConfig) -> None:

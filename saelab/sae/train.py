@@ -6,18 +6,16 @@ thresholds get the learning rate times the activations' spread per dimension, wh
 activations of unit spread.
 """
 
-import logging
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import auxk, objectives, rough, rules, select
+from saelab.sae import auxk, objectives, rules, select
 from saelab.sae.archetypal import Hull
-from saelab.sae.config import SOFT_COSINE, SAEConfig, settle
+from saelab.sae.config import SOFT_COSINE, SAEConfig
 from saelab.sae.distributed import World
+from saelab.sae.graph import Graph
 from saelab.sae.model import SAE, Meta
 from saelab.sae.parts import Holding
 from saelab.sae.revive import resample
@@ -25,6 +23,7 @@ from saelab.sae.rules.rule import Weights
 from saelab.sae.shards import Shard
 from saelab.sae.start import (
     build_optimizer,
+    check_device,
     check_fits,
     check_pieces,
     decoder_moves,
@@ -33,11 +32,9 @@ from saelab.sae.start import (
     pull_back,
     take_over,
 )
+from saelab.sae.watch import PRODUCTS, Watch
 
-log = logging.getLogger("saelab")
-RECALL = 0.9999  # of the true top k: below it, the screen is given up
-PRODUCTS = ("float32", "bfloat16", "int8")  # that choose; checkpoints hold the number of the one in use
-RECALL_EVERY = 1000  # steps between measurements
+RECALL_EVERY = 1000  # steps between measurements of the screen
 THRESHOLD_MEMORY = 0.999  # of batchtopk's running mean of the smallest kept value, at most
 THRESHOLD_SHARE = 10  # ... which in shorter runs looks back over about a tenth of the steps so far
 
@@ -47,8 +44,9 @@ class Trainer:
 
     `mean` [d_in] and `variance` (total: summed over units of the activations) come from the cache's header; where they
     are None, the first batch gives them. The weights are drawn from `config.seed` when both are known, or are those of
-    `start`, an SAE of the same shape. Raises UserError where training can't start from it. A step goes through its
-    batch in `accumulate` equal pieces, one after the other.
+    `start`, an SAE of the same shape. A step goes through its batch in `accumulate` equal pieces, one after the other,
+    and is one CUDA graph with `graph`. Raises UserError where training can't start from `start`, or a step be a graph.
+    Eight parameters: the config is enough; the others have defaults and stand alone.
     """
 
     def __init__(
@@ -60,16 +58,18 @@ class Trainer:
         start: SAE | None = None,
         world: World | None = None,
         accumulate: int = 1,
+        graph: bool = False,
     ) -> None:
         if start is not None:
             check_fits(start, config)
         self.config, self.device, self.world = config, torch.device(device), world or World()
+        check_device(config, self.device, graph, self.world.all.size)
         self.rule, self.accumulate = rules.find(config.rule), accumulate
-        self.screen = settle(config, self.device).screen
-        self.screen = "float32" if self.screen == "auto" else self.screen  # the product that chooses: one of PRODUCTS
+        self.watch = Watch(config, self.device, self.world)
         self.recall: Tensor | None = None  # of the screen, where this step or the start measured it
         self.counts_silent = self.device.type == "cpu"  # elsewhere, a count waits for the device
         self.steps = 0
+        self.graph = Graph() if graph else None
         self._given, self._from = (mean, variance), start
         self.weights: Weights = {}
 
@@ -85,45 +85,37 @@ class Trainer:
         self.world.latents.from_first(weights["b_dec"])
         held = weights["W_dec"].clone() if self.config.frozen == "soft_decoder" else None
         self._lay_out(weights, hull, variance, held)
-        self._watch_screen(x - weights["b_dec"])
+        self._look_at_screen(x - weights["b_dec"])
+
+    @property
+    def screen(self) -> str:
+        """The product that chooses latents: float32 | bfloat16 | int8 | float8."""
+        return self.watch.screen
 
     @property
     def screened(self) -> bool:
         """Whether a rough product chooses the candidates."""
         return self.screen != "float32"
 
-    def _watch_screen(self, centred: Tensor) -> None:
-        """Measure what share of the true top k the screen finds; where that is too small, go over to the next product.
-
-        From int8 to bfloat16, where the device has instructions for it, and from there to float32.
-        """
-        while self.screened:
-            assert isinstance(self.rule, rules.Selection)
-            recall = self.rule.screen_recall(self.weights, centred, self._chosen)
-            self.recall = self.world.all.sum_(recall) / self.world.all.size
-            if self.recall >= RECALL:
-                return
-            lacks = torch.tensor(not rough.has_fast_bfloat16(self.device), device=self.device)
-            given_up, steps_down = self.screen, not self.world.all.any(lacks)  # all go over to the same
-            self.screen = "bfloat16" if self.screen == "int8" and steps_down else "float32"
-            found = f"{float(self.recall):.5f} of the top k at step {self.steps}, {RECALL} wanted"
-            log.warning("the %s screen finds %s: %s chooses from here on", given_up, found, self.screen)
-
-    @property
-    def _chosen(self) -> SAEConfig:
-        """The config with the product that chooses."""
-        return replace(self.config, screen=self.screen)
+    def _look_at_screen(self, centred: Tensor) -> None:
+        before = self.screen
+        self.recall = self.watch.look(self.weights, centred, self.steps)
+        if self.graph is not None and self.screen != before:
+            self.graph.forget()
 
     def _lay_out(self, weights: Weights, hull: Hull | None, variance: Tensor, held: Tensor | None) -> None:
         self.weights, self.hull, self.variance, self.held = weights, hull, variance, held
         self.silent = torch.zeros(len(weights["W_enc"]), dtype=torch.int64, device=self.device)  # tokens since
         self.threshold = torch.zeros((), device=self.device)  # batchtopk
+        self.pace = torch.ones((), device=self.device)  # by which it moves towards a step's smallest value
         self._pre: Tensor | None = None
         written = ("W_enc", "W_dec") if isinstance(self.rule, rules.Selection) else ()
         sets = min(2, self.accumulate)  # the sum of the pieces so far, and the next piece's
         self._grads = [{name: torch.empty_like(weights[name]) for name in written} for _ in range(sets)]
         self.per_unit = float(variance.sqrt()) / self.config.d_in**0.5  # the activations' spread per dimension
-        self.optimizer = build_optimizer(self.config, weights, hull, self.per_unit)
+        self.optimizer = build_optimizer(self.config, weights, hull, self.per_unit, self.graph is not None)
+        if self.graph is not None:
+            self.graph.forget()
 
     @torch.no_grad()
     def step(self, x: Float[Tensor, "batch d_in"], lr_factor: float = 1.0) -> dict[str, Tensor]:
@@ -139,6 +131,27 @@ class Trainer:
         x = x.to(self.device, torch.float32, non_blocking=self.device.type == "cuda")
         if not self.weights:
             self.start(x)
+        elif self.screened and self.steps % RECALL_EVERY == 0:
+            self._look_at_screen(x - self.weights["b_dec"])
+        self._set_pace(lr_factor)
+        if self.graph is None or self._resamples:
+            found = self._update(x)
+        else:
+            found = self.graph.step(self._update, x)
+        self.steps += 1
+        measured = {} if self.recall is None else {"screen_recall": self.recall}
+        self.recall = None
+        return {**found, **measured}
+
+    def _set_pace(self, lr_factor: float) -> None:
+        """What depends on the step's number: rates, and how much of a batch's smallest value the threshold takes."""
+        self.pace.fill_(1 - min(THRESHOLD_MEMORY, self.steps / (self.steps + THRESHOLD_SHARE)))
+        for group in self.optimizer.param_groups:
+            rate = group["rate"] * lr_factor
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
+
+    def _update(self, x: Tensor) -> dict[str, Tensor]:
+        """The step on the device; in it nothing of the host changes from step to step but whether it resamples."""
         tokens = len(x) * self.world.data.size
         found = self._gradients(x, tokens)
         for tensor in (*found.grads.values(), *found.metrics.values()):
@@ -148,14 +161,11 @@ class Trainer:
         if found.threshold is not None:
             self._follow(self.world.all.gather(found.threshold.view(1)).min())
         if self.config.frozen != "all":
-            self._apply(found.grads, lr_factor)
+            self._apply(found.grads)
             self._revive()
         self.silent.add_(tokens).masked_fill_(fired, 0)
-        self.steps += 1
-        measured = {} if self.recall is None else {"screen_recall": self.recall}
-        self.recall = None
         silent = self.world.latents.sum_((self.silent >= self.config.dead_after).sum())
-        return {**found.metrics, **measured, "silent": silent}
+        return {**found.metrics, "silent": silent}
 
     def _revive(self) -> None:
         if "revive" in self.rule.supports and self.config.revive:
@@ -168,13 +178,11 @@ class Trainer:
             return self._by_autograd(x, tokens)
         weights, pieces = self.weights, self.accumulate
         centred = x - weights["b_dec"]
-        if self.steps and self.steps % RECALL_EVERY == 0:
-            self._watch_screen(centred)
         found, errors = None, []
         for part in centred.split(len(x) // pieces):
             pre, out = self._multiply(part), self._grads[found is not None]
             more, error = objectives.sparse_gradients(
-                weights, part, pre, self._chosen, self.variance, tokens, out, self.world
+                weights, part, pre, self.watch.chosen, self.variance, tokens, out, self.world
             )
             found = more if found is None else found.add(more)
             errors.append(error)
@@ -202,10 +210,15 @@ class Trainer:
     def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
         given = (self.weights, x, self.config, self.variance, tokens, self.world, self.accumulate)
         found, error = objectives.dense_gradients(*given)
-        every = self.config.resample_every
-        if every and self.steps and self.steps % every == 0:
+        if self._resamples:
             self._resample(x, error, found.grads)
         return found
+
+    @property
+    def _resamples(self) -> bool:
+        """Whether silent latents are resampled at this step."""
+        every = self.config.resample_every
+        return bool(every and self.steps and self.steps % every == 0)
 
     def _resample(self, x: Tensor, error: Tensor, grads: Weights) -> None:
         silent = self.silent >= self.config.dead_after
@@ -217,11 +230,10 @@ class Trainer:
 
     def _follow(self, smallest: Tensor) -> None:
         """Move batchtopk's inference threshold towards this batch's smallest kept value."""
-        memory = min(THRESHOLD_MEMORY, self.steps / (self.steps + THRESHOLD_SHARE))
         smallest = torch.where(smallest.isinf(), self.threshold, smallest)  # a batch that keeps nothing says nothing
-        self.threshold.mul_(memory).add_(smallest, alpha=1 - memory)
+        self.threshold.lerp_(smallest, self.pace)
 
-    def _apply(self, grads: Weights, lr_factor: float) -> None:
+    def _apply(self, grads: Weights) -> None:
         if self.config.frozen == "decoder":
             grads = {name: gradient for name, gradient in grads.items() if name != "W_dec"}
         if self.config.clip:
@@ -233,8 +245,6 @@ class Trainer:
             shrink = (self.config.clip / norm.clamp(min=1e-30)).clamp(max=1.0)
             for gradient in grads.values():
                 gradient.mul_(shrink)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * lr_factor
         for name, gradient in grads.items():
             self.weights[name].grad = gradient
         if self.hull is not None:
@@ -299,7 +309,7 @@ class Trainer:
             self.optimizer.state[parameter] = _under(f"adam.{i}.", state, parameter.device)
         self.steps = int(state["steps"])
         if "screened" in state:  # older checkpoints don't say, or whether bfloat16's screen was used
-            self.screen = PRODUCTS[int(state["screened"])]
+            self.watch.screen = PRODUCTS[int(state["screened"])]
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -180,7 +180,8 @@ def _recipe(
 ) -> tuple[str, dict[str, Any]]:
     """The name and recipe of an SAE's artifact."""
     kept = f"-k{config.k}" if RULES[config.rule].has_k else ""
-    code, train = LATER.get(config.rule, CODE), replace(train, latent_shards=1, accumulate=1)  # rounding only
+    code = LATER.get(config.rule, CODE)
+    train = replace(train, latent_shards=1, accumulate=1, graph=False)  # which change rounding only
     recipe = {"stage": "sae", "code": code, "cache": store.digest, "sae": config, "train": train} | dict(more or {})
     return f"{store.layer}-{config.latents}{kept}-seed{config.seed}", recipe
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelab.sae import choose, screen, sparse
+from saelab.sae import choose, rough, screen, sparse
 from saelab.sae.distributed import World
 from saelab.sae.rules import literature
 from saelab.sae.rules.rule import Selection, Weights
@@ -126,4 +126,4 @@ class BatchTopK(Selection):
 
 def _by(config: "SAEConfig") -> str:
     """The screen's rough product."""
-    return "int8" if config.screen == "int8" else "bfloat16"
+    return config.screen if config.screen in rough.NUMBERS else "bfloat16"

@@ -385,6 +385,25 @@ def test_a_row_is_on_disk_when_it_has_been_added(tmp_path, monkeypatch):
         assert len(seen[-1].splitlines()) == unit + 1 and seen[-1] == file.read_text()
 
 
+@pytest.mark.parametrize(("instant", "there"), [(False, [0, 1, 2, 3, 4, 5]), (True, [0, 0, 0, 0, 4, 4])])
+def test_only_free_answers_wait_for_one_another(tmp_path, monkeypatch, instant, there):
+    """A bought answer is on the disk before the next one is asked for; free ones are written together."""
+    seen = []
+
+    class Watched(Scripted):
+        def propose(self, cases, folder):
+            for proposal in super().propose(cases, folder):
+                seen.append(len((tmp_path / "proposals.jsonl").read_text().splitlines()))
+                yield proposal
+
+    proposer = Watched()
+    proposer.instant = instant
+    monkeypatch.setattr(propose, "AT_ONCE", 4)
+    rows = propose.run(proposer, exemplars(), IMAGES, range(6), tmp_path)
+    assert seen == there
+    assert [row.unit for row in rows] == list(range(6)) and propose.read(tmp_path) == rows
+
+
 @pytest.mark.parametrize(
     "line", ["[1]", "5", "null", '{"unit": "3", "status": "answered"}', '{"unit": true, "status": ""}', '{"unit": 1}']
 )

@@ -144,7 +144,10 @@ class Estimate:
 
 
 class Proposer(Protocol):
-    """Whatever turns a unit's images into candidate labels."""
+    """Whatever turns a unit's images into candidate labels.
+
+    One whose answers come at once and for free may say `instant = True`: they are then written many together.
+    """
 
     name: str
     shown: int | None  # how many positives a unit is judged by; None = all that were mined

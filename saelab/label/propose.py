@@ -18,8 +18,9 @@ contrast), `shuffled_contrast` (another unit's contrasts: the ablation that show
 import dataclasses
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ from saelab.label.proposers import CHATS, load_chat, load_proposer
 if TYPE_CHECKING:
     from saelab.images import ImageSet
     from saelab.label.selection import Budget
+
+AT_ONCE = 256  # rows that are written together where they cost nothing: a kill costs the answers of a moment
 
 __all__ = [
     "CHATS",
@@ -154,28 +157,33 @@ def run(
     found: dict[int, Proposal] = {}
     with tqdm(total=len(todo), desc=proposer.name, leave=False, disable=not (progress and todo)) as bar:
 
-        def keep(proposal: Proposal) -> None:
-            attempts, uncertain = ledger.tries(proposal.unit)
-            proposal = dataclasses.replace(
-                proposal, attempts=proposal.attempts + attempts, uncertain=proposal.uncertain + uncertain
-            )
-            found[proposal.unit] = proposal
-            ledger.add(proposal)
-            bar.update()
+        def keep(proposals: Iterable[Proposal], together: int) -> None:
+            coming = iter(proposals)
+            while some := list(islice(coming, together)):
+                rows = [_counted(proposal, ledger) for proposal in some]
+                found.update({row.unit: row for row in rows})
+                ledger.add(*rows)
+                bar.update(len(rows))
 
-        for case in todo:
-            if not case.positives:
-                keep(Proposal(case.unit, (), "no_positives", proposer.name, mode, (), case.contrasts))
+        silent = [case for case in todo if not case.positives]
+        keep((Proposal(c.unit, (), "no_positives", proposer.name, mode, (), c.contrasts) for c in silent), AT_ONCE)
         asked = [case for case in todo if case.positives]
         allowed = budget.admit(asked, proposer.estimate, found, kept.values()) if budget else asked
-        for proposal in proposer.propose(allowed, folder):
-            keep(proposal)
+        keep(proposer.propose(allowed, folder), AT_ONCE if getattr(proposer, "instant", False) else 1)
     rows = sorted({**kept, **found}.values(), key=lambda p: p.unit)
     ledger.close(summary(rows, units))
     wanted = set(units)
     rows = [p for p in rows if p.unit in wanted]
     _refuse_total_failure([p for p in rows if p.status != "no_positives"])
     return rows
+
+
+def _counted(proposal: Proposal, ledger: Ledger) -> Proposal:
+    """The proposal with the attempts of earlier runs."""
+    attempts, uncertain = ledger.tries(proposal.unit)
+    return dataclasses.replace(
+        proposal, attempts=proposal.attempts + attempts, uncertain=proposal.uncertain + uncertain
+    )
 
 
 def _recipe(proposer: Proposer, exemplars: ShownExemplars, images: "ImageSet", mode: str, seed: int) -> dict[str, Any]:

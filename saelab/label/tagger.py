@@ -33,6 +33,7 @@ class Tagger:
     """
 
     name = "tagger"
+    instant = True  # it asks nobody
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from saelab.label.scorers import evidence as bundle
 from saelab.label.scorers.dissect import others_logsumexp
 from saelab.label.scorers.frame import Draw, Frame
 from saelab.label.scorers.moved import FEWEST, Moving, Series, series_of
-from saelab.label.scorers.permuted import whole
+from saelab.label.scorers.permuted import best_of, whole
 from saelab.label.scorers.registry import SCORERS
 
 CLOSED = [n for n, s in SCORERS.items() if s.needs not in ("decoder", "maps")]
@@ -437,3 +437,19 @@ def test_a_null_score_that_differs_by_rounding_is_a_tie(monkeypatch, share, lowe
         found = nulls.null_percentiles(["near"], evidence, n=4, best={"near": own})["near"]
         known = found.isfinite() & (own != 0)
         assert int(known.sum()) > 5 and (found[known] == lower).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_best_of_each_row_knows_holes_and_infinities(dtype):
+    """Rows with NaN take a way of their own; each is what filling all holes first would give."""
+    g = torch.Generator().manual_seed(0)
+    scores = torch.randn(400, 7, generator=g).to(dtype)
+    kinds = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0], dtype=dtype)
+    scores = torch.where(torch.rand(400, 7, generator=g) < 0.5, kinds[torch.randint(4, (400, 7), generator=g)], scores)
+    scores[:4] = kinds[:, None]
+    filled = scores.nan_to_num(nan=-torch.inf).amax(dim=1)
+    expected = filled.masked_fill(filled == -torch.inf, torch.nan)
+    before = scores.clone()
+    assert torch.equal(best_of(scores).nan_to_num(nan=7), expected.nan_to_num(nan=7)) and expected.isnan().any()
+    assert torch.equal(scores.nan_to_num(nan=7), before.nan_to_num(nan=7))  # its argument is left alone
+    assert torch.equal(best_of(scores.nan_to_num(nan=1)), scores.nan_to_num(nan=1).amax(dim=1))  # no holes

@@ -20,7 +20,7 @@ from saelab.label.scorers.checks import similarities
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of, where_ranked
-from saelab.label.scorers.products import Sims
+from saelab.label.scorers.products import Sims, side_by_side
 from saelab.label.scorers.scorer import Moved, Rows, Scorer, fits
 
 Whole = Callable[[memberships.Reading], Float[Tensor, "some labels"]]  # evidence of the whole set, for one reading
@@ -102,7 +102,7 @@ def _rows(
             for reading in whole[1] if whole else seen.readings(z, labels):
                 total.add_(against(reading), alpha=reading.weight)
             found.append(memberships.discounted(total, worth[labels]).masked_fill_(seen.constant[labels], torch.nan))
-        return torch.cat(found, dim=1)
+        return side_by_side(found)
 
     return rows
 
@@ -174,7 +174,7 @@ def permuted_evidence(scorer: Scorer, frame: Frame) -> Best:
                 total.add_(memberships.cautious(r, within, frame.images), alpha=reading.weight)
             total = memberships.discounted(total, worth[labels])
             found.append(total.masked_fill_(seen.constant[labels], torch.nan))
-        return best_of(torch.cat(found, dim=1))
+        return best_of(side_by_side(found))
 
     return best
 

@@ -1,7 +1,9 @@
 """Similarities of images and labels that are computed when somebody looks at them, some labels or images at a time."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +52,11 @@ def label_parts(images: int, labels: int, at_once: int | None = None) -> list[sl
     return [slice(first, min(first + width, labels)) for first in range(0, labels, width)]
 
 
+def side_by_side(parts: Sequence[Float[Tensor, "some _"]]) -> Float[Tensor, "some labels"]:
+    """The scores of all runs of labels as one matrix; those of a single run as they are, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=1)
+
+
 @dataclass(frozen=True)
 class Scaled:
     """Centred columns of similarities to a power, each divided by its length: some labels or images at a time."""
@@ -58,28 +65,35 @@ class Scaled:
     power: int
     mean: Float[Tensor, "labels"]
     length: Float[Tensor, "labels"]  # of the centred column to the power; NaN or a floor where it is none
-    sums: Float[Tensor, "labels"]  # of the scaled column
 
     @classmethod
     def of(cls, sims: Sims, power: int, bound: Callable[[Tensor, Tensor], Tensor]) -> "Scaled":
-        """`bound(length, size)`: what a column is divided by, from its length and that of the similarities as they
-        are."""
+        """`bound(length, offset)`: what a column is divided by, from its length and that of what centring took away."""
         found = []
         for part in label_parts(*sims.shape):
             own = sims[:, part]
-            size, mean = own.norm(dim=0), own.mean(dim=0)
-            centred = (own - mean).pow_(power)
-            length = bound(centred.norm(dim=0), size)
-            found.append((mean, length, (centred.sum(dim=0, dtype=torch.float64) / length).to(own.dtype)))
+            mean = own.mean(dim=0)
+            length = (own - mean).pow_(power).norm(dim=0)
+            found.append((mean, bound(length, mean.abs() * math.sqrt(len(own)))))
         return cls(sims, power, *(torch.cat(column) for column in zip(*found, strict=True)))
+
+    @cached_property
+    def sums(self) -> Float[Tensor, "labels"]:
+        """Of the scaled columns: what the images that sparse units don't store add up to; others never ask."""
+        parts = [self._centred(part).sum(dim=0, dtype=torch.float64) / self.length[part] for part in self.parts()]
+        return torch.cat(parts).to(self.sims.dtype)
 
     def some(
         self, labels: slice = slice(None), images: slice | Int[Tensor, "some"] = slice(None)
     ) -> Float[Tensor, "some labels"]:
         """The columns of these labels at these images."""
-        centred = self.sims[images, labels] - self.mean[labels]
-        return centred.pow_(self.power).div_(self.length[labels])
+        return self._centred(labels, images).div_(self.length[labels])
 
     def parts(self, images: int | None = None) -> list[slice]:
         """Runs of labels that are looked at together, at so many images (all of them)."""
         return label_parts(len(self.sims) if images is None else images, self.sims.shape[1])
+
+    def _centred(
+        self, labels: slice, images: slice | Int[Tensor, "some"] = slice(None)
+    ) -> Float[Tensor, "some labels"]:
+        return (self.sims[images, labels] - self.mean[labels]).pow_(self.power)

@@ -16,7 +16,7 @@ from saelab.label.scorers.dissect import OIKARINEN
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of
-from saelab.label.scorers.products import Scaled, Sims
+from saelab.label.scorers.products import Scaled, Sims, side_by_side
 from saelab.label.scorers.scorer import Moved, Rows, Scorer, fits
 
 FLOOR = 1e-3  # CLIP-Dissect's least norm of a column
@@ -80,12 +80,12 @@ def cos_cubed_rows(acts: Acts, sims: Sims) -> Callable[[slice], Tensor]:
 
 def standardised(sims: Sims) -> Scaled:
     """Columns centred and scaled to unit length; NaN for a label that is equally like every image."""
-    return Scaled.of(sims, 1, lambda length, size: length.masked_fill(length <= 1e-6 * size, torch.nan))
+    return Scaled.of(sims, 1, lambda length, offset: length.masked_fill(length <= 1e-6 * offset, torch.nan))
 
 
 def cubed(sims: Sims) -> Scaled:
     """Cubes of the centred columns over their norm, floored at 1e-3."""
-    return Scaled.of(sims, 3, lambda length, size: length.clamp(min=FLOOR))
+    return Scaled.of(sims, 3, lambda length, offset: length.clamp(min=FLOOR))
 
 
 def _rows(acts: Acts, right: Scaled, floor: float) -> Callable[[slice], Tensor]:
@@ -95,14 +95,20 @@ def _rows(acts: Acts, right: Scaled, floor: float) -> Callable[[slice], Tensor]:
 
     def rows(units: slice) -> Float[Tensor, "some labels"]:
         some, found = part(acts, units), []
-        powers = partial(_powers, some, centres[units], right.power, floor, right.sums.dtype)
+        powers = partial(_powers, some, centres[units], right.power, floor, right.mean.dtype)
         kept = list(powers()) if isinstance(some, Columns) else None  # sparse entries are few: for all parts
         for labels in parts:
             own = right.some(labels) if whole is None else whole
-            found.append(torch.cat([each.against(own, right.sums[labels]) for each in kept or powers()]))
-        return torch.cat(found, dim=1)
+            sums = _sums(acts, right, labels)
+            found.append(torch.cat([each.against(own, sums) for each in kept or powers()]))
+        return side_by_side(found)
 
     return rows
+
+
+def _sums(acts: Acts, right: Scaled, labels: slice) -> Float[Tensor, "some"] | None:
+    """What `Powers.against` asks for where units are sparse; dense ones don't need it."""
+    return right.sums[labels] if isinstance(acts, Columns) else None
 
 
 def _powers(
@@ -147,15 +153,21 @@ class Powers:
         self, right: Float[Tensor, "images labels"], sums: Float[Tensor, "labels"] | None = None
     ) -> Float[Tensor, "some labels"]:
         """The products; NaN for constant units. `sums`: of the columns, where they are known."""
+        return self.products(right, sums).masked_fill_(self.constant[:, None], torch.nan)
+
+    def products(
+        self, right: Float[Tensor, "images labels"], sums: Float[Tensor, "labels"] | None = None
+    ) -> Float[Tensor, "some labels"]:
+        """As `against`, with any numbers for constant units: for whoever marks them later, in less than the matrix."""
         scores = self.entries @ right
         if self.unstored is not None:
             scores += self.unstored * (right.sum(dim=0, dtype=torch.float64).to(right.dtype) if sums is None else sums)
-        return scores.masked_fill_(self.constant[:, None], torch.nan)
+        return scores
 
 
 def correlated(frame: Frame, right: Scaled, floor: float) -> Best:
     """Pearson and its cube under permutation: one product a draw, over the ranks above units' lowest."""
-    means, dtype = column_means(frame.evidence.acts), right.sums.dtype
+    means, dtype = column_means(frame.evidence.acts), right.mean.dtype
     longest = max((block.sorted.shape[1] for block in frame.blocks), default=0)
     together = len(right.parts(longest)) == 1
     state: dict[int, tuple[Tensor, Tensor]] = {}
@@ -178,7 +190,7 @@ def correlated(frame: Frame, right: Scaled, floor: float) -> Best:
         for labels in [slice(None)] if together else right.parts(ranks):
             seen = permuted(draw)[:ranks] if together else right.some(labels, draw.order[:ranks])
             found.append(torch.addmm(low * right.sums[labels], high, seen))
-        return best_of(torch.cat(found, dim=1))
+        return best_of(side_by_side(found))
 
     return best
 
@@ -193,8 +205,8 @@ def _moved(right_of: Callable[[Sims], Scaled], power: int, floor: float) -> Call
 
         def best(seen: Evidence) -> Tensor:
             right = right_of(seen.looked_at)
-            parts = [columns.against(right.some(labels), right.sums[labels]) for labels in right.parts()]
-            return best_of(torch.cat(parts, dim=1))
+            parts = [columns.products(right.some(labels), _sums(e.acts, right, labels)) for labels in right.parts()]
+            return best_of(side_by_side(parts)).masked_fill_(columns.constant, torch.nan)
 
         return best
 

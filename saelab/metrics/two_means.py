@@ -101,8 +101,8 @@ def _plus_plus(gram: Float[Tensor, "units k k"]) -> Int[Tensor, "units runs 2"]:
 
 def _nearer_second(weights: Float[Tensor, "units runs 2 k"], gram: Tensor) -> Bool[Tensor, "units runs k"]:
     """Which rows are nearer to the second centre than to the first."""
-    along = weights @ gram[:, None]
-    distance = _within(weights, gram)[:, :, :, None] - 2 * along
+    along = _products(weights, gram)
+    distance = (along * weights).sum(dim=3)[:, :, :, None] - 2 * along
     return distance[:, :, 1] < distance[:, :, 0]
 
 
@@ -119,4 +119,9 @@ def _means(labels: Bool[Tensor, "units runs k"]) -> Float[Tensor, "units runs 2 
 
 def _within(weights: Float[Tensor, "units runs 2 k"], gram: Tensor) -> Float[Tensor, "units runs 2"]:
     """Squared norms of sums of rows."""
-    return ((weights @ gram[:, None]) * weights).sum(dim=3)
+    return (_products(weights, gram) * weights).sum(dim=3)
+
+
+def _products(weights: Float[Tensor, "units runs 2 k"], gram: Tensor) -> Float[Tensor, "units runs 2 k"]:
+    """Inner products of sums of rows with the rows: one product a unit, for a matrix of each run would be a copy."""
+    return (weights.flatten(1, 2) @ gram).view_as(weights)

@@ -1,12 +1,13 @@
 """The report's data against brute-force twins, its folder's promises, and runs that can't be shown."""
 
 import base64
+import gzip
 import json
 import math
 import re
 import shutil
 import weakref
-import zlib
+from itertools import chain
 from pathlib import Path
 
 import neuronpedia_database
@@ -26,7 +27,6 @@ from saelab.report import (
     glossary,
     held_out,
     maps,
-    matched_pairs,
     neuronpedia,
     pictures,
     reading,
@@ -35,10 +35,10 @@ from saelab.report import (
     vlm_answers,
     write,
 )
-from saelab.report.build import _best
+from saelab.report import units as assembling
+from saelab.report.build import _best, _write
 from saelab.report.called import Called, in_few_words, in_words
 from saelab.report.shelf import Shelf
-from saelab.report.units import assemble
 
 
 @pytest.fixture(scope="module")
@@ -478,10 +478,17 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
 
 
 def test_label_sets_reach_tables_only_where_the_run_has_them(report, run):
-    made = [[unit(report, run, basis.name, 0)] for basis in run.bases]
-    assert not any("label_set" in line for line in exports.Table(run, made))
-    made[0][0] |= {"label_set": ["cat", "kitten"]}
-    assert [line["label_set"] for line in exports.Table(run, made)] == [["cat", "kitten"], *[None] * (len(made) - 1)]
+    made = [unit(report, run, basis.name, 0) for basis in run.bases]
+
+    def table():
+        rows = exports.Table(run)
+        for number, record in enumerate(made):
+            rows.add(number, [record])
+        return rows
+
+    assert not any("label_set" in line for line in table())
+    made[-1] |= {"label_set": ["cat", "kitten"]}
+    assert [line["label_set"] for line in table()] == [*[None] * (len(made) - 1), ["cat", "kitten"]]
     row = run.bases[0].labels[0]
     assert "label_set" not in records._label(row)
     assert records._label(row | {"label_set": None})["label_set"] is None
@@ -760,29 +767,48 @@ def test_a_shelf_gives_back_what_it_took():
     assert kept[0] == expected[0]
 
 
-def test_a_basis_is_never_read_whole_as_records(report, run, tmp_path, monkeypatch):
-    """Of records as objects there are as many at once as a step needs, however many units there are."""
+def test_a_basis_is_never_held_whole_as_records(report, run, tmp_path, monkeypatch):
+    """Of records, and of tables' rows, as objects there are as many at once as a step needs, however many units."""
     alive, most = weakref.WeakSet(), []
 
     class Watched(dict):
         __hash__ = object.__hash__
 
-    def read(data: bytes) -> Watched:
-        row = Watched(json.loads(zlib.decompress(data)))
+    def watch(row: dict) -> Watched:
+        row = Watched(row)
         alive.add(row)
         most.append(len(alive))
         return row
 
-    monkeypatch.setattr(shelf, "_read", read)
-    monkeypatch.setattr(neuronpedia, "BATCH", 4)
-    monkeypatch.setattr(write, "CHUNK", 4)
-    made = assemble(run, tmp_path, 6)
-    for number, (whole, light) in enumerate(zip(made.whole, made.light, strict=True)):
-        write.basis(tmp_path, number, whole, light)
-    matched_pairs.drawn(run, made.whole)
-    exports.write(run, made.whole, tmp_path)
-    units = sum(len(whole) for whole in made.whole)
-    assert len(most) > 5 * units > 0 and max(most) <= 10 < units
+    joined, read = assembling._joined, shelf._read
+    monkeypatch.setattr(assembling, "_joined", lambda *given: map(watch, joined(*given)))
+    monkeypatch.setattr(shelf, "_read", lambda data: watch(read(data)))
+    for module, name in ((neuronpedia, "BATCH"), (write, "CHUNK"), (exports, "BATCH")):
+        monkeypatch.setattr(module, name, 4)
+    _write(run, tmp_path, 6, None)
+    units = sum(len(basis.labels) for basis in run.bases)
+    assert len(most) > 4 * units > 0 and max(most) <= 10 < units
+
+
+def test_batches_for_neuronpedia_hold_every_unit_whatever_their_length(report, run, tmp_path, monkeypatch):
+    """Cut at another length than the chunks that come, per basis: the same rows in the same order."""
+
+    def rows(folder):
+        found = {}
+        for file in sorted(folder.rglob("batch-*.gz"), key=lambda f: int(f.name[6:].split(".")[0])):
+            lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+            found.setdefault(str(file.parent.relative_to(folder)), []).append(lines)
+        return found
+
+    whole = rows(report / "takeaway" / "neuronpedia")
+    monkeypatch.setattr(neuronpedia, "BATCH", 7)
+    _write(run, tmp_path, 30, None)
+    cut = rows(tmp_path / "takeaway" / "neuronpedia")
+    assert whole.keys() == cut.keys() and len(whole) == 3 * len(run.bases)
+    for table, batches in cut.items():
+        assert list(chain(*batches)) == list(chain(*whole[table]))
+        if table.endswith("features"):
+            assert [len(batch) for batch in batches[:-1]] == [7] * (len(batches) - 1) and 0 < len(batches[-1]) <= 7
 
 
 @pytest.mark.parametrize("columns", [3, 64, 400, 449, 5000])

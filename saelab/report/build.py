@@ -144,17 +144,20 @@ def _written_from(partial: Path) -> str:
 
 
 def _write(run: reading.Run, out: Path, shown: int, site: str | None) -> None:
-    made = units.assemble(run, out, shown)
+    pairs, takeaway = matched_pairs.Pairs(run), exports.Takeaway(run, out, site)
+
+    def take(number: int, place: int, records: list[dict[str, Any]]) -> None:
+        write.units(out, number, place, records)
+        pairs.add(number, records)
+        takeaway.add(number, records)
+
+    made = units.assemble(run, out, shown, take)
     side = pictures.side_for(len(made.images))
     unreadable = pictures.write(sorted(made.images), run.images, out, side)
-    for number, (whole, light) in enumerate(zip(made.whole, made.light, strict=True)):
-        write.basis(out, number, whole, light)
+    for number, light in enumerate(made.light):
+        write.summaries(out, number, light)
     facts = _facts(run, made.light, side, unreadable)
-    facts |= {
-        "sides": matched_pairs.drawn(run, made.whole),
-        "takeaway": exports.write(run, made.whole, out, site),
-        "prompts": list(made.prompts),
-    }
+    facts |= {"sides": pairs.draw(), "takeaway": takeaway.write(), "prompts": list(made.prompts)}
     write.put(out, "run", facts)
     write.put(out, "people", people.read(run.bases, people.folder(run.path)))
     for number, comparison in enumerate(run.comparisons):

@@ -1,7 +1,7 @@
 """Files to take away: tables of all units, Neuronpedia's import, SAEs in SAELens' format, a methods text."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,58 +12,69 @@ from saelab.files import folder_names
 from saelab.report import methods, neuronpedia, people
 from saelab.report.reading import Run
 from saelab.report.records import FAITHFULNESS
-from saelab.report.shelf import Shelf
+from saelab.report.shelf import Row, Shelf
 
-Records = Sequence[Sequence[dict[str, Any]]]  # per basis, a record per unit
 BATCH = 1024  # rows of a Parquet file that are made at once
 
 
-def write(run: Run, made: Records, out: Path, site: str | None = None) -> list[list[str]]:
-    """Write `takeaway/` in the report's folder. Returns [file, what it is] of each file, in the order to be shown.
+class Takeaway:
+    """`takeaway/` in the report's folder, from records as they come.
 
     `site`: the address where the report will lie, for links to its pictures.
     """
-    folder = out / "takeaway"
-    folder.mkdir(exist_ok=True)
-    said = people.read(run.bases, people.folder(run.path))
-    rows = Table(run, made, people.merged(said))
-    write_csv(folder / "units.csv", rows, rows.keys)
-    write_jsonl(folder / "units.jsonl", rows)
-    places = neuronpedia.write(run, made, folder / "neuronpedia", site)
-    for name, content in (
-        ("methods.txt", methods.text),
-        ("methods.tex", methods.latex),
-        ("references.bib", methods.bibtex),
-    ):
-        (folder / name).write_text(content(run), encoding="utf-8")
-    files = [
-        ["takeaway/units.csv", "a row for each unit: label, scores, metrics, image files"],
-        ["takeaway/units.jsonl", "the same, one JSON object a line"],
-        *(
+
+    def __init__(self, run: Run, out: Path, site: str | None = None) -> None:
+        self._run, self._out, self._folder = run, out, out / "takeaway"
+        self._folder.mkdir(exist_ok=True)
+        self._said = people.read(run.bases, people.folder(run.path))
+        self._table = Table(run, people.merged(self._said))
+        self._sources = neuronpedia.Sources(run, self._folder / "neuronpedia", site)
+
+    def add(self, number: int, records: Sequence[Row]) -> None:
+        """Records of basis `number`, in the order of bases and units."""
+        self._table.add(number, records)
+        self._sources.add(number, records)
+
+    def write(self) -> list[list[str]]:
+        """Write what waited for the last record. Returns [file, what it is] of each file, in the order to be shown."""
+        run, folder, rows = self._run, self._folder, self._table
+        write_csv(folder / "units.csv", rows, rows.keys)
+        write_jsonl(folder / "units.jsonl", rows)
+        self._sources.close()
+        for name, content in (
+            ("methods.txt", methods.text),
+            ("methods.tex", methods.latex),
+            ("references.bib", methods.bibtex),
+        ):
+            (folder / name).write_text(content(run), encoding="utf-8")
+        files = [
+            ["takeaway/units.csv", "a row for each unit: label, scores, metrics, image files"],
+            ["takeaway/units.jsonl", "the same, one JSON object a line"],
+            *(
+                [
+                    f"takeaway/neuronpedia/{place}/source.jsonl",
+                    f"{basis.name} for Neuronpedia's importer, this whole folder",
+                ]
+                for place, basis in zip(self._sources.places, run.bases)
+            ),
+            *_saelens(run, self._out),
             [
-                f"takeaway/neuronpedia/{place}/source.jsonl",
-                f"{basis.name} for Neuronpedia's importer, this whole folder",
-            ]
-            for place, basis in zip(places, run.bases)
-        ),
-        *_saelens(run, out),
-        [
-            "takeaway/methods.txt",
-            "a paragraph on how this was made, with every setting (citations as Pandoc reads them)",
-        ],
-        ["takeaway/methods.tex", "the same for LaTeX"],
-        ["takeaway/references.bib", "BibTeX entries of what the paragraph cites"],
-    ]
-    if said:
-        write_jsonl(folder / "judgements.jsonl", said)
-        files.append(["takeaway/judgements.jsonl", "what people said of units, with its history: a line each time"])
-    if _parquet(folder / "units.parquet", rows):
-        files.insert(2, ["takeaway/units.parquet", "the same as Parquet"])
-    for number, comparison in enumerate(run.comparisons):
-        (folder / f"comparison-{number}.json").write_text(json.dumps(comparison, indent=1), encoding="utf-8")
-        layer = comparison["setup"]["layer"]
-        files.append([f"takeaway/comparison-{number}.json", f"every number of the comparison of {layer}"])
-    return files
+                "takeaway/methods.txt",
+                "a paragraph on how this was made, with every setting (citations as Pandoc reads them)",
+            ],
+            ["takeaway/methods.tex", "the same for LaTeX"],
+            ["takeaway/references.bib", "BibTeX entries of what the paragraph cites"],
+        ]
+        if self._said:
+            write_jsonl(folder / "judgements.jsonl", self._said)
+            files.append(["takeaway/judgements.jsonl", "what people said of units, with its history: a line each time"])
+        if _parquet(folder / "units.parquet", rows):
+            files.insert(2, ["takeaway/units.parquet", "the same as Parquet"])
+        for number, comparison in enumerate(run.comparisons):
+            (folder / f"comparison-{number}.json").write_text(json.dumps(comparison, indent=1), encoding="utf-8")
+            layer = comparison["setup"]["layer"]
+            files.append([f"takeaway/comparison-{number}.json", f"every number of the comparison of {layer}"])
+        return files
 
 
 def _saelens(run: Run, out: Path) -> list[list[str]]:
@@ -95,29 +106,28 @@ class Table:
     Rows are made once, from a record at a time, and kept as compressed text: they never stand side by side.
     """
 
-    def __init__(self, run: Run, made: Records, said: dict[tuple[str, int], people.Row] | None = None) -> None:
+    def __init__(self, run: Run, said: dict[tuple[str, int], people.Row] | None = None) -> None:
         """Where people `said` something of any unit (`people.merged`), every row has the columns for it."""
-        seen: dict[str, None] = {}
-        self._rows = Shelf(_noting(_rows(run, made, said or {}), seen))
-        self.keys = list(seen)
+        self._run, self._said = run, said or {}
+        self._rows, self._keys = Shelf(), dict[str, None]()
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return ({key: row.get(key) for key in self.keys} for row in self._rows)
+    @property
+    def keys(self) -> list[str]:
+        """Those of all rows, in the order in which they came."""
+        return list(self._keys)
 
-
-def _rows(run: Run, made: Records, said: dict[tuple[str, int], people.Row]) -> Iterator[dict[str, Any]]:
-    for basis, records in zip(run.bases, made, strict=True):
+    def add(self, number: int, records: Iterable[Row]) -> None:
+        """A row for each of these records of basis `number`."""
+        basis = self._run.bases[number]
         own = {"basis": basis.name, "kind": basis.kind, "layer": basis.layer, "seed": basis.seed}
         for record in records:
-            of_people = said.get((basis.name, record["unit"]))
-            yield own | _row(run, record, people.columns(of_people, record["label"]) if said else {})
+            of_people = self._said.get((basis.name, record["unit"]))
+            row = own | _row(self._run, record, people.columns(of_people, record["label"]) if self._said else {})
+            self._keys.update(dict.fromkeys(row))
+            self._rows.add(row)
 
-
-def _noting(rows: Iterator[dict[str, Any]], keys: dict[str, None]) -> Iterator[dict[str, Any]]:
-    """The rows; `keys` takes in theirs, in the order in which they come."""
-    for row in rows:
-        keys.update(dict.fromkeys(row))
-        yield row
+    def __iter__(self) -> Iterator[Row]:
+        return ({key: row.get(key) for key in self._keys} for row in self._rows)
 
 
 def _row(run: Run, record: dict[str, Any], said: people.Row) -> dict[str, Any]:

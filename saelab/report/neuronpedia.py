@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +25,56 @@ LEVEL = 6  # of compression: 9 takes 2.5 times as long for 2 % less
 CREATOR = "clkht01d40000jv08hvalcvly"  # the account that every instance is seeded with, owner of imported data
 
 
-def write(run: Run, made: Sequence[Sequence[Row]], folder: Path, site: str | None) -> list[str]:
-    """Write a folder for each basis below `folder`; returns their places in it, in the order of bases.
+class Sources:
+    """Writes a folder for each basis below `folder`, from its records as they come.
 
-    `made`: a record a unit. `site`: where the report will lie, for links to pictures; None: they are relative to it.
+    `site`: where the report will lie, for links to pictures; None: they are relative to it.
     """
-    model, taken, places = _slug(run.facts.get("host") or run.facts["name"]), set[str](), []
-    neurons = max(len(records) for records in made)
-    for basis, records in zip(run.bases, made, strict=True):
-        own = _set_name(basis, taken)
-        source = f"{_layer_number(basis.layer)}-{own}"
-        places.append(f"{model}/{source}")
-        at = folder / model / source
-        place = {"modelId": model, "layer": source}
-        about = [_model(run, model, neurons), _source_set(run, basis, model, own), _source(run, model, source, own)]
-        for name, row in zip(("model", "sourceset", "source"), about):
-            _put(at / f"{name}.jsonl", [row])
-        for number, first in enumerate(range(0, len(records), BATCH)):
-            some = records[first : first + BATCH]
-            tables = {
-                "features": [place | _feature(record) | {"sourceSetName": own} for record in some],
-                "explanations": [place | _explanation(place, r) for r in some if r["label"] is not None],
-                "activations": [place | row for record in some for row in _activations(run, place, record, site)],
-            }
-            for table, rows in tables.items():
-                if rows:  # the importer reads the columns off the first line
-                    _put(at / table / f"batch-{number}.jsonl.gz", rows)
-    return places
+
+    def __init__(self, run: Run, folder: Path, site: str | None) -> None:
+        self._run, self._folder, self._site = run, folder, site
+        model, taken = _slug(run.facts.get("host") or run.facts["name"]), set[str]()
+        neurons = max(len(basis.labels) for basis in run.bases)
+        self.places: list[str] = []  # of each basis, in `folder`
+        self._named: list[tuple[Row, str]] = []  # what every row of a basis begins with, and the name of its set
+        for basis in run.bases:
+            own = _set_name(basis, taken)
+            source = f"{_layer_number(basis.layer)}-{own}"
+            about = [_model(run, model, neurons), _source_set(run, basis, model, own), _source(run, model, source, own)]
+            self.places.append(f"{model}/{source}")
+            self._named.append(({"modelId": model, "layer": source}, own))
+            for name, row in zip(("model", "sourceset", "source"), about):
+                _put(folder / self.places[-1] / f"{name}.jsonl", [row])
+        self._begin(0, 0)
+
+    def add(self, number: int, records: Iterable[Row]) -> None:
+        """Records of basis `number`, in the order of bases and units; a file is written when its batch is whole."""
+        for record in records:
+            if number != self._number:
+                self.close()
+                self._begin(number, 0)
+            elif self._taken == BATCH:
+                self.close()
+                self._begin(number, self._batch + 1)
+            self._taken += 1
+            place, own = self._named[number]
+            self._tables["features"].append(place | _feature(record) | {"sourceSetName": own})
+            if record["label"] is not None:
+                self._tables["explanations"].append(place | _explanation(place, record))
+            rows = _activations(self._run, place, record, self._site)
+            self._tables["activations"] += [place | row for row in rows]
+
+    def close(self) -> None:
+        """Write what waits for its batch to be whole."""
+        for table, rows in self._tables.items():
+            if rows:  # the importer reads the columns off the first line
+                place = self._folder / self.places[self._number] / table
+                _put(place / f"batch-{self._batch}.jsonl.gz", rows)
+                rows.clear()
+
+    def _begin(self, number: int, batch: int) -> None:
+        self._number, self._batch, self._taken = number, batch, 0
+        self._tables: dict[str, list[Row]] = {"features": [], "explanations": [], "activations": []}
 
 
 def _model(run: Run, model: str, neurons: int) -> Row:

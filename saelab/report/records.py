@@ -164,7 +164,9 @@ def _bands(ids: np.ndarray, values: np.ndarray, n_images: int, rng: np.random.Ge
         return []
     tenth = np.clip(np.ceil(10 * values / values.max()).astype(int), 1, 10)
     drawn = [_draw(ids[tenth == t], rng) for t in range(10, 0, -1)]
-    return [*drawn, _draw(np.setdiff1d(np.arange(n_images), ids), rng)]
+    silent = np.ones(n_images, dtype=bool)
+    silent[ids] = False
+    return [*drawn, _draw(np.flatnonzero(silent), rng)]
 
 
 def _draw(ids: np.ndarray, rng: np.random.Generator) -> list[int]:

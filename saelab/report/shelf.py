@@ -1,4 +1,4 @@
-"""Records of a basis, each kept as compressed text: as objects, those of 100,000 units would fill 5 GB and more."""
+"""Rows of a table, each kept as compressed text: as objects, those of 100,000 units would fill a gigabyte and more."""
 
 import json
 import zlib
@@ -15,9 +15,15 @@ class Shelf(Sequence[Row]):
     Keys are text and tuples are lists when they come out; numbers keep every bit.
     """
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        """Take in the records one by one, so that an iterator's never stand side by side."""
-        self._rows = [zlib.compress(json.dumps(row).encode(), LEVEL) for row in rows]
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        """Take in rows one by one, so that an iterator's never stand side by side."""
+        self._rows: list[bytes] = []
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """Take in one more, at the end."""
+        self._rows.append(zlib.compress(json.dumps(row).encode(), LEVEL))
 
     def __len__(self) -> int:
         return len(self._rows)

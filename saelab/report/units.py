@@ -1,7 +1,8 @@
 """The whole record of every unit, out of all that a run knows of it, one unit after another."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +19,26 @@ from saelab.report import (
     write,
 )
 from saelab.report.reading import ReadBasis, Run
-from saelab.report.shelf import Shelf
 
 KEPT = ("unit", "label", "status", "badge", "abstained", "measured", "interval", "said_of")  # in a light record
 Row = dict[str, Any]
+Taker = Callable[[int, int, list[Row]], None]  # of a basis' number, the place of a chunk in it, and its records
 
 
 @dataclass
 class Assembled:
-    """The records of every basis, in the order of bases."""
+    """What is left of the records of every basis, in the order of bases."""
 
-    whole: list[Shelf] = field(default_factory=list)
     light: list[list[Row]] = field(default_factory=list)  # what summaries need: `KEPT`, `several`, first `positives`
     prompts: dict[str, int] = field(default_factory=dict)  # that proposers were given, with their numbers
     images: set[int] = field(default_factory=set)  # that any record shows
 
 
-def assemble(run: Run, out: Path, shown: int) -> Assembled:
+def assemble(run: Run, out: Path, shown: int, take: Taker) -> Assembled:
     """Make all records; writes the maps, and the pictures that are not of the run's own images, into folder `out`.
 
-    `shown` limits the strongest images of a unit.
+    `shown` limits the strongest images of a unit. `take` gets every record once, `write.CHUNK` of a basis at a time,
+    and what it doesn't keep is gone: as objects, the records of 100,000 units would fill 5 GB and more.
     """
     known, means = records.truth(run.images), meaning.of_bases(run)
     write.put(out, "maps", meaning.maps(run, means))
@@ -57,7 +58,11 @@ def assemble(run: Run, out: Path, shown: int) -> Assembled:
         }
         rows = records.of_basis(run, basis, known, near.pop(basis.name), kept)
         found.light.append([])
-        found.whole.append(Shelf(_joined(rows, shares[number], parts, found)))
+        whole = _joined(rows, shares[number], parts, found)
+        for place in count():
+            if not (some := list(islice(whole, write.CHUNK))):
+                break
+            take(number, place, some)
     return found
 
 

@@ -122,13 +122,16 @@ def read_summary(found: dict[str, Any]) -> dict[str, Any]:
     return words | {key: whole(text) for key, text in found["columns"].items()} | {"thumbs": rows, "measured": measured}
 
 
-def basis(out: Path, number: int, records: Sequence[dict[str, Any]], light: Sequence[dict[str, Any]]) -> None:
-    """Write one basis: its summary, the summary of its first units, and its records, a file for every 40 units.
+def units(out: Path, number: int, place: int, records: Sequence[dict[str, Any]]) -> None:
+    """Write records of basis `number`: a file for every `CHUNK` units, of which this is the one at `place`."""
+    put(out, f"units/{number}/{place}", records)
+
+
+def summaries(out: Path, number: int, light: Sequence[dict[str, Any]]) -> None:
+    """Write the summary of a basis and that of its first units.
 
     `light`: of each record what `summary` reads, and `several`: has it two meanings? The browser of units draws its
     first page from the small file before it loads the large one.
     """
     put(out, f"summary-{number}", summary(light))
     put(out, f"summary-{number}-first", summary(light[:CHUNK]))
-    for start in range(0, len(records), CHUNK):
-        put(out, f"units/{number}/{start // CHUNK}", records[start : start + CHUNK])

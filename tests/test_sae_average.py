@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sae_processes import each
 
 from saelab.artifacts import plain
 from saelab.errors import UserError
@@ -93,5 +95,58 @@ def test_steps_that_only_jitter_average_out():
 def test_what_is_no_share_is_refused(given, message):
     with pytest.raises(UserError, match=f"ema={given}: {message}"):
         TrainConfig(ema=given)
-    with pytest.raises(UserError, match=r"ema=0\.9: needs latent_shards=1"):
-        TrainConfig(ema=0.9, latent_shards=2)
+
+
+def train_shards(folder: Path, shards: int, stops: int = 0) -> None:
+    """Every kind, in this process' part; stopped before the step `stops`, if any."""
+    step = Trainer.step
+
+    def perhaps_the_last(trainer, *given):
+        if stops and trainer.steps == stops:
+            raise Stop
+        return step(trainer, *given)
+
+    Trainer.step = perhaps_the_last
+    try:
+        for kind, config in KINDS.items():
+            config, train = replace(config, screen="float32"), replace(TRAIN, latent_shards=shards)
+            try:
+                fit(tokens(), config, train, folder / kind, progress=False)
+            except Stop:
+                continue
+            assert not stops
+    finally:
+        Trainer.step = step
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    train_shards(folder, 1)
+    return folder
+
+
+def check_equal(found: Path, expected: Path) -> None:
+    for kind in KINDS:
+        ours, theirs = (SAE.load(at / kind).tensors() for at in (found, expected))
+        for name, tensor in theirs.items():
+            assert float((ours[name] - tensor).norm() / tensor.norm()) <= 1e-5, (kind, name)
+
+
+@pytest.mark.parametrize(("size", "shards"), [(4, 4), (4, 2)])
+def test_shards_save_the_mean_that_one_process_saves(size, shards, tmp_path, alone):
+    assert each(size, tmp_path / "store", train_shards, tmp_path, shards) == [0] * size
+    check_equal(tmp_path, alone)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 2)])
+def test_a_cut_run_goes_on_with_another_number_of_shards(before, after, tmp_path, alone):
+    """Each takes the rows of the mean that it holds, from one file or from parts."""
+    if before == 1:
+        train_shards(tmp_path, 1, stops=27)
+    else:
+        assert each(before, tmp_path / "store", train_shards, tmp_path, before, 27) == [0] * before
+    suffix = "safetensors" if before == 1 else "safetensors.index.json"
+    assert all((tmp_path / kind / "checkpoints" / f"step-00000025.{suffix}").exists() for kind in KINDS)
+    assert each(after, tmp_path / "store2", train_shards, tmp_path, after) == [0] * after
+    check_equal(tmp_path, alone)

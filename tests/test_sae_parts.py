@@ -32,8 +32,10 @@ CONFIGS = {
     "batchtopk": replace(CONFIG, rule="batchtopk"),
     "relu": replace(CONFIG, rule="relu", dead_after=64, resample_every=4),
     "jumprelu": replace(CONFIG, rule="jumprelu", dead_after=64),
+    "averaged": replace(CONFIG, rule="jumprelu", dead_after=64),
 }
 TRAIN = TrainConfig(batch_size=64, steps=30, log_every=1, checkpoint_every=5)
+TRAINS = dict.fromkeys(CONFIGS, TRAIN) | {"averaged": replace(TRAIN, ema=0.9)}
 
 
 def tokens() -> np.ndarray:
@@ -50,9 +52,9 @@ def train(folder: Path, rule: str, shards: int, dies: tuple[int, int] = (-1, -1)
         return step(self, *given)
 
     Trainer.step = perhaps_the_last
-    config, held_out = CONFIGS[rule], tokens()[:50]
+    config, how, held_out = CONFIGS[rule], replace(TRAINS[rule], latent_shards=shards), tokens()[:50]
     try:
-        found = fit(tokens(), config, replace(TRAIN, latent_shards=shards), folder, held_out=held_out, progress=False)
+        found = fit(tokens(), config, how, folder, held_out=held_out, progress=False)
     except RuntimeError as error:
         raise explain(str(error), rank, size) or error from None
     finally:
@@ -81,11 +83,11 @@ def together(size: int, folder: Path, rule: str, shards: int, dies: tuple[int, i
 def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     for rule, config in CONFIGS.items():
-        fit(tokens(), config, TRAIN, folder / rule, held_out=tokens()[:50], progress=False)
+        fit(tokens(), config, TRAINS[rule], folder / rule, held_out=tokens()[:50], progress=False)
     return folder
 
 
-@pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu", "averaged"])
 def test_a_run_of_four_shards_that_loses_one_goes_on_with_two_and_then_with_one(rule, tmp_path, alone):
     out = tmp_path / "out"
     codes, words = together(4, out, rule, 4, dies=(3, 13))
@@ -94,7 +96,7 @@ def test_a_run_of_four_shards_that_loses_one_goes_on_with_two_and_then_with_one(
     assert {file.name for file in (out / "checkpoints").glob("step-*")} == {f"step-{n:08d}{INDEX}" for n in (5, 10)}
     codes, words = together(2, out, rule, 2, dies=(0, 22))
     assert codes == [-signal.SIGKILL, 1] and "another process ended" in words[1]
-    found = fit(tokens(), CONFIGS[rule], TRAIN, out, held_out=tokens()[:50], progress=False)
+    found = fit(tokens(), CONFIGS[rule], TRAINS[rule], out, held_out=tokens()[:50], progress=False)
     expected = lines(alone / rule)
     assert [line["step"] for line in lines(out)] == list(range(30)) and not (out / "checkpoints").exists()
     for ours, theirs in zip(lines(out), expected, strict=True):
@@ -122,7 +124,7 @@ def test_shards_leave_what_one_process_leaves(size, shards, tmp_path, alone):
         assert ours.meta == theirs.meta
         ours.save(tmp_path / "again.safetensors")
         assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / rule / "sae.safetensors").read_bytes()
-        again = fit(tokens(), config, TRAIN, tmp_path / rule, progress=False)
+        again = fit(tokens(), config, TRAINS[rule], tmp_path / rule, progress=False)
         assert torch.equal(again.sae.W_dec, ours.W_dec), "finished: the number of processes makes no difference"
 
 

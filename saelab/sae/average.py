@@ -11,10 +11,14 @@ from saelab.sae.rules.rule import Weights
 
 BEGINS = 10  # early on, the mean looks back over about a tenth of the steps so far
 PREFIX = "ema."  # of its tensors in a checkpoint
+SHARED = PREFIX + "b_dec"  # the one of them that all shards hold alike
 
 
 class Average:
-    """mean <- memory mean + (1 - memory) weights, after each step; the memory grows from 0 to `memory`."""
+    """mean <- memory mean + (1 - memory) weights, after each step; the memory grows from 0 to `memory`.
+
+    Of the latents that a process holds, where several hold them.
+    """
 
     def __init__(self, memory: float) -> None:
         self.memory, self.weights = memory, Weights()

@@ -149,8 +149,6 @@ class TrainConfig:
         _within(self, 1, "warmup", "anneal")
         if not 0 <= self.ema < 1:
             raise UserError("ema", self.ema, "from 0, for none, to below 1", "0.999 is usual")
-        if self.ema and self.latent_shards > 1:
-            raise UserError("ema", self.ema, "needs latent_shards=1", "set one of them back")
         if not 0 < self.epochs < math.inf or (self.steps is not None and self.steps < 1):
             raise UserError("steps", self.steps, "train for at least one step (steps or epochs)")
 

@@ -14,10 +14,11 @@ from saelab import artifacts
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
 from saelab.sae import checkpoints, record, rules, summary
-from saelab.sae.average import Average
+from saelab.sae.average import SHARED, Average
 from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World
 from saelab.sae.model import SAE
+from saelab.sae.parts import Holding
 from saelab.sae.quality import compare_held_out, quality
 from saelab.sae.train import Trainer
 
@@ -115,7 +116,7 @@ class Job:
         if folder is None:
             return
         finished = record.holds(folder, self.recipe)
-        self.trainer.holding.check_same(folder, finished)
+        self.holding.check_same(folder, finished)
         if finished:
             self.finished = Fit(self._load(), artifacts.read_json(folder / "quality.json"), folder)
             self.lines = _lines(folder, self.total)
@@ -124,7 +125,7 @@ class Job:
         if self.world.first:
             folder.mkdir(parents=True, exist_ok=True)
         before = artifacts.digest(self.recipe)  # as checkpoints say that are older than shards
-        found = checkpoints.latest(folder / "checkpoints", self.digest, self.trainer.holding, before)
+        found = checkpoints.latest(folder / "checkpoints", self.digest, self.holding, before)
         if found is None:
             return
         step, state = found
@@ -133,6 +134,12 @@ class Job:
             self.average.restore(state, self.trainer.device)
         self.lines = _lines(folder, step)
         log.info("resuming %s at step %d of %d", folder, step, self.total)
+
+    @property
+    def holding(self) -> Holding:
+        """What of a checkpoint this process holds: of the trainer, and of the mean of its weights."""
+        own = self.trainer.holding
+        return dataclasses.replace(own, shared=own.shared | {SHARED})
 
     @property
     def steps(self) -> int:
@@ -165,7 +172,7 @@ class Job:
             artifacts.write_jsonl(self.folder / "metrics.jsonl", self.lines)
         where, trainer = self.folder / "checkpoints", self.trainer
         state = trainer.state() | ({} if self.average is None else self.average.state())
-        checkpoints.write(where, step, state, self.digest, self.train.keep, trainer.holding)
+        checkpoints.write(where, step, state, self.digest, self.train.keep, self.holding)
 
     def finish(self, batches: Batches, held_out: Batches | None) -> Fit:
         """Measure, and write the SAE; last of all its weights, for a folder that has these is finished."""

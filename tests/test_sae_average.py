@@ -97,13 +97,14 @@ def test_what_is_no_share_is_refused(given, message):
         TrainConfig(ema=given)
 
 
-def train_shards(folder: Path, shards: int, stops: int = 0) -> None:
-    """Every kind, in this process' part; stopped before the step `stops`, if any."""
+def train_shards(folder: Path, shards: int, stops: int = 0, begins: int = 0) -> None:
+    """Every kind, in this process' part, from the step `begins` on; stopped before the step `stops`, if any."""
     step = Trainer.step
 
     def perhaps_the_last(trainer, *given):
         if stops and trainer.steps == stops:
             raise Stop
+        assert trainer.steps >= begins, "it goes on from the checkpoint"
         return step(trainer, *given)
 
     Trainer.step = perhaps_the_last
@@ -148,5 +149,5 @@ def test_a_cut_run_goes_on_with_another_number_of_shards(before, after, tmp_path
         assert each(before, tmp_path / "store", train_shards, tmp_path, before, 27) == [0] * before
     suffix = "safetensors" if before == 1 else "safetensors.index.json"
     assert all((tmp_path / kind / "checkpoints" / f"step-00000025.{suffix}").exists() for kind in KINDS)
-    assert each(after, tmp_path / "store2", train_shards, tmp_path, after) == [0] * after
+    assert each(after, tmp_path / "store2", train_shards, tmp_path, after, 0, 25) == [0] * after
     check_equal(tmp_path, alone)

@@ -88,7 +88,7 @@ def alone(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("rule", ["topk", "batchtopk", "jumprelu", "averaged"])
-def test_a_run_of_four_shards_that_loses_one_goes_on_with_two_and_then_with_one(rule, tmp_path, alone):
+def test_a_run_of_four_shards_that_loses_one_goes_on_with_two_and_then_with_one(rule, tmp_path, alone, caplog):
     out = tmp_path / "out"
     codes, words = together(4, out, rule, 4, dies=(3, 13))
     assert codes == [1, 1, 1, -signal.SIGKILL]
@@ -96,7 +96,9 @@ def test_a_run_of_four_shards_that_loses_one_goes_on_with_two_and_then_with_one(
     assert {file.name for file in (out / "checkpoints").glob("step-*")} == {f"step-{n:08d}{INDEX}" for n in (5, 10)}
     codes, words = together(2, out, rule, 2, dies=(0, 22))
     assert codes == [-signal.SIGKILL, 1] and "another process ended" in words[1]
-    found = fit(tokens(), CONFIGS[rule], TRAINS[rule], out, held_out=tokens()[:50], progress=False)
+    with caplog.at_level(logging.INFO, "saelab"):
+        found = fit(tokens(), CONFIGS[rule], TRAINS[rule], out, held_out=tokens()[:50], progress=False)
+    assert "at step 20 of 30" in caplog.text and "damaged" not in caplog.text
     expected = lines(alone / rule)
     assert [line["step"] for line in lines(out)] == list(range(30)) and not (out / "checkpoints").exists()
     for ours, theirs in zip(lines(out), expected, strict=True):

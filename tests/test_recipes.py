@@ -63,7 +63,7 @@ def test_units_and_saes(made):
     sae = recipe(of["sae"].sae)
     assert (sae["stage"], sae["code"], sae["cache"]) == ("sae", 5, cache.digest) and len(sae) == 5
     config = SAEConfig(12, 24, k=4, lr=1e-3, seed=SEED)
-    before = set(vars(config)) - {"frozen", "encoder_length"}  # fields added since enter only where they are set
+    before = set(vars(config)) - {"frozen", "encoder_length", "choose_by_piece"}  # added since: enter if set
     assert set(sae["sae"]) == before and sae["sae"]["seed"] == SEED and sae["train"]["batch_size"] == 32
     weights = saelab.artifacts.file_digest(of["sae"].sae.path / "sae.safetensors")
     assert recipe(of["sae"].units) == shared | {"basis": "sae", "sae": weights}

@@ -255,6 +255,12 @@ def test_a_wandb_run_keeps_its_id_however_latents_are_shared_and_batches_cut():
         told.append(digest(WandbRuns(cfg, "layer", "cache").settings(3)))
     older = {"rule": "topk", "train": {"epochs": 2}, "layer": "layer", "seed": 3, "host": {"name": "mine"}}
     assert told[:3] == [digest({**older, "cache": "cache"})] * 3 and told[3] != told[0]
+    chosen = []
+    for pieces in (1, 4, 8):
+        sae = {"rule": "topk", "choose_by_piece": True, "train": {"epochs": 2, "accumulate": pieces}}
+        cfg = OmegaConf.create({"sae": sae, "host": {"name": "mine"}, "seeds": [3], "wandb": {"mode": "offline"}})
+        chosen.append(digest(WandbRuns(cfg, "layer", "cache").settings(3)))
+    assert chosen[0] == told[0] and len(set(chosen)) == 3, "pieces that choose by themselves change the result"
 
 
 @pytest.mark.slow

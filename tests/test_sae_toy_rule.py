@@ -65,6 +65,8 @@ def test_a_toy_rule_is_one_object(toy, tmp_path, monkeypatch):
         fit(tokens(), SAEConfig(12, 32, rule=toy.name, k=4), TrainConfig(latent_shards=2), tmp_path / "shards")
     with pytest.raises(UserError, match="accumulate=2: needs rule=topk or jumprelu or relu; set it to 1"):
         fit(tokens(), SAEConfig(12, 32, rule=toy.name, k=4), TrainConfig(accumulate=2), tmp_path / "shards")
+    with pytest.raises(UserError, match="choose_by_piece=True: needs rule=batchtopk"):
+        SAEConfig(12, 32, rule=toy.name, k=4, choose_by_piece=True)
     assert not (tmp_path / "shards").exists()
     with pytest.raises(UserError, match="multi_topk=True: needs rule=topk,"):
         SAEConfig(12, 32, rule=toy.name, k=4, multi_topk=True)

@@ -106,12 +106,11 @@ class WandbRuns:
     def settings(self, seed: int) -> dict[str, Any]:
         """The settings that W&B keeps of a run, from which its id is made: less what changes rounding alone."""
         sae = plain(self.cfg.sae)
-        for name in (
-            "latent_shards",
-            "accumulate",
-            "graph",
-        ):  # others stay, though some change no result: ids are older
+        for name in ("latent_shards", "graph"):  # others stay, though some change no result: ids are older
             sae["train"].pop(name, None)
+        if not (sae.get("choose_by_piece") and sae["train"].get("accumulate", 1) > 1):
+            sae.pop("choose_by_piece", None)
+            sae["train"].pop("accumulate", None)
         return {**sae, "layer": self.layer, "seed": seed, "host": plain(self.cfg.host), "cache": self.cache}
 
     def finish(self, saes: list[Artifact]) -> None:

@@ -52,6 +52,7 @@ class SAEConfig:
     kernels: str = "torch"  # topk, batchtopk: who computes the sparse products: torch | triton (on CUDA)
     encoder_length: float = added(1.0)  # topk, batchtopk: of the first encoder rows; less where those rebuild too much
     frozen: str = added("none")  # what keeps its random start, as a control: none | decoder | soft_decoder | all
+    choose_by_piece: bool = added(False)  # batchtopk: of `accumulate` pieces each keeps k times its own tokens
 
     def __post_init__(self) -> None:
         if self.prefixes is not None:
@@ -81,6 +82,9 @@ class SAEConfig:
         if self.multi_topk and ("multi_topk" not in supports or self.prefixes or 4 * self.k > self.latents):
             needs = f"needs {rules.name_supporting('multi_topk')}, no prefixes and 4 k <= latents"
             raise UserError("multi_topk", True, needs)
+        if self.choose_by_piece and "choose_by_piece" not in supports:
+            needs = f"needs {rules.name_supporting('choose_by_piece')}, other rules choose the same in pieces"
+            raise UserError("choose_by_piece", True, needs, "leave it out")
         if self.resample_every and not ("resample_every" in supports and free):
             needs = f"needs {rules.name_supporting('resample_every')} and decoder=free"
             raise UserError("resample_every", self.resample_every, needs, "elsewhere AuxK revives silent latents")
@@ -162,6 +166,15 @@ class TrainConfig:
         fall = min(1.0, (total - step) / max(1.0, self.anneal * total))
         stairs = math.prod(by for at, by in self.decay if step >= at * total)
         return rise * fall * stairs
+
+
+def drop_rounding(config: SAEConfig, train: TrainConfig) -> tuple[SAEConfig, TrainConfig]:
+    """Both as recipes state them: without what changes rounding alone.
+
+    Pieces change more only where there are some and each is chosen by itself.
+    """
+    pieces = train.accumulate if config.choose_by_piece else 1
+    return replace(config, choose_by_piece=pieces > 1), replace(train, latent_shards=1, accumulate=pieces, graph=False)
 
 
 def settle(config: SAEConfig, device: str | torch.device) -> SAEConfig:

@@ -15,7 +15,7 @@ from saelab.cache.batches import Batches
 from saelab.errors import UserError
 from saelab.sae import checkpoints, record, rules, summary
 from saelab.sae.average import SHARED, Average
-from saelab.sae.config import SAEConfig, TrainConfig
+from saelab.sae.config import SAEConfig, TrainConfig, drop_rounding
 from saelab.sae.distributed import World
 from saelab.sae.model import SAE
 from saelab.sae.parts import Holding
@@ -90,13 +90,13 @@ class Job:
         """Everything that the SAE, its metrics and its quality depend on."""
         batches = data.batches
         later = {"code": LATER[config.rule]} if config.rule in LATER else {}
-        silent = {"keep", "checkpoint_every", "steps", "latent_shards", "accumulate", "graph"}
-        silent |= set() if self.train.ema else {"ema"}
+        config, train = drop_rounding(config, self.train)
+        silent = {"keep", "checkpoint_every", "steps"}
         screen = self.trainer.screen
         chosen = screen == "bfloat16" if screen in ("float32", "bfloat16") else screen  # as older folders say it
         return {
             "sae": {**artifacts.plain(config), "screen": chosen, **later},
-            "train": {name: value for name, value in dataclasses.asdict(self.train).items() if name not in silent},
+            "train": {name: value for name, value in artifacts.plain(train).items() if name not in silent},
             "steps": self.total,
             "data": {
                 "tokens": batches.n_tokens,

@@ -7,7 +7,7 @@ Matryoshka's levels are prefixes of the dictionary, Multi-TopK's are the first k
 between them, codes stay where they are: only reconstructions [batch, d_in] are summed, and the gradient of b_dec.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,15 +27,36 @@ class Gradients:
     grads: Weights
     fired: Bool[Tensor, "latents"]
     metrics: dict[str, Tensor]
-    threshold: Tensor | None = None  # the smallest value kept, where a threshold follows it
+    threshold: Tensor | None = None  # [pieces]: the smallest value that each keeps, where a threshold follows them
 
     def add(self, other: "Gradients") -> "Gradients":
-        """Itself, with those of another piece of the batch taken in; no threshold follows pieces."""
+        """Itself, with those of another piece of the batch taken in."""
         for name, gradient in self.grads.items():
             gradient += other.grads[name]
         self.fired |= other.fired
         self.metrics = {name: number + other.metrics[name] for name, number in self.metrics.items()}
+        if self.threshold is not None and other.threshold is not None:
+            self.threshold = torch.cat([self.threshold, other.threshold])
         return self
+
+
+def cut(x: Float[Tensor, "batch d_in"], pieces: int, config: SAEConfig) -> Iterator[Float[Tensor, "piece d_in"]]:
+    """A batch in so many equal pieces. Where each is chosen by itself, piece i is every so-many-th token from i on.
+
+    A batch lies in the order of its rows, so that neighbours show the same picture. And cut so, the shares of several
+    processes hold the shares of the pieces of the whole batch, however many they are.
+    """
+    if config.choose_by_piece:
+        yield from (x[first::pieces].contiguous() for first in range(pieces))
+    else:
+        yield from x.split(len(x) // pieces)
+
+
+def join(parts: Sequence[Float[Tensor, "piece d_in"]], config: SAEConfig) -> Float[Tensor, "batch d_in"]:
+    """The batch that `cut` made such pieces of."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack(list(parts), 1).flatten(0, 1) if config.choose_by_piece else torch.cat(list(parts))
 
 
 def sparse_gradients(
@@ -88,7 +109,7 @@ def sparse_gradients(
     grads = {"W_enc": dW_enc, "b_enc": db_enc, "W_dec": dW_dec, "b_dec": db_dec}
     loss = (losses * level_weights).sum()
     metrics = {"loss": loss, "fvu": losses[_reported(config)], "l0": world.latents.sum_(kept.sum() / tokens)}
-    return Gradients(grads, fired > 0, metrics, smallest), error
+    return Gradients(grads, fired > 0, metrics, None if smallest is None else smallest.view(1)), error
 
 
 def keep(

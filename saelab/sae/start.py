@@ -137,8 +137,11 @@ def take_over(
 
 def check_pieces(config: SAEConfig, pieces: int, tokens: int = 0) -> None:
     """Raise UserError where a step can't go through a process' tokens (0: as many as will be) in equal pieces."""
-    if pieces > 1 and "accumulate" not in rules.find(config.rule).supports:
-        raise UserError("accumulate", pieces, f"needs {rules.name_supporting('accumulate')}", "set it to 1")
+    supports = rules.find(config.rule).supports
+    if pieces > 1 and not ("accumulate" in supports or config.choose_by_piece):
+        consent = ", or choose_by_piece=true, and each piece keeps k times its own tokens"
+        remedy = "set it to 1" + (consent if "choose_by_piece" in supports else "")
+        raise UserError("accumulate", pieces, f"needs {rules.name_supporting('accumulate')}", remedy)
     if tokens % pieces:
         what = f"has to divide the {tokens} tokens that a process takes a step"
         raise UserError("accumulate", pieces, what, "choose another")

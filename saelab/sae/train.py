@@ -99,7 +99,8 @@ class Trainer:
 
     def _look_at_screen(self, centred: Tensor) -> None:
         before = self.screen
-        self.recall = self.watch.look(self.weights, centred, self.steps)
+        parts = list(objectives.cut(centred, self.accumulate, self.config))
+        self.recall = self.watch.look(self.weights, parts, self.steps)
         if self.graph is not None and self.screen != before:
             self.graph.forget()
 
@@ -159,7 +160,7 @@ class Trainer:
         self.world.latents.from_first(found.grads["b_dec"])  # all shards hold it: no rounding may part them
         fired = self.world.data.any(found.fired)
         if found.threshold is not None:
-            self._follow(self.world.all.gather(found.threshold.view(1)).min())
+            self._follow(self.world.all.gather(found.threshold).view(self.world.all.size, -1).amin(0))
         if self.config.frozen != "all":
             self._apply(found.grads)
             self._revive()
@@ -179,7 +180,7 @@ class Trainer:
         weights, pieces = self.weights, self.accumulate
         centred = x - weights["b_dec"]
         found, errors = None, []
-        for part in centred.split(len(x) // pieces):
+        for part in objectives.cut(centred, pieces, self.config):
             pre, out = self._multiply(part), self._grads[found is not None]
             more, error = objectives.sparse_gradients(
                 weights, part, pre, self.watch.chosen, self.variance, tokens, out, self.world
@@ -187,7 +188,7 @@ class Trainer:
             found = more if found is None else found.add(more)
             errors.append(error)
         assert found is not None
-        error, pre = (error, pre) if pieces == 1 else (torch.cat(errors), None)
+        error, pre = objectives.join(errors, self.config), pre if pieces == 1 else None
         columns, silent = auxk.find_silent(self.silent, self.config, self.counts_silent)
         if self.config.auxk_weight and sum(auxk.silent_of_shards(columns, silent, self.world.latents)):
             given = (weights, centred, pre, error, columns, silent, self.config, self.world, pieces)
@@ -228,10 +229,11 @@ class Trainer:
             grads[name][silent] = 0
         self.silent[silent] = 0
 
-    def _follow(self, smallest: Tensor) -> None:
-        """Move batchtopk's inference threshold towards this batch's smallest kept value."""
-        smallest = torch.where(smallest.isinf(), self.threshold, smallest)  # a batch that keeps nothing says nothing
-        self.threshold.lerp_(smallest, self.pace)
+    def _follow(self, smallest: Float[Tensor, "pieces"]) -> None:
+        """Move batchtopk's inference threshold towards this batch's smallest kept value: the mean of its pieces'."""
+        says = ~smallest.isinf()  # what keeps nothing says nothing
+        mean = torch.where(says, smallest, 0).sum() / says.sum()
+        self.threshold.lerp_(torch.where(says.any(), mean, self.threshold), self.pace)
 
     def _apply(self, grads: Weights) -> None:
         if self.config.frozen == "decoder":

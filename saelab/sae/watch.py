@@ -1,6 +1,7 @@
 """Which product chooses a step's latents: the screen that the config settles on, until it finds too little."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -33,14 +34,16 @@ class Watch:
         """The config with the product that chooses."""
         return replace(self.config, screen=self.screen)
 
-    def look(self, weights: Weights, centred: Float[Tensor, "batch d_in"], step: int) -> Float[Tensor, ""] | None:
-        """The recall on these tokens of the product that chooses from here on; of the last one given up, where float32
-        does, and None where it did before.
+    def look(
+        self, weights: Weights, parts: Sequence[Float[Tensor, "piece d_in"]], step: int
+    ) -> Float[Tensor, ""] | None:
+        """The recall, on these pieces of a batch, of the product that chooses from here on; of the last one given up,
+        where float32 does, and None where it did before.
         """
         rule, recall = rules.find(self.config.rule), None
         while self.screen != "float32":
             assert isinstance(rule, rules.Selection)
-            recall = rule.screen_recall(weights, centred, self.chosen)
+            recall = torch.stack([rule.screen_recall(weights, part, self.chosen) for part in parts]).mean()
             recall = self.world.all.sum_(recall) / self.world.all.size
             if recall >= RECALL:
                 break

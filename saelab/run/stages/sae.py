@@ -1,7 +1,6 @@
 """The sae stage: dictionaries on a layer's cached tokens, one for each seed, trained in one pass."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from saelab.errors import UserError
 from saelab.run.distributed import ensure_together
 from saelab.run.presets import preset
 from saelab.sae import RULES, SAE, SAEConfig, TrainConfig, fit_layers, fit_many
-from saelab.sae.config import settle
+from saelab.sae.config import drop_rounding, settle
 from saelab.sae.fit import LayerLogger
 
 CODE = 5  # version of this stage; part of every recipe
@@ -180,8 +179,7 @@ def _recipe(
 ) -> tuple[str, dict[str, Any]]:
     """The name and recipe of an SAE's artifact."""
     kept = f"-k{config.k}" if RULES[config.rule].has_k else ""
-    code = LATER.get(config.rule, CODE)
-    train = replace(train, latent_shards=1, accumulate=1, graph=False)  # which change rounding only
+    code, (config, train) = LATER.get(config.rule, CODE), drop_rounding(config, train)
     recipe = {"stage": "sae", "code": code, "cache": store.digest, "sae": config, "train": train} | dict(more or {})
     return f"{store.layer}-{config.latents}{kept}-seed{config.seed}", recipe
 

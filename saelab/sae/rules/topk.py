@@ -71,6 +71,7 @@ class BatchTopK(Selection):
     """The batch x k largest of a batch; applied, what exceeds a threshold (Bussmann et al. 2024, section 3).
 
     The threshold is a running mean of the batches' smallest kept value. Without one, an SAE keeps k of each token.
+    With `choose_by_piece`, each piece of a batch is a batch by itself, and the step's smallest value the pieces' mean.
     """
 
     name = "batchtopk"
@@ -78,7 +79,7 @@ class BatchTopK(Selection):
     citation = literature.BATCHTOPK
     names: ClassVar = {"SAELens": "jumprelu", "dictionary_learning": "BatchTopKSAE", "saev": "BatchTopK"}
     threshold = "followed"
-    supports = Selection.supports | {"screen", "latent_shards"}
+    supports = Selection.supports | {"screen", "latent_shards", "choose_by_piece"}
 
     def fixed_l0(self, threshold: Float[Tensor, "latents"] | None) -> bool:
         return threshold is None

@@ -6,6 +6,7 @@ writes no activations: the host computes them while the SAEs train (docs/scale.m
 """
 
 import json
+import logging
 import os
 from typing import Any
 
@@ -16,6 +17,8 @@ from saelab.cli.edge import command, plain, stages
 from saelab.errors import UserError
 from saelab.run.config import as_tuple
 from saelab.run.distributed import count_processes, join
+
+log = logging.getLogger("saelab")
 
 
 @command(
@@ -56,11 +59,21 @@ def main(cfg: DictConfig) -> None:
         loggers = {layer: WandbRuns(cfg, layer, store.digest) for layer, store in made.caches.items()} if logs else None
         for layer, saes in made.train_all(loggers):
             for sae in saes if first else []:
-                found = read_json(sae.path / "quality.json")
-                shown = {name: round(found[name], 4) for name in ("fvu", "l0", "dead", "rare", "dense")}
-                print(f"{sae.path}: {json.dumps(shown)}")
+                show(sae)
             if loggers is not None:
                 loggers[layer].finish(saes)
+
+
+def show(sae: Artifact) -> None:
+    """Print what an SAE came to, also on the tokens that it never saw, and say so where it overfits."""
+    found = read_json(sae.path / "quality.json")
+    shown = {name: round(found[name], 4) for name in ("fvu", "l0", "dead", "rare", "dense")}
+    held = found.get("held_out")  # of caches, since they have it; not of streams
+    if held is not None:
+        shown |= {f"held_out_{name}": held[name] and round(held[name], 4) for name in ("fvu", "l0")}
+    print(f"{sae.path}: {json.dumps(shown)}")
+    if held is not None and held["overfit"]:
+        log.warning("%s: %s", sae.path, held["overfit"])
 
 
 class WandbRuns:
@@ -117,7 +130,9 @@ class WandbRuns:
         """Add the final pass' numbers to each run, and close it."""
         for which, opened in self.runs.items():
             found = read_json(saes[which].path / "quality.json")
-            opened.summary.update({f"final/{name}": value for name, value in found.items() if name != "density"})
+            found |= {f"held_out/{name}": value for name, value in found.pop("held_out", {}).items()}
+            final = {f"final/{name}": value for name, value in found.items() if not name.endswith("density")}
+            opened.summary.update(final)
             opened.finish()
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from saelab import settings
 from saelab.artifacts import Artifact, ensure, file_digest
 from saelab.cache import ActivationCache, Batches, UnstoredActivations, stream
@@ -14,9 +16,11 @@ from saelab.run.presets import preset
 from saelab.sae import RULES, SAE, SAEConfig, TrainConfig, fit_layers, fit_many
 from saelab.sae.config import drop_rounding, settle
 from saelab.sae.fit import LayerLogger
+from saelab.sae.quality import chunks
 
 CODE = 5  # version of this stage; part of every recipe
 LATER = {"jumprelu": 6}  # ... of rules that have come to train otherwise since: silent latents are revived
+HELD_OUT = 1 << 14  # tokens that training doesn't see, on which the SAE is measured at its end, at the most
 Logger = Callable[..., None]  # as saelab.sae.fit_many takes it
 
 
@@ -90,7 +94,10 @@ def train_saes(
     device: str,
     logger: Logger | None = None,
 ) -> list[Artifact]:
-    """One `sae` artifact for each seed, trained on the mine tokens. `logger(place in seeds, step, numbers)`."""
+    """One `sae` artifact for each seed, trained on the mine tokens and measured on these and on some of show.
+
+    `logger(place in seeds, step, numbers)`.
+    """
     configs, train = sae_configs(given, store.layer, store.d_in, seeds)
     configs = [settle(config, device) for config in configs]
     wanted = [_recipe(store, config, train) for config in configs]
@@ -105,11 +112,29 @@ def train_saes(
             list(folders.values()),
             mean=store.mean,
             variance=store.variance,
+            held_out=draw_held_out(store, train.batch_size),
             device=device,
             logger=None if logger is None else lambda which, *numbers: logger(places[which], *numbers),
         )
 
     return ensure_together(root, "sae", wanted, build)
+
+
+def draw_held_out(store: ActivationCache, batch_size: int) -> Batches | None:
+    """Tokens of the show split, drawn at random where it has many; None where it has none.
+
+    What they say of an SAE chooses nothing, and the test split is left to the quality stage. Raises UserError for one
+    with NaN or an infinity, before SAEs are trained that could not be measured.
+    """
+    rows = store.rows("show")
+    if not len(rows):
+        return None
+    if len(rows) > HELD_OUT:
+        rows = np.sort(np.random.default_rng(0).choice(rows, HELD_OUT, replace=False))
+    found = Batches(store.tokens, batch_size, rows=rows)
+    for _ in chunks(found):
+        pass
+    return found
 
 
 def stream_saes(

@@ -299,7 +299,7 @@ def _pass_through(pictures: int, tokens: int, width: int) -> tuple[int, int]:
 
 def _eights(tokens: int, width: int):
     rows = torch.randn(8, tokens, width, dtype=torch.float16)
-    return lambda ids: ((ids[i : i + 8], rows) for i in range(0, len(ids), 8))
+    return lambda ids, crops: ((ids[i : i + 8], rows) for i in range(0, len(ids), 8))
 
 
 class Unwatched:

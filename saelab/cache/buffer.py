@@ -28,9 +28,9 @@ class Buffer:
         }
         self.restart(0)
 
-    def restart(self, at: int) -> None:
-        """Forget everything, for the decks from `at` on."""
-        self.at = at
+    def restart(self, at: int, cropped: bool = False) -> None:
+        """Forget everything, for the decks from `at` on; `cropped`: of crops of the pictures, not of whole ones."""
+        self.at, self.cropped = at, cropped
         self.ready = self.any.drawn_from(at).start if self.any.reach else 0  # the first superblock that isn't made
         self._free = {layer: np.arange(own.most_held) for layer, own in self.decks.items()}
         self._rows: dict[int, dict[str, np.ndarray]] = {}

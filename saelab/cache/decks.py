@@ -22,9 +22,14 @@ OF_TOKENS = 0x5EED  # sets the order of a deck apart from the order of pictures
 OF_SHARES = 0xDEA1  # ... and from which of a picture's tokens go to which deck
 
 
-def count_superblocks(images: int, pictures: int) -> int:
-    """Into how many superblocks an epoch of so many images is cut, where twice `pictures` are to be in memory."""
-    return 1 if images <= 2 * pictures else -(-images // (2 * pictures // HELD))
+def count_superblocks(images: int, pictures: int, anew: bool = False) -> int:
+    """Into how many superblocks an epoch of so many images is cut, where twice `pictures` are to be in memory.
+
+    `anew`: each epoch has tokens of its own, so its superblocks follow those of the last one even where all fit.
+    """
+    if images <= 2 * pictures:
+        return HELD if anew else 1
+    return -(-images // (2 * pictures // HELD))
 
 
 def mixing(superblocks: int) -> dict[str, int]:

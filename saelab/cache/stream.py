@@ -18,13 +18,15 @@ from saelab.cache.buffer import Buffer
 from saelab.cache.decks import mixing
 from saelab.cache.superblocks import PICTURES, Superblocks
 from saelab.cache.unstored import UnstoredActivations
+from saelab.errors import UserError
 
 
 class ActivationStream(Batches):
     """Batches over the `mine` tokens of one layer, which the host computes while training uses them.
 
     An epoch holds each token once, but for what doesn't fill a batch at its end. Moments are of the first pictures of
-    the first epoch (4096 or more, or all), quality of those that the first deck draws from. Made by `cache.stream`.
+    the first epoch (4096 or more, or all), quality of those that the first deck draws from. With crops, tokens of a
+    batch and moments are of crops, quality is of whole pictures. Made by `cache.stream`.
     """
 
     def __init__(self, blocks: Superblocks, layer: str, batch_size: int, seed: int) -> None:
@@ -44,12 +46,13 @@ class ActivationStream(Batches):
     def facts(self) -> dict[str, Any]:
         """What decides the order besides the seed, for recipes."""
         own = {"superblocks": self.blocks.count, "superblock_pictures": self.blocks.pictures}
-        return own | mixing(self.blocks.count)
+        return own | mixing(self.blocks.count) | self.blocks.crop
 
     @property
     def moments_of(self) -> dict[str, Any]:
         """Which tokens `moments` are of."""
-        return {"moments": f"of the first {self.blocks.edges[self.blocks.sampled]} pictures"}
+        crops = "crops of " if self.blocks.crop else ""
+        return {"moments": f"of {crops}the first {self.blocks.edges[self.blocks.sampled]} pictures"}
 
     @property
     def same_picture_pairs(self) -> float:
@@ -118,7 +121,7 @@ class ActivationStream(Batches):
         yield from (x for _, _, x in together({self.layer: self}, {self.layer: (first, last)}, rank, world))
 
     def in_order(self, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
-        """The tokens of the pictures that the first deck draws from, `chunk` at once."""
+        """The tokens of the pictures that the first deck draws from, whole ones also with crops; `chunk` at once."""
         return self.blocks.first(self.layer, chunk)
 
     def moments(self, chunk: int = 16_384) -> tuple[Float[np.ndarray, "d_in"], float]:
@@ -126,8 +129,8 @@ class ActivationStream(Batches):
 
         `chunk` changes nothing: one pass of the host serves all layers.
         """
-        recipe = {"superblocks": self.blocks.count, "seed": self.blocks.seed} | mixing(self.blocks.count)
-        found = self.store.save_moments("-first", recipe, lambda: self.blocks.moments[self.layer])
+        order = {"superblocks": self.blocks.count, "seed": self.blocks.seed} | mixing(self.blocks.count)
+        found = self.store.save_moments("-first", order | self.blocks.crop, lambda: self.blocks.moments[self.layer])
         return found.mean.numpy(), float((found.m2 / found.tokens).sum())
 
     def fingerprint(self) -> str:
@@ -165,12 +168,23 @@ def together(
 
 
 def stream(
-    stores: Mapping[str, UnstoredActivations], batch_size: int = 4096, seed: int = 0, pictures: int = PICTURES
+    stores: Mapping[str, UnstoredActivations],
+    batch_size: int = 4096,
+    seed: int = 0,
+    pictures: int = PICTURES,
+    crop: str | None = None,
 ) -> dict[str, ActivationStream]:
     """Streams of several layers over the same superblocks: what `cache.recompute` returned, to train on.
 
     `pictures`: half of those in memory (see docs/scale.md). Superblocks are cut evenly, so their number decides the
-    order, not `pictures` itself. Raises UserError where they don't fit in memory.
+    order, not `pictures` itself. `crop="random"`: the host sees a crop of each picture, another one in each epoch, a
+    pure function of seed, epoch and picture (saelab.images.crops); whatever reads the stores still gets whole pictures.
+    Raises UserError where superblocks don't fit in memory, for stores that are caches, for another `crop`, and for
+    crops of fewer than 8 pictures or by a host whose transform is a callable.
     """
-    blocks = Superblocks(stores, pictures, seed)
+    for layer, store in stores.items():
+        if not isinstance(store, UnstoredActivations):
+            what = "is stored: there is no host that passes over the pictures again"
+            raise UserError("stores", layer, what, "give what cache.recompute returns")
+    blocks = Superblocks(stores, pictures, seed, crop)
     return {layer: ActivationStream(blocks, layer, batch_size, seed) for layer in stores}

@@ -27,8 +27,9 @@ from saelab.cache.batches import permute
 from saelab.cache.buffer import Buffer
 from saelab.cache.decks import LEAST, Decks, count_superblocks
 from saelab.cache.passes import Moments, keep
-from saelab.cache.unstored import Loaded, UnstoredActivations
+from saelab.cache.unstored import Loaded, UnstoredActivations, check_crops
 from saelab.errors import UserError
+from saelab.images.crops import Crops, describe_crops
 
 log = logging.getLogger("saelab")
 PICTURES = 4096  # half of those in memory
@@ -61,14 +62,18 @@ class Pace:
 class Superblocks:
     """The superblocks of several layers of one host: which pictures each holds, and decks of tokens in memory."""
 
-    def __init__(self, stores: Mapping[str, UnstoredActivations], pictures: int, seed: int) -> None:
+    def __init__(
+        self, stores: Mapping[str, UnstoredActivations], pictures: int, seed: int, crop: str | None = None
+    ) -> None:
         """Twice `pictures` are in memory. Raises UserError for fewer than LEAST, and where they don't fit in."""
         if pictures < LEAST:
             raise UserError("stream.pictures", pictures, f"at least {LEAST}", f"leave it out for {PICTURES}")
-        self.stores, self.seed = stores, seed
+        self.stores, self.seed, self.crop = stores, seed, describe_crops(crop)
         self.forward = next(iter(stores.values())).forward
         self.ids = np.asarray(self.forward.images.ids("mine"), dtype=np.int64)
-        self.count = count_superblocks(len(self.ids), pictures)
+        if self.crop:
+            check_crops(self.forward.images, self.forward.host)
+        self.count = count_superblocks(len(self.ids), pictures, bool(self.crop))
         self.edges = np.arange(self.count + 1, dtype=np.int64) * len(self.ids) // self.count
         self.pictures = int(np.diff(self.edges).max())
         self.decks = {layer: Decks(np.diff(self.edges), store.plan.stored, seed) for layer, store in stores.items()}
@@ -106,24 +111,26 @@ class Superblocks:
         return found
 
     def first(self, layer: str, chunk: int) -> Iterator[Float[Tensor, "chunk d_in"]]:
-        """A layer's tokens of the superblocks that the first deck draws from, `chunk` at once."""
-        buffer = self.at(0)
+        """A layer's tokens of the superblocks that the first deck draws from, of whole pictures, `chunk` at once."""
+        buffer = self.at(0, whole=True)
         for number in self._any.drawn_from(0):
             yield from buffer.superblock(layer, number, chunk)
 
-    def at(self, number: int) -> Buffer:
-        """The buffer at a deck: as the last use left it, or filled now."""
-        ((_, buffer),) = self.run(number, number + 1)
+    def at(self, number: int, whole: bool = False) -> Buffer:
+        """The buffer at a deck: as the last use left it, or filled now; `whole`: of whole pictures, never of crops."""
+        ((_, buffer),) = self.run(number, number + 1, whole)
         return buffer
 
-    def run(self, first: int, last: int) -> Iterator[tuple[int, Buffer]]:
+    def run(self, first: int, last: int, whole: bool = False) -> Iterator[tuple[int, Buffer]]:
         """The decks first..last-1, one after the other; while one is in use, the next superblock is made, or before.
 
         Where one superblock holds all pictures, the host passes over them once, however many epochs there are.
+        `whole` is as in `at`.
         """
         buffer, self._buffer = self._buffer or self._allocate(), None
-        if not buffer.move(first):
-            buffer.restart(first)
+        cropped = bool(self.crop) and not whole
+        if buffer.cropped != cropped or not buffer.move(first):
+            buffer.restart(first, cropped)
         reach, end = self._any.reach, self._any.drawn_from(last - 1).stop if self._any.reach else 1
         stop = threading.Event()
         made = self._make(buffer, list(range(buffer.ready, end)), stop)
@@ -177,7 +184,9 @@ class Superblocks:
         loaded: Loaded = iter(())
         if every:
             padded = [np.pad(ids, (0, -len(ids) % size), mode="edge") for ids in every]
-            loading = self.forward.pictures(np.concatenate(padded))
+            ids, epochs = np.concatenate(padded), np.asarray(numbers) // self.count
+            crops = Crops(self.seed, ids, np.repeat(epochs, list(map(len, padded)))) if buffer.cropped else None
+            loading = self.forward.pictures(ids, crops)
             loaded = itertools.chain([next(loading)], loading)  # forks the workers here, in the thread that trains
         return self._fill_all(buffer, dict(zip(numbers, every)), loaded, stop)
 

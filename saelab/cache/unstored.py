@@ -19,10 +19,12 @@ from tqdm.auto import tqdm
 
 from saelab import artifacts
 from saelab.arrays import TORCH, Narrowing
+from saelab.cache.decks import HELD
 from saelab.cache.passes import Moments, Plan, check_size, keep, plan_of, pool
 from saelab.cache.store import ActivationCache
 from saelab.cache.unchanged import Unchanged
 from saelab.cache.write import check, images_of_shard, recipe
+from saelab.images.crops import Crops
 
 if TYPE_CHECKING:
     from saelab.hosts import Host
@@ -45,9 +47,13 @@ class Forward:
     batch_size: int
     workers: int
 
-    def pictures(self, ids: Int[np.ndarray, "images"]) -> Loaded:
-        """The pictures of these ids, in this order, in batches. Raises UserError for one that has changed meanwhile."""
-        for numbers, batch in self.images.batches(self.host.transform, self.batch_size, self.workers, ids):
+    def pictures(self, ids: Int[np.ndarray, "images"], crops: Crops | None = None) -> Loaded:
+        """The pictures of these ids, in this order, in batches; with `crops`, those, resized to the host's size.
+
+        Raises UserError for a picture that has changed meanwhile.
+        """
+        transform = self.host.transform if crops is None else self.host.transform.stretch()
+        for numbers, batch in self.images.batches(transform, self.batch_size, self.workers, ids, crops):
             self.unchanged.require(numbers)
             yield numbers, batch
 
@@ -244,6 +250,12 @@ def as_torch(rows: np.ndarray, dtype: str) -> Tensor:
     """Rows as they are stored (bfloat16 as its bits), as a tensor of their dtype."""
     found = torch.from_numpy(rows)
     return found.view(TORCH[dtype]) if rows.dtype == np.uint16 else found
+
+
+def check_crops(images: "ImageSet", host: "Host") -> None:
+    """Raise UserError where crops of the pictures can't be trained on: too few of them, or a callable transform."""
+    images.require(HELD, "mine", "a stream of crops")
+    host.transform.stretch()
 
 
 def recompute(

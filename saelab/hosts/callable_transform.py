@@ -49,6 +49,12 @@ class CallableTransform(Transform):
         turned = torch.einsum("oc,...chw->...ohw", weight.to(pixels), pixels)
         return turned + bias.to(pixels)[:, None, None]
 
+    def stretch(self) -> Transform:
+        """Raises UserError: what a function resizes and cuts off is its own."""
+        raise UserError(
+            "transform", "a callable", "resizes and cuts in its own way", "give fields of Transform for crops"
+        )
+
     def _colours(self) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "3"]]:
         def see(*colour: int) -> Tensor:
             found = self(Image.new("RGB", (self.size[1], self.size[0]), colour))

@@ -83,6 +83,10 @@ class Transform:
                 raise UserError(f"transform.{key}", spec[key], "unknown", f"known: {', '.join(names)}")
         return dataclasses.replace(self, **spec)
 
+    def stretch(self) -> "Transform":
+        """For crops: each is resized to this transform's size, whatever its aspect, and nothing is cut off."""
+        return dataclasses.replace(self, resize=self.size, crop=None)
+
     def _size(self, image: Image.Image) -> tuple[int, int]:
         """(width, height) to resize to; the longer side is cut to a whole number, as torchvision does."""
         if not isinstance(self.resize, int):

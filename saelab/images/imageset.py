@@ -14,6 +14,7 @@ from torch import Tensor
 from saelab import artifacts
 from saelab.errors import UserError
 from saelab.images import decode, loader, remote, spots
+from saelab.images.crops import Crops
 from saelab.images.splits import SPLITS
 
 
@@ -129,9 +130,10 @@ class ImageSet:
         batch_size: int = 32,
         workers: int = 0,
         ids: Sequence[int] | np.ndarray | None = None,
+        crops: Crops | None = None,
     ) -> Iterator[tuple[Int[np.ndarray, "batch"], Float[Tensor, "batch 3 height width"]]]:
         """Decoded and transformed pictures in the order of `ids`; see `saelab.images.loader.batches`."""
-        return loader.batches(self, transform, batch_size, workers, ids)
+        return loader.batches(self, transform, batch_size, workers, ids, crops)
 
     @cached_property
     def counts(self) -> dict[str, int]:

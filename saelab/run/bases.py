@@ -145,10 +145,9 @@ class Bases(Inputs):
         caches = self.caches if weights == self.weights else self.random_caches
         stores = {layer: store for layer, store in caches.items() if isinstance(store, UnstoredActivations)}
         with self.timings.of("sae"):
-            pictures = self.config.stream.pictures
-            for (given, seeds), made in zip(
-                wanted, stream_saes(stores, wanted, self.root, self.device, pictures, logger), strict=True
-            ):
+            own = self.config.stream
+            found = stream_saes(stores, wanted, self.root, self.device, own.pictures, own.crop, logger)
+            for (given, seeds), made in zip(wanted, found, strict=True):
                 self._saes |= {_key(weights, layer, given, seeds): saes for layer, saes in made.items()}
 
     def _bases_of(self, kind: str, store: ActivationCache) -> list[Basis]:

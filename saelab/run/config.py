@@ -16,6 +16,7 @@ from saelab.cache.superblocks import PICTURES
 from saelab.compare import Settings as CompareSettings
 from saelab.errors import UserError
 from saelab.hosts.layers import ROOT
+from saelab.images.crops import describe_crops
 from saelab.label import pipeline
 from saelab.label.exemplars import MiningSettings
 from saelab.label.settings import final_scorer
@@ -101,6 +102,7 @@ class StreamSettings:
 
     pictures: int = PICTURES  # half of those whose tokens are in memory, at most
     device: str | None = None  # of the host: cuda:1, cpu, ...; None: the run's
+    crop: str | None = None  # random: training sees a random crop of each picture, another one in each epoch
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ class RunConfig:
         if self.stream is not None and self.stream.pictures < LEAST:
             what = f"expected a whole number of at least {LEAST}"
             raise UserError("stream.pictures", self.stream.pictures, what)
+        describe_crops(self.stream.crop if self.stream is not None else None)
         if self.stream is not None and self.arrays.activations is not None:
             raise UserError("stream", "true", "there is no host that could compute arrays.activations", "leave one out")
         if not self.bases:

@@ -8,6 +8,7 @@ from typing import Any
 from saelab import cache, encoders, hosts
 from saelab import images as image_sources
 from saelab.cache import ActivationCache
+from saelab.cache.unstored import check_crops
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.run.config import RunConfig
@@ -135,6 +136,8 @@ class Inputs:
 
     def _write_caches(self, host: hosts.Host) -> Mapping[str, ActivationCache]:
         images, own = self.images, self.config
+        if own.stream is not None and own.stream.crop is not None:
+            check_crops(images, host)  # before the units of other bases take a pass of the host
         make = cache.write if own.stream is None else cache.recompute
         with self.timings.of("activations"):
             return make(

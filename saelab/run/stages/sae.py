@@ -11,6 +11,7 @@ from saelab.artifacts import Artifact, ensure, file_digest
 from saelab.cache import ActivationCache, Batches, UnstoredActivations, stream
 from saelab.cache.decks import count_superblocks, mixing
 from saelab.errors import UserError
+from saelab.images.crops import describe_crops
 from saelab.run.distributed import ensure_together
 from saelab.run.presets import preset
 from saelab.sae import RULES, SAE, SAEConfig, TrainConfig, fit_layers, fit_many
@@ -143,12 +144,13 @@ def stream_saes(
     root: Path,
     device: str,
     pictures: int,
+    crop: str | None = None,
     logger: LayerLogger | None = None,
 ) -> list[dict[str, list[Artifact]]]:
     """For each (settings, seeds) wanted, the `sae` artifacts of every layer, trained on streams of the mine tokens.
 
-    SAEs of equal `train` settings share one pass of the host, whatever their layer, settings and seed. `pictures`: half
-    of those in memory. `logger(layer, place among all the layer's SAEs, step, numbers)`.
+    SAEs of equal `train` settings share one pass of the host, whatever their layer, settings and seed. `pictures` and
+    `crop` are `cache.stream`'s. `logger(layer, place among all the layer's SAEs, step, numbers)`.
     """
     planned = [
         (which, layer, settle(config, device), train)
@@ -160,12 +162,13 @@ def stream_saes(
     found: list[dict[str, list[Artifact]]] = [{layer: [] for layer in stores} for _ in wanted]
     for train in dict.fromkeys(train for *_, train in planned):
         own = [(which, layer, config) for which, layer, config, other in planned if other == train]
-        superblocks = count_superblocks(len(next(iter(stores.values())).forward.images.ids("mine")), pictures)
-        more = {"stream": {"superblocks": superblocks} | mixing(superblocks)}
+        images, cropped = next(iter(stores.values())).forward.images, describe_crops(crop)
+        superblocks = count_superblocks(len(images.ids("mine")), pictures, bool(cropped))
+        more = {"stream": {"superblocks": superblocks} | mixing(superblocks) | cropped}
         named = [_recipe(stores[layer], config, train, more) for _, layer, config in own]
 
         def build(folders: dict[int, Path], own: Any = own, train: TrainConfig = train) -> None:
-            _train_layers(stores, [entry[1:] for entry in own], train, folders, device, pictures, logger)
+            _train_layers(stores, [entry[1:] for entry in own], train, folders, device, pictures, crop, logger)
 
         for (which, layer, _), artifact in zip(own, ensure_together(root, "sae", named, build), strict=True):
             found[which][layer].append(artifact)
@@ -179,9 +182,13 @@ def _train_layers(
     folders: Mapping[int, Path],
     device: str,
     pictures: int,
+    crop: str | None,
     logger: LayerLogger | None,
 ) -> None:
-    """The SAEs of `wanted` that have a folder, by their place in it: those that are not there yet."""
+    """The SAEs of `wanted` that have a folder, by their place in it: those that are not there yet.
+
+    Eight parameters: what `stream_saes` hands on, and the SAEs that train together.
+    """
     every = {layer: [i for i, (own, _) in enumerate(wanted) if own == layer] for layer in stores}
     missing = {layer: [i for i in own if i in folders] for layer, own in every.items() if set(own) & set(folders)}
 
@@ -190,7 +197,7 @@ def _train_layers(
         logger(layer, every[layer].index(missing[layer][which]), step, numbers)
 
     fit_layers(
-        stream({layer: stores[layer] for layer in missing}, train.batch_size, train.seed, pictures),
+        stream({layer: stores[layer] for layer in missing}, train.batch_size, train.seed, pictures, crop),
         {layer: [wanted[i][1] for i in own] for layer, own in missing.items()},
         train,
         {layer: [folders[i] for i in own] for layer, own in missing.items()},

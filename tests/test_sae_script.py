@@ -247,18 +247,21 @@ def test_a_wandb_run_keeps_its_id_however_latents_are_shared_and_batches_cut():
 
     from saelab.cli.train import WandbRuns
 
-    told = []
-    cut = {"latent_shards": 4, "accumulate": 8}
-    for train in ({"epochs": 2}, {"epochs": 2, "latent_shards": 1}, {"epochs": 2, **cut}, {"epochs": 3}):
-        sae = {"rule": "topk", "train": train}
-        cfg = OmegaConf.create({"sae": sae, "host": {"name": "mine"}, "seeds": [3], "wandb": {"mode": "offline"}})
+    told, cut = [], {"latent_shards": 4, "accumulate": 8}
+    trains = ({"epochs": 2}, {"epochs": 2, "latent_shards": 1}, {"epochs": 2, **cut}, {"epochs": 3})
+    given = [*((train, False) for train in trains), (trains[0], {"crop": None}), (trains[0], {"crop": "random"})]
+    for train, stream in given:
+        own = {"sae": {"rule": "topk", "train": train}, "host": {"name": "mine"}, "stream": stream}
+        cfg = OmegaConf.create({**own, "seeds": [3], "wandb": {"mode": "offline"}})
         told.append(digest(WandbRuns(cfg, "layer", "cache").settings(3)))
     older = {"rule": "topk", "train": {"epochs": 2}, "layer": "layer", "seed": 3, "host": {"name": "mine"}}
-    assert told[:3] == [digest({**older, "cache": "cache"})] * 3 and told[3] != told[0]
+    assert [*told[:3], told[4]] == [digest({**older, "cache": "cache"})] * 4
+    assert len({told[0], told[3], told[5]}) == 3, "crops and epochs are another run"
     chosen = []
     for pieces in (1, 4, 8):
         sae = {"rule": "topk", "choose_by_piece": True, "train": {"epochs": 2, "accumulate": pieces}}
-        cfg = OmegaConf.create({"sae": sae, "host": {"name": "mine"}, "seeds": [3], "wandb": {"mode": "offline"}})
+        own = {"sae": sae, "host": {"name": "mine"}, "stream": False}
+        cfg = OmegaConf.create({**own, "seeds": [3], "wandb": {"mode": "offline"}})
         chosen.append(digest(WandbRuns(cfg, "layer", "cache").settings(3)))
     assert chosen[0] == told[0] and len(set(chosen)) == 3, "pieces that choose by themselves change the result"
 

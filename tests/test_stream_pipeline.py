@@ -102,6 +102,22 @@ def test_all_layers_seeds_and_variants_train_in_one_pass(streamed, make, monkeyp
     assert all(b.sae is None or b.sae.reused for b in again.bases) and len(calls) == 1
 
 
+def test_crops_are_of_the_training_alone_and_stand_in_its_recipes(streamed, make):
+    cropped = make("streamed", stream={"pictures": 12, "crop": "random"}, bases=["neuron", "sae"], seeds=[0])
+    said = {"crop": "random: 8% to 100% of the area, aspect 3:4 to 4:3, 50% mirrored"}
+    whole = {(basis.layer, basis.kind): basis for basis in reversed(streamed.bases)}
+    for basis in cropped.bases:
+        other = whole[basis.layer, basis.kind]
+        if basis.kind == "neuron":
+            assert basis.units.reused and basis.units.path == other.units.path, "of whole pictures"
+            continue
+        assert read_json(basis.sae.path / "recipe.json")["stream"] == {"superblocks": 12, "mixed": 13} | said
+        assert said.items() <= read_json(basis.sae.path / "training.json")["data"].items()
+        assert basis.sae.path != other.sae.path
+        tokens = [read_json(b.sae.path / "quality.json")["tokens"] for b in (basis, other)]
+        assert tokens[0] == tokens[1]
+
+
 def test_units_exemplars_and_labels_are_those_from_a_cache(streamed, make):
     trained = SAE.load(next(b.sae.path for b in streamed.bases if b.kind == "sae" and b.layer == "second"))
     own = {"layers": ["second"], "sae": trained}
@@ -140,10 +156,16 @@ def test_settings_that_can_not_be_used_are_refused(make, tmp_path):
         ({"stream": 512}, r"stream=512: expected true, false or settings"),
         ({"stream": {"picture": 3}}, r"stream\.picture=3: there is no such setting; did you mean pictures"),
         ({"stream": {"pictures": 3}}, r"stream\.pictures=3: expected a whole number of at least 4"),
+        ({"stream": {"crop": "centre"}}, r"stream\.crop=centre: unknown; known: random; leave it out for whole"),
+        ({"stream": {"crop": True}}, r"stream\.crop=True: expected"),
+        ({"stream": {"crop": "random"}, "arrays": {"activations": "x.npy"}}, "no host that could compute"),
         ({"stream": True, "arrays": {"activations": "x.npy"}}, r"no host that could compute arrays\.activations"),
     ):
         with pytest.raises(saelab.UserError, match=message):
             RunConfig.of(given)
+    own = {"stream": {"crop": "random"}, "transform": lambda image: torch.zeros(3, 32, 32)}
+    with pytest.raises(saelab.UserError, match="transform=a callable: resizes and cuts in its own way"):
+        _ = make("refused", **own).caches
     made = saelab.Pipeline(activations=torch.rand(20, 4).numpy(), stream=True, root=str(tmp_path))
     with pytest.raises(saelab.UserError, match="no host that could compute your arrays"):
         _ = made.caches

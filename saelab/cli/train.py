@@ -48,6 +48,7 @@ log = logging.getLogger("saelab")
         "train sae=matryoshka arrays.activations=tokens.npy images=folder images.root=PATH",
         "train --multirun sae.k=8,16,32",
         "train stream=true layers=[_blocks.10,_blocks.15]",
+        "train 'stream={crop:random}'",
     ),
 )
 def main(cfg: DictConfig) -> None:
@@ -124,7 +125,9 @@ class WandbRuns:
         if not (sae.get("choose_by_piece") and sae["train"].get("accumulate", 1) > 1):
             sae.pop("choose_by_piece", None)
             sae["train"].pop("accumulate", None)
-        return {**sae, "layer": self.layer, "seed": seed, "host": plain(self.cfg.host), "cache": self.cache}
+        stream = plain(self.cfg.stream)
+        crop = {"crop": stream["crop"]} if isinstance(stream, dict) and stream.get("crop") else {}
+        return {**sae, **crop, "layer": self.layer, "seed": seed, "host": plain(self.cfg.host), "cache": self.cache}
 
     def finish(self, saes: list[Artifact]) -> None:
         """Add the final pass' numbers to each run, and close it."""

@@ -271,6 +271,10 @@ def test_the_last_resort_is_torchvisions(monkeypatch, ratio):
 def test_pictures_epochs_and_seeds_have_crops_of_their_own():
     drawn = {crops.draw(2000, 2000, s, e, p) for s in range(5) for e in range(20) for p in range(20)}
     assert len(drawn) > 1990
+    small = [crops.draw(6, 6, 0, epoch, 0) for epoch in range(600)]
+    assert {(c.left, c.top) for c in small if c.right - c.left == c.bottom - c.top == 4} == {
+        (left, top) for left in range(3) for top in range(3)
+    }, "every place is reached"
 
 
 def test_a_cropped_picture_is_resized_to_the_hosts_size_without_another_cut():

@@ -49,7 +49,7 @@ class SAEConfig:
     candidates: int = 1024  # archetypal: data points whose hull holds the decoder
     delta: float = 0.1  # archetypal: distance that a row may leave the hull by, in units of the activations' spread
     screen: str = "auto"  # topk, batchtopk: product that chooses: auto | float32, or rescored: bfloat16 | int8 | float8
-    kernels: str = "torch"  # topk, batchtopk: who computes the sparse products: torch | triton (on CUDA)
+    kernels: str = "torch"  # topk, batchtopk: sparse products, and topk's bfloat16 screen, by: torch | triton (on CUDA)
     encoder_length: float = added(1.0)  # topk, batchtopk: of the first encoder rows; less where those rebuild too much
     frozen: str = added("none")  # what keeps its random start, as a control: none | decoder | soft_decoder | all
     choose_by_piece: bool = added(False)  # batchtopk: of `accumulate` pieces each keeps k times its own tokens

@@ -111,8 +111,17 @@ def rank_roughly(
     bias: Float[Tensor, "n"],
     count: int,
     by: str = "bfloat16",
+    kernels: str = "torch",
 ) -> tuple[Float[Tensor, "rows count"], Int[Tensor, "rows count"]]:
-    """The `count` largest of each row of the rough product, and where they lie."""
+    """The `count` largest of each row of the rough product, and where they lie.
+
+    `kernels=triton`: of bfloat16's, where `maxima.serves`, all but a few, without writing the product.
+    """
+    if kernels == "triton" and by == "bfloat16" and (x.device.type == "cpu" or has_fast_bfloat16(x.device)):
+        from saelab.sae import maxima
+
+        if maxima.serves(len(W), count):
+            return maxima.rank_roughly(x, W, bias, count)
     if x.device.type != "cpu" or not len(x):
         return select.join_top_k(_elsewhere(x, W, bias, by), x, count)
     values, indices = x.new_empty(len(x), count), torch.empty(len(x), count, dtype=torch.int64)

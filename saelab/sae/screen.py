@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saelab.sae import rough, select
 from saelab.sae.rough import ROWS, in_chunks, rank_batch_roughly, rank_roughly
-from saelab.sae.sparse import Pairs, sampled_products, sort_by_latent, starts
+from saelab.sae.sparse import TORCH, Pairs, Products, products, sampled_products, sort_by_latent, starts
 
 ROUNDING = 1e-5  # of a number: two sums of the same float32 products differ by less
 FEW = 1 / 32  # of the latents: rescoring more candidates costs what the rough product saves
@@ -34,14 +34,16 @@ def screened_top_k(
     bias: Float[Tensor, "n"],
     k: int,
     by: str = "bfloat16",
+    kernels: str = "torch",
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """The k largest of each row of x W' + bias (float32, and int64), among the `candidates` of the rough product.
 
     `by`: its numbers, bfloat16 | int8, or float8 on cards that have it. A true member is lost only where rounding ranks
-    it below all candidates (`screen_recall` counts).
+    it below all candidates (`screen_recall` counts). `kernels` (torch | triton) rank and rescore.
     """
-    _, candidates = rank_roughly(x, W, bias, min(len(W), count_candidates(k, by)), by)
-    return _rescore(x, W, bias, candidates, k)
+    library = products(kernels, x.device)
+    _, candidates = rank_roughly(x, W, bias, min(len(W), count_candidates(k, by)), by, kernels)
+    return _rescore(x, W, bias, candidates, k, library)
 
 
 def screened_top_of_batch(
@@ -69,6 +71,7 @@ def screen_recall(
     bias: Float[Tensor, "n"],
     k: int,
     by: str = "bfloat16",
+    kernels: str = "torch",
 ) -> Float[Tensor, ""]:
     """Share of the k largest of each row of x W' + bias that `screened_top_k` finds.
 
@@ -77,7 +80,7 @@ def screen_recall(
     lost = torch.zeros((), dtype=torch.int64, device=x.device)
     for some in x.split(min(ROWS, select.rows_at_once(len(W)))):
         true, members = torch.addmm(bias, some, W.T).topk(k, dim=1)
-        values, found = screened_top_k(some, W, bias, k, by)
+        values, found = screened_top_k(some, W, bias, k, by, kernels)
         absent = (members.unsqueeze(2) != found.unsqueeze(1)).all(2)
         lost += (absent & (true - values.amin(1, keepdim=True) > ROUNDING * true.abs())).sum()
     return 1 - lost / (len(x) * k)
@@ -172,19 +175,21 @@ def _split(flat: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return row, flat - row * n
 
 
-def _rescore(x: Tensor, W: Tensor, bias: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _rescore(
+    x: Tensor, W: Tensor, bias: Tensor, candidates: Tensor, k: int, library: Products = TORCH
+) -> tuple[Tensor, Tensor]:
     """The k largest of each row's candidates, by float32 products, and where they lie."""
     count = candidates.shape[1]
     bags = torch.arange(0, candidates.numel() + 1, count, device=x.device)
-    exact = _products(bags, candidates.reshape(-1), x, W).view(-1, count) + bias[candidates]
+    exact = _products(bags, candidates.reshape(-1), x, W, library).view(-1, count) + bias[candidates]
     values, inner = select.rank(exact, k)
     return values, candidates.gather(1, inner)
 
 
-def _products(offsets: Tensor, columns: Tensor, x: Tensor, W: Tensor) -> Tensor:
+def _products(offsets: Tensor, columns: Tensor, x: Tensor, W: Tensor, library: Products = TORCH) -> Tensor:
     """`sampled_products`; on the CPU latent by latent, since x fits into a cache that W does not."""
-    if x.device.type != "cpu":
-        return sampled_products(offsets, columns, x, W)
+    if x.device.type != "cpu" or library is not TORCH:
+        return library.sampled_products(offsets, columns, x, W)
     grouped = sort_by_latent(Pairs(x.new_empty(0), columns, offsets), len(W))
     found = sampled_products(grouped.offsets, grouped.bags, W, x)
     return torch.empty_like(found).scatter_(0, grouped.order.long(), found)

@@ -51,8 +51,10 @@ class TopK(Selection):
         own = min(k, len(weights["W_enc"]))
         if pre is None:
             given = (centred, weights["W_enc"], weights["b_enc"], own)
-            found = chunked_top_k(*given) if config.screen == "float32" else screen.screened_top_k(*given, _by(config))
-            values, indices = found
+            if config.screen == "float32":
+                values, indices = chunked_top_k(*given)
+            else:
+                values, indices = screen.screened_top_k(*given, _by(config), config.kernels)
         else:
             values, indices = top_k(pre, own)
         if world.latents.size > 1:
@@ -64,7 +66,8 @@ class TopK(Selection):
     ) -> Float[Tensor, ""]:
         """Share of the k largest of each token, or 4 k with Multi-TopK, that the screen finds."""
         k = min(config.k * (4 if config.multi_topk else 1), len(weights["W_enc"]))
-        return screen.screen_recall(centred, weights["W_enc"], weights["b_enc"], k, _by(config))
+        given = (centred, weights["W_enc"], weights["b_enc"], k)
+        return screen.screen_recall(*given, _by(config), config.kernels)
 
 
 class BatchTopK(Selection):

@@ -139,8 +139,14 @@ class Narrowing:
             self.whole += float(wide.abs().sum(dtype=torch.float64))
             self.lost += float((wide.double() - short.double()).abs_().sum())
 
-    def finish(self) -> None:
-        """Raise UserError if more than rounding was lost: the numbers are too small for the dtype."""
+    def finish(self, *others: "Narrowing") -> None:
+        """Raise UserError if more than rounding was lost: the numbers are too small for the dtype.
+
+        `others`: those that watched the rest of the numbers, in other processes.
+        """
+        for other in others:
+            self.whole, self.lost = self.whole + other.whole, self.lost + other.lost
+            self.largest = max(self.largest, other.largest)
         if self.lost > LOST * self.whole:
             where = f"values of {self.layer}" if self.layer else "numbers"
             what = f"{where} of at most {self.largest:.3g} are too small for it: {self.lost / self.whole:.0%} is lost"

@@ -1,6 +1,7 @@
 """The tokens of a stream that are in memory: one tensor a layer, whose rows pass from used decks to new superblocks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -8,13 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.cache.decks import Decks
+from saelab.cache.ranks import Ranks
+
+EXCHANGED = 1 << 22  # bytes that processes exchange at once, those of all together
 
 
 class Buffer:
     """Rows for the tokens of some superblocks, for the decks from `at` on.
 
-    `reserve` and `advance` are called by the thread that trains. Between them, the thread of the host may write to the
-    rows of the superblock that was reserved last.
+    `reserve`, `exchange` and `advance` are called by the thread that trains. Between them, the thread of the host may
+    write to the rows of the superblock that was reserved last.
     """
 
     def __init__(self, decks: Mapping[str, Decks], widths: Mapping[str, tuple[int, torch.dtype]], device: torch.device):
@@ -63,6 +67,24 @@ class Buffer:
         """Tokens of a superblock, from its `first` on."""
         where = torch.from_numpy(self.rows(number, layer)[first : first + len(rows)]).to(rows.device)
         self.tokens[layer].index_copy_(0, where, rows)
+
+    def exchange(self, layer: str, number: int, edges: Sequence[int], ranks: Ranks) -> None:
+        """Write the superblock's tokens that the other processes have, and give them those that this one has.
+
+        `edges`: process r has the tokens edges[r]..edges[r + 1] - 1. Tokens that no deck wants are not wanted there
+        either, for all processes are at one deck.
+        """
+        tokens, rows = self.tokens[layer], self.rows(number, layer)
+        parts = [rows[first:last] for first, last in pairwise(edges)]
+        at_once = max(1, EXCHANGED // (len(parts) * tokens[0].nbytes))
+        for first in range(0, max(map(len, parts)), at_once):
+            some = [part[first : first + at_once] for part in parts]
+            longest, waste = max(map(len, some)), len(tokens) - 1  # all send as many
+            where = [np.pad(part, (0, longest - len(part)), constant_values=waste) for part in some]
+            places = [torch.from_numpy(part).to(tokens.device) for part in where]
+            for rank, sent in enumerate(ranks.exchange(tokens[places[ranks.rank]])):
+                if rank != ranks.rank:
+                    tokens.index_copy_(0, places[rank], sent)
 
     def take(self, layer: str, places: Int[np.ndarray, "batch"]) -> Float[Tensor, "batch d_in"]:
         """Tokens of the deck `at` by their places in its hand."""

@@ -1,10 +1,18 @@
-"""The processes that write one cache together: the first one leads, the others follow. One process leads nobody."""
+"""The processes that write one cache, or make one stream, together: by rank, and alone where there is one.
+
+For a cache the first one leads and the others follow; of a stream each makes its share, and they exchange them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from saelab.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,20 +59,41 @@ class Ranks:
         """Rank 0 gives all others the same work (plain values)."""
         self._receive(("work", work))
 
-    def together(self, action: Callable[[], None]) -> None:
-        """Run `action` in every process, wait for all, and raise in all where it failed in one."""
+    def together(self, action: Callable[[], T]) -> T:
+        """What `action` returns here, once it has run in every process; raises in all where it failed in one."""
         own: BaseException | None = None
         try:
-            action()
+            result = action()
         except BaseException as error:  # the others hear of it first: they would wait for ever
             own = error
-        failures = self._gather(None if own is None else _describe(own))
+        failures = self.gather(None if own is None else _describe(own))
         if own is not None:
             raise own
         for rank, failure in enumerate(failures):
             if failure is not None:
                 setting, value, expected, remedy = failure
                 raise UserError(setting, value, f"{expected} (in process {rank})", remedy)
+        return result
+
+    def agree(self, *facts: Any) -> None:
+        """Raise UserError in all processes where their facts (plain values) differ: they would mix up their tokens."""
+        if any(other != facts for other in self.gather(facts)):
+            what = "the processes want different tokens of it at the same time"
+            raise UserError("stream", f"process {self.rank} of {self.world}", what, "all have to take the same steps")
+
+    def edges(self, count: int) -> list[int]:
+        """Where the processes' shares of `count` things begin, as even as can be; and last, where they end."""
+        return [rank * count // self.world for rank in range(self.world + 1)]
+
+    def exchange(self, tensor: Tensor) -> list[Tensor]:
+        """The processes' tensors (one shape and dtype), to the bit; torch.distributed has to serve the device they are on.
+        """
+        import torch.distributed as dist
+
+        sent = tensor.contiguous().view(torch.uint8)
+        parts = [torch.empty_like(sent) for _ in range(self.world)]
+        dist.all_gather(parts, sent)
+        return [part.view(tensor.dtype) for part in parts]
 
     def _receive(self, message: Any) -> Any:
         if self.world == 1:
@@ -75,7 +104,8 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def _gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
+        """The processes' values (plain ones, small), by rank."""
         if self.world == 1:
             return [value]
         import torch.distributed as dist

@@ -16,6 +16,7 @@ from torch import Tensor
 from saelab.cache.batches import Batches, check_share
 from saelab.cache.buffer import Buffer
 from saelab.cache.decks import mixing
+from saelab.cache.ranks import Ranks
 from saelab.cache.superblocks import PICTURES, Superblocks
 from saelab.cache.unstored import UnstoredActivations
 from saelab.errors import UserError
@@ -27,6 +28,8 @@ class ActivationStream(Batches):
     An epoch holds each token once, but for what doesn't fill a batch at its end. Moments are of the first pictures of
     the first epoch (4096 or more, or all), quality of those that the first deck draws from. With crops, tokens of a
     batch and moments are of crops, quality is of whole pictures. Made by `cache.stream`.
+    Under torch.distributed each process' host passes over its share of a superblock and gets the others' tokens: so
+    all processes have to take the same steps, and whatever else reads tokens, together.
     """
 
     def __init__(self, blocks: Superblocks, layer: str, batch_size: int, seed: int) -> None:
@@ -105,7 +108,7 @@ class ActivationStream(Batches):
 
     def join(self, parts: list[Tensor], rank: int, world: int) -> Float[Tensor, "batch d_in"]:
         """A batch from its parts."""
-        self.blocks.pace.taken += self.batch_size // world
+        self.blocks.pace.taken += self.batch_size
         if world == 1:
             return torch.cat(parts)
         check_share(self.batch_size, world)
@@ -129,8 +132,11 @@ class ActivationStream(Batches):
 
         `chunk` changes nothing: one pass of the host serves all layers.
         """
-        order = {"superblocks": self.blocks.count, "seed": self.blocks.seed} | mixing(self.blocks.count)
-        found = self.store.save_moments("-first", order | self.blocks.crop, lambda: self.blocks.moments[self.layer])
+        recipe, ranks = {"superblocks": self.blocks.count, "seed": self.blocks.seed}, Ranks.current()
+        where = ("-first", recipe | mixing(self.blocks.count) | self.blocks.crop)
+        if ranks.world > 1 and any(ranks.gather(self.store.lacks_moments(*where))):
+            self.blocks.moments  # noqa: B018  (by all; within save_moments, all but one would wait for its lock)
+        found = self.store.save_moments(*where, lambda: self.blocks.moments[self.layer])
         return found.mean.numpy(), float((found.m2 / found.tokens).sum())
 
     def fingerprint(self) -> str:

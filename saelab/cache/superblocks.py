@@ -3,6 +3,10 @@
 The pictures of an epoch are permuted as `Batches` permutes rows, and cut into superblocks of (nearly) equal size, so
 which pictures a superblock holds is a pure function of its number, the seed and how many there are. Their tokens are
 dealt to decks (decks.py), from which batches are drawn, and stay in memory (buffer.py) until their deck is used.
+
+Processes of torch.distributed divide the host's batches of a superblock. They exchange the tokens in the thread that
+trains, before its first deck is used: nccl's groups must not work at the same time, and a thread of its own would go on
+to wait for the others where this process has come to its end.
 """
 
 import contextlib
@@ -22,11 +26,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelab.arrays import TORCH
+from saelab.arrays import TORCH, Narrowing
 from saelab.cache.batches import permute
 from saelab.cache.buffer import Buffer
 from saelab.cache.decks import LEAST, Decks, count_superblocks
 from saelab.cache.passes import Moments, keep
+from saelab.cache.ranks import Ranks
 from saelab.cache.unstored import Loaded, UnstoredActivations, check_crops
 from saelab.errors import UserError
 from saelab.images.crops import Crops, describe_crops
@@ -36,6 +41,7 @@ PICTURES = 4096  # half of those in memory
 MOMENTS = 4096  # pictures that moments are of, at least, where there are as many
 CHUNK = 16_384  # tokens that moments are summed over at once
 LOGGED_EVERY = 60.0  # seconds between lines about the pace
+Made = Generator[dict[str, Narrowing], None, None]  # superblocks one after the other: what was watched in each layer
 
 
 @dataclass
@@ -46,8 +52,8 @@ class Pace:
     saes: float = 0.0
     host_waits: float = 0.0
     saes_wait: float = 0.0
-    made: int = 0  # tokens that the host gave, of all layers
-    taken: int = 0  # tokens that SAEs were given, of all layers
+    made: int = 0  # tokens that the host gave, of all layers and processes
+    taken: int = 0  # tokens that SAEs were given, of all layers and processes
     since: float = field(default_factory=time.monotonic)
 
     def line(self) -> str:
@@ -125,18 +131,22 @@ class Superblocks:
         """The decks first..last-1, one after the other; while one is in use, the next superblock is made, or before.
 
         Where one superblock holds all pictures, the host passes over them once, however many epochs there are.
-        `whole` is as in `at`.
+        `whole` is as in `at`. Raises UserError in all processes for what goes wrong in one, and where they ask for
+        different decks.
         """
-        buffer, self._buffer = self._buffer or self._allocate(), None
+        ranks, buffer, self._buffer = Ranks.current(), self._buffer or self._allocate(), None
         cropped = bool(self.crop) and not whole
         if buffer.cropped != cropped or not buffer.move(first):
             buffer.restart(first, cropped)
+        if ranks.world > 1:
+            digests = [store.digest for store in self.stores.values()]
+            ranks.agree(first, last, buffer.ready, cropped, self.seed, *digests)
         reach, end = self._any.reach, self._any.drawn_from(last - 1).stop if self._any.reach else 1
         stop = threading.Event()
-        made = self._make(buffer, list(range(buffer.ready, end)), stop)
+        made = ranks.together(lambda: self._make(buffer, list(range(buffer.ready, end)), stop))
         with contextlib.closing(made), producer_on(self.forward.host.device) as producer:
 
-            def start() -> Future[None] | None:
+            def start() -> Future[dict[str, Narrowing]] | None:
                 if buffer.ready >= end:
                     return None
                 buffer.reserve(buffer.ready)
@@ -146,9 +156,10 @@ class Superblocks:
                 coming = start()
                 for number in range(first, last):
                     while coming is not None and buffer.ready <= number + reach:
-                        self._wait(coming)
-                        buffer.ready += 1
+                        self._wait(coming, ranks)
+                        own, buffer.ready = buffer.ready, buffer.ready + 1
                         coming = start()
+                        self._exchange(buffer, own, ranks)
                     begin = time.monotonic()
                     yield number, buffer
                     self.pace.saes += time.monotonic() - begin
@@ -164,39 +175,58 @@ class Superblocks:
         with torch.cuda.stream(self._stream):  # does nothing where there is none
             return Buffer(self.decks, widths, self.forward.host.device)
 
-    def _wait(self, coming: Future[None]) -> None:
+    def _wait(self, coming: Future[dict[str, Narrowing]], ranks: Ranks) -> None:
+        """Until all processes have made their share of a superblock."""
         begin = time.monotonic()
-        coming.result()
+        first, *others = ranks.gather(ranks.together(coming.result))
+        for name, narrow in first.items():
+            narrow.finish(*(other[name] for other in others))
         self.pace.saes_wait += time.monotonic() - begin
+
+    def _exchange(self, buffer: Buffer, number: int, ranks: Ranks) -> None:
+        begin = time.monotonic()
+        for layer, store in self.stores.items() if ranks.world > 1 else ():
+            edges = self._shares(number, ranks) * store.plan.stored
+            buffer.exchange(layer, number, edges.tolist(), ranks)
+        self.pace.saes_wait += time.monotonic() - begin
+
+    def _shares(self, number: int, ranks: Ranks) -> Int[np.ndarray, "edges"]:
+        """Which of a superblock's pictures each process' host passes over, as `Ranks.edges`: whole batches of it."""
+        pictures, size = int(np.diff(self.edges)[number % self.count]), self.forward.batch_size
+        return np.minimum(pictures, np.array(ranks.edges(-(-pictures // size))) * size)
+
+    def _own(self, number: int) -> slice:
+        """Which of a superblock's pictures this process' host passes over."""
+        ranks = Ranks.current()
+        return slice(*self._shares(number, ranks)[ranks.rank : ranks.rank + 2].tolist())
 
     def _log(self) -> None:
         if time.monotonic() - self.pace.since > LOGGED_EVERY:
             log.info("stream: %s", self.pace.line())
             self.pace = Pace()
 
-    def _make(self, buffer: Buffer, numbers: Sequence[int], stop: threading.Event) -> Generator[None, None, None]:
+    def _make(self, buffer: Buffer, numbers: Sequence[int], stop: threading.Event) -> Made:
         """Write superblocks to their rows, in one pass of the loader: it decodes on across their borders.
 
         Each is filled up to whole batches with its last picture, so that all batches of the host have one size and a
-        superblock's tokens don't depend on those before it.
+        superblock's tokens don't depend on those before it. Of several processes, each makes its share.
         """
         size, every = self.forward.batch_size, [self.ids_of(number) for number in numbers]
         loaded: Loaded = iter(())
-        if every:
-            padded = [np.pad(ids, (0, -len(ids) % size), mode="edge") for ids in every]
+        own = [ids[self._own(number)] for number, ids in zip(numbers, every)]
+        if sum(map(len, own)):
+            padded = [np.pad(ids, (0, -len(ids) % size), mode="edge") for ids in own]
             ids, epochs = np.concatenate(padded), np.asarray(numbers) // self.count
             crops = Crops(self.seed, ids, np.repeat(epochs, list(map(len, padded)))) if buffer.cropped else None
             loading = self.forward.pictures(ids, crops)
             loaded = itertools.chain([next(loading)], loading)  # forks the workers here, in the thread that trains
         return self._fill_all(buffer, dict(zip(numbers, every)), loaded, stop)
 
-    def _fill_all(
-        self, buffer: Buffer, every: Mapping[int, np.ndarray], loaded: Loaded, stop: threading.Event
-    ) -> Generator[None, None, None]:
+    def _fill_all(self, buffer: Buffer, every: Mapping[int, np.ndarray], loaded: Loaded, stop: threading.Event) -> Made:
         for number, ids in every.items():
             begin = time.monotonic()
             with torch.cuda.stream(self._stream):
-                self._fill(buffer, number, ids, loaded, stop)
+                watch = self._fill(buffer, number, ids, loaded, stop)
             if self._stream is not None:
                 self._stream.synchronize()
             if stop.is_set():
@@ -204,16 +234,17 @@ class Superblocks:
             self.pace.host += time.monotonic() - begin
             self.pace.made += sum(len(buffer.rows(number, layer)) for layer in self.stores)
             begin = time.monotonic()
-            yield
+            yield watch
             self.pace.host_waits += time.monotonic() - begin
 
     @torch.inference_mode(False)
     def _fill(
         self, buffer: Buffer, number: int, ids: Int[np.ndarray, "pictures"], loaded: Loaded, stop: threading.Event
-    ) -> None:
+    ) -> dict[str, Narrowing]:
         size, watch = self.forward.batch_size, {name: store.watch() for name, store in self.stores.items()}
-        done = 0
-        batches = itertools.islice(loaded, -(-len(ids) // size))
+        own = self._own(number)
+        done = own.start
+        batches = itertools.islice(loaded, -(-len(ids[own]) // size))
         for numbers, tokens in self.forward.tokens(batches, list(self.stores)):
             new = min(len(numbers), len(ids) - done)  # the last ones only fill the batch up
             for name, store in self.stores.items():
@@ -222,9 +253,10 @@ class Superblocks:
                 buffer.write(name, number, done * store.plan.stored, rows)
             done += new
             if stop.is_set():
-                return
-        for narrow in watch.values():
-            narrow.finish()
+                return watch
+        if len(ids[own]) < len(ids):  # files change for all processes, whichever reads them in which epoch
+            self.forward.unchanged.require(np.delete(ids, own))
+        return watch
 
     def _require_finite(self, rows: Tensor, numbers: np.ndarray, layer: str) -> None:
         """Once for each superblock, rather than in each step, which would wait for the device."""

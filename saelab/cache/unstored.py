@@ -159,10 +159,17 @@ class UnstoredActivations(ActivationCache):
 
     def save_moments(self, name: str, recipe: dict[str, Any], make: Any) -> Moments:
         """Moments made by `make()`, or as they were found before under this recipe."""
-        whole = {"stage": "moments", "code": CODE, "cache": self.digest} | recipe
-        where = (self.root, "moments", f"{self.layer}{name}", whole)
+        where = self._place_moments(name, recipe)
         made = artifacts.ensure(*where, lambda folder: make().save(folder / MOMENTS))
         return Moments.load(made.path / MOMENTS)[0]
+
+    def lacks_moments(self, name: str, recipe: dict[str, Any]) -> bool:
+        """Whether `save_moments` would make them."""
+        return not artifacts.folder(*self._place_moments(name, recipe)).exists()
+
+    def _place_moments(self, name: str, recipe: dict[str, Any]) -> tuple[Path, str, str, dict[str, Any]]:
+        whole = {"stage": "moments", "code": CODE, "cache": self.digest} | recipe
+        return self.root, "moments", f"{self.layer}{name}", whole
 
     def _make(self, ids: Int[np.ndarray, "images"]) -> Iterator[np.ndarray]:
         with torch.inference_mode():

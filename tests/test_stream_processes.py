@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 from cache_world import LAYERS
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sae_processes import each
 from safetensors.torch import load_file, save_file
+from test_stream import pass_through
 
 from saelab import cache
+from saelab.arrays import Narrowing
 from saelab.cache import superblocks
 from saelab.cache.ranks import Ranks
 from saelab.errors import UserError
@@ -208,7 +211,7 @@ def fail_each(folder: Path) -> None:
     def tell(name: str, made, first: int = 0) -> None:
         steps = 2 * made[LAYERS[0]].steps_per_epoch
         with pytest.raises(UserError) as caught:
-            for _, step, _ in streaming.together(made, {layer: (first, steps) for layer in LAYERS}):
+            for _, step, _ in streaming.together(made, dict.fromkeys(LAYERS, (first, steps))):
                 if step == 30 and name == "touched" and rank == 0:
                     os.utime(file, ns=(1, 1))
         words[name] = str(caught.value)
@@ -271,3 +274,40 @@ def test_what_goes_wrong_in_one_process_ends_all_by_name(size, folder, tmp_path)
             assert re.match(pattern, words[name]) and "\n" not in words[name], (name, words[name])
             if name not in ("touched", "apart"):
                 assert (f"(in process {size - 1})" in words[name]) == (rank < size - 1), words[name]
+
+
+def pass_through_together(folder: Path, *sizes: int) -> None:
+    (folder / str(torch.distributed.get_rank())).write_text(json.dumps(pass_through(*sizes)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are read from Linux' /proc")
+def test_each_process_holds_twice_the_pictures_and_little_beside(tmp_path):
+    pictures, tokens, width = 512, 64, 512
+    one = pictures * tokens * width * 2
+    assert each(2, tmp_path / "store", pass_through_together, tmp_path, pictures, tokens, width) == [0, 0]
+    for rank in range(2):
+        steps, risen = json.loads((tmp_path / str(rank)).read_text())
+        assert steps == 3 * pictures * tokens
+        assert 0.9 * 2 * one < risen < 1.1 * 2 * one + (8 << 20), risen / (2 * one)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.floats(1e-9, 1e-4), st.integers(0, 60), st.integers(0, 60))
+def test_what_a_dtype_loses_is_judged_over_all_processes(seed, small, first, last):
+    """Whether it is too much is said of all numbers, not of a share in which it may be."""
+    x = torch.randn(60, generator=torch.Generator().manual_seed(seed)) * small
+    x[torch.rand(60, generator=torch.Generator().manual_seed(seed + 1)) < 0.2] *= 1e4
+    edges = [0, *sorted((first, last)), 60]
+    whole, parts = Narrowing("float16"), [Narrowing("float16") for _ in range(3)]
+    whole(x)
+    for part, (begin, end) in zip(parts, itertools.pairwise(edges)):
+        part(x[begin:end])
+    assert refused(whole) == refused(*parts)
+
+
+def refused(one: Narrowing, *others: Narrowing) -> str | None:
+    try:
+        one.finish(*others)
+    except UserError as error:
+        return str(error)
+    return None

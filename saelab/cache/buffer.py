@@ -11,7 +11,7 @@ from torch import Tensor
 from saelab.cache.decks import Decks
 from saelab.cache.ranks import Ranks
 
-EXCHANGED = 1 << 22  # bytes that processes exchange at once, those of all together
+EXCHANGED = 1 << 20  # bytes that a process gives the others at once
 
 
 class Buffer:
@@ -71,20 +71,17 @@ class Buffer:
     def exchange(self, layer: str, number: int, edges: Sequence[int], ranks: Ranks) -> None:
         """Write the superblock's tokens that the other processes have, and give them those that this one has.
 
-        `edges`: process r has the tokens edges[r]..edges[r + 1] - 1. Tokens that no deck wants are not wanted there
-        either, for all processes are at one deck.
+        `edges`: process r has the tokens edges[r]..edges[r + 1] - 1. All processes are at one deck, so they keep the
+        same tokens.
         """
         tokens, rows = self.tokens[layer], self.rows(number, layer)
-        parts = [rows[first:last] for first, last in pairwise(edges)]
-        at_once = max(1, EXCHANGED // (len(parts) * tokens[0].nbytes))
-        for first in range(0, max(map(len, parts)), at_once):
-            some = [part[first : first + at_once] for part in parts]
-            longest, waste = max(map(len, some)), len(tokens) - 1  # all send as many
-            where = [np.pad(part, (0, longest - len(part)), constant_values=waste) for part in some]
-            places = [torch.from_numpy(part).to(tokens.device) for part in where]
-            for rank, sent in enumerate(ranks.exchange(tokens[places[ranks.rank]])):
+        at_once = max(1, EXCHANGED // tokens[0].nbytes)
+        for rank, (first, last) in enumerate(pairwise(edges)):
+            for at in range(first, last, at_once):
+                where = torch.from_numpy(rows[at : min(at + at_once, last)]).to(tokens.device)
+                sent = ranks.copy_from(rank, tokens[where])
                 if rank != ranks.rank:
-                    tokens.index_copy_(0, places[rank], sent)
+                    tokens.index_copy_(0, where, sent)
 
     def take(self, layer: str, places: Int[np.ndarray, "batch"]) -> Float[Tensor, "batch d_in"]:
         """Tokens of the deck `at` by their places in its hand."""

@@ -85,15 +85,12 @@ class Ranks:
         """Where the processes' shares of `count` things begin, as even as can be; and last, where they end."""
         return [rank * count // self.world for rank in range(self.world + 1)]
 
-    def exchange(self, tensor: Tensor) -> list[Tensor]:
-        """The processes' tensors (one shape and dtype), to the bit; torch.distributed has to serve the device they are on.
-        """
+    def copy_from(self, rank: int, tensor: Tensor) -> Tensor:
+        """The process' tensor of that rank (one shape and dtype), in place; the group has to serve its device."""
         import torch.distributed as dist
 
-        sent = tensor.contiguous().view(torch.uint8)
-        parts = [torch.empty_like(sent) for _ in range(self.world)]
-        dist.all_gather(parts, sent)
-        return [part.view(tensor.dtype) for part in parts]
+        dist.broadcast(tensor.view(torch.uint8), src=rank)  # to the bit, and gloo and nccl know few dtypes
+        return tensor
 
     def _receive(self, message: Any) -> Any:
         if self.world == 1:

@@ -327,6 +327,20 @@ def test_two_shards_make_the_artifact_of_one_process(place):
     assert again.returncode == 0 and "reused" in again.stderr
 
 
+@pytest.mark.slow
+def test_two_processes_that_divide_a_stream_make_the_artifact_of_one(place):
+    settings = ("stream={pictures:8}", "batch_size=2", "+sae.train.steps=20", "+sae.screen=float32", "workers=1")
+    assert run(place, "streamed", *settings).returncode == 0
+    first, second = run_ranks(place, "divided", *settings)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    one, two = ([*(place / root / "sae").glob("*/sae.safetensors")] for root in ("streamed", "divided"))
+    assert len(one) == 1 and [file.parent.name for file in one] == [file.parent.name for file in two]
+    for name, tensor in SAE.load(one[0]).tensors().items():
+        torch.testing.assert_close(SAE.load(two[0]).tensors()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    moments = [[*(place / root / "moments").glob("*-first-*/*.safetensors")] for root in ("streamed", "divided")]
+    assert len(moments[0]) == 1 and moments[0][0].read_bytes() == moments[1][0].read_bytes(), "of the same tokens"
+
+
 def second_of(parent: int) -> list[int]:
     """The process of rank 1 among torchrun's children."""
     found = []

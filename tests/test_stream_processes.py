@@ -188,6 +188,7 @@ def test_weights_are_those_of_processes_that_run_the_whole_host_each(size, shard
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_process_goes_on_with_others_to_the_bit(folder):
     """Of two that train, one is killed; of three that go on, another one; then one ends it."""
     for shared in (True, False):

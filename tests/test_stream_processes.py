@@ -242,7 +242,7 @@ def nan_after(batches: int):
     return lambda module, given, found: found * (torch.nan if next(passed) >= batches else 1)
 
 
-def refuse(ids):
+def refuse(ids, crops):
     raise UserError("images", "one.png", "is no picture any more", "leave it out")
 
 

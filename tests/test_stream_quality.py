@@ -65,7 +65,7 @@ def streamed(world: SimpleNamespace, pictures: int, seed: int, passes=lambda num
         batch_size=8,
         images=SimpleNamespace(ids=lambda _: np.arange(PICTURES)),
         host=SimpleNamespace(device=torch.device("cpu")),
-        pictures=lambda ids: ((part, rows[part]) for part in np.split(ids, range(8, len(ids), 8))),
+        pictures=lambda ids, crops: ((part, rows[part]) for part in np.split(ids, range(8, len(ids), 8))),
         tokens=tokens,
     )
     plan = SimpleNamespace(stored=TOKENS, total=TOKENS, row_bytes=TOKENS * D * 2)

@@ -35,6 +35,36 @@ def test_each_trainer_counts_with_the_rate_that_is_best_on_other_tokens(tmp_path
     assert torch.equal(seen[1], tuning) and torch.equal(seen[3], test)
 
 
+@pytest.mark.parametrize("unused", [{1e-3: 0.0, 2e-3: 0.02, 4e-3: 0.1}, {1e-3: 0.03, 2e-3: 0.5, 4e-3: 1.0}])
+def test_the_best_rate_of_those_that_leave_few_latents_unused_has_its_own_numbers(tmp_path, monkeypatch, unused):
+    left, trained = {1e-3: 0.5, 2e-3: 0.4, 4e-3: 0.2}, []
+
+    def build(d_in, latents, k, mean):
+        rates = []  # of the steps: the first is the whole rate
+
+        def rebuild(x):
+            codes = torch.ones(len(x), 100)
+            codes[:, : round(100 * unused[rates[0]])] = 0
+            return x * (1 - left[rates[0]]), codes
+
+        trained.append(rates)
+        return peers.Peer(lambda x, rate: rates.append(rate), rebuild)
+
+    monkeypatch.setattr(peers, "installed", lambda: {"fake": build})
+    monkeypatch.setattr(peers, "version_of", lambda name: "1")
+    settings = {**SETTINGS, "rates": sorted(left), "steps": 10}
+    *_, fake = quality.cases([planted(tmp_path / "a.npy")], **settings, others=True)
+    assert (fake["rate"], fake["dead_or_rare"]) == (4e-3, unused[4e-3])
+    few, both = fake["few_unused"], unused[2e-3] == 0.02
+    seeds = [1e-3, 2e-3, 4e-3] + ([2e-3, 4e-3] if both else [4e-3])  # the others' seeds only where they count
+    assert sorted(rates[0] for rates in trained) == sorted(seeds)
+    if not both:
+        assert few is None
+        return
+    assert (few["rate"], few["dead_or_rare"], len(few["fvu_seeds"])) == (2e-3, 0.02, 2)
+    assert few["fvu"] / fake["fvu"] == pytest.approx(4, abs=0.01)
+
+
 def test_all_trainers_see_the_same_batches_and_rates(monkeypatch):
     rows, seen = torch.randn(300, 16), {}
 

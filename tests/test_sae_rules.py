@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from saelab.artifacts import read_json
 from saelab.sae import SAE, SAEConfig, TrainConfig, fit, objectives, quality, rules
 from saelab.sae.distributed import World
 from saelab.sae.revive import resample
@@ -225,6 +226,33 @@ def test_few_latents_are_dead_even_about_a_large_mean_and_after_long_training(of
     found = quality(sae, x)
     assert found["dead"] <= 0.05
     assert recovered(sae, directions) >= 0.9 and found["fvu"] < 0.12
+
+
+def test_latents_that_no_token_reaches_come_back_within_a_share_of_the_tokens():
+    x, _ = planted(4000)
+    sae = trained(RULES["topk"], x, steps=100)
+    sae.b_enc[::4] = -4.0  # tokens are some two units long
+    config, train = replace(RULES["topk"], revive=0.2), TrainConfig(batch_size=256, steps=15)  # 3840 tokens
+    dead = {}
+    for share in (1.0, 0.1):
+        found = fit(x, replace(config, dead_share=share), train, start=sae, progress=False)
+        dead[share] = found.quality["dead"]
+    assert dead[1.0] == 16 / 64 and dead[0.1] == 0
+
+
+def test_a_share_of_the_tokens_changes_nothing_where_no_latent_is_silent_for_so_long(tmp_path):
+    x, _ = planted(2000)
+    config, train, made = SAEConfig(D_IN, 24, k=4, lr=3e-3), TrainConfig(16, steps=60), []
+    for share in (1.0, 0.25, 1e-9):
+        folder = tmp_path if share == 0.25 else None
+        made.append(fit(x, replace(config, dead_share=share), train, folder, progress=False))
+    whole, quarter, none = made
+    assert all(torch.equal(tensor, quarter.sae.tensors()[name]) for name, tensor in whole.sae.tensors().items())
+    assert not torch.equal(whole.sae.W_enc, none.sae.W_enc), "one token: whoever missed a batch is silent"
+    recipe = read_json(tmp_path / "training.json")["sae"]
+    assert (recipe["dead_after"], recipe["dead_share"]) == (500, 0.25)
+    within = [replace(config, dead_share=share).dead_within(4000) for share in (1.0, 0.1, 1e-9)]
+    assert [*within, replace(config, dead_after=300, dead_share=0.1).dead_within(4000)] == [4000, 400, 1, 300]
 
 
 def test_resampling_points_silent_latents_at_badly_explained_tokens_and_leaves_the_others():

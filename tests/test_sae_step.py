@@ -218,6 +218,8 @@ def test_a_step_refuses_another_width_and_a_constant_batch():
         ({"clip": -1.0}, "clip=-1.0: 0 or more"),
         ({"l1": float("nan"), "rule": "relu"}, "l1=nan"),
         ({"revive": 1.5}, "revive=1.5: from 0 to 1"),
+        ({"dead_share": 0.0}, "dead_share=0.0: above 0, at most 1"),
+        ({"dead_share": 1.5}, "dead_share=1.5"),
         ({"encoder_length": 0.0}, "encoder_length=0.0: above 0, at most 1"),
         ({"encoder_length": 1.5}, "encoder_length=1.5"),
         ({"encoder_length": 0.2, "rule": "jumprelu"}, "encoder_length=0.2: needs rule=topk or batchtopk"),

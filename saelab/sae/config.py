@@ -51,6 +51,7 @@ class SAEConfig:
     screen: str = "auto"  # topk, batchtopk: product that chooses: auto | float32, or rescored: bfloat16 | int8 | float8
     kernels: str = "torch"  # topk, batchtopk: sparse products, and topk's bfloat16 screen, by: torch | triton (on CUDA)
     encoder_length: float = added(1.0)  # topk, batchtopk: of the first encoder rows; less where those rebuild too much
+    dead_share: float = added(1.0)  # of the tokens: `fit` calls a latent silent after so many, if less; .1: rare ones
     frozen: str = added("none")  # what keeps its random start, as a control: none | decoder | soft_decoder | all
     choose_by_piece: bool = added(False)  # batchtopk: of `accumulate` pieces each keeps k times its own tokens
 
@@ -67,6 +68,8 @@ class SAEConfig:
             _at_least_1(self, "auxk_k")
         _within(self, math.inf, "weight_decay", "clip", "auxk_weight", "l1", "resample_every", "l0_weight", "delta")
         _within(self, 1, "revive")
+        if not 0 < self.dead_share <= 1:
+            raise UserError("dead_share", self.dead_share, "above 0, at most 1", "1 leaves it to dead_after")
         if not 0 < self.encoder_length <= 1:
             raise UserError("encoder_length", self.encoder_length, "above 0, at most 1")
         if self.encoder_length != 1 and "encoder_length" not in supports:
@@ -117,6 +120,10 @@ class SAEConfig:
     def learning_rate(self) -> float:
         """`lr`, or Gao et al.'s scaling law where it is None."""
         return self.lr if self.lr is not None else 2e-4 / math.sqrt(self.latents / 2**14)
+
+    def dead_within(self, tokens: int) -> int:
+        """Tokens without firing after which a latent counts as silent, in training on a set of so many."""
+        return min(self.dead_after, max(1, round(self.dead_share * tokens)))
 
     @property
     def aux_latents(self) -> int:

@@ -179,7 +179,7 @@ def _jobs(
         what = "float32, in which training computes, can't hold squares of such numbers"
         raise UserError("activations", f"variance {variance:.3g}", what, "multiply them by a constant")
     starts = starts or [None] * len(configs)
-    configs = [dataclasses.replace(c, dead_after=min(c.dead_after, batches.n_tokens)) for c in configs]
+    configs = [dataclasses.replace(c, dead_after=c.dead_within(batches.n_tokens)) for c in configs]
     places = [None] * len(configs) if folders is None else [Path(folder) for folder in folders]
     jobs = [
         Job(config, place, Data(batches, mean, variance, facts), train, torch.device(device), start, world)

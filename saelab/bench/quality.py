@@ -36,8 +36,7 @@ def cases(
 ) -> Iterator[dict[str, Any]]:
     """One line a data set and trainer: FVU of held-out tokens, dead + rare latents, the rate; means over seeds.
 
-    `few_unused` has the same of the best rate that leaves at most 2 % dead + rare with the first seed; None: no rate.
-
+    `few_unused` has the same of the best rate that leaves at most 2 % dead + rare with the first seed; None: none does.
     `data`: folders of caches, or .npy files [tokens, d_in]. `latents`: how many times d_in. All trainers see the same
     batches, centred and scaled to one unit of spread, and the same fall of the rate over the last fifth. `others`: also
     the packages that are installed. Raises UserError where a path holds no tokens.

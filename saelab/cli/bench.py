@@ -2,7 +2,8 @@
 
 Each line has case, tokens_per_s, seconds, gemm_seconds (the encoder product timed beside it in the same run), ratio
 (seconds / gemm_seconds) and peak_mb. `peers=true` times the same step of every other SAE trainer that is installed;
-with `cases=[quality]` it compares what they explain of held-out tokens (`fvu`, `dead_or_rare`) instead.
+with `cases=[quality]` it compares what they explain of held-out tokens (`fvu`, `dead_or_rare`) instead, each at its
+best rate and, in `few_unused`, at the best that leaves at most 2 % of its latents dead or rare.
 """
 
 import json

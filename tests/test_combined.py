@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from saelab.errors import UserError
 from saelab.label import assign, mine
 from saelab.label.scorers import memberships
-from saelab.label.scorers.combined import contrast_evidence, contrast_evidence_rows
+from saelab.label.scorers.combined import contrast_evidence, contrast_evidence_rows, summed_evidence
 from saelab.label.scorers.frame import Draw, Frame
 from saelab.label.scorers.memberships import baseline
 from saelab.label.scorers.permuted import whole
@@ -241,7 +241,8 @@ def test_labels_that_no_image_shows_are_discounted():
     assert against.tolist() == [[1.0, -2.0]]  # evidence against a label isn't lessened
 
 
-def test_null_by_ranks_is_the_scorer_on_permuted_evidence():
+@pytest.mark.parametrize("name", ["contrast_evidence", "summed_evidence"])
+def test_null_by_ranks_is_the_scorer_on_permuted_evidence(name):
     """Also for a unit that fires on three images, a dead one, one that fires everywhere and a negative one."""
     acts, image_emb, label_emb, _, _ = world(images=200, units=8, parents=3)
     acts[:, 0], acts[:, 1] = 0.0, 0.0
@@ -250,20 +251,21 @@ def test_null_by_ranks_is_the_scorer_on_permuted_evidence():
     acts[:, 3] -= 2
     for given, known in ((acts, label_emb), (acts.to_sparse_csr(), label_emb), (acts.to_sparse_csr(), label_emb[:1])):
         frame = Frame(assign.Evidence.mined(given, image_emb, known))
-        scorer = assign.SCORERS["contrast_evidence"]
+        scorer = assign.SCORERS[name]
         fast, exact = scorer.under(frame), whole(scorer, frame)
         draw = Draw(frame, torch.randperm(200, generator=torch.Generator().manual_seed(4)))
         for block in frame.blocks:
             torch.testing.assert_close(fast(draw, block), exact(draw, block), rtol=0, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("name", ["contrast_evidence", "summed_evidence"])
 @pytest.mark.parametrize("layout", [lambda a: a, lambda a: a.to_sparse_csr()])
-def test_some_labels_at_a_time_give_the_same_numbers(monkeypatch, layout):
+def test_some_labels_at_a_time_give_the_same_numbers(monkeypatch, layout, name):
     """Scores, and best scores under permutation, with 2 labels at a time, some of which no image tells apart."""
     acts, image_emb, label_emb, _, _ = world(images=200, units=8, parents=3)
     label_emb = torch.cat([label_emb, torch.zeros(2, label_emb.shape[1])])
     evidence = assign.Evidence.mined(layout(acts), image_emb, label_emb)
-    scorer = assign.SCORERS["contrast_evidence"]
+    scorer = assign.SCORERS[name]
 
     def numbers():
         frame = Frame(evidence, block=3)
@@ -277,6 +279,45 @@ def test_some_labels_at_a_time_give_the_same_numbers(monkeypatch, layout):
     scores, best = numbers()
     torch.testing.assert_close(scores, whole_scores, rtol=1e-5, atol=1e-4, equal_nan=True)
     torch.testing.assert_close(best, whole_best, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [lambda a: a, lambda a: a.to_sparse_csr()])
+def test_summed_evidence_adds_the_correlation_in_standard_deviations(small, layout):
+    acts, image_emb, label_emb, positives, contrasts = small
+    label_emb = torch.cat([label_emb, torch.zeros(1, label_emb.shape[1])])  # one that no image tells apart
+    acts = acts.clone()
+    acts[:, 1] = 0.5  # a constant unit
+    given = (layout(acts), image_emb, label_emb)
+    found = summed_evidence(*given, positives, contrasts)
+    r = torch.stack([torch.stack([_r(unit, sim) for sim in (image_emb @ label_emb.T).T]) for unit in acts.T])
+    expected = contrast_evidence(*given, positives, contrasts) + len(acts) ** 0.5 * r
+    assert bool(found[1].isnan().all()) and bool(found[:, -1].isnan().all()) and bool(found[0, :-1].isfinite().all())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    evidence = assign.Evidence.mined(*given)
+    two, one = (assign.score([name], evidence)[name] for name in ("summed_evidence", "contrast_evidence"))
+    torch.testing.assert_close(two - one, len(acts) ** 0.5 * r, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def test_a_broad_label_among_many_that_no_image_shows_is_found_more_often_by_the_sum():
+    """Units that fire on one of a few broad classes, whose look-alikes are of it too; most labels are shown nowhere."""
+    right = dict.fromkeys(("contrast_evidence", "summed_evidence"), 0)
+    for seed in range(4):
+        g = torch.Generator().manual_seed(seed)
+        broad = normalize(torch.randn(6, 24, generator=g), dim=1)
+        own = torch.arange(600) % 6
+        image_emb = normalize(broad[own] + 0.9 * torch.randn(600, 24, generator=g) / 24**0.5 + 0.5, dim=1)
+        near = normalize(broad.repeat_interleave(15, 0) + 1.2 * torch.randn(90, 24, generator=g) / 24**0.5, dim=1)
+        shown = (own[:, None] == torch.arange(24) % 6).float()
+        acts = (shown * (torch.rand(600, 24, generator=g) < 0.3) * (0.5 + torch.rand(600, 24, generator=g))).relu()
+        evidence = assign.Evidence.mined(acts, image_emb, torch.cat([broad, near]))
+        for name, scores in assign.score(list(right), evidence).items():
+            right[name] += int((scores.nan_to_num(nan=-9e9).argmax(1) == torch.arange(24) % 6).sum())
+    assert right["summed_evidence"] > right["contrast_evidence"] and right["summed_evidence"] > 30
+
+
+def _r(unit: torch.Tensor, similarity: torch.Tensor) -> torch.Tensor:
+    x, y = (column - column.mean() for column in (unit, similarity))
+    return (x @ y / (x.norm() * y.norm())).masked_fill((x.norm() == 0) | (y.norm() == 0), torch.nan)
 
 
 def test_competition_is_softmax_over_all_labels():

@@ -10,6 +10,7 @@ from saelab.label.scorers import evidence as bundle
 from saelab.label.scorers import products, registry
 
 SCORERS = ("contrast_evidence", "pearson", "cos_cubed")
+EVERY = (*SCORERS, "summed_evidence")
 IMAGES, UNITS, LABELS = 400, 37, 60
 
 
@@ -33,7 +34,7 @@ def evidence(layout: str, series: bool = False) -> assign.Evidence:
 @pytest.mark.parametrize("layout", ["dense", "csr"])
 @pytest.mark.parametrize("at_once", [IMAGES * 7, IMAGES * 25])
 def test_scores_in_parts_are_those_at_once(layout, at_once, monkeypatch):
-    whole = assign.score(SCORERS, evidence(layout))
+    whole = assign.score(EVERY, evidence(layout))
     monkeypatch.setattr(products, "AT_ONCE", at_once)
     for runs in ("BLOCK", "AT_ONCE"):
         monkeypatch.setattr(registry, runs, LABELS * 17)
@@ -41,7 +42,7 @@ def test_scores_in_parts_are_those_at_once(layout, at_once, monkeypatch):
         monkeypatch.setattr(bundle, "HELD", held)
         some = evidence(layout)
         assert isinstance(some.looked_at, products.Products) == (not held)
-        for name, scores in assign.score(SCORERS, some).items():
+        for name, scores in assign.score(EVERY, some).items():
             torch.testing.assert_close(scores, whole[name], rtol=1e-4, atol=2e-5, equal_nan=True, msg=name)
         assert ("sims" in some.__dict__) == bool(held)  # nobody wrote them out
 

@@ -4,7 +4,7 @@
 them alike. To add one, add its row to its family's file, or to `SCORERS` for this process alone.
 """
 
-from saelab.label.scorers.combined import contrast_evidence
+from saelab.label.scorers.combined import contrast_evidence, summed_evidence
 from saelab.label.scorers.contrastive import csp, pair_weights
 from saelab.label.scorers.decoder import decoder_direction
 from saelab.label.scorers.dissect import clip_dissect_neurolens, soft_wpmi, wpmi
@@ -60,6 +60,7 @@ __all__ = [
     "semanticlens",
     "set_projection",
     "soft_wpmi",
+    "summed_evidence",
     "template_contrast",
     "wpmi",
     "www",

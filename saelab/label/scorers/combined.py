@@ -5,6 +5,7 @@ at random), so that they can be added: many images make the whole set speak loud
 docs/scorers.md derives the parts, says what was chosen on what data, and shows where other scorers are better.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,7 +22,8 @@ from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of, where_ranked
 from saelab.label.scorers.products import Sims, side_by_side
-from saelab.label.scorers.scorer import Moved, Rows, Scorer, fits
+from saelab.label.scorers.scorer import Moved, Null, Rows, Scorer, fits
+from saelab.label.scorers.whole_set import pearson_rows
 
 Whole = Callable[[memberships.Reading], Float[Tensor, "some labels"]]  # evidence of the whole set, for one reading
 
@@ -86,6 +88,30 @@ def contrast_evidence_rows(
     return _rows(sims, positive_ids, contrast_ids, there, whole_of)
 
 
+@takes_arrays
+def summed_evidence(
+    acts: Acts,
+    image_emb: Float[Tensor, "images d_text"],
+    label_emb: Float[Tensor, "labels d_text"],
+    positive_ids: Int[Tensor, "units k"],
+    contrast_ids: Int[Tensor, "units k"],
+    valid: Bool[Tensor, "units k"] | None = None,
+) -> Float[Tensor, "units labels"]:
+    """`contrast_evidence` plus sqrt(images) times `pearson`: for vocabularies most of whose labels no image shows.
+
+    Both count standard deviations under chance. Contrasts that show a broad label too take the evidence for it away,
+    and leave narrow labels that no image shows; the correlation by itself, undiscounted, does not. docs/scorers.md
+    measures both sides ("Could the photos choose?"). Parameters, NaN and errors are `contrast_evidence`'s.
+    """
+    acts, sims = similarities(acts, image_emb, label_emb)
+    return _sum(contrast_evidence_rows(acts, sims, positive_ids, contrast_ids, valid), acts, sims)(slice(None))
+
+
+def _sum(evidence: Rows, acts: Acts, sims: Sims) -> Rows:
+    correlation, scale = pearson_rows(acts, sims), math.sqrt(len(sims))
+    return lambda units: evidence(units) + scale * correlation(units)
+
+
 def _rows(
     sims: Sims, positive_ids: Tensor, contrast_ids: Tensor, there: Tensor, whole_of: Callable[[slice], Whole]
 ) -> Callable[[slice], Float[Tensor, "some labels"]]:
@@ -121,8 +147,12 @@ def _check(acts: Acts, positive_ids: Tensor, contrast_ids: Tensor, valid: Tensor
             raise UserError(name, tuple(tensor.shape), f"expected [units, k] = {tuple(positive_ids.shape)}")
 
 
-@where_ranked
-def permuted_evidence(scorer: Scorer, frame: Frame) -> Best:
+def permuted_evidence(summed: bool) -> Null:
+    """The null of `contrast_evidence`, or of `summed_evidence`."""
+    return where_ranked(lambda scorer, frame: _permuted(frame, summed))
+
+
+def _permuted(frame: Frame, summed: bool) -> Best:
     """Best evidence under permutation, from ranks, for all units at once.
 
     Ranks beyond those at which a unit is above its lowest all hold the same entry, so only the ranks before them meet
@@ -165,14 +195,17 @@ def permuted_evidence(scorer: Scorer, frame: Frame) -> Best:
         firing, found = _firing(block, means[block.units], frame), []
         beyond = block.sorted.shape[1]  # ranks at which none of the block's units is above its lowest
         for labels in [slice(None)] if together else seen.parts(beyond):
-            total = paired(draw, block, firing, shown(draw)[:, labels])
+            total, plain = paired(draw, block, firing, shown(draw)[:, labels]), None
             for reading in whole(draw) if together else permuted(draw, beyond, labels):
                 high, squared, common = entries[id(block)][reading.clear]
                 ranks = high.shape[1]
                 r = high @ reading.values[:ranks]
                 within = torch.addmm(common[:, None], squared, reading.squares[:ranks])
                 total.add_(memberships.cautious(r, within, frame.images), alpha=reading.weight)
+                if summed and not reading.clear:  # of the activation and the similarity, as they are
+                    plain = r.mul_(math.sqrt(frame.images))
             total = memberships.discounted(total, worth[labels])
+            total = total if plain is None else total.add_(plain)
             found.append(total.masked_fill_(seen.constant[labels], torch.nan))
         return best_of(side_by_side(found))
 
@@ -237,9 +270,20 @@ SCORERS = (
         "saelab's own: correlation with the label over all images, graded and in competition with other labels, plus "
         "what the strong images have over their look-alike contrasts.",
         _start,
-        permuted_evidence,
+        permuted_evidence(summed=False),
         source="docs/scorers.md",
         by_parts=True,
         moved=_moved,
+    ),
+    Scorer(
+        "summed_evidence",
+        "pairs",
+        "Contrast evidence + Pearson",
+        "saelab's own, for vocabularies most of which no image shows: contrast evidence plus Pearson's correlation, "
+        "both in standard deviations under chance.",
+        lambda e: _sum(_start(e), e.acts, e.looked_at),
+        permuted_evidence(summed=True),
+        source="docs/scorers.md",
+        by_parts=True,
     ),
 )

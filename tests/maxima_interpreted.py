@@ -202,7 +202,7 @@ def check_steps(config: SAEConfig, steps: int, pieces: int, written: list[torch.
         assert a.keys() == b.keys()
         for name in a:
             torch.testing.assert_close(b[name], a[name], rtol=1e-5, atol=1e-6, msg=name)
-    assert len(written) == len(batches) * pieces + 1, "each step, and the recall that the start measures"
+    assert len(written) == (len(batches) + 1) * pieces, "each step, and the recall that the start measures, by pieces"
     assert ours.screen == "bfloat16"
     for name, tensor in plain.weights.items():
         torch.testing.assert_close(ours.weights[name], tensor, rtol=1e-4, atol=1e-6, msg=name)

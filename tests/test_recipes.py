@@ -63,7 +63,13 @@ def test_units_and_saes(made):
     sae = recipe(of["sae"].sae)
     assert (sae["stage"], sae["code"], sae["cache"]) == ("sae", 5, cache.digest) and len(sae) == 5
     config = SAEConfig(12, 24, k=4, lr=1e-3, seed=SEED)
-    added = {"frozen", "encoder_length", "choose_by_piece", "dead_share"}  # they enter only where they are set
+    added = {
+        "frozen",
+        "encoder_length",
+        "choose_by_piece",
+        "dead_share",
+        "precision",
+    }  # they enter only where they are set
     before = set(vars(config)) - added
     assert set(sae["sae"]) == before and sae["sae"]["seed"] == SEED and sae["train"]["batch_size"] == 32
     weights = saelab.artifacts.file_digest(of["sae"].sae.path / "sae.safetensors")

@@ -76,10 +76,11 @@ class Buffer:
         """
         tokens, rows = self.tokens[layer], self.rows(number, layer)
         at_once = max(1, EXCHANGED // tokens[0].nbytes)
+        kept = tokens.new_empty(at_once, tokens.shape[1])
         for rank, (first, last) in enumerate(pairwise(edges)):
             for at in range(first, last, at_once):
                 where = torch.from_numpy(rows[at : min(at + at_once, last)]).to(tokens.device)
-                sent = ranks.copy_from(rank, tokens[where])
+                sent = ranks.copy_from(rank, torch.index_select(tokens, 0, where, out=kept[: len(where)]))
                 if rank != ranks.rank:
                     tokens.index_copy_(0, where, sent)
 

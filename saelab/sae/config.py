@@ -15,6 +15,7 @@ FROZEN = ("none", "decoder", "soft_decoder", "all")
 SOFT_COSINE = 0.8  # soft_decoder: cosine with its start that a decoder row keeps at the least
 SCREENS = ("auto", "float32", *rough.NUMBERS)
 KERNELS = ("torch", "triton")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class SAEConfig:
     dead_share: float = added(1.0)  # of the tokens: `fit` calls a latent silent after so many, if less; .1: rare ones
     frozen: str = added("none")  # what keeps its random start, as a control: none | decoder | soft_decoder | all
     choose_by_piece: bool = added(False)  # batchtopk: of `accumulate` pieces each keeps k times its own tokens
+    precision: str = added("float32")  # relu, jumprelu: of what their dense products multiply: float32 | bfloat16
 
     def __post_init__(self) -> None:
         if self.prefixes is not None:
@@ -63,6 +65,7 @@ class SAEConfig:
         _one_of("frozen", self.frozen, FROZEN)
         _one_of("screen", self.screen, SCREENS)
         _one_of("kernels", self.kernels, KERNELS)
+        _one_of("precision", self.precision, PRECISIONS)
         _at_least_1(self, "d_in", "latents", "k", "auxk_stride", "dead_after", "candidates")
         if self.auxk_k is not None:
             _at_least_1(self, "auxk_k")
@@ -98,6 +101,9 @@ class SAEConfig:
             raise UserError("screen", self.screen, needs, "use screen=auto")
         if self.kernels == "triton" and "kernels" not in supports:
             raise UserError("kernels", self.kernels, f"needs {rules.name_supporting('kernels')}", "use kernels=torch")
+        if self.precision != "float32" and "precision" not in supports:
+            needs = f"needs {rules.name_supporting('precision')}"
+            raise UserError("precision", self.precision, needs, "elsewhere a screen multiplies such numbers")
         self._check_prefixes()
 
     def _check_prefixes(self) -> None:

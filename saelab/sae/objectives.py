@@ -194,7 +194,8 @@ def dense_gradients(
     for part in parts:
         with torch.enable_grad():
             loss, metrics, fired, error = dense_loss(leaves, part, config, variance, tokens, world, total)
-        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        each = torch.autograd.grad(loss, list(leaves.values()))
+        grads = {name: grad.contiguous() for name, grad in zip(leaves, each, strict=True)}  # as fused Adam reads them
         more = Gradients(grads, fired, metrics)
         found = more if found is None else found.add(more)
         errors.append(error)
@@ -224,7 +225,7 @@ def _total(
 
     with torch.no_grad():
         for part in parts:
-            pre = torch.addmm(weights["b_enc"], part - weights["b_dec"], weights["W_enc"].T).relu_()
+            pre = _multiply(part - weights["b_dec"], weights["W_enc"].T, config, weights["b_enc"]).relu_()
             rule.open(pre, weights, config, variance.sqrt(), tokens, note)
     whole = world.all.sum_(torch.stack(asked).sum())
     return lambda _: whole
@@ -248,13 +249,45 @@ def dense_loss(
     assert isinstance(rule, rules.Gate)
     shards = world.latents
     centred = x - _Common.apply(weights["b_dec"], shards)
-    pre = torch.addmm(weights["b_enc"], centred, weights["W_enc"].T).relu()
+    pre = _multiply(centred, weights["W_enc"].T, config, weights["b_enc"]).relu()
     made = rule.open(pre, weights, config, variance.sqrt(), tokens, total or world.all.sum_)
-    error = _Sum.apply(made.codes @ weights["W_dec"], shards) + weights["b_dec"] - x
+    error = _Sum.apply(_multiply(made.codes, weights["W_dec"], config), shards) + weights["b_dec"] - x
     fvu = error.square().sum() / (tokens * variance)
     loss = fvu.detach() + made.value * (len(x) / tokens)
     metrics = {"loss": loss, "fvu": fvu.detach(), "l0": shards.sum_(made.l0.detach().clone())}
     return fvu + made.penalty, metrics, (made.codes.detach() > 0).any(0), error.detach()
+
+
+def _multiply(left: Tensor, right: Tensor, config: SAEConfig, bias: Tensor | None = None) -> Tensor:
+    """left @ right, plus a bias, by the config's `precision`."""
+    if config.precision == "bfloat16":
+        found = _Narrow.apply(left, right)
+        return found if bias is None else found + bias
+    return left @ right if bias is None else torch.addmm(bias, left, right)
+
+
+class _Narrow(torch.autograd.Function):
+    """A product of bfloat16 numbers, and gradients by such products: all sums in float32.
+
+    On CUDA results are float32's; elsewhere torch rounds them to bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx, left, right):
+        left, right = left.bfloat16(), right.bfloat16()
+        ctx.save_for_backward(left, right)
+        return _widened(left, right)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (left, right), grad = ctx.saved_tensors, grad.bfloat16()
+        return _widened(grad, right.T), _widened(left.T, grad)
+
+
+def _widened(left: Tensor, right: Tensor) -> Tensor:
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return torch.mm(left, right).float()
 
 
 class _Sum(torch.autograd.Function):

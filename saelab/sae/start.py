@@ -155,6 +155,8 @@ def check_device(config: SAEConfig, device: str | torch.device, graph: bool = Fa
     if config.screen == "float8" and not rough.has_float8(device):
         needs = f"needs a card that multiplies it (compute capability 9.0 or above), not {device}"
         raise UserError("screen", "float8", needs, "use screen=auto")
+    if config.precision == "bfloat16" and not rough.has_fast_bfloat16(device):
+        raise UserError("precision", "bfloat16", f"needs a device that multiplies it, not this {device}", "use float32")
     sparse.products(config.kernels, device)
     if graph and device.type != "cuda":
         raise UserError("graph", True, f"needs a CUDA device, not {device}", "set it to false")

@@ -141,6 +141,7 @@ class Gated:
 class Gate(Rule):
     """A rule by which each latent stays or not by itself: trained densely, by autograd, with a penalty on the codes."""
 
+    supports: ClassVar[frozenset[str]] = frozenset({"precision"})
     needs_batch: ClassVar[bool] = False  # whether the penalty's gradient depends on what `total` gives, asked once
 
     def open(

@@ -106,6 +106,7 @@ class Graphs:
         self.replays = 0
         monkeypatch.setattr(torch.cuda, "CUDAGraph", self._new)
         monkeypatch.setattr(torch.cuda, "graph", self._capture)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: device)
         monkeypatch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None)
 
     def _new(self) -> SimpleNamespace:
@@ -114,7 +115,8 @@ class Graphs:
         return graph
 
     @contextlib.contextmanager
-    def _capture(self, graph: SimpleNamespace) -> Any:
+    def _capture(self, graph: SimpleNamespace, stream: Any, capture_error_mode: str) -> Any:
+        assert capture_error_mode == "thread_local", "or a host in another thread breaks the capture"
         recorder = _Recorder()
         try:
             with recorder:

@@ -6,7 +6,7 @@ from elsewhere import Elsewhere
 
 from saelab.artifacts import read_json
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, TrainConfig, Trainer, fit, objectives, rough
+from saelab.sae import SAEConfig, TrainConfig, Trainer, dense, fit, rough
 from saelab.sae.start import check_device
 
 D, LATENTS = 24, 96
@@ -37,7 +37,7 @@ def test_the_product_and_its_gradients_are_those_of_rounded_numbers():
     left, right = (torch.randn(*shape, generator=g).requires_grad_() for shape in ((40, 24), (24, 30)))
     bias = torch.randn(30, generator=g).requires_grad_()
     above = torch.randn(40, 30, generator=g)
-    found = objectives._multiply(left, right, config("relu"), bias)
+    found = dense.multiply(left, right, config("relu"), bias)
     found.backward(above)
     torch.testing.assert_close(found - bias, narrow(left) @ narrow(right), rtol=2**-8, atol=1e-4)
     assert not torch.equal(found, torch.addmm(bias, left, right)) and found.dtype == torch.float32
@@ -54,7 +54,7 @@ def test_gradients_are_float32s_but_for_rounding(rule, pieces):
     trainer.step(x)
     for precision in ("float32", "bfloat16"):
         given = (trainer.weights, x, config(rule, precision), trainer.variance, len(x))
-        grads, error = objectives.dense_gradients(*given, pieces=pieces)
+        grads, error = dense.dense_gradients(*given, pieces=pieces)
         assert all(grad.is_contiguous() for grad in grads.grads.values()), "as fused Adam reads them"
         found.append({**grads.grads, "error": error})
     most = {"relu": 0.03, "jumprelu": 0.1}[rule]  # where a pre-activation lies near its threshold, the gate turns over
@@ -88,7 +88,7 @@ def test_cards_keep_float32_sums(monkeypatch):
     monkeypatch.setattr(torch, "mm", mm)
     left, right = torch.randn(8, 6).bfloat16(), torch.randn(6, 4).bfloat16()
     with Elsewhere("cuda"):
-        found = objectives._widened(left.to("cuda"), right.to("cuda"))
+        found = dense.widened(left.to("cuda"), right.to("cuda"))
     assert asked == [torch.float32] and torch.equal(found.cpu(), left.float() @ right.float())
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saelab.artifacts import read_json
-from saelab.sae import SAE, SAEConfig, TrainConfig, fit, objectives, quality, rules
+from saelab.sae import SAE, SAEConfig, TrainConfig, dense, fit, quality, rules
 from saelab.sae.distributed import World
 from saelab.sae.revive import resample
 from saelab.sae.rules.gates import JumpReLU
@@ -322,7 +322,7 @@ def test_alone_a_gates_gradients_are_those_of_the_formula_to_the_bit(rule):
     made = rules.find(rule).open(pre, weights, config, variance.sqrt(), 50, lambda number: number)
     error = made.codes @ weights["W_dec"] + weights["b_dec"] - x
     plain = error.square().sum() / (50 * variance) + made.penalty
-    loss, metrics, _, found = objectives.dense_loss(weights, x, config, variance, 50)
+    loss, metrics, _, found = dense.dense_loss(weights, x, config, variance, 50)
     assert torch.equal(found, error) and torch.equal(loss, plain) and float(metrics["l0"]) == float(made.l0.detach())
     every = [torch.autograd.grad(value, list(weights.values())) for value in (loss, plain)]
     assert all(torch.equal(ours, theirs) and bool(theirs.any()) for ours, theirs in zip(*every, strict=True))

@@ -1,11 +1,12 @@
 """A full optimiser step on a GPU, by size, precision, kernels and CUDA graph, against what the card allows.
 
 The target is 5 million tokens a second at 768 -> 24576, k 32, batch 32768 on an H200. A line has, beside what `sae`
-measures (`gemm_seconds`: of a bfloat16 product): `waits`, how often a step makes the host wait for the device (it
-should be 0); `idle`, the share of a step's time in which no kernel runs; `floor_operations`, the seconds of the encoder
-product in the line's own precision, and `floor_bytes`, of what Adam and the tokens have to read and write, at the speed
-at which this card copies. Last, by precision, FVU and the least `screen_recall` after some thousand steps on planted
-tokens. What a card lacks, and what `seconds` leaves no time for, has a line that says so.
+measures (`gemm_seconds`: of a bfloat16 product): `screen`, what chose in the end; `waits`, how often a step makes the
+host wait for the device (it should be 0); `idle`, the share of a step's time in which no kernel runs;
+`floor_operations`, the seconds of the encoder product in the line's own precision, and `floor_bytes`, of what Adam and
+the tokens have to read and write, at the speed at which this card copies. Last, by precision, FVU and the least
+`screen_recall` after some thousand steps on planted tokens. What a card lacks, and what `seconds` leaves no time for,
+has a line that says so.
 """
 
 import math
@@ -117,7 +118,7 @@ def steps_of(line: Line, rounds: int, speed: float) -> Iterator[dict[str, Any]]:
                 return
             floors["floor_operations"] = round(product_seconds(trainer, x, line.precision, rounds), 6)
             found = {**measured(step, trainer, x, rounds), "idle": idle(step), "waits": _waits(step)}
-            yield {"graph": graph, **found, **floors}
+            yield {"graph": graph, "screen": trainer.screen, **found, **floors}
 
 
 def measured(step: Callable[[], Any], trainer: Trainer, x: Tensor, rounds: int) -> dict[str, Any]:

@@ -43,15 +43,20 @@ class Graph:
             self._calls += 1
             return update(x)
         graph, own, found = self._held
-        own.copy_(x)
-        graph.replay()
+        with torch.cuda.device_of(x):
+            own.copy_(x)
+            graph.replay()
         return {name: number.clone() for name, number in found.items()}
 
     def _capture(self, update: Update, x: Tensor) -> None:
         """Record an update; nothing of it is carried out yet."""
         graph, own = torch.cuda.CUDAGraph(), x.clone()
         try:
-            with torch.cuda.graph(graph):
+            # on this device's own stream, and without a say in what a stream's host does in its thread meanwhile
+            with (
+                torch.cuda.device_of(x),
+                torch.cuda.graph(graph, stream=torch.cuda.Stream(x.device), capture_error_mode="thread_local"),
+            ):
                 found = update(own)
         except RuntimeError as error:  # torch's, for a call that waits or that a graph can't hold
             self.refusal = str(error).splitlines()[0]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelab.errors import UserError
-from saelab.sae import auxk, objectives, rules, select
+from saelab.sae import auxk, dense, objectives, rules, select
 from saelab.sae.archetypal import Hull
 from saelab.sae.config import SOFT_COSINE, SAEConfig
 from saelab.sae.distributed import World
@@ -210,7 +210,7 @@ class Trainer:
 
     def _by_autograd(self, x: Tensor, tokens: int) -> objectives.Gradients:
         given = (self.weights, x, self.config, self.variance, tokens, self.world, self.accumulate)
-        found, error = objectives.dense_gradients(*given)
+        found, error = dense.dense_gradients(*given)
         if self._resamples:
             self._resample(x, error, found.grads)
         return found

@@ -5,6 +5,7 @@ in one pass; order and crops of seed 0. Each epoch of crops is a pass of the hos
 """
 
 import sys
+import tempfile
 
 import numpy as np
 import torch
@@ -19,11 +20,14 @@ LAYER = "_blocks.15"
 SEEDS = (0, 1, 2)
 
 
-def main(epochs: int) -> None:
-    """Print, for whole pictures and for crops, the FVU of every seed on pictures of training and on held-out ones."""
+def main(epochs: int, folder: str) -> None:
+    """Print, for whole pictures and for crops, the FVU of every seed on pictures of training and on held-out ones.
+
+    `folder`: for the moments.
+    """
     torch.set_num_threads(1)
     photos, host = images.load("packaged"), hosts.load("efficientnet_lite0")
-    (store,) = cache.recompute(photos, host, [LAYER], "unused").values()
+    (store,) = cache.recompute(photos, host, [LAYER], folder).values()
     held = store.tokens[store.rows("test")]
     given = preset("sae", "quickstart")
     given["train"] = {**given["train"], "epochs": epochs}
@@ -39,4 +43,5 @@ def main(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 12)
+    with tempfile.TemporaryDirectory() as folder:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 12, folder)

@@ -42,6 +42,7 @@ def test_training_elsewhere_gives_the_numbers_of_the_cpu_and_resumes(name, kind,
     """`fast`: as on a CPU with bfloat16 and int8 instructions, where auto screens, beside a device without them."""
     for test in ("has_fast_bfloat16", "has_fast_int8"):
         monkeypatch.setattr(rough, test, lambda device: fast and device.type == "cpu")
+    monkeypatch.setattr(rough, "has_amx", lambda device: False)
     Streams(monkeypatch)
     train = TrainConfig(batch_size=64, steps=10, log_every=1, checkpoint_every=4)
     here = fit(tokens(), CONFIGS[name], train, progress=False)

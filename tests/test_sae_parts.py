@@ -272,6 +272,7 @@ def train_on_different_processors(folder: Path) -> None:
     """The first process has int8 instructions, the second none."""
     first = torch.distributed.get_rank() == 0
     rough.has_fast_int8, rough.has_fast_bfloat16 = (lambda device: first), (lambda device: False)
+    rough.has_amx = lambda device: False
     fit(tokens(), replace(CONFIG, screen="auto"), TRAIN, folder, progress=False)
 
 

@@ -100,11 +100,25 @@ def test_two_processes_keep_their_parts_of_the_batchs_largest():
 def test_batchtopk_is_screened_where_its_largest_are_found_by_groups(monkeypatch):
     """By int8, which has twice as many candidates, from more latents on than by bfloat16."""
     monkeypatch.setattr(rough, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(rough, "has_amx", lambda device: False)
     sizes, wanted = (64, 368, 384, 392, 496, 512), ["auto", "auto", "bfloat16", "auto", "bfloat16", "int8"]
     for fast in (True, False):
         monkeypatch.setattr(rough, "has_fast_int8", lambda device, fast=fast: fast)
         found = [settle(SAEConfig(12, n, rule="batchtopk", k=4), "cpu").screen for n in sizes]
         assert found == [name if fast or name == "auto" else "bfloat16" for name in wanted]
+
+
+@pytest.mark.parametrize("rule", ["topk", "batchtopk"])
+def test_with_amx_auto_is_bfloat16_for_wide_activations_and_float32_for_narrow_ones(rule, monkeypatch):
+    """Whatever else the processor has; what a rule has no use for stays as it is."""
+    for test in ("has_fast_bfloat16", "has_fast_int8", "has_amx"):
+        monkeypatch.setattr(rough, test, lambda device: device.type == "cpu")
+    widths, wanted = (12, 384, 511, 512, 768), ["auto", "auto", "auto", "bfloat16", "bfloat16"]
+    assert [settle(SAEConfig(d_in, 2048, rule=rule, k=8), "cpu").screen for d_in in widths] == wanted
+    assert settle(SAEConfig(768, 64, rule="batchtopk", k=32), "cpu").screen == "auto"
+    assert settle(SAEConfig(768, 2048, rule=rule, k=8), "cuda").screen == "auto", "the card is asked, not its host"
+    given = SAEConfig(768, 2048, rule=rule, k=8, screen="int8")
+    assert settle(given, "cpu") == given
 
 
 @pytest.mark.parametrize("rows", [64, 513])

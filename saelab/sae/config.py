@@ -193,15 +193,15 @@ def drop_rounding(config: SAEConfig, train: TrainConfig) -> tuple[SAEConfig, Tra
 def settle(config: SAEConfig, device: str | torch.device) -> SAEConfig:
     """The config with the screen that auto means on the device, if any: it changes numbers, so recipes state it.
 
-    int8 where a CPU has instructions for it, else bfloat16 where the device has. An archetypal decoder is never
-    screened: each data point is the start of several rows, whose pre-activations bfloat16 cannot tell apart, so true
-    members of the top k would fall behind all candidates. float8 is not what auto means anywhere.
+    The first of `rough.numbers_that_pay` that pays for the rule. An archetypal decoder is never screened: each data
+    point is the start of several rows, whose pre-activations bfloat16 cannot tell apart, so true members of the top k
+    would fall behind all candidates.
     """
     rule, device = rules.find(config.rule), torch.device(device)
     if config.screen != "auto" or "screen" not in rule.supports or config.decoder != "free":
         return config
-    for by, is_fast in (("int8", rough.has_fast_int8), ("bfloat16", rough.has_fast_bfloat16)):
-        if is_fast(device) and rule.screen_pays(config.latents, config.k, by):
+    for by in rough.numbers_that_pay(config.d_in, device):
+        if rule.screen_pays(config.latents, config.k, by):
             return replace(config, screen=by)
     return config
 

@@ -19,6 +19,7 @@ NUMBERS = ("bfloat16", "int8", "float8")  # that a rough product may be of
 ROWS = 512  # that a CPU multiplies at once
 RANKED = 128  # of these, that it widens and ranks at once: they are still in its second cache
 LARGEST_FLOAT8 = 448.0  # of e4m3
+WIDE = 512  # numbers of an activation from which on a rough product pays on a CPU with AMX
 SIDE = 16  # cards multiply float8 matrices whose sides it divides
 LARGEST = 127  # int8, and its negative: so that a row and its negative round alike
 
@@ -33,6 +34,24 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def has_fast_int8(device: torch.device) -> bool:
     """Whether the device is a CPU that multiplies int8 matrices in hardware, to int32 (VNNI)."""
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and _cpu_has("_is_vnni_supported")
+
+
+def has_amx(device: torch.device) -> bool:
+    """Whether the device is a CPU that multiplies tiles of bfloat16 and int8 (AMX)."""
+    return device.type == "cpu" and _cpu_has("_is_amx_tile_supported")
+
+
+def numbers_that_pay(d_in: int, device: torch.device) -> tuple[str, ...]:
+    """Those by which a rough product makes a step faster on the device, the fastest first.
+
+    int8 where a CPU has instructions for it, else bfloat16 where the device has. With AMX both products are so fast
+    that choosing takes longer: bfloat16 is ahead, as it needs fewer candidates, and for narrow activations float32
+    (`docs/sae.md` has what was measured). float8 is left to who asks for it.
+    """
+    if has_amx(device):
+        return ("bfloat16",) if d_in >= WIDE else ()
+    known = {"int8": has_fast_int8, "bfloat16": has_fast_bfloat16}
+    return tuple(by for by, is_fast in known.items() if is_fast(device))
 
 
 def has_float8(device: torch.device) -> bool:

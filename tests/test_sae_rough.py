@@ -37,19 +37,6 @@ def test_the_int8_product_is_the_integer_sum_times_both_scales(rows, n, d_in):
     assert seen == rows
 
 
-@pytest.mark.parametrize(("n", "k"), [(512, 8), (512, 16), (500, 8), (2048, 1)])
-def test_top_k_by_groups_far_apart_is_top_k_also_among_equals(n, k):
-    g = torch.Generator().manual_seed(0)
-    for x in (torch.randn(9, n, generator=g), torch.randint(0, 3, (9, n), generator=g).float(), torch.zeros(9, n)):
-        x[0, 5], x[1, 7] = torch.inf, -torch.inf
-        values, indices = select.top_k_apart(x, k)
-        assert all(len(set(row)) == k for row in indices.tolist())
-        torch.testing.assert_close(values, x.gather(1, indices), rtol=0, atol=0)
-        torch.testing.assert_close(values.sort(1).values, x.topk(k).values.sort(1).values, rtol=0, atol=0)
-    x[2, 3] = torch.nan
-    assert select.top_k_apart(x, k)[0][2].isnan().any()
-
-
 def outliers(by: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tokens with one dimension `by` times as large as the others, to which the encoder pays no attention."""
     x, W, bias = problem(600, 640)

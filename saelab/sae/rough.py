@@ -3,7 +3,8 @@
 bfloat16 keeps 8 bits of each number. int8 keeps each row of x and of W as integers up to 127 and one float32 scale
 (the row's largest number), and sums exactly, in int32; a row with one outlier rounds its other numbers by 1/254 of it.
 float8 keeps 4 bits of each number, with such scales, on cards that have it.
-On the CPU the product is worked out for `ROWS` rows at a time, and widened and ranked for `RANKED`, in the cache.
+On the CPU the product is worked out for `ROWS` rows at a time, then widened and looked through for `RANKED`, in the
+cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,10 +15,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from saelab.sae import select
+from saelab.sae.reach import Reached, fixed, join, reach
 
 NUMBERS = ("bfloat16", "int8", "float8")  # that a rough product may be of
 ROWS = 512  # that a CPU multiplies at once
-RANKED = 128  # of these, that it widens and ranks at once: they are still in its second cache
+RANKED = 128  # of these, that it widens and looks through at once: they are still in its second cache
 LARGEST_FLOAT8 = 448.0  # of e4m3
 WIDE = 512  # numbers of an activation from which on a rough product pays on a CPU with AMX
 SIDE = 16  # cards multiply float8 matrices whose sides it divides
@@ -141,13 +143,16 @@ def rank_roughly(
 
         if maxima.serves(len(W), count):
             return maxima.rank_roughly(x, W, bias, count)
-    if x.device.type != "cpu" or not len(x):
-        return select.join_top_k(_elsewhere(x, W, bias, by), x, count)
-    values, indices = x.new_empty(len(x), count), torch.empty(len(x), count, dtype=torch.int64)
-    for first, wide in in_chunks(x, W, bias, by):
-        rows = slice(first, first + len(wide))
-        values[rows], indices[rows] = select.top_k_apart(wide, count)
-    return values, indices
+    parts = in_chunks(x, W, bias, by) if x.device.type == "cpu" else _elsewhere(x, W, bias, by)
+    return select.join_top_k(parts, x, count)
+
+
+def reach_roughly(
+    x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], count: int, by: str
+) -> Reached:
+    """The `count` largest of each row of the rough product, and few more: on the CPU, where that is faster."""
+    parts = [reach(wide, count) or fixed(*select.top_k(wide, count)) for _, wide in in_chunks(x, W, bias, by)]
+    return join(parts) if parts else fixed(x.new_empty(0, count), torch.empty(0, count, dtype=torch.int64))
 
 
 def rank_batch_roughly(

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelab.sae import rough, select
+from saelab.sae.reach import Reached, in_rows
 from saelab.sae.rough import ROWS, in_chunks, rank_batch_roughly, rank_roughly
 from saelab.sae.sparse import TORCH, Pairs, Products, products, sampled_products, sort_by_latent, starts
 
@@ -41,9 +42,11 @@ def screened_top_k(
     `by`: its numbers, bfloat16 | int8, or float8 on cards that have it. A true member is lost only where rounding ranks
     it below all candidates (`screen_recall` counts). `kernels` (torch | triton) rank and rescore.
     """
-    library = products(kernels, x.device)
-    _, candidates = rank_roughly(x, W, bias, min(len(W), count_candidates(k, by)), by, kernels)
-    return _rescore(x, W, bias, candidates, k, library)
+    count = min(len(W), count_candidates(k, by))
+    if x.device.type == "cpu" and kernels == "torch":
+        return _rescore_reached(x, W, bias, rough.reach_roughly(x, W, bias, count, by), k)
+    _, candidates = rank_roughly(x, W, bias, count, by, kernels)
+    return _rescore(x, W, bias, candidates, k, products(kernels, x.device))
 
 
 def screened_top_of_batch(
@@ -114,9 +117,9 @@ def exact_top_k(
     No number but the candidates reaches the least candidate's rough value plus `slack`. Rows whose k-th largest does
     not reach that either are multiplied again in float32.
     """
-    roughly, candidates = rank_roughly(x, W, bias, min(len(W), 2 * k))
-    values, indices = _rescore(x, W, bias, candidates, k)
-    least = roughly.amin(1)
+    candidates = rough.reach_roughly(x, W, bias, min(len(W), 2 * k), "bfloat16")
+    values, indices = _rescore_reached(x, W, bias, candidates, k)
+    least = candidates.least
     proven = values.amin(1).clamp(min=0) >= least + 2 * UNIT * least.abs() + slack(x, W, bias)
     doubtful = proven.logical_not().nonzero().squeeze(1)
     if len(doubtful):
@@ -176,7 +179,7 @@ def _split(flat: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def _rescore(
-    x: Tensor, W: Tensor, bias: Tensor, candidates: Tensor, k: int, library: Products = TORCH
+    x: Tensor, W: Tensor, bias: Tensor, candidates: Tensor, k: int, library: Products
 ) -> tuple[Tensor, Tensor]:
     """The k largest of each row's candidates, by float32 products, and where they lie."""
     count = candidates.shape[1]
@@ -184,6 +187,13 @@ def _rescore(
     exact = _products(bags, candidates.reshape(-1), x, W, library).view(-1, count) + bias[candidates]
     values, inner = select.rank(exact, k)
     return values, candidates.gather(1, inner)
+
+
+def _rescore_reached(x: Tensor, W: Tensor, bias: Tensor, found: Reached, k: int) -> tuple[Tensor, Tensor]:
+    """The same of what reaches a bound."""
+    exact, columns = in_rows(found, _products(found.offsets, found.columns, x, W) + bias[found.columns])
+    values, inner = select.rank(exact, k)
+    return values, columns.gather(1, inner)
 
 
 def _products(offsets: Tensor, columns: Tensor, x: Tensor, W: Tensor, library: Products = TORCH) -> Tensor:

@@ -36,22 +36,6 @@ def top_k(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], 
     return values, best.gather(1, which) * group + within
 
 
-def top_k_apart(x: Float[Tensor, "rows n"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """`top_k` by groups of numbers that lie n / `GROUP` apart: their maxima are found without a step across a row.
-
-    Of equal numbers at the edge it may keep others than `top_k`, and its order is another one.
-    """
-    rows, n = x.shape
-    if n % GROUP or n < 2 * GROUP * k or not rows:
-        return top_k(x, k)
-    apart = n // GROUP
-    best = top_k(x.view(rows, GROUP, apart).amax(1), k)[1]
-    members = torch.arange(0, n, apart, device=x.device).view(1, GROUP, 1)
-    columns = (best.unsqueeze(1) + members).view(rows, -1)
-    values, inner = top_k(x.gather(1, columns), k)
-    return values, columns.gather(1, inner)
-
-
 def top_of_batch(x: Float[Tensor, "rows n"], count: int) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"]]:
     """The `count` largest of all of x (BatchTopK) and their flat positions, in the order of these; of equals
     the first.

@@ -271,6 +271,7 @@ def test_a_screen_changes_which_latents_are_looked_at_and_no_value(by):
 def test_the_screen_that_auto_comes_to_is_written_into_configs(monkeypatch):
     monkeypatch.setattr(rough, "has_fast_bfloat16", lambda device: device.type == "cuda")
     monkeypatch.setattr(rough, "has_fast_int8", lambda device: False)
+    monkeypatch.setattr(rough, "has_amx", lambda device: False)
     auto = SAEConfig(12, 64, k=4)
     assert settle(auto, "cuda").screen == "bfloat16" and settle(auto, "cpu") == auto
     others = ({"screen": "float32"}, {"rule": "batchtopk"}, {"decoder": "archetypal"})

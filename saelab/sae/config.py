@@ -193,9 +193,9 @@ def drop_rounding(config: SAEConfig, train: TrainConfig) -> tuple[SAEConfig, Tra
 def settle(config: SAEConfig, device: str | torch.device) -> SAEConfig:
     """The config with the screen that auto means on the device, if any: it changes numbers, so recipes state it.
 
-    The first of `rough.numbers_that_pay` that pays for the rule. An archetypal decoder is never screened: each data
-    point is the start of several rows, whose pre-activations bfloat16 cannot tell apart, so true members of the top k
-    would fall behind all candidates.
+    The first of `rough.numbers_that_pay` that pays with the rule too. An archetypal decoder is never screened: each
+    data point is the start of several rows, whose pre-activations bfloat16 cannot tell apart, so true members of the
+    top k would fall behind all candidates.
     """
     rule, device = rules.find(config.rule), torch.device(device)
     if config.screen != "auto" or "screen" not in rule.supports or config.decoder != "free":

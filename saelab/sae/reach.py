@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-GROUPS = (16, 8, 4)  # numbers a group, the first that leaves enough groups
+from saelab.sae import select
+
+GROUPS = (16, 8, 4)  # numbers a group, the first that leaves enough groups; they lie as far apart as there are groups
 SPREAD = 4  # groups for each number that is asked for: then one in eight shares its group with a larger one
-MOST = 2  # times as many numbers as are asked for: where more reach the bound there are ties, which ranking breaks
+MOST = 2  # times as many numbers as are asked for; where more reach the bound (ties, groups of like latents): ranking
 
 
 class Reached(NamedTuple):
@@ -22,39 +24,34 @@ class Reached(NamedTuple):
 
     columns: Int[Tensor, "found"]
     offsets: Int[Tensor, "rows+1"]  # row i has columns[offsets[i]:offsets[i + 1]]
-    least: Float[Tensor, "rows"]  # the bound: no other number of the row reaches it
+    least: Float[Tensor, "rows"]  # the bound: no other number of the row exceeds it
 
 
-def reach(x: Float[Tensor, "rows n"], count: int) -> Reached | None:
-    """The numbers of each row that reach the `count`-th largest of its groups' maxima: the largest, and few more.
+def reach(x: Float[Tensor, "rows n"], count: int) -> Reached:
+    """The numbers of each row that reach the `count`-th largest of its groups' maxima: the largest, and a few more.
 
-    x: float32, on the CPU. None where rows are short, or where equal numbers or NaN leave no such bound: there ranking
-    has to decide.
+    x: float32, on the CPU. Exactly the `count` largest by `select.top_k` where rows are short, and of a row in which
+    NaN, equal numbers or crowded groups leave no bound that few numbers reach: whatever the other rows are.
     """
     rows, n = x.shape
     group = next((size for size in GROUPS if n % size == 0 and n >= SPREAD * size * count), 0)
-    if not (group and rows and count):
-        return None
+    if not (group and rows):
+        return _ranked(x, count)
     groups = n // group
     maxima = x.reshape(rows, group, groups).amax(1).numpy()
     maxima.partition(groups - count, axis=1)
-    if np.isnan(maxima[:, groups - count :]).any():
-        return None
     least = maxima[:, groups - count].copy()
-    places = np.flatnonzero(x.numpy() >= least[:, None])
-    offsets = np.searchsorted(places, np.arange(0, rows * n + 1, n))
-    counts = np.diff(offsets)
-    if counts.max() > MOST * count:
-        return None
-    places -= np.repeat(np.arange(0, rows * n, n), counts)
+    near = x.numpy() >= least[:, None]
+    places, offsets = _list(near)
+    lost = np.isnan(maxima[:, groups - count :]).any(1) | (np.diff(offsets) > MOST * count)
+    if lost.any():
+        some = _ranked(x[torch.from_numpy(lost)], count)
+        near[lost] = False
+        near[lost.nonzero()[0].repeat(count), some.columns.numpy()] = True
+        least[lost] = some.least.numpy()
+        places, offsets = _list(near)
+    places -= np.repeat(np.arange(0, rows * n, n), np.diff(offsets))
     return Reached(*(torch.from_numpy(found) for found in (places, offsets, least)))
-
-
-def fixed(values: Float[Tensor, "rows count"], columns: Int[Tensor, "rows count"]) -> Reached:
-    """The same of as many numbers of each row, in any order."""
-    rows, count = columns.shape
-    offsets = torch.arange(0, rows * count + 1, count)
-    return Reached(columns.sort(dim=1).values.view(-1), offsets, values.amin(1))
 
 
 def join(parts: Sequence[Reached]) -> Reached:
@@ -72,3 +69,15 @@ def in_rows(
     there = torch.arange(int(counts.max())) < counts.unsqueeze(1)
     laid, columns = values.new_full(there.shape, -torch.inf), torch.zeros(there.shape, dtype=torch.int64)
     return laid.masked_scatter_(there, values), columns.masked_scatter_(there, found.columns)
+
+
+def _ranked(x: Tensor, count: int) -> Reached:
+    values, columns = select.top_k(x, count)
+    return Reached(columns.sort(dim=1).values.view(-1), torch.arange(len(x) + 1) * count, values.amin(1))
+
+
+def _list(near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flat places of what is True, and where each row's begin."""
+    rows, n = near.shape
+    places = np.flatnonzero(near)
+    return places, np.searchsorted(places, np.arange(0, rows * n + 1, n))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from saelab.sae import select
-from saelab.sae.reach import Reached, fixed, join, reach
+from saelab.sae.reach import Reached, join, reach
 
 NUMBERS = ("bfloat16", "int8", "float8")  # that a rough product may be of
 ROWS = 512  # that a CPU multiplies at once
@@ -47,8 +47,8 @@ def numbers_that_pay(d_in: int, device: torch.device) -> tuple[str, ...]:
     """Those by which a rough product makes a step faster on the device, the fastest first.
 
     int8 where a CPU has instructions for it, else bfloat16 where the device has. With AMX both products are so fast
-    that choosing takes longer: bfloat16 is ahead, as it needs fewer candidates, and for narrow activations float32
-    (`docs/sae.md` has what was measured). float8 is left to who asks for it.
+    that choosing takes longer: there bfloat16 was ahead, as it needs fewer candidates, and for narrow activations
+    float32 (docs/sae.md; choosing is faster since then). float8 is left to whoever asks for it.
     """
     if has_amx(device):
         return ("bfloat16",) if d_in >= WIDE else ()
@@ -150,9 +150,8 @@ def rank_roughly(
 def reach_roughly(
     x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], count: int, by: str
 ) -> Reached:
-    """The `count` largest of each row of the rough product, and few more: on the CPU, where that is faster."""
-    parts = [reach(wide, count) or fixed(*select.top_k(wide, count)) for _, wide in in_chunks(x, W, bias, by)]
-    return join(parts) if parts else fixed(x.new_empty(0, count), torch.empty(0, count, dtype=torch.int64))
+    """The `count` largest of each row of the rough product, and a few more: on the CPU, of one row or more."""
+    return join([reach(wide, count) for _, wide in in_chunks(x, W, bias, by)])
 
 
 def rank_batch_roughly(

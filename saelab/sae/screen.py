@@ -1,7 +1,7 @@
 """The screen: a rough product (rough.py) says which pre-activations are worth float32's look.
 
-Training keeps the best of more candidates than it needs (`screened_top_k`, `screened_top_of_batch`): half as many again
-of the bfloat16 product, twice as many of int8's. It measures what share of the true ones is among them
+Training keeps the best of more candidates than it needs (`screened_top_k`, `screened_top_of_batch`): at least half as
+many again of the bfloat16 product, twice as many of int8's. It measures what share of the true ones is among them
 (`screen_recall`, `screen_recall_of_batch`). Encoding proves that nothing is lost (`exact_top_k`, `exact_codes`):
 rounding to bfloat16 moves no product by more than `slack`, and what that leaves in doubt float32 decides. Values are
 float32's own everywhere.
@@ -43,7 +43,7 @@ def screened_top_k(
     it below all candidates (`screen_recall` counts). `kernels` (torch | triton) rank and rescore.
     """
     count = min(len(W), count_candidates(k, by))
-    if x.device.type == "cpu" and kernels == "torch":
+    if x.device.type == "cpu" and kernels == "torch" and len(x):
         return _rescore_reached(x, W, bias, rough.reach_roughly(x, W, bias, count, by), k)
     _, candidates = rank_roughly(x, W, bias, count, by, kernels)
     return _rescore(x, W, bias, candidates, k, products(kernels, x.device))
@@ -112,11 +112,13 @@ def screen_recall_of_batch(
 def exact_top_k(
     x: Float[Tensor, "rows d_in"], W: Float[Tensor, "n d_in"], bias: Float[Tensor, "n"], k: int
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """The k largest of each row of x W' + bias, less what is below 0: float32's own, by way of 2 k candidates.
+    """The k largest of each row of x W' + bias, less what is below 0: float32's own, by way of 2 k or more candidates.
 
-    No number but the candidates reaches the least candidate's rough value plus `slack`. Rows whose k-th largest does
-    not reach that either are multiplied again in float32.
+    No number but the candidates exceeds the bound of their rough values (`reach`) by more than `slack`. Rows whose k-th
+    largest does not reach that either are multiplied again in float32.
     """
+    if not len(x):
+        return x.new_empty(0, k), torch.empty(0, k, dtype=torch.int64)
     candidates = rough.reach_roughly(x, W, bias, min(len(W), 2 * k), "bfloat16")
     values, indices = _rescore_reached(x, W, bias, candidates, k)
     least = candidates.least

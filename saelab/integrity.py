@@ -87,7 +87,7 @@ def _problems(folder: Path) -> list[str]:
 
 
 def _problems_of_growing(folder: Path) -> list[str]:
-    """What can be told of a folder to which lines are added: its recipe, and whether each whole line can be read."""
+    """Check what a folder to which lines are added can be held to: its recipe, and that each whole line can be read."""
     found, name = [], folder.name.rpartition("-")[2]
     try:
         recipe = read_json(folder / "recipe.json")

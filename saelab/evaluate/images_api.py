@@ -107,7 +107,7 @@ class ImagesServer:
         return status in (408, 409, 429) or status >= 500
 
     def _drop_format(self, status: int, why: str) -> bool:
-        """Some servers always send base64 and refuse to be told so."""
+        """Some servers always send base64 and refuse a request that names a format."""
         if status in (400, 422) and "response_format" in why and "response_format" in self.body:
             del self.body["response_format"]
             return True

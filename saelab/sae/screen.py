@@ -43,7 +43,7 @@ def screened_top_k(
     it below all candidates (`screen_recall` counts). `kernels` (torch | triton) rank and rescore.
     """
     count = min(len(W), count_candidates(k, by))
-    if x.device.type == "cpu" and kernels == "torch" and len(x):
+    if x.device.type == "cpu" and kernels == "torch" and len(x):  # parts of no rows can't be joined
         return _rescore_reached(x, W, bias, rough.reach_roughly(x, W, bias, count, by), k)
     _, candidates = rank_roughly(x, W, bias, count, by, kernels)
     return _rescore(x, W, bias, candidates, k, products(kernels, x.device))

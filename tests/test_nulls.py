@@ -181,6 +181,7 @@ def test_evidence_that_is_put_together_from_sparse_activations_is_scored_as_if_d
     "name",
     [
         "contrast_evidence",
+        "summed_evidence",
         "csp",
         "semanticlens",
         "pearson",
@@ -367,7 +368,9 @@ def test_moved_pictures_bring_their_vectors_in_the_host_along(rule):
 
 @pytest.mark.parametrize("square", [0, 2048], ids=["pair by pair", "one product"])
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
-@pytest.mark.parametrize("name", ["csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed", "contrast_evidence"])
+@pytest.mark.parametrize(
+    "name", ["csp", "csp_0.5", "semanticlens", "pearson", "cos_cubed", "contrast_evidence", "summed_evidence"]
+)
 def test_short_cuts_of_moved_pictures_equal_the_scorer_on_them(name, sparse, square, monkeypatch):
     monkeypatch.setattr(bundle, "SQUARE", square)
     acts, emb, txt, groups, _ = world()

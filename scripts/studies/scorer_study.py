@@ -26,6 +26,7 @@ from saelab import metrics
 from saelab.label import assign, nulls, vocabulary
 
 OURS = "contrast_evidence"
+SUM = "summed_evidence"  # ours and Pearson
 MARK = "true classes of the mined photos"
 OTHERS = ("semanticlens", "csp_0.5", "csp", "pearson", "soft_wpmi", "cos_cubed")
 FEW = (1, 2, 5, 10, 20)  # photos of a class that are mined, where their number is what is asked about
@@ -74,11 +75,12 @@ def leads(evidence: assign.Evidence, known: dict[str, Tensor]) -> dict[str, Tens
 def choices(acts: Tensor, image_emb: Tensor, label_emb: Tensor, permutations: int) -> dict[str, Tensor]:
     """Each scorer's label of each unit; -1 where it gives none. Ours twice: as it is, and when it may abstain."""
     evidence = assign.Evidence.mined(acts, image_emb, label_emb)
-    scores = assign.score([*OTHERS, OURS], evidence)
+    scores = assign.score([*OTHERS, SUM, OURS], evidence)
     chosen = {}
     for name, score in (scores | leads(evidence, scores)).items():
         chosen[name] = score.nan_to_num(nan=-torch.inf).argmax(1).masked_fill(score.isnan().all(1), -1)
-    chosen[OURS] = chosen.pop(OURS)  # last
+    for name in (SUM, OURS):  # last
+        chosen[name] = chosen.pop(name)
     if permutations:
         share = nulls.null_percentile(OURS, evidence, permutations)
         chosen[f"{OURS}, abstaining"] = chosen[OURS].masked_fill(~(share > 0.95), -1)
@@ -185,12 +187,13 @@ def on_basis(seen: Photos, layer: str, basis: str, permutations: int) -> dict[st
     acts = seen.neurons(layer) if basis == "neurons" else seen.features(layer)
     m = seen.mine
     chosen = choices(acts[m], seen.image_emb[m], seen.label_emb, permutations)
-    rivals = [name for name in chosen if not name.startswith(OURS)]
+    rivals = [name for name in chosen if not name.startswith((OURS, SUM))]
     found = measure(acts, seen, chosen | {MARK: by_truth(acts[m], seen.classes[m])})
     against: dict[str, dict] = {}
     for key in ("truth_r", "auprc", "f1"):
         best = max(rivals, key=lambda name: found[name].row[key])
         against[key] = {"best": best, "ours - best": paired(getattr(found[OURS], key), getattr(found[best], key))}
+        against[key]["sum - ours"] = paired(getattr(found[SUM], key), getattr(found[OURS], key))
     return {"rows": {name: f.row for name, f in found.items()}, "against": against}
 
 
@@ -207,7 +210,7 @@ def on_sizes(seen: Photos, layer: str, basis: str) -> dict[str, dict[str, float]
         mined = within < per_class
         evidence = assign.Evidence.mined(acts[mined], seen.image_emb[mined], label_emb)
         row = {}
-        for name, score in assign.score([*OTHERS, OURS], evidence).items():
+        for name, score in assign.score([*OTHERS, OURS, SUM], evidence).items():
             chosen = score.nan_to_num(nan=-torch.inf).argmax(1).masked_fill(score.isnan().all(1), -1)
             row[name] = float(_truth_r(acts[test], seen.classes[test], chosen).mean())
         rows[f"{len(label_emb)} labels, {int(mined.sum())} photos"] = row

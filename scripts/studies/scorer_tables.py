@@ -56,9 +56,9 @@ def photos(result: dict) -> str:
         ]
         parts.append(f"### {name}\n\n" + draw_markdown(["scorer", "truth r", "AUPRC", "F1", "distinct", "named"], rows))
         for key, found in measured["against"].items():
-            mean, low, high = found["ours - best"]
             best = NAMES.get(found["best"], found["best"])
-            parts.append(f"* {key}: ours − {best} = {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+            ours, both = ("{:+.4f} [{:+.4f}, {:+.4f}]".format(*found[of]) for of in ("ours - best", "sum - ours"))
+            parts.append(f"* {key}: ours − {best} = {ours}; the sum − ours = {both}")
     return "\n\n".join(parts).replace("\n\n* ", "\n* ").replace("|\n* ", "|\n\n* ")
 
 

@@ -23,9 +23,8 @@ from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.permuted import Best, best_of, where_ranked
 from saelab.label.scorers.products import Sims, side_by_side
 from saelab.label.scorers.scorer import Moved, Null, Rows, Scorer, fits
-from saelab.label.scorers.whole_set import pearson_rows
 
-Whole = Callable[[memberships.Reading], Float[Tensor, "some labels"]]  # evidence of the whole set, for one reading
+Whole = Callable[[memberships.Reading], memberships.Found]  # correlations and evidence of the whole set, for a reading
 
 
 @takes_arrays
@@ -70,8 +69,9 @@ def contrast_evidence_rows(
     positive_ids: Int[Tensor, "units k"],
     contrast_ids: Int[Tensor, "units k"],
     valid: Bool[Tensor, "units k"] | None = None,
-) -> Callable[[slice], Float[Tensor, "some labels"]]:
-    """`contrast_evidence` for a slice of units at a time, given the similarities."""
+    summed: bool = False,
+) -> Rows:
+    """`contrast_evidence`, or `summed_evidence`, for a slice of units at a time, given the similarities."""
     _check(acts, positive_ids, contrast_ids, valid)
     there = (positive_ids >= 0) & (contrast_ids >= 0)
     there = there if valid is None else there & valid
@@ -85,7 +85,7 @@ def contrast_evidence_rows(
         fires = {clear: memberships.Firing.above(some, base[units], dtype) for clear, base in bases.items()}
         return lambda reading: fires[reading.clear].against(reading)
 
-    return _rows(sims, positive_ids, contrast_ids, there, whole_of)
+    return _rows(sims, positive_ids, contrast_ids, there, whole_of, summed)
 
 
 @takes_arrays
@@ -104,18 +104,21 @@ def summed_evidence(
     measures both sides ("Could the photos choose?"). Parameters, NaN and errors are `contrast_evidence`'s.
     """
     acts, sims = similarities(acts, image_emb, label_emb)
-    return _sum(contrast_evidence_rows(acts, sims, positive_ids, contrast_ids, valid), acts, sims)(slice(None))
-
-
-def _sum(evidence: Rows, acts: Acts, sims: Sims) -> Rows:
-    correlation, scale = pearson_rows(acts, sims), math.sqrt(len(sims))
-    return lambda units: evidence(units) + scale * correlation(units)
+    return contrast_evidence_rows(acts, sims, positive_ids, contrast_ids, valid, summed=True)(slice(None))
 
 
 def _rows(
-    sims: Sims, positive_ids: Tensor, contrast_ids: Tensor, there: Tensor, whole_of: Callable[[slice], Whole]
-) -> Callable[[slice], Float[Tensor, "some labels"]]:
-    """Scores of a slice of units, given what tells its evidence of the whole set for a reading."""
+    sims: Sims,
+    positive_ids: Tensor,
+    contrast_ids: Tensor,
+    there: Tensor,
+    whole_of: Callable[[slice], Whole],
+    summed: bool,
+) -> Rows:
+    """Scores of a slice of units, given what tells its evidence of the whole set for a reading.
+
+    `summed`: with sqrt(images) r of the activation and the similarity, as they are, undiscounted.
+    """
     seen = memberships.Memberships(sims)
     worth, parts = memberships.discount(seen.spread), seen.parts(len(sims))
     whole = _read(seen) if len(parts) == 1 else None  # kept from one slice of units to the next
@@ -125,9 +128,15 @@ def _rows(
         for labels in parts:
             z = whole[0] if whole else seen.z(labels)
             total = memberships.paired(z, positive_ids[units], contrast_ids[units], there[units])
+            plain = None
             for reading in whole[1] if whole else seen.readings(z, labels):
-                total.add_(against(reading), alpha=reading.weight)
-            found.append(memberships.discounted(total, worth[labels]).masked_fill_(seen.constant[labels], torch.nan))
+                r, evidence = against(reading)
+                total.add_(evidence, alpha=reading.weight)
+                if summed and not reading.clear:
+                    plain = r.mul_(math.sqrt(len(sims)))
+            total = memberships.discounted(total, worth[labels])
+            total = total if plain is None else total.add_(plain)
+            found.append(total.masked_fill_(seen.constant[labels], torch.nan))
         return side_by_side(found)
 
     return rows
@@ -202,7 +211,7 @@ def _permuted(frame: Frame, summed: bool) -> Best:
                 r = high @ reading.values[:ranks]
                 within = torch.addmm(common[:, None], squared, reading.squares[:ranks])
                 total.add_(memberships.cautious(r, within, frame.images), alpha=reading.weight)
-                if summed and not reading.clear:  # of the activation and the similarity, as they are
+                if summed and not reading.clear:
                     plain = r.mul_(math.sqrt(frame.images))
             total = memberships.discounted(total, worth[labels])
             total = total if plain is None else total.add_(plain)
@@ -234,8 +243,12 @@ def _firing(block: Block, means: Tensor, frame: Frame) -> Tensor:
     return firing & (torch.arange(frame.k, device=firing.device) < frame.fires[block.units, None])
 
 
-def _start(e: Evidence) -> Rows:
-    return contrast_evidence_rows(e.acts, e.looked_at, e.positive_ids, e.contrast_ids, e.valid & _above_mean(e))
+def _start(summed: bool) -> Callable[[Evidence], Rows]:
+    def start(e: Evidence) -> Rows:
+        there = e.valid & _above_mean(e)
+        return contrast_evidence_rows(e.acts, e.looked_at, e.positive_ids, e.contrast_ids, there, summed)
+
+    return start
 
 
 def _above_mean(e: Evidence) -> Bool[Tensor, "units k"]:
@@ -243,23 +256,27 @@ def _above_mean(e: Evidence) -> Bool[Tensor, "units k"]:
     return e.positive_values > column_means(e.acts)[:, None]
 
 
-def _moved(e: Evidence) -> Moved | None:
-    """Contrast evidence where series move: what the units do stays, and is prepared once for all moves."""
-    if not fits(e):
-        return None
-    dtype, firing = e.looked_at.dtype, _above_mean(e)
-    fires = {
-        clear: memberships.Firing.above(e.acts, base, dtype) for clear, base in memberships.baselines(e.acts).items()
-    }
+def _moved(summed: bool) -> Callable[[Evidence], Moved | None]:
+    """Evidence where series move: what the units do stays, and is prepared once for all moves."""
 
-    def best(seen: Evidence) -> Tensor:
-        there = seen.valid & firing
-        rows = _rows(
-            seen.looked_at, seen.positive_ids, seen.contrast_ids, there, lambda _: lambda r: fires[r.clear].against(r)
-        )
-        return best_of(rows(slice(None)))
+    def start(e: Evidence) -> Moved | None:
+        if not fits(e):
+            return None
+        dtype, firing = e.looked_at.dtype, _above_mean(e)
+        bases = memberships.baselines(e.acts)
+        fires = {clear: memberships.Firing.above(e.acts, base, dtype) for clear, base in bases.items()}
 
-    return best
+        def against(units: slice) -> Whole:
+            return lambda reading: fires[reading.clear].against(reading)
+
+        def best(seen: Evidence) -> Tensor:
+            there = seen.valid & firing
+            rows = _rows(seen.looked_at, seen.positive_ids, seen.contrast_ids, there, against, summed)
+            return best_of(rows(slice(None)))
+
+        return best
+
+    return start
 
 
 SCORERS = (
@@ -269,11 +286,11 @@ SCORERS = (
         "Contrast evidence",
         "saelab's own: correlation with the label over all images, graded and in competition with other labels, plus "
         "what the strong images have over their look-alike contrasts.",
-        _start,
+        _start(summed=False),
         permuted_evidence(summed=False),
         source="docs/scorers.md",
         by_parts=True,
-        moved=_moved,
+        moved=_moved(summed=False),
     ),
     Scorer(
         "summed_evidence",
@@ -281,9 +298,10 @@ SCORERS = (
         "Contrast evidence + Pearson",
         "saelab's own, for vocabularies most of which no image shows: contrast evidence plus Pearson's correlation, "
         "both in standard deviations under chance.",
-        lambda e: _sum(_start(e), e.acts, e.looked_at),
+        _start(summed=True),
         permuted_evidence(summed=True),
         source="docs/scorers.md",
         by_parts=True,
+        moved=_moved(summed=True),
     ),
 )

@@ -100,8 +100,7 @@ def read_json(path: Path) -> Any:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON object a line, atomically. NaN and infinities become null (JSON has no word for them)."""
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(_finite(plain(row)), ensure_ascii=False) + "\n")
+        file.writelines(_line(row) + "\n" for row in rows)
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -171,6 +170,14 @@ def to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _line(row: Any) -> str:
+    """The row as `plain` has it, with null for no number; keys are strings or integers."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=plain)
+    except (TypeError, ValueError):
+        return json.dumps(_finite(plain(row)), ensure_ascii=False)
 
 
 def _finite(value: Any) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saelab import artifacts
+from saelab import artifacts, files
 from saelab.errors import UserError
 from saelab.files import folder_name, folder_names
 
@@ -176,6 +176,24 @@ def test_json_lines_survive_a_cut_and_nan_has_no_word(tmp_path):
     path.write_text('{"a": 1}\n{"a"\n{"a": 3}\n')
     with pytest.raises(UserError, match="line 2"):
         artifacts.read_jsonl(path)
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8"), max_size=5)
+OTHERS = st.builds(Recipe, st.text("ab", max_size=3), st.integers() | st.floats()) | st.just(Path("a") / "b")
+
+
+@given(
+    st.dictionaries(
+        st.text("kq", max_size=3) | st.integers(0, 9),
+        st.recursive(PLAIN | OTHERS, lambda own: st.lists(own, max_size=3) | st.tuples(own, own), max_leaves=6),
+        max_size=4,
+    )
+)
+def test_json_lines_are_what_plain_says_with_null_for_no_number(row):
+    expected = json.dumps(files._finite(artifacts.plain(row)), ensure_ascii=False)
+    assert files._line(row) == expected
+    with pytest.raises(TypeError, match="can't hold a object"):
+        files._line(row | {"more": [object()]})
 
 
 def test_json_lines_end_where_lines_end_and_nowhere_else(tmp_path):

@@ -12,7 +12,7 @@ from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import exemplars, pipeline
 from saelab.label.scorers.frame import Draw, Frame
-from saelab.label.settings import FEW, choose_final
+from saelab.label.settings import FEW, final_scorer
 from saelab.label.vocabulary import pool
 from saelab.units import UnitActivations
 
@@ -279,18 +279,15 @@ def test_the_settings_of_a_contrast_rule_reach_mining_and_its_nulls(world, rule,
 
 def test_the_final_scorer_follows_the_number_of_images_unless_somebody_says():
     every = ("csp", "pearson", "contrast_evidence")
-    assert choose_final("auto", every, FEW) == (("summed_evidence", *every), "summed_evidence")
-    assert choose_final("auto", every, FEW - 1) == (every, "pearson")
-    assert choose_final("csp", every, FEW) == (every, "csp")
-    assert choose_final("nope", every, FEW) == (every, "nope")  # `check` says that it isn't among the scorers
-    listed = ("csp", "summed_evidence")
-    assert choose_final("auto", listed, FEW) == (("summed_evidence", "csp"), "summed_evidence")
-    for few in (("csp", "contrast_evidence"), ("csp", "pearson"), ("csp", "semanticlens")):
-        for images in (10, 5000):
-            own = few[1] if few[1] != "semanticlens" else "csp"
-            assert choose_final("auto", few, images) == (few, own)
+    assert final_scorer("auto", every, FEW) == "contrast_evidence"
+    assert final_scorer("auto", every, FEW - 1) == "pearson"
+    assert final_scorer("csp", every, FEW) == "csp"
+    assert final_scorer("nope", every, FEW) == "nope"  # `check` says that it isn't among the scorers
+    assert final_scorer("auto", ("csp", "contrast_evidence"), 10) == "contrast_evidence"
+    assert final_scorer("auto", ("csp", "pearson"), 5000) == "pearson"
+    assert final_scorer("auto", ("semanticlens", "csp"), 10) == "semanticlens"
     with pytest.raises(UserError, match="at least one scorer"):
-        pipeline.check(pipeline.LabelSettings(*choose_final("auto", (), 10)))
+        pipeline.check(pipeline.LabelSettings((), final_scorer("auto", (), 10)))
 
 
 def test_noise_passes_in_five_cases_of_a_hundred_however_few_the_permutations():

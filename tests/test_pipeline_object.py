@@ -11,7 +11,6 @@ from small_images import coloured
 from torch import nn
 
 import saelab
-from saelab.files import read_jsonl
 from saelab.images import ImageSet
 from saelab.images.rows import rows
 from saelab.run.config import RunConfig
@@ -84,30 +83,6 @@ def test_names_cover_one_basis_or_all_of_a_kind(from_arrays):
     assert from_arrays.labels["SAE features"].table().equals(from_arrays.labels["sae"].table())
     with pytest.raises(saelab.UserError, match="basis=neurn: is not in this run; did you mean neuron"):
         from_arrays.labels["neurn"]
-
-
-def test_from_a_thousand_mining_images_the_sum_of_two_scorers_decides(tmp_path):
-    """It runs beside the scorers that were asked for, has a null of its own, and is what the run says it was."""
-    acts, images, words, classes = arrays(2100)
-    own = {"activations": acts, "embeddings": {"images": images, "labels": words}, "vocabulary": WORDS}
-    asked = {
-        "scorer": ["pearson", "contrast_evidence"],
-        "bases": ["neuron", "random_rotation"],
-        "root": str(tmp_path),
-        **QUICK,
-    }
-    made = saelab.Pipeline(**own, classes=classes, **asked)
-    assert len(made.images.ids("mine")) >= 1000
-    rows = read_jsonl(made.labelled[0].labels.path / "labels.jsonl")
-    for row in rows:
-        assert list(row["scores"]) == ["summed_evidence", "pearson", "contrast_evidence"]
-        assert row["label"] == row["scores"]["summed_evidence"]["label"]
-    assert all(rows[i]["scores"]["summed_evidence"]["null_percentile"] == 1.0 for i in (0, 3, 6, 9))
-    assert list(made.labels["neuron"].table()["label"])[::3] == WORDS
-    record = json.loads(made.save().read_text())
-    assert record["config"]["label"]["final"] == "summed_evidence"
-    again = saelab.Pipeline(**own, classes=classes, **asked)
-    assert again.labelled[0].labels.reused
 
 
 def test_a_report_needs_pictures(from_arrays):

@@ -25,7 +25,7 @@ from saelab.truth import Similarity, Truth
 from saelab.units import UnitActivations
 from saelab.units.activations import from_scipy
 
-SCORERS = ("summed_evidence", "contrast_evidence", "csp", "pearson")  # the first decides, as in a run of so many
+SCORERS = ("contrast_evidence", "csp", "pearson")
 SHOWN, THEME = 3, 20  # labels that each image shows, all of one theme of so many
 AT_ONCE = 1 << 22  # numbers of an image block held at once while the world is made
 T = TypeVar("T")

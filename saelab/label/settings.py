@@ -19,7 +19,6 @@ RANGES = {
     "runners_up": (0, math.inf),
 }
 AUTO = "auto"
-SUM = "summed_evidence"
 FEW = 1000  # mining images below which graded correlation alone has the power to tell a label from chance
 
 
@@ -66,16 +65,13 @@ def by_luck(percentile: float, settings: LabelSettings) -> bool:
     return (1 + as_good) / (1 + settings.nulls) > 1 - settings.abstain_below + 1e-9
 
 
-def choose_final(asked: str, scorers: Sequence[str], images: int) -> tuple[tuple[str, ...], str]:
-    """The scorers that run, and the final one: `asked`, or for "auto" what measured best (docs/scorers.md).
+def final_scorer(asked: str, scorers: Sequence[str], images: int) -> str:
+    """`asked` itself, or for "auto" the scorer that measured best on so many mining images (docs/scorers.md).
 
-    That is `pearson` with fewer than 1000 mining images, and from 1000 on `summed_evidence`, the sum of it and
-    `contrast_evidence`, which runs too where both of these do. Where one of them doesn't, it is the other one, and the
-    first of the scorers where neither does.
+    That is `contrast_evidence` from 1000 images on and `pearson` with fewer; the other one of the two where only that
+    is among the scorers that run, and the first of these where neither is.
     """
     if asked != AUTO:
-        return tuple(scorers), asked
+        return asked
     order = ("pearson", "contrast_evidence") if images < FEW else ("contrast_evidence", "pearson")
-    if images >= FEW and (SUM in scorers or all(name in scorers for name in order)):
-        return tuple(dict.fromkeys((SUM, *scorers))), SUM
-    return tuple(scorers), next((name for name in order if name in scorers), next(iter(scorers), AUTO))
+    return next((name for name in order if name in scorers), next(iter(scorers), AUTO))

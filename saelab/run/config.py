@@ -19,7 +19,7 @@ from saelab.hosts.layers import ROOT
 from saelab.images.crops import describe_crops
 from saelab.label import pipeline
 from saelab.label.exemplars import MiningSettings
-from saelab.label.settings import choose_final
+from saelab.label.settings import final_scorer
 from saelab.run.basis import KINDS
 from saelab.run.presets import preset
 from saelab.run.stages.effects import read_effects
@@ -209,11 +209,12 @@ class RunConfig:
         return own
 
     def label_settings(self, mine: int) -> pipeline.LabelSettings:
-        """How labels are assigned, for so many mining images; by the scorer that `auto` stands for, where it does."""
+        """How labels are assigned, for so many mining images; `final` is named where it is `auto`."""
         own = self.label
         names = ("renormalize", "nulls", "rival_nulls", "abstain_below", "seed", "runners_up", "meanings", "sets")
         return pipeline.LabelSettings(
-            *choose_final(own.final, self.scorer, mine),
+            self.scorer,
+            final_scorer(own.final, self.scorer, mine),
             own.templates or self.encoder.templates,
             **{name: getattr(own, name) for name in names},
         )

@@ -121,6 +121,15 @@ def test_with_amx_auto_is_bfloat16_for_wide_activations_and_float32_for_narrow_o
     assert settle(given, "cpu") == given
 
 
+@pytest.mark.parametrize("rule", ["topk", "batchtopk"])
+def test_with_int8_alone_auto_is_int8_for_wide_activations_and_float32_for_narrow_ones(rule, monkeypatch):
+    monkeypatch.setattr(rough, "has_fast_int8", lambda device: device.type == "cpu")
+    for test in ("has_fast_bfloat16", "has_amx"):
+        monkeypatch.setattr(rough, test, lambda device: False)
+    widths, wanted = (12, 384, 511, 512, 768), ["auto", "auto", "auto", "int8", "int8"]
+    assert [settle(SAEConfig(d_in, 2048, rule=rule, k=8), "cpu").screen for d_in in widths] == wanted
+
+
 @pytest.mark.parametrize("rows", [64, 513])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_encoding_by_the_screen_gives_the_largest_of_each_token_whatever_the_numbers(rows, scale):

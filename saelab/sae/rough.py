@@ -21,7 +21,7 @@ NUMBERS = ("bfloat16", "int8", "float8")  # that a rough product may be of
 ROWS = 512  # that a CPU multiplies at once
 RANKED = 128  # of these, that it widens and looks through at once: they are still in its second cache
 LARGEST_FLOAT8 = 448.0  # of e4m3
-WIDE = 512  # numbers of an activation from which on a rough product pays on a CPU with AMX
+WIDE = 512  # numbers of an activation from which on a rough product pays on a CPU with AMX, or with int8 alone
 SIDE = 16  # cards multiply float8 matrices whose sides it divides
 LARGEST = 127  # int8, and its negative: so that a row and its negative round alike
 
@@ -48,12 +48,14 @@ def numbers_that_pay(d_in: int, device: torch.device) -> tuple[str, ...]:
 
     int8 where a CPU has instructions for it, else bfloat16 where the device has. With AMX both products are so fast
     that choosing takes longer: there bfloat16 was ahead, as it needs fewer candidates, and for narrow activations
-    float32 (docs/sae.md; choosing is faster since then). float8 is left to whoever asks for it.
+    float32 (docs/sae.md; choosing is faster since then). For these float32 was ahead on a CPU with int8's instructions
+    alone, too. float8 is left to whoever asks for it.
     """
+    wide = d_in >= WIDE
     if has_amx(device):
-        return ("bfloat16",) if d_in >= WIDE else ()
+        return ("bfloat16",) if wide else ()
     known = {"int8": has_fast_int8, "bfloat16": has_fast_bfloat16}
-    return tuple(by for by, is_fast in known.items() if is_fast(device))
+    return tuple(by for by, is_fast in known.items() if is_fast(device) and (wide or has_fast_bfloat16(device)))
 
 
 def has_float8(device: torch.device) -> bool:

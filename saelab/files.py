@@ -173,11 +173,12 @@ def to_disk(path: Path) -> None:
 
 
 def _line(row: Any) -> str:
-    """The row as `plain` has it, with null for no number; keys are strings or integers."""
+    """The row as `plain` makes it, NaN and infinities as null. Keys must be strings or integers."""
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False, default=plain)
     except (TypeError, ValueError):
-        return json.dumps(_finite(plain(row)), ensure_ascii=False)
+        pass  # NaN, an infinity, or what `plain` refuses in words
+    return json.dumps(_finite(plain(row)), ensure_ascii=False)
 
 
 def _finite(value: Any) -> Any:

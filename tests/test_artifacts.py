@@ -179,13 +179,18 @@ def test_json_lines_survive_a_cut_and_nan_has_no_word(tmp_path):
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8"), max_size=5)
+KEYS = st.text("kq", max_size=3) | st.integers(0, 9)
 OTHERS = st.builds(Recipe, st.text("ab", max_size=3), st.integers() | st.floats()) | st.just(Path("a") / "b")
 
 
 @given(
     st.dictionaries(
-        st.text("kq", max_size=3) | st.integers(0, 9),
-        st.recursive(PLAIN | OTHERS, lambda own: st.lists(own, max_size=3) | st.tuples(own, own), max_leaves=6),
+        KEYS,
+        st.recursive(
+            PLAIN | OTHERS,
+            lambda own: st.lists(own, max_size=3) | st.tuples(own, own) | st.dictionaries(KEYS, own),
+            max_leaves=6,
+        ),
         max_size=4,
     )
 )

@@ -130,7 +130,7 @@ def test_labels_without_competitors_are_read_by_the_rest(small, labels):
     bases = memberships.baselines(acts)
     expected = memberships.paired(z, positives, contrasts, contrasts >= 0) - 0.5
     for reading in graded:
-        expected += reading.weight * memberships.whole(acts, bases[reading.clear], reading)[1]
+        expected += reading.weight * memberships.whole(acts, bases[reading.clear], reading)
     for given in (acts, acts.to_sparse_csr()):
         score = contrast_evidence(given, image_emb, alike, positives, contrasts)
         torch.testing.assert_close(score, expected, rtol=0, atol=2e-4)
@@ -211,7 +211,7 @@ def test_chance_has_the_stated_variance():
     seen, bases = memberships.Memberships(image_emb @ label_emb.T), memberships.baselines(acts)
     z = seen.z()
     for reading in seen.readings(z):
-        evidence = memberships.whole(acts, bases[reading.clear], reading)[1]
+        evidence = memberships.whole(acts, bases[reading.clear], reading)
         assert abs(float(evidence.mean()) + 0.5) < 0.05
         assert 0.8 < float(evidence.std()) < 1.1
     left, right = (torch.randint(800, (400, 30), generator=g) for _ in range(2))

@@ -51,11 +51,12 @@ def numbers_that_pay(d_in: int, device: torch.device) -> tuple[str, ...]:
     float32 (docs/sae.md; choosing is faster since then). For these float32 was ahead on a CPU with int8's instructions
     alone, too. float8 is left to whoever asks for it.
     """
-    wide = d_in >= WIDE
     if has_amx(device):
-        return ("bfloat16",) if wide else ()
+        return ("bfloat16",) if d_in >= WIDE else ()
+    if d_in < WIDE and not has_fast_bfloat16(device):
+        return ()
     known = {"int8": has_fast_int8, "bfloat16": has_fast_bfloat16}
-    return tuple(by for by, is_fast in known.items() if is_fast(device) and (wide or has_fast_bfloat16(device)))
+    return tuple(by for by, is_fast in known.items() if is_fast(device))
 
 
 def has_float8(device: torch.device) -> bool:

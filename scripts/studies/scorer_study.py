@@ -210,7 +210,7 @@ def on_sizes(seen: Photos, layer: str, basis: str) -> dict[str, dict[str, float]
         mined = within < per_class
         evidence = assign.Evidence.mined(acts[mined], seen.image_emb[mined], label_emb)
         row = {}
-        for name, score in assign.score([*OTHERS, OURS, SUM], evidence).items():
+        for name, score in assign.score([*OTHERS, SUM, OURS], evidence).items():
             chosen = score.nan_to_num(nan=-torch.inf).argmax(1).masked_fill(score.isnan().all(1), -1)
             row[name] = float(_truth_r(acts[test], seen.classes[test], chosen).mean())
         rows[f"{len(label_emb)} labels, {int(mined.sum())} photos"] = row

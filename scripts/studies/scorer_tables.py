@@ -1,6 +1,6 @@
 """The tables of docs/scorers.md from what scorer_study.py measured.
 
-python scripts/scorer_tables.py [FOLDER]/study.json
+python scripts/studies/scorer_tables.py [FOLDER]/study.json
 """
 
 import json
@@ -22,10 +22,12 @@ def shown(value: float, digits: int = 3) -> str:
 def worlds(result: dict) -> str:
     """Share of units named right: a row for each kind of world, a column for each scorer."""
     kinds = {name.removeprefix("world, "): shares for name, shares in result.items() if name.startswith("world, ")}
-    scorers = list(next(iter(kinds.values())))
+    if not kinds:
+        return ""
+    scorers = [s for s in next(iter(kinds.values())) if all(s in shares for shares in kinds.values())]
     rows = []
     for kind, shares in kinds.items():
-        best = max(round(share, 3) for share in shares.values())
+        best = max(round(shares[s], 3) for s in scorers)
         rows.append([kind, *(marked(shares[s], best) for s in scorers)])
     means = {s: sum(shares[s] for shares in kinds.values()) / len(kinds) for s in scorers}
     rows.append(["mean", *(marked(means[s], round(max(means.values()), 3)) for s in scorers)])
@@ -57,8 +59,9 @@ def photos(result: dict) -> str:
         parts.append(f"### {name}\n\n" + draw_markdown(["scorer", "truth r", "AUPRC", "F1", "distinct", "named"], rows))
         for key, found in measured["against"].items():
             best = NAMES.get(found["best"], found["best"])
-            ours, both = ("{:+.4f} [{:+.4f}, {:+.4f}]".format(*found[of]) for of in ("ours - best", "sum - ours"))
-            parts.append(f"* {key}: ours − {best} = {ours}; the sum − ours = {both}")
+            named = {"ours - best": f"ours − {best}", "sum - ours": "the sum − ours"}
+            told = ["{} = {:+.4f} [{:+.4f}, {:+.4f}]".format(named[of], *found[of]) for of in named if of in found]
+            parts.append(f"* {key}: {'; '.join(told)}")
     return "\n\n".join(parts).replace("\n\n* ", "\n* ").replace("|\n* ", "|\n\n* ")
 
 

@@ -24,7 +24,8 @@ from saelab.label.scorers.permuted import Best, best_of, where_ranked
 from saelab.label.scorers.products import Sims, side_by_side
 from saelab.label.scorers.scorer import Moved, Null, Rows, Scorer, fits
 
-Whole = Callable[[memberships.Reading], memberships.Found]  # correlations and evidence of the whole set, for a reading
+Read = Callable[[memberships.Firing, memberships.Reading], Tensor]  # how firing and a reading meet: a method of Firing
+Whole = Callable[[memberships.Reading, Read], Float[Tensor, "some labels"]]  # evidence of the whole set, so read
 
 
 @takes_arrays
@@ -80,10 +81,10 @@ def contrast_evidence_rows(
     def whole_of(units: slice) -> Whole:
         some = part(acts, units)
         if not isinstance(some, Columns):
-            return lambda reading: memberships.whole(some, bases[reading.clear][units], reading)
+            return lambda reading, read: memberships.whole(some, bases[reading.clear][units], reading, read)
         dtype = sims.dtype  # sparse entries are few: kept for all parts of the labels
         fires = {clear: memberships.Firing.above(some, base[units], dtype) for clear, base in bases.items()}
-        return lambda reading: fires[reading.clear].against(reading)
+        return lambda reading, read: read(fires[reading.clear], reading)
 
     return _rows(sims, positive_ids, contrast_ids, there, whole_of, summed)
 
@@ -97,7 +98,7 @@ def summed_evidence(
     contrast_ids: Int[Tensor, "units k"],
     valid: Bool[Tensor, "units k"] | None = None,
 ) -> Float[Tensor, "units labels"]:
-    """`contrast_evidence` plus sqrt(images) times `pearson`: for vocabularies most of whose labels no image shows.
+    """`contrast_evidence` plus sqrt(images) times `pearson`: for broad words among many that no image shows.
 
     Both count standard deviations under chance. Contrasts that show a broad label too take the evidence for it away,
     and leave narrow labels that no image shows; the correlation by itself, undiscounted, does not. docs/scorers.md
@@ -115,10 +116,7 @@ def _rows(
     whole_of: Callable[[slice], Whole],
     summed: bool,
 ) -> Rows:
-    """Scores of a slice of units, given what tells its evidence of the whole set for a reading.
-
-    `summed`: with sqrt(images) r of the activation and the similarity, as they are, undiscounted.
-    """
+    """Scores of a slice of units, given what tells its evidence of the whole set for a reading."""
     seen = memberships.Memberships(sims)
     worth, parts = memberships.discount(seen.spread), seen.parts(len(sims))
     whole = _read(seen) if len(parts) == 1 else None  # kept from one slice of units to the next
@@ -130,10 +128,9 @@ def _rows(
             total = memberships.paired(z, positive_ids[units], contrast_ids[units], there[units])
             plain = None
             for reading in whole[1] if whole else seen.readings(z, labels):
-                r, evidence = against(reading)
-                total.add_(evidence, alpha=reading.weight)
-                if summed and not reading.clear:
-                    plain = r.mul_(math.sqrt(len(sims)))
+                total.add_(against(reading, memberships.Firing.against), alpha=reading.weight)
+                if summed and not reading.clear:  # of the activation and the similarity, as they are
+                    plain = against(reading, memberships.Firing.plainly)
             total = memberships.discounted(total, worth[labels])
             total = total if plain is None else total.add_(plain)
             found.append(total.masked_fill_(seen.constant[labels], torch.nan))
@@ -211,7 +208,7 @@ def _permuted(frame: Frame, summed: bool) -> Best:
                 r = high @ reading.values[:ranks]
                 within = torch.addmm(common[:, None], squared, reading.squares[:ranks])
                 total.add_(memberships.cautious(r, within, frame.images), alpha=reading.weight)
-                if summed and not reading.clear:
+                if summed and not reading.clear:  # of the activation and the similarity, as they are
                     plain = r.mul_(math.sqrt(frame.images))
             total = memberships.discounted(total, worth[labels])
             total = total if plain is None else total.add_(plain)
@@ -266,12 +263,12 @@ def _moved(summed: bool) -> Callable[[Evidence], Moved | None]:
         bases = memberships.baselines(e.acts)
         fires = {clear: memberships.Firing.above(e.acts, base, dtype) for clear, base in bases.items()}
 
-        def against(units: slice) -> Whole:
-            return lambda reading: fires[reading.clear].against(reading)
+        def whole_of(units: slice) -> Whole:
+            return lambda reading, read: read(fires[reading.clear], reading)
 
         def best(seen: Evidence) -> Tensor:
             there = seen.valid & firing
-            rows = _rows(seen.looked_at, seen.positive_ids, seen.contrast_ids, there, against, summed)
+            rows = _rows(seen.looked_at, seen.positive_ids, seen.contrast_ids, there, whole_of, summed)
             return best_of(rows(slice(None)))
 
         return best
@@ -296,7 +293,7 @@ SCORERS = (
         "summed_evidence",
         "pairs",
         "Contrast evidence + Pearson",
-        "saelab's own, for vocabularies most of which no image shows: contrast evidence plus Pearson's correlation, "
+        "saelab's own, for broad words among many that no image shows: contrast evidence plus Pearson's correlation, "
         "both in standard deviations under chance.",
         _start(summed=True),
         permuted_evidence(summed=True),

@@ -17,8 +17,6 @@ BROAD = 0.25  # share of the linear reading in graded evidence; the rest listens
 CAUTION = 0.5  # standard errors that a correlation is lowered by
 USUAL = 0.75  # quantile of the labels' spreads from which a label counts in full
 
-Found = tuple[Float[Tensor, "some labels"], Float[Tensor, "some labels"]]  # correlations, and evidence of the whole set
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -186,20 +184,30 @@ class Firing:
         within = acts.transposed((entries - rest[owner]) / squared.sqrt()[owner], dtype)
         return cls(within, acts.transposed(own, dtype), common.to(dtype)[:, None])
 
-    def against(self, reading: Reading) -> Found:
-        """Correlations r, and evidence of the whole set, sqrt(images) (r - CAUTION se); NaN for constant units."""
-        spread, r = self.squares @ reading.squares, self.entries @ reading.values
+    def against(self, reading: Reading) -> Float[Tensor, "some labels"]:
+        """Evidence of the whole set: sqrt(images) (r - CAUTION se); NaN for constant units."""
+        spread = self.squares @ reading.squares
         spread = spread if self.common is None else spread.add_(self.common)
-        return r, cautious(r, spread, len(reading.values))
+        return cautious(self.entries @ reading.values, spread, len(reading.values))
+
+    def plainly(self, reading: Reading) -> Float[Tensor, "some labels"]:
+        """sqrt(images) r."""
+        return (self.entries @ reading.values).mul_(math.sqrt(len(reading.values)))
 
 
-def whole(acts: Float[Tensor, "images some"], base: Float[Tensor, "some"], reading: Reading) -> Found:
-    """Correlations, and evidence of the whole set, of relu(a - base) as `Firing.against` has them."""
+def whole(
+    acts: Float[Tensor, "images some"],
+    base: Float[Tensor, "some"],
+    reading: Reading,
+    read: Callable[[Firing, Reading], Tensor] = Firing.against,
+) -> Float[Tensor, "some labels"]:
+    """Evidence of the whole set: sqrt(images) (r - CAUTION se) of relu(a - base); NaN for constant units.
+
+    `read`: `Firing.plainly` leaves sqrt(images) r as it is.
+    """
     dtype = reading.values.dtype
-    parts = [Firing.above(block, base[at], dtype).against(reading) for at, block in blocks(acts)]
-    none = [reading.values.new_zeros(0, reading.values.shape[1])]
-    r, evidence = zip(*parts, strict=True) if parts else (none, none)
-    return torch.cat(r), torch.cat(evidence)
+    parts = [read(Firing.above(block, base[at], dtype), reading) for at, block in blocks(acts)]
+    return torch.cat(parts) if parts else reading.values.new_zeros(0, reading.values.shape[1])
 
 
 def baseline(acts: Acts) -> Float[Tensor, "units"]:

@@ -11,6 +11,8 @@ SLIPS = {
     "host=resnet5": "saelab: host=resnet5: unknown; did you mean resnet50 or",
     "image.limit=20": "saelab: image.limit: there is no such setting; did you mean images.limit?",
     "sae.k": "saelab: sae.k: has no value; write sae.k=VALUE",
+    "sae.screen=int8": "saelab: sae.screen=int8: the preset doesn't name it; write +sae.screen=int8",
+    "sae.train.ema=0.9": "saelab: sae.train.ema=0.9: the preset doesn't name it; write +sae.train.ema=0.9",
     "images.root=/my=photos": "saelab: command line: mismatched input '='",
     "name=a/b": "saelab: name=a/b: has to be the name of a file",
     "bases=neurn": "saelab: bases=neurn: unknown; did you mean neuron? known: neuron, sae, heads",

@@ -85,6 +85,44 @@ def test_names_cover_one_basis_or_all_of_a_kind(from_arrays):
         from_arrays.labels["neurn"]
 
 
+WRONG = {
+    "encoder=int: expected a name, settings or a saelab.encoders.Encoder": {"encoder": 3},
+    "sae=3: expected settings, a preset's name, or SAEs": {"sae": 3},
+    "label=pearson: expected settings; for example label={'final': ...}": {"label": "pearson"},
+    "compare=yes: expected settings": {"compare": "yes"},
+    "proposer=7: expected a name or settings": {"proposer": 7},
+    "groups=['a']: expected settings": {"groups": ["a"]},
+    "vocabulary=3: entry 1 is no word": {"vocabulary": ["red", 3, "blue", "grey"]},
+    "vocabulary=None: entry 3 is no word": {"vocabulary": ["red", "green", "blue", None]},
+    "vocabulary=' ': entry 0 is no word": {"vocabulary": [" ", "green", "blue", "grey"]},
+    "label.final=summed_evidence: is not among the scorers; add it to scorer, or": {
+        "label": {"final": "summed_evidence"}
+    },
+    "label.final=pearsn: is not among the scorers; did you mean pearson": {"label": {"final": "pearsn"}},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_is_no_setting_and_no_object_is_answered_in_a_line(message, tmp_path):
+    acts, images, words, classes = arrays()
+    own = {"activations": acts, "embeddings": {"images": images, "labels": words}, "vocabulary": WORDS}
+    with pytest.raises(saelab.UserError) as caught:
+        _ = saelab.Pipeline(**own | {"classes": classes, "root": str(tmp_path)} | QUICK | WRONG[message]).labels
+    assert str(caught.value).startswith(message) and len(str(caught.value).splitlines()) == 1
+
+
+def test_text_names_a_proposer_as_it_names_a_host(tmp_path):
+    acts, images, words, _ = arrays()
+    own = {"activations": acts, "embeddings": {"images": images, "labels": words}, "vocabulary": WORDS}
+    assert saelab.Pipeline(**own, proposer="none", root=str(tmp_path)).config.proposer.name == "none"
+
+
+def test_arrays_without_pictures_and_vectors_say_what_is_missing(tmp_path):
+    made = saelab.Pipeline(activations=arrays()[0], vocabulary=WORDS, proposer="none", root=str(tmp_path), **QUICK)
+    with pytest.raises(saelab.UserError, match="rows of arrays, without pictures to look at; give their vectors too"):
+        _ = made.labels
+
+
 def test_a_report_needs_pictures(from_arrays):
     with pytest.raises(saelab.UserError, match="no pictures to show"):
         from_arrays.report()

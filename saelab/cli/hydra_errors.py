@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -24,7 +25,10 @@ def explain(error: Exception, config_name: str) -> str:
         if f"'{key}'" in str(error):
             if "=" not in given:
                 return f"{given}: has no value; write {given}=VALUE"
-            near = nearest(key, list(names(config_name))) or f"`saelab {config_name} --help` lists the usual ones"
+            known = list(names(config_name))
+            if "sae" in known and key in set(_left_out()):
+                return f"{given}: the preset doesn't name it; write +{given}"
+            near = nearest(key, known) or f"`saelab {config_name} --help` lists the usual ones"
             return f"{key}: there is no such setting; {near}".strip()
     said = " ".join(str(error).partition("See https")[0].split())
     return f"command line: {said}; put values with spaces, = or brackets in quotes: \"images.root='/my photos'\""
@@ -36,6 +40,14 @@ def names(config_name: str) -> Iterator[str]:
     with initialize_config_dir(str(folder()), version_base="1.3"):
         cfg = compose(config_name)
     yield from _names(OmegaConf.to_container(cfg, resolve=False), "")
+
+
+def _left_out() -> Iterator[str]:
+    """The dotted names of all that an SAE and its training may be told: presets name what they change."""
+    from saelab.sae import SAEConfig, TrainConfig
+
+    for kind, prefix in ((SAEConfig, "sae."), (TrainConfig, "sae.train.")):
+        yield from (prefix + field.name for field in fields(kind) if field.name != "d_in")
 
 
 def _names(node: Any, prefix: str) -> Iterator[str]:

@@ -199,6 +199,9 @@ class ImageSet:
         return row
 
     def _gone(self, path: Path, error: Exception) -> UserError:
+        if not self.sizes and not self.spots:
+            remedy = "give their vectors too: embeddings={'images': ..., 'labels': ...}, or images=FOLDER"
+            return UserError("images", self.name, "are rows of arrays, without pictures to look at", remedy)
         if self.spots:
             file = path.relative_to(self.root)
             return UserError("image", file, f"can't be read any more ({error})", "see that its shard can be reached")

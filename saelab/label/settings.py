@@ -49,7 +49,9 @@ def check(settings: LabelSettings) -> None:
             remedy = f"{fields.nearest(name, list(SCORERS))}known: {', '.join(sorted(SCORERS))}"
             raise UserError("scorer", name, "unknown", remedy)
     if settings.final not in settings.scorers:
-        remedy = f"choose one of {', '.join(settings.scorers)}"
+        remedy = f"add it to scorer, or choose one of {', '.join(settings.scorers)}"
+        if settings.final not in SCORERS:
+            remedy = f"{fields.nearest(settings.final, [AUTO, *SCORERS])}choose one of {', '.join(settings.scorers)}"
         raise UserError("label.final", settings.final, "is not among the scorers", remedy)
     if settings.sets:
         sets.check(settings.final, settings.sets)

@@ -96,6 +96,10 @@ class ArraySettings:
     name: str = "arrays"  # stands for the layer in names
 
 
+NAMED = dict.fromkeys(("host", "encoder", "proposer"), "name")  # groups that text names, and one of their settings
+GROUPS = {"label": "final", "compare": "resamples", "groups": "support", "arrays": "activations"}
+
+
 @dataclass(frozen=True)
 class StreamSettings:
     """How SAEs train on activations that are never stored (docs/scale.md)."""
@@ -147,17 +151,18 @@ class RunConfig:
         for name in LISTS:
             if name in given:
                 given[name] = as_tuple(given[name])
-        host = dict(given.get("host") or {})
-        host.pop("layers", None)
-        given["host"] = settings.make(HostSettings, host, "host.")
-        given["encoder"] = settings.make(EncoderSettings, given.get("encoder") or {}, "encoder.")
-        given["proposer"] = read_proposer(given.get("proposer") or {})
-        given["label"] = _label(given.get("label") or {})
-        given["compare"] = settings.make(CompareSettings, given.get("compare") or {}, "compare.")
+        for name in (*NAMED, *GROUPS):
+            given[name] = as_group(name, given.get(name))
+        given["host"].pop("layers", None)
+        given["host"] = settings.make(HostSettings, given["host"], "host.")
+        given["encoder"] = settings.make(EncoderSettings, given["encoder"], "encoder.")
+        given["proposer"] = read_proposer(given["proposer"])
+        given["label"] = _label(given["label"])
+        given["compare"] = settings.make(CompareSettings, given["compare"], "compare.")
         given["effects"] = _effects(given.get("effects"))
-        given["groups"] = settings.make(GroupSettings, given.get("groups") or {}, "groups.")
+        given["groups"] = settings.make(GroupSettings, given["groups"], "groups.")
         given["stream"] = _stream(given.get("stream"))
-        given["arrays"] = settings.make(ArraySettings, given.get("arrays") or {}, "arrays.")
+        given["arrays"] = settings.make(ArraySettings, given["arrays"], "arrays.")
         return settings.make(cls, given, "").check()
 
     def check(self) -> "RunConfig":
@@ -223,6 +228,16 @@ class RunConfig:
 def as_tuple(value: Any) -> tuple[Any, ...]:
     """A setting that may be one value or a list, as a tuple without repetitions."""
     return tuple(dict.fromkeys(value if isinstance(value, list | tuple) else [value]))
+
+
+def as_group(name: str, value: Any) -> dict[str, Any]:
+    """A group of settings: as it is given, none for None, and text as the name of what has one. Else: UserError."""
+    if value is None or isinstance(value, Mapping):
+        return dict(value or {})
+    if name in NAMED and isinstance(value, str):
+        return {"name": value}
+    expected = "expected a name or settings" if name in NAMED else "expected settings"
+    raise UserError(name, value, expected, f"for example {name}={{'{NAMED.get(name) or GROUPS[name]}': ...}}")
 
 
 def read_proposer(given: Mapping[str, Any]) -> ProposerSettings:

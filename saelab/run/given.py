@@ -56,8 +56,18 @@ def as_activations(activations: Any, layers: Sequence[str] | None) -> dict[str, 
     return {names[0]: activations}
 
 
+def as_encoder(given: Any) -> Encoder:
+    """The caller's own encoder. Raises UserError for an object that can't be one."""
+    if not callable(getattr(given, "embed_sentences", None)):
+        raise UserError("encoder", type(given).__name__, "expected a name, settings or a saelab.encoders.Encoder")
+    return given
+
+
 def as_vocabulary(words: Sequence[str]) -> Vocabulary:
-    """A vocabulary of the caller's own words. Raises UserError where there is none."""
+    """A vocabulary of the caller's own words. Raises UserError where there is none, and for what is no word."""
+    for place, word in enumerate(words):
+        if not isinstance(word, str) or not word.strip():
+            raise UserError("vocabulary", repr(word), f"entry {place} is no word", "give texts that are not empty")
     found = pool((word, ("given",)) for word in words)
     if not found.labels:
         raise UserError("vocabulary", list(words), "holds no word", 'give a list such as ["dog", "cat"]')

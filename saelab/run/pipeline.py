@@ -79,7 +79,7 @@ class Pipeline(Stages):
         objects = brought.Given(
             images=_images(images, arrays, captions, classes, settings),
             host=_host(host, transform),
-            encoder=own_encoder if encoder is None or isinstance(encoder, PLAIN) else encoder,
+            encoder=own_encoder if encoder is None or isinstance(encoder, PLAIN) else brought.as_encoder(encoder),
             activations=arrays,
             embeddings=vectors,
             vocabulary=None if words is None else brought.as_vocabulary(words),
@@ -256,8 +256,10 @@ def _sae_settings(sae: Any) -> dict[str, Any]:
     if isinstance(sae, str) and not _saes(sae):
         return preset("sae", sae)
     base = preset("sae", "quickstart")
-    if not isinstance(sae, Mapping):
+    if sae is None or _saes(sae):
         return base
+    if not isinstance(sae, Mapping):
+        raise UserError("sae", sae, "expected settings, a preset's name, or SAEs", 'for example sae={"k": 32}')
     own = dict(sae)
     if "train" in own:
         own["train"] = base["train"] | dict(own["train"])

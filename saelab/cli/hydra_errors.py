@@ -43,7 +43,7 @@ def names(config_name: str) -> Iterator[str]:
 
 
 def _left_out() -> Iterator[str]:
-    """The dotted names of all that an SAE and its training may be told: presets name what they change."""
+    """The dotted names of all fields of an SAE and its training; a preset holds those that it changes."""
     from saelab.sae import SAEConfig, TrainConfig
 
     for kind, prefix in ((SAEConfig, "sae."), (TrainConfig, "sae.train.")):

@@ -1,6 +1,7 @@
 """One checker of settings: names, types and ranges by their dataclass, and the nearest name to one that is unknown."""
 
 import dataclasses
+import numbers
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -78,11 +79,16 @@ def make(
 
 
 def check(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> None:
-    """Raise UserError for a field of a dataclass whose value is of another type, or outside its range."""
+    """Raise UserError for a field of a dataclass whose value is of another type, or outside its range.
+
+    Numbers of numpy become Python's.
+    """
     hints = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        value, bounds = getattr(settings, field.name), ranges.get(field.name)
-        _check(f"{prefix}{field.name}", value, hints[field.name], _say_bounds(bounds))
+        given, bounds = getattr(settings, field.name), ranges.get(field.name)
+        value = _check(f"{prefix}{field.name}", given, hints[field.name], _say_bounds(bounds))
+        if _is_of_numpy(given):
+            object.__setattr__(settings, field.name, value)
         if bounds is not None and value is not None and not bounds[0] <= value <= bounds[1]:
             kind = NAMES[float if float in _kinds(hints[field.name]) else int]
             raise UserError(f"{prefix}{field.name}", value, f"expected {kind}{_say_bounds(bounds)}")
@@ -107,10 +113,16 @@ def _check(setting: str, value: Any, hint: Any, bounds: str = "") -> Any:
         return None
     if tuple in kinds and isinstance(value, list):
         value = tuple(value)
+    if _is_of_numpy(value):
+        value = value.item()
     if not any(_is(value, kind) for kind in kinds):
         wanted = [NAMES.get(kind, "null") for kind in kinds]
         raise UserError(setting, value, f"expected {' or '.join(dict.fromkeys(wanted))}{bounds}")
     return value
+
+
+def _is_of_numpy(value: Any) -> bool:
+    return isinstance(value, numbers.Number) and hasattr(value, "item")
 
 
 def _kinds(hint: Any) -> list[Any]:

@@ -7,11 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tiny_clip import TOWER, siglip, transformers_clip
 
 from saelab import encoders
 from saelab.encoders import averages, conse
+from saelab.encoders.arrays import ArrayEncoder, _to_unit_length, adopt_embeddings
 from saelab.encoders.base import embed_templates
 from saelab.encoders.embed import image_embeddings, label_embeddings
 from saelab.errors import UserError
@@ -65,6 +68,26 @@ def test_images_and_labels_meet_in_one_space_and_are_kept(pictures, tmp_path):
     named = [("red", "green", "blue")[i] for i in (made.images @ labels.T).argmax(1).tolist()]
     assert named == [pictures.classes[i][0] for i in range(len(pictures))]
     assert made.extra["brightness"].shape == (30, 1)
+
+
+@given(exponents=st.lists(st.integers(-44, 37), min_size=30, max_size=30), seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_given_vectors_of_any_length_get_length_1(exponents, seed):
+    rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(seed)).sign()
+    rows *= 10.0 ** torch.tensor(exponents, dtype=torch.float32)[:, None]  # from 1e-44, float32's least, to 1e37
+    wanted = rows.double() / rows.double().norm(dim=1, keepdim=True)
+    torch.testing.assert_close(_to_unit_length(rows), wanted.float())
+
+
+def test_given_vectors_without_a_direction_and_words_with_two_are_refused(pictures, tmp_path):
+    images, labels = torch.randn(30, 3), torch.eye(3)
+    images[7] = 0
+    with pytest.raises(UserError, match="row 7 is zero everywhere and points nowhere; leave such rows out"):
+        adopt_embeddings(images, pictures, tmp_path)
+    with pytest.raises(UserError, match=r"vocabulary=red: has two vectors, in rows 0 and 2; give each word once"):
+        ArrayEncoder(["red", "green", "red"], labels)
+    same = ArrayEncoder(["red", "green", "red"], labels[[0, 1, 0]])  # said twice, and the same
+    torch.testing.assert_close(same.embed_sentences(["green", "red"]), labels[[1, 0]])
 
 
 def test_a_run_that_dies_goes_on_and_gives_the_same_vectors(pictures, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "saelab"
 # A room may import those before it.
 ROOMS = """
-errors settings files integrity artifacts tensor_files text tables arrays names planted acts images hosts cache
+errors settings bars files integrity artifacts tensor_files text tables arrays names planted acts images hosts cache
 sae units encoders synthesise metrics label truth evaluate effects verify compare report hub run serve bench cli
 __main__
 """.split()  # noqa: SIM905  (a list to read)

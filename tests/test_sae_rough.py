@@ -147,7 +147,7 @@ def test_a_run_says_which_screen_it_used_so_that_another_is_another_recipe(tmp_p
     assert '"screen": "int8"' in (tmp_path / "whole" / "training.json").read_text()
     plain = fit(x, SAEConfig(48, 640, k=4, screen="float32", lr=1e-3), long, progress=False)
     torch.testing.assert_close(whole.sae.W_dec, plain.sae.W_dec, rtol=1e-3, atol=1e-4)
-    with pytest.raises(UserError, match=r"sae\.screen was int8"):
+    with pytest.raises(UserError, match=r"sae\.screen was int8, is bfloat16"):
         fit(x, SAEConfig(48, 640, k=4, screen="bfloat16", lr=1e-3), long, tmp_path / "whole", progress=False)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from saelab import bars
 from saelab.arrays import Narrowing
 from saelab.artifacts import atomic
 from saelab.cache import layout
@@ -174,9 +174,7 @@ def run_pass(
     waiting: deque[Future[None]] = deque()
     with ExitStack() as stack:
         disk = stack.enter_context(ThreadPoolExecutor(1))
-        bar = stack.enter_context(
-            tqdm(total=len(ids), desc=f"activations, {title}", unit="img", leave=False, disable=quiet)
-        )
+        bar = stack.enter_context(bars.show(total=len(ids), what=f"activations, {title}", unit="img", hidden=quiet))
         for numbers, batch in images.batches(host.transform, batch_size, workers, ids):
             tokens = host.tokens(batch, layers, writers[0].plan.policy)
             for writer in writers:

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm.auto import tqdm
 
-from saelab import artifacts
+from saelab import artifacts, bars
 from saelab.cache import layout
 from saelab.cache.layout import CHECKSUMS, FILE, SPLITS
 from saelab.errors import UserError
@@ -141,9 +140,7 @@ class ActivationCache:
         """What differs from what was written, by the checksums of all bytes; [] if nothing does."""
         stored = artifacts.read_json(self.path / CHECKSUMS)
         tokens, path, wrong = self._places["tokens"], self.path / FILE, []
-        with tqdm(
-            total=path.stat().st_size, desc=f"verify {self.layer}", unit="B", unit_scale=True, leave=False
-        ) as bar:
+        with bars.show(total=path.stat().st_size, what=f"verify {self.layer}", unit="B", scaled=True) as bar:
             for start, stop, checksum in stored["ranges"]:
                 if layout.sha256(path, start, stop) != checksum:
                     wrong.append(self._what(start, stop, tokens))

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from saelab import artifacts
+from saelab import artifacts, bars
 from saelab.arrays import TORCH, Narrowing
 from saelab.cache.decks import HELD
 from saelab.cache.passes import Moments, Plan, check_size, keep, plan_of, pool
@@ -200,7 +199,7 @@ class UnstoredActivations(ActivationCache):
 
     def _pass(self, what: str) -> Iterator[tuple[int, np.ndarray]]:
         every = np.arange(-(-self.n_images // self.batch_size))
-        with tqdm(total=self.n_images, desc=f"{what}, {self.layer}", unit="img", leave=False) as bar:
+        with bars.show(total=self.n_images, what=f"{what}, {self.layer}", unit="img") as bar:
             for b, rows in self.batches(every):
                 yield b, rows
                 bar.update(len(rows) // self.plan.stored)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
+from saelab import bars
 from saelab.effects.ablate import Active
 from saelab.effects.answers import Answers
 from saelab.effects.attribute import by_token, of_output
@@ -93,7 +93,7 @@ def find_class_units(
     scores = torch.zeros(len(outputs), len(writes), dtype=torch.float64)
     strength = torch.zeros_like(scores)
     typicality = np.full(len(ids), np.nan)
-    for place, output in enumerate(tqdm(outputs, desc="class units", unit="class", leave=False)):
+    for place, output in enumerate(bars.show(outputs, what="class units", unit="class")):
         own = np.flatnonzero(of == output)
         weights = of_output(int(output), n_outputs)
         parts = [_values(answers, ids[at], project, writes, weights) for at in _batches(own, answers, ids)]

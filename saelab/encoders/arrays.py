@@ -23,9 +23,17 @@ class ArrayEncoder:
     templates: tuple[str, ...] = ("{}",)
 
     def __init__(self, texts: Sequence[str], vectors: Any, name: str = "arrays") -> None:
-        """`vectors`: [texts, d_text] of any length. UserError where shapes or numbers don't fit."""
+        """`vectors`: [texts, d_text] of any length. UserError where shapes or numbers don't fit.
+
+        And for a text that has two vectors.
+        """
         found = _rows(vectors, len(texts), "embeddings.labels")
-        self.name, self._vectors = name, dict(zip(texts, normalize(found, dim=1), strict=True))
+        first: dict[str, int] = {}
+        for row, text in enumerate(texts):
+            if not torch.equal(found[first.setdefault(text, row)], found[row]):
+                what = f"has two vectors, in rows {first[text]} and {row}"
+                raise UserError("vocabulary", text, what, "give each word once")
+        self.name, self._vectors = name, dict(zip(texts, _to_unit_length(found), strict=True))
         self._d_text = found.shape[1]
         self.recipe: dict[str, Any] = {"encoder": name, "texts": list(texts), "digest": _digest(found)}
 
@@ -55,11 +63,11 @@ class ArrayEncoder:
 def adopt_embeddings(vectors: Any, images: ImageSet, root: Path | str) -> ImageEmbeddings:
     """Image vectors [images, d_text] that the caller has, as an artifact; scaled to length 1.
 
-    Raises UserError for another number of rows and for numbers that are not finite.
+    Raises UserError for another number of rows, for numbers that are not finite and for rows of zeros.
     """
     from safetensors.torch import save_file
 
-    found = normalize(_rows(vectors, len(images), "embeddings"), dim=1)
+    found = _to_unit_length(_rows(vectors, len(images), "embeddings"))
     recipe = {"stage": "embeddings", "code": CODE, "given": _digest(found), "images": images.fingerprint}
 
     def build(folder: Path) -> None:
@@ -74,6 +82,17 @@ def _rows(vectors: Any, count: int, setting: str) -> Float[Tensor, "rows d_text"
         raise UserError(setting, tuple(found.shape), f"expected [{count}, d_text], a row each")
     if not bool(torch.isfinite(found).all()):
         raise UserError(setting, tuple(found.shape), "holds numbers that are not finite", "leave those rows out")
+    if len(zeros := (found == 0).all(dim=1).nonzero()):
+        what = f"row {int(zeros[0])} is zero everywhere and points nowhere"
+        raise UserError(setting, tuple(found.shape), what, "leave such rows out")
+    return found
+
+
+def _to_unit_length(rows: Tensor) -> Tensor:
+    """In float32, and where that can't hold a row's squares in float64, which holds all of them."""
+    found = normalize(rows, dim=1)
+    odd = (torch.linalg.vector_norm(found, dim=1) - 1).abs() > 1e-3
+    found[odd] = normalize(rows[odd].double(), dim=1, eps=1e-300).float()
     return found
 
 

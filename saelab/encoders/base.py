@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from saelab import bars
 from saelab.errors import UserError
 
 # The CSP authors' templates (arXiv 2604.22477; their public code).
@@ -73,8 +74,6 @@ def embed_templates(
 
 def in_batches(function: Callable[[Sequence[str]], Tensor], texts: Sequence[str], size: int, title: str) -> Tensor:
     """`function` over `texts` in batches, with a progress bar once there is enough to wait for."""
-    from tqdm.auto import tqdm
-
     starts = range(0, len(texts), size)
-    bar = tqdm(starts, desc=title, unit="batch", disable=len(starts) < 8, leave=False)
+    bar = bars.show(starts, what=title, unit="batch", hidden=len(starts) < 8)
     return torch.cat([function(texts[i : i + size]).cpu() for i in bar])

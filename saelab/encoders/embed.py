@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab import bars
 from saelab.artifacts import Artifact, ensure, write_json
 from saelab.encoders.averages import WordAverages
 from saelab.encoders.base import Encoder, embed_templates
@@ -48,7 +49,6 @@ def image_embeddings(
 def _embed_images(images: ImageSet, encoder: Encoder, folder: Path, batch_size: int, workers: int) -> None:
     """Parts of 8 batches each are written as they are done; a resumed run skips the parts that are there."""
     from safetensors.torch import save_file
-    from tqdm.auto import tqdm
 
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
@@ -61,12 +61,8 @@ def _embed_images(images: ImageSet, encoder: Encoder, folder: Path, batch_size: 
     starts = [i for i, file in wanted.items() if not file.exists()]
     todo = np.concatenate([np.arange(i, min(i + per_part, len(images))) for i in starts] or [np.arange(0)])
     done: dict[str, list[Tensor]] = {}
-    with tqdm(
-        total=len(images),
-        initial=len(images) - len(todo),
-        desc=f"embed images, {encoder.name}",
-        unit="img",
-        leave=False,
+    with bars.show(
+        total=len(images), initial=len(images) - len(todo), what=f"embed images, {encoder.name}", unit="img"
     ) as bar:
         for ids, batch in images.batches(encoder.transform, batch_size, workers=workers, ids=todo):
             for key, value in encoder.embed_batch(batch).items():

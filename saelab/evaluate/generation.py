@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
-from tqdm.auto import tqdm
 
+from saelab import bars
 from saelab.artifacts import atomic, digest
 from saelab.errors import UserError
 from saelab.evaluate.painters import Generation, Paint
@@ -29,7 +29,7 @@ def generate(
         return root
     paint = _painter(settings, source, device)
     total = sum(len(numbers) for numbers in missing.values())
-    with tqdm(total=total, desc="generate pictures", unit="img") as bar:
+    with bars.show(total=total, what="generate pictures", unit="img", leave=True) as bar:
         for label, numbers in _batches(missing, settings.batch):
             seeds = [int(digest([label, i, settings.seed])[:12], 16) for i in numbers]
             for number, picture in zip(numbers, paint(settings.prompt.format(label), seeds), strict=True):

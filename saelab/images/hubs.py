@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm.auto import tqdm
 
-from saelab import artifacts
+from saelab import artifacts, bars
 from saelab.errors import UserError
 from saelab.images import parquet, remote, sources, streams
 from saelab.images.build import Entry, Listing
@@ -186,8 +185,8 @@ def copy_items(
         rows = artifacts.read_jsonl(table) if table.is_file() else []
         artifacts.write_jsonl(table, rows)  # without the line that a kill cut off
         with table.open("a", encoding="utf-8") as out:
-            bar = tqdm(
-                items(len(rows)), initial=len(rows), total=total, desc=f"copying {name}", unit="image", disable=None
+            bar = bars.show(
+                items(len(rows)), initial=len(rows), total=total, what=f"copying {name}", unit="image", leave=True
             )
             for number, item in enumerate(bar, len(rows)):
                 if item.problem is not None:

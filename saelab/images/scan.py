@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from saelab import artifacts
+from saelab import artifacts, bars
 from saelab.images import decode, duplicates
 from saelab.images.user_cache import user_cache
 
@@ -54,7 +53,7 @@ def look_at_all(root: Path, files: Sequence[tuple[str, str | None]], title: str)
     def own(file: tuple[str, str | None]) -> Scan | str:
         return _look_at(root, *file, memory)
 
-    outcomes = list(tqdm(in_order(own, files), total=len(files), desc=title, unit="image", leave=False, disable=None))
+    outcomes = list(bars.show(in_order(own, files), total=len(files), what=title, unit="image"))
     if len(files) >= WORTH and len(memory) > known:
         _remember(root, memory)
     return outcomes

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm.auto import tqdm
 
-from saelab import artifacts
+from saelab import artifacts, bars
 from saelab.images import duplicates, scan
 from saelab.images.build import Entry, Listing
 from saelab.images.remote import Spot
@@ -113,7 +112,7 @@ def _index(table: Path, stream: Stream, take: int | None) -> None:
     left = None if take is None else max(0, take - sum(not row.get("lost") for row in rows))
     wanted = first(found(), left, lambda own: own[1].item.problem is None)
     made = scan.in_order(lambda own: _row(*own), wanted, lambda own: len(own[1].item.data))
-    bar = tqdm(made, initial=len(rows), total=take, desc="looking at the stream", unit="image", disable=None)
+    bar = bars.show(made, initial=len(rows), total=take, what="looking at the stream", unit="image", leave=True)
     with table.open("a", encoding="utf-8") as out:
         for row in bar:
             out.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -16,8 +16,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from tqdm.auto import tqdm
 
+from saelab import bars
 from saelab.artifacts import atomic, clear_temporary
 from saelab.cache import ActivationCache
 from saelab.errors import UserError
@@ -64,7 +64,7 @@ def write_exemplars(
             np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(chosen), k, depth, SIDE, SIDE))
             for file, depth in ((shown, 3), (masked, 1))
         )
-        for row, own in enumerate(tqdm(chosen, desc="exemplars", unit="unit", disable=not progress)):
+        for row, own in enumerate(bars.show(chosen, what="exemplars", unit="unit", leave=True, hidden=not progress)):
             for place, image in enumerate(own.images):
                 pictures[row, place] = show(image)
                 masks[row, place, 0] = mask(maps, own.unit, image, float(levels[row]))

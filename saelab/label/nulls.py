@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab import bars
 from saelab.acts import columns
 from saelab.errors import UserError
 from saelab.label.mine import finite_units
@@ -109,10 +110,8 @@ def _below(found: Tensor, own: Tensor) -> Tensor:
 
 def _rounds(n: int, seed: int, progress: bool) -> Iterator[torch.Generator]:
     """The same generator n times."""
-    from tqdm.auto import tqdm
-
     generator = torch.Generator().manual_seed(seed)
-    for _ in tqdm(range(n), "permutations", leave=False, disable=not progress):
+    for _ in bars.show(range(n), what="permutations", hidden=not progress):
         yield generator
 
 

@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from saelab import artifacts
+from saelab import artifacts, bars
 from saelab.errors import UserError
 from saelab.label.ledger import Ledger
 from saelab.label.proposal import (
@@ -155,7 +154,7 @@ def run(
         cases = [dataclasses.replace(case, made=made.of(case.unit)) for case in cases]
     todo = [case for case in cases if case.unit not in kept]
     found: dict[int, Proposal] = {}
-    with tqdm(total=len(todo), desc=proposer.name, leave=False, disable=not (progress and todo)) as bar:
+    with bars.show(total=len(todo), what=proposer.name, hidden=not (progress and todo)) as bar:
 
         def keep(proposals: Iterable[Proposal], together: int) -> None:
             coming = iter(proposals)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelab import bars
 from saelab.acts import Acts, Columns, blocks, columns
 from saelab.errors import UserError
 from saelab.label.mine import firing_threshold, positive_images
@@ -180,9 +181,7 @@ def _spread(acts: Acts, of: Int[Tensor, "images"]) -> Int[Tensor, "units"]:
 
 def _draws(of: Int[Tensor, "images"], n: int, seed: int, progress: bool) -> Iterator[Int[Tensor, "images"]]:
     """How often each image is in a resample, n times: series are drawn with replacement."""
-    from tqdm.auto import tqdm
-
     generator, series = torch.Generator().manual_seed(seed), int(of.max()) + 1
-    for _ in tqdm(range(n), "resamples", leave=False, disable=not progress):
+    for _ in bars.show(range(n), what="resamples", hidden=not progress):
         drawn = torch.randint(series, (series,), generator=generator).to(of.device)
         yield torch.bincount(drawn, minlength=series)[of]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saelab import artifacts, cache, hosts
+from saelab import artifacts, bars, cache, hosts
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.report.reading import ReadBasis, Run
@@ -48,10 +48,8 @@ def of_basis(
 
 
 def _fill(found: np.ndarray, store: Any, project: Projection, where: dict[int, Any]) -> None:
-    from tqdm.auto import tqdm
-
     with torch.inference_mode():
-        for image in tqdm(sorted(where), desc="heat maps", unit="img", leave=False):
+        for image in bars.show(sorted(where), what="heat maps", unit="img"):
             tokens = torch.from_numpy(store.image_tokens(image))[-found.shape[2] :]
             units, ranks = np.array(where[image]).T
             found[units, ranks] = project(tokens)[:, units].T.numpy()

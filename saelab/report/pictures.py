@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
+from saelab import bars
 from saelab.errors import UserError
 from saelab.images import ImageSet
 
@@ -44,8 +45,6 @@ def place(image_id: int) -> str:
 
 def write(ids: list[int], images: ImageSet, out: Path, side: int) -> dict[int, str]:
     """Write the small pictures that do not exist yet. Returns the ids that could not be read, with the reason."""
-    from tqdm.auto import tqdm
-
     for folder in {(out / place(i)).parent for i in ids}:
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -58,7 +57,7 @@ def write(ids: list[int], images: ImageSet, out: Path, side: int) -> dict[int, s
         return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = tqdm(pool.map(one, ids), total=len(ids), desc="small pictures", unit="img", leave=False)
+        results = bars.show(pool.map(one, ids), total=len(ids), what="small pictures", unit="img")
         return dict(failed for failed in results if failed)
 
 

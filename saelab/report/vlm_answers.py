@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from saelab import verify
+from saelab import bars, verify
 from saelab.artifacts import digest, file_digest, read_json, read_jsonl
 from saelab.label.proposal import answers_digest
 
@@ -137,11 +137,9 @@ def spent(proposed: Rows, verified: Rows) -> dict[str, float | int | None] | Non
 
 def copy_sheets(wanted: list[tuple[int, Path, str]], out: Path) -> dict[str, str]:
     """Small copies of the sheets (number of the basis, folder, file): `basis/file` -> place in the report's folder."""
-    from tqdm.auto import tqdm
-
     side = next((side for side, size in SIDES.items() if len(wanted) * size <= BUDGET), min(SIDES))
     made = {}
-    for basis, folder, name in tqdm(wanted, desc="sheets", leave=False, disable=not wanted):
+    for basis, folder, name in bars.show(wanted, what="sheets", hidden=not wanted):
         place = f"sheets/{basis}/{Path(name).with_suffix('.webp').name}"
         made[f"{basis}/{name}"] = place
         if not (out / place).exists():

@@ -199,6 +199,7 @@ class RunConfig:
         if isinstance(self.effects, dict) and (groups := [kind for kind in self.bases if KINDS[kind].of]):
             remedy = "leave them out of bases, or effects out"
             raise UserError("effects", ", ".join(groups), "groups write nothing of their own", remedy)
+        pipeline.check(self.label_settings(0))
         check_sae(self.sae)
         for text in self.also:
             vary_sae(text, self.sae)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from saelab import settings
 from saelab.artifacts import added
 from saelab.errors import UserError
 from saelab.sae import rough, rules
@@ -60,6 +61,7 @@ class SAEConfig:
     def __post_init__(self) -> None:
         if self.prefixes is not None:
             object.__setattr__(self, "prefixes", _numbers("prefixes", self.prefixes, "a list of numbers"))
+        settings.check(self, "", {})
         supports = rules.find(self.rule).supports
         _one_of("decoder", self.decoder, DECODERS)
         _one_of("frozen", self.frozen, FROZEN)
@@ -158,10 +160,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         wanted = "pairs of numbers: (share of the steps, factor)"
+        if not isinstance(self.decay, tuple | list):
+            raise UserError("decay", self.decay, wanted)
         stairs = tuple(_numbers("decay", stair, wanted) for stair in self.decay)
         if any(len(stair) != 2 for stair in stairs):
             raise UserError("decay", self.decay, wanted)
         object.__setattr__(self, "decay", stairs)
+        settings.check(self, "", {})
         _at_least_1(self, "batch_size", "log_every", "checkpoint_every", "keep", "latent_shards", "accumulate")
         _within(self, 1, "warmup", "anneal")
         if not 0 <= self.ema < 1:

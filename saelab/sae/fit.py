@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from saelab import bars
 from saelab.cache.batches import Batches, check_share, spool
 from saelab.cache.pinned import to_device
 from saelab.cache.stream import ActivationStream, together
@@ -275,7 +275,7 @@ def _loop(
             for i, job in enumerate(own):
                 for line in job.lines:
                     logger(layer, i, line["step"], {name: value for name, value in line.items() if name != "step"})
-    bar = tqdm(total=total, initial=first, unit="tok", unit_scale=True, leave=False, disable=hidden)
+    bar = bars.show(total=total, initial=first, what="train", unit="tok", scaled=True, hidden=hidden)
     with bar, contextlib.closing(feed):  # a stream's host stops where training does
         for layer, step, x in feed:
             last = spans[layer][1]

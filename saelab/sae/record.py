@@ -10,6 +10,7 @@ from saelab.errors import UserError
 FILE = "training.json"
 CLOSE = 1e-9  # of the activations' spread: moments that another machine or another number of threads adds up
 SHOWN = 3  # differences that a message names
+SCREENS = {False: "float32", True: "bfloat16"}  # `sae.screen`, as it was written when there were no others
 
 Recipe = dict[str, Any]
 
@@ -59,8 +60,9 @@ def _near(a: Any, b: Any, close: float) -> bool:
 
 
 def _flat(recipe: Recipe) -> Recipe:
-    """{"sae": {"k": 4}, "steps": 9} -> {"sae.k": 4, "steps": 9}."""
+    """{"sae": {"k": 4}, "steps": 9} -> {"sae.k": 4, "steps": 9}; a screen by its name."""
     flat: Recipe = {}
     for name, value in recipe.items():
         flat |= {f"{name}.{n}": v for n, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
+    screen = flat.get("sae.screen")
+    return flat | {"sae.screen": SCREENS[screen]} if isinstance(screen, bool) else flat

@@ -6,6 +6,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab import bars
 from saelab.cache import ActivationCache
 from saelab.cache.store import top_count
 from saelab.units.activations import from_scipy
@@ -23,12 +24,11 @@ def pool_cache(cache: ActivationCache, project: Projection, pool: str, at_once: 
     (rounded down, at least one token), as the cache's own `top:0.1`.
     """
     from scipy.sparse import csr_array, vstack
-    from tqdm.auto import tqdm
 
     offsets = np.asarray(cache.offsets)
     at_once = at_once if project.sae is None else min(at_once, project.sae.tokens_at_once)
     blocks, kept, start = [], 0, 0
-    with tqdm(total=len(offsets) - 1, desc=f"pool units, {cache.layer}", unit="img", leave=False) as bar:
+    with bars.show(total=len(offsets) - 1, what=f"pool units, {cache.layer}", unit="img") as bar:
         while start < len(offsets) - 1:
             stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + at_once, side="right")) - 1)
             stop = min(stop, len(offsets) - 1)

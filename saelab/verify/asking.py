@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol
 
-from tqdm.auto import tqdm
-
+from saelab import bars
 from saelab.errors import UserError
 from saelab.label import ledger as ledgers
 from saelab.label.ledger import Ledger
@@ -73,7 +72,9 @@ def ask(
             waiting[drawn.name] = item
             yield drawn
 
-    with tqdm(total=len(items), initial=len(items) - len(todo), desc=ledger.file.stem, disable=not progress) as bar:
+    with bars.show(
+        total=len(items), initial=len(items) - len(todo), what=ledger.file.stem, leave=True, hidden=not progress
+    ) as bar:
 
         def keep(item: Item, reply: Reply) -> None:
             attempts, uncertain = ledger.tries(key_of(item))

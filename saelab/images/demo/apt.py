@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from saelab import bars
 
 log = logging.getLogger("saelab")
 
@@ -86,7 +86,7 @@ def _download(command: list[str], folder: Path, packages: list[Package]) -> None
     with (
         (folder / "apt" / "log").open("w+") as output,
         subprocess.Popen(command, cwd=folder, stdout=output, stderr=output) as process,
-        tqdm(total=total, desc="downloading pictures", unit="B", unit_scale=True, disable=None) as bar,
+        bars.show(total=total, what="downloading pictures", unit="B", scaled=True, leave=True) as bar,
     ):
         while process.poll() is None:
             time.sleep(0.2)

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from saelab import artifacts, effects, settings, units
+from saelab import artifacts, bars, effects, settings, units
 from saelab.acts import columns
 from saelab.cache import ActivationCache
 from saelab.effects import wordnet
@@ -132,7 +131,7 @@ def measure_label_groups(basis: Basis, seen: Seen, own: EffectsSettings, folder:
             every = sorted(unit for units_ in wanted.values() for unit in units_)
             means, usual = usual_amounts(seen.store, ground.project, every, len(labels), own.measure.seed)
             ground = replace(ground, means=means, usual=usual)
-            for label in tqdm(sorted(wanted), desc=f"labels, {basis.name}", unit="label"):
+            for label in bars.show(sorted(wanted), what=f"labels, {basis.name}", unit="label", leave=True):
                 found[label] = effects.measure_group(label, wanted[label], ground, own.measure)
             artifacts.write_jsonl(folder / GROUPS, [found[label] for label in sorted(found)])
     return effects.summarise_groups([row for label, row in found.items() if label in chosen])
@@ -265,7 +264,7 @@ def _measure(
 ) -> None:
     """Add the rows of the missing units, writing as it goes. Seven parameters: what is known, wanted and found."""
     start = time.monotonic()
-    with tqdm(total=len(missing), desc=f"effects, {basis.name}", unit="unit") as bar:
+    with bars.show(total=len(missing), what=f"effects, {basis.name}", unit="unit", leave=True) as bar:
         for first in range(0, len(missing), CHECKPOINT):
             if own.seconds is not None and time.monotonic() - start > own.seconds:
                 return

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from saelab import artifacts, effects, units
+from saelab import artifacts, bars, effects, units
 from saelab.effects.classes import outputs_of
 from saelab.effects.simulate import Stand, Tried, score_unit
 from saelab.effects.summary import Mean, mean_of
@@ -68,7 +67,9 @@ def measure_simulation(basis: Basis, seen: Seen, own: EffectsSettings, judges: J
         if missing:
             stand, acts = make_stand(basis, seen, own), units.UnitActivations.load(basis.units.path)
             predictors = Predictors(rows, judges, own.measure.seed, stand.mine)
-            for first in tqdm(range(0, len(missing), CHECKPOINT), desc=f"ablation scores, {basis.name}"):
+            for first in bars.show(
+                range(0, len(missing), CHECKPOINT), what=f"ablation scores, {basis.name}", leave=True
+            ):
                 for unit in missing[first : first + CHECKPOINT]:
                     found[unit] = predictors.score(unit, stand, acts.column(unit))
                 artifacts.write_jsonl(path, [found[unit] for unit in sorted(found)])

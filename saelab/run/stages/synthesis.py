@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from saelab import artifacts, settings
+from saelab import artifacts, bars, settings
 from saelab.errors import UserError
 from saelab.label import selection
 from saelab.label.exemplars import Exemplars
@@ -105,7 +104,7 @@ def _make(
     missing: Sequence[int], maker: PictureMaker, seconds: float | None, rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     start = time.monotonic()
-    with tqdm(total=len(missing), desc=f"synthesise, {maker.basis.name}", unit="unit") as bar:
+    with bars.show(total=len(missing), what=f"synthesise, {maker.basis.name}", unit="unit", leave=True) as bar:
         for unit in missing:
             if seconds is not None and time.monotonic() - start > seconds:
                 break

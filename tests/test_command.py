@@ -1,5 +1,6 @@
 """What a user reads after a slip on the command line: one line, with the nearest names that exist."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def test_a_root_that_is_a_file_is_told_in_one_line(tmp_path):
 def test_a_command_that_is_none_names_the_nearest(tmp_path):
     done = commands.run([sys.executable, "-m", "saelab", "lable"], cwd=tmp_path)
     assert done.returncode == 2 and "did you mean label" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["cache", "--help"], ["layers", "host=torchvision:alexnet", "host.weights=random"]]
+)
+def test_a_reader_who_leaves_early_is_no_error(words, tmp_path):
+    started = [sys.executable, "-m", "saelab", *words]
+    with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as running:
+        running.stdout.close()  # as `| head -1` does
+        assert (running.stderr.read(), running.wait()) == (b"", 141)
 
 
 @pytest.mark.parametrize("given", ["run=nothing.json", "run=empty"])

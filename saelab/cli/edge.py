@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from saelab.cli.pipes import leave_if_unread
 from saelab.errors import UserError
 from saelab.run.config import RunConfig
 from saelab.run.making import Stages
@@ -62,6 +63,8 @@ def command(
             except KeyboardInterrupt:
                 sys.exit(complain("stopped; run the same command again to go on", 130))
             except Exception as error:
+                if isinstance(error, BrokenPipeError):
+                    leave_if_unread()
                 cause = _system_cause(error, cfg.get("root"))
                 if cause is None:
                     raise

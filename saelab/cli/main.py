@@ -5,6 +5,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from saelab import __version__
+from saelab.cli.pipes import leave_if_unread
 from saelab.settings import nearest
 
 COMMANDS = {
@@ -35,6 +36,16 @@ COMMANDS = {
 
 def main() -> None:
     """Run a command, or list them."""
+    try:
+        _run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        leave_if_unread()
+        raise
+
+
+def _run() -> None:
     given = sys.argv[1:]
     if not given or given[0] in ("-h", "--help"):
         return _list()

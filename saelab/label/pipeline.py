@@ -249,7 +249,10 @@ def read(folder: Path | str) -> list[dict[str, Any]]:
 
 
 def counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How many units have each status, and how many of the labelled ones abstain (`abstained`)."""
-    tally = Counter(row["status"] for row in rows)
-    tally["abstained"] = sum(row["abstained"] and row["label"] is not None for row in rows)
-    return dict(tally)
+    """How many units have each status."""
+    return dict(Counter(row["status"] for row in rows))
+
+
+def count_abstaining(rows: Sequence[dict[str, Any]]) -> int:
+    """How many of the labelled units abstain."""
+    return sum(row["abstained"] and row["label"] is not None for row in rows)

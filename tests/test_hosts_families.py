@@ -84,7 +84,7 @@ def test_open_clip(name: str, picture: Image.Image) -> None:
     model.visual.load_state_dict(host.model.state_dict())  # the batch norms' statistics, which `settle` has set
     batch = host.load_images([picture])
     with torch.no_grad():
-        expected = model.eval().encode_image(batch)
+        expected = model.eval().encode_image(batch.to(memory_format=host.memory_format))
     torch.testing.assert_close(host.logits(batch), expected)
 
 

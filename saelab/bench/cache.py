@@ -42,7 +42,7 @@ def writing(name: str, layers: list[str], count: int = 64, batch_size: int = 16)
         def bare() -> None:
             with torch.inference_mode():
                 for _, batch in pictures.batches(host.transform, batch_size):
-                    host.model(batch)
+                    host.model(batch.to(memory_format=host.memory_format))
 
         def ours() -> None:
             root = place / f"runs{len(tokens)}"

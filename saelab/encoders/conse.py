@@ -78,7 +78,7 @@ class ConSE:
     @torch.inference_mode()
     def embed_batch(self, batch: Float[Tensor, "images 3 height width"]) -> dict[str, Tensor]:
         """`images` [images, d_text] of unit length, and `probabilities` [images, 1000] of the classifier, float32."""
-        logits = self.host.model(batch.to(self.host.device)).float().cpu()
+        logits = self.host.logits(batch).float().cpu()
         probabilities = logits.softmax(-1)
         top, index = probabilities.topk(self.best, dim=-1)
         mixed = torch.einsum("nk,nkd->nd", top, self.classes[index])

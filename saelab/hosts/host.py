@@ -18,6 +18,7 @@ from saelab.hosts import layers as places
 from saelab.hosts import splice as edits
 from saelab.hosts.heads import count_heads
 from saelab.hosts.layers import Layer, Probe
+from saelab.hosts.memory_format import find_format
 from saelab.hosts.shortcut import Outputs
 from saelab.hosts.splice import Replace
 from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, pick, prefix_of, to_tokens
@@ -221,6 +222,7 @@ class Host:
     def _probe(self) -> Probe:
         generator = torch.Generator().manual_seed(0)
         batch = torch.randn(_PROBED, 3, *self.transform.size, generator=generator)
+        _ = self.memory_format  # found by passes of its own, before anybody looks into one
         try:
             with torch.inference_mode():
                 return places.probe(self.model, lambda: self._forward(batch), _PROBED)
@@ -244,7 +246,19 @@ class Host:
     def _forward(self, batch: Tensor) -> Any:
         self.one_size &= tuple(batch.shape[-2:]) == tuple(self.transform.size)
         with _eager():
-            return self._call(self.model, batch.to(self.device, self.dtype))
+            return self._call(self.model, batch.to(self.device, self.dtype, memory_format=self.memory_format))
+
+    @cached_property
+    def memory_format(self) -> torch.memory_format:
+        """How pictures lie in memory on their way in: see `find_format`; as given but for float32 on the CPU."""
+        if self.device.type != "cpu" or self.dtype != torch.float32:
+            return torch.preserve_format
+
+        def see(batch: Tensor) -> Tensor:
+            with torch.inference_mode(), _eager():
+                return answer(self._call(self.model, batch))
+
+        return find_format(self.model, self.transform.size, see)
 
     def _answer(self, batch: Tensor) -> Tensor:
         return answer(self._forward(batch))

@@ -193,7 +193,8 @@ def _edit(output: Tensor, form: Form, choice: Choice, replace: Replace, grad: bo
     index = slice(None) if choice.index is None else torch.tensor(choice.index, device=tokens.device)
     tokens[:, index] = new.to(tokens)
     like = output if len(new) == output.shape[form.batch] else _like(output, form, len(new))
-    return from_tokens(tokens, like, form)
+    made = from_tokens(tokens, like, form)
+    return made.contiguous() if output.is_contiguous() else made  # a model may flatten what it gave contiguous
 
 
 def _repeat(tokens: Tensor, images: int, choice: Choice) -> Tensor:

@@ -15,7 +15,7 @@ from saelab.report.reading import ReadBasis, Run
 from saelab.units import Projection
 
 log = logging.getLogger("saelab")
-
+NUMBERS = 2**24  # tokens x units that are worked out at once
 
 Stores = dict[str, cache.ActivationCache | None]  # by layer: what a run with `stream` computes, made once for all bases
 
@@ -48,11 +48,19 @@ def of_basis(
 
 
 def _fill(found: np.ndarray, store: Any, project: Projection, where: dict[int, Any]) -> None:
-    with torch.inference_mode():
-        for image in bars.show(sorted(where), what="heat maps", unit="img"):
-            tokens = torch.from_numpy(store.image_tokens(image))[-found.shape[2] :]
-            units, ranks = np.array(where[image]).T
-            found[units, ranks] = project(tokens)[:, units].T.numpy()
+    """Enter the cells of every (unit, rank) that an image stands for; some images are projected together."""
+    units, _, cells = found.shape
+    images = sorted(where)
+    step = max(1, NUMBERS // (units * cells))
+    with torch.inference_mode(), bars.show(total=len(images), what="heat maps", unit="img") as bar:
+        for first in range(0, len(images), step):
+            some = images[first : first + step]
+            tokens = torch.cat([torch.from_numpy(store.image_tokens(image))[-cells:] for image in some])
+            grid = project(tokens).unflatten(0, (len(some), cells)).numpy()
+            for own, image in zip(grid, some, strict=True):
+                which, ranks = np.array(where[image]).T
+                found[which, ranks] = own[:, which].T
+            bar.update(len(some))
 
 
 def _packed(

@@ -27,17 +27,19 @@ def show(
     job of a cluster) it writes a line every `EVERY` seconds. `initial` of `total` are there already; `scaled`: in
     thousands and millions. Eight parameters: tqdm's, each with a default.
     """
-    given = {"desc": what, "unit": unit, "total": total, "initial": initial, "unit_scale": scaled}
-    if hidden or _is_watched():
+    given: dict[str, Any] = {"desc": what, "unit": unit, "total": total, "initial": initial, "unit_scale": scaled}
+    if hidden or sys.stderr is None:
+        given["disable"] = True  # else the environment's TQDM_DISABLE says
+    if sys.stderr is None or _is_watched():
         from tqdm.auto import tqdm
 
-        return tqdm(items, **given, leave=leave, disable=hidden)
+        return tqdm(items, **given, leave=leave)
     return _lines()(items, **given, leave=False)
 
 
 def _is_watched() -> bool:
     """Whether standard error is a terminal, or a notebook draws the bar."""
-    if sys.stderr is not None and sys.stderr.isatty():
+    if sys.stderr.isatty():
         return True
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and "IPKernelApp" in shell.config

@@ -122,7 +122,7 @@ def _check(setting: str, value: Any, hint: Any, bounds: str = "") -> Any:
 
 
 def _is_of_numpy(value: Any) -> bool:
-    return isinstance(value, numbers.Number) and hasattr(value, "item")
+    return hasattr(value, "item") and (isinstance(value, numbers.Number) or type(value).__name__ in ("bool_", "bool"))
 
 
 def _kinds(hint: Any) -> list[Any]:

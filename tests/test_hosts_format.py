@@ -21,6 +21,8 @@ class Net(nn.Module):
         y = self.body(x)
         if self.end == "view":  # fails where channels lie last
             return y.view(len(y), -1)
+        if self.end == "constant":  # tells nothing of what lies before
+            return y.flatten(1) * 0
         if self.end == "as it lies":  # gives another answer there
             return y.as_strided((len(y), y[0].numel()), (y[0].numel(), 1))
         return y.flatten(1)
@@ -33,7 +35,9 @@ def host_of(end: str) -> tuple[hosts.Host, Net]:
     return hosts.Host(net, Transform(16, None), "net"), net
 
 
-@pytest.mark.parametrize(("end", "last"), [("flatten", True), ("view", False), ("as it lies", False)])
+@pytest.mark.parametrize(
+    ("end", "last"), [("flatten", True), ("view", False), ("as it lies", False), ("constant", False)]
+)
 def test_the_layout_is_the_one_that_a_model_bears(end: str, last: bool):
     host, net = host_of(end)
     batch = torch.randn(5, 3, 16, 16)
@@ -46,13 +50,18 @@ def test_the_layout_is_the_one_that_a_model_bears(end: str, last: bool):
     assert net.last[-1] == last and tokens.is_contiguous()
     with torch.no_grad():
         torch.testing.assert_close(tokens, net.body[:3](batch).flatten(2).transpose(1, 2))
-    torch.testing.assert_close(host.resume(tokens, "body.2"), wanted)
+    if end != "constant":  # there no layer can be seen to cut the graph
+        torch.testing.assert_close(host.resume(tokens, "body.2"), wanted)
 
 
 def test_who_looks_first_into_a_layer_sees_one_pass():
     """Trying the layout is no pass that a hook counts: names stand for one call, and taps are not run into."""
-    host, _ = host_of("flatten")
-    assert {"body.0", "body.2"} <= {layer.name for layer in host.layers()}
+    host, net = host_of("flatten")
+    assert [layer.name for layer in host.layers()] == ["body.0", "body.1", "body.2", "body.3", "body", "output"]
+    calls = len(net.last)
+    host.tokens(torch.randn(2, 3, 16, 16), ["body.2"])
+    host.logits(torch.randn(2, 3, 16, 16))
+    assert len(net.last) == calls + 2
 
 
 @pytest.mark.parametrize("change", ["bfloat16", "one convolution"])
@@ -64,3 +73,12 @@ def test_others_get_pictures_as_they_came(change: str):
         net.body = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
     host.logits(torch.randn(2, 3, 16, 16))
     assert net.last == [False] * len(net.last)
+
+
+def test_a_model_that_moves_gets_what_its_new_place_takes():
+    host, net = host_of("flatten")
+    batch = torch.randn(2, 3, 16, 16)
+    for dtype, last in ((torch.float32, True), (torch.bfloat16, False), (torch.float32, True)):
+        net.to(dtype)
+        host.logits(batch)
+        assert net.last[-1] == last

@@ -23,6 +23,7 @@ ANYTHING = st.one_of(
     st.lists(st.floats(0, 1), max_size=3),
     st.builds(np.int64, st.integers(-3, 40)),
     st.builds(np.float32, st.floats(width=32)),
+    st.builds(np.bool_, st.booleans()),
     st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
     st.just(object()),
 )
@@ -69,3 +70,4 @@ def test_numbers_of_numpy_become_pythons():
     config = SAEConfig(np.int64(8), np.int32(32), k=np.int64(4), lr=np.float32(0.5))
     assert (type(config.d_in), type(config.latents), type(config.k), type(config.lr)) == (int, int, int, float)
     assert config == SAEConfig(8, 32, k=4, lr=0.5)
+    assert TrainConfig(graph=np.bool_(True)).graph is True

@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> None:
         assert basis.labels is not None
         rows = pipeline.read(basis.labels.path)
         counted = ", ".join(f"{n} {status}" for status, n in sorted(pipeline.counts(rows).items()))
-        print(f"{basis.layer}  {basis.name}: {counted}; {pipeline.count_abstaining(rows)} of them abstain")
+        print(f"{basis.layer}  {basis.name}: {counted}; {pipeline.count_abstaining(rows)} of the labelled abstain")
         for name, reason in pipeline.left_out(basis.labels.path).items():
             print(f"  without {name}: {reason}")
         if line := sets_line(rows):
@@ -60,9 +60,8 @@ def main(cfg: DictConfig) -> None:
     for basis in bases:
         if basis.kind == "planted":
             print(planted_table(made.measure_planted(basis)), end="")
-    if sum(basis.kind != "planted" for basis in bases) > 1:
-        run = made.root / "comparison.json"
-        print(f"Pages that show these labels: saelab compare with the same settings, then saelab report run={run}")
+    if made.most_per_layer() > 1:
+        print("Pages show labels after saelab compare with the same settings and a name of their own, name=NAME.")
 
 
 if __name__ == "__main__":

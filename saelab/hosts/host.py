@@ -248,12 +248,17 @@ class Host:
         with _eager():
             return self._call(self.model, batch.to(self.device, self.dtype, memory_format=self.memory_format))
 
-    @cached_property
+    @property
     def memory_format(self) -> torch.memory_format:
-        """How pictures lie in memory on their way in: see `find_format`; as given but for float32 on the CPU."""
-        if self.device.type != "cpu" or self.dtype != torch.float32:
-            return torch.preserve_format
+        """How pictures lie in memory on their way in: see `find_format`; as given but for float32 on the CPU.
 
+        A host's first pass there follows two on random pictures that find it.
+        """
+        plain = self.device.type != "cpu" or self.dtype != torch.float32
+        return torch.preserve_format if plain else self._format
+
+    @cached_property
+    def _format(self) -> torch.memory_format:
         def see(batch: Tensor) -> Tensor:
             with torch.inference_mode(), _eager():
                 return answer(self._call(self.model, batch))

@@ -15,7 +15,7 @@ from saelab.report.reading import ReadBasis, Run
 from saelab.units import Projection
 
 log = logging.getLogger("saelab")
-NUMBERS = 2**24  # tokens x units that are worked out at once
+AT_ONCE = 2048  # tokens that are projected together, fewer for a wide SAE
 
 Stores = dict[str, cache.ActivationCache | None]  # by layer: what a run with `stream` computes, made once for all bases
 
@@ -49,9 +49,9 @@ def of_basis(
 
 def _fill(found: np.ndarray, store: Any, project: Projection, where: dict[int, Any]) -> None:
     """Enter the cells of every (unit, rank) that an image stands for; some images are projected together."""
-    units, _, cells = found.shape
-    images = sorted(where)
-    step = max(1, NUMBERS // (units * cells))
+    cells, images = found.shape[2], sorted(where)
+    tokens_at_once = AT_ONCE if project.sae is None else min(AT_ONCE, project.sae.tokens_at_once)
+    step = max(1, tokens_at_once // cells)
     with torch.inference_mode(), bars.show(total=len(images), what="heat maps", unit="img") as bar:
         for first in range(0, len(images), step):
             some = images[first : first + step]

@@ -23,10 +23,7 @@ class ArrayEncoder:
     templates: tuple[str, ...] = ("{}",)
 
     def __init__(self, texts: Sequence[str], vectors: Any, name: str = "arrays") -> None:
-        """`vectors`: [texts, d_text] of any length. UserError where shapes or numbers don't fit.
-
-        And for a text that has two vectors.
-        """
+        """`vectors`: [texts, d_text] of any length. UserError where they don't fit, and for a text with two of them."""
         found = _rows(vectors, len(texts), "embeddings.labels")
         first: dict[str, int] = {}
         for row, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""How pictures lie in memory on their way into a model: CPUs convolve as fast or faster where channels lie last."""
+"""How pictures lie in memory on their way into a model: channels last, where a CPU convolved faster (docs/hosts.md)."""
 
 from collections.abc import Callable, Sequence
 

@@ -12,14 +12,14 @@ from torch import nn
 
 import saelab
 from saelab import effects
-from saelab.artifacts import read_json, read_jsonl, write_jsonl
+from saelab.artifacts import read_json, read_jsonl, write_json, write_jsonl
 from saelab.cli.effects import COLUMNS, choose, group_line, notes, table
 from saelab.compare import Settings as CompareSettings
 from saelab.effects.amounts import usual_amounts
 from saelab.report import what_it_does
 from saelab.run.config import RunConfig
 from saelab.run.making import Stages
-from saelab.run.record import add_effects, write
+from saelab.run.record import add_effects, renew, write
 from saelab.run.stages import effects as stage
 from saelab.run.stages.effects import EffectsSettings, read_effects
 from saelab.units.bases import Projection
@@ -192,6 +192,16 @@ def test_a_comparison_that_knows_effects_says_so_and_the_one_without_stays(made)
     assert (folder / "effects.jsonl").is_file() and means == {"outputs": 3, "labels": means["labels"]}
     assert means["labels"]["red"] == [["red", 1.0]] and "grey" not in means["labels"]
     assert RunConfig.of(now["config"]).effects == asked
+    renew(plain.outcome(), plain.root, "with_effects")
+    assert read_json(path) == now, "the same comparison takes no effects away"
+    others = (dataclasses.replace(config, label=dataclasses.replace(config.label, final="cos_cubed")),)
+    others += (dataclasses.replace(config, compare=CompareSettings(fewest=3, resamples=21)),)
+    for other in others:
+        write_json(path, now)
+        own = Stages(dataclasses.replace(other, scorer=("pearson", "cos_cubed")), made.given)
+        renew(own.outcome(), own.root, "with_effects")
+        place = str(own.comparisons["second"].path.relative_to(own.root))
+        assert read_json(path)["comparisons"] == {"second": place}, "another comparison is what the record tells of"
 
 
 def test_all_units_of_a_label_are_taken_out_together(made):

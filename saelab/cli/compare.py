@@ -46,9 +46,7 @@ def main(cfg: DictConfig) -> None:
     path = made.root / f"{made.config.name}.json"
     with stage_lines(made, last="quality of SAEs"):
         compared = made.comparisons
-        # one that compares no more has a record already
-        if made.config.also or made.config.random_host or not path.exists():
-            record.write(made.outcome(), made.root, made.config.name)
+        record.renew(made.outcome(), made.root, made.config.name)
     for layer, found in compared.items():
         print(wrapped(f"{layer}: {read_json(found.path / 'comparison.json')['conclusion']}") + f"\n{found.path}")
     print(f"Pages: saelab report run={shlex.quote(str(path))}")

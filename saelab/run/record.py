@@ -42,6 +42,15 @@ def write(outcome: Outcome, root: Path, name: str) -> Path:
     return path
 
 
+def renew(outcome: Outcome, root: Path, name: str) -> Path:
+    """`write`, for a run that measures no effects: a record of the same bases that knows effects stays as it is."""
+    path = root / f"{name}.json"
+    before = read_json(path) if path.is_file() else None
+    if not _knows_effects_of(before, plain(_record(outcome, root, name))):
+        write(outcome, root, name)
+    return path
+
+
 def add_effects(path: Path, outcome: Outcome, name: str) -> None:
     """Enter what units do, and the comparison that knows it, into the record of a finished run; the rest stays."""
     facts, now = read_json(path), plain(_record(outcome, path.parent, name))
@@ -109,3 +118,15 @@ def _same(before: Any, now: dict[str, Any]) -> bool:
     """Do two records name the same things, whenever and however fast they were made?"""
     drop = ("created", "timings", "reused")
     return isinstance(before, dict) and all(before.get(k) == now[k] for k in now if k not in drop)
+
+
+def _knows_effects_of(before: Any, now: dict[str, Any]) -> bool:
+    """Does a record tell of the same bases, compared by the same settings, and of what their units do?"""
+    if not isinstance(before, dict) or not before.get("config", {}).get("effects"):
+        return False
+    without = [
+        [{k: v for k, v in basis.items() if k not in ("effects", "quality")} for basis in facts.get("bases", [])]
+        for facts in (before, now)
+    ]
+    settings = [facts["config"].get("compare") for facts in (before, now)]
+    return without[0] == without[1] and settings[0] == settings[1] and before.get("images") == now["images"]

@@ -14,8 +14,23 @@ from saelab.label.mine.rows import finite_rows, largest
 LAYOUTS = {"dense": lambda a: a, "csr": lambda a: a.to_sparse_csr(), "columns": lambda a: columns(a.to_sparse_csr())}
 
 
+def mixed(x):
+    """Wellons' lowbias32, in Python's own integers."""
+    x %= 2**32
+    x = (x ^ x >> 16) * 0x7FEB352D % 2**32
+    x = (x ^ x >> 15) * 0x846CA68B % 2**32
+    return x ^ x >> 16
+
+
 def brute_top(acts, k):
-    return [sorted(range(len(acts)), key=lambda i: (-float(acts[i, u]), i))[:k] for u in range(acts.shape[1])]
+    """Equal numbers above 0 and above the lowest go by a hash of the image and of those at the top, others by id."""
+    out = []
+    for u in range(acts.shape[1]):
+        column = [float(a) for a in acts[:, u]]
+        least, top = max(0.0, min(column)), mixed(sum(i for i, a in enumerate(column) if a == max(column)))
+        turn = [mixed(i ^ top) if a > least else i for i, a in enumerate(column)]
+        out.append(sorted(range(len(column)), key=lambda i, a=column, t=turn: (-a[i], t[i]))[:k])
+    return out
 
 
 def brute_contrast(acts, emb, ids, rule, groups=None, reuse=True, quantile=0.5):
@@ -218,7 +233,7 @@ def test_equal_pictures_go_to_the_lower_id_with_and_without_the_table():
     emb[:, 0] = 1
     emb[250:, :] = torch.tensor([0.0, 1, 0, 0])
     acts = torch.zeros(300, 2)
-    acts[:3, 0], acts[[0, 299], 1] = 1, 1
+    acts[:3, 0], acts[[0, 299], 1] = torch.tensor([3.0, 2, 1]), torch.tensor([2.0, 1])
     ids, _ = mine.top_images(acts, 2)
     assert ids.tolist() == [[0, 1], [0, 299]]
     found, similarity = mine.contrast_images(acts, emb, ids)
@@ -358,7 +373,8 @@ def test_positives_fire_and_are_never_contrasts(kinds, images, k, rule, reuse, s
         for u, kind in enumerate(kinds):
             positives = [i for i in found.positive_ids[u].tolist() if i >= 0]
             firing = [] if kind == "nan" else (acts[:, u] > 0).nonzero()[:, 0].tolist()
-            assert positives == sorted(firing, key=lambda i: (-float(acts[i, u]), i))[:k]
+            everything = [] if kind == "nan" else brute_top(acts[:, [u]], images)[0]
+            assert positives == [i for i in everything if i in firing][:k]
             assert found.positive_ids[u].tolist() == positives + [-1] * (k - len(positives))
             values = found.positive_values[u]
             if kind == "nan":

@@ -39,6 +39,7 @@ class Evidence:
     template_emb: Float[Tensor, "d_text"] | None = None  # the templates with nothing filled in, plain mean
     maps: Float[Tensor, "images units height width"] | None = None  # token-level activations (NetDissect)
     masks: Bool[Tensor, "images labels height width"] | None = None  # pixels of each label (NetDissect)
+    ties: Int[Tensor, "images"] | None = None  # how images of equal activation go; None: as in `mine.top_images`
 
     def __post_init__(self) -> None:
         """Raise UserError for activations that are no matrix of real numbers."""
@@ -99,7 +100,7 @@ class Evidence:
         k = min(k, self.n_images)
         if k <= self.positive_ids.shape[1]:
             return self.positive_ids[:, :k], self.positive_values[:, :k]
-        return positive_images(self.acts, k)
+        return positive_images(self.acts, k, self.ties)
 
     def images_of(self, ids: Int[Tensor, "some k"]) -> Float[Tensor, "some k d_text"]:
         """Embeddings by image id; any row for an id of -1 (leave it out by `valid`)."""

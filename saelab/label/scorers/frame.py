@@ -122,10 +122,12 @@ class Draw:
         e = self.frame.evidence
         more = {name: getattr(e, name) for name in ("host_emb", "concepts", "filled_emb", "template_emb")}
         acts = self.frame.sorted_acts[self.rank]
-        ids, values = positive_images(acts, self.frame.k)
+        ids, values = positive_images(acts, self.frame.k, self.rank)
         given = (acts, e.image_emb, ids, e.rule, e.groups, e.host_emb)
         contrasts = choose_contrasts(*given, apart=True, check=False)[0]
-        return Evidence(acts, e.image_emb, e.label_emb, ids, values, contrasts, e.rule, e.groups, **more)
+        return Evidence(
+            acts, e.image_emb, e.label_emb, ids, values, contrasts, e.rule, e.groups, ties=self.rank, **more
+        )
 
     def positives(self, fills: Int[Tensor, "fills 2"], k: int) -> Int[Tensor, "fills k"]:
         """The positives of units of each of `Frame.fills`, -1 where there are none left."""

@@ -121,7 +121,7 @@ def reordered(scorer: Scorer, frame: Frame) -> Best:
 
 def _start(e: Evidence) -> Rows:
     # Silent images take part: that a label ranks them last is what this scorer is about.
-    return rank_reorder_rows(e.sims, *top_images(e.acts, reordered_images(e.n_images)))
+    return rank_reorder_rows(e.sims, *top_images(e.acts, reordered_images(e.n_images), e.ties))
 
 
 SCORERS = (

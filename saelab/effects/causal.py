@@ -19,6 +19,7 @@ from saelab.effects.ablate import Active, effects, moved, percentiles
 from saelab.effects.ground import FEWEST, Ground, run_edits
 from saelab.effects.steering import steer
 from saelab.errors import UserError
+from saelab.label.mine import top_images
 
 PICTURES = ("top", "quantiles")
 VALUES = ("zero", "mean")
@@ -73,8 +74,9 @@ def measure(unit: int, ground: Ground, settings: MeasureSettings) -> dict[str, A
 
 
 def choose_pictures(strength: Float[Tensor, "test"], settings: MeasureSettings) -> Int[np.ndarray, "some"]:
-    """Places of the pictures that a unit is measured on: of those that fire it, strongest first; ties to the lower."""
-    order = np.argsort(-strength.numpy(), kind="stable")[: int((strength > 0).sum())]
+    """Places of the pictures that a unit is measured on: of those that fire it, strongest first (`top_images`)."""
+    firing = int((strength > 0).sum())
+    order = top_images(strength[:, None], max(1, firing))[0][0, :firing].numpy()
     if settings.pictures == "top" or len(order) <= settings.count:
         return order[: settings.count]
     return order[np.linspace(0, len(order) - 1, settings.count).round().astype(np.int64)]

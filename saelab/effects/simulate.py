@@ -19,6 +19,7 @@ from torch import Tensor
 from saelab.effects.ablate import Active, Tokens
 from saelab.effects.answers import Answers
 from saelab.effects.ground import run_edits
+from saelab.label.mine import top_images
 from saelab.units.bases import Projection
 
 FITS = ("norm", "optim")  # the authors' names of the two ways from a prediction to the unit's own scale
@@ -220,7 +221,7 @@ def _fits(
 def _spread(unit: int, stand: Stand, acts: Float[Tensor, "images"]) -> float:
     """Mean activation over tokens as a share of the pooled one, on mining pictures that fire the unit most."""
     mine = acts[torch.as_tensor(stand.mine)]
-    best = torch.argsort(mine, descending=True, stable=True)[:SHAPED]
+    best = top_images(mine[:, None], min(SHAPED, len(mine)))[0][0]
     best = best[mine[best] > 0]
     if not len(best):
         return 1.0  # silent on all of them: its mean is 0, and so is whatever a label predicts of it

@@ -22,7 +22,7 @@ from saelab.settings import check as check_settings
 from saelab.settings import nearest
 from saelab.units import UnitActivations
 
-CODE = 2  # version of this stage; part of every recipe
+CODE = 3  # version of this stage; part of every recipe
 RANGES = {"k": (1, math.inf), "rare_below": (0, math.inf), "dense_from": (0, math.inf), "seed": (0, math.inf)}
 RANGES |= {"exact_below": (1, math.inf), "quantile": (0, 1), "host_similarity": (-1, 1), "host_limit": (1, math.inf)}
 FIRST = ("k", "rule", "reuse", "rare_below", "dense_from")  # settings that every recipe names

@@ -75,8 +75,8 @@ def _split(test: Tested, values: np.ndarray, true: np.ndarray, known: np.ndarray
 
 
 def _strongest(test: Tested, values: np.ndarray, among: np.ndarray, count: int, sign: int = 1) -> list[list[Any]]:
-    """[image, activation] of the largest values among some images, few of each group, ties to the lowest id."""
-    places = np.flatnonzero(among)
+    """[image, activation] of the largest values among some images, few of each group, equal ones in any order."""
+    places = np.random.default_rng(0).permutation(np.flatnonzero(among))  # ids follow folders
     places = places[np.argsort(-values[places], kind="stable")]
     places = places[few_of_each(test.groups[places], count)]
     return [[int(test.ids[i]), float(sign * values[i])] for i in places]

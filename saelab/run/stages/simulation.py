@@ -24,7 +24,7 @@ from saelab.run.basis import Basis
 from saelab.run.stages.effects import CHECKPOINT, EffectsSettings, Seen, choose_units, make_head
 from saelab.truth import Truth
 
-CODE = 5  # version of this stage; part of every recipe
+CODE = 6  # version of this stage; part of every recipe
 SCORED = 100  # test pictures that the loss is taken on, drawn by seed; as many for mining, with fit=optim
 ROWS = "ablation_scores.jsonl"
 DEALT = "dealt"  # a predictor beside the scorers: final labels dealt out

@@ -17,7 +17,7 @@ from saelab.report import reading
 from saelab.run.config import ProposerSettings
 from saelab.verify.asking import restore_replies
 
-CODE = 1  # version of this stage; part of every recipe
+CODE = 2  # version of this stage; part of every recipe
 TESTS = ("detect", "second_look", "intruder", "fuzzing", "embedding")
 FREE = ("embedding",)  # tests that ask nobody
 STATUSES = ("answered", "none", "unparsed", "failed")

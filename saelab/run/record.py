@@ -43,12 +43,10 @@ def write(outcome: Outcome, root: Path, name: str) -> Path:
 
 
 def renew(outcome: Outcome, root: Path, name: str) -> Path:
-    """`write`, for a run that measures no effects: a record of the same bases that knows effects stays as it is."""
+    """`write`, for a run without effects: a record of the same comparisons with effects stays as it is."""
     path = root / f"{name}.json"
     before = read_json(path) if path.is_file() else None
-    if not _knows_effects_of(before, plain(_record(outcome, root, name))):
-        write(outcome, root, name)
-    return path
+    return path if _knows_more(before, outcome.comparisons, root) else write(outcome, root, name)
 
 
 def add_effects(path: Path, outcome: Outcome, name: str) -> None:
@@ -120,13 +118,11 @@ def _same(before: Any, now: dict[str, Any]) -> bool:
     return isinstance(before, dict) and all(before.get(k) == now[k] for k in now if k not in drop)
 
 
-def _knows_effects_of(before: Any, now: dict[str, Any]) -> bool:
-    """Does a record tell of the same bases, compared by the same settings, and of what their units do?"""
-    if not isinstance(before, dict) or not before.get("config", {}).get("effects"):
+def _knows_more(before: Any, compared: Mapping[str, Artifact], root: Path) -> bool:
+    """Were all comparisons that a record names made from these, with effects added?"""
+    places = before.get("comparisons") if isinstance(before, dict) else None
+    if not places or list(places) != list(compared):
         return False
-    without = [
-        [{k: v for k, v in basis.items() if k not in ("effects", "quality")} for basis in facts.get("bases", [])]
-        for facts in (before, now)
-    ]
-    settings = [facts["config"].get("compare") for facts in (before, now)]
-    return without[0] == without[1] and settings[0] == settings[1] and before.get("images") == now["images"]
+    digests = [artifact.digest for artifact in compared.values()]
+    recipes = [root / place / "recipe.json" for place in places.values()]
+    return all(path.is_file() and read_json(path).get("comparisons") == digests for path in recipes)

@@ -28,7 +28,7 @@ from saelab.report.edits import write_edit
 from saelab.run.basis import Basis
 from saelab.settings import nearest
 
-CODE = 2  # version of this stage
+CODE = 3  # version of this stage
 COLUMNS = ("file", "class", "group", "split")
 SPLITS = ("train", "test")
 TABLE = "photos.csv"
@@ -191,11 +191,8 @@ def _facts(
         for g, (klass, group) in enumerate(pairs)
     ]
     totals: dict[str, dict[str, Any]] = {}
-    for name, over, change, p in (
-        ("worst", np.min, made.worst, made.p_worst),
-        ("average", np.mean, made.average, made.p_average),
-    ):
-        totals[name] = dict(zip(("change", "low", "high"), change)) | {"p": p}
+    for name, over, change in (("worst", np.min, made.worst), ("average", np.mean, made.average)):
+        totals[name] = change._asdict()
         totals[name] |= {"before": float(over(made.before)), "after": float(over(made.after))}
         totals[name]["random"] = [float(x) for x in over(made.random, axis=-1)]
     commonest = max(names, key=lambda name: sum(p.klass == name for p in train))

@@ -484,6 +484,27 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
     assert several > 3 and bounded > 20
 
 
+@pytest.mark.parametrize("own", ["dog", None])
+def test_a_label_that_people_took_away_differs_from_one_that_nobody_touched(report, run, own):
+    made = [unit(report, run, basis.name, 0) | {"label": own} for basis in run.bases]
+    said = {"nothing": None, "a verdict": {"verdict": "accepted"}, "as it was": {"new": own}, "none": {"new": None}}
+    said |= {"another": {"new": "cat"}}
+    found = {}
+    for name, row in said.items():
+        rows = exports.Table(run, {(run.bases[0].name, made[0]["unit"]): row} if row else {("another", 0): {}})
+        rows.add(0, made[:1])
+        (line,) = rows
+        found[name] = (line["label_edited"], line["label_by_people"])
+    untouched = (False, None)
+    removed = (True, None) if own else untouched
+    assert found == {"nothing": untouched, "a verdict": untouched, "as it was": untouched, "none": removed} | {
+        "another": (True, "cat")
+    }
+    rows = exports.Table(run)
+    rows.add(0, made[:1])
+    assert not any("label_edited" in line for line in rows), "nobody said anything of the run"
+
+
 def test_label_sets_reach_tables_only_where_the_run_has_them(report, run):
     made = [unit(report, run, basis.name, 0) for basis in run.bases]
 

@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,6 +258,40 @@ def test_pictures_that_no_edit_can_be_judged_on_are_one_line(case, tmp_path):
         read_photos(folder)
     with pytest.raises(saelab.UserError, match="is not there"):
         read_photos(folder / "no such folder")
+
+
+BROKEN = {
+    "cut": (b"class,group,split,file\nred,plain,train\n", r"photos\.csv, line 2: has no file"),
+    "blank, then cut": (b"class,group,split,file\n\n\nred\n", r"photos\.csv, line 4: has no file, group, split"),
+    "cp1252": ("file,class,group,split\nMöwe.jpg,red,plain,train\n".encode("cp1252"), r"photos\.csv: is not UTF-8"),
+    "utf-16": ("file,class,group,split\n".encode("utf-16"), r"photos\.csv: is not UTF-8"),
+    "nul": (b"file,class,group,split\na\0.jpg,red,plain,train\n", r"photos\.csv, line 2: .* is not on disk"),
+    "long": (b"file,class,group,split\n" + b"a" * 5000 + b",red,plain,train\n", "line 2: .* is not on disk"),
+    "longest": (b"file,class,group,split\n" + b"a" * 200_000 + b",red,plain,train\n", r"photos\.csv: can't be read"),
+    "empty": (b"", r"photos\.csv: has no column file"),
+    "no file": (b"file,class,group,split\n,red,plain,train\n", r"photos\.csv, line 2: '' is not on disk"),
+    "semicolons": (b"file;class;group;split\na.jpg;red;plain;valid\n", r"photos\.csv, line 2: 'valid' is no split"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_tables_that_editors_leave_are_one_line(case, tmp_path):
+    data, message = BROKEN[case]
+    (tmp_path / "photos.csv").write_bytes(data)
+    with pytest.raises(saelab.UserError, match=message):
+        read_photos(tmp_path)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a.png", "red", "", "train", "x,y", '"', "\n", "\0"]), max_size=6), max_size=5)
+)
+@settings(max_examples=100, deadline=None)
+def test_any_table_is_read_or_refused(rows):
+    with tempfile.TemporaryDirectory() as folder:
+        text = "\n".join(["class,group,split,file", *map(",".join, rows)])
+        (Path(folder) / "photos.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(saelab.UserError):
+            read_photos(Path(folder))
 
 
 def test_settings_and_names_that_lead_nowhere_are_one_line(made, photos):  # noqa: F811

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import fcntl
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saelab.errors import UserError
+from saelab.settings import nearest
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # what spreadsheets may execute
 
@@ -117,6 +119,39 @@ def read_jsonl(path: Path) -> list[Any]:
             if i + 1 == len(lines) and not line.endswith(b"\n"):
                 break
             raise UserError("file", path, f"line {i + 1} is not JSON ({error})", "delete its folder") from None
+    return rows
+
+
+class _Semicolons(csv.excel):
+    """What spreadsheets write where the comma is the decimal mark."""
+
+    delimiter = ";"
+
+
+def read_csv(
+    path: Path, setting: str, columns: Sequence[str], remedy: str
+) -> list[tuple[int, dict[str | None, str | None]]]:
+    """Rows of somebody's CSV (UTF-8; commas or semicolons) with the line on which each ends.
+
+    A cell that a short line lacks is None. Raises UserError, of `setting` and with `remedy`, where the file is no such
+    table or lacks one of the `columns`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(setting, path, f"is not UTF-8 (byte {error.start})", "save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(setting, path, f"unreadable ({error})", remedy) from None
+    dialect = csv.excel if ";" not in text.partition("\n")[0] else _Semicolons
+    reader = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
+    try:
+        headings, rows = list(reader.fieldnames or ()), [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UserError(setting, path, f"can't be read as a table ({error})", remedy) from None
+    for column in columns:
+        if column not in headings:
+            near = nearest(column, headings)
+            raise UserError(setting, path, f"has no column {column}", f"{near}columns: {', '.join(columns)}")
     return rows
 
 

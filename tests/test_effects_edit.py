@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,11 +85,50 @@ def test_accuracy_is_by_group_and_intervals_know_their_size():
     after = (rng.random(400) < 0.8).astype(int) ^ 1
     random = (rng.random((20, 400)) < np.repeat([0.9, 0.5], 200)).astype(int) ^ 1
     found = judge(many, before, after, random)
-    change, low, high = found.worst
+    change, low, high, p, p_harm = found.worst
     assert low < change < high and change == pytest.approx(0.3, abs=0.1) and high - low < 0.25
-    assert found.p_worst == pytest.approx(1 / 21) and found.random.shape == (20, 2)
+    assert p == pytest.approx(1 / 21) and p_harm == 1 and found.random.shape == (20, 2)
+    back = judge(many, after, before, np.stack([after] * 19))
+    assert back.worst.change == -change and back.worst.high < 0 and back.worst.p_harm == 1 / 20 and back.worst.p == 1
     same = judge(many, before, before, np.stack([before] * 4))
-    assert same.worst == (0, 0, 0) and same.p_worst == 1 == same.p_average
+    assert same.worst == same.average == (0, None, None, 1, 1)
+
+
+@given(st.integers(1, 30), st.booleans(), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_a_group_that_changes_as_one_gives_no_interval(pictures, better, seed):
+    """Resampling always finds the same there, however few pictures it has."""
+    rng = np.random.default_rng(seed)
+    groups = Groups(np.zeros(100 + pictures, int), np.repeat([0, 1], [100, pictures]))
+    rest = (rng.random((2, 100)) < 0.1).astype(int)
+    said = [np.append(own, [wrong] * pictures) for own, wrong in zip(rest, (1, 0) if better else (0, 1))]
+    found = judge(groups, said[0], said[1], np.stack([said[0]] * 20))
+    worst = found.worst._asdict() | {"before": found.before.min(), "after": found.after.min()}
+    worst |= {"random": found.random.min(-1).tolist()}
+    assert worst["low"] is worst["high"] is None is found.average.low
+    text = sentence({"worst": worst, "named": [1], "concepts": ["sea"]})
+    assert "no interval: all pictures of a group change" in text and "These pictures can't show" in text
+    assert "needs" not in text and "leaned" not in text
+
+
+@pytest.mark.parametrize("extra", [0.0, 0.2])
+def test_harm_counts_beyond_that_of_random_units(extra):
+    """Worlds in which the named units hurt as random ones do, or more."""
+    rng, needed = np.random.default_rng(0), 0
+    groups = Groups(np.zeros(400, int), np.repeat([0, 1], 200))
+
+    def hurt(by):
+        return (rng.random(400) < 0.15 + by).astype(int)
+
+    for _ in range(30):
+        found = judge(groups, hurt(0), hurt(0.3 + extra), np.stack([hurt(0.3) for _ in range(20)]))
+        worst = found.worst._asdict() | {"before": found.before.min(), "after": found.after.min()}
+        worst |= {"random": found.random.min(-1).tolist()}
+        text = sentence({"worst": worst, "named": [1], "concepts": ["sea"]})
+        needed += "needs them there" in text
+        old = {key: value for key, value in worst.items() if key != "p_harm"}
+        assert sentence({"worst": old, "named": [1], "concepts": ["sea"]}) == text, "a record of earlier"
+    assert needed > 27 if extra else needed < 6
 
 
 def shortcut(folder, seed=0):
@@ -219,6 +260,40 @@ def test_pictures_that_no_edit_can_be_judged_on_are_one_line(case, tmp_path):
         read_photos(folder / "no such folder")
 
 
+BROKEN = {
+    "cut": (b"class,group,split,file\nred,plain,train\n", r"photos\.csv, line 2: has no file"),
+    "blank, then cut": (b"class,group,split,file\n\n\nred\n", r"photos\.csv, line 4: has no file, group, split"),
+    "cp1252": ("file,class,group,split\nMöwe.jpg,red,plain,train\n".encode("cp1252"), r"photos\.csv: is not UTF-8"),
+    "utf-16": ("file,class,group,split\n".encode("utf-16"), r"photos\.csv: is not UTF-8"),
+    "nul": (b"file,class,group,split\na\0.jpg,red,plain,train\n", r"photos\.csv, line 2: .* is not on disk"),
+    "long": (b"file,class,group,split\n" + b"a" * 5000 + b",red,plain,train\n", "line 2: .* is not on disk"),
+    "longest": (b"file,class,group,split\n" + b"a" * 200_000 + b",red,plain,train\n", r"photos\.csv: can't be read"),
+    "empty": (b"", r"photos\.csv: has no column file"),
+    "no file": (b"file,class,group,split\n,red,plain,train\n", r"photos\.csv, line 2: '' is not on disk"),
+    "semicolons": (b"file;class;group;split\na.jpg;red;plain;valid\n", r"photos\.csv, line 2: 'valid' is no split"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_tables_that_editors_leave_are_one_line(case, tmp_path):
+    data, message = BROKEN[case]
+    (tmp_path / "photos.csv").write_bytes(data)
+    with pytest.raises(saelab.UserError, match=message):
+        read_photos(tmp_path)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a.png", "red", "", "train", "x,y", '"', "\n", "\0"]), max_size=6), max_size=5)
+)
+@settings(max_examples=100, deadline=None)
+def test_any_table_is_read_or_refused(rows):
+    with tempfile.TemporaryDirectory() as folder:
+        text = "\n".join(["class,group,split,file", *map(",".join, rows)])
+        (Path(folder) / "photos.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(saelab.UserError):
+            read_photos(Path(folder))
+
+
 def test_settings_and_names_that_lead_nowhere_are_one_line(made, photos):  # noqa: F811
     with pytest.raises(saelab.UserError, match="no unit of neuron is named so"):
         made.edit(photos, ["locomotive"], "neuron", match="words")
@@ -254,12 +329,14 @@ def test_composites_keep_test_cut_outs_and_scenes_apart(tmp_path):
 def test_the_sentence_says_no_more_than_the_numbers():
     base = {"named": [1, 2], "concepts": ["sea", "lake"]}
 
-    def said(low, high, p):
-        worst = {"before": 0.5, "after": 0.6, "change": 0.1, "low": low, "high": high, "p": p, "random": [0.4, 0.6]}
-        return sentence(base | {"worst": worst})
+    def said(low, high, p, p_harm=1.0):
+        worst = {"before": 0.5, "after": 0.6, "change": 0.1, "low": low, "high": high, "random": [0.4, 0.6]}
+        return sentence(base | {"worst": worst | {"p": p, "p_harm": p_harm}})
 
     assert said(0.05, 0.2, 0.04).endswith("The classifier leaned on them.")
     assert said(0.05, 0.2, 0.30).endswith("Random units may do as much.")
     assert said(-0.05, 0.2, 0.04).endswith("The change may be chance.")
-    assert said(-0.3, -0.1, 0.9).endswith("The classifier needs them there.")
+    assert said(-0.3, -0.1, 0.9, 0.04).endswith("(p 0.04). The classifier needs them there.")
+    assert said(-0.3, -0.1, 0.9, 0.06).endswith("(p 0.06). Random units may do as much.")
+    assert said(0.1, 0.1, 0.04).endswith("These pictures can't show whether that is chance."), "a record of earlier"
     assert "2 units named sea or lake" in said(0, 1, 1) and "leave it at 0.50 on average" in said(0, 1, 1)

@@ -102,18 +102,25 @@ def test_exemplars_are_those_on_which_the_unit_fires_strongest_first(report, run
 
 
 def test_enrichment_is_fishers_exact_test_with_bonferroni(report, run):
+    """Among the first images of each group of the `mine` split, by brute force."""
     from scipy.stats import fisher_exact
 
     names, holds = run.images.truth()
+    one_each = {int(run.images.groups[i]): int(i) for i in run.images.ids("mine")[::-1]}
+    first = np.array(sorted(one_each.values()))
     seen = 0
     for u in range(len(run.bases[1].labels)):
         record = unit(report, run, run.bases[1].name, u)
-        for name, among, of, everywhere, p in record["enriched"]:
+        acts = run.bases[1].acts[:, [u]].toarray().ravel()[first]
+        order = first[np.argsort(-acts, kind="stable")]
+        for name, among, of, everywhere, every, p in record["enriched"]:
             column = holds[:, names.index(name)]
-            inside = int(column[record["positives"]].sum())
-            assert (among, of, everywhere) == (inside, len(record["positives"]), int(column.sum()))
-            rest = int(column.sum()) - inside
-            table = [[inside, of - inside], [rest, len(column) - of - rest]]
+            inside = int(column[order[:of]].sum())
+            assert (among, everywhere, every) == (inside, int(column[first].sum()), len(first))
+            shown = len(record["positives"])
+            assert of <= shown or np.sort(acts)[-of] == np.sort(acts)[-shown], "more only of equals"
+            rest = everywhere - inside
+            table = [[inside, of - inside], [rest, every - of - rest]]
             exact = fisher_exact(table, alternative="greater").pvalue * len(names)
             assert p == pytest.approx(exact, rel=1e-3) and p < 0.05
             seen += 1
@@ -475,6 +482,27 @@ def test_meanings_and_intervals_reach_pages_and_tables(report, run):
                 assert low <= line[key] <= high
             several, bounded = several + (u in marked), bounded + bool(found["interval"])
     assert several > 3 and bounded > 20
+
+
+@pytest.mark.parametrize("own", ["dog", None])
+def test_a_label_that_people_took_away_differs_from_one_that_nobody_touched(report, run, own):
+    made = [unit(report, run, basis.name, 0) | {"label": own} for basis in run.bases]
+    said = {"nothing": None, "a verdict": {"verdict": "accepted"}, "as it was": {"new": own}, "none": {"new": None}}
+    said |= {"another": {"new": "cat"}}
+    found = {}
+    for name, row in said.items():
+        rows = exports.Table(run, {(run.bases[0].name, made[0]["unit"]): row} if row else {("another", 0): {}})
+        rows.add(0, made[:1])
+        (line,) = rows
+        found[name] = (line["label_edited"], line["label_by_people"])
+    untouched = (False, None)
+    removed = (True, None) if own else untouched
+    assert found == {"nothing": untouched, "a verdict": untouched, "as it was": untouched, "none": removed} | {
+        "another": (True, "cat")
+    }
+    rows = exports.Table(run)
+    rows.add(0, made[:1])
+    assert not any("label_edited" in line for line in rows), "nobody said anything of the run"
 
 
 def test_label_sets_reach_tables_only_where_the_run_has_them(report, run):

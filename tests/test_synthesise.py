@@ -429,8 +429,21 @@ def test_places_among_candidates_count_ties_half_and_leave_out_what_is_not_there
 
 
 def test_means_carry_their_error():
-    assert mean_of([1.0, None, 3.0]) == {"mean": 2.0, "se": 1.0, "count": 2}
-    assert mean_of([2.0])["se"] is None and mean_of([None]) is None
+    assert mean_of([1.0, None, 3.0], range(3)) == {"mean": 2.0, "se": 1.0, "count": 2}
+    assert mean_of([2.0], [0])["se"] is None and mean_of([None], [0]) is None
+    assert mean_of([0.0, 2.0, None, 3.0], [5, 5, 5, 7]) == {"mean": 2.0, "se": 1.0, "count": 2}
+
+
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_more_pictures_of_a_unit_are_no_more_units(count):
+    """25 units with a number each, and pictures that differ a little: mean and error hold the truth."""
+    rng, holds = np.random.default_rng(count), 0
+    units = np.repeat(np.arange(25), count).tolist()
+    for _ in range(1000):
+        numbers = rng.normal(size=25)[units] + 0.2 * rng.normal(size=len(units))
+        found = mean_of(numbers.tolist(), units)
+        holds += abs(found["mean"]) < 2.064 * found["se"]  # Student's t, 24 degrees of freedom
+    assert holds / 1000 == pytest.approx(0.95, abs=0.025)
 
 
 # ---- the stage -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+import tempfile
 import threading
 import time
 import zlib
@@ -21,10 +22,13 @@ import pytest
 import torch
 import uvicorn
 from conftest import PATIENCE
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFile
 from report_fixture import ASKED, MINING, UNITS, Filters, World, crops, write_run
 from servers import free_port
 
+from saelab.artifacts import read_jsonl
 from saelab.cli.view import listen
 from saelab.errors import UserError
 from saelab.hosts import Host
@@ -376,6 +380,25 @@ def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next(tmp_path):
     path.write_bytes(path.read_bytes() + b'{"n": 2, "te')
     store.append(path, {"n": 3})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"n": 1}, {"n": 3}]
+
+
+@given(
+    st.lists(st.dictionaries(st.text(max_size=3), st.none() | st.integers() | st.text(), max_size=2), max_size=4),
+    st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    st.sampled_from([b"", b" ", b"  \t"]),
+    st.integers(0, 60),
+)
+@settings(max_examples=100, deadline=None)
+def test_an_editor_s_last_line_is_kept_and_a_cut_one_is_not(rows, end, space, cut):
+    """Lines that somebody typed, with or without an end; then one that a kill cut anywhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        path.write_bytes(end.join(json.dumps(row, ensure_ascii=False).encode() for row in rows) + space)
+        store.append(path, {"new": "é"})
+        assert read_jsonl(path) == [*rows, {"new": "é"}]
+        path.write_bytes(path.read_bytes() + json.dumps({"text": "é" * 30}, ensure_ascii=False).encode()[:cut])
+        store.append(path, {"new": 2})
+        assert read_jsonl(path) == [*rows, {"new": "é"}, {"new": 2}]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ equal effect on the classifier say how much of that any edit of this size does. 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,6 +20,7 @@ from saelab.text import words
 
 DRAWS = 20  # random sets of units
 RESAMPLES = 1000  # of pictures, for intervals
+TINY = 1e-9  # an interval as narrow as this has no width
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,20 @@ class Groups:
         return np.concatenate([rng.choice(own, len(own)) for own in members])
 
 
+class Change(NamedTuple):
+    """How much an accuracy changes, with its 95 % interval over pictures, and how many random sets do as much.
+
+    There is no interval where resampling can't show a spread: where nothing varies, or where all pictures of a group
+    that counts change from wrong to right, or all from right to wrong.
+    """
+
+    change: float
+    low: float | None
+    high: float | None
+    p: float  # share of random sets after which it is as high or higher, the edit among them
+    p_harm: float  # as low or lower
+
+
 @dataclass(frozen=True)
 class Edited:
     """What an edit did to accuracy: over groups, before and after, beside random sets of equal effect."""
@@ -120,10 +136,8 @@ class Edited:
     before: Float[np.ndarray, "groups"]
     after: Float[np.ndarray, "groups"]
     random: Float[np.ndarray, "draws groups"]
-    worst: tuple[float, float, float]  # change of the worst group's accuracy, with its 95 % interval over pictures
-    average: tuple[float, float, float]  # change of the mean over groups
-    p_worst: float  # share of random sets that help the worst group as much, the edit among them
-    p_average: float
+    worst: Change  # of the worst group's accuracy
+    average: Change  # of the mean over groups
 
 
 def judge(
@@ -144,13 +158,28 @@ def judge(
     for _ in range(RESAMPLES):
         at = groups.resample(rng)
         drawn.append(Groups(groups.classes[at], groups.groups[at]).accuracy(both[:, at]))
-    changes = {}
-    for name, over in (("worst", np.min), ("average", np.mean)):
-        values = [float(over(a[1]) - over(a[0])) for a in drawn]
-        low, high = np.quantile(values, [0.025, 0.975])
-        changes[name] = (float(over(own[1]) - over(own[0])), float(low), float(high))
-    p = [float((1 + (over(others, axis=-1) >= over(own[1])).sum()) / (1 + len(others))) for over in (np.min, np.mean)]
-    return Edited(own[0], own[1], others, changes["worst"], changes["average"], *p)
+    turned = np.abs(own[1] - own[0]) == 1  # groups all of whose pictures change
+    hidden = any(turned[side == side.min()].all() for side in own)
+    worst = _change(np.min, own, others, None if hidden else np.stack(drawn))
+    average = _change(np.mean, own, others, None if turned.any() else np.stack(drawn))
+    return Edited(own[0], own[1], others, worst, average)
+
+
+def _change(
+    over: Callable[..., Any],
+    own: Float[np.ndarray, "2 groups"],
+    others: Float[np.ndarray, "draws groups"],
+    drawn: Float[np.ndarray, "resamples 2 groups"] | None,
+) -> Change:
+    """What `over` makes of groups, before and after; without an interval where there is none of resamples."""
+    after, random = float(over(own[1])), over(others, axis=-1)
+    low = high = None
+    if drawn is not None:
+        values = over(drawn[:, 1], axis=-1) - over(drawn[:, 0], axis=-1)
+        low, high = np.quantile(values, [0.025, 0.975]).tolist()
+        low, high = (low, high) if high - low > TINY else (None, None)
+    p = [float((1 + as_much.sum()) / (1 + len(random))) for as_much in (random >= after, random <= after)]
+    return Change(after - float(over(own[0])), low, high, *p)
 
 
 def _within(concept: str, label: str) -> bool:

@@ -252,8 +252,9 @@ TERMS: dict[str, tuple[str, str, str]] = {
     ),
     "enrichment": (
         "Over-represented classes",
-        "Classes more common among the strongest images than among all: p is the chance of as many in a random draw "
-        "(hypergeometric), times the number of classes tried (Bonferroni).",
+        "Classes more common among the strongest images than among all that were mined, one image of each series or "
+        "set of near-duplicates, chosen before activations are looked at: p is the chance of as many in a random draw "
+        "(hypergeometric), times the number of classes (Bonferroni).",
         "",
     ),
     "band": (

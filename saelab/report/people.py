@@ -52,10 +52,14 @@ def merged(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
 
 
 def columns(said: Row | None, label: str | None) -> Row:
-    """What stands in a table beside the run's own `label`: five columns, None where nobody said anything."""
+    """What stands in a table beside the run's own `label`: six columns, None where nobody said anything.
+
+    `label_edited` tells a label that people took away, whose `label_by_people` is None, from one that nobody touched.
+    """
     said = said or {}
     new = said.get("new", label)
     return {
+        "label_edited": new != label,
         "label_by_people": new if new != label else None,
         "verdict": said.get("verdict"),
         "star": said.get("star") or None,

@@ -1,6 +1,5 @@
 """What a unit page shows, as plain records: histogram, activation bands, enriched classes, neighbours, percentiles."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from jaxtyping import Int
 from saelab.acts import firing_threshold
 from saelab.compare.glossary import LOWER_IS_BETTER
 from saelab.images import ImageSet
-from saelab.report import held_out, pictures, vlm_answers, what_it_does
+from saelab.report import enriched, held_out, pictures, vlm_answers, what_it_does
 from saelab.report.reading import ReadBasis, Run
 
 BINS = 30  # of the histogram
@@ -25,24 +24,6 @@ FAITHFULNESS = ("truth_r", "caption_r", "auprc", "f1", "iou", "auroc", "scs")
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
 
 
-@dataclasses.dataclass(frozen=True)
-class Truth:
-    """Which classes hold on which image."""
-
-    names: list[str]
-    holds: Any  # scipy csr_array [images, classes] bool
-    counts: np.ndarray  # images per class
-
-
-def truth(images: ImageSet) -> Truth:
-    """The images' classes as a matrix."""
-    from scipy.sparse import csr_array
-
-    names, table = images.truth()
-    holds = csr_array(table.astype(np.int32))
-    return Truth(list(names), holds, table.sum(0))
-
-
 def main_scorer(row: dict[str, Any]) -> str | None:
     """The scorer whose score stands beside a unit's label: the one that chose it, else the first with that label."""
     if row.get("final") in row["scores"]:
@@ -52,9 +33,12 @@ def main_scorer(row: dict[str, Any]) -> str | None:
 
 
 def of_basis(
-    run: Run, basis: ReadBasis, known: Truth, near: list[dict[str, Any]], kept: Sequence[np.ndarray]
+    run: Run, basis: ReadBasis, draw: enriched.Draw, near: list[dict[str, Any]], kept: Sequence[np.ndarray]
 ) -> Iterator[dict[str, Any]]:
-    """One record per unit of `basis`; `near` from `neighbours`, `kept` from `exemplars_shown`."""
+    """One record per unit of `basis`.
+
+    `draw` from `enriched.draw_of`, `near` from `neighbours`, `kept` from `exemplars_shown`.
+    """
     rng = np.random.default_rng(0)
     measured = [_measured(row, found) for row, found in zip(basis.labels, basis.evaluation, strict=True)]
     percentiles, does = _percentiles(measured), what_it_does.of_units(basis.effects, basis.labels)
@@ -65,7 +49,7 @@ def of_basis(
         record |= _distribution(values, len(run.images))
         record |= {
             "bands": _bands(ids, values, len(run.images), rng),
-            "enriched": _enriched(record["positives"], known, len(run.images)),
+            "enriched": enriched.classes(ids, values, len(kept[u]), draw),
             "measured": measured[u],
             "percentile": {name: column[u] for name, column in percentiles.items()},
             "evaluation": basis.evaluation[u].get("by_scorer") or {},
@@ -171,23 +155,6 @@ def _bands(ids: np.ndarray, values: np.ndarray, n_images: int, rng: np.random.Ge
 
 def _draw(ids: np.ndarray, rng: np.random.Generator) -> list[int]:
     return sorted(rng.choice(ids, min(PER_BAND, len(ids)), replace=False).tolist())
-
-
-def _enriched(positives: list[int], known: Truth, n_images: int) -> list[list[Any]]:
-    """[class, among the positives, of how many, among all, p] of the classes that are over-represented, best first."""
-    from scipy.stats import hypergeom
-
-    if not positives or not known.names:
-        return []
-    rows = (slice(*known.holds.indptr[i : i + 2]) for i in positives)
-    among = np.bincount(np.concatenate([known.holds.indices[row] for row in rows]), minlength=len(known.names))
-    tried = np.flatnonzero(among >= 2)
-    p = hypergeom.sf(among[tried] - 1, n_images, known.counts[tried], len(positives)) * len(known.names)
-    best = [j for j in np.argsort(p, kind="stable") if p[j] < 0.05][:8]
-    return [
-        [known.names[tried[j]], int(among[tried[j]]), len(positives), int(known.counts[tried[j]]), float(p[j])]
-        for j in best
-    ]
 
 
 def _measured(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

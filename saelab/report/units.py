@@ -8,6 +8,7 @@ from typing import Any
 
 from saelab.artifacts import digest
 from saelab.report import (
+    enriched,
     label_pictures,
     maps,
     meaning,
@@ -40,7 +41,7 @@ def assemble(run: Run, out: Path, shown: int, take: Taker) -> Assembled:
     `shown` limits the strongest images of a unit. `take` gets every record once, `write.CHUNK` of a basis at a time,
     and what it doesn't keep is gone: as objects, the records of 100,000 units would fill 5 GB and more.
     """
-    known, means = records.truth(run.images), meaning.of_bases(run)
+    draw, means = enriched.draw_of(run.images), meaning.of_bases(run)
     write.put(out, "maps", meaning.maps(run, means))
     near, shares = records.neighbours(run, means), random_directions.of_bases(run)
     sheets, unstored = _copy_sheets(run, out), dict[str, Any]()
@@ -56,7 +57,7 @@ def assemble(run: Run, out: Path, shown: int, take: Taker) -> Assembled:
             "label_pictures": label_pictures.of_basis(run.path.parent, basis, out),
             "proposals": _proposals(basis, number, sheets, found.prompts),
         }
-        rows = records.of_basis(run, basis, known, near.pop(basis.name), kept)
+        rows = records.of_basis(run, basis, draw, near.pop(basis.name), kept)
         found.light.append([])
         whole = _joined(rows, shares[number], parts, found)
         for place in count():

@@ -9,34 +9,41 @@ LIKE_PHOTOS, APART = 0.75, 0.25  # shares of what photos have among themselves, 
 
 
 def summarise_pictures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over pictures of the numbers in synthesised.jsonl. A number that a picture lacks is not counted for it."""
+    """Means over units of the numbers in synthesised.jsonl. A number that a picture lacks is not counted for it."""
     ratios = sorted(row["ratio"] for row in rows if row["ratio"] is not None)
     found = [row for row in rows if row["retrieval"] is not None]
-    places, real = [row["retrieval"] for row in found], [row["retrieval_photo"] for row in found]
+    places, units = [row["retrieval"] for row in found], [row["unit"] for row in found]
+    every = [row["unit"] for row in rows]
+    named = {key: mean_of([row[key] for row in rows], every) for key in ("label_agrees", "path", "path_most")}
     return {
-        "units": len({row["unit"] for row in rows}),
+        "units": len(set(every)),
         "pictures": len(rows),
         "reached": sum(row["reached"] for row in rows),
         "beyond": sum(row["percentile"] >= TOP for row in rows),
         "ratio": ratios[len(ratios) // 2] if ratios else None,
-        "retrieval": mean_of([place["percentile"] for place in places]),
-        "retrieval_photo": mean_of(real),
+        "retrieval": mean_of([place["percentile"] for place in places], units),
+        "retrieval_photo": mean_of([row["retrieval_photo"] for row in found], units),
         "top1": sum(place["rank"] == 1 for place in places) / len(places) if places else None,
         "top1_chance": sum(1 / place["of"] for place in places) / len(places) if places else None,
-        "label_agrees": mean_of([row["label_agrees"] for row in rows]),
-        "path": mean_of([row["path"] for row in rows]),
-        "path_most": mean_of([row["path_most"] for row in rows]),
+        **named,
         "independent": all(row["independent"] for row in rows),
     }
 
 
-def mean_of(numbers: Sequence[float | None]) -> dict[str, float | None] | None:
-    """`mean`, its standard error `se` over pictures (None of one), and `count`; None where there is no number."""
-    there = [x for x in numbers if x is not None]
-    if not there:
+def mean_of(numbers: Sequence[float | None], units: Sequence[int]) -> dict[str, float | None] | None:
+    """`mean` over units, its standard error `se` over them (None of one), and their `count`; None without a number.
+
+    `units`: whose each number is. Pictures of one unit are alike, so they count once, by their mean.
+    """
+    own: dict[int, list[float]] = {}
+    for unit, number in zip(units, numbers, strict=True):
+        if number is not None:
+            own.setdefault(unit, []).append(number)
+    if not own:
         return None
-    mean, count = sum(there) / len(there), len(there)
-    squares = sum((x - mean) ** 2 for x in there)
+    means = [sum(found) / len(found) for found in own.values()]
+    mean, count = sum(means) / len(means), len(means)
+    squares = sum((x - mean) ** 2 for x in means)
     return {"mean": mean, "se": math.sqrt(squares / (count - 1) / count) if count > 1 else None, "count": count}
 
 

@@ -1,15 +1,15 @@
 """Rating sheets to hand out: a page for each rater that holds its pictures and saves a CSV; and the key to keep."""
 
 import base64
-import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
 from saelab.artifacts import read_json, write_csv, write_json
 from saelab.errors import UserError
+from saelab.files import read_csv
 from saelab.images import ImageSet
 from saelab.report.live.rating import Answer, Item, Study, StudySettings
 
@@ -66,18 +66,7 @@ def _empty(path: Path, items: list[Item]) -> None:
 
 
 def _read(path: Path, codes: set[str]) -> list[Answer]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("sheet", path, f"unreadable ({error})", "give a returned CSV") from None
-    dialect = csv.excel if ";" not in text.partition("\n")[0] else _Semicolons
-    rows = csv.DictReader(io.StringIO(text, newline=""), dialect=dialect)
-    try:
-        headings, lines = set(rows.fieldnames or ()), list(_numbered(rows))
-    except csv.Error as error:
-        raise UserError("sheet", path, f"can't be read as a table ({error})", "give a returned CSV") from None
-    if not {"item", "rating"} <= headings:
-        raise UserError("sheet", path, "lacks the columns item and rating", "give a returned CSV")
+    lines = read_csv(path, "sheet", ("item", "rating"), "give a returned CSV")
     found: dict[str, Answer] = {}
     for number, row in lines:
         code, rating = (row["item"] or "").strip(), (row["rating"] or "").strip().lower()
@@ -90,17 +79,6 @@ def _read(path: Path, codes: set[str]) -> list[Answer]:
         if rating:
             found[code] = Answer(path.stem, code, None if rating == CANT_SAY else int(rating))
     return list(found.values())
-
-
-def _numbered(rows: csv.DictReader) -> Iterator[tuple[int, dict[str, str | None]]]:
-    for row in rows:
-        yield rows.line_num, row
-
-
-class _Semicolons(csv.excel):
-    """What spreadsheets write where the comma is the decimal mark."""
-
-    delimiter = ";"
 
 
 def _picture(images: ImageSet, i: int) -> str:

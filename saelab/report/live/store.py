@@ -28,19 +28,32 @@ def append(path: Path, row: dict[str, Any] | Callable[[], dict[str, Any]]) -> di
     """Add one line and return it: whole or not at all, whoever else writes.
 
     A callable `row` is called when nobody else can write any more, so that it may read what was written last. A last
-    line that a kill cut off is removed first.
+    line that a kill cut off is removed first; one that lacks no more than its end (an editor's, say) gets it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        before = file.read()
-        file.truncate(before.rfind(b"\n") + 1)
+        lines = file.read().splitlines(keepends=True)
+        last = lines[-1] if lines and not lines[-1].endswith(b"\n") else b""
+        if _is_row(last):
+            file.write(b"\n")
+            file.flush()
+        else:
+            file.truncate(sum(map(len, lines)) - len(last))
         made = row() if callable(row) else row
         file.write(json.dumps(made, ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     return made
+
+
+def _is_row(line: bytes) -> bool:
+    """Is it a whole row? Of one that was cut off, none of the beginnings is."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):  # no JSON, or a character that was cut in two
+        return False
 
 
 class Edits:

@@ -286,7 +286,7 @@ function enriched(record) {
   if (!record.enriched.length) return null
   return h("div", null, h("h3", null, term("enrichment")), h("table", null,
     h("thead", null, h("tr", null, h("th", null, "Class"), h("th", null, "Among the strongest"), h("th.num", null, "Among all"), h("th.num", null, "Chance"))),
-    h("tbody", null, record.enriched.map(([name, among, of, all, p]) => h("tr", null, h("td", null, name), h("td", null, bar(`${among} of ${of}`, among / of, "var(--c)")), h("td.num", null, format.share(all / record.images)), h("td.num", null, format.p(p)))))))
+    h("tbody", null, record.enriched.map(([name, among, of, all, every, p]) => h("tr", null, h("td", null, name), h("td", null, bar(`${among} of ${of}`, among / of, "var(--c)")), h("td.num", null, format.share(all / every)), h("td.num", null, format.p(p)))))))
 }
 
 /* ---- what it does to the network's outputs ---- */

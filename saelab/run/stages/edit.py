@@ -4,8 +4,7 @@ The pictures are not of the run: they go through its host, SAE and labels. Page 
 <root>/edits/<pictures>-<basis>-<hash>/.
 """
 
-import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from saelab.effects.ablate import Active
 from saelab.effects.edit import DRAWS, Groups, Named, find_named, judge, matched_sets, size_of, without_all
 from saelab.effects.targets import Embed
 from saelab.errors import UserError
-from saelab.files import folder_name
+from saelab.files import folder_name, read_csv
 from saelab.hosts import Host
 from saelab.images.decode import Unreadable, decode
 from saelab.label import pipeline
@@ -28,7 +27,7 @@ from saelab.report.edits import write_edit
 from saelab.run.basis import Basis
 from saelab.settings import nearest
 
-CODE = 2  # version of this stage
+CODE = 3  # version of this stage
 COLUMNS = ("file", "class", "group", "split")
 SPLITS = ("train", "test")
 TABLE = "photos.csv"
@@ -70,27 +69,36 @@ class Photo:
 def read_photos(folder: Path) -> list[Photo]:
     """The pictures of a folder with photos.csv: columns file, class, group, split (train | test).
 
-    Raises UserError for a missing table, column or file, another split, and what no edit could be judged on: fewer than
-    two classes or groups, a group of a class with fewer than FEWEST test pictures, a class without training pictures.
+    Raises UserError for a missing table, column, cell or file, another split, and what no edit could be judged on:
+    fewer than two classes or groups, a group of a class with fewer than FEWEST test pictures, a class without training
+    pictures.
     """
     table = folder / TABLE
     if not table.is_file():
         what = "is not there" if not folder.is_dir() else f"holds no {TABLE}"
         raise UserError("photos", folder, what, f"give a folder with {TABLE}: columns {', '.join(COLUMNS)}")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        for column in COLUMNS:
-            if column not in (reader.fieldnames or ()):
-                near = nearest(column, list(reader.fieldnames or ()))
-                raise UserError("photos", table, f"has no column {column}", f"{near}columns: {', '.join(COLUMNS)}")
-        photos = [Photo(folder / r["file"], r["class"], r["group"], r["split"]) for r in reader]
-    for photo in photos:
-        if photo.split not in SPLITS:
-            raise UserError("photos", photo.split, f"is no split, in {table}", "use train or test")
-        if not photo.path.is_file():
-            raise UserError("photos", photo.path, f"is in {TABLE} and not on disk", "correct its file")
+    rows = read_csv(table, "photos", COLUMNS, f"give a table with the columns {', '.join(COLUMNS)}")
+    photos = [_photo(folder, row, f"{table}, line {line}") for line, row in rows]
     _check(photos, table)
     return photos
+
+
+def _photo(folder: Path, row: Mapping[str | None, str | None], where: str) -> Photo:
+    """A line's picture. Raises UserError, with its line, where it lacks a cell, its split is none or its file is not
+    there."""
+    lacking = [column for column in COLUMNS if row[column] is None]
+    if lacking:
+        raise UserError("photos", where, f"has no {', '.join(lacking)}", f"give {', '.join(COLUMNS)} on every line")
+    file, klass, group, split = (str(row[column]) for column in COLUMNS)
+    if split not in SPLITS:
+        raise UserError("photos", where, f"{split[:40]!r} is no split", "use train or test")
+    try:
+        there = (folder / file).is_file()
+    except (OSError, ValueError):  # too long a name, or one that no file can have
+        there = False
+    if not there:
+        raise UserError("photos", where, f"{file[:200]!r} is not on disk", "correct its file")
+    return Photo(folder / file, klass, group, split)
 
 
 def _check(photos: Sequence[Photo], table: Path) -> None:
@@ -191,11 +199,8 @@ def _facts(
         for g, (klass, group) in enumerate(pairs)
     ]
     totals: dict[str, dict[str, Any]] = {}
-    for name, over, change, p in (
-        ("worst", np.min, made.worst, made.p_worst),
-        ("average", np.mean, made.average, made.p_average),
-    ):
-        totals[name] = dict(zip(("change", "low", "high"), change)) | {"p": p}
+    for name, over, change in (("worst", np.min, made.worst), ("average", np.mean, made.average)):
+        totals[name] = change._asdict()
         totals[name] |= {"before": float(over(made.before)), "after": float(over(made.after))}
         totals[name]["random"] = [float(x) for x in over(made.random, axis=-1)]
     commonest = max(names, key=lambda name: sum(p.klass == name for p in train))

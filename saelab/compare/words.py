@@ -75,11 +75,13 @@ def _on_twins(result: dict[str, Any]) -> str:
         if twin["low"] is None:
             continue
         if twin["twin"] == "cut":
-            way = f"{twin['group']} cut to fire on {100 * twin['rate']:.1f} % of the images"
+            way = f"{twin['group']} cut to fire on {100 * twin['rate']:.1f} % of the images score"
+        elif twin["against"] is None:
+            way = f"{twin['group']} before their gate score"
         else:
-            way = f"{twin['group']} before their gate"
+            way = f"{twin['group']} and {twin['against']}, both before their gates, differ by"
         change = f"{twin['difference']:+.3f}, interval {twin['low']:+.3f} to {twin['high']:+.3f}"
-        parts.append(f"{way} score {f3(twin['mean_twin'])} instead of {f3(twin['mean'])} ({change})")
+        parts.append(f"{way} {f3(twin['mean_twin'])} instead of {f3(twin['mean'])} ({change})")
     return f"Is it the firing rate? Labels chosen anew, {'; '.join(parts)}." if parts else ""
 
 

@@ -11,7 +11,7 @@ from saelab.compare import causal
 from saelab.run.basis import Basis
 from saelab.units import UnitActivations
 
-CODE = 10  # version of this stage; part of every recipe
+CODE = 11  # version of this stage; part of every recipe
 CAUSAL = 2  # version of the family `causal`; part of the recipes of comparisons that have it
 
 

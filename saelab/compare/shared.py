@@ -4,6 +4,7 @@ Units of a basis are no independent draws: several carry one label, seeds of a r
 are measured on the same images. Four parts of variance, each estimated by itself, add up (docs/comparison.md).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,6 +19,9 @@ from saelab.errors import UserError
 METRICS = ("pearson", "auprc")
 FEWEST_CLUSTERS = 20  # labels of a side below which no interval is given
 FEWEST_GROUPS = 10  # groups of images, likewise
+ROUNDING = 1e-24  # a variance that float64 alone makes of values around 1
+UNVARIED = "no value differs from any other, so nothing says how sure the mean is"
+Pieces = Sequence[tuple[float, float]]  # a part of the variance and its degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Difference:
     clusters: dict[str, float] = field(default_factory=dict)  # a, b: effective labels; images: groups of images
     left_out: dict[str, int] = field(default_factory=dict)  # a, b: units with NaN, not in the means
     refused: str | None = None  # why there is no interval
+    p_a: float | None = None  # two-sided, that mean_a is 0, with the same variance; None where there is no interval
+    p_b: float | None = None
 
 
 def difference(
@@ -104,20 +110,24 @@ def combine(a: Measured, b: Measured, parts: Parts | None, alpha: float = 0.05) 
     raw = {name: float(weights[name] @ side.raw) for name, side in sides.items()}
     gap = means["a"] - means["b"]
     units = {name: _units(side, weights[name], parts) for name, side in sides.items()}
-    seeds = {name: _seeds(side) for name, side in sides.items()}
-    moved = np.zeros(0) if parts is None else a.left_out @ weights["a"] - b.left_out @ weights["b"]
-    pieces = [(units[name].variance, units[name].df) for name in sides]
-    pieces += [*seeds.values(), _jackknife(moved, parts)]
-    variance = {"units_a": pieces[0][0], "units_b": pieces[1][0]}
-    variance |= {"seeds": pieces[2][0] + pieces[3][0], "images": pieces[4][0]}
+    own = {name: [(units[name].variance, units[name].df), _seeds(side)] for name, side in sides.items()}
+    moved = {name: np.zeros(0) if parts is None else side.left_out @ weights[name] for name, side in sides.items()}
+    pieces = [*own["a"], *own["b"], _jackknife(moved["a"] - moved["b"], parts)]
+    variance = {"units_a": pieces[0][0], "units_b": pieces[2][0]}
+    variance |= {"seeds": pieces[1][0] + pieces[3][0], "images": pieces[4][0]}
     counts = {name: units[name].effective for name in sides}
     counts |= {} if parts is None else {"images": float(parts.groups)}
     given = Difference(means["a"], means["b"], gap, None, None, None, None, variance, raw["a"], raw["b"], counts, lost)
-    refused = _refusal(sides, parts)
+    refused = _refusal(sides, parts) or _unvaried(pieces)
     if refused is not None:
         return replace(given, refused=refused)
     low, high, p, df = student(gap, pieces, alpha)
-    return replace(given, low=low, high=high, p=p, df=df)
+    level = {name: _level(means[name], [*own[name], _jackknife(moved[name], parts)]) for name in sides}
+    return replace(given, low=low, high=high, p=p, df=df, p_a=level["a"], p_b=level["b"])
+
+
+def _level(mean: float, pieces: Pieces) -> float | None:
+    return None if _unvaried(pieces) else student(mean, pieces)[2]
 
 
 def against_zero(side: Measured, parts: Parts | None, alpha: float = 0.05) -> float | None:
@@ -139,14 +149,14 @@ def of_one(side: Measured, parts: Parts | None, alpha: float = 0.05) -> Differen
     counts = {"a": units.effective} | ({} if parts is None else {"images": float(parts.groups)})
     raw = float(weights @ side.raw)
     given = Difference(mean, 0.0, mean, None, None, None, None, variance, raw, 0.0, counts, lost)
-    why_not = _refusal({"a": side}, parts)
+    why_not = _refusal({"a": side}, parts) or _unvaried(pieces)
     if why_not is not None:
         return replace(given, refused=why_not)
     low, high, p, df = student(mean, pieces, alpha)
     return replace(given, low=low, high=high, p=p, df=df)
 
 
-def student(gap: float, pieces: list[tuple[float, float]], alpha: float = 0.05) -> tuple[float, float, float, float]:
+def student(gap: float, pieces: Pieces, alpha: float = 0.05) -> tuple[float, float, float, float]:
     """Interval, two-sided p and Satterthwaite's degrees of freedom from (variance, degrees of freedom) of each part."""
     from scipy.stats import t
 
@@ -237,6 +247,11 @@ def _refusal(sides: dict[str, Measured], parts: Parts | None) -> str | None:
     if parts is not None and parts.groups < FEWEST_GROUPS:
         return f"only {parts.groups} groups of images; an interval needs {FEWEST_GROUPS}"
     return None
+
+
+def _unvaried(pieces: Pieces) -> str | None:
+    """Why values that are all alike have no interval: nothing in them says how sure their mean is."""
+    return None if sum(variance for variance, _ in pieces) > ROUNDING else UNVARIED
 
 
 def _check_boolean(side: Side, name: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saelab.acts import Acts, columns, dense
 from saelab.compare.left_out import Measured, Parts, measure
-from saelab.compare.shared import Difference, combine, of_one
+from saelab.compare.shared import UNVARIED, Difference, combine, of_one
 from saelab.compare.sides import Side, check, check_groups, typical
 from saelab.errors import UserError
 
@@ -66,7 +66,10 @@ def paired_difference(
     reference = (typical(a) + typical(b)) / 2
     one, other = (measure(side, parts, metric, reference) for side in (a, b))
     paired, twin = _both(one, other)
-    found = of_one(_gaps(paired, twin), parts, alpha)
+    gaps = _gaps(paired, twin)
+    found = of_one(gaps, parts, alpha)
+    if found.refused == UNVARIED and not gaps.values.any():  # twins that are the units themselves: known, not estimated
+        found = replace(found, low=0.0, high=0.0, p=1.0, df=np.inf, refused=None)
     if found.difference is None:
         return found
     return replace(found, mean_a=_mean(paired), mean_b=_mean(twin))

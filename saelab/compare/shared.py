@@ -4,7 +4,6 @@ Units of a basis are no independent draws: several carry one label, seeds of a r
 are measured on the same images. Four parts of variance, each estimated by itself, add up (docs/comparison.md).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,13 +14,12 @@ from torch import Tensor
 from saelab.compare.left_out import Measured, Parts, measure, seeds_of
 from saelab.compare.sides import Side, check, check_groups, typical
 from saelab.errors import UserError
+from saelab.metrics.clusters import Pieces, Spread, spread, student, unvaried
 
 METRICS = ("pearson", "auprc")
 FEWEST_CLUSTERS = 20  # labels of a side below which no interval is given
 FEWEST_GROUPS = 10  # groups of images, likewise
-ROUNDING = 1e-24  # a variance that float64 alone makes of values around 1
 UNVARIED = "no value differs from any other, so nothing says how sure the mean is"
-Pieces = Sequence[tuple[float, float]]  # a part of the variance and its degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def combine(a: Measured, b: Measured, parts: Parts | None, alpha: float = 0.05) 
 
 
 def _level(mean: float, pieces: Pieces) -> float | None:
-    return None if _unvaried(pieces) else student(mean, pieces)[2]
+    return None if unvaried(pieces) else student(mean, pieces)[2]
 
 
 def against_zero(side: Measured, parts: Parts | None, alpha: float = 0.05) -> float | None:
@@ -156,43 +154,21 @@ def of_one(side: Measured, parts: Parts | None, alpha: float = 0.05) -> Differen
     return replace(given, low=low, high=high, p=p, df=df)
 
 
-def student(gap: float, pieces: Pieces, alpha: float = 0.05) -> tuple[float, float, float, float]:
-    """Interval, two-sided p and Satterthwaite's degrees of freedom from (variance, degrees of freedom) of each part."""
-    from scipy.stats import t
-
-    total = sum(v for v, _ in pieces)
-    if total <= 0:
-        return gap, gap, float(gap == 0), float("inf")
-    df = total**2 / sum(v * v / max(d, 1.0) for v, d in pieces if v > 0)
-    error = float(np.sqrt(total))
-    half = float(t.ppf(1 - alpha / 2, df)) * error
-    return gap - half, gap + half, float(2 * t.sf(abs(gap) / error, df)), float(df)
-
-
-@dataclass(frozen=True)
-class _Units:
-    variance: float
-    df: float
-    effective: float  # clusters
-
-
 def _weights(side: Measured) -> Float[np.ndarray, "units"]:
     """What each unit weighs in the mean of seed means."""
     return 1 / (len(side.kept) * np.array(side.kept, dtype=float)[side.seed])
 
 
-def _units(side: Measured, weights: np.ndarray, parts: Parts | None) -> _Units:
+def _units(side: Measured, weights: np.ndarray, parts: Parts | None) -> Spread:
     """Variance of a side's mean over fresh clusters of units; the noise of their images taken out."""
     share = np.bincount(side.cluster, weights)
-    effective = 1 / float((share**2).sum())
-    spread = _clustered(side.values, side.cluster, weights, share)
-    noise = 0.0
+    found, noise = spread(side.values, side.cluster, weights), 0.0
     if parts is not None and len(share) > 1:
         sums = _by_cluster(side, weights)
         sums -= sums.sum(1, keepdims=True) * share  # what moves all clusters alike is in no spread
         moved = sums - sums.mean(0)
         noise = float(((1 - parts.sizes.numpy() / parts.sizes.sum().item())[:, None] * moved**2).sum())
-    return _Units(max(spread - noise, 0.0), max(effective - 1, 1.0), effective)
+    return replace(found, variance=max(found.variance - noise, 0.0))
 
 
 def _by_cluster(side: Measured, weights: np.ndarray) -> Float[np.ndarray, "parts clusters"]:
@@ -201,12 +177,6 @@ def _by_cluster(side: Measured, weights: np.ndarray) -> Float[np.ndarray, "parts
     n = len(side.cluster)
     table = csr_array((weights, (np.arange(n), side.cluster)), shape=(n, int(side.cluster.max()) + 1))
     return np.asarray((table.T @ side.left_out.T).T)
-
-
-def _clustered(values: np.ndarray, cluster: np.ndarray, weights: np.ndarray, share: np.ndarray) -> float:
-    """Cluster-robust variance of a weighted mean, each cluster's residual corrected for its leverage (CR2)."""
-    gaps = np.bincount(cluster, weights * (values - float(weights @ values)))
-    return float((gaps**2 / np.maximum(1 - share, 1e-9)).sum()) if len(share) > 1 else 0.0
 
 
 def _seeds(side: Measured) -> tuple[float, float]:
@@ -218,8 +188,7 @@ def _seeds(side: Measured) -> tuple[float, float]:
     within = 0.0
     for index in seeds_of(side):
         _, cluster = np.unique(side.cluster[index], return_inverse=True)
-        weights = np.full(len(index), 1 / len(index))
-        within += _clustered(side.values[index], cluster, weights, np.bincount(cluster, weights))
+        within += spread(side.values[index], cluster).variance
     return max(float(np.var(means, ddof=1)) / count - within / count**2, 0.0), count - 1.0
 
 
@@ -251,7 +220,7 @@ def _refusal(sides: dict[str, Measured], parts: Parts | None) -> str | None:
 
 def _unvaried(pieces: Pieces) -> str | None:
     """Why values that are all alike have no interval: nothing in them says how sure their mean is."""
-    return None if sum(variance for variance, _ in pieces) > ROUNDING else UNVARIED
+    return UNVARIED if unvaried(pieces) else None
 
 
 def _check_boolean(side: Side, name: str) -> None:

@@ -18,12 +18,15 @@ from comparison_example import PATH, example
 
 from saelab.compare import ComparedBasis, Settings, Setup, compare, finish, whole_way, write
 from saelab.compare.describe import label_use
+from saelab.compare.evidence import Ground
 from saelab.compare.inputs import above_chance, check, selected
+from saelab.compare.shared import against_zero, combine
 from saelab.compare.verdicts import decide
 from saelab.compare.whole_way import FEW, SETTINGS, bases, check_whole_way, ground, planted, shuffled_calls, verdict
 from saelab.compare.whole_way import test_images as images_of
 from saelab.errors import UserError
 from saelab.evaluate.faithfulness import CHANCE
+from saelab.report import methods
 
 SETUP = Setup("resnet", "layer4", "abc", "s1", "max", "positive", 30, "conse", "conse", "v1")
 METRICS = ("caption_r", "auprc", "f1", "iou", "truth_r", "scs")
@@ -55,7 +58,7 @@ def rows(n: int, level: float, seed: int = 0, status: str = "ok", rate: float = 
 
 def basis(name: str, level: float = 0.2, n: int = 60, **facts) -> ComparedBasis:
     given = {"group": name, "kind": "neuron", "seed": None, "weights": "w", "control": False, "setup": SETUP}
-    return ComparedBasis(name=name, rows=rows(n, level, len(name) + int(100 * level)), **(given | facts))
+    return ComparedBasis(name=name, rows=rows(n, level, len(name) + abs(int(100 * level))), **(given | facts))
 
 
 def sae(seed: int, level: float = 0.4, **facts) -> ComparedBasis:
@@ -258,6 +261,40 @@ def test_a_difference_that_is_one_of_firing_rate_goes_when_matched():
     assert answer_of(result, "sae", "neurons")["verdict"] == "a"
     assert answer_of(result, "sae", "neurons", matching="rate")["verdict"] == "none"
     assert "so firing rate may explain the difference" in result["conclusion"]
+
+
+@pytest.mark.parametrize(
+    ("neurons", "features", "above"), [(-0.15, -0.08, False), (-0.3, 0.0, False), (-0.2, 0.2, True), (0.1, 0.3, True)]
+)
+def test_of_two_sides_that_are_not_above_chance_neither_is_said_to_hold(neurons, features, above):
+    result = compare([basis("neurons", neurons), *(sae(s, features) for s in range(3))])
+    assert answer_of(result, "features", "neurons") == answer_of(result, "features", "neurons") | {
+        "verdict": "a",
+        "above": above,
+    }
+    told = "Labels of features and of neurons differ, features ahead, but neither is shown to hold above chance"
+    assert ("hold better than" in result["headline"]) == above and (told in result["headline"]) != above
+
+
+def test_a_level_is_that_of_the_side_alone():
+    """p_a and p_b are those of each side's mean against 0, of the same variance."""
+    made = [basis("neurons", 0.02), *(sae(s, 0.1) for s in range(3))]
+    ground_of = Ground(None, {b.name: np.arange(len(b.rows)) for b in made}, 50, 0)
+    one, other, _ = ground_of.sides(made[1:], made[:1], "caption_r")
+    found = combine(one, other, None)
+    assert (found.p_a, found.p_b) == pytest.approx((against_zero(one, None), against_zero(other, None)))
+
+
+def test_an_interval_says_what_it_takes_into_account_metric_by_metric():
+    """Coherence is read from rows, so its interval knows nothing of images, whatever other metrics do."""
+    result = example()
+    kinds = {"images" in row["clusters"] for pair in result["pairs"] for row in pair["results"]}
+    assert kinds == {True, False}
+    for family, images in (("Label faithfulness", True), ("Unit coherence", False)):
+        text = result["conclusion"].split(f"{family}, every unit named: ")[1]
+        assert ("groups of images" in text.split("corrected p")[0]) == images
+    said = methods._compared(result)
+    assert "(other metrics)" in said and "Caption correlation above chance" in said and "Caption clarity" not in said
 
 
 def test_no_difference_shown_is_said_and_is_not_equality():

@@ -85,6 +85,15 @@ def test_alarms_are_rare_and_a_real_lead_is_seen(compared):
     assert alarms <= half * 0.05 + 2 * np.sqrt(half * 0.05 * 0.95) and seen >= 0.8 * half
 
 
+@pytest.mark.parametrize(("behind", "ahead", "above"), [(-0.7, -0.2, False), (-0.4, 0.0, False), (-0.1, 0.3, True)])
+def test_of_two_sides_that_the_network_does_not_use_neither_is_said_to_be_used(compared, behind, ahead, above):
+    result = joined(compared, {"neurons": effects(1, behind), "features": effects(2, ahead)}, test_images())
+    told = "Neither features nor neurons are shown to be used for what their labels say; features come closer."
+    assert next(a for a in result["answers"] if a["family"] == "causal")["above"] == above
+    assert ("The network uses features more than neurons" in result["headline"]) == above
+    assert (told in result["headline"]) != above
+
+
 def test_no_units_of_one_label_pass_for_many(compared):
     """Copies of a unit under its own label add nothing: the interval stays as wide."""
     one = effects(5, 0.1, labels=30, units=40)

@@ -306,3 +306,19 @@ def test_whatever_is_given_numbers_are_finite_and_add_up(seed, sparse, metric, c
 
 def test_groups_are_numbered_in_their_order():
     assert check_groups(["b", "a", "b"], 3).tolist() == [0, 1, 0]
+
+
+@examples(max_examples=20)
+@given(st.integers(0, 10_000), st.integers(1, 3), st.booleans())
+def test_where_no_value_differs_nothing_is_said_of_how_sure_it_is(seed, seeds, silent):
+    """Silent bases on both sides, or sides of which every unit is its label to the bit: no interval of width 0."""
+    rng = np.random.default_rng(seed)
+
+    def alike() -> Side:
+        targets = [torch.from_numpy(rng.normal(size=(40, 25))) for _ in range(seeds)]
+        acts = [torch.zeros_like(t) if silent else t for t in targets]
+        return Side(acts, targets, [[f"{s} {u}" for u in range(25)] for s in range(seeds)])
+
+    found = difference(alike(), alike(), chance="none")
+    assert found.refused and "no value differs" in found.refused and found.difference == pytest.approx(0)
+    assert found.low is found.high is found.p is found.p_a is None

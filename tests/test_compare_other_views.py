@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from saelab.compare import Views, compare, cut_to_rate
+from saelab.compare import Cut, Views, compare, cut_to_rate
 from saelab.compare.other_views import rate_explains
 from saelab.compare.whole_way import IMAGES, SETTINGS, WORDS, evaluated, planted
 from saelab.compare.whole_way import test_images as images_of
@@ -113,8 +113,7 @@ def gated(quality: float, seed: int = 1) -> dict:
         return replace(side, rows=rows, acts=lambda: acts[TEST], _known={})
 
     views = Views(
-        rate=rate,
-        cut=[view(neurons, cut_to_rate((dense + 3).relu(), MINE, rate))],
+        cut=[Cut("features", rate, [view(neurons, cut_to_rate((dense + 3).relu(), MINE, rate))])],
         dense=[view(features, (sparse + 3).relu())],
     )
     return compare([features, neurons], SETTINGS, images_of(world), views)
@@ -133,6 +132,83 @@ def test_twins_tell_whether_the_firing_rate_makes_the_difference(quality, explai
     said = {"yes": "the firing rate explains half of it or more", "no": "the firing rate does not explain it"}
     assert said[explains] in result["headline"]
     assert "Is it the firing rate? Labels chosen anew, neurons cut to fire on" in result["conclusion"]
+
+
+def two_saes(qualities: tuple[float, float], gates: tuple[float, float], seed: int = 1) -> dict:
+    """Two SAEs behind gates at these thresholds and before them; neurons cut to the rate of each."""
+    world, generator = planted(5), torch.Generator().manual_seed(seed)
+    name, sides, dense, cuts = labeller(world).name, [], [], []
+
+    def view(side, acts):
+        rows = [row | {"named": row["named"] | {"label": label}} for row, label in zip(side.rows, name(acts))]
+        return replace(side, rows=rows, acts=lambda: acts[TEST], _known={})
+
+    def raw(q: float) -> torch.Tensor:
+        concept = torch.randint(len(WORDS), (UNITS,), generator=generator)
+        return 2 * q * world.member[:, concept] + 0.6 * torch.randn(IMAGES, UNITS, generator=generator)
+
+    neurons = raw(0.3)
+    sides.append(evaluated("neurons", "neuron", None, (neurons + 3).relu(), world))
+    for group, quality, gate in zip(("SAE k=8", "SAE k=32"), qualities, gates):
+        before = raw(quality)
+        sides.append(evaluated(group, "sae", 0, (before - gate).relu(), world))
+        dense.append(view(sides[-1], (before + 3).relu()))
+        rate = float((before[MINE] > gate).double().mean())
+        cuts.append(Cut(group, rate, [view(sides[0], cut_to_rate((neurons + 3).relu(), MINE, rate))]))
+    return compare(sides, SETTINGS, images_of(world), Views(cut=cuts, dense=dense))
+
+
+@pytest.mark.parametrize(
+    ("qualities", "gates", "explains"),
+    [
+        ((0.85, 0.65), (0.9, 0.9), "no"),  # like gates that each cost more than the gap; other directions
+        ((0.9, 0.65), (0.9, 0.8), "no"),
+        ((0.6, 0.6), (0.6, -1.0), "yes"),  # like directions, of which one side has hardly a gate
+        ((0.9, 0.9), (0.8, -0.8), "yes"),
+    ],
+)
+def test_of_two_saes_both_gates_come_off(qualities, gates, explains):
+    result = two_saes(qualities, gates)
+    pair = next(p for p in result["pairs"] if p["matching"] == "all" and "neurons" not in (p["a"], p["b"]))
+    row = next(r for r in pair["results"] if r["role"] == "primary" and r["counting"] == "named")
+    one, other, both = (t for t in result["twins"] if t["twin"] == "dense")
+    assert row["verdict"] == "a" and (both["group"], both["against"]) == ("SAE k=8", "SAE k=32")
+    assert both["difference"] == pytest.approx(one["difference"] - other["difference"], abs=0.03)
+    assert both["mean"] == pytest.approx(row["difference"], abs=0.03)
+    assert rate_explains(result, pair, row["difference"]) == explains
+    assert "SAE k=8 and SAE k=32, both before their gates, differ by" in result["conclusion"]
+
+
+def test_neurons_are_cut_to_the_rate_of_the_sae_that_they_are_compared_with():
+    sides = [SimpleNamespace(group=g, rows=[{"firing_rate": r}] * n) for g, r, n in (("a", 0.05, 64), ("b", 0.3, 128))]
+    assert other_views._median_rates([*sides, sides[0]]) == {"a": 0.05, "b": 0.3}
+    result = two_saes((0.6, 0.6), (0.4, 1.2))
+    cut = {twin["against"]: twin for twin in result["twins"] if twin["twin"] == "cut"}
+    assert cut["SAE k=8"]["rate"] > 2 * cut["SAE k=32"]["rate"] and set(cut) == {"SAE k=8", "SAE k=32"}
+    pair = next(p for p in result["pairs"] if (p["a"], p["b"], p["matching"]) == ("SAE k=8", "neurons", "all"))
+    for twin in result["twins"]:  # what is measured against the other SAE has no say
+        if "SAE k=32" in (twin["group"], twin["against"]):
+            twin |= {"low": 99.0, "high": 100.0}
+    gap = next(r for r in pair["results"] if r["role"] == "primary" and r["counting"] == "named")["difference"]
+    assert rate_explains(result, pair, gap) == rate_explains(two_saes((0.6, 0.6), (0.4, 1.2)), pair, gap)
+
+
+@pytest.mark.parametrize(
+    ("cut", "dense", "said"),
+    [
+        ((0.01, 0.02), (-0.02, 0.0), "no"),
+        ((0.06, 0.09), (-0.09, -0.06), "yes"),
+        ((0.06, 0.09), (-0.06, -0.04), "yes"),
+        ((0.04, 0.06), (-0.02, 0.0), "unclear"),
+        ((0.06, 0.09), (-0.02, 0.0), "unclear"),  # one says yes, the other no
+    ],
+)
+def test_twins_that_contradict_each_other_leave_it_open(cut, dense, said):
+    groups = [{"name": "f", "kind": "sae"}, {"name": "n", "kind": "neuron"}]
+    twins = [{"group": "n", "against": "f"}, {"group": "f", "against": None}]
+    ends = [dict(zip(("low", "high"), x)) for x in (cut, dense)]
+    result = {"groups": groups, "twins": [twin | end for twin, end in zip(twins, ends)]}
+    assert rate_explains(result, {"a": "f", "b": "n"}, 0.1) == said
 
 
 def test_without_views_nothing_is_said_of_them():

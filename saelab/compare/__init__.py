@@ -3,7 +3,7 @@
 from saelab.compare.comparison import compare, finish
 from saelab.compare.evidence import TestImages
 from saelab.compare.inputs import ComparedBasis, Settings, Setup
-from saelab.compare.other_views import Views
+from saelab.compare.other_views import Cut, Views
 from saelab.compare.shared import Difference, difference
 from saelab.compare.sides import Side, join_groups
 from saelab.compare.tables import write
@@ -11,6 +11,7 @@ from saelab.compare.twins import cut_to_rate, paired_difference
 
 __all__ = [
     "ComparedBasis",
+    "Cut",
     "Difference",
     "Settings",
     "Setup",

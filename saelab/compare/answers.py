@@ -12,7 +12,8 @@ def answers(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Per pair, matching and family: which side is better, every unit named.
 
     Faithfulness: what the primary metric says; the lists name secondary metrics too. Coherence: "mixed" where some
-    metrics are for either side. "refused": no interval can be given. SCS counts only with a judge of its own.
+    metrics are for either side. "refused": no interval can be given. SCS counts only with a judge of its own. `above`:
+    with a verdict on faithfulness, whether a side is above chance at all (`above_chance`).
     """
     found = []
     for pair in result["pairs"]:
@@ -20,19 +21,33 @@ def answers(result: dict[str, Any]) -> list[dict[str, Any]]:
             rows = [row for row in pair["results"] if row["counting"] == "named" and _counts(row, family, result)]
             tested = [row for row in rows if row["p"] is not None]
             sides = {side: [row["metric"] for row in tested if row["verdict"] == side] for side in ("a", "b", "none")}
+            above = None
             if family == "faithfulness":
-                verdict = next((row["verdict"] for row in tested if row["role"] == "primary"), "refused")
+                decides = next((row for row in tested if row["role"] == "primary"), None)
+                verdict = "refused" if decides is None else decides["verdict"]
+                above = None if decides is None else above_chance(decides, result["settings"]["alpha"])
             else:
                 both = sides["a"] and sides["b"]
                 verdict = "mixed" if both else "a" if sides["a"] else "b" if sides["b"] else "none"
                 verdict = verdict if tested else "refused"
             found.append(
                 {name: pair[name] for name in ("a", "b", "matching")}
-                | {"family": family, "verdict": verdict}
+                | {"family": family, "verdict": verdict, "above": above}
                 | {"better_a": sides["a"], "better_b": sides["b"], "none": sides["none"]}
                 | {"why": _why(pair, rows, result) if verdict == "refused" else None}
             )
     return found
+
+
+def above_chance(row: dict[str, Any], alpha: float) -> bool | None:
+    """Whether either side's mean is shown to be above 0; None without a verdict.
+
+    Of two sides below chance one is still ahead: what a row calls better need not be good.
+    """
+    if row["verdict"] == "none":
+        return None
+    sides = [(row["mean_a"], row["p_a"]), (row["mean_b"], row["p_b"])]
+    return any(p is not None and p < alpha and mean > 0 for mean, p in sides)
 
 
 def _counts(row: dict[str, Any], family: str, result: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from saelab import metrics
+from saelab.compare.answers import above_chance
 from saelab.compare.cautions import cautions
 from saelab.compare.evidence import TestImages, cliffs_delta
 from saelab.compare.glossary import Metric
@@ -72,7 +73,8 @@ def join(
         result["causal"]["how"] = dict(how or {})
     _correct([result["causal"] for result in results], settings.alpha)
     for result in results:
-        result["answers"] = [a for a in result["answers"] if a["family"] != "causal"] + _answers(result["causal"])
+        others = [a for a in result["answers"] if a["family"] != "causal"]
+        result["answers"] = others + _answers(result["causal"], settings.alpha)
         result["cautions"] = cautions(result)
         result["headline"], result["conclusion"] = headline(result), conclusion(result)
 
@@ -231,7 +233,7 @@ def _correct(families: Sequence[dict[str, Any]], alpha: float) -> None:
                 row["verdict"] = "a" if row["difference"] > 0 else "b"
 
 
-def _answers(family: dict[str, Any]) -> list[dict[str, Any]]:
+def _answers(family: dict[str, Any], alpha: float) -> list[dict[str, Any]]:
     """As `answers.answers` gives them, from the primary metric, every named unit with a number."""
     found = []
     for pair in family["pairs"]:
@@ -240,7 +242,8 @@ def _answers(family: dict[str, Any]) -> list[dict[str, Any]]:
         verdict = "refused" if why or row is None else row["verdict"]
         sides = {name: [PRIMARY] if verdict == side else [] for name, side in _SIDES.items()}
         head = {"a": pair["a"], "b": pair["b"], "matching": "all", "family": "causal"}
-        found.append(head | {"verdict": verdict, **sides, "why": why})
+        above = above_chance(row, alpha) if row is not None and verdict != "refused" else None
+        found.append(head | {"verdict": verdict, "above": above, **sides, "why": why})
     return found
 
 

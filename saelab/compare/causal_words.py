@@ -66,6 +66,8 @@ def _on_pair(result: dict[str, Any], pair: dict[str, Any]) -> str:
     if answer["verdict"] == "none":
         return f"No difference is shown in how much the network uses {a} and {b} for what their labels say."
     better, worse = (a, b) if answer["verdict"] == "a" else (b, a)
+    if not answer["above"]:
+        return f"Neither {better} nor {worse} are shown to be used for what their labels say; {better} come closer."
     return f"The network uses {better} more than {worse} for what their labels say."
 
 

@@ -4,9 +4,8 @@ from typing import Any
 
 from saelab.compare import causal_words
 from saelab.compare.answers import independent_judge
-from saelab.compare.phrases import LIKE, capital, listed, titles
+from saelab.compare.phrases import LIKE, WITH_IMAGES, capital, listed, titles
 
-WITH_IMAGES = "t over labels, seeds and groups of images"
 CONTROLS = {
     "random_rotation": "a random rotation",
     "pca": "principal components",

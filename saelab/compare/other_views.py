@@ -13,10 +13,20 @@ import torch
 
 from saelab.compare.evidence import Ground
 from saelab.compare.inputs import ComparedBasis, Settings
-from saelab.compare.shared import combine
-from saelab.compare.twins import paired_difference
+from saelab.compare.shared import Difference, combine
+from saelab.compare.sides import Side
+from saelab.compare.twins import paired_difference, paired_differences
 
 HALF = 0.5  # of a difference: a sentence says whether a twin explains less or more
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Neurons and random directions cut to the firing rate of one group of SAE features."""
+
+    group: str  # of these features
+    rate: float  # share of the mined images that units fire on at most
+    bases: Sequence[ComparedBasis] = ()
 
 
 @dataclass(frozen=True)
@@ -25,8 +35,7 @@ class Views:
 
     pooling: str | None = None  # how `pooled` are pooled
     pooled: Sequence[ComparedBasis] = ()
-    rate: float | None = None  # share of the mined images that units of `cut` fire on
-    cut: Sequence[ComparedBasis] = ()  # neurons and random directions cut to the firing rate of SAE features
+    cut: Sequence[Cut] = ()  # one for each group of SAE features
     dense: Sequence[ComparedBasis] = ()  # SAE directions before their gate
 
 
@@ -37,8 +46,12 @@ def look_again(
     judges = _judges(groups, ground, settings, metric)
     if metric is None or settings.scorer != "final":
         return {"judges": judges, "poolings": [], "twins": []}
-    twins = [*_twins(groups, ground, views.cut, "cut", views.rate, settings, metric)]
-    twins += _twins(groups, ground, views.dense, "dense", None, settings, metric)
+    twins: list[dict[str, Any]] = []
+    for cut in views.cut:
+        head = {"twin": "cut", "rate": cut.rate, "against": cut.group}
+        twins += _twins(groups, ground, cut.bases, head, settings, metric)
+    twins += _twins(groups, ground, views.dense, {"twin": "dense", "rate": None, "against": None}, settings, metric)
+    twins += _gates_off(groups, ground, views.dense, settings, metric)
     return {"judges": judges, "poolings": _poolings(groups, ground, views, settings, metric), "twins": twins}
 
 
@@ -78,8 +91,7 @@ def _told(
             continue
         gap = combine(one, other, parts, settings.alpha)
         told = gap.p is not None and gap.p < settings.alpha
-        row = {"a": a, "b": b, "mean_a": gap.mean_a, "mean_b": gap.mean_b}
-        row |= {name: getattr(gap, name) for name in ("difference", "low", "high", "p", "refused")}
+        row = {"a": a, "b": b, "mean_a": gap.mean_a, "mean_b": gap.mean_b} | _estimate(gap)
         found.append(row | {"verdict": ("a" if (gap.difference or 0) > 0 else "b") if told else "none"})
     return found
 
@@ -88,26 +100,57 @@ def _twins(
     groups: Mapping[str, Sequence[ComparedBasis]],
     ground: Ground,
     views: Sequence[ComparedBasis],
-    kind: str,
-    rate: float | None,
+    head: Mapping[str, Any],
     settings: Settings,
     metric: str,
 ) -> list[dict[str, Any]]:
-    """What the gate does to the units of each group: twin less unit, pair by pair. Seven parameters: one noun each."""
+    """What the gate does to the units of each group: twin less unit, pair by pair."""
     found = []
     for group, members in groups.items():
-        twins = _of(views, members)
-        if not twins or ground.parts(metric, [*members, *twins]) is None:
-            continue
-        sides = [g.side(some, metric) for g, some in ((ground, members), (ground.anew(), twins))]
-        if any(len(labels) < settings.fewest for labels in sides[0].labels):
+        sides = _with_twins(members, ground, views, settings, metric)
+        if sides is None:
             continue
         apart = torch.from_numpy(ground.groups(metric))
         gap = paired_difference(sides[1], sides[0], apart, "pearson", settings.parts, settings.seed, settings.alpha)
-        row = {"group": group, "twin": kind, "rate": rate, "n": sum(map(len, sides[0].labels))}
-        row |= {"mean": gap.mean_b, "mean_twin": gap.mean_a, "difference": gap.difference}
-        found.append(row | {name: getattr(gap, name) for name in ("low", "high", "p", "refused")})
+        row = {"group": group, **head, "n": sum(map(len, sides[0].labels))}
+        found.append(row | {"mean": gap.mean_b, "mean_twin": gap.mean_a} | _estimate(gap))
     return found
+
+
+def _gates_off(
+    groups: Mapping[str, Sequence[ComparedBasis]],
+    ground: Ground,
+    views: Sequence[ComparedBasis],
+    settings: Settings,
+    metric: str,
+) -> list[dict[str, Any]]:
+    """Two groups that both have a gate, both without it: what that does to the difference between them."""
+    found = []
+    sides = {name: _with_twins(members, ground, views, settings, metric) for name, members in groups.items()}
+    for a, b in itertools.combinations(groups, 2):
+        one, other, parts = sides[a], sides[b], ground.parts(metric, [*groups[a], *groups[b]])
+        if one is None or other is None or parts is None:
+            continue
+        gap = paired_differences(one, other, parts, settings.alpha)
+        row: dict[str, Any] = {"group": a, "twin": "dense", "rate": None, "against": b}
+        row |= {"n": sum(len(labels) for side in (one[0], other[0]) for labels in side.labels)}
+        found.append(row | {"mean": gap.mean_b, "mean_twin": gap.mean_a} | _estimate(gap))
+    return found
+
+
+def _with_twins(
+    members: Sequence[ComparedBasis], ground: Ground, views: Sequence[ComparedBasis], settings: Settings, metric: str
+) -> tuple[Side, Side] | None:
+    """The units of a group and their twins; None where there are none, or too few."""
+    twins = _of(views, members)
+    if not twins or ground.parts(metric, [*members, *twins]) is None:
+        return None
+    units = ground.side(members, metric)
+    return None if min(map(len, units.labels)) < settings.fewest else (units, ground.anew().side(twins, metric))
+
+
+def _estimate(gap: Difference) -> dict[str, Any]:
+    return {name: getattr(gap, name) for name in ("difference", "low", "high", "p", "refused")}
 
 
 def _of(views: Sequence[ComparedBasis], members: Sequence[ComparedBasis]) -> list[ComparedBasis]:
@@ -119,16 +162,22 @@ def _of(views: Sequence[ComparedBasis], members: Sequence[ComparedBasis]) -> lis
 def rate_explains(result: dict[str, Any], pair: dict[str, Any], gap: float) -> str | None:
     """Whether the gate makes half of a gap a - b or more: "yes", "no", "unclear"; None where no twin was measured.
 
-    A dense side that is cut, and a sparse one before its gate, would each have to make up for it.
+    A dense side that is cut, and a sparse one before its gate, would each have to make up for it. Where both sides have
+    a gate, both come off: what one side alone loses says nothing.
     """
+    kinds = {group["name"]: group["kind"] for group in result["groups"]}
+    alike = kinds[pair["a"]] == kinds[pair["b"]]
     shares = []
     for twin in result["twins"]:
-        if twin["low"] is None or twin["group"] not in (pair["a"], pair["b"]):
+        of_pair = {twin["group"], twin["against"]} == {pair["a"], pair["b"]}
+        of_side = twin["against"] is None and twin["group"] in (pair["a"], pair["b"]) and not alike
+        if twin["low"] is None or not (of_pair or of_side):
             continue
         sign = (1 if twin["group"] == pair["b"] else -1) / gap
         shares.append(sorted((twin["low"] * sign, twin["high"] * sign)))
     if not shares:
         return None
-    if all(high < HALF for _, high in shares):
+    less, more = [high < HALF for _, high in shares], [low > HALF for low, _ in shares]
+    if all(less):
         return "no"
-    return "yes" if any(low > HALF for low, _ in shares) else "unclear"
+    return "yes" if any(more) and not any(less) else "unclear"

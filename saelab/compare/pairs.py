@@ -15,6 +15,7 @@ from saelab.compare.glossary import FAITHFUL, METRICS
 from saelab.compare.inputs import COUNTINGS, ComparedBasis, Counting, Index, Settings, mean_of, scorers_of
 from saelab.compare.left_out import Measured, Parts
 from saelab.compare.matching import match
+from saelab.compare.phrases import WITH_IMAGES, WITHOUT_IMAGES
 from saelab.compare.shared import combine
 
 MATCHINGS = {"all": None, "rate": "firing_rate", "strength": "strength"}
@@ -46,8 +47,7 @@ def compare_groups(
 
 def interval_kind(known: str | None, parts: Parts | None) -> str:
     """What an interval takes into account, in words: the most that any metric of a pair does."""
-    images = "t over labels, seeds and groups of images"
-    return images if parts is not None or known == images else "t over labels and seeds"
+    return WITH_IMAGES if parts is not None or known == WITH_IMAGES else WITHOUT_IMAGES
 
 
 def _counted(

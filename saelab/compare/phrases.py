@@ -1,9 +1,11 @@
 """Pieces of sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from saelab.compare.glossary import METRICS
 
+WITH_IMAGES, WITHOUT_IMAGES = "t over labels, seeds and groups of images", "t over labels and seeds"
 LIKE = {"rate": "firing rate", "strength": "strength of activation"}
 
 
@@ -29,3 +31,8 @@ def f3(value: float) -> str:
 
 def p_value(value: float) -> str:
     return "below 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def interval_of(row: Mapping[str, Any]) -> str:
+    """What the interval of one row takes into account; metrics that are read from rows know nothing of images."""
+    return WITH_IMAGES if "images" in row["clusters"] else WITHOUT_IMAGES

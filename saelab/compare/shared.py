@@ -14,10 +14,12 @@ from torch import Tensor
 from saelab.compare.left_out import Measured, Parts, measure, seeds_of
 from saelab.compare.sides import Side, check, check_groups, typical
 from saelab.errors import UserError
+from saelab.metrics.clusters import Pieces, Spread, spread, student, unvaried
 
 METRICS = ("pearson", "auprc")
 FEWEST_CLUSTERS = 20  # labels of a side below which no interval is given
 FEWEST_GROUPS = 10  # groups of images, likewise
+UNVARIED = "no value differs from any other, so nothing says how sure the mean is"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Difference:
     clusters: dict[str, float] = field(default_factory=dict)  # a, b: effective labels; images: groups of images
     left_out: dict[str, int] = field(default_factory=dict)  # a, b: units with NaN, not in the means
     refused: str | None = None  # why there is no interval
+    p_a: float | None = None  # two-sided, that mean_a is 0, with the same variance; None where there is no interval
+    p_b: float | None = None
 
 
 def difference(
@@ -104,20 +108,24 @@ def combine(a: Measured, b: Measured, parts: Parts | None, alpha: float = 0.05) 
     raw = {name: float(weights[name] @ side.raw) for name, side in sides.items()}
     gap = means["a"] - means["b"]
     units = {name: _units(side, weights[name], parts) for name, side in sides.items()}
-    seeds = {name: _seeds(side) for name, side in sides.items()}
-    moved = np.zeros(0) if parts is None else a.left_out @ weights["a"] - b.left_out @ weights["b"]
-    pieces = [(units[name].variance, units[name].df) for name in sides]
-    pieces += [*seeds.values(), _jackknife(moved, parts)]
-    variance = {"units_a": pieces[0][0], "units_b": pieces[1][0]}
-    variance |= {"seeds": pieces[2][0] + pieces[3][0], "images": pieces[4][0]}
+    own = {name: [(units[name].variance, units[name].df), _seeds(side)] for name, side in sides.items()}
+    moved = {name: np.zeros(0) if parts is None else side.left_out @ weights[name] for name, side in sides.items()}
+    pieces = [*own["a"], *own["b"], _jackknife(moved["a"] - moved["b"], parts)]
+    variance = {"units_a": pieces[0][0], "units_b": pieces[2][0]}
+    variance |= {"seeds": pieces[1][0] + pieces[3][0], "images": pieces[4][0]}
     counts = {name: units[name].effective for name in sides}
     counts |= {} if parts is None else {"images": float(parts.groups)}
     given = Difference(means["a"], means["b"], gap, None, None, None, None, variance, raw["a"], raw["b"], counts, lost)
-    refused = _refusal(sides, parts)
+    refused = _refusal(sides, parts) or _unvaried(pieces)
     if refused is not None:
         return replace(given, refused=refused)
     low, high, p, df = student(gap, pieces, alpha)
-    return replace(given, low=low, high=high, p=p, df=df)
+    level = {name: _level(means[name], [*own[name], _jackknife(moved[name], parts)]) for name in sides}
+    return replace(given, low=low, high=high, p=p, df=df, p_a=level["a"], p_b=level["b"])
+
+
+def _level(mean: float, pieces: Pieces) -> float | None:
+    return None if unvaried(pieces) else student(mean, pieces)[2]
 
 
 def against_zero(side: Measured, parts: Parts | None, alpha: float = 0.05) -> float | None:
@@ -139,31 +147,11 @@ def of_one(side: Measured, parts: Parts | None, alpha: float = 0.05) -> Differen
     counts = {"a": units.effective} | ({} if parts is None else {"images": float(parts.groups)})
     raw = float(weights @ side.raw)
     given = Difference(mean, 0.0, mean, None, None, None, None, variance, raw, 0.0, counts, lost)
-    why_not = _refusal({"a": side}, parts)
+    why_not = _refusal({"a": side}, parts) or _unvaried(pieces)
     if why_not is not None:
         return replace(given, refused=why_not)
     low, high, p, df = student(mean, pieces, alpha)
     return replace(given, low=low, high=high, p=p, df=df)
-
-
-def student(gap: float, pieces: list[tuple[float, float]], alpha: float = 0.05) -> tuple[float, float, float, float]:
-    """Interval, two-sided p and Satterthwaite's degrees of freedom from (variance, degrees of freedom) of each part."""
-    from scipy.stats import t
-
-    total = sum(v for v, _ in pieces)
-    if total <= 0:
-        return gap, gap, float(gap == 0), float("inf")
-    df = total**2 / sum(v * v / max(d, 1.0) for v, d in pieces if v > 0)
-    error = float(np.sqrt(total))
-    half = float(t.ppf(1 - alpha / 2, df)) * error
-    return gap - half, gap + half, float(2 * t.sf(abs(gap) / error, df)), float(df)
-
-
-@dataclass(frozen=True)
-class _Units:
-    variance: float
-    df: float
-    effective: float  # clusters
 
 
 def _weights(side: Measured) -> Float[np.ndarray, "units"]:
@@ -171,18 +159,16 @@ def _weights(side: Measured) -> Float[np.ndarray, "units"]:
     return 1 / (len(side.kept) * np.array(side.kept, dtype=float)[side.seed])
 
 
-def _units(side: Measured, weights: np.ndarray, parts: Parts | None) -> _Units:
+def _units(side: Measured, weights: np.ndarray, parts: Parts | None) -> Spread:
     """Variance of a side's mean over fresh clusters of units; the noise of their images taken out."""
     share = np.bincount(side.cluster, weights)
-    effective = 1 / float((share**2).sum())
-    spread = _clustered(side.values, side.cluster, weights, share)
-    noise = 0.0
+    found, noise = spread(side.values, side.cluster, weights), 0.0
     if parts is not None and len(share) > 1:
         sums = _by_cluster(side, weights)
         sums -= sums.sum(1, keepdims=True) * share  # what moves all clusters alike is in no spread
         moved = sums - sums.mean(0)
         noise = float(((1 - parts.sizes.numpy() / parts.sizes.sum().item())[:, None] * moved**2).sum())
-    return _Units(max(spread - noise, 0.0), max(effective - 1, 1.0), effective)
+    return replace(found, variance=max(found.variance - noise, 0.0))
 
 
 def _by_cluster(side: Measured, weights: np.ndarray) -> Float[np.ndarray, "parts clusters"]:
@@ -191,12 +177,6 @@ def _by_cluster(side: Measured, weights: np.ndarray) -> Float[np.ndarray, "parts
     n = len(side.cluster)
     table = csr_array((weights, (np.arange(n), side.cluster)), shape=(n, int(side.cluster.max()) + 1))
     return np.asarray((table.T @ side.left_out.T).T)
-
-
-def _clustered(values: np.ndarray, cluster: np.ndarray, weights: np.ndarray, share: np.ndarray) -> float:
-    """Cluster-robust variance of a weighted mean, each cluster's residual corrected for its leverage (CR2)."""
-    gaps = np.bincount(cluster, weights * (values - float(weights @ values)))
-    return float((gaps**2 / np.maximum(1 - share, 1e-9)).sum()) if len(share) > 1 else 0.0
 
 
 def _seeds(side: Measured) -> tuple[float, float]:
@@ -208,8 +188,7 @@ def _seeds(side: Measured) -> tuple[float, float]:
     within = 0.0
     for index in seeds_of(side):
         _, cluster = np.unique(side.cluster[index], return_inverse=True)
-        weights = np.full(len(index), 1 / len(index))
-        within += _clustered(side.values[index], cluster, weights, np.bincount(cluster, weights))
+        within += spread(side.values[index], cluster).variance
     return max(float(np.var(means, ddof=1)) / count - within / count**2, 0.0), count - 1.0
 
 
@@ -237,6 +216,11 @@ def _refusal(sides: dict[str, Measured], parts: Parts | None) -> str | None:
     if parts is not None and parts.groups < FEWEST_GROUPS:
         return f"only {parts.groups} groups of images; an interval needs {FEWEST_GROUPS}"
     return None
+
+
+def _unvaried(pieces: Pieces) -> str | None:
+    """Why values that are all alike have no interval: nothing in them says how sure their mean is."""
+    return UNVARIED if unvaried(pieces) else None
 
 
 def _check_boolean(side: Side, name: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saelab.acts import Acts, columns, dense
 from saelab.compare.left_out import Measured, Parts, measure
-from saelab.compare.shared import Difference, of_one
+from saelab.compare.shared import UNVARIED, Difference, combine, of_one
 from saelab.compare.sides import Side, check, check_groups, typical
 from saelab.errors import UserError
 
@@ -66,11 +66,37 @@ def paired_difference(
     reference = (typical(a) + typical(b)) / 2
     one, other = (measure(side, parts, metric, reference) for side in (a, b))
     paired, twin = _both(one, other)
-    found = of_one(_gaps(paired, twin), parts, alpha)
+    gaps = _gaps(paired, twin)
+    found = of_one(gaps, parts, alpha)
+    if found.refused == UNVARIED and not gaps.values.any():  # twins that are the units themselves: known, not estimated
+        found = replace(found, low=0.0, high=0.0, p=1.0, df=np.inf, refused=None)
     if found.difference is None:
         return found
-    means = [float(np.mean([x.values[x.seed == s].mean() for s in range(x.seeds)])) for x in (paired, twin)]
-    return replace(found, mean_a=means[0], mean_b=means[1])
+    return replace(found, mean_a=_mean(paired), mean_b=_mean(twin))
+
+
+def paired_differences(a: tuple[Side, Side], b: tuple[Side, Side], parts: Parts, alpha: float = 0.05) -> Difference:
+    """How much the difference a - b changes where twins stand in for both sides; each of `a`, `b`: units, their twins.
+
+    Values are those of `shared.difference`, above one reference for all four; `mean_a` is the difference between the
+    twins, `mean_b` that between the units. The variance is that of `shared.combine` for the pairs' own differences, so
+    what the images do to both sides alike cancels.
+    """
+    reference = torch.stack([typical(side) for side in (*a, *b)]).mean(0)
+
+    def measured(units: Side, twins: Side) -> tuple[Measured, Measured]:
+        return _both(measure(twins, parts, "pearson", reference), measure(units, parts, "pearson", reference))
+
+    one, other = measured(*a), measured(*b)
+    found = combine(_gaps(*one), _gaps(*other), parts, alpha)
+    if found.difference is None:
+        return found
+    return replace(found, mean_a=_mean(one[0]) - _mean(other[0]), mean_b=_mean(one[1]) - _mean(other[1]))
+
+
+def _mean(side: Measured) -> float:
+    """The mean of seed means."""
+    return float(np.mean([side.values[side.seed == s].mean() for s in range(side.seeds)]))
 
 
 def _both(a: Measured, b: Measured) -> tuple[Measured, Measured]:

@@ -7,7 +7,7 @@ from saelab.compare import causal_words
 from saelab.compare.answers import FAMILIES, answer_of, pair_of, row_of
 from saelab.compare.glossary import METRICS
 from saelab.compare.other_views import rate_explains
-from saelab.compare.phrases import LIKE, capital, f3, listed, number, p_value, titles
+from saelab.compare.phrases import LIKE, capital, f3, interval_of, listed, number, p_value, titles
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -26,10 +26,14 @@ def headline(result: dict[str, Any]) -> str:
 
 def _headline(result: dict[str, Any], pair: dict[str, Any]) -> str:
     a, b = pair["a"], pair["b"]
-    whole = answer_of(result, pair, "faithfulness", "all")["verdict"]
+    answer = answer_of(result, pair, "faithfulness", "all")
+    whole = answer["verdict"]
     coherent = answer_of(result, pair, "coherence", "all")["verdict"]
-    if whole in ("a", "b"):
-        better, worse = (a, b) if whole == "a" else (b, a)
+    better, worse = (a, b) if whole == "a" else (b, a)
+    if whole in ("a", "b") and not answer["above"]:
+        text = f"Labels of {better} and of {worse} differ, {better} ahead, but neither is shown to hold above chance"
+        text += _contradicted(result, pair)
+    elif whole in ("a", "b"):
         rate = {
             whole: "it is so among units of like firing rate too",
             "none": "among units of like firing rate no difference is shown",
@@ -75,11 +79,13 @@ def _on_twins(result: dict[str, Any]) -> str:
         if twin["low"] is None:
             continue
         if twin["twin"] == "cut":
-            way = f"{twin['group']} cut to fire on {100 * twin['rate']:.1f} % of the images"
+            way = f"{twin['group']} cut to fire on {100 * twin['rate']:.1f} % of the images score"
+        elif twin["against"] is None:
+            way = f"{twin['group']} before their gate score"
         else:
-            way = f"{twin['group']} before their gate"
+            way = f"{twin['group']} and {twin['against']}, both before their gates, differ by"
         change = f"{twin['difference']:+.3f}, interval {twin['low']:+.3f} to {twin['high']:+.3f}"
-        parts.append(f"{way} score {f3(twin['mean_twin'])} instead of {f3(twin['mean'])} ({change})")
+        parts.append(f"{way} {f3(twin['mean_twin'])} instead of {f3(twin['mean'])} ({change})")
     return f"Is it the firing rate? Labels chosen anew, {'; '.join(parts)}." if parts else ""
 
 
@@ -249,7 +255,7 @@ def _detail(row: dict[str, Any], pair: dict[str, Any], result: dict[str, Any]) -
     percent = 100 * (1 - result["settings"]["alpha"])
     return (
         f"{METRICS[row['metric']].title} ({pair['a']} {f3(row['mean_a'])}, {pair['b']} {f3(row['mean_b'])}; difference "
-        f"{f3(row['difference'])}, {percent:.0f} % interval {f3(row['low'])} to {f3(row['high'])}, {pair['interval']}; "
+        f"{f3(row['difference'])}, {percent:.0f} % interval {f3(row['low'])} to {f3(row['high'])}, {interval_of(row)}; "
         f"corrected p {p_value(row['p_holm'])}; Cliff's delta {row['cliffs_delta']:+.2f})"
     )
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from saelab.metrics.clusters import spread, student, unvaried
+
 NUMBERS = (
     *("causal_pct", "causal_chance", "causal", "causal_control", "causal_net", "permuted_pct", "top1", "top10"),
     *("drop", "drop_log_p", "necessity", "moved", "push", "size", "dose", "output_score"),
@@ -24,20 +26,17 @@ class Mean:
     se: float | None  # None: fewer than two clusters
     units: int
     clusters: int
+    df: float  # effective clusters less one: fewer where they are of uneven size
 
     def interval(self, alpha: float = 0.05) -> tuple[float, float] | None:
-        """Student's interval with a degree of freedom less than there are clusters; None for fewer than two."""
-        from scipy import stats
-
-        if self.se is None:
-            return None
-        reach = float(stats.t.ppf(1 - alpha / 2, self.clusters - 1)) * self.se
-        return self.mean - reach, self.mean + reach
+        """Student's interval; None for fewer than two clusters, or where no value differs from any other."""
+        pieces = [] if self.se is None else [(self.se**2, self.df)]
+        return None if unvaried(pieces) else student(self.mean, pieces, alpha)[:2]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two bases in one number: mean a - mean b with its interval (Welch, clusters as units) and p."""
+    """Two bases in one number: mean a - mean b with its interval and p (Welch, effective clusters as units)."""
 
     difference: float
     low: float
@@ -66,32 +65,24 @@ def mean_of(values: Float[np.ndarray, "units"], labels: Sequence[str | None]) ->
     kept = np.flatnonzero(np.isfinite(values))
     if not len(kept):
         return None
-    mean = float(values[kept].mean())
-    variance, clusters = _clustered(values[kept], _clusters(labels, kept))
-    return Mean(mean, None if np.isnan(variance) else float(np.sqrt(variance)), len(kept), clusters)
+    cluster = _clusters(labels, kept)
+    found, clusters = spread(values[kept], cluster), int(cluster.max()) + 1
+    se = float(np.sqrt(found.variance)) if clusters > 1 else None
+    return Mean(float(values[kept].mean()), se, len(kept), clusters, found.df)
 
 
 def difference(
     a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], name: str = "causal_net", alpha: float = 0.05
 ) -> Difference | None:
-    """How much higher a number is in rows `a` than in rows `b`; None where a side has fewer than two labels."""
-    from scipy import stats
+    """How much higher a number is in rows `a` than in rows `b`.
 
-    sides = []
-    for rows in (a, b):
-        values = column(rows, name)
-        kept = np.flatnonzero(np.isfinite(values))
-        variance, clusters = _clustered(values[kept], _clusters([row["label"] for row in rows], kept))
-        if np.isnan(variance):
-            return None
-        sides.append((float(values[kept].mean()), variance, clusters))
-    (mean_a, var_a, n_a), (mean_b, var_b, n_b) = sides
-    total, gap = var_a + var_b, mean_a - mean_b
-    df = total**2 / (var_a**2 / (n_a - 1) + var_b**2 / (n_b - 1)) if total else float(n_a + n_b - 2)
-    error = float(np.sqrt(total))
-    reach = float(stats.t.ppf(1 - alpha / 2, df)) * error
-    p = float(2 * stats.t.sf(abs(gap) / error, df)) if error else float(gap == 0)
-    return Difference(gap, gap - reach, gap + reach, p, float(df))
+    None where a side has fewer than two labels, or no value differs from any other on either.
+    """
+    one, other = (mean_of(column(rows, name), [row["label"] for row in rows]) for rows in (a, b))
+    if one is None or other is None or one.se is None or other.se is None:
+        return None
+    gap, pieces = one.mean - other.mean, [(one.se**2, one.df), (other.se**2, other.df)]
+    return None if unvaried(pieces) else Difference(gap, *student(gap, pieces, alpha))
 
 
 def summarise(rows: Sequence[dict[str, Any]], detects: Sequence[bool | None], units: int) -> dict[str, Any]:
@@ -183,15 +174,6 @@ def _clusters(labels: Sequence[str | None], kept: Int[np.ndarray, "some"]) -> In
     """A number for each kept unit's label; a unit without one is alone."""
     place: dict[object, int] = {}
     return np.array([place.setdefault(labels[i] if labels[i] is not None else (i,), len(place)) for i in kept], int)
-
-
-def _clustered(values: np.ndarray, clusters: np.ndarray) -> tuple[float, int]:
-    """Variance of the mean, units of a cluster moving together, and the number of clusters; NaN for fewer than two."""
-    count = int(clusters.max()) + 1 if len(clusters) else 0
-    if count < 2:
-        return float("nan"), count
-    sums = np.bincount(clusters, values - values.mean(), minlength=count)
-    return float((sums**2).sum() / len(values) ** 2 * count / (count - 1)), count
 
 
 def _plain(mean: Mean | None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from saelab.compare.phrases import WITH_IMAGES, WITHOUT_IMAGES, interval_of
 from saelab.report import references, sae_quality
 from saelab.report.reading import ReadBasis, Run
 from saelab.sae.rules import RULES
@@ -162,14 +163,26 @@ def _present(rows: list[dict[str, Any]], names: Any) -> list[str]:
 
 
 def _compared(comparison: dict[str, Any]) -> str:
-    kinds = sorted({pair["interval"] for pair in comparison["pairs"]})
     return (
         f"{comparison['selection']} Every named unit counts, with or without confidence. Correlations count above "
         "chance: above what a typical label of the two bases reaches on the unit. "
-        f"{_decided(comparison)}Intervals are by {' and by '.join(kinds)}; scorers are compared on the same units by "
+        f"{_decided(comparison)}{_intervals(comparison)}; scorers are compared on the same units by "
         "paired bootstrap and Wilcoxon's test; p-values are corrected over all main pairs and layers"
         f"{_cite('holm1979')}."
     )
+
+
+def _intervals(comparison: dict[str, Any]) -> str:
+    """What the intervals of each metric take into account."""
+    rows = [row for pair in comparison["pairs"] for row in pair["results"] if row["p"] is not None]
+    titles: dict[str, list[str]] = {}
+    for name in dict.fromkeys(row["metric"] for row in rows):
+        own = [interval_of(row) for row in rows if row["metric"] == name]
+        titles.setdefault(own[0], []).append(comparison["metrics"][name]["title"])
+    if len(titles) < 2:
+        kinds = list(titles) or sorted({pair["interval"] for pair in comparison["pairs"]})
+        return f"Intervals are by {' and by '.join(kinds)}"
+    return f"Intervals are by {WITH_IMAGES} ({', '.join(titles[WITH_IMAGES])}) or by {WITHOUT_IMAGES} (other metrics)"
 
 
 def _decided(comparison: dict[str, Any]) -> str:

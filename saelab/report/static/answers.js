@@ -30,7 +30,7 @@ function headlines(run, c, role = "main") {
       none: faithful ? `No difference shown in how well labels hold on ${lower(x)} and ${lower(y)}` : `No difference shown in how alike the images of ${lower(x)} and ${lower(y)} are`,
       mixed: `${faithful ? "Label faithfulness" : "Coherence"} is mixed: some metrics favour ${lower(x)}, some ${lower(y)}`,
       refused: `${faithful ? "Label faithfulness" : "Coherence"} of ${lower(x)} and ${lower(y)} cannot be compared: too few units have a number${faithful ? " (pictures need captions or classes)" : ""}`,
-    }[a.verdict] ?? (faithful ? `Labels hold better on ${lower(x)} than on ${lower(y)}` : `Images of ${lower(x)} belong together more than those of ${lower(y)}`)
+    }[a.verdict] ?? (faithful && a.above === false ? `Labels on ${lower(x)} and ${lower(y)} differ, ${lower(x)} ahead, but neither is shown to hold above chance` : faithful ? `Labels hold better on ${lower(x)} than on ${lower(y)}` : `Images of ${lower(x)} belong together more than those of ${lower(y)}`)
     return { ...a, side, text }
   })
 }
@@ -39,6 +39,7 @@ function headlines(run, c, role = "main") {
 function ofUse(a, x, y) {
   const both = `${lower(x)} and ${lower(y)}`
   if (a.verdict === "refused") return `What ${both} do cannot be compared: ${a.why}`
+  if (a.above === false) return `Neither ${lower(x)} nor ${lower(y)} are shown to be used for what their labels say; ${lower(x)} come closer`
   return a.verdict === "none" ? `No difference shown in how much the network uses ${both} for what their labels say` : `The network uses ${lower(x)} more than ${lower(y)} for what their labels say`
 }
 

@@ -59,8 +59,8 @@ def views_of(
 ) -> compare.Views:
     """Views of the evaluated bases of one layer; `sides`: the same, by name, as they are compared.
 
-    Pooled otherwise: real bases, where images have several tokens. Cut to the median firing rate of SAE features:
-    neurons and random directions. Before their gate: SAE features. None for a scorer that looks at more than
+    Pooled otherwise: real bases, where images have several tokens. Cut to the median firing rate of each group of SAE
+    features: neurons and random directions. Before their gate: SAE features. None for a scorer that looks at more than
     activations (`Labeller.able`).
     """
     if not labeller.able:
@@ -71,23 +71,26 @@ def views_of(
             row | {"named": row["named"] | {"label": label}}
             for row, label in zip(sides[basis.name].rows, labeller.name(acts), strict=True)
         ]
-        return replace(sides[basis.name], rows=rows, acts=lambda: take_rows(columns(acts), test), _known={})
+        tested = take_rows(columns(acts), test)  # the other images' activations are let go
+        return replace(sides[basis.name], rows=rows, acts=lambda: tested, _known={})
 
     own = {basis.name: UnitActivations.load(basis.units.path) for basis in bases}
     fits = [basis for basis in bases if own[basis.name].units * len(labeller.image_emb) <= LARGEST]
     pool = next(iter(own.values())).info["pool"]
     features = [basis for basis in fits if basis.kind == "sae" and not basis.control]
-    rate = _median_rate([sides[basis.name] for basis in features])
-    dense, cut, otherwise = [], [], []
+    rates = _median_rates([sides[basis.name] for basis in features])
+    dense, otherwise = [], []
+    cut: dict[str, list[compare.ComparedBasis]] = {group: [] for group in rates}
     for basis in fits:
         if basis in features:
             project = replace(tokens(basis).project, gated=False)
             dense.append(seen(basis, pool_cache(tokens(basis).cache, project, pool)))
-        if basis.kind in ("neuron", "random_rotation") and rate is not None:
-            cut.append(seen(basis, compare.cut_to_rate(own[basis.name].acts, labeller.mine, rate)))
+        for group, rate in rates.items() if basis.kind in ("neuron", "random_rotation") else ():
+            cut[group].append(seen(basis, compare.cut_to_rate(own[basis.name].acts, labeller.mine, rate)))
         if not basis.control and pool in OTHER and several(tokens(basis).cache):
             otherwise.append(seen(basis, pool_cache(tokens(basis).cache, tokens(basis).project, OTHER[pool])))
-    return compare.Views(OTHER.get(pool), otherwise, rate, cut, dense)
+    cuts = [compare.Cut(group, rate, cut[group]) for group, rate in rates.items()]
+    return compare.Views(OTHER.get(pool), otherwise, cuts, dense)
 
 
 def several(cache: ActivationCache) -> bool:
@@ -95,8 +98,12 @@ def several(cache: ActivationCache) -> bool:
     return cache.n_tokens > cache.n_images
 
 
-def _median_rate(features: Sequence[compare.ComparedBasis]) -> float | None:
-    """The median firing rate, on the mined images, of units that fire and don't fire everywhere."""
-    rates = torch.tensor([row["firing_rate"] or 0.0 for basis in features for row in basis.rows], dtype=torch.float64)
-    some = rates[(rates > 0) & (rates < 1)]
-    return float(some.median()) if len(some) else None
+def _median_rates(features: Sequence[compare.ComparedBasis]) -> dict[str, float]:
+    """By group, the median firing rate, on the mined images, of units that fire and don't fire everywhere."""
+    found: dict[str, float] = {}
+    for group in dict.fromkeys(basis.group for basis in features):
+        rows = [row for basis in features if basis.group == group for row in basis.rows]
+        rates = torch.tensor([row["firing_rate"] or 0.0 for row in rows], dtype=torch.float64)
+        some = rates[(rates > 0) & (rates < 1)]
+        found |= {group: float(some.median())} if len(some) else {}
+    return found

@@ -36,7 +36,7 @@ from saelab.label.settings import LabelSettings, by_luck, check
 from saelab.label.vocabulary import Vocabulary
 from saelab.units import UnitActivations
 
-CODE = 8  # version of this stage; part of every recipe
+CODE = 9  # version of this stage; part of every recipe
 MEANINGS_AT_ONCE = 1024  # units whose positives' embeddings are held together
 UNLABELLED = ("dead", "constant", "invalid")  # statuses of units that get no label
 

@@ -11,7 +11,7 @@ from saelab.label import concepts, pipeline
 from saelab.label.series import group_images
 from saelab.run.basis import Basis
 
-CODE = 7  # version of this stage; part of every recipe
+CODE = 8  # version of this stage; part of every recipe
 
 
 def make_judges(

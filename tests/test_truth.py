@@ -86,7 +86,7 @@ def test_bad_input_is_told_in_one_line():
     )
 )
 def test_a_concept_of_a_whole_name_goes_before_a_synonym_of_it(concepts):
-    """ "Cardigan, Cardigan Welsh corgi" is a dog: the label "cardigan" means the garment where that is a concept."""
+    """A "Cardigan, Cardigan Welsh corgi" is a dog: the label "cardigan" is the garment where that is a concept."""
     names = [", ".join(own) for own in concepts]
     labels = sorted({one for own in concepts for one in own})
     stated = truth.from_concepts(labels, names, torch.eye(len(names), dtype=torch.bool))

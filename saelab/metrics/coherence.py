@@ -83,6 +83,8 @@ def monosemanticity(acts: Acts, image_emb: Float[Tensor, "images d_text"]) -> Fl
     images, units = shape(acts)
     if image_emb.ndim != 2 or len(image_emb) != images:
         raise UserError("image_emb", tuple(image_emb.shape), f"expected one row for each of the {images} images")
+    if not images:
+        return torch.full((units,), torch.nan, device=image_emb.device)
     emb = normalize(image_emb.double(), dim=1)
     if isinstance(acts, Columns):
         return _monosemanticity_sparse(acts, emb)

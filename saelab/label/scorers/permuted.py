@@ -73,11 +73,10 @@ def by_ranges(frame: Frame, scores_of: Callable[[Evidence], Tensor]) -> Best:
 
 
 def best_of(scores: Float[Tensor, "some labels"]) -> Float[Tensor, "some"]:
-    """The largest score of each row, NaN where all are NaN or -inf (no score); inf as the dtype's largest number."""
-    best = scores.amax(dim=1)
-    best = best.masked_fill_(best == -torch.inf, torch.nan).nan_to_num_(nan=torch.nan)
+    """The largest score of each row, NaN only where all are; infinite ones as the dtype's largest number."""
+    best = scores.amax(dim=1).nan_to_num_(nan=torch.nan)
     holed = best.isnan()
     if bool(holed.any()):  # only these rows are gone through again: a copy of all takes as long as finding the largest
-        rest = scores[holed].nan_to_num_(nan=-torch.inf, neginf=-torch.inf).amax(dim=1)
+        rest = scores[holed].nan_to_num_(nan=-torch.inf).amax(dim=1)
         best[holed] = rest.masked_fill_(rest == -torch.inf, torch.nan)
     return best

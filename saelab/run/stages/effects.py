@@ -29,7 +29,7 @@ from saelab.label import pipeline, selection
 from saelab.label.mine import top_images
 from saelab.run.basis import Basis
 
-CODE = 3  # version of this stage; part of every recipe
+CODE = 4  # version of this stage; part of every recipe
 CHECKPOINT = 30  # units between two writings
 ROWS, SUMMARY, TARGETS, GROUPS = "effects.jsonl", "effects.json", "targets.json", "groups.jsonl"
 

@@ -96,6 +96,7 @@ Acts = Tensor | Columns  # what the functions below take: dense [images, units],
 def columns(acts: Acts) -> Acts:
     """Dense activations unchanged, sparse ones (torch's or SciPy's) as Columns; NumPy's arrays are taken too.
 
+    Whole numbers and booleans, counts say, become float32 in either layout.
     Raises UserError for what is no matrix of real numbers.
     """
     if isinstance(acts, Columns):
@@ -103,8 +104,9 @@ def columns(acts: Acts) -> Acts:
     acts = as_tensor(acts, "acts")
     if acts.ndim != 2:
         raise UserError("acts", tuple(acts.shape), "expected a matrix [images, units]")
+    acts = acts if acts.is_floating_point() else acts.to(torch.float32)
     if acts.layout == torch.strided:
-        return acts if acts.is_floating_point() else acts.float()
+        return acts
     if acts.layout == torch.sparse_csr and acts.device.type == "cpu":
         return _by_column(acts)
     csc = acts.to_sparse_csc()

@@ -105,11 +105,18 @@ def from_descriptions(
 def from_concepts(labels: Sequence[str], names: Sequence[str], member: Bool[Tensor, "images concepts"]) -> Truth:
     """Truth from a table of concepts, every image looked at for every concept; names match as in `vocabulary.key`.
 
+    A name may list synonyms ("Cardigan, Cardigan Welsh corgi"); a concept of a whole name goes before a synonym of it.
+
     Raises UserError where `member` has another number of columns than `names`.
     """
     if member.ndim != 2 or member.shape[1] != len(names):
         raise UserError("truth", tuple(member.shape), f"expected [images, {len(names)}] for {len(names)} concepts")
-    place = {synonym: i for i, name in reversed(list(enumerate(names))) for synonym in _synonyms(name)}
+    place: dict[str, int] = {}
+    whole = [[k] if (k := _key(name)) else [] for name in names]
+    for keys in (whole, map(_synonyms, names)):
+        for i, own in enumerate(keys):
+            for one in own:
+                place.setdefault(one, i)
     column = {label: place[_key(label)] for label in labels if _key(label) in place}
     known = torch.ones(len(member), dtype=torch.bool)
     return Truth(member.bool(), column, tuple(names), known, "concept table, exact", True)

@@ -1,6 +1,7 @@
 """Marked concepts reach INVERT and NetDissect: planted patches of colour, in pictures that the host crops."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +94,29 @@ def test_label_images_are_cropped_as_the_host_crops_the_picture(world):
         seen = np.asarray(pictures.load(i))[:, 8:40]
         red, blue = (seen[..., c] > 0 for c in (0, 2))
         assert (found[row, 1].numpy() == red).all() and (found[row, 2].numpy() == blue).all()
+
+
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+@pytest.mark.parametrize("crop", [(16, 16), (24, 12)])
+def test_numbers_of_sixteen_bits_are_classes_of_their_own(tmp_path, channels, crop):
+    """259 is no 3, 300 no 44: full ADE20K has thousands of numbers. Outside of the picture there is no class."""
+    numbers = np.random.default_rng(0).choice([3, 44, 254, 255, 256, 259, 300, 511, 65535], size=(6, 32, 32))
+    (tmp_path / "masks").mkdir()
+    for i, own in enumerate(numbers):
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / f"{i}.png")
+        Image.fromarray(own.astype(np.uint16)).save(tmp_path / "masks" / f"{i}.png")
+    names = [f"number {n} of them" for n in range(600)]
+    pictures = images.load("folder", root=str(tmp_path), masks="masks", mask_names=names)
+    spec = Transform(16, crop, mean=(0.5, 0.5, 0.5), channels=channels).spec
+    store = SimpleNamespace(recipe={"host": {"transform": spec}})
+    wanted = [3, 44, 254, 255, 256, 259, 300, 511]
+    found = concepts.pixels([names[n] for n in wanted], pictures, np.arange(6), store)
+    small = np.stack([np.asarray(Image.fromarray(m.astype(np.int32)).resize((16, 16), 0)) for m in numbers])
+    expected = np.full((6, *crop), -1)
+    top, left = max(0, (crop[0] - 16) // 2), (16 - crop[1]) // 2
+    expected[:, top : top + 16] = small[:, :, left : left + crop[1]]
+    assert (found.numpy() == (expected[:, None] == np.array(wanted)[:, None, None])).all()
+    assert found.any(dim=(0, 2, 3)).all()
 
 
 def test_maps_are_the_tokens_in_their_places(world):

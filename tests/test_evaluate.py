@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -282,6 +283,59 @@ def test_coherence_is_that_of_each_unit_s_own_images():
     for u, mean in means.items():
         nearest = max(float(mean @ other) for v, other in means.items() if v != u)
         assert float(numbers["redundancy"][u]) == pytest.approx(nearest, abs=1e-5)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_images_without_a_vector_are_never_read(sparse):
+    """Whatever stands in rows that are not `known`, NaN too: coherence is that of the other images."""
+    acts, evidence = world()
+    known = torch.arange(IMAGES) % 7 != 0
+    found = []
+    for filler in (torch.nan, 1e9, 0.0):
+        judge, written = (
+            replace(space, images=space.images.masked_fill(~known[:, None], filler), known=known & space.known)
+            for space in (evidence.judge, evidence.captions)
+        )
+        test = acts[TEST].to_sparse_csr() if sparse else acts[TEST]
+        found.append(ev.coherence(test, Judges(judge, written, None), TEST, 3))
+    assert sum(bool(numbers.isfinite().any()) for numbers in found[0].values()) == 5
+    for name, numbers in found[0].items():
+        for other in found[1:]:
+            assert torch.equal(numbers.nan_to_num(-9), other[name].nan_to_num(-9)), name
+    seen = TEST[known[TEST].numpy()]
+    mono = ev.coherence(acts[seen], evidence, seen, 3)["monosemanticity"]
+    torch.testing.assert_close(found[0]["monosemanticity"], mono, equal_nan=True)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_image_with_a_vector_or_none_makes_no_coherence(count, sparse):
+    acts, evidence = world()
+    known = torch.zeros(IMAGES, dtype=torch.bool)
+    known[TEST[:count]] = True
+    judges = Judges(replace(evidence.judge, known=known), None, None)
+    numbers = ev.coherence(acts[TEST].to_sparse_csr() if sparse else acts[TEST], judges, TEST, 3)
+    assert all(bool(values.isnan().all()) for values in numbers.values())
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("mine", "test"), [(0, 30), (0, 9), (30, 9), (30, 0), (5, 30), (0, 0), (30, 10)])
+def test_truth_that_describes_few_images_or_none_gives_no_number(mine, test, sparse):
+    """No described mining image: no threshold. Fewer than 10 described test images: no number at all."""
+    acts, evidence = world()
+    known = torch.zeros(IMAGES, dtype=torch.bool)
+    known[MINE[:mine]], known[TEST[:test]] = True, True
+    member = evidence.truth.member & known[:, None]
+    judges = Judges(evidence.judge, None, replace(evidence.truth, member=member, known=known))
+    units = UnitActivations(acts.to_sparse_csr() if sparse else acts, "neuron", {})
+    rows, _ = ev.evaluate(units, label_rows(GIVEN), judges, Splits(MINE, TEST), resamples=20)
+    for row in rows[:3]:
+        for name in OF_TRUTH:
+            there = test >= 10 and (mine > 0 or name not in ("f1", "iou"))
+            holds = member[TEST[:test], row["unit"]]
+            there &= bool(holds.any()) and not bool(holds.all())
+            there &= name not in ("f1", "iou") or bool(member[MINE[:mine], row["unit"]].any())
+            assert (row["final"][name] is not None) == there, (name, row["unit"])
 
 
 def test_files_hold_null_where_there_is_no_number(tmp_path, evaluated):

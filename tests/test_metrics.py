@@ -191,6 +191,29 @@ def test_polysemanticity_against_scikit_learn():
     assert float(metrics.polysemanticity(pair)) == pytest.approx(1 - math.sqrt(0.5), abs=1e-6)
 
 
+@pytest.mark.parametrize("k", [2, 5, 12, 13, 14, 30])
+def test_equal_positives_are_one_cluster(k):
+    """Of many, 2-means leaves one side empty: its centre is nowhere, not at 0."""
+    g = torch.Generator().manual_seed(k)
+    rows = torch.randn(20, 1, 8, generator=g).expand(20, k, 8).clone()
+    valid = torch.rand(20, k, generator=g) < 0.8
+    for kept in (None, valid):
+        found = metrics.polysemanticity(rows, kept)
+        few = torch.zeros(20, dtype=torch.bool) if kept is None else kept.sum(dim=1) < 2
+        assert bool((found[~few].abs() < 1e-6).all()) and bool(found[few].isnan().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_controls_that_are_equal_have_no_spread_whatever_their_number_and_value(dtype):
+    g = torch.Generator().manual_seed(0)
+    for n in range(2, 60):
+        level = (torch.randn(30, generator=g) * 10 ** (3 * torch.rand(30, generator=g) - 2)).to(dtype)
+        assert bool((metrics.mad(2 * level[None] + 1, level.expand(n, 30)) == 0).all())
+    control = 1 + 1e-6 * torch.randn(50, 1, generator=g, dtype=torch.float64)  # little, and yet a spread
+    expected = (2 - control.mean()) / control.std()
+    assert float(metrics.mad(torch.full((3, 1), 2.0, dtype=torch.float64), control)) == pytest.approx(float(expected))
+
+
 def test_numbers_that_cannot_be_had_are_nan():
     acts, truth = world()
     truth[:, 0] = False

@@ -125,6 +125,30 @@ def test_wpmi_keeps_the_other_units_as_they_are(name):
             assert float(scores[unit].max()) == pytest.approx(float(found), abs=1e-4)
 
 
+@pytest.mark.parametrize("series", [False, True])
+def test_units_whose_labels_all_have_no_score_have_no_percentile(series):
+    """Rank reorder gives -inf to labels that a unit's pictures are unlike: no score, on any path."""
+    acts, emb, txt, groups, _ = world(labels=4)
+    acts = acts[:, 12:]
+    emb = normalize(emb + 0.3 * txt[0], dim=1)
+    given_ = groups if series else None
+    gone = assign.Evidence.mined(acts, emb, normalize(-emb.mean(dim=0) + 0.01 * txt[:2], dim=1), 8, groups=given_)
+    assert bool((assign.score(["rank_reorder"], gone)["rank_reorder"] == -torch.inf).all())
+    assert bool(null_percentile("rank_reorder", gone, 4).isnan().all())
+    some = gone.but(label_emb=normalize(txt[:2] - emb.mean(dim=0), dim=1))  # for some units, under some permutations
+    short = null_percentile("rank_reorder", some, 8)
+    own = assign.rankings(["rank_reorder"], some)["rank_reorder"]
+    assert torch.equal(short.isnan(), own.label < 0)
+    frame = Frame(some, block=5)
+    quick, plain = SCORERS["rank_reorder"].under(frame), whole(SCORERS["rank_reorder"], frame)
+    for seed in range(4):
+        draw = Draw(frame, torch.randperm(frame.images, generator=torch.Generator().manual_seed(seed)))
+        for block in frame.blocks:
+            best = plain(draw, block)
+            best[best == torch.finfo(best.dtype).min] = torch.nan
+            assert torch.allclose(quick(draw, block), best, atol=2e-6, equal_nan=True)
+
+
 @pytest.mark.parametrize("usable", [0, 3])
 def test_nets_without_some_or_any_usable_concept(usable):
     """Refused concepts have the coefficient 0, which counts where all others' are negative."""

@@ -12,6 +12,7 @@ from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.label import exemplars, pipeline
 from saelab.label.scorers.frame import Draw, Frame
+from saelab.label.scorers.registry import SCORERS
 from saelab.label.settings import FEW, final_scorer
 from saelab.label.vocabulary import pool
 from saelab.units import UnitActivations
@@ -110,6 +111,35 @@ def test_sparse_and_dense_activations_get_the_same_labels(world, plain):
     assert [row["contrasts"] for row in sparse] == [row["contrasts"] for row in rows]
     for scorer in SETTINGS.scorers:
         assert [r["scores"][scorer]["label"] for r in sparse] == [r["scores"][scorer]["label"] for r in rows]
+
+
+@pytest.mark.parametrize("name", list(SCORERS))
+def test_every_scorer_can_be_final_and_those_without_a_null_do_not_abstain(name):
+    """`decoder_direction` and `netdissect` do not look at pooled activations: no percentile, none to abstain by."""
+    small = planted.make(planted.WorldSpec(200, 6, parents=3, live=2, children=2, dim=16, seed=1))
+    images = image_set(200)
+    words = pool([(f"label {i}", ("planted",)) for i in range(len(small.label_emb))])
+    units = UnitActivations(small.acts, "planted", {})
+    found = exemplars.find(units, images, small.image_emb, MINING)
+    evidence = pipeline.evidence(units, found, images, small.image_emb, small.label_emb, MINING)
+    g = torch.Generator().manual_seed(0)
+    size = (evidence.n_images, len(small.label_emb))
+    evidence = evidence.but(
+        concepts=torch.rand(size, generator=g) > 0.7,
+        decoder=torch.randn(6, 16, generator=g),
+        filled_emb=small.label_emb,
+        template_emb=small.label_emb.mean(dim=0),
+        maps=torch.rand(size[0], 6, 4, 4, generator=g),
+        masks=torch.rand(*size, 8, 8, generator=g) > 0.7,
+    )
+    settings = pipeline.LabelSettings((name,), name, nulls=5, meanings=False)
+    rows = pipeline.assign_all(evidence, found, words, settings, "planted")
+    labelled = [row for row in rows if row["label"] is not None]
+    assert labelled
+    for row in labelled:
+        percentile = row["scores"][name]["null_percentile"]
+        assert (percentile is None) == (SCORERS[name].null is None)
+        assert percentile is not None or not row["abstained"]
 
 
 def test_units_without_a_meaning_get_a_status_and_no_label(world):

@@ -342,6 +342,19 @@ def test_an_unknown_proposer_names_those_that_there_are():
     assert propose.load_proposer("none") is None
 
 
+@pytest.mark.parametrize("rule", ["top", "random", "tokens", "usd"])
+@pytest.mark.parametrize("value", ["inf", "-inf", "1e400", "nan", "0", "-1", "", "x", "²"])
+def test_amounts_that_are_none_are_told_in_one_line(rule, value):
+    with pytest.raises(UserError, match="needs a finite number above 0"):
+        selection.choose(f"{rule}:{value}", 6, strength=[1.0] * 6)
+
+
+@pytest.mark.parametrize("spec", ["²", "1-²", "²-3", "1,²", "٣", "1-٣", "9" * 5000, "1-" + "9" * 5000])
+def test_ids_that_are_none_are_told_in_one_line(spec):
+    with pytest.raises(UserError, match="units="):
+        selection.choose(spec, 6)
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "proposer").glob("*.yaml")))
 def test_every_shipped_config_loads_and_names_only_settings_that_there_are(name, tmp_path):
     pytest.importorskip("openai")

@@ -133,6 +133,40 @@ def test_the_label_itself_is_in_the_set_of_every_scorer(name):
     assert sum(s is not None for s in found) > UNITS / 2
 
 
+@pytest.mark.parametrize("kind", ["few series", "rare units", "dead units", "one label"])
+@pytest.mark.parametrize("name", [name for name, scorer in SCORERS.items() if scorer.null is not None])
+def test_worlds_in_which_no_unit_has_a_set_or_a_rival(name, kind):
+    acts, emb, labels, of = world(60)
+    acts, labels = acts[:, :6], labels[:1] if kind == "one label" else labels[:6]
+    acts = {"rare units": acts * (torch.arange(60) < FEWEST - 1)[:, None], "dead units": 0 * acts}.get(kind, acts)
+    g = torch.Generator().manual_seed(5)
+    more = {"concepts": torch.rand(60, len(labels), generator=g) < 0.3, "filled_emb": labels, "template_emb": labels[0]}
+    seen = assign.Evidence.mined(acts, emb, labels, 8, None, of, **more)
+    seen = seen.but(series=torch.arange(60) // 15) if kind == "few series" else seen
+    found = label_sets(seen, name, resamples=5)
+    assert all(s in (None, [0]) for s in found)
+    assert kind == "one label" or found == [None] * 6
+
+
+@settings(max_examples=6)
+@given(st.integers(0, 2**16))
+def test_a_label_without_a_score_takes_no_part(seed):
+    """Rank reorder gives -inf where a label is unlike a unit's images: in no set, and no rival is ruled out less."""
+    acts, emb, labels, of = world(120, seed)
+    g = torch.Generator().manual_seed(seed)
+    common = normalize(torch.randn(emb.shape[1], generator=g), dim=0)
+    emb, labels = normalize(emb + common, dim=1), normalize(labels[:5] + 2 * common, dim=1)
+    low = normalize(0.1 * torch.randn(3, emb.shape[1], generator=g) - common, dim=1)
+    both = torch.cat([low[:1], labels, low[1:]])
+    with_, without = (evidence((acts[:, :8], emb, some, of)) for some in (both, labels))
+    scores = assign.score(["rank_reorder"], with_)["rank_reorder"]
+    assert not bool((scores[:, [0, 6, 7]] > -torch.inf).any()) and bool(scores[:, 1:6].isfinite().any())
+    found = (label_sets(e, "rank_reorder", resamples=30, seed=seed) for e in (with_, without))
+    for wider, alone in zip(*found, strict=True):
+        assert (wider is None) == (alone is None)
+        assert wider is None or {i + 1 for i in alone} <= set(wider) <= {1, 2, 3, 4, 5}
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 2**16), st.integers(1, 12), st.integers(1, 6))
 def test_rows_are_repeated_alike_in_both_layouts(seed, images, units):

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from saelab import truth
 from saelab.errors import UserError
@@ -72,3 +74,29 @@ def test_bad_input_is_told_in_one_line():
         truth.from_concepts(["a"], ["a", "b", "c"], torch.zeros(4, 2, dtype=torch.bool))
     with pytest.raises(UserError, match="embed images and labels with one encoder"):
         truth.Similarity.of("x", torch.zeros(3, 4), ["a"], torch.zeros(1, 5))
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from(["robin", "duck", "drake", "cardigan", "Cardigan corgi", "crane"]), min_size=1, max_size=3
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_concept_of_a_whole_name_goes_before_a_synonym_of_it(concepts):
+    """A "Cardigan, Cardigan Welsh corgi" is a dog: the label "cardigan" is the garment where that is a concept."""
+    names = [", ".join(own) for own in concepts]
+    labels = sorted({one for own in concepts for one in own})
+    stated = truth.from_concepts(labels, names, torch.eye(len(names), dtype=torch.bool))
+    for label in labels:
+        whole = [i for i, name in enumerate(names) if name == label]
+        among = [i for i, own in enumerate(concepts) if label in own]
+        assert stated.column[label] == (whole or among)[0]
+
+
+def test_cardigans_and_ducks():
+    for names in (["Cardigan, Cardigan Welsh corgi", "cardigan"], ["drake, duck", "Ducks"]):
+        label = names[1].lower()
+        assert truth.from_concepts([label], names, torch.eye(2, dtype=torch.bool)).column == {label: 1}

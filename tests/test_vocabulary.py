@@ -19,6 +19,28 @@ def test_spellings_of_one_label_share_a_key_and_different_labels_do_not():
         assert vocabulary.key(a) != vocabulary.key(b), (a, b)
 
 
+MEET = """
+bus/buses lens/lenses tie/ties cookie/cookies mustache/mustaches potato/potatoes house/houses
+horse/horses shoe/shoes gas/gases iris/irises cactus/cactuses blouse/blouses fuse/fuses toe/toes
+hero/heroes box/boxes mattress/mattresses beach/beaches coach/coaches headache/headaches city/cities
+berry/berries movie/movies pie/pies octopus/octopuses volcano/volcanoes photo/photos zoo/zoos
+cache/caches necktie/neckties vase/vases rose/roses cause/causes canoe/canoes spinach/spinaches
+hoopoe/hoopoes caddy/caddies mosquito/mosquitoes niche/niches canvas/canvases zombie/zombies
+party/parties virus/viruses use/uses ache/aches
+"""
+
+
+@pytest.mark.parametrize(("one", "many"), [pair.split("/") for pair in MEET.split()])
+def test_a_word_and_its_plural_meet(one, many):
+    assert vocabulary.key(one) == vocabulary.key(many) == vocabulary.key(f"the {many.upper()}") == one
+    assert vocabulary.key(f"red {one}") == vocabulary.key(f"red_{many}") == f"red {one}"
+
+
+def test_no_two_names_of_imagenet_meet_that_are_no_spellings_of_one():
+    for names, distinct in ((imagenet_names(), 998), (imagenet21k_names(), 20038)):
+        assert len({vocabulary.key(name) for name in names}) == distinct
+
+
 def test_pooling_keeps_the_first_spelling_and_all_sources():
     base = vocabulary.pool([("bicycle_wheel", ("file",)), ("fox", ("file",)), ("  ", ("file",))])
     joined = base.plus(["Foxes", "owl."], "tagger")

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelab import metrics
 from saelab.acts import Acts, columns
 from saelab.artifacts import write_json, write_jsonl
 from saelab.errors import UserError
-from saelab.evaluate.faithfulness import CHANCE, FAITHFULNESS, Judges, Splits, faithfulness
+from saelab.evaluate.faithfulness import CHANCE, FAITHFULNESS, Judges, Splits, faithfulness, known_rows
 from saelab.evaluate.intervals import RESAMPLES, intervals
 from saelab.label.mine import fires_on, positive_images, top_images
+from saelab.truth import Similarity
 from saelab.units import UnitActivations
 
 COHERENCE = ("clarity", "caption_clarity", "monosemanticity", "polysemanticity", "redundancy")
@@ -96,16 +97,26 @@ def coherence(test: Acts, evidence: Judges, ids: np.ndarray, k: int) -> dict[str
     index = torch.as_tensor(ids)
     top, _ = positive_images(test, k)
     fires = top >= 0
-    images = evidence.judge.images[index]
-    numbers = {"monosemanticity": metrics.monosemanticity(test, images)}
-    spaces = {"clarity": (images, fires)}
+    images, known = _vectors(evidence.judge, index)
+    seen = fires & known[top]
+    numbers = {"monosemanticity": metrics.monosemanticity(known_rows(test, known), images[known])}
+    spaces = {"clarity": (images, seen)}
     if evidence.captions is not None:
-        spaces["caption_clarity"] = (evidence.captions.images[index], fires & evidence.captions.known[index][top])
+        captions, written = _vectors(evidence.captions, index)
+        spaces["caption_clarity"] = (captions, fires & written[top])
     for name, (space, valid) in spaces.items():
         numbers[name] = _where(valid.sum(1) >= 2, metrics.clarity(space[top], valid=valid))
     for name, metric in (("polysemanticity", metrics.polysemanticity), ("redundancy", metrics.redundancy)):
-        numbers[name] = _where(fires.sum(1) >= 2, metric(images[top], valid=fires))
+        numbers[name] = _where(seen.sum(1) >= 2, metric(images[top], valid=seen))
     return numbers | {name: _nothing(len(top)) for name in COHERENCE if name not in numbers}
+
+
+def _vectors(
+    space: Similarity, index: Int[Tensor, "images"]
+) -> tuple[Float[Tensor, "images d_text"], Bool[Tensor, "images"]]:
+    """Some images' vectors, 0 where they have none, and which have one."""
+    known = space.known[index]
+    return space.images[index].masked_fill(~known[:, None], 0.0), known
 
 
 def shuffled(texts: Sequence[str | None], seed: int) -> list[str | None]:

@@ -23,7 +23,7 @@ FAITHFULNESS = ("scs", "caption_r", "truth_r", "auprc", "f1", "iou", "auroc")
 CHANCE = {name: f"{name}_chance" for name in ("scs", "caption_r", "truth_r")}  # what dealt-out labels reach, by metric
 UNCONFIRMED = ("truth_images", "truth_r", "truth_r_chance", "auprc", "f1", "iou")  # 0 for a label known to be wrong
 OF_TRUTH = ("truth_r", "auprc", "f1", "iou", "auroc")
-FEWEST_IMAGES = 10  # test images below which no number is computed
+FEWEST_IMAGES = 10  # test images that a judge knows, below which no number is computed
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def faithfulness(
     * `caption_r`: the same with the similarity of the image's caption and the label (captioned test images only).
     * `truth_r`, `auprc`, `f1`, `iou`, `auroc`: against boolean truth on described test images; F1 and IoU at the
       threshold with the best F1 on `mine` (NaN if the label holds on no described mine image). `truth_images`: test
-      images on which the label is true; NaN for a label without truth. Where that is 0, or all, the five are NaN.
+      images on which the label is true; NaN for a label without truth. Where that is 0, or all, the five are NaN, and
+      so they are where fewer than 10 test images are described.
       Where truth is complete (`Truth.complete`), a label that is no concept is true of no image: `truth_images`,
       `truth_r`, `auprc`, `f1` and `iou` are 0.
 
@@ -128,7 +129,7 @@ def _against_truth(
         for name in UNCONFIRMED:
             numbers[name][wrong] = 0.0
     usable = (holds[columns] > 0) & (holds[columns] < len(on_test))
-    if not bool(usable.any()):
+    if len(on_test) < FEWEST_IMAGES or not bool(usable.any()):
         return numbers
     units, concepts = named[usable], columns[usable]
     distinct, label, times = concepts.unique(return_inverse=True, return_counts=True)

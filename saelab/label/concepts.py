@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from saelab.label.scorers.netdissect import netdissect_stream, top_threshold
 from saelab.label.vocabulary import key
 from saelab.units import Projection
 
+LARGEST_NUMBER = (1 << 24) - 1  # that three bytes hold, and float32 exactly
 LARGEST = 1 << 31  # bytes of maps or masks that are held at once
 
 
@@ -54,19 +55,29 @@ def pixels(labels: Sequence[str], images: ImageSet, ids: np.ndarray, cache: Acti
     """
     if not images.masks:
         raise UserError("scorer", "netdissect", "the pictures have no label images", "give images.masks=FOLDER")
-    spec = cache.recipe["host"]["transform"] | {"interpolation": "nearest", "mean": [0] * 3, "std": [1] * 3, "scale": 1}
-    see = Transform(**spec)
+    plain = {"interpolation": "nearest", "mean": [0] * 3, "std": [1] * 3, "scale": 1, "channels": "RGB"}
+    see = Transform(**(cache.recipe["host"]["transform"] | plain))
     _affordable("label images", len(ids) * len(labels) * see.size[0] * see.size[1])
     place = _places(labels, images.mask_names)
     found = []
     for i in ids.tolist():
-        numbers = images.mask(i) + 1  # 0: outside of the picture, where the crop reaches beyond it
-        seen = see(Image.fromarray(numbers.astype(np.uint8)).convert("RGB"))[0] - 1
+        seen = _numbers(see(_picture(images.mask(i))))
         of_image = torch.zeros(len(labels), *seen.shape, dtype=torch.bool)
         for label, values in place.items():
             of_image[label] = torch.isin(seen, torch.tensor(values, dtype=seen.dtype))
         found.append(of_image)
     return torch.stack(found)
+
+
+def _picture(numbers: Int[np.ndarray, "height width"]) -> Image.Image:
+    """Class numbers from -1 on as a picture that a Transform takes: one more than each, a byte a channel."""
+    shifted = (numbers.astype(np.int64) + 1).clip(0, LARGEST_NUMBER)
+    return Image.fromarray(np.stack([shifted >> 8 * byte & 255 for byte in range(3)], axis=2).astype(np.uint8))
+
+
+def _numbers(seen: Float[Tensor, "3 height width"]) -> Float[Tensor, "height width"]:
+    """The class numbers of such a picture, resized and cropped; -1 where the crop reaches beyond it (black)."""
+    return seen[0] + 256 * seen[1] + 65536 * seen[2] - 1
 
 
 def maps(tokens: Tokens, ids: np.ndarray) -> Float[Tensor, "images units height width"]:

@@ -116,4 +116,6 @@ def _rounds(n: int, seed: int, progress: bool) -> Iterator[torch.Generator]:
 
 
 def _best(scorer: Scorer, evidence: Evidence) -> Float[Tensor, "units"]:
-    return torch.cat([best_of(found) for _, found in blocks(scorer, evidence)])
+    """Best score of each unit; NaN where there is none, be it that all of its labels have -inf."""
+    best = torch.cat([best_of(found) for _, found in blocks(scorer, evidence)])
+    return best.masked_fill_(best == torch.finfo(best.dtype).min, torch.nan)  # what `best_of` makes of -inf

@@ -4,6 +4,7 @@ The order of a run: `exemplars` for each basis, proposals from them, one vocabul
 `labels` for each basis over that same vocabulary, so that bases differ in nothing but their units.
 """
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -219,7 +220,10 @@ def _meanings(
 def _entries(
     top: assign.Ranking, rank: Tensor, percentile: Tensor | None, vocabulary: Vocabulary
 ) -> list[dict[str, Any]]:
-    """Per unit: best label, score, rank of the final label, margin to the next, null percentile, runners-up."""
+    """Per unit: best label, score, rank of the final label, margin to the next, null percentile, runners-up.
+
+    Without a percentile (NaN: the scorer does not look at pooled activations, say) there is none to abstain by: None.
+    """
     entries = []
     nulls_of = percentile.tolist() if percentile is not None else [None] * len(rank)
     rows = zip(top.label.tolist(), top.score.tolist(), rank.tolist(), top.margin.tolist(), nulls_of)
@@ -231,7 +235,7 @@ def _entries(
                 "score": score,
                 "rank": own_rank if own_rank > 0 else None,
                 "margin": margin,
-                "null_percentile": null,
+                "null_percentile": None if null is None or math.isnan(null) else null,
                 "runners_up": [[vocabulary.labels[i], value] for i, value in behind if i >= 0],
             }
         )

@@ -159,15 +159,19 @@ def _number(term: str, value: str) -> float:
         number = float(value)
     except ValueError:
         number = -1.0
-    if not number > 0:
-        raise UserError("units", term, "needs a number above 0 after the colon")
+    if not 0 < number < float("inf"):
+        raise UserError("units", term, "needs a finite number above 0 after the colon")
     return number
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19  # "²" is a digit too, of which int makes nothing
 
 
 def _ids(term: str, n_units: int) -> Iterator[int]:
     for part in term.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not _is_number(first) or (dash and not _is_number(last)):
             raise UserError("units", term, f"is not a term; terms are {TERMS}")
         low, high = int(first), int(last or first)
         if high >= n_units or low > high:

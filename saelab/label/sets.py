@@ -82,7 +82,8 @@ def label_sets(
         for units, scores in registry.blocks(row, seen):
             made[place, units] = _scores(scores.gather(1, labels[units]), filled[units], there[units])
     sets: list[list[int] | None] = [None] * len(own)
-    for some in found.nonzero()[:, 0].split(max(1, ELEMENTS // (resamples * own.shape[1] ** 2))):
+    some_at_once = max(1, ELEMENTS // (resamples * own.shape[1] ** 2))
+    for some in found.nonzero()[:, 0].split(some_at_once) if bool(found.any()) else ():
         kept = in_set(filled[some].double(), made[:, some].double(), share) & there[some]  # scores may be huge
         for unit, ids, keep in zip(some.tolist(), labels[some], kept, strict=True):
             sets[unit] = ids[keep].tolist()
@@ -148,7 +149,7 @@ def _candidates(scorer: Scorer, evidence: Evidence) -> tuple[Float[Tensor, "unit
     """The highest scores of each unit, -inf where there are no more, and their labels; ties to the lower index."""
     parts = []
     for _, scores in registry.blocks(scorer, evidence):
-        best = scores.float().nan_to_num(nan=-torch.inf).sort(dim=1, descending=True, stable=True)
+        best = scores.float().nan_to_num(nan=-torch.inf, neginf=-torch.inf).sort(dim=1, descending=True, stable=True)
         parts.append((best.values[:, :CANDIDATES], best.indices[:, :CANDIDATES]))
     values, labels = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(labels)

@@ -27,6 +27,20 @@ OWN_PLURALS = re.compile(
     "tights|jeans|pants|slacks|scales|compasses|irons|woods|waters|stairs|physics|athletics|optics|graphics|ceramics|"
     "genetics|electronics|mathematics|politics|statistics|classics|headquarters"
 )
+# Singulars that end as plurals do; theirs add "es".
+ON_S = re.compile("lens|gas|canvas|atlas|bias|alias|pancreas|iris|thermos|rhinoceros|christmas")
+# Plurals of words on "-ie", "-che" and "-use", which lose their "s" alone, and of those on "-o" that lose "es".
+ON_E = re.compile(
+    "((bow|neck)?t|(mag|pork|pot)?p|cook|mov|zomb|coll|bean|self|smooth|hood|bird|brown|gen|rook|talk|prair|aer|"
+    "brasser|patisser|rotisser|menager|calor|pix|goal|dogg|food|budg|d|l)ies|"
+    "((|head|tooth|stomach|belly|back|heart|ear|mo?ust|c|pan|gou|huar|ap)a|"
+    "brio|ni|qui|cli|cre|clo|dou|avalan|pors|cartou|psy|microfi)ches|"
+    "(|.*[aeo]|.*f|m|r|cr|exc|recl|ab|cay|hypoten)uses"
+)
+ON_O = re.compile(
+    "(potat|tomat|her|mang|ech|volcan|mosquit|torped|buffal|domin|tornad|carg|zer|vet|embarg|ding|flaming|tuxed|hal|"
+    "mott|grott|innuend|mulatt|desperad|mement|manifest)oes"
+)
 
 
 @dataclass(frozen=True)
@@ -57,20 +71,29 @@ def clean(label: str, keep_underscores: bool = False) -> str:
 def key(label: str) -> str:
     """What two spellings of one label share: case, width, underscores, hyphens, a leading article, a plural ending.
 
-    The plural rule is the plain English one on the last word (`-ies`, `-es` after s/x/z/ch/sh, `-s` but not `-ss`,
-    `-us`, `-is`); irregular plurals stay apart, and so do those that mean something else (glasses, shorts, goods).
+    The plural rule is the plain English one on the last word (`-ies`, `-es` after ss/us/x/z/ch/sh, `-s` but not `-ss`,
+    `-us`, `-is`), with lists of words on `-ie`, `-che`, `-use`, `-o` and `-s` (ties, caches, houses, heroes, lens);
+    irregular plurals stay apart, and so do those that mean something else (glasses, shorts, goods).
     """
     text = re.sub("[-\u2010-\u2015]", " ", fold(clean(label)))
     text = re.sub(r"^(a|an|the) ", "", text)
     head, _, last = text.rpartition(" ")
-    if len(last) > 3 and not OWN_PLURALS.fullmatch(last):
-        if last.endswith("ies"):
-            last = last[:-3] + "y"
-        elif re.search(r"(ss|x|z|ch|sh)es$", last):
-            last = last[:-2]
-        elif last.endswith("s") and not last.endswith(("ss", "us", "is")):
-            last = last[:-1]
-    return f"{head} {last}".strip()
+    return f"{head} {_singular(last)}".strip()
+
+
+def _singular(word: str) -> str:
+    """By the rules that `key` states."""
+    if len(word) <= 3 or OWN_PLURALS.fullmatch(word) or ON_S.fullmatch(word):
+        return word
+    if word.endswith("es") and ON_S.fullmatch(word[:-2]):
+        return word[:-2]
+    if ON_E.fullmatch(word):
+        return word[:-1]
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    if ON_O.fullmatch(word) or re.search(r"(ss|us|x|z|ch|sh)es$", word):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
 def pool(entries: Iterable[tuple[str, tuple[str, ...]]], keep_underscores: bool = False) -> Vocabulary:

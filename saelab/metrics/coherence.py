@@ -55,7 +55,8 @@ def polysemanticity(
 
     Source: SemanticLens (Dreyer et al., 2025); centres are plain means. For at most 12 positives the best of all
     splits is taken, beyond that what scikit-learn's KMeans gives (n_init 10, seed 123). If a cluster has one member:
-    1 - mean over the first min(10, k) positives of cos(mean of all, positive). NaN with fewer than two positives.
+    1 - mean over the first min(10, k) positives of cos(mean of all, positive). If there is one cluster only (equal
+    positives): 0. NaN with fewer than two positives.
     """
     unit_rows, valid = _checked(pos_emb, valid)
     counts = valid.sum(dim=1)
@@ -65,6 +66,7 @@ def polysemanticity(
     sizes = second.sum(dim=1)
     centres = [rows.mul(part[:, :, None]).sum(dim=1) for part in (second, valid & ~second)]
     value = 1 - torch.cosine_similarity(centres[0], centres[1], dim=1)
+    value = value.masked_fill((sizes == 0) | (sizes == counts), 0.0)
     lone = (sizes == 1) | (counts - sizes == 1)
     first = valid & (valid.cumsum(dim=1) <= LONE_FIRST)
     cosines = torch.cosine_similarity(rows.sum(dim=1, keepdim=True), rows, dim=2)
@@ -83,6 +85,8 @@ def monosemanticity(acts: Acts, image_emb: Float[Tensor, "images d_text"]) -> Fl
     images, units = shape(acts)
     if image_emb.ndim != 2 or len(image_emb) != images:
         raise UserError("image_emb", tuple(image_emb.shape), f"expected one row for each of the {images} images")
+    if not images:
+        return torch.full((units,), torch.nan, device=image_emb.device)
     emb = normalize(image_emb.double(), dim=1)
     if isinstance(acts, Columns):
         return _monosemanticity_sparse(acts, emb)

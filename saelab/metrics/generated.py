@@ -38,11 +38,15 @@ def mann_whitney(generated: Acts, control: Acts) -> tuple[Float[Tensor, "units"]
 
 
 def mad(generated: Acts, control: Acts) -> Float[Tensor, "units"]:
-    """Mean activation difference (CoSy): (mean generated - mean control) / sd of control (n - 1); 0 where sd = 0."""
+    """Mean activation difference (CoSy): (mean generated - mean control) / sd of control (n - 1); 0 where sd = 0.
+
+    An sd within rounding of equal activations (1e-12 of the largest) is 0.
+    """
     _same_units(generated, control)
     a, b = dense(generated).double(), dense(control).double()
     spread = b.std(dim=0)
-    return torch.where(spread == 0, 0.0, (a.mean(dim=0) - b.mean(dim=0)) / spread).float()
+    flat = spread <= 1e-12 * b.abs().amax(dim=0)
+    return torch.where(flat, 0.0, (a.mean(dim=0) - b.mean(dim=0)) / spread).float()
 
 
 def dma(generated: Acts, positive_max: Float[Tensor, "units"]) -> Float[Tensor, "units"]:

@@ -40,6 +40,9 @@ class Items:
         acts = columns(acts)
         if isinstance(acts, Columns):
             return cls._of_columns(acts, member, concept, member.sum(dim=0) if holds is None else holds)
+        if not len(acts):  # an item of no image, as a sparse unit has there
+            nothing = torch.zeros(acts.shape[1], 1, dtype=torch.float64, device=acts.device)
+            return cls(torch.full_like(nothing, -torch.inf), nothing, nothing, nothing[:, 0] == 0)
         values, place = acts.T.sort(dim=1, descending=True)
         true = member[:, concept].T.bool().gather(1, place).double()
         return cls(values, torch.ones_like(true), true, acts.isfinite().all(dim=0))

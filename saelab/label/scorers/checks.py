@@ -1,5 +1,7 @@
 """Shape checks that scorers share: one line for the user instead of a wrong number or a torch traceback."""
 
+import functools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,8 +34,14 @@ def check_images(acts: Acts, image_emb: Tensor) -> Acts:
 def similarities(
     acts: Acts, image_emb: Float[Tensor, "images d_text"], label_emb: Float[Tensor, "labels d_text"]
 ) -> tuple[Acts, Float[Tensor, "images labels"]]:
-    """The activations by column and P = E T', checked; P in the embeddings' own dtype (float32 at least)."""
+    """The activations by column and P = E T', checked; P in the embeddings' common dtype (float32 at least)."""
     acts = check_images(acts, image_emb)
     check_labels(label_emb, image_emb.shape[1])
-    dtype = torch.promote_types(image_emb.dtype, torch.float32)
-    return acts, image_emb.to(dtype) @ label_emb.to(dtype).T
+    images, labels = promoted(image_emb, label_emb)
+    return acts, images @ labels.T
+
+
+def promoted(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same numbers in one dtype that holds them all, float32 at least: products ask for one."""
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    return tuple(tensor.to(dtype) for tensor in tensors)

@@ -9,6 +9,7 @@ from torch.nn.functional import embedding_bag, normalize
 
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
+from saelab.label.scorers.checks import promoted
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Block, Draw, Frame, once
 from saelab.label.scorers.means import check_sets, weighted_sum
@@ -36,6 +37,7 @@ def csp(
     positive). A unit without a valid pair of positive weight gets NaN.
     Raises UserError for negative weights (signed units would cancel: use relu, abs or rank weights).
     """
+    pos_emb, neg_emb, weights, label_emb = promoted(pos_emb, neg_emb, weights, label_emb)
     check_sets(pos_emb, label_emb, weights, valid)
     if neg_emb.shape != pos_emb.shape:
         raise UserError(
@@ -99,7 +101,7 @@ def projected(frame: Frame, gamma: float) -> Best:
     def best(draw: Draw, block: Block) -> Tensor:
         residual, against, pair, place, there = pairs(draw)
         own = pair[place[fill[block.units]], column[block.units, None]]
-        share = torch.zeros(len(own), len(residual), device=residual.device)
+        share = residual.new_zeros(len(own), len(residual))
         share.scatter_(1, own, weights[block.units] * there[own])
         norm = (share @ residual).norm(dim=1)
         scores = best_of(share @ against) / norm

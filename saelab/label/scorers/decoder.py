@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
-from saelab.label.scorers.checks import check_labels
+from saelab.label.scorers.checks import check_labels, promoted
 from saelab.label.scorers.scorer import Citation, Scorer, of_all
 
 
@@ -23,6 +23,7 @@ def decoder_direction(
     if decoder.ndim != 2:
         raise UserError("decoder", tuple(decoder.shape), "expected [units, d_text]")
     check_labels(label_emb, decoder.shape[1])
+    decoder, label_emb = promoted(decoder, label_emb)
     scores = normalize(decoder, dim=1) @ normalize(label_emb, dim=1).T
     return scores.masked_fill((decoder.norm(dim=1) == 0)[:, None], torch.nan)
 

@@ -135,7 +135,7 @@ def neurolens_rows(
 ) -> Callable[[slice], Tensor]:
     """`clip_dissect_neurolens` for a slice of units at a time, given similarities and top images."""
     q = (sims / temperature).softmax(dim=1)
-    everywhere = q.mean(dim=0).log()
+    everywhere, values = q.mean(dim=0).log(), values.to(q.dtype)
     total = values.sum(dim=1, keepdim=True)
     weights = (values / total).masked_fill(total <= 0, torch.nan)
 
@@ -211,13 +211,13 @@ def weighted(frame: Frame) -> Best:
     """The CSP authors' CLIP-Dissect under permutation: one product of weights and the first images' probabilities."""
     ids, values = frame.evidence.positives(NEUROLENS_K)
     q = (frame.evidence.sims / 10.0).softmax(dim=1)
-    mean = q.mean(dim=0)
+    mean, values = q.mean(dim=0), values.to(q.dtype)
     total = values.sum(dim=1, keepdim=True)
     weights = (values / total).masked_fill(total <= 0, torch.nan)  # 0 where no image is left
     fills, fill = frame.fills(ids.shape[1])
 
     def best(draw: Draw, block: Block) -> Tensor:
-        out = torch.empty(len(block.units), device=q.device)
+        out = q.new_empty(len(block.units))
         for i, images in enumerate(draw.positives(fills, ids.shape[1]).clamp(min=0)):
             some = fill[block.units] == i
             if bool(some.any()):

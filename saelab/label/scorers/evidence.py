@@ -10,10 +10,11 @@ from torch import Tensor
 from saelab.acts import Acts, columns, shape
 from saelab.errors import UserError
 from saelab.label.mine import ContrastRule, mine_pairs, positive_images
-from saelab.label.scorers.checks import check_images, check_labels, similarities
+from saelab.label.scorers.checks import check_images, check_labels, promoted, similarities
 from saelab.label.scorers.products import Products, Sims
 
 HELD = 1 << 27  # similarities of images and labels that are held together
+EMBEDDINGS = ("image_emb", "label_emb", "decoder", "filled_emb", "template_emb")  # what meets in products
 SQUARE = 2048  # images whose product with each other is cheaper than picking pairs
 
 
@@ -42,8 +43,15 @@ class Evidence:
     ties: Int[Tensor, "images"] | None = None  # how images of equal activation go; None: as in `mine.top_images`
 
     def __post_init__(self) -> None:
-        """Raise UserError for activations that are no matrix of real numbers."""
+        """Bring embeddings and positives' activations to one dtype, float32 at least.
+
+        Raises UserError for activations that are no matrix of real numbers.
+        """
         object.__setattr__(self, "acts", columns(self.acts))
+        names = [name for name in EMBEDDINGS if getattr(self, name) is not None]
+        for name, values in zip(names, promoted(*(getattr(self, name) for name in names)), strict=True):
+            object.__setattr__(self, name, values)
+        object.__setattr__(self, "positive_values", self.positive_values.to(self.image_emb.dtype))
 
     @classmethod
     def mined(

@@ -75,7 +75,8 @@ def elastic_net(
         known = y.isfinite().all(dim=1)
         found = torch.full((len(y), concepts.shape[1]), torch.nan)
         found[known] = 0.0
-        found[known.nonzero(), usable.nonzero()[:, 0]] = net.solve(y[known], net.descend(y[known])).float()
+        if bool(known.any()):
+            found[known.nonzero(), usable.nonzero()[:, 0]] = net.solve(y[known], net.descend(y[known])).float()
         parts.append(found)
     return torch.cat(parts).to(concepts.device)
 

@@ -9,7 +9,7 @@ from torch.nn.functional import embedding_bag, normalize
 
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
-from saelab.label.scorers.checks import check_labels
+from saelab.label.scorers.checks import check_labels, promoted
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.permuted import best_of, positives_only, unweighted_pairs
 from saelab.label.scorers.scorer import Citation, Moved, Rows, Scorer
@@ -26,6 +26,7 @@ def semanticlens(
     Source: Dreyer et al., Nature Machine Intelligence 2025. `valid` False leaves a positive out; a unit without
     any gets NaN. For the package's template form pass labels from `template_contrast`.
     """
+    pos_emb, label_emb = promoted(pos_emb, label_emb)
     weights = torch.ones(pos_emb.shape[:2], dtype=pos_emb.dtype, device=pos_emb.device)
     check_sets(pos_emb, label_emb, weights, valid)
     return normalize(weighted_sum(pos_emb, weights, valid), dim=1) @ normalize(label_emb, dim=1).T
@@ -39,6 +40,7 @@ def difference_of_means(
     valid: Bool[Tensor, "units k"] | None = None,
 ) -> Float[Tensor, "units labels"]:
     """Ablation of CSP: cosine of (mean positive - mean contrast) with each label; NaN without a valid pair."""
+    pos_emb, neg_emb, label_emb = promoted(pos_emb, neg_emb, label_emb)
     pos, neg = _pair_means(pos_emb, neg_emb, label_emb, valid)
     return normalize(pos - neg, dim=1) @ normalize(label_emb, dim=1).T
 
@@ -51,6 +53,7 @@ def set_projection(
     valid: Bool[Tensor, "units k"] | None = None,
 ) -> Float[Tensor, "units labels"]:
     """Ablation of CSP: the mean positive less its projection on the mean contrast, against each label."""
+    pos_emb, neg_emb, label_emb = promoted(pos_emb, neg_emb, label_emb)
     pos, neg = _pair_means(pos_emb, neg_emb, label_emb, valid)
     along = normalize(neg, dim=1)
     rest = pos - (pos * along).sum(dim=1, keepdim=True) * along
@@ -65,6 +68,7 @@ def centred_mean(
     valid: Bool[Tensor, "units k"] | None = None,
 ) -> Float[Tensor, "units labels"]:
     """Ablation: cosine of (mean positive - mean of all images, `mean_emb`) with each label."""
+    pos_emb, mean_emb, label_emb = promoted(pos_emb, mean_emb, label_emb)
     pos, _ = _pair_means(pos_emb, pos_emb, label_emb, valid)
     return normalize(pos - mean_emb, dim=1) @ normalize(label_emb, dim=1).T
 

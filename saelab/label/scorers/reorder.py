@@ -107,7 +107,7 @@ def reordered(scorer: Scorer, frame: Frame) -> Best:
         return [(own.argsort(dim=1, stable=True) * k + ought, own.mean(dim=1)) for own in seen]
 
     def best(draw: Draw, block: Block) -> Tensor:
-        out = torch.full((len(block.units),), torch.nan, device=sims.device)
+        out = sims.new_full((len(block.units),), torch.nan)
         for i, (places, mean) in enumerate(orders(draw)):
             for some in (height[block.units] == i).nonzero()[:, 0].split(max(1, AT_ONCE // k**2)):
                 costs = rank_costs(values[block.units[some]])

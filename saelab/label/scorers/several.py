@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saelab.arrays import takes_arrays
 from saelab.errors import UserError
+from saelab.label.scorers.checks import promoted
 from saelab.label.scorers.dissect import weighted_rows
 from saelab.label.scorers.evidence import Evidence
 from saelab.label.scorers.frame import Frame
@@ -31,6 +32,7 @@ def falcon(
     labels, else with 0. The score is the mean support over the positives. Labels whose mean support over the
     contrasts reaches `removed_from` are removed: NaN. Ids of -1 are left out; a unit without a positive gets NaN.
     """
+    (sims,) = promoted(sims)
     return supported(support(sims, temperature, best), positive_ids, contrast_ids, removed_from)
 
 
@@ -76,9 +78,10 @@ def www(
     """
     if template_emb is not None and template_emb.shape != label_emb.shape[1:]:
         raise UserError("template_emb", tuple(template_emb.shape), f"expected {tuple(label_emb.shape[1:])}")
+    pos_emb, label_emb = promoted(pos_emb, label_emb)
     kept = torch.ones(pos_emb.shape[:2], dtype=torch.bool, device=pos_emb.device) if valid is None else valid
     total = pos_emb.masked_fill(~kept[:, :, None], 0.0).sum(dim=1)
-    labels = label_emb if template_emb is None else label_emb - template_emb
+    labels = label_emb if template_emb is None else label_emb - template_emb.to(label_emb.dtype)
     return (total @ labels.T).masked_fill(~kept.any(dim=1, keepdim=True), torch.nan)
 
 

@@ -17,7 +17,7 @@ from saelab.effects.classes import ClassUnits, find_class_units, outputs_of
 from saelab.run.basis import Basis
 from saelab.run.stages.effects import Seen
 
-CODE = 1  # version of this stage; part of every recipe
+CODE = 2  # version of this stage; part of every recipe
 MOST = 4096  # mining pictures that are looked at, drawn by seed
 SEED = 0
 AT_ONCE = 64  # pictures whose classes are asked for at once

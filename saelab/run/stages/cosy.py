@@ -25,7 +25,7 @@ from saelab.label.mine import top_images
 from saelab.run.basis import Basis
 
 SMALL = 224  # pixels of a picture that is kept for the unit page
-CODE = 4  # version of this stage; part of every recipe
+CODE = 5  # version of this stage; part of every recipe
 SOURCES = ("heldout", "folder", *PAINTERS, "prompts")
 
 

@@ -19,7 +19,7 @@ from saelab.label.vocabulary import Vocabulary, key
 from saelab.run.basis import KINDS, Basis
 from saelab.units import UnitActivations
 
-CODE = 1  # version of this stage; part of every recipe
+CODE = 2  # version of this stage; part of every recipe
 SEEN = 0.9  # AUROC of a concept's word from which an encoder sees the concept
 
 

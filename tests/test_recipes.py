@@ -80,7 +80,7 @@ def test_exemplars_proposals_labels(made):
     basis = made.labelled[0]
     mining = {"k": 4, "rule": "below_mean", "reuse": True, "rare_below": 10, "dense_from": 0.8}
     embeddings = made.embeddings.artifact
-    expected = {"stage": "exemplars", "code": 2, "units": basis.units.digest, "images": made.images.fingerprint}
+    expected = {"stage": "exemplars", "code": 3, "units": basis.units.digest, "images": made.images.fingerprint}
     assert recipe(basis.exemplars) == expected | {"embeddings": embeddings.digest, "mining": mining}
     asked = {"stage": "proposals", "code": 2, "exemplars": basis.exemplars.digest, "proposer": made.proposer.recipe}
     asked |= {"mode": "contrast", "units": "0", "seed": 0}
@@ -120,5 +120,5 @@ def test_cosy(made):
     basis = made.labelled[0]
     settings = CosySettings(scorer="pearson", generate=Generation())
     found = measure_labels(basis, labels_of(basis, "pearson"), made.images, settings, "exact", made.root)
-    expected = {"stage": "cosy", "code": 4, "labels": basis.labels.digest, "truth": "exact", "scorer": "pearson"}
+    expected = {"stage": "cosy", "code": 5, "labels": basis.labels.digest, "truth": "exact", "scorer": "pearson"}
     assert recipe(found) == expected | {"images": made.images.fingerprint, "pictures": None}

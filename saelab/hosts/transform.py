@@ -70,6 +70,11 @@ class Transform:
             return self.crop
         return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
 
+    def size_of(self, image: Image.Image) -> tuple[int, int]:
+        """(height, width) of what comes out of this picture."""
+        width, height = self._size(image)
+        return self.crop or (height, width)
+
     @property
     def spec(self) -> dict[str, Any]:
         """The fields as JSON's types: what goes into recipes, and what `Transform.of` takes."""

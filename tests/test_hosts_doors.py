@@ -1,8 +1,12 @@
 """What comes with a host from outside: tokens by the model's own facts, weights in wrappers, own factories."""
 
+import dataclasses
+import json
 import logging
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -316,3 +320,39 @@ def test_a_module_under_several_names_is_taken_under_each() -> None:
         assert torch.equal(found[name], host.tokens(BATCH, [name])[name]), name
     assert torch.equal(found["body"], found["features"]) and torch.equal(found["act@1"], found["features.1@1"])
     assert not torch.equal(found["act@0"], found["act@1"])
+
+
+WHOLE = Transform(256, (224, 224))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"crop": 224}, {"crop": (224, 224)}),
+        ({"resize": 256.0}, {"resize": 256}),
+        ({"resize": np.int64(256), "crop": np.array([224, 224])}, {}),
+        ({"resize": [256.0, np.float32(128)]}, {"resize": (256, 128)}),
+        ({"mean": np.array([0.5, 0.5, 0.5]), "std": torch.ones(3)}, {"mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0)}),
+        ({"scale": np.float64(0.5)}, {"scale": 0.5}),
+    ],
+)
+def test_a_transforms_numbers_are_taken_as_what_they_mean(given: dict, meant: dict) -> None:
+    made = WHOLE.override(given)
+    assert made == dataclasses.replace(WHOLE, **meant)
+    assert Transform(**json.loads(json.dumps(made.spec))) == made
+
+
+AMISS = [None, True, "224", 0, -3, 2.5, math.nan, math.inf, [], [8], [8, 8, 8], [8, 0], [[8, 8]], {}, {"a": 1}, b"ab"]
+
+
+FINE = {("crop", "None"), ("mean", "[8, 8, 8]"), ("std", "[8, 8, 8]"), ("mean", "[1, 1, 0]"), ("scale", "2.5")}
+
+
+@pytest.mark.parametrize("field", ["resize", "crop", "mean", "std", "scale", "interpolation", "channels"])
+def test_a_transforms_other_values_are_a_line(field: str) -> None:
+    for value in [*AMISS, np.array(2.5), object(), ["a", "b", "c"], [1, 2, math.nan], [1, 1, 0]]:
+        if (field, str(value)) in FINE:
+            continue
+        with pytest.raises(UserError, match=rf"transform\.{field}=") as error:
+            WHOLE.override({field: value})
+        assert "\n" not in str(error.value)

@@ -245,12 +245,16 @@ def step(model: nn.Module) -> None:
 
 
 class Learner(nn.Module):
+    """Works something out before its body that no picture changes, and uses it behind."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.shift = nn.Linear(1, 4)
         self.body, self.norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.BatchNorm2d(4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.body(x)).mean((2, 3))
+        shift = self.shift(x.new_ones(1, 1))
+        return self.norm(self.body(x)).mean((2, 3)) + shift
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -271,7 +275,7 @@ def test_what_goes_on_from_a_layer_goes_on_with_the_weights_of_now() -> None:
     torch.testing.assert_close(host.resume(tokens, "body"), host.logits(BATCH))
     with torch.no_grad():
         host.model.norm.weight.mul_(3)
-        host.model.norm.bias.add_(1)
+        host.model.shift.bias.add_(1)
     torch.testing.assert_close(host.resume(tokens, "body"), host.logits(BATCH))
 
 

@@ -51,13 +51,25 @@ def block(array: Any, rows: Any) -> np.ndarray:
 
     bfloat16 comes as float32, which NumPy has a word for; a long double as float64, which torch has one for.
     """
-    part = array[rows]
+    part = _rows_of(array, rows)
     if isinstance(part, Tensor):
         part = part.detach().cpu()
         return (part.float() if part.is_floating_point() and part.itemsize < 4 else part).numpy()
     if _is_scipy(part):
         part = part.toarray()
     return native(np.asarray(part))
+
+
+def _rows_of(array: Any, rows: Any) -> Any:
+    """`array[rows]`; HDF5 takes row numbers only where they rise, so a lazy array gives each once, in order."""
+    lazy = not isinstance(array, Tensor | np.ndarray) and not _is_scipy(array)
+    if not lazy or isinstance(rows, slice | int | np.integer):
+        return array[rows]
+    numbers = np.asarray(rows)
+    if numbers.dtype.kind not in "iu" or numbers.ndim != 1 or (numbers[1:] > numbers[:-1]).all():
+        return array[rows]
+    once, places = np.unique(numbers, return_inverse=True)
+    return np.asarray(array[once])[places]
 
 
 def native(array: np.ndarray) -> np.ndarray:

@@ -207,3 +207,19 @@ def test_a_locked_file_is_not_called_damaged(tmp_path: Path) -> None:
     assert "is locked" in str(arrays.h5_error("cache", tmp_path, OSError("file is already open for write"), "again"))
     with h5py.File(store.path / "tokens.h5", "r"):
         assert len(cache.open(store.path)) == 40
+
+
+@QUICK
+@given(st.lists(st.integers(0, 39), max_size=30), st.sampled_from(["int64", "uint8"]))
+def test_rows_of_an_hdf5_dataset_in_any_order(tmp_path_factory, rows, kind):
+    path = tmp_path_factory.mktemp("h5") / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = X
+    numbers = np.array(rows, dtype=kind)
+    with h5py.File(path) as file:
+        for wanted in (numbers, numbers[np.argsort(numbers)]):
+            np.testing.assert_array_equal(arrays.block(file["x"], wanted), X[wanted])
+        np.testing.assert_array_equal(arrays.block(file["x"], slice(3, 9)), X[3:9])
+        repeated = Batches(file["x"], 16, rows=np.repeat(np.arange(40), 2)[::-1])
+        assert len(repeated.batch(0)) == 16
+        assert repeated.fingerprint() == Batches(X, 16, rows=repeated.rows).fingerprint()

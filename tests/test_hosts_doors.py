@@ -1,8 +1,12 @@
 """What comes with a host from outside: tokens by the model's own facts, weights in wrappers, own factories."""
 
+import dataclasses
+import json
 import logging
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -180,3 +184,179 @@ def test_open_clip_files_take_their_architectures_preprocessing(tmp_path) -> Non
         open_clip_names.parse("ViT-B-32/absent.pt", "encoder")
     with pytest.raises(UserError, match=r"QuickGELU.*use open_clip:ViT-B-32-quickgelu/openai"):
         open_clip_names.parse("ViT-B-32/openai", "encoder")
+
+
+class Restless(nn.Module):
+    """Gives its map; a share of it is drawn anew in each pass, where `share` is above 0."""
+
+    def __init__(self, share: float, convolutions: int = 1) -> None:
+        super().__init__()
+        made = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)][:convolutions]
+        self.body, self.share, self.passes = nn.Sequential(*made), share, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        y = self.body(x)
+        return y if self.share == 0 else torch.dropout(y, self.share, True)
+
+
+@pytest.mark.parametrize("convolutions", [1, 2])
+def test_a_model_that_is_random_in_evaluation_mode_is_refused(convolutions: int) -> None:
+    host = Host(Restless(0.3, convolutions), PLAIN, "net")
+    with pytest.raises(UserError, match=r"host=net: gives one batch another answer each time.*randomness") as error:
+        host.layers()
+    assert "\n" not in str(error.value)
+    calm = Host(Restless(0, convolutions), PLAIN, "net")
+    assert calm.layers()
+    assert calm.model.passes == (2 if convolutions == 1 else 3)  # two for the layout tell as well as one more
+
+
+def test_answers_that_are_no_numbers_are_no_randomness() -> None:
+    model = Restless(0)
+    with torch.no_grad():
+        model.body[0].bias[0] = float("nan")
+    assert Host(model, PLAIN, "net").layers()
+
+
+def test_vit_mae_is_refused_and_says_why(tmp_path: Path) -> None:
+    import transformers as tf
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    tf.ViTMAEConfig(**sizes, image_size=32, patch_size=8).save_pretrained(tmp_path)
+    tf.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="another answer each time"):
+        hosts.load(f"transformers:{tmp_path}", weights="random").usual_layers()
+
+
+CHANGES = {
+    "in place": lambda m: m.body[0].weight.normal_(),
+    "another tensor": lambda m: setattr(m.body[0], "weight", nn.Parameter(torch.randn(4, 3, 3, 3))),
+    "another tensor's data": lambda m: setattr(m.body[0].weight, "data", torch.randn(4, 3, 3, 3)),
+    "a buffer": lambda m: m.norm.running_mean.add_(1),
+    "a state dict": lambda m: m.load_state_dict({n: t + 1 for n, t in m.state_dict().items()}),
+    "a step of training": lambda m: step(m),
+}
+
+
+def step(model: nn.Module) -> None:
+    with torch.enable_grad():
+        model(BATCH).sum().backward()
+    torch.optim.Adam(model.parameters()).step()
+
+
+class Learner(nn.Module):
+    """Works something out before its body that no picture changes, and uses it behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Linear(1, 4)
+        self.body, self.norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shift = self.shift(x.new_ones(1, 1))
+        return self.norm(self.body(x)).mean((2, 3)) + shift
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_digest_follows_the_weights(change: str) -> None:
+    host = Host(Learner(), PLAIN, "net")
+    before, recipe = host.digest, host.recipe
+    host.logits(BATCH)
+    host.model.to("cpu", torch.float32)
+    assert host.digest == before and host.recipe == recipe
+    with torch.no_grad():
+        CHANGES[change](host.model)
+    assert host.recipe != recipe and host.digest == hosts.weights_digest(host.model) != before
+
+
+def test_what_goes_on_from_a_layer_goes_on_with_the_weights_of_now() -> None:
+    host = Host(Learner(), PLAIN, "net")
+    tokens = host.tokens(BATCH, ["body"])["body"]
+    torch.testing.assert_close(host.resume(tokens, "body"), host.logits(BATCH))
+    with torch.no_grad():
+        host.model.norm.weight.mul_(3)
+        host.model.shift.bias.add_(1)
+    torch.testing.assert_close(host.resume(tokens, "body"), host.logits(BATCH))
+
+
+def test_weights_in_inference_mode_have_a_digest() -> None:
+    with torch.inference_mode():
+        host = Host(Learner(), PLAIN, "net")
+    assert host.digest == hosts.weights_digest(host.model)
+
+
+def test_a_host_keeps_its_digest_in_another_dtype() -> None:
+    wide, narrow = (hosts.load("timm:resnet10t", weights="random", dtype=dtype) for dtype in (None, "bfloat16"))
+    assert wide.digest == narrow.digest and wide.recipe != narrow.recipe
+
+
+@pytest.mark.parametrize("part", ["", "body.1"])
+def test_a_model_in_training_mode_is_refused(part: str) -> None:
+    host = Host(Learner(), PLAIN, "net")
+    before = host.model.norm.running_mean.clone()
+    host.model.get_submodule(part).train()
+    for ask in (lambda: host.tokens(BATCH, ["body"]), lambda: host.logits(BATCH), host.layers):
+        with pytest.raises(UserError, match=r"host=net: is in training mode.*call its eval\(\) first"):
+            ask()
+    assert torch.equal(host.model.norm.running_mean, before)
+    host.model.eval()
+    host.logits(BATCH)
+
+
+class Aliases(nn.Module):
+    """Every part has a second name; an activation runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+        self.features, self.act = self.body, self.body[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.features(x) - 1).mean((2, 3))
+
+
+def test_a_module_under_several_names_is_taken_under_each() -> None:
+    host = Host(Aliases(), PLAIN, "net")
+    names = host.resolve(["**", "in:**"])
+    assert {"body", "features", "body.0", "features.0", "act@0", "body.1@0", "in:features", "in:body"} <= set(names)
+    found = host.tokens(BATCH, names)
+    for name in names:
+        assert torch.equal(found[name], host.tokens(BATCH, [name])[name]), name
+    assert torch.equal(found["body"], found["features"]) and torch.equal(found["act@1"], found["features.1@1"])
+    assert not torch.equal(found["act@0"], found["act@1"])
+
+
+WHOLE = Transform(256, (224, 224))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"crop": 224}, {"crop": (224, 224)}),
+        ({"resize": 256.0}, {"resize": 256}),
+        ({"resize": np.int64(256), "crop": np.array([224, 224])}, {}),
+        ({"resize": [256.0, np.float32(128)]}, {"resize": (256, 128)}),
+        ({"mean": np.array([0.5, 0.5, 0.5]), "std": torch.ones(3)}, {"mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0)}),
+        ({"scale": np.float64(0.5)}, {"scale": 0.5}),
+    ],
+)
+def test_a_transforms_numbers_are_taken_as_what_they_mean(given: dict, meant: dict) -> None:
+    made = WHOLE.override(given)
+    assert made == dataclasses.replace(WHOLE, **meant)
+    assert Transform(**json.loads(json.dumps(made.spec))) == made
+
+
+AMISS = [None, True, "224", 0, -3, 2.5, math.nan, math.inf, [], [8], [8, 8, 8], [8, 0], [[8, 8]], {}, {"a": 1}, b"ab"]
+
+
+FINE = {("crop", "None"), ("mean", "[8, 8, 8]"), ("std", "[8, 8, 8]"), ("mean", "[1, 1, 0]"), ("scale", "2.5")}
+
+
+@pytest.mark.parametrize("field", ["resize", "crop", "mean", "std", "scale", "interpolation", "channels"])
+def test_a_transforms_other_values_are_a_line(field: str) -> None:
+    for value in [*AMISS, np.array(2.5), object(), ["a", "b", "c"], [1, 2, math.nan], [1, 1, 0]]:
+        if (field, str(value)) in FINE:
+            continue
+        with pytest.raises(UserError, match=rf"transform\.{field}=") as error:
+            WHOLE.override({field: value})
+        assert "\n" not in str(error.value)

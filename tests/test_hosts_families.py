@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from saelab import encoders, hosts
 from saelab.errors import UserError
 from saelab.hosts import Prefix
-from saelab.hosts.huggingface import processor_transform
+from saelab.hosts.huggingface import processor_transform, read_processor
 
 VISION = {
     "hidden_size": 32,
@@ -54,6 +54,22 @@ def test_timm(name: str, picture: Image.Image) -> None:
     else:
         last = host.tokens(batch, ["in:global_pool"])["in:global_pool"]
         torch.testing.assert_close(last, features.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border", "one to come"])
+def test_timms_ways_to_crop(mode: str, picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+
+    model = timm.create_model("resnet10t")
+    model.pretrained_cfg = model.pretrained_cfg | {"crop_mode": mode, "crop_pct": 0.8}
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)
+    if mode in ("center", "squash"):
+        host = hosts.load("timm:resnet10t", weights="random")
+        same(host.transform(picture), create_transform(**resolve_model_data_config(model))(picture))
+        return
+    with pytest.raises(UserError, match=f"mode {mode}, .*use module: with a Transform"):
+        hosts.load("timm:resnet10t", weights="random")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32"])
@@ -198,6 +214,59 @@ def test_processor_settings(picture: Image.Image) -> None:
         assert ours.shape == theirs.shape
         spread = float(max(processor.image_std))
         assert (ours - theirs).abs().mean() < 1.0 / 255 / spread, type(processor).__name__
+
+
+LIKE_THEIRS = (
+    ("CLIPImageProcessor", {"size": {"shortest_edge": 235}}),
+    ("CLIPImageProcessor", {"size": {"shortest_edge": 37}, "crop_size": {"height": 32, "width": 32}}),
+    ("SiglipImageProcessor", {"size": {"height": 384, "width": 384}}),
+    ("ViTImageProcessor", {"size": {"height": 32, "width": 32}, "resample": 0}),
+    ("DeiTImageProcessor", {}),
+    ("DINOv3ViTImageProcessor", {}),
+    ("BitImageProcessor", {"size": {"shortest_edge": 256}}),
+    ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.875}),
+    ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}),
+    ("EfficientNetImageProcessor", {"include_top": False}),
+)
+
+
+@pytest.mark.parametrize(("kind", "settings"), LIKE_THEIRS)
+def test_a_processor_that_its_settings_describe_is_taken(kind: str, settings: dict, picture: Image.Image) -> None:
+    import transformers as tf
+
+    processor = getattr(tf, kind)(**settings)
+    theirs = processor(picture.resize((600, 300)), return_tensors="pt")["pixel_values"][0]
+    ours = read_processor(processor, "x")(picture.resize((600, 300)))
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().mean() < 3.0 / 255 / float(max(processor.image_std))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "why"),
+    [
+        ("LevitImageProcessor", {}, "more than its settings say"),
+        ("EfficientNetImageProcessor", {}, "more than its settings say"),
+        ("PPLCNetImageProcessor", {}, "more than its settings say"),
+        ("PerceiverImageProcessor", {}, r"makes \[3, 224, 224\]"),
+        ("TextNetImageProcessor", {}, r"makes \[3, 640, 864\]"),
+        ("Qwen2VLImageProcessor", {}, "of a picture, its settings read as"),
+        ("GLPNImageProcessor", {}, "KeyError: 'size'"),
+        ("Siglip2ImageProcessor", {}, "KeyError: 'size'"),
+        ("SuperPointImageProcessor", {}, "KeyError: 'image_mean'"),
+        ("CLIPImageProcessor", {"size": {"longest_edge": 224}}, "no Transform's"),
+        ("ImageGPTImageProcessor", {}, "fails on a picture"),
+    ],
+)
+def test_a_processor_that_does_more_than_its_settings_say_is_refused(
+    kind: str, settings: dict, why: str, tmp_path: Path
+) -> None:
+    import transformers as tf
+
+    tf.ViTConfig(**VISION).save_pretrained(tmp_path)
+    getattr(tf, kind)(**settings).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"{why}.*use module: with a Transform") as error:
+        hosts.load(f"transformers:{tmp_path}", weights="random")
+    assert "\n" not in str(error.value)
 
 
 def test_random_weights_are_seeded_and_leave_the_generator_alone() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saelab.errors import UserError
-from saelab.sae import SAEConfig, TrainConfig
+from saelab.sae import SAEConfig, TrainConfig, fit
 
 GIVEN: dict[type, dict[str, Any]] = {SAEConfig: {"d_in": 8, "latents": 32, "k": 4}, TrainConfig: {}}
 FIELDS = [(kind, field.name) for kind in GIVEN for field in dataclasses.fields(kind)]
@@ -58,6 +58,14 @@ def allowed(value: Any, hint: str) -> bool:
         (SAEConfig, {"multi_topk": "yes"}, "multi_topk=yes: expected true or false"),
         (TrainConfig, {"steps": 1.5}, "steps=1.5: expected a whole number or null"),
         (TrainConfig, {"decay": 0.5}, "decay=0.5: pairs of numbers"),
+        (TrainConfig, {"decay": ((0.5, -1.0),)}, "decay=((0.5, -1.0),): pairs of numbers"),
+        (TrainConfig, {"decay": ((0.5, math.nan),)}, "decay=((0.5, nan),): pairs of numbers"),
+        (TrainConfig, {"decay": ((math.nan, 0.1),)}, "decay=((nan, 0.1),): pairs of numbers"),
+        (TrainConfig, {"decay": ((0.5, math.inf),)}, "decay=((0.5, inf),): pairs of numbers"),
+        (SAEConfig, {"prefixes": (math.nan, 1.0)}, "prefixes=(nan, 1.0): rising shares"),
+        (SAEConfig, {"prefixes": (0.5, math.inf)}, "prefixes=(0.5, inf): rising shares"),
+        (SAEConfig, {"k": 33}, "k=33: at most the number of latents, 32"),
+        (SAEConfig, {"k": 33, "rule": "jumprelu"}, "k=33: at most the number of latents, 32"),
     ],
 )
 def test_a_wrong_type_is_named(kind: type, given: dict[str, Any], line: str):
@@ -71,3 +79,9 @@ def test_numbers_of_numpy_become_pythons():
     assert (type(config.d_in), type(config.latents), type(config.k), type(config.lr)) == (int, int, int, float)
     assert config == SAEConfig(8, 32, k=4, lr=0.5)
     assert TrainConfig(graph=np.bool_(True)).graph is True
+
+
+def test_a_rule_without_k_may_have_fewer_latents_than_k():
+    config = SAEConfig(d_in=12, latents=24, rule="relu", lr=1e-3)
+    x = np.random.default_rng(0).normal(size=(200, 12))
+    assert fit(x, config, TrainConfig(batch_size=32, steps=5), progress=False).sae.meta.k == 0

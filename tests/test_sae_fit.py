@@ -337,3 +337,26 @@ def test_processes_that_see_different_folders_end_instead_of_waiting_for_each_ot
     np.save(tmp_path / "x.npy", tokens())
     codes = [together(2, tmp_path / f"store{i}", tmp_path / "x.npy", tmp_path / "out", "topk") for i in range(2)]
     assert codes == [[0, 0], [1, 1]], "the first process' folder holds the SAE by then, the second's nothing"
+
+
+def test_a_folder_named_twice_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    for other in (tmp_path / "one", str(tmp_path / "two" / ".." / "one"), tmp_path / "link"):
+        with pytest.raises(UserError, match=r"folders=.*is named for two SAEs; give each"):
+            fit_many(tokens(), [CONFIG, replace(CONFIG, k=2)], TRAIN, [tmp_path / "one", other], progress=False)
+        assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"format": FORMAT, "rule": "topk"}', '{"k": "3", REST}', "[" * 9])
+def test_damaged_metadata_are_a_line(tmp_path, text):
+    from safetensors.torch import save_file
+
+    sae = fit(tokens(), CONFIG, replace(TRAIN, steps=2), progress=False).sae
+    sae.save(tmp_path)
+    with safe_open(tmp_path / "sae.safetensors", "pt") as file:
+        whole = json.loads(file.metadata()["saelab"])
+    rest = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in whole.items() if key != "k")
+    text = text.replace("FORMAT", json.dumps(whole["format"])).replace("REST", rest)
+    save_file(sae.tensors(), tmp_path / "sae.safetensors", {"saelab": text})
+    with pytest.raises(UserError, match="its metadata are damaged; copy or train it again"):
+        SAE.load(tmp_path)

@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
+from saelab.errors import UserError
 from saelab.sae import SAE, Meta, model, quality
+from saelab.sae.fidelity import covariance_of
 from saelab.sae.rules import gates
 
 D_IN, LATENTS, K = 6, 40, 4
@@ -97,3 +101,26 @@ def test_no_tokens_give_no_codes():
         sae = made(rule)
         assert sae.encode(torch.empty(0, D_IN)).dense().shape == (0, LATENTS)
         assert sae(torch.empty(0, D_IN)).shape == (0, D_IN)
+
+
+def test_chunks_of_any_form_are_measured_as_the_array():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 6)).astype(np.float32)
+    x[np.abs(x) < 0.3] = 0
+    sae = SAE(*(torch.from_numpy(rng.normal(size=s)).float() for s in ((9, 6), 9, (9, 6), 6)), Meta("topk", 3))
+    wanted, spread = quality(sae, x), covariance_of(x)
+    for form in (lambda c: c.astype(">f4"), csr_matrix, torch.tensor, lambda c: c.tolist(), lambda c: c.astype(float)):
+        parts = [form(x[:7]), form(x[7:7]) if len(np.shape(form(x[7:7]))) == 2 else form(x[:0]), form(x[7:])]
+        parts = [part for part in parts if not isinstance(part, list) or part]
+        found = quality(sae, iter(parts))
+        assert found["fvu"] == pytest.approx(wanted["fvu"], rel=1e-6) and found["tokens"] == 120
+        torch.testing.assert_close(covariance_of(iter(parts)), spread, rtol=1e-6, atol=1e-6)
+    for bad in (np.nan, np.inf, 1e300):
+        broken = x[7:].astype(float)
+        broken[5, 2] = bad
+        for measure in (lambda data: quality(sae, data), covariance_of):
+            with pytest.raises(UserError, match="activations=chunk 1: row 5 holds NaN"):
+                measure([x[:7], broken])
+    for other in (x[0], x[:, :4], np.array([["a"]])):
+        with pytest.raises(UserError, match="activations="):
+            quality(sae, [x[:7], other])

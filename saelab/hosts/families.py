@@ -30,6 +30,9 @@ def timm(name: str, weights: str) -> Built:
         load_state(model, weights)
     config = resolve_model_data_config(model)
     height, width = config["input_size"][1:]
+    if config["crop_mode"] not in ("center", "squash"):  # border: shrunk to fit, with a margin around it
+        what = f"crops by mode {config['crop_mode']}, which saelab does not"
+        raise UserError("host", f"timm:{name}", what, "use module: with a Transform")
     if config["crop_mode"] == "squash":
         resize: int | tuple[int, int] = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
     else:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -24,6 +23,7 @@ from saelab.hosts.splice import Replace
 from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, pick, prefix_of, to_tokens
 from saelab.hosts.transform import Transform
 from saelab.hosts.usual import usual
+from saelab.hosts.weights import marks, training_part, weights_digest
 
 _PROBED = 2  # pictures in the probing pass: more than one, so that the batch axis shows
 
@@ -35,7 +35,8 @@ class _Enough(Exception):
 class Host:
     """A vision model with its transform, its layers by name, and the tokens that they give.
 
-    The model is put in evaluation mode and never trained. Its device and dtype are those of its parameters; batches
+    The model is put in evaluation mode and never trained; where somebody else trains it, `digest` follows its weights,
+    and it is refused while a part of it is in training mode. Its device and dtype are those of its parameters; batches
     are moved to them.
     """
 
@@ -55,9 +56,26 @@ class Host:
         self.prefix = prefix_of(model) if prefix is None else prefix
         self._call = call or (lambda model, batch: model(batch))
         self._cuts: dict[str, str | None] = {}  # by layer, as far as tried; see saelab.hosts.splice
-        self._before: dict[tuple[str, str, str], Outputs] = {}  # likewise, by layer, device and dtype
+        self._before: dict[tuple[str, str, str, str], Outputs] = {}  # likewise, by weights, layer, device and dtype
         self.one_size = True  # have all pictures had the transform's size?
-        self.digest = weights_digest(model)
+        self._marks, self._digest = marks(model), weights_digest(model)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights; of a model that moves or is cast as it is loaded, of those that were read."""
+        self.look()
+        return self._digest
+
+    def look(self) -> None:
+        """Have the weights changed since they were last looked at? If so, forget what was found out with others."""
+        now = marks(self.model)
+        if now != self._marks:
+            self._cuts, self._before = {}, {key: kept for key, kept in self._before.items() if key[0] == self._digest}
+            self._marks, self._digest = now, weights_digest(self.model)
+
+    def moved(self) -> None:
+        """The weights are on another device or in another dtype, and otherwise those that were read."""
+        self._marks = marks(self.model)
 
     @property
     def transform_spec(self) -> dict[str, Any]:
@@ -222,10 +240,13 @@ class Host:
     def _probe(self) -> Probe:
         generator = torch.Generator().manual_seed(0)
         batch = torch.randn(_PROBED, 3, *self.transform.size, generator=generator)
-        _ = self.memory_format  # found by passes of its own, before anybody looks into one
+        outputs = []
         try:
             with torch.inference_mode():
-                return places.probe(self.model, lambda: self._forward(batch), _PROBED)
+                tried = self.memory_format  # found by passes of its own, before anybody looks into one
+                found = places.probe(self.model, lambda: outputs.append(self._forward(batch)), _PROBED)
+                if tried != torch.channels_last:  # else two passes have agreed already
+                    outputs.append(self._forward(batch))
         except UserError:
             raise
         except Exception as error:
@@ -234,6 +255,11 @@ class Host:
             raise UserError(
                 "host", self.name, f"fails on a batch {shape}: {why}", "set host.transform to its size"
             ) from error
+        if not _repeats(outputs):
+            what = "gives one batch another answer each time, although in evaluation mode"
+            remedy = "take the randomness out of its forward pass (dropout, masks, noise), or use another model"
+            raise UserError("host", self.name, what, remedy)
+        return found
 
     @cached_property
     def _names(self) -> list[str]:
@@ -244,6 +270,10 @@ class Host:
         return dict(self.model.named_modules(remove_duplicate=False))
 
     def _forward(self, batch: Tensor) -> Any:
+        part = training_part(self.model)
+        if part is not None:
+            what = f"is in training mode{f' ({part})' if part else ''}: answers would change, and batch norms with them"
+            raise UserError("host", self.name, what, "call its eval() first")
         self.one_size &= tuple(batch.shape[-2:]) == tuple(self.transform.size)
         with _eager():
             return self._call(self.model, batch.to(self.device, self.dtype, memory_format=self.memory_format))
@@ -297,6 +327,17 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
+def _repeats(outputs: Sequence[Any]) -> bool:
+    """Do a model's outputs for one batch agree, as far as they are finite numbers?"""
+    if len(outputs) < 2 or first_tensor(outputs[0]) is None:
+        return True
+    one, two = (answer(output) for output in outputs)
+    if one.shape != two.shape:
+        return False
+    finite = one.isfinite() & two.isfinite()
+    return not finite.any() or edits._agree(one[finite], two[finite])
+
+
 def answer(output: Any) -> Tensor:
     """The tensor that a model's output stands for: logits, image embedding, pooled vector, or the first tensor."""
     for field in ("logits", "image_embeds", "pooler_output"):
@@ -317,13 +358,3 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(inner, nn.Module) and wrapper in type(model).__name__:
             return unwrap(inner)
     return model
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of the state dict: names, dtypes, shapes and bytes. The same on every device."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, Tensor):
-            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()

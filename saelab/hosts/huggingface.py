@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from saelab.errors import UserError
 from saelab.hosts.files import Built, fetch
 from saelab.hosts.tokens import Prefix
@@ -64,6 +67,8 @@ def _image_class(config: Any) -> Any:
 
 
 _UNUSED = ("do_pad", "do_reduce_labels", "do_flip_channel_order", "do_thumbnail", "do_align_long_axis")
+_APART = 2.0  # grey levels, on average, up to which a smooth picture may come out otherwise (docs/hosts.md)
+_REMEDY = "use module: with a Transform"
 
 
 def _processor_transform(name: str, config: Any, may_guess: bool) -> Transform:
@@ -71,7 +76,8 @@ def _processor_transform(name: str, config: Any, may_guess: bool) -> Transform:
     from transformers import AutoImageProcessor
 
     try:
-        settings = AutoImageProcessor.from_pretrained(name).to_dict()
+        processor = AutoImageProcessor.from_pretrained(name)
+        settings = processor.to_dict()
     except Exception as error:
         size = getattr(config, "image_size", 224)
         if may_guess:
@@ -82,16 +88,52 @@ def _processor_transform(name: str, config: Any, may_guess: bool) -> Transform:
         ) from None
     for key in _UNUSED:
         if settings.get(key):
-            raise UserError(
-                "host", f"transformers:{name}", f"its image processor uses {key}", "use module: with a Transform"
-            )
-    return processor_transform(settings)
+            raise UserError("host", f"transformers:{name}", f"its image processor uses {key}", _REMEDY)
+    return read_processor(processor, f"transformers:{name}")
+
+
+def read_processor(processor: Any, title: str) -> Transform:
+    """What a Hugging Face image processor does, as a Transform: its settings, held against what it makes of a picture.
+
+    Raises UserError where it does something that its settings do not say, or that no Transform does.
+    """
+    kind = type(processor).__name__
+    try:
+        transform = processor_transform(processor.to_dict())
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"the settings of its {kind} are no Transform's ({type(error).__name__}: {error})"
+        raise UserError("host", title, what, _REMEDY) from None
+    picture = _smooth_picture()
+    for shown in (picture.crop((0, 0, 427, 320)), picture):  # some make sides multiples of a number
+        try:
+            theirs = processor(images=shown, return_tensors="pt")["pixel_values"][0].float()
+        except Exception as error:  # a processor may raise anything
+            why = " ".join(str(error).split())[:160]
+            raise UserError("host", title, f"its {kind} fails on a picture ({why})", _REMEDY) from None
+        shape = [3, *transform.size_of(shown)]
+        if list(theirs.shape) != shape:
+            what = f"its {kind} makes {list(theirs.shape)} of a picture, its settings read as {shape}"
+            raise UserError("host", title, what, _REMEDY)
+    ours = transform(picture)
+    levels = float(((ours - theirs).abs() * ours.new_tensor(transform.std).view(3, 1, 1)).mean()) / transform.scale
+    if not levels <= _APART:
+        what = f"its {kind} does more than its settings say: {levels:.0f} grey levels apart on average"
+        raise UserError("host", title, what, _REMEDY)
+    return transform
+
+
+def _smooth_picture() -> Image.Image:
+    """Slow waves, another in each channel, twice as wide as high: interpolation hardly shows, all else does.
+
+    At this aspect, a crop needs no rounding where sides are even; libraries round it differently.
+    """
+    y, x = np.mgrid[0:320, 0:640] / 320 * np.pi
+    waves = np.stack([np.sin(x), np.cos(2 * y), np.sin(x + 2 * y)], axis=-1)
+    return Image.fromarray((128 + 100 * waves + [20, 0, -20]).astype(np.uint8))
 
 
 def processor_transform(settings: dict[str, Any]) -> Transform:
     """A Hugging Face image processor's settings (its `to_dict()`) as a Transform."""
-    from PIL import Image
-
     size, crop = dict(settings["size"] or {}), dict(settings.get("crop_size") or {})
     box = (crop["height"], crop["width"]) if settings.get("do_center_crop") and crop else None
     if settings.get("do_resize", True):
@@ -99,6 +141,8 @@ def processor_transform(settings: dict[str, Any]) -> Transform:
         share = settings.get("crop_pct")
         if share and isinstance(resize, int) and resize < 384:  # ConvNeXt: resize by the share, then crop to size
             resize, box = int(resize / share), (resize, resize)
+        elif share and isinstance(resize, int):  # from there on it squashes
+            resize = (resize, resize)
     else:
         resize = box or (size["height"], size["width"])
     return Transform(

@@ -128,14 +128,21 @@ def _width(module: nn.Module) -> int | None:
     return weight.shape[-1] if weight.ndim == 1 or hasattr(module, "normalized_shape") else weight.shape[0]
 
 
+See = Callable[[str, Tensor], Tensor | None]
+
+
 @contextmanager
-def tap(model: nn.Module, names: list[str], see: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """While inside, every named layer's tensor goes through `see`; what it returns (if not None) takes its place."""
+def tap(model: nn.Module, names: list[str], see: See) -> Iterator[None]:
+    """While inside, every named layer's tensor goes through `see`; what it returns (if not None) takes its place.
+
+    A module under several paths has several names; each of them that is asked for is shown.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
-    wanted: dict[tuple[nn.Module, bool], dict[int, str]] = {}
+    wanted: dict[tuple[nn.Module, bool], dict[int, list[str]]] = {}
     for name in names:
         site = Site.parse(name)
-        wanted.setdefault((modules[site.path], site.takes_input), {})[site.call] = name
+        calls = wanted.setdefault((modules[site.path], site.takes_input), {})
+        calls.setdefault(site.call, []).append(name)
     handles = []
     for (module, takes_input), by_call in wanted.items():
         if takes_input:
@@ -149,33 +156,41 @@ def tap(model: nn.Module, names: list[str], see: Callable[[str, Tensor], Tensor 
             handle.remove()
 
 
-def _output_hook(by_call: dict[int, str], see: Callable[[str, Tensor], Tensor | None]) -> Callable[..., Any]:
+def _output_hook(by_call: dict[int, list[str]], see: See) -> Callable[..., Any]:
     seen = Counter[str]()
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        name = by_call.get(seen["calls"])
+        new = _show(by_call.get(seen["calls"], []), output, see)
         seen["calls"] += 1
-        tensor = first_tensor(output) if name is not None else None
-        new = see(name, tensor) if name is not None and tensor is not None else None
         return output if new is None else replace_first(output, new)
 
     return hook
 
 
-def _input_hook(by_call: dict[int, str], see: Callable[[str, Tensor], Tensor | None]) -> Callable[..., Any]:
+def _input_hook(by_call: dict[int, list[str]], see: See) -> Callable[..., Any]:
     seen = Counter[str]()
 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        name = by_call.get(seen["calls"])
-        seen["calls"] += 1
         given = args if first_tensor(args) is not None else kwargs
-        tensor = first_tensor(given) if name is not None else None
-        new = see(name, tensor) if name is not None and tensor is not None else None
+        new = _show(by_call.get(seen["calls"], []), given, see)
+        seen["calls"] += 1
         if new is None:
             return None
         return (replace_first(args, new), kwargs) if given is args else (args, replace_first(kwargs, new))
 
     return hook
+
+
+def _show(names: list[str], value: Any, see: See) -> Tensor | None:
+    """Show the value's tensor under each name, one after the other; what is to take its place, if anything."""
+    tensor = first_tensor(value) if names else None
+    if tensor is None:
+        return None
+    new = None
+    for name in names:
+        shown = see(name, tensor if new is None else new)
+        new = new if shown is None else shown
+    return new
 
 
 def check(name: str, model: nn.Module, found: Probe) -> Form:

@@ -51,9 +51,11 @@ def splice(
 def cuts(host: "Host", layer: str) -> bool:
     """Does everything after the layer depend on the pictures through its tokens alone?
 
-    Tried once a layer: the tokens of two pictures, put in the place of another picture's, have to give the answers of
-    the two. A layer inside a residual branch, whose skip goes round it, fails (or the sum of two batch sizes does).
+    Tried once a layer, and again once the weights have changed: the tokens of two pictures, put in the place of another
+    picture's, have to give the answers of the two. A layer inside a residual branch, whose skip goes round it, fails
+    (or the sum of two batch sizes does).
     """
+    host.look()
     return _how(host, layer) is not None
 
 
@@ -103,10 +105,10 @@ def _go_on(
 def _before(host: "Host", layer: str) -> Outputs:
     """What the modules before the layer give for a blank picture; {} where going on from there is not to be trusted.
 
-    Tried once for each layer, device and dtype. Once the host has seen a picture of another size, no more: a model may
-    keep the size for later.
+    Tried once for each layer, device and dtype, and for new weights. Once the host has seen a picture of another size,
+    no more: a model may keep the size for later.
     """
-    key = (layer, str(host.device), str(host.dtype))
+    key = (host.digest, layer, str(host.device), str(host.dtype))
     if host.one_size and key not in host._before:
         host._before[key] = {}
         with suppress(Exception):  # whatever a model raises that the long way doesn't ask for

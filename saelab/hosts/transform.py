@@ -1,6 +1,8 @@
 """What is done to a picture before a host sees it: plain data, so that it can stand in a recipe and be overridden."""
 
 import dataclasses
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,15 +41,16 @@ class Transform:
     channels: Literal["RGB", "BGR"] = "RGB"  # the order that the model was trained on
 
     def __post_init__(self) -> None:
-        for field in ("crop", "mean", "std") + (() if isinstance(self.resize, int) else ("resize",)):
-            value = getattr(self, field)
-            object.__setattr__(self, field, value if value is None else tuple(value))
-        if self.interpolation not in _FILTERS:
+        for field, take in (("resize", _side), ("crop", _pair), ("mean", _three), ("std", _three), ("scale", _number)):
+            object.__setattr__(self, field, take(field, getattr(self, field)))
+        if not isinstance(self.interpolation, str) or self.interpolation not in _FILTERS:
             raise UserError("transform.interpolation", self.interpolation, "unknown", f"known: {', '.join(_FILTERS)}")
         if self.channels not in ("RGB", "BGR"):
             raise UserError("transform.channels", self.channels, "expected RGB or BGR")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if min(self.std) <= 0:
             raise UserError("transform.std", self.std, "mean and std take three numbers each, std above 0")
+        if self.scale <= 0:
+            raise UserError("transform.scale", self.scale, "must be above 0", "1/255 is usual")
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         image = image.convert("RGB")
@@ -69,6 +72,11 @@ class Transform:
         if self.crop is not None:
             return self.crop
         return (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+
+    def size_of(self, image: Image.Image) -> tuple[int, int]:
+        """(height, width) of what comes out of this picture."""
+        width, height = self._size(image)
+        return self.crop or (height, width)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -100,6 +108,63 @@ class Transform:
         height, width = self.crop
         top, left = _start(image.height, height), _start(image.width, width)
         return left, top, left + width, top + height
+
+
+def _side(field: str, value: Any) -> int | tuple[int, int]:
+    """The shorter side, or (height, width)."""
+    parts = _parts(value)
+    sides = tuple(_whole(part) for part in parts)
+    if not sides or None in sides or len(sides) > 2 or (len(sides) == 1 and not np.isscalar(value)):
+        expected = "expected whole numbers above 0: the shorter side, or (height, width)"
+        raise UserError(f"transform.{field}", value, expected)
+    return sides[0] if len(sides) == 1 else sides  # type: ignore[return-value]
+
+
+def _pair(field: str, value: Any) -> tuple[int, int] | None:
+    """(height, width); a single number is both."""
+    if value is None:
+        return None
+    try:
+        side = _side(field, value)
+    except UserError:
+        expected = "expected whole numbers above 0: (height, width), or one for both"
+        raise UserError(f"transform.{field}", value, expected) from None
+    return (side, side) if isinstance(side, int) else side
+
+
+def _three(field: str, value: Any) -> tuple[float, ...]:
+    parts = () if np.isscalar(value) else _parts(value)
+    try:
+        found = tuple(_number(field, part) for part in parts)
+    except UserError:
+        found = ()
+    if len(found) != 3:
+        raise UserError(f"transform.{field}", value, "mean and std take three numbers each, std above 0")
+    return found
+
+
+def _number(field: str, value: Any) -> float:
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"transform.{field}", value, "expected a finite number")
+    return value
+
+
+def _whole(value: Any) -> int | None:
+    """The number as an int; None where it is none, or not above 0."""
+    try:
+        number = _number("", value)
+    except UserError:
+        return None
+    return int(number) if number == int(number) and number >= 1 else None
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    """The values of a list of any kind; of anything else, itself."""
+    if isinstance(value, Mapping | str | bytes) or not isinstance(value, Iterable):
+        return (value,)
+    listed = value.tolist() if isinstance(value, np.ndarray | Tensor) else list(value)
+    return tuple(listed) if isinstance(listed, list) else (listed,)
 
 
 def _start(have: int, want: int) -> int:

@@ -82,7 +82,7 @@ class SAEConfig:
             raise UserError("encoder_length", self.encoder_length, needs, "leave it at 1")
         if not 0 < self.bandwidth < math.inf:
             raise UserError("bandwidth", self.bandwidth, "must be positive and finite")
-        if self.k > self.latents:
+        if rules.find(self.rule).has_k and self.k > self.latents:
             raise UserError("k", self.k, f"at most the number of latents, {self.latents}", "lower k or widen the SAE")
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise UserError("lr", self.lr, "must be positive and finite")
@@ -114,7 +114,7 @@ class SAEConfig:
         if "prefixes" not in rules.find(self.rule).supports:
             needs = f"Matryoshka needs {rules.name_supporting('prefixes')}"
             raise UserError("prefixes", self.prefixes, needs, "drop one of them")
-        sizes = self.prefix_sizes
+        sizes = self.prefix_sizes if all(0 < share <= 1 for share in self.prefixes) else ()
         rising = all(a < b for a, b in zip((0, *sizes), sizes, strict=False))
         if not (sizes and rising and sizes[-1] == self.latents):
             raise UserError("prefixes", self.prefixes, "rising shares in (0, 1], the last of them 1")
@@ -165,6 +165,8 @@ class TrainConfig:
         stairs = tuple(_numbers("decay", stair, wanted) for stair in self.decay)
         if any(len(stair) != 2 for stair in stairs):
             raise UserError("decay", self.decay, wanted)
+        if not all(0 <= share <= 1 and 0 <= factor < math.inf for share, factor in stairs):
+            raise UserError("decay", self.decay, f"{wanted}: a share from 0 to 1, a factor of 0 or more")
         object.__setattr__(self, "decay", stairs)
         settings.check(self, "", {})
         _at_least_1(self, "batch_size", "log_every", "checkpoint_every", "keep", "latent_shards", "accumulate")

@@ -98,13 +98,14 @@ def fit_many(
     With `train.latent_shards` above 1, processes hold the latents between them (docs/scale.md): they need folders, in
     which their parts meet, and get SAEs that are mapped from there into the CPU's memory.
 
-    Raises UserError for activations with NaN (file and row), a d_in that is not the data's, a folder with a checkpoint
-    or an SAE of another recipe, a start of another shape, and a loss that is no longer finite (the last good checkpoint
-    stays where it is).
+    Raises UserError for activations with NaN (file and row), a d_in that is not the data's, a folder that is named
+    twice or has a checkpoint or an SAE of another recipe, a start of another shape, and a loss that is no longer finite
+    (the last good checkpoint stays where it is).
     Eleven parameters: the data and the configs are enough; the others have defaults and stand alone.
     """
     train = train or TrainConfig()
     world = _grid(configs, train, folders)
+    _check_apart(folders or [])
     batches = _batches(data, train)
     held = None if held_out is None else _batches(held_out, train)
     if held is not None and held.d_in != batches.d_in:
@@ -141,6 +142,7 @@ def fit_layers(
     train = train or TrainConfig()
     world = _grid([config for own in configs.values() for config in own], train, folders)
     places = {layer: None if folders is None else folders[layer] for layer in configs}
+    _check_apart([folder for own in places.values() for folder in own or []])
     jobs = {
         layer: _jobs(streams[layer], own, train, places[layer], None, None, device, world)
         for layer, own in configs.items()
@@ -204,6 +206,16 @@ def check_shards(configs: Sequence[SAEConfig], train: TrainConfig, processes: in
         check_share(train.batch_size, groups)
         for config in configs:
             check_pieces(config, train.accumulate, train.batch_size // groups)
+
+
+def _check_apart(folders: Sequence[Path | str]) -> None:
+    """Raise UserError where two SAEs would be written to one folder, however it is named."""
+    seen = set[Path]()
+    for folder in folders:
+        place = Path(folder).resolve()
+        if place in seen:
+            raise UserError("folders", folder, "is named for two SAEs", "give each SAE a folder of its own")
+        seen.add(place)
 
 
 def _grid(configs: Sequence[SAEConfig], train: TrainConfig, folders: Any) -> World:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from saelab import settings
 from saelab.arrays import as_matrix
 from saelab.artifacts import atomic, check_file
 from saelab.errors import UserError
@@ -271,7 +272,13 @@ def file_of(path: Path | str) -> Path:
 
 
 def _meta(raw: dict[str, str], file: Path) -> Meta:
-    values = json.loads(raw.get("saelab", "{}"))
+    damaged = UserError("sae", file, "its metadata are damaged", "copy or train it again")
+    try:
+        values = json.loads(raw.get("saelab", "{}"))
+    except ValueError:
+        raise damaged from None
+    if not isinstance(values, dict):
+        raise damaged
     found = values.pop("format", raw.get("format"))
     if found != FORMAT:
         raise UserError("sae", file, f"format {FORMAT}, found {found}", "convert it: saelab.sae.convert.load")
@@ -283,7 +290,12 @@ def _meta(raw: dict[str, str], file: Path) -> Meta:
         raise UserError(
             "sae", file, f"is of rule {values.get('rule')}, known: {', '.join(rules.RULES)}", "update saelab"
         )
-    return Meta(**{**values, "prefixes": tuple(values.get("prefixes", ()))})
+    try:
+        meta = Meta(**{**values, "prefixes": tuple(values.get("prefixes", ()))})
+        settings.check(meta, "", {})
+    except (TypeError, UserError):
+        raise damaged from None
+    return meta
 
 
 def _check_tensors(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:

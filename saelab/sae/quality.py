@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelab.arrays import as_matrix
 from saelab.cache.batches import Batches
 from saelab.errors import UserError
 from saelab.sae.model import SAE, Codes
@@ -113,10 +114,23 @@ def _count_fired(codes: Codes | Float[Tensor, "chunk latents"], latents: int) ->
 
 
 def chunks(data: Any) -> Iterable[Float[Tensor, "chunk d_in"]]:
-    """Tokens piece by piece: of a Batches (its rows, in order), an array [tokens, d_in], or an iterable of such."""
+    """Tokens piece by piece: of a Batches (its rows, in order), an array [tokens, d_in], or an iterable of such.
+
+    Raises UserError for what is no matrix of numbers, and for a row with NaN.
+    """
     if hasattr(data, "ndim"):
         data = Batches(data, CHUNK)
-    if not isinstance(data, Batches):
-        yield from (torch.as_tensor(x) for x in data)
+    if isinstance(data, Batches):
+        yield from data.in_order(CHUNK)
         return
-    yield from data.in_order(CHUNK)
+    width = None
+    for i, chunk in enumerate(data):
+        x = as_matrix(chunk, width)
+        if not len(x):
+            continue
+        width = x.shape[1]
+        bad = (~x.to(torch.float32).isfinite()).any(1).nonzero()
+        if len(bad):
+            what = f"row {int(bad[0])} holds NaN or a number beyond float32"
+            raise UserError("activations", f"chunk {i}", what, "leave the row out")
+        yield x

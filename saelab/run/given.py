@@ -49,7 +49,9 @@ def as_host(model: nn.Module, transform: Any, name: str | None = None) -> Host:
 def as_activations(activations: Any, layers: Sequence[str] | None) -> dict[str, Any]:
     """Arrays by layer: a mapping as it is, one array under the name of the one layer (`arrays` by default)."""
     if isinstance(activations, Mapping):
-        return dict(activations)
+        if not activations:
+            raise UserError("activations", "{}", "holds no layer", "give an array, a file, or a dict {layer: array}")
+        return {str(layer): array for layer, array in activations.items()}
     names = list(layers or ["arrays"])
     if len(names) != 1:
         raise UserError("activations", names, "one array holds one layer", "give a dict {layer: array}")

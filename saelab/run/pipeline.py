@@ -8,6 +8,7 @@ from torch import nn
 
 from saelab import hosts, report
 from saelab.artifacts import read_json, read_jsonl
+from saelab.cache.arrays import count_images
 from saelab.encoders import Encoder
 from saelab.errors import UserError
 from saelab.images import ImageSet
@@ -219,7 +220,8 @@ def _images(
     if isinstance(images, ImageSet):
         return images
     if images is None and arrays:
-        return rows(len(next(iter(arrays.values()))), captions, classes, name=str(settings.get("name", "arrays")))
+        count = count_images(next(iter(arrays.values())))
+        return rows(count, captions, classes, name=str(settings.get("name", "arrays")))
     if captions is not None or classes is not None:
         raise UserError(
             "captions, classes", "given", "belong to arrays without pictures", "use images={...} with a table"

@@ -48,6 +48,7 @@ def choose(
     asked = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
     if not asked:
         raise UserError(setting, "[]", "at least one is needed", f"it has {', '.join(all_names)}")
+    asked = [name if name in all_names else str(name) for name in asked]  # a layer's name may be a number
     for name in asked:
         if name not in all_names:
             raise UserError(setting, name, lacks, f"{nearest(name, all_names)}it has {', '.join(all_names)}")

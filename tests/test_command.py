@@ -103,6 +103,10 @@ def test_a_value_of_another_kind_is_one_line(slip, expected, tmp_path):
         ("units=all", ["units=all"]),
         ("units='3,17'", ["units='3,17'"]),
         ("units=[3,17]", ["units=[3,17]"]),
+        ("layers=3", ["layers='3'"]),
+        ("layers=[3]", ["layers=['3']"]),
+        ("layers=[in:4,3.10, 5.1.2,layer4.0,'6']", ["layers=[in:4,'3.10', '5.1.2',layer4.0,'6']"]),
+        ("pattern=3", ["pattern='3'"]),
         ("--multirun", ["--multirun"]),
     ],
 )

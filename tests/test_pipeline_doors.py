@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from small_images import coloured
+from torch import nn
 
 import saelab
+from saelab import settings
+from saelab.run.config import LISTS, RunConfig
+from saelab.run.stages.sae import check_names, sae_configs
 
 ACTS = np.random.default_rng(0).random((37, 6), dtype=np.float32)
 
@@ -70,3 +75,44 @@ def test_activations_that_are_none_are_refused(given, message, tmp_path, monkeyp
     np.save("cut.npy", ACTS)
     Path("cut.npy").write_bytes(Path("cut.npy").read_bytes()[:200])
     assert refused(activations=given).startswith(message)
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_layer_may_have_a_number_for_a_name(tmp_path):
+    coloured(tmp_path / "pictures", 12, size=16)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Sequential(nn.ReLU(), nn.Flatten()))
+    own = {"images": tmp_path / "pictures", "transform": {"resize": [16, 16]}, "workers": 0, "device": "cpu"}
+    for name, given in enumerate([2, [2], ["2"], (np.int64(2),), ["2", 2]]):
+        made = saelab.Pipeline(host=model, layers=given, root=tmp_path / str(name), **own)
+        assert list(made.caches) == ["2"] and made.caches["2"].d_in == 6
+    assert RunConfig.of({"layers": [0, "1", 0]}).layers == ("0", "1")
+
+
+@pytest.mark.parametrize("given", [3.1, [3.1], [None], [True], [b"a"]])
+def test_what_names_no_layer_is_refused(given):
+    with pytest.raises(saelab.UserError, match=r"^layers=.*: is no name of a layer; ") as caught:
+        RunConfig.of({"layers": given})
+    assert ("as text" in str(caught.value)) == ("3.1" in str(given))
+    with pytest.raises(saelab.UserError, match=r"^layers=.*: is no name of a layer; "):
+        saelab.Pipeline(host="timm:resnet18", layers=given)
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_in_a_list_is_refused(name):
+    for given in ([["a"]], [{"a": 1}], {"a": 1}, [0, (1,)]):
+        with pytest.raises(saelab.UserError, match=rf"^{name}=.*: is no name"):
+            RunConfig.of({name: given})
+
+
+def test_an_expansion_names_its_layer_by_number_too():
+    given = {"expansion": {3: 2, "default": 4}}
+    check_names(given, ["3"])
+    found = [sae_configs(given | {"k": 4}, layer, 8, [0])[0][0].latents for layer in ("3", "4")]
+    assert found == [16, 32]
+
+
+def test_a_basis_is_chosen_by_its_layers_number():
+    known = [("a", ("neuron", "3")), ("b", ("neuron", "4"))]
+    assert settings.choose("bases", 3, known) == settings.choose("bases", ["3"], known) == ["a"]

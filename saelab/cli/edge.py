@@ -28,6 +28,7 @@ from saelab.settings import check_types
 
 # A root without permission, on a read-only disk, or where a file has the name of a folder.
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+NUMBER = re.compile(r"""(?<![^\[,\s])\d+(\.\d+)*(?![^\],\s])""")  # one that stands by itself
 Main = Callable[[DictConfig], None]
 
 
@@ -138,6 +139,7 @@ def _spell(given: str) -> list[str]:
     """What a person types, as Hydra reads it: `~` is home, and `host=timm:resnet50` names a model, not a config.
 
     `units=3,17` is one choice of units, where Hydra would see a sweep, and `units=3` one unit, not a number.
+    A layer of nn.Sequential is `layers=[3.10]`, which is not 3.1.
     """
     name, equals, value = given.partition("=")
     if equals and value.startswith("~"):
@@ -145,6 +147,8 @@ def _spell(given: str) -> list[str]:
         given = f"{name}={value}"
     if name in ("host", "encoder") and ":" in value and not (folder() / name / f"{value}.yaml").is_file():
         return [f"{name}=own" if name == "host" else f"{name}=conse", f"{name}.name={value}"]
+    if name in ("layers", "host.layers", "pattern"):
+        return [f"{name}={NUMBER.sub(lambda found: repr(found[0]), value)}"]
     if name.lstrip("+").split(".")[-1] == "units" and re.fullmatch(r"\d+|[\w:., -]*,[\w:., -]*", value):
         return [f"{name}='{value}'"]
     return [given]

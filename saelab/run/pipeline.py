@@ -1,6 +1,6 @@
 """`saelab.Pipeline`: from photos and a model to labelled, measured, compared units, in a script or a notebook."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from saelab.images.rows import rows
 from saelab.run import given as brought
 from saelab.run import record
 from saelab.run.basis import Basis
-from saelab.run.config import RunConfig
+from saelab.run.config import RunConfig, as_layers
 from saelab.run.effect_views import Classes, EditedConcept, Effects, Explained
 from saelab.run.making import Stages
 from saelab.run.picture_views import Pictures
@@ -211,7 +211,9 @@ def _effects(made: Stages) -> ByBasis[Effects]:
 
 
 def _names(layers: Sequence[str] | str | None) -> list[str] | None:
-    return [layers] if isinstance(layers, str) else None if layers is None else list(layers)
+    if layers is None:
+        return None
+    return list(as_layers([layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)))
 
 
 def _images(

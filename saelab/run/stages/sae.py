@@ -37,7 +37,7 @@ def sae_configs(
     train = settings.make(TrainConfig, own.pop("train", {}), "sae.train.")
     expansion, latents = own.pop("expansion", None), own.pop("latents", None)
     if latents is None:
-        named = expansion if isinstance(expansion, Mapping) else {"default": expansion}
+        named = by_layer(expansion) if isinstance(expansion, Mapping) else {"default": expansion}
         wrong = [times for times in named.values() if isinstance(times, bool) or not isinstance(times, int | float)]
         times = named.get(layer, named.get("default"))
         if wrong or times is None:
@@ -47,6 +47,11 @@ def sae_configs(
     own["latents"] = latents
     filled = [{"d_in": d_in, "seed": seed} for seed in seeds]
     return [settings.make(SAEConfig, own, "sae.", fixed, beside=("expansion", "train")) for fixed in filled], train
+
+
+def by_layer(expansion: Mapping[Any, Any]) -> dict[str, Any]:
+    """`expansion` by the names of layers, of which those of nn.Sequential are numbers."""
+    return {str(layer): times for layer, times in expansion.items()}
 
 
 def check_sae(given: Mapping[str, Any]) -> None:
@@ -59,7 +64,7 @@ def check_names(given: Mapping[str, Any], layers: Sequence[str]) -> None:
     named = given.get("expansion")
     if isinstance(named, Mapping):
         shipped = preset("sae", "quickstart")["expansion"]
-        for layer in named.keys() - {"default", *layers, *shipped}:
+        for layer in by_layer(named).keys() - {"default", *layers, *shipped}:
             remedy = f"{settings.nearest(layer, list(layers))}layers of this run: {', '.join(layers)}"
             raise UserError("sae.expansion", layer, "is no layer of this run", remedy)
 

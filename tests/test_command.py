@@ -71,6 +71,42 @@ def test_a_run_that_is_none_names_the_command_that_makes_one(given, tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+NO_RECORDS = {
+    "vocab.txt": b"dog\ncat\n",
+    "list.json": b"[1, 2]",
+    "number.json": b"3",
+    "empty.json": b"",
+    "cut.json": b'{"name": "quickstart", "config": {',
+    "picture.png": bytes(range(256)),
+    "deep.json": b"[" * 100_000,
+    "digits.json": b"9" * 5000,
+}
+
+
+@pytest.mark.parametrize("name", NO_RECORDS)
+def test_a_file_that_is_no_record_is_named_as_the_run(name, tmp_path):
+    from saelab import Pipeline, UserError, hub, report
+    from saelab.cli.edge import run_file
+
+    file = tmp_path / name
+    file.write_bytes(NO_RECORDS[name])
+    doors = (run_file, Pipeline.read, hub.read_entries, lambda run: report.build(run, tmp_path / "report" / "pages"))
+    for door in doors:
+        with pytest.raises(UserError) as caught:
+            door(file)
+        assert str(caught.value).startswith(f"run={file}: holds no record of a run; give the .json of a finished run")
+        assert "delete" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [file]  # no lock, no folder
+
+
+@pytest.mark.parametrize("name", ["report", "view", "serve", "effects", "export"])
+def test_commands_refuse_such_a_file_and_leave_nothing_beside_it(name, tmp_path):
+    (tmp_path / "vocab.txt").write_text("dog\n")
+    done = commands.run([sys.executable, "-m", "saelab.cli.main", name, "run=vocab.txt"], cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("saelab: run=vocab.txt: holds no record of a run; ")
+    assert len(done.stderr.splitlines()) == 1 and [p.name for p in tmp_path.iterdir()] == ["vocab.txt"]
+
+
 @pytest.mark.parametrize(
     ("slip", "expected"),
     [

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from saelab.cli.pipes import leave_if_unread
 from saelab.errors import UserError
+from saelab.report.reading import open_record
 from saelab.run.config import RunConfig
 from saelab.run.making import Stages
 from saelab.run.memory import keep_pages
@@ -122,6 +123,7 @@ def run_file(value: Any) -> Path:
     """The record of a run that a command is to read. Raises UserError, with the command that makes one."""
     path = Path(str(value)).expanduser()
     if path.is_file():
+        open_record(path)
         return path
     inside = sorted(p.name for p in path.glob("*.json")) if path.is_dir() else []
     what = "is a folder" if path.is_dir() else "is not there"

@@ -84,6 +84,8 @@ def build(run_json: Path | str | reading.Run, out: Path | str, shown: int = 30, 
     Raises UserError if the run is missing, half-written, moved or of another version, if `out` holds something other
     than a report, or if `site` is no address.
     """
+    if not isinstance(run_json, reading.Run):
+        reading.read_record(Path(run_json))  # before anything is written beside what is no run
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.with_name(f"{out.name}.lock")):  # of two builds into one folder the second reuses the first's

@@ -13,6 +13,7 @@ from saelab.encoders import Encoder
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.images.rows import rows
+from saelab.report.reading import open_record
 from saelab.run import given as brought
 from saelab.run import record
 from saelab.run.basis import Basis
@@ -102,8 +103,10 @@ class Pipeline(Stages):
 
     @classmethod
     def read(cls, run: str | Path) -> "Pipeline":
-        """The pipeline of a finished run, from its record (runs/quickstart.json)."""
-        return cls(**record.read_config(Path(run)).record())
+        """The pipeline of a finished run, from its record (runs/quickstart.json). Raises UserError for other files."""
+        path = Path(run).expanduser()
+        open_record(path)
+        return cls(**record.read_config(path).record())
 
     @property
     def saes(self) -> ByBasis[SAE]:

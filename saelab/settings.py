@@ -76,7 +76,12 @@ def make(
             near = nearest(name, known)
             raise UserError(prefix + name, value, "there is no such setting", f"{near}known: {', '.join(known)}")
         made[name] = _check(prefix + name, value, hints[name])
-    return kind(**made)
+    try:
+        return kind(**made)
+    except UserError as error:  # the dataclass knows its fields, not the group that they stand in here
+        if error.setting not in known:
+            raise
+        raise UserError(prefix + error.setting, error.value, error.expected, error.remedy) from None
 
 
 def check(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> None:
@@ -118,8 +123,20 @@ def _check(setting: str, value: Any, hint: Any, bounds: str = "") -> Any:
         value = value.item()
     if not any(_is(value, kind) for kind in kinds):
         wanted = [NAMES.get(kind, "null") for kind in kinds]
-        raise UserError(setting, value, f"expected {' or '.join(dict.fromkeys(wanted))}{bounds}")
+        raise UserError(setting, _show(value), f"expected {' or '.join(dict.fromkeys(wanted))}{bounds}")
     return value
+
+
+def _show(value: Any) -> Any:
+    """A value as a message shows it: text that would read as a number, a switch, nothing or a list is in quotes."""
+    if not isinstance(value, str):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        plain = value == value.strip() and value.lower() not in ("", "~", "null", "none", "true", "false")
+        return value if plain and value[0] not in "[{(" else repr(value)
+    return repr(value)
 
 
 def _is_of_numpy(value: Any) -> bool:

@@ -13,6 +13,7 @@ import saelab
 from saelab import settings
 from saelab.run.config import LISTS, RunConfig
 from saelab.run.stages.sae import check_names, sae_configs
+from saelab.sae import SAEConfig
 
 ACTS = np.random.default_rng(0).random((37, 6), dtype=np.float32)
 
@@ -111,6 +112,50 @@ def test_an_expansion_names_its_layer_by_number_too():
     check_names(given, ["3"])
     found = [sae_configs(given | {"k": 4}, layer, 8, [0])[0][0].latents for layer in ("3", "4")]
     assert found == [16, 32]
+
+
+@pytest.mark.parametrize("name", ["epochs", "steps", "batch_size", "warmup", "keep", "ema"])
+def test_a_training_setting_out_of_range_is_named_as_it_was_given(name):
+    for value in (-1, -7, 2**60 if name in ("warmup", "ema") else -3):
+        with pytest.raises(saelab.UserError, match=rf"^sae\.train\.{name}={value}: "):
+            RunConfig.of({"sae": {"train": {name: value}}})
+
+
+def test_an_expansion_that_gives_no_latents_is_named():
+    for wrong in (-1, 0, -0.5, float("nan"), float("inf"), {"default": 2, "layer4": -2}, {"default": 0}):
+        shown = next(own for own in (wrong.values() if isinstance(wrong, dict) else [wrong]) if not 0 < own < np.inf)
+        with pytest.raises(saelab.UserError, match=rf"^sae\.expansion={shown}: must be positive and finite"):
+            RunConfig.of({"sae": {"expansion": wrong}})
+    with pytest.raises(saelab.UserError, match=r"^sae\.expansion=0\.01: .*expansion times d_in \(8\)"):
+        sae_configs({"expansion": 0.01, "k": 1}, "layer4", 8, [0])
+    with pytest.raises(saelab.UserError, match=r"^sae\.latents=-3: "):
+        RunConfig.of({"sae": {"latents": -3}})
+
+
+@pytest.mark.parametrize("value", ["4", "-1.5", "1e3", "true", "null", "", " ", "[1]", "~", " many"])
+def test_text_that_reads_as_something_else_is_shown_in_quotes(value):
+    with pytest.raises(saelab.UserError) as caught:
+        SAEConfig(4, 8, k=value)
+    assert str(caught.value) == f"k={value!r}: expected a whole number"
+    with pytest.raises(saelab.UserError, match=r"^k=many: expected a whole number"):
+        SAEConfig(4, 8, k="many")
+
+
+def test_arrays_in_messages_are_their_shapes():
+    tensor, array = torch.zeros(3, 4), np.zeros((2, 2))
+    for value, shown in (
+        (tensor, "Tensor [3, 4]"),
+        (nn.Parameter(tensor), "Parameter [3, 4]"),
+        ({"W_enc": tensor, "k": 3}, "{'W_enc': Tensor [3, 4], 'k': 3}"),
+        ([array, (tensor,)], "[ndarray [2, 2], (Tensor [3, 4],)]"),
+        (nn.Sequential(nn.ReLU(), nn.ReLU()), "Sequential"),
+        (np.float32(0.5), "0.5"),
+        ((3, 4), "(3, 4)"),
+        (None, "None"),
+        ("a\nb", "a b"),
+    ):
+        assert str(saelab.UserError("sae", value, "wrong")) == f"sae={shown}: wrong"
+    assert len(str(saelab.UserError("seeds", list(range(10_000)), "too many"))) < 500
 
 
 def test_a_basis_is_chosen_by_its_layers_number():

@@ -1,5 +1,6 @@
 """The sae stage: dictionaries on a layer's cached tokens, one for each seed, trained in one pass."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from saelab.sae.quality import chunks
 CODE = 5  # version of this stage; part of every recipe
 LATER = {"jumprelu": 6}  # ... of rules that have come to train otherwise since: silent latents are revived
 HELD_OUT = 1 << 14  # tokens that training doesn't see, on which the SAE is measured at its end, at the most
+ANY = "default"  # the layer that stands for all, in a check before any is known
 Logger = Callable[..., None]  # as saelab.sae.fit_many takes it
 
 
@@ -43,6 +45,11 @@ def sae_configs(
         if wrong or times is None:
             remedy = "give a number, or one for each layer by name and a `default`"
             raise UserError("sae.expansion", expansion, "has to be a number where sae.latents is null", remedy)
+        for factor in (*named.values(), times):
+            if not 0 < factor < math.inf or (factor is times and not round(times * d_in)):
+                what = "must be positive and finite, and give at least one latent"
+                remedy = f"latents are expansion times d_in{f' ({d_in})' if layer != ANY else ''}; or give sae.latents"
+                raise UserError("sae.expansion", factor, what, remedy)
         latents = round(times * d_in)
     own["latents"] = latents
     filled = [{"d_in": d_in, "seed": seed} for seed in seeds]
@@ -56,7 +63,7 @@ def by_layer(expansion: Mapping[Any, Any]) -> dict[str, Any]:
 
 def check_sae(given: Mapping[str, Any]) -> None:
     """Raise UserError for names and types; whether it fits a layer is checked with the layer's width."""
-    sae_configs(given, "default", 1 << 20, [0])
+    sae_configs(given, ANY, 1 << 20, [0])
 
 
 def check_names(given: Mapping[str, Any], layers: Sequence[str]) -> None:

@@ -125,6 +125,43 @@ def test_a_value_of_another_kind_is_one_line(slip, expected, tmp_path):
     assert done.returncode == 2 and done.stderr == f"saelab: {name}={value}: expected {expected}\n"
 
 
+@pytest.mark.parametrize("name", ["view", "serve"])
+@pytest.mark.parametrize("port", [-5, -1, 65536, 99999, 2**40])
+def test_a_port_that_is_none_is_refused_before_anything_starts(name, port, monkeypatch):
+    from omegaconf import OmegaConf
+
+    from saelab import UserError
+    from saelab.cli import serve, view
+
+    def start(*given, **more):
+        raise AssertionError("something was started or read")
+
+    for place in ("run_file", "reading.read", "threading.Thread", "Search"):
+        monkeypatch.setattr(f"saelab.cli.view.{place}", start)
+    monkeypatch.setattr("saelab.cli.serve.run_file", start)
+    main = {"view": view.main, "serve": serve.main}[name].__wrapped__
+    with pytest.raises(UserError, match=rf"^port={port}: expected 0 to 65535"):
+        main(OmegaConf.create({"do": "serve", "port": port, "run": "run.json", "shown": 30, "mcp": False}))
+    with pytest.raises(UserError, match=rf"^port={port}: expected 0 to 65535"):
+        view.listen(port)
+
+
+@pytest.mark.parametrize("shown", [-3, 0, 2.5, "30", True, None])
+def test_a_page_shows_at_least_one_image(shown, tmp_path):
+    from saelab import UserError, report
+
+    with pytest.raises(UserError, match=rf"^shown={shown}: expected a whole number of at least 1"):
+        report.build(tmp_path / "run.json", tmp_path / "report", shown=shown)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_commands_that_exist():
+    from saelab.cli import cache, train
+
+    for name, module in (("cache", cache), ("train", train)):
+        assert f"`torchrun --nproc-per-node 2 -m saelab {name} ...`" in " ".join(module.__doc__.split())
+
+
 @pytest.mark.parametrize(
     ("typed", "read"),
     [

@@ -71,10 +71,8 @@ def make(
     hints, made = get_type_hints(kind), dict(fixed or {})
     known = [field.name for field in dataclasses.fields(kind) if field.name not in made]  # type: ignore[arg-type]
     known += beside
+    check_names(mapping, known, prefix)
     for name, value in mapping.items():
-        if name not in known:
-            near = nearest(name, known)
-            raise UserError(prefix + name, value, "there is no such setting", f"{near}known: {', '.join(known)}")
         made[name] = _check(prefix + name, value, hints[name])
     try:
         return kind(**made)
@@ -82,6 +80,14 @@ def make(
         if error.setting not in known:
             raise
         raise UserError(prefix + error.setting, error.value, error.expected, error.remedy) from None
+
+
+def check_names(given: Mapping[str, Any], known: Sequence[str], prefix: str = "") -> None:
+    """Raise UserError for a setting that is not among the known ones, with the nearest that are."""
+    for name, value in given.items():
+        if name not in known:
+            near = nearest(name, known)
+            raise UserError(prefix + name, value, "there is no such setting", f"{near}known: {', '.join(known)}")
 
 
 def check(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> None:

@@ -1,19 +1,25 @@
 """What a caller hands to `saelab.Pipeline`: files, names and objects of every kind, read or refused in one line."""
 
+import json
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra.errors import MissingConfigException
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 from small_images import coloured
 from torch import nn
 
 import saelab
 from saelab import settings
+from saelab.cli.hydra_errors import explain
 from saelab.run.config import LISTS, RunConfig
+from saelab.run.presets import unknown
 from saelab.run.stages.sae import check_names, sae_configs
-from saelab.sae import SAEConfig
+from saelab.sae import SAEConfig, convert
 
 ACTS = np.random.default_rng(0).random((37, 6), dtype=np.float32)
 
@@ -107,6 +113,14 @@ def test_a_list_in_a_list_is_refused(name):
             RunConfig.of({name: given})
 
 
+@pytest.mark.parametrize("name", ["seeds", "rotation_seeds"])
+def test_a_seed_that_stands_twice_is_refused(name):
+    for given in ([0, 0], (3, 1, 3), [2, 0, 1, 1]):
+        with pytest.raises(saelab.UserError, match=rf"^{name}=.*: names a seed twice"):
+            RunConfig.of({name: given})
+    assert getattr(RunConfig.of({name: [2, 0]}), name) == (2, 0)
+
+
 def test_an_expansion_names_its_layer_by_number_too():
     given = {"expansion": {3: 2, "default": 4}}
     check_names(given, ["3"])
@@ -161,3 +175,74 @@ def test_arrays_in_messages_are_their_shapes():
 def test_a_basis_is_chosen_by_its_layers_number():
     known = [("a", ("neuron", "3")), ("b", ("neuron", "4"))]
     assert settings.choose("bases", 3, known) == settings.choose("bases", ["3"], known) == ["a"]
+
+
+# ---- names of settings, and SAEs of one's own ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [p for p in signature(saelab.Pipeline).parameters if p != "settings"])
+def test_a_misspelt_keyword_names_the_one_that_was_meant(name):
+    for slip in (f"{name}s", name[:-2] + name[-1] + name[-2], name[:1] + name[2:]):
+        if slip in signature(saelab.Pipeline).parameters or slip == name:
+            continue
+        message = refused(**{slip: ACTS})
+        assert message.startswith(f"{slip}=ndarray [37, 6]: there is no such setting"), message
+        assert "known: images, host, layers, sae, encoder, vocabulary, transform, activations, embeddings" in message
+        meant = message.partition("did you mean ")[2].partition("?")[0]
+        assert name in meant.split(" or ") or len(name) < 5, message
+
+
+WEIGHTS = {"W_enc": torch.randn(6, 20), "b_enc": torch.zeros(20), "W_dec": torch.randn(20, 6), "b_dec": torch.zeros(6)}
+TIED = {"encoder.weight": torch.randn(20, 6), "encoder.bias": torch.zeros(20)} | {
+    n: WEIGHTS[n] for n in ("W_dec", "b_dec")
+}
+
+
+class Own(nn.Module):
+    """An SAE of somebody's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(6, 20), nn.Linear(20, 6)
+
+
+def test_weights_in_place_of_settings_are_pointed_to_convert(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "own.pt")
+    arrays = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}
+    for given in (WEIGHTS, arrays, WEIGHTS | {"k": 4}, Own(), Own().state_dict(), [Own()], [WEIGHTS], (3,)):
+        message = refused(activations=ACTS, sae=given)
+        assert message.startswith("sae=") and "saelab.sae.convert.load(" in message and "tensor(" not in message
+    for given in (tmp_path / "own.pt", str(tmp_path / "own.pt")):
+        with pytest.raises(saelab.UserError, match=r"is not saelab's format; give sae=saelab\.sae\.convert\.load"):
+            _ = saelab.Pipeline(activations=ACTS, sae=given, root=tmp_path / "runs", workers=0, device="cpu").bases
+    with pytest.raises(saelab.UserError, match=r"nothing\.pt: there is no such file"):
+        _ = saelab.Pipeline(activations=ACTS, sae="nothing.pt", root=tmp_path / "runs", device="cpu").bases
+
+
+@pytest.mark.parametrize("name", ["own_sae.safetensors", "own.pt", "./own", "/tmp/own.PT", "a/b.safetensors"])
+def test_a_file_in_place_of_a_preset_is_pointed_to_convert(name):
+    assert "saelab.sae.convert.load(FILE)" in str(unknown("sae", name))
+    missing = MissingConfigException("", missing_cfg_file=f"sae/{name}")
+    assert explain(missing, "label").startswith(f"sae={name}: is no preset of settings; ")
+    assert explain(MissingConfigException("", missing_cfg_file="sae/gao"), "label").startswith("sae=gao: unknown; ")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "rule"),
+    [
+        (WEIGHTS, {"architecture": "standard"}, "relu"),
+        (WEIGHTS, {"architecture": "topk", "k": 32}, "topk"),
+        (WEIGHTS | {"threshold": torch.ones(20)}, {"architecture": "jumprelu"}, "jumprelu"),
+        (WEIGHTS, {"architecture": "standard", "apply_b_dec_to_input": False}, "relu"),
+        (TIED, {"k": 32}, "topk"),
+    ],
+)
+def test_bare_weights_say_which_configuration_to_write_and_it_works(tensors, config, rule, tmp_path):
+    config = config | ({"k": 4} if "k" in config else {})
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, str(tmp_path / "own.safetensors"))
+    with pytest.raises(saelab.UserError, match=r"no cfg\.json beside it .* or write one: \{") as caught:
+        convert.load(tmp_path / "own.safetensors")
+    said = str(caught.value)
+    assert all(json.dumps(name) in said for name in config) and json.dumps(config.get("architecture", "k")) in said
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    assert convert.load(tmp_path / "own.safetensors").meta.rule == rule

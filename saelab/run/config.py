@@ -235,12 +235,15 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 def _flat(name: str, value: Any) -> tuple[Any, ...]:
-    """`as_tuple` of a setting. Raises UserError for lists and settings in it."""
+    """`as_tuple` of a setting. UserError for lists and settings in it, and for a seed that stands there twice."""
     for entry in value if isinstance(value, list | tuple) else [value]:
         if isinstance(entry, list | tuple | Mapping):
             what = "is no name of a layer" if name == "layers" else "is no name and no number"
             raise UserError(name, entry, what, "give a list without lists in it")
-    return as_tuple(value)
+    found = as_tuple(value)
+    if name in ("seeds", "rotation_seeds") and isinstance(value, list | tuple) and len(found) < len(value):
+        raise UserError(name, list(value), "names a seed twice, which would make the same again", "give each once")
+    return found
 
 
 def as_layers(names: Sequence[Any]) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """`saelab.Pipeline`: from photos and a model to labelled, measured, compared units, in a script or a notebook."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,14 @@ from saelab.run.config import RunConfig, as_layers
 from saelab.run.effect_views import Classes, EditedConcept, Effects, Explained
 from saelab.run.making import Stages
 from saelab.run.picture_views import Pictures
-from saelab.run.presets import preset
+from saelab.run.presets import ELSEWHERE, names_file, preset
 from saelab.run.stages.edit import EditSettings
 from saelab.run.stages.effects import EffectsSettings
 from saelab.run.stages.explain import ExplainSettings
 from saelab.run.stages.synthesis import choose_units, read_request
 from saelab.run.views import ByBasis, Comparison, Evaluation, Labels, only
 from saelab.sae import SAE
-from saelab.settings import make
+from saelab.settings import check_names, make
 from saelab.units import UnitActivations
 
 PLAIN = (str, Path, Mapping)  # what stands for settings; anything else is an object of the caller's
@@ -73,6 +75,7 @@ class Pipeline(Stages):
         `captions`, `classes`: what is known of each row, where there are arrays but no pictures.
         Raises UserError for a setting that does not exist or can't be used, naming the nearest.
         """
+        check_names(settings, _keywords())
         words = None if vocabulary is None or isinstance(vocabulary, str) else list(vocabulary)
         if isinstance(vocabulary, str):
             settings["label"] = dict(settings.get("label", {})) | {"vocabulary": [vocabulary]}
@@ -213,6 +216,12 @@ def _effects(made: Stages) -> ByBasis[Effects]:
     return ByBasis(made.acting, lambda some: Effects(some, EffectsSettings(), *calls))
 
 
+def _keywords() -> list[str]:
+    """What Pipeline takes: its own parameters, then the other settings of a run."""
+    own = [p.name for p in signature(Pipeline).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return list(dict.fromkeys([*own, *(setting.name for setting in fields(RunConfig))]))
+
+
 def _names(layers: Sequence[str] | str | None) -> list[str] | None:
     if layers is None:
         return None
@@ -254,9 +263,14 @@ def _group(name: str, value: Any) -> dict[str, Any]:
 
 
 def _saes(sae: Any) -> tuple[Any, ...]:
-    if isinstance(sae, SAE | Path) or (isinstance(sae, str) and ("/" in sae or sae.endswith(".safetensors"))):
+    if isinstance(sae, SAE | Path) or (isinstance(sae, str) and names_file(sae)):
         return (sae,)
-    return tuple(sae) if isinstance(sae, list | tuple) else ()
+    if not isinstance(sae, list | tuple):
+        return ()
+    for own in sae:
+        if not isinstance(own, SAE | Path | str):
+            raise UserError("sae", type(own).__name__, "expected an SAE or its file", ELSEWHERE)
+    return tuple(sae)
 
 
 def _sae_settings(sae: Any) -> dict[str, Any]:
@@ -265,6 +279,11 @@ def _sae_settings(sae: Any) -> dict[str, Any]:
     base = preset("sae", "quickstart")
     if sae is None or _saes(sae):
         return base
+    if isinstance(sae, nn.Module) or (
+        isinstance(sae, Mapping) and any(getattr(own, "shape", ()) for own in sae.values())
+    ):
+        what = "holds weights, where settings or an SAE of saelab's are expected"
+        raise UserError("sae", type(sae).__name__, what, ELSEWHERE)
     if not isinstance(sae, Mapping):
         raise UserError("sae", sae, "expected settings, a preset's name, or SAEs", 'for example sae={"k": 32}')
     own = dict(sae)

@@ -234,7 +234,11 @@ def adopt_sae(sae: SAE | Path | str, d_in: int, root: Path) -> Artifact:
     Raises UserError where its d_in is not the layer's.
     """
     if not isinstance(sae, SAE):
-        path = Path(sae)
+        path = Path(sae).expanduser()
+        if path.is_file() and path.suffix != ".safetensors":
+            raise UserError("sae", path, "is not saelab's format", f'give sae=saelab.sae.convert.load("{path}")')
+        if not path.exists():
+            raise UserError("sae", path, "there is no such file or folder", "give the file of an SAE")
         sae = SAE.load(path / "sae.safetensors" if path.is_dir() else path)
     if sae.d_in != d_in:
         raise UserError("sae", sae.d_in, f"the layer's tokens have {d_in} dimensions", "give an SAE of this layer")

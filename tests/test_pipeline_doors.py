@@ -16,6 +16,7 @@ from torch import nn
 import saelab
 from saelab import settings
 from saelab.cli.hydra_errors import explain
+from saelab.hosts.callable_transform import CallableTransform
 from saelab.run.config import LISTS, RunConfig
 from saelab.run.presets import unknown
 from saelab.run.stages.sae import check_names, sae_configs
@@ -246,3 +247,77 @@ def test_bare_weights_say_which_configuration_to_write_and_it_works(tensors, con
     assert all(json.dumps(name) in said for name in config) and json.dumps(config.get("architecture", "k")) in said
     (tmp_path / "cfg.json").write_text(json.dumps(config))
     assert convert.load(tmp_path / "own.safetensors").meta.rule == rule
+
+
+# ---- vectors of images and labels, and what excludes what ------------------------------------------------------------
+
+QUICK = {"label": {"nulls": 10, "mining": {"k": 2}}, "bases": ["neuron"], "scorer": ["pearson"], "workers": 0}
+WORDS = ["red", "green", "blue"]
+
+
+def test_vectors_come_from_arrays_and_files_alike(tmp_path):
+    rng = np.random.default_rng(1)
+    images, labels = rng.random((37, 8)), rng.random((3, 8))
+    for name, array in (("images", images), ("labels", labels)):
+        np.save(tmp_path / f"{name}.npy", array)
+        save_file({name: array}, str(tmp_path / f"{name}.safetensors"))
+    found = []
+    for forms in (
+        (images, labels),
+        (images.tolist(), torch.from_numpy(labels)),
+        (str(tmp_path / "images.npy"), tmp_path / "labels.npy"),
+        (tmp_path / "images.safetensors", str(tmp_path / "labels.safetensors")),
+        (torch.from_numpy(images).to_sparse(), tmp_path / "labels.npy"),
+    ):
+        own = dict(zip(("images", "labels"), forms, strict=True))
+        made = saelab.Pipeline(activations=ACTS, embeddings=own, vocabulary=WORDS, root=tmp_path, device="cpu", **QUICK)
+        found.append(made.embeddings.images)
+    assert all(torch.allclose(one, found[0], atol=1e-6) for one in found)
+    assert list(made.labels["neuron"].table()["unit"]) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        (ACTS, "embeddings=ndarray [37, 6]: are the vectors of images alone"),
+        ("nothing.npy", "embeddings=nothing.npy: no such file"),
+        ({"images": "nothing.npy", "labels": ACTS[:3]}, "embeddings.images=nothing.npy: no such file"),
+        ({"images": ACTS, "labels": Path("nothing.npy")}, "embeddings.labels=nothing.npy: no such file"),
+        ({"images": ACTS, "labels": [["a"], ["b"], ["c"]]}, "embeddings.labels=dtype <U1: expected real numbers"),
+        ({"images": ACTS, "labels": None}, "embeddings.labels=dtype object: expected real numbers"),
+        ({"images": ACTS}, "embeddings=['images']: lacks labels"),
+    ],
+)
+def test_vectors_that_are_none_are_refused_and_nobody_else_is_named(embeddings, message):
+    assert refused(activations=ACTS, embeddings=embeddings, vocabulary=WORDS).startswith(message)
+
+
+def test_vectors_beside_an_encoder_ask_no_tagger(tmp_path):
+    made = saelab.Pipeline(activations=ACTS, embeddings=ACTS, encoder="conse", root=tmp_path)
+    assert made.config.proposer.name == "none"
+
+
+@pytest.mark.parametrize("host", ["timm:resnet18", {"name": "timm:resnet18"}, Own()])
+def test_a_host_and_arrays_exclude_each_other(host):
+    for given in (ACTS, "acts.npy", {"a": ACTS}):
+        assert refused(host=host, layers=["a"], activations=given).startswith(
+            "host, activations=both: stand for the same"
+        )
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda _: torch.full((3, 4, 4), float("nan")), "gives NaN"),
+        (lambda _: torch.tensor([float("inf"), 0, 1]).expand(4, 4, 3).permute(2, 0, 1), "gives an infinity"),
+        (lambda _: torch.rand(3, 4, 4), "is random"),
+        (lambda _: torch.zeros(3, int(torch.randint(2, 10**6, ())), 1), "is random"),
+        (lambda _: torch.zeros(1, 4, 4), "gives (1, 4, 4)"),
+        (lambda _: None, "gives NoneType"),
+    ],
+)
+def test_a_transform_that_gives_no_picture_says_what_it_gives(function, said):
+    with pytest.raises(saelab.UserError) as caught:
+        CallableTransform(function)
+    assert f": {said}" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert CallableTransform(lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8)).size == (4, 4)

@@ -81,6 +81,11 @@ def count_images(activations: Any, key: str | None = None) -> int:
     return len(_bounds(array, None)) - 1
 
 
+def opened(source: Any, setting: str) -> Any:
+    """A file's array, mapped where it can be, and anything else as it is. Raises UserError as `adopt` does."""
+    return _open(source, None, setting) if isinstance(source, str | Path) else source
+
+
 def _copy(folder: Path, array: Any, bounds: np.ndarray, mine: np.ndarray, dtype: str) -> None:
     places = layout.places(folder / layout.FILE)[0]
     d_in, moments = places["tokens"].shape[1], Moments.none(places["tokens"].shape[1])

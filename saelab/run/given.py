@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from saelab.cache.arrays import opened
 from saelab.encoders import Encoder
 from saelab.errors import UserError
 from saelab.hosts import Host
@@ -79,14 +80,16 @@ def as_vocabulary(words: Sequence[str]) -> Vocabulary:
 def as_embeddings(given: Any, words: Sequence[str] | None) -> tuple[Any, Encoder | None]:
     """[images, d_text], and the encoder that the labels' own vectors make, where the caller brings them too.
 
-    `given`: an array of the images', or {"images": array, "labels": array with a row for each of `words`}.
+    `given`: an array of the images', or {"images": array, "labels": array with a row for each of `words`}; the file of
+    one stands for an array. Raises UserError for a file that is none, and for labels without words.
     """
     if not isinstance(given, Mapping):
-        return given, None
+        return opened(given, "embeddings"), None
     from saelab.encoders.arrays import ArrayEncoder
 
     missing = {"images", "labels"} - set(given)
     if missing or words is None:
         what = f"lacks {', '.join(sorted(missing))}" if missing else "needs the words of its labels"
         raise UserError("embeddings", list(given), what, 'give {"images": ..., "labels": ...} and vocabulary=[...]')
-    return given["images"], ArrayEncoder(words, given["labels"])
+    labels = opened(given["labels"], "embeddings.labels")
+    return opened(given["images"], "embeddings.images"), ArrayEncoder(words, labels)

@@ -71,15 +71,22 @@ class Pipeline(Stages):
         `encoder`: a name such as `conse` or `open_clip:ViT-B-32/...`, or a saelab.encoders.Encoder.
         `vocabulary`: your words as a list, or a source such as `imagenet1k` or `file:PATH` as text.
         `activations`: an array or a file instead of a host ({layer: array} for several). `embeddings`: the images'
-        vectors in the encoder's space, or {"images": ..., "labels": ...} with a row for each word of `vocabulary`.
+        vectors in the encoder's space (an array or a file), or {"images": ..., "labels": ...} with a row for each word
+        of `vocabulary`.
         `captions`, `classes`: what is known of each row, where there are arrays but no pictures.
         Raises UserError for a setting that does not exist or can't be used, naming the nearest.
         """
         check_names(settings, _keywords())
+        if host is not None and activations is not None:
+            raise UserError("host, activations", "both", "stand for the same", "leave one out: arrays need no host")
         words = None if vocabulary is None or isinstance(vocabulary, str) else list(vocabulary)
         if isinstance(vocabulary, str):
             settings["label"] = dict(settings.get("label", {})) | {"vocabulary": [vocabulary]}
         vectors, own_encoder = brought.as_embeddings(embeddings, words) if embeddings is not None else (None, None)
+        if vectors is not None and own_encoder is None and encoder is None:
+            what = "are the vectors of images alone: what labels mean in their space is missing"
+            remedy = 'give {"images": ..., "labels": ...} and vocabulary=[...], or the encoder=... of that space'
+            raise UserError("embeddings", vectors, what, remedy)
         arrays = {} if activations is None else brought.as_activations(activations, _names(layers))
         objects = brought.Given(
             images=_images(images, arrays, captions, classes, settings),
@@ -100,7 +107,9 @@ class Pipeline(Stages):
             raise UserError("layers", None, "a host needs them", "`saelab layers host=NAME` lists those of a model")
         plain["sae"] = _sae_settings(sae)
         named = plain.get("encoder", {}).get("name", "conse")
-        if "proposer" not in plain and (objects.encoder is not None or not named.startswith("conse")):
+        if "proposer" not in plain and (
+            vectors is not None or objects.encoder is not None or not named.startswith("conse")
+        ):
             plain["proposer"] = {"name": "none"}  # the tagger reads ConSE's class probabilities
         super().__init__(RunConfig.of(plain), objects)
 

@@ -115,6 +115,13 @@ def read_named(setting: str, path: Path, what: str, remedy: str) -> dict[str, An
     return found
 
 
+def check_folder(setting: str, path: Path, remedy: str = "give a folder that can be written to") -> None:
+    """Raise UserError where a file stands in the place of a folder, or of one above it."""
+    for place in (path, *path.parents):
+        if place.is_file():
+            raise UserError(setting, path, f"Not a directory: {place} is a file", remedy)
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON object a line, atomically. NaN and infinities become null (JSON has no word for them)."""
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:

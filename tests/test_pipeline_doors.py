@@ -1,6 +1,8 @@
 """What a caller hands to `saelab.Pipeline`: files, names and objects of every kind, read or refused in one line."""
 
 import json
+import subprocess
+import sys
 from inspect import signature
 from pathlib import Path
 
@@ -14,13 +16,14 @@ from small_images import coloured
 from torch import nn
 
 import saelab
-from saelab import settings
+from saelab import artifacts, cache, images, settings
 from saelab.cli.hydra_errors import explain
 from saelab.hosts.callable_transform import CallableTransform
+from saelab.label import mine
 from saelab.run.config import LISTS, RunConfig
 from saelab.run.presets import unknown
 from saelab.run.stages.sae import check_names, sae_configs
-from saelab.sae import SAEConfig, convert
+from saelab.sae import SAEConfig, TrainConfig, convert, fit
 
 ACTS = np.random.default_rng(0).random((37, 6), dtype=np.float32)
 
@@ -321,3 +324,97 @@ def test_a_transform_that_gives_no_picture_says_what_it_gives(function, said):
         CallableTransform(function)
     assert f": {said}" in str(caught.value) and len(str(caught.value).splitlines()) == 1
     assert CallableTransform(lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8)).size == (4, 4)
+
+
+# ---- Python's own errors, and what objects say of themselves ---------------------------------------------------------
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    file = tmp_path / "afile"
+    file.write_text("x")
+    config, rows = SAEConfig(6, 8, k=2), np.random.default_rng(0).random((40, 6), dtype=np.float32)
+    for place in (file, file / "inside", file / "a" / "b"):
+        doors = {
+            "root": (
+                lambda own: saelab.Pipeline(root=own),
+                lambda own: cache.adopt(ACTS, own),
+                lambda own: artifacts.ensure(own, "stage", "name", {"a": 1}, lambda folder: None),
+            ),
+            "folder": (
+                lambda own: fit(rows, config, TrainConfig(8), own, progress=False),
+                lambda own: fit(rows, config, TrainConfig(8), str(own), progress=False),
+            ),
+        }
+        for setting, calls in doors.items():
+            for call in calls:
+                with pytest.raises(saelab.UserError) as caught:
+                    call(place)
+                assert str(caught.value).startswith(
+                    f"{setting}={place}: Not a directory: {file} is a file; give a folder"
+                )
+    assert file.read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": None}, "data=NoneType: expected an array"),
+        ({"data": "acts.npy"}, "data=str: expected an array"),
+        ({"data": Path("acts.npy")}, "data=PosixPath: expected an array"),
+        ({"data": {"layer4": ACTS}}, "data=dict: expected an array"),
+        ({"data": 3}, "data=int: expected an array"),
+        ({"data": object()}, "data=object: expected an array"),
+        ({"config": {"k": 4}}, "config=dict: expected a saelab.sae.SAEConfig"),
+        ({"config": None}, "config=NoneType: expected a saelab.sae.SAEConfig"),
+        ({"config": SAEConfig}, "config=type: expected a saelab.sae.SAEConfig"),
+        ({"train": {"epochs": 2}}, "train=dict: expected a saelab.sae.TrainConfig"),
+        ({"train": 5}, "train=int: expected a saelab.sae.TrainConfig"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_train_on_or_by(change, message):
+    with pytest.raises(saelab.UserError) as caught:
+        fit(**{"data": ACTS, "config": SAEConfig(6, 8, k=2)} | change, progress=False)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("k", [2.5, "30", None, True, [3], float("nan"), 0, -1, 38])
+def test_top_images_takes_a_whole_number(k):
+    with pytest.raises(saelab.UserError, match=r"^k="):
+        mine.top_images(torch.from_numpy(ACTS), k)
+    assert mine.top_images(torch.from_numpy(ACTS), np.int64(3))[0].shape == (6, 3)
+
+
+def test_an_image_set_knows_its_numbers_and_says_what_it_holds(tmp_path):
+    coloured(tmp_path / "pictures", 12, size=16)
+    photos = images.load("folder", root=str(tmp_path / "pictures"))
+    for wrong in (999, 12, -13, 2.5, "3", None):
+        for call in (photos.load, photos.picture, photos.path, photos.mask, lambda i: next(photos.pictures([0, i]))):
+            with pytest.raises(saelab.UserError, match=r"^image=.*: .* has pictures 0 to 11; give the number of one"):
+                call(wrong)
+    assert photos.load(np.int64(11)).size == photos.load(-1).size == (16, 16)
+    assert repr(photos).startswith(f"ImageSet({photos.name}: 12 images (") and len(repr(photos)) < 200
+
+
+def test_a_pipeline_says_what_it_is_about_and_makes_nothing(tmp_path):
+    root = tmp_path / "runs"
+    for made, words in (
+        (saelab.Pipeline(activations={"layer4": ACTS}, root=root), ("arrays", "37 images", "layers layer4")),
+        (
+            saelab.Pipeline(host="timm:resnet18", layers=[3], images=tmp_path),
+            ("timm:resnet18", str(tmp_path), "layers 3"),
+        ),
+        (saelab.Pipeline(root=root), ("quickstart", "packaged", "efficientnet_lite0", str(root))),
+    ):
+        assert all(word in repr(made) for word in words) and len(repr(made).splitlines()) == 1
+        assert not {"host", "caches", "bases", "encoder"} & set(vars(made)) and not root.exists()
+
+
+def test_reading_sparse_activations_warns_of_nothing(tmp_path):
+    script = (
+        "import sys, warnings; warnings.simplefilter('error')\n"
+        "import numpy as np; from scipy.sparse import random as draw; from saelab.units import activations\n"
+        "csr = activations.from_scipy(draw(20, 8, 0.2, 'csr', np.float32))\n"
+        "activations.UnitActivations(csr, 'neuron', {}).rows(np.arange(3))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

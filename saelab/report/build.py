@@ -18,6 +18,7 @@ import saelab
 from saelab.artifacts import file_digest, locked, plain, read_json
 from saelab.errors import UserError
 from saelab.evaluate import BADGES
+from saelab.files import check_folder
 from saelab.images import ImageSet
 from saelab.report import (
     exports,
@@ -89,6 +90,7 @@ def build(run_json: Path | str | reading.Run, out: Path | str, shown: int = 30, 
     if not isinstance(run_json, reading.Run):
         reading.read_record(Path(run_json))  # before anything is written beside what is no run
     out = Path(out)
+    check_folder("out", out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.with_name(f"{out.name}.lock")):  # of two builds into one folder the second reuses the first's
         return _build(run_json, out, shown, site)

@@ -113,6 +113,15 @@ class Pipeline(Stages):
             plain["proposer"] = {"name": "none"}  # the tagger reads ConSE's class probabilities
         super().__init__(RunConfig.of(plain), objects)
 
+    def __repr__(self) -> str:
+        """What it is about; nothing is made for it."""
+        given, own = self.given, self.config
+        images = given.images or own.images.get("root") or own.images.get("source")
+        host = "arrays" if self.weights_are_given else given.host.name if given.host is not None else own.host.name
+        layers = list(given.activations) or list(own.layers)
+        bases = ", ".join(own.bases)
+        return f"Pipeline({own.name}: {images}, {host}, layers {', '.join(layers)}, bases {bases}, root {self.root})"
+
     @classmethod
     def read(cls, run: str | Path) -> "Pipeline":
         """The pipeline of a finished run, from its record (runs/quickstart.json). Raises UserError for other files."""

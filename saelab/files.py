@@ -99,6 +99,31 @@ def read_json(path: Path) -> Any:
         raise UserError("file", path, f"not JSON ({error})", "delete its folder to have it made again") from None
 
 
+def read_named(setting: str, path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The settings or facts in a JSON file that a person names: a mistake is in its name, not in a stage's folder.
+
+    Raises UserError for what is no file, and `setting=path: what` for one that holds no JSON object.
+    """
+    if not path.is_file():
+        raise UserError(setting, path, "is a folder" if path.is_dir() else "is not there", remedy)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(setting, path, f"can't be read ({error.strerror})", remedy) from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(setting, path, what, remedy)
+    return found
+
+
+def check_folder(setting: str, path: Path, remedy: str = "give a folder that can be written to") -> None:
+    """Raise UserError where a file stands in the place of a folder, or of one above it."""
+    for place in (path, *path.parents):
+        if place.is_file():
+            raise UserError(setting, path, f"Not a directory: {place} is a file", remedy)
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON object a line, atomically. NaN and infinities become null (JSON has no word for them)."""
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:

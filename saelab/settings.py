@@ -48,6 +48,7 @@ def choose(
     asked = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
     if not asked:
         raise UserError(setting, "[]", "at least one is needed", f"it has {', '.join(all_names)}")
+    asked = [name if name in all_names else str(name) for name in asked]  # a layer's name may be a number
     for name in asked:
         if name not in all_names:
             raise UserError(setting, name, lacks, f"{nearest(name, all_names)}it has {', '.join(all_names)}")
@@ -70,12 +71,23 @@ def make(
     hints, made = get_type_hints(kind), dict(fixed or {})
     known = [field.name for field in dataclasses.fields(kind) if field.name not in made]  # type: ignore[arg-type]
     known += beside
+    check_names(mapping, known, prefix)
     for name, value in mapping.items():
+        made[name] = _check(prefix + name, value, hints[name])
+    try:
+        return kind(**made)
+    except UserError as error:  # the dataclass knows its fields, not the group that they stand in here
+        if error.setting not in known:
+            raise
+        raise UserError(prefix + error.setting, error.value, error.expected, error.remedy) from None
+
+
+def check_names(given: Mapping[str, Any], known: Sequence[str], prefix: str = "") -> None:
+    """Raise UserError for a setting that is not among the known ones, with the nearest that are."""
+    for name, value in given.items():
         if name not in known:
             near = nearest(name, known)
             raise UserError(prefix + name, value, "there is no such setting", f"{near}known: {', '.join(known)}")
-        made[name] = _check(prefix + name, value, hints[name])
-    return kind(**made)
 
 
 def check(settings: Any, prefix: str, ranges: Mapping[str, Range]) -> None:
@@ -117,8 +129,20 @@ def _check(setting: str, value: Any, hint: Any, bounds: str = "") -> Any:
         value = value.item()
     if not any(_is(value, kind) for kind in kinds):
         wanted = [NAMES.get(kind, "null") for kind in kinds]
-        raise UserError(setting, value, f"expected {' or '.join(dict.fromkeys(wanted))}{bounds}")
+        raise UserError(setting, _show(value), f"expected {' or '.join(dict.fromkeys(wanted))}{bounds}")
     return value
+
+
+def _show(value: Any) -> Any:
+    """A value as a message shows it: text that would read as a number, a switch, nothing or a list is in quotes."""
+    if not isinstance(value, str):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        plain = value == value.strip() and value.lower() not in ("", "~", "null", "none", "true", "false")
+        return value if plain and value[0] not in "[{(" else repr(value)
+    return repr(value)
 
 
 def _is_of_numpy(value: Any) -> bool:

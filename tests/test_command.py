@@ -71,6 +71,42 @@ def test_a_run_that_is_none_names_the_command_that_makes_one(given, tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+NO_RECORDS = {
+    "vocab.txt": b"dog\ncat\n",
+    "list.json": b"[1, 2]",
+    "number.json": b"3",
+    "empty.json": b"",
+    "cut.json": b'{"name": "quickstart", "config": {',
+    "picture.png": bytes(range(256)),
+    "deep.json": b"[" * 100_000,
+    "digits.json": b"9" * 5000,
+}
+
+
+@pytest.mark.parametrize("name", NO_RECORDS)
+def test_a_file_that_is_no_record_is_named_as_the_run(name, tmp_path):
+    from saelab import Pipeline, UserError, hub, report
+    from saelab.cli.edge import run_file
+
+    file = tmp_path / name
+    file.write_bytes(NO_RECORDS[name])
+    doors = (run_file, Pipeline.read, hub.read_entries, lambda run: report.build(run, tmp_path / "report" / "pages"))
+    for door in doors:
+        with pytest.raises(UserError) as caught:
+            door(file)
+        assert str(caught.value).startswith(f"run={file}: holds no record of a run; give the .json of a finished run")
+        assert "delete" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == [file]  # no lock, no folder
+
+
+@pytest.mark.parametrize("name", ["report", "view", "serve", "effects", "export"])
+def test_commands_refuse_such_a_file_and_leave_nothing_beside_it(name, tmp_path):
+    (tmp_path / "vocab.txt").write_text("dog\n")
+    done = commands.run([sys.executable, "-m", "saelab.cli.main", name, "run=vocab.txt"], cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("saelab: run=vocab.txt: holds no record of a run; ")
+    assert len(done.stderr.splitlines()) == 1 and [p.name for p in tmp_path.iterdir()] == ["vocab.txt"]
+
+
 @pytest.mark.parametrize(
     ("slip", "expected"),
     [
@@ -89,6 +125,43 @@ def test_a_value_of_another_kind_is_one_line(slip, expected, tmp_path):
     assert done.returncode == 2 and done.stderr == f"saelab: {name}={value}: expected {expected}\n"
 
 
+@pytest.mark.parametrize("name", ["view", "serve"])
+@pytest.mark.parametrize("port", [-5, -1, 65536, 99999, 2**40])
+def test_a_port_that_is_none_is_refused_before_anything_starts(name, port, monkeypatch):
+    from omegaconf import OmegaConf
+
+    from saelab import UserError
+    from saelab.cli import serve, view
+
+    def start(*given, **more):
+        raise AssertionError("something was started or read")
+
+    for place in ("run_file", "reading.read", "threading.Thread", "Search"):
+        monkeypatch.setattr(f"saelab.cli.view.{place}", start)
+    monkeypatch.setattr("saelab.cli.serve.run_file", start)
+    main = {"view": view.main, "serve": serve.main}[name].__wrapped__
+    with pytest.raises(UserError, match=rf"^port={port}: expected 0 to 65535"):
+        main(OmegaConf.create({"do": "serve", "port": port, "run": "run.json", "shown": 30, "mcp": False}))
+    with pytest.raises(UserError, match=rf"^port={port}: expected 0 to 65535"):
+        view.listen(port)
+
+
+@pytest.mark.parametrize("shown", [-3, 0, 2.5, "30", True, None])
+def test_a_page_shows_at_least_one_image(shown, tmp_path):
+    from saelab import UserError, report
+
+    with pytest.raises(UserError, match=rf"^shown={shown}: expected a whole number of at least 1"):
+        report.build(tmp_path / "run.json", tmp_path / "report", shown=shown)
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_commands_that_exist():
+    from saelab.cli import cache, train
+
+    for name, module in (("cache", cache), ("train", train)):
+        assert f"`torchrun --nproc-per-node 2 -m saelab {name} ...`" in " ".join(module.__doc__.split())
+
+
 @pytest.mark.parametrize(
     ("typed", "read"),
     [
@@ -103,6 +176,10 @@ def test_a_value_of_another_kind_is_one_line(slip, expected, tmp_path):
         ("units=all", ["units=all"]),
         ("units='3,17'", ["units='3,17'"]),
         ("units=[3,17]", ["units=[3,17]"]),
+        ("layers=3", ["layers='3'"]),
+        ("layers=[3]", ["layers=['3']"]),
+        ("layers=[in:4,3.10, 5.1.2,layer4.0,'6']", ["layers=[in:4,'3.10', '5.1.2',layer4.0,'6']"]),
+        ("pattern=3", ["pattern='3'"]),
         ("--multirun", ["--multirun"]),
     ],
 )

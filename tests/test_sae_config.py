@@ -53,7 +53,7 @@ def allowed(value: Any, hint: str) -> bool:
     ("kind", "given", "line"),
     [
         (SAEConfig, {"k": 2.5}, "k=2.5: expected a whole number"),
-        (SAEConfig, {"k": "4"}, "k=4: expected a whole number"),
+        (SAEConfig, {"k": "4"}, "k='4': expected a whole number"),
         (SAEConfig, {"lr": "fast"}, "lr=fast: expected a number or null"),
         (SAEConfig, {"multi_topk": "yes"}, "multi_topk=yes: expected true or false"),
         (TrainConfig, {"steps": 1.5}, "steps=1.5: expected a whole number or null"),

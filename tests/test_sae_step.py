@@ -237,7 +237,9 @@ def test_configs_that_cannot_be_trained_are_refused(arguments, message):
     ("arguments", "message"),
     [
         ({"anneal": 1.5}, "anneal=1.5: from 0 to 1"),
-        ({"epochs": float("nan")}, "train for at least one step"),
+        ({"epochs": float("nan")}, "epochs=nan: must be positive and finite"),
+        ({"epochs": -1}, "epochs=-1: must be positive and finite"),
+        ({"steps": 0}, "steps=0: must be at least 1"),
         ({"decay": [[0.8]]}, "decay=.*pairs of numbers"),
         ({"decay": [0.8, 0.1]}, "decay=.*pairs of numbers"),
     ],

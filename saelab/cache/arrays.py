@@ -75,6 +75,17 @@ def adopt(
     return ActivationCache(artifacts.ensure(root, "activations", f"arrays-{name}", recipe, build).path)
 
 
+def count_images(activations: Any, key: str | None = None) -> int:
+    """How many images' activations `adopt` would find, without `offsets`. Raises UserError as it does."""
+    array = activations if isinstance(activations, torch.Tensor | np.ndarray) else _open(activations, key)
+    return len(_bounds(array, None)) - 1
+
+
+def opened(source: Any, setting: str) -> Any:
+    """A file's array, mapped where it can be, and anything else as it is. Raises UserError as `adopt` does."""
+    return _open(source, None, setting) if isinstance(source, str | Path) else source
+
+
 def _copy(folder: Path, array: Any, bounds: np.ndarray, mine: np.ndarray, dtype: str) -> None:
     places = layout.places(folder / layout.FILE)[0]
     d_in, moments = places["tokens"].shape[1], Moments.none(places["tokens"].shape[1])

@@ -1,7 +1,7 @@
 """Cache the activations of one or several layers, in one pass over the images.
 
 `arrays.activations=FILE` adopts activations that you have; `verify=FOLDER` checks a cache. Several processes:
-`torchrun --nproc-per-node 2 scripts/cache.py ...` writes the files of one process.
+`torchrun --nproc-per-node 2 -m saelab cache ...` writes the files of one process.
 """
 
 import os

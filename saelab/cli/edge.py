@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from saelab.cli.pipes import leave_if_unread
 from saelab.errors import UserError
+from saelab.report.reading import open_record
 from saelab.run.config import RunConfig
 from saelab.run.making import Stages
 from saelab.run.memory import keep_pages
@@ -28,6 +29,7 @@ from saelab.settings import check_types
 
 # A root without permission, on a read-only disk, or where a file has the name of a folder.
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+NUMBER = re.compile(r"""(?<![^\[,\s])\d+(\.\d+)*(?![^\],\s])""")  # one that stands by itself
 Main = Callable[[DictConfig], None]
 
 
@@ -121,6 +123,7 @@ def run_file(value: Any) -> Path:
     """The record of a run that a command is to read. Raises UserError, with the command that makes one."""
     path = Path(str(value)).expanduser()
     if path.is_file():
+        open_record(path)
         return path
     inside = sorted(p.name for p in path.glob("*.json")) if path.is_dir() else []
     what = "is a folder" if path.is_dir() else "is not there"
@@ -138,6 +141,7 @@ def _spell(given: str) -> list[str]:
     """What a person types, as Hydra reads it: `~` is home, and `host=timm:resnet50` names a model, not a config.
 
     `units=3,17` is one choice of units, where Hydra would see a sweep, and `units=3` one unit, not a number.
+    A layer of nn.Sequential is `layers=[3.10]`, which is not 3.1.
     """
     name, equals, value = given.partition("=")
     if equals and value.startswith("~"):
@@ -145,6 +149,8 @@ def _spell(given: str) -> list[str]:
         given = f"{name}={value}"
     if name in ("host", "encoder") and ":" in value and not (folder() / name / f"{value}.yaml").is_file():
         return [f"{name}=own" if name == "host" else f"{name}=conse", f"{name}.name={value}"]
+    if name in ("layers", "host.layers", "pattern"):
+        return [f"{name}={NUMBER.sub(lambda found: repr(found[0]), value)}"]
     if name.lstrip("+").split(".")[-1] == "units" and re.fullmatch(r"\d+|[\w:., -]*,[\w:., -]*", value):
         return [f"{name}='{value}'"]
     return [given]

@@ -10,16 +10,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from saelab.run.presets import folder
+from saelab.run.presets import folder, unknown
 from saelab.settings import nearest
 
 
 def explain(error: Exception, config_name: str) -> str:
     """One line for an exception of Hydra's: the setting, what is wrong, the nearest ones."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        known = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
-        return f"{group or 'config'}={name}: unknown; {nearest(name, known)}known: {', '.join(known)}"
+        group, slash, name = str(error.missing_cfg_file).partition("/")  # a name may be a path
+        return str(unknown(group, name) if slash else unknown("", group))
     for given in sys.argv[1:]:
         key = given.lstrip("+~").partition("=")[0]
         if f"'{key}'" in str(error):

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from omegaconf import DictConfig
 
 from saelab.cli.edge import command, run_file
-from saelab.cli.view import listen, models
+from saelab.cli.view import check_port, listen, models
 from saelab.label.tools import Toolbox
 from saelab.report import reading
 from saelab.serve import mcp, units, web
@@ -32,6 +32,7 @@ ABOUT = (
 )
 def main(cfg: DictConfig) -> None:
     """Answer until interrupted, or until standard input ends."""
+    check_port(cfg.port)
     run = reading.read(run_file(cfg.run))
     box = Toolbox(units.tools(run, models(cfg, run)))
     if cfg.mcp:

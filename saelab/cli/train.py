@@ -2,7 +2,7 @@
 
 Writes what is missing of the activations, then <root>/sae/; after a kill the same command resumes. `stream=true`
 writes no activations: the host computes them while the SAEs train (docs/scale.md).
-`wandb.project=NAME` logs to W&B as well. Several processes: `torchrun --nproc-per-node 2 scripts/train.py ...`.
+`wandb.project=NAME` logs to W&B as well. Several processes: `torchrun --nproc-per-node 2 -m saelab train ...`.
 """
 
 import json

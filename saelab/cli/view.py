@@ -17,6 +17,7 @@ from saelab.cli.edge import command, plain, run_file
 from saelab.errors import UserError
 from saelab.label.search import ALONE
 from saelab.report import build, reading
+from saelab.report.build import check_shown
 from saelab.report.live import Models, Search, analysis, application, rating, sheets, store
 from saelab.run.making import Stages
 from saelab.run.record import read_config
@@ -51,6 +52,8 @@ def main(cfg: DictConfig) -> None:
     tasks = {"serve": serve, "sheets": write_sheets, "analyse": analyse}
     if cfg.do not in tasks:
         raise UserError("do", cfg.do, "unknown", f"known: {', '.join(tasks)}")
+    check_port(cfg.port)
+    check_shown(cfg.shown)
     path = run_file(cfg.run)
     run = reading.read(path)
     tasks[cfg.do](cfg, run, path.parent / "live" / path.stem)
@@ -131,14 +134,21 @@ def sheets_folder(cfg: DictConfig, folder: Path) -> Path:
     return Path(cfg.sheets) if cfg.sheets else folder / "sheets"
 
 
+def check_port(port: int) -> None:
+    """Raise UserError for what no port can be."""
+    if not 0 <= port <= 65535:
+        raise UserError("port", port, "expected 0 to 65535", "0 takes any that is free")
+
+
 def listen(port: int) -> socket.socket:
     """A socket on loopback, and nowhere else."""
+    check_port(port)
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
         listening.listen()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError("port", port, f"is not free ({error})", "give another one, or port=0 for any") from None
     return listening
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from saelab.arrays import as_tensor
 from saelab.artifacts import ensure
 from saelab.encoders.embed import CODE, ImageEmbeddings
 from saelab.errors import UserError
@@ -74,7 +74,8 @@ def adopt_embeddings(vectors: Any, images: ImageSet, root: Path | str) -> ImageE
 
 
 def _rows(vectors: Any, count: int, setting: str) -> Float[Tensor, "rows d_text"]:
-    found = torch.as_tensor(np.asarray(vectors) if not isinstance(vectors, Tensor) else vectors.detach().cpu()).float()
+    found = as_tensor(vectors, setting).cpu()
+    found = (found if found.layout == torch.strided else found.to_dense()).float()
     if found.ndim != 2 or len(found) != count:
         raise UserError(setting, tuple(found.shape), f"expected [{count}, d_text], a row each")
     if not bool(torch.isfinite(found).all()):

@@ -17,7 +17,8 @@ from saelab.hosts.transform import Transform
 class CallableTransform(Transform):
     """`function(picture) -> [3, height, width]`. Recipes hold the digest of its output on a fixed picture.
 
-    Raises UserError where the function gives anything else for an RGB picture, and where it is random.
+    Raises UserError where the function gives anything else for an RGB picture, or no finite numbers, and where it is
+    random.
     """
 
     def __init__(self, function: Callable[[Image.Image], Tensor]) -> None:
@@ -26,7 +27,10 @@ class CallableTransform(Transform):
         if not isinstance(found, Tensor) or found.ndim != 3 or found.shape[0] != 3:
             what = f"gives {tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__}"
             raise UserError("transform", function, what, "it has to give a tensor [3, height, width]")
-        if not bool((found == again).all()):
+        if not bool(found.isfinite().all()):
+            what = f"gives {'NaN' if bool(found.isnan().any()) else 'an infinity'} for a picture of random colours"
+            raise UserError("transform", function, what, "it has to give finite numbers; look at what it divides by")
+        if found.shape != again.shape or not torch.allclose(found, again, rtol=0, atol=0, equal_nan=True):
             raise UserError(
                 "transform", function, "is random: one picture gives two results", "give the one for testing"
             )

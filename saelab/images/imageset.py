@@ -1,5 +1,6 @@
 """ImageSet: pictures with ids, what is known about them, and honest splits; the object that every later stage takes."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +30,7 @@ class _Load:
         return owner.read if instance is None else instance.picture
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Pictures by row number (the image id), the truth known about them, their splits and near-duplicate groups."""
 
@@ -55,9 +56,19 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.files)
 
+    def __repr__(self) -> str:
+        named = len({name for own in self.classes for name in own})
+        known = f"{sum(map(bool, self.captions))} captions, {named} classes"
+        splits = ", ".join(f"{count} {split}" for split, count in self.counts.items())
+        return f"ImageSet({self.name}: {len(self)} images ({splits}), {known}, {len(self.skipped)} skipped)"
+
     def path(self, i: int) -> Path:
-        """Where picture `i` lies."""
-        return self.root / self.files[i]
+        """Where picture `i` lies. Raises UserError for a number that no picture has."""
+        try:
+            return self.root / self.files[operator.index(i)]
+        except (TypeError, IndexError):
+            what = f"{self.name} has pictures 0 to {len(self) - 1}" if len(self) else f"{self.name} has no pictures"
+            raise UserError("image", i, what, "give the number of one") from None
 
     def picture(self, i: int) -> Image.Image:
         """Picture `i`: RGB, upright, longer side at most 2048. Raises UserError where it can't be read any more."""
@@ -65,23 +76,27 @@ class ImageSet:
 
     def pictures(self, ids: Sequence[int]) -> Iterator[Image.Image]:
         """Pictures one after the other; of a streamed set, those that lie together are fetched together."""
-        sources: Iterator[Path | bytes] = (self.path(i) for i in ids)
+        paths = [self.path(i) for i in ids]
+        sources: Iterator[Path | bytes] = iter(paths)
         if self.spots:
             sources = spots.read([self.spots[i] for i in ids])
-        for i in ids:
+        for path in paths:
             try:
                 yield decode.decode(next(sources), self.square)
             except (decode.Unreadable, remote.Changed, OSError) as error:
-                raise self._gone(self.path(i), error) from None
+                raise self._gone(path, error) from None
 
     def mask(self, i: int) -> Int[np.ndarray, "height width"]:
         """Class number of every pixel of picture `i`, in the label image's own resolution, -1 where padded.
 
         Names of the numbers: `mask_names`. Raises UserError where the picture has no label image.
         """
+        path = self.path(i)
         file = self.masks[i] if self.masks else None
         if file is None:
-            raise UserError("image", self.files[i], "has no label image", "give images.masks=FOLDER")
+            raise UserError(
+                "image", path.relative_to(self.root).as_posix(), "has no label image", "give images.masks=FOLDER"
+            )
         try:
             labels = decode.decode_labels(self.root / file)
         except (decode.Unreadable, OSError) as error:

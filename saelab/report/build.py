@@ -7,6 +7,7 @@ import logging
 import shutil
 from importlib import metadata
 from importlib.resources import files
+from numbers import Integral
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -17,6 +18,7 @@ import saelab
 from saelab.artifacts import file_digest, locked, plain, read_json
 from saelab.errors import UserError
 from saelab.evaluate import BADGES
+from saelab.files import check_folder
 from saelab.images import ImageSet
 from saelab.report import (
     exports,
@@ -84,10 +86,20 @@ def build(run_json: Path | str | reading.Run, out: Path | str, shown: int = 30, 
     Raises UserError if the run is missing, half-written, moved or of another version, if `out` holds something other
     than a report, or if `site` is no address.
     """
+    check_shown(shown)
+    if not isinstance(run_json, reading.Run):
+        reading.read_record(Path(run_json))  # before anything is written beside what is no run
     out = Path(out)
+    check_folder("out", out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(out.with_name(f"{out.name}.lock")):  # of two builds into one folder the second reuses the first's
         return _build(run_json, out, shown, site)
+
+
+def check_shown(shown: int) -> None:
+    """Raise UserError where a unit's page would show no image."""
+    if isinstance(shown, bool) or not isinstance(shown, Integral) or shown < 1:
+        raise UserError("shown", shown, "expected a whole number of at least 1", "30 is usual")
 
 
 def _build(run_json: Path | str | reading.Run, out: Path, shown: int, site: str | None) -> Path:

@@ -11,6 +11,7 @@ import saelab
 from saelab import settings
 from saelab.artifacts import open_artifact, read_json, read_jsonl
 from saelab.errors import UserError
+from saelab.files import read_named
 from saelab.images import ImageSet
 from saelab.report import synthesised, vlm_answers, what_it_does
 
@@ -103,13 +104,19 @@ def choose(wanted: Any, bases: Sequence[ReadBasis]) -> list[ReadBasis]:
 
 def read_record(path: Path) -> dict[str, Any]:
     """What run.json says. Raises UserError for a record that is missing, of another version, or lists no basis."""
-    facts: dict[str, Any] = read_json(path)
+    facts = open_record(path)
     _require(facts, NEEDED, path, facts)
     for entry in facts["bases"]:
         _require(entry, NEEDED_OF_BASIS, path, facts)
     if not facts["bases"]:
         raise UserError("run", path, "lists no basis", "run the labelling stage first")
     return facts
+
+
+def open_record(path: Path) -> dict[str, Any]:
+    """The content of a file that a person names as a run's record. Raises UserError where it can be none."""
+    remedy = "give the .json of a finished run; `saelab quickstart` makes runs/quickstart.json"
+    return read_named("run", path, "holds no record of a run", remedy)
 
 
 def artifact(run: Path, name: str, what: str) -> Path:

@@ -4,8 +4,9 @@ The groups that one of several makers takes (a source of images, a proposer) kee
 the maker checks them by name. `RunConfig.of` reads the nested mapping that a YAML file or a record holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,9 @@ class RunConfig:
         given = dict(mapping)
         for name in LISTS:
             if name in given:
-                given[name] = as_tuple(given[name])
+                given[name] = _flat(name, given[name])
+        if "layers" in given:
+            given["layers"] = as_layers(given["layers"])
         for name in (*NAMED, *GROUPS):
             given[name] = as_group(name, given.get(name))
         given["host"].pop("layers", None)
@@ -229,6 +232,32 @@ class RunConfig:
 def as_tuple(value: Any) -> tuple[Any, ...]:
     """A setting that may be one value or a list, as a tuple without repetitions."""
     return tuple(dict.fromkeys(value if isinstance(value, list | tuple) else [value]))
+
+
+def _flat(name: str, value: Any) -> tuple[Any, ...]:
+    """`as_tuple` of a setting. UserError for lists and settings in it, and for a seed that stands there twice."""
+    for entry in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(entry, list | tuple | Mapping):
+            what = "is no name of a layer" if name == "layers" else "is no name and no number"
+            raise UserError(name, entry, what, "give a list without lists in it")
+    found = as_tuple(value)
+    if name in ("seeds", "rotation_seeds") and isinstance(value, list | tuple) and len(found) < len(value):
+        raise UserError(name, list(value), "names a seed twice, which would make the same again", "give each once")
+    return found
+
+
+def as_layers(names: Sequence[Any]) -> tuple[str, ...]:
+    """Names of layers, of which those of nn.Sequential are numbers. Raises UserError for what names no layer.
+
+    A number with a point is refused, for 3.1 may have been 3.10 before it was read.
+    """
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, str | Integral):
+            number = isinstance(name, float)
+            quoted = f"write it as text: \"layers=['{name}']\" on the command line, layers=['{name}'] in Python"
+            remedy = quoted if number else "`saelab layers host=NAME` lists those of a model"
+            raise UserError("layers", name, "is no name of a layer", remedy)
+    return tuple(dict.fromkeys(str(name) for name in names))
 
 
 def as_group(name: str, value: Any) -> dict[str, Any]:

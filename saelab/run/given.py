@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from saelab.cache.arrays import opened
 from saelab.encoders import Encoder
 from saelab.errors import UserError
 from saelab.hosts import Host
@@ -49,7 +50,9 @@ def as_host(model: nn.Module, transform: Any, name: str | None = None) -> Host:
 def as_activations(activations: Any, layers: Sequence[str] | None) -> dict[str, Any]:
     """Arrays by layer: a mapping as it is, one array under the name of the one layer (`arrays` by default)."""
     if isinstance(activations, Mapping):
-        return dict(activations)
+        if not activations:
+            raise UserError("activations", "{}", "holds no layer", "give an array, a file, or a dict {layer: array}")
+        return {str(layer): array for layer, array in activations.items()}
     names = list(layers or ["arrays"])
     if len(names) != 1:
         raise UserError("activations", names, "one array holds one layer", "give a dict {layer: array}")
@@ -77,14 +80,16 @@ def as_vocabulary(words: Sequence[str]) -> Vocabulary:
 def as_embeddings(given: Any, words: Sequence[str] | None) -> tuple[Any, Encoder | None]:
     """[images, d_text], and the encoder that the labels' own vectors make, where the caller brings them too.
 
-    `given`: an array of the images', or {"images": array, "labels": array with a row for each of `words`}.
+    `given`: an array of the images', or {"images": array, "labels": array with a row for each of `words`}; the file of
+    one stands for an array. Raises UserError for a file that is none, and for labels without words.
     """
     if not isinstance(given, Mapping):
-        return given, None
+        return opened(given, "embeddings"), None
     from saelab.encoders.arrays import ArrayEncoder
 
     missing = {"images", "labels"} - set(given)
     if missing or words is None:
         what = f"lacks {', '.join(sorted(missing))}" if missing else "needs the words of its labels"
         raise UserError("embeddings", list(given), what, 'give {"images": ..., "labels": ...} and vocabulary=[...]')
-    return given["images"], ArrayEncoder(words, given["labels"])
+    labels = opened(given["labels"], "embeddings.labels")
+    return opened(given["images"], "embeddings.images"), ArrayEncoder(words, labels)

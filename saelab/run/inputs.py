@@ -10,6 +10,7 @@ from saelab import images as image_sources
 from saelab.cache import ActivationCache
 from saelab.cache.unstored import check_crops
 from saelab.errors import UserError
+from saelab.files import check_folder
 from saelab.images import ImageSet
 from saelab.run.config import RunConfig
 from saelab.run.device import choose_device
@@ -26,6 +27,7 @@ class Inputs:
     def __init__(self, config: RunConfig, given: Given | None = None) -> None:
         self.config, self.given = config, given or Given()
         self.root, self.device = Path(config.root), choose_device(config.device)
+        check_folder("root", self.root, "give a folder that can be written to, for example root=PATH")
         self.timings, self.notes = Timings(), list[str]()
 
     @cached_property
@@ -84,10 +86,14 @@ class Inputs:
             return encoders.image_embeddings(images, encoder, self.root, config.batch_size, config.workers)
 
     @property
+    def weights_are_given(self) -> bool:
+        """Are there arrays instead of a host?"""
+        return bool(self.given.activations) or self.config.arrays.activations is not None
+
+    @property
     def weights(self) -> str:
         """Digest of the host's weights; of arrays there are none."""
-        arrays = bool(self.given.activations) or self.config.arrays.activations is not None
-        return "arrays" if arrays else self.host.digest
+        return "arrays" if self.weights_are_given else self.host.digest
 
     @property
     def host_name(self) -> str:

@@ -1,6 +1,8 @@
 """`saelab.Pipeline`: from photos and a model to labelled, measured, compared units, in a script or a notebook."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +10,27 @@ from torch import nn
 
 from saelab import hosts, report
 from saelab.artifacts import read_json, read_jsonl
+from saelab.cache.arrays import count_images
 from saelab.encoders import Encoder
 from saelab.errors import UserError
 from saelab.images import ImageSet
 from saelab.images.rows import rows
+from saelab.report.reading import open_record
 from saelab.run import given as brought
 from saelab.run import record
 from saelab.run.basis import Basis
-from saelab.run.config import RunConfig
+from saelab.run.config import RunConfig, as_layers
 from saelab.run.effect_views import Classes, EditedConcept, Effects, Explained
 from saelab.run.making import Stages
 from saelab.run.picture_views import Pictures
-from saelab.run.presets import preset
+from saelab.run.presets import ELSEWHERE, names_file, preset
 from saelab.run.stages.edit import EditSettings
 from saelab.run.stages.effects import EffectsSettings
 from saelab.run.stages.explain import ExplainSettings
 from saelab.run.stages.synthesis import choose_units, read_request
 from saelab.run.views import ByBasis, Comparison, Evaluation, Labels, only
 from saelab.sae import SAE
-from saelab.settings import make
+from saelab.settings import check_names, make
 from saelab.units import UnitActivations
 
 PLAIN = (str, Path, Mapping)  # what stands for settings; anything else is an object of the caller's
@@ -67,14 +71,22 @@ class Pipeline(Stages):
         `encoder`: a name such as `conse` or `open_clip:ViT-B-32/...`, or a saelab.encoders.Encoder.
         `vocabulary`: your words as a list, or a source such as `imagenet1k` or `file:PATH` as text.
         `activations`: an array or a file instead of a host ({layer: array} for several). `embeddings`: the images'
-        vectors in the encoder's space, or {"images": ..., "labels": ...} with a row for each word of `vocabulary`.
+        vectors in the encoder's space (an array or a file), or {"images": ..., "labels": ...} with a row for each word
+        of `vocabulary`.
         `captions`, `classes`: what is known of each row, where there are arrays but no pictures.
         Raises UserError for a setting that does not exist or can't be used, naming the nearest.
         """
+        check_names(settings, _keywords())
+        if host is not None and activations is not None:
+            raise UserError("host, activations", "both", "stand for the same", "leave one out: arrays need no host")
         words = None if vocabulary is None or isinstance(vocabulary, str) else list(vocabulary)
         if isinstance(vocabulary, str):
             settings["label"] = dict(settings.get("label", {})) | {"vocabulary": [vocabulary]}
         vectors, own_encoder = brought.as_embeddings(embeddings, words) if embeddings is not None else (None, None)
+        if vectors is not None and own_encoder is None and encoder is None:
+            what = "are the vectors of images alone: what labels mean in their space is missing"
+            remedy = 'give {"images": ..., "labels": ...} and vocabulary=[...], or the encoder=... of that space'
+            raise UserError("embeddings", vectors, what, remedy)
         arrays = {} if activations is None else brought.as_activations(activations, _names(layers))
         objects = brought.Given(
             images=_images(images, arrays, captions, classes, settings),
@@ -95,14 +107,27 @@ class Pipeline(Stages):
             raise UserError("layers", None, "a host needs them", "`saelab layers host=NAME` lists those of a model")
         plain["sae"] = _sae_settings(sae)
         named = plain.get("encoder", {}).get("name", "conse")
-        if "proposer" not in plain and (objects.encoder is not None or not named.startswith("conse")):
+        if "proposer" not in plain and (
+            vectors is not None or objects.encoder is not None or not named.startswith("conse")
+        ):
             plain["proposer"] = {"name": "none"}  # the tagger reads ConSE's class probabilities
         super().__init__(RunConfig.of(plain), objects)
 
+    def __repr__(self) -> str:
+        """What it is about; nothing is made for it."""
+        given, own = self.given, self.config
+        images = given.images or own.images.get("root") or own.images.get("source")
+        host = "arrays" if self.weights_are_given else given.host.name if given.host is not None else own.host.name
+        layers = list(given.activations) or list(own.layers)
+        bases = ", ".join(own.bases)
+        return f"Pipeline({own.name}: {images}, {host}, layers {', '.join(layers)}, bases {bases}, root {self.root})"
+
     @classmethod
     def read(cls, run: str | Path) -> "Pipeline":
-        """The pipeline of a finished run, from its record (runs/quickstart.json)."""
-        return cls(**record.read_config(Path(run)).record())
+        """The pipeline of a finished run, from its record (runs/quickstart.json). Raises UserError for other files."""
+        path = Path(run).expanduser()
+        open_record(path)
+        return cls(**record.read_config(path).record())
 
     @property
     def saes(self) -> ByBasis[SAE]:
@@ -209,8 +234,16 @@ def _effects(made: Stages) -> ByBasis[Effects]:
     return ByBasis(made.acting, lambda some: Effects(some, EffectsSettings(), *calls))
 
 
+def _keywords() -> list[str]:
+    """What Pipeline takes: its own parameters, then the other settings of a run."""
+    own = [p.name for p in signature(Pipeline).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return list(dict.fromkeys([*own, *(setting.name for setting in fields(RunConfig))]))
+
+
 def _names(layers: Sequence[str] | str | None) -> list[str] | None:
-    return [layers] if isinstance(layers, str) else None if layers is None else list(layers)
+    if layers is None:
+        return None
+    return list(as_layers([layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)))
 
 
 def _images(
@@ -219,7 +252,8 @@ def _images(
     if isinstance(images, ImageSet):
         return images
     if images is None and arrays:
-        return rows(len(next(iter(arrays.values()))), captions, classes, name=str(settings.get("name", "arrays")))
+        count = count_images(next(iter(arrays.values())))
+        return rows(count, captions, classes, name=str(settings.get("name", "arrays")))
     if captions is not None or classes is not None:
         raise UserError(
             "captions, classes", "given", "belong to arrays without pictures", "use images={...} with a table"
@@ -247,9 +281,14 @@ def _group(name: str, value: Any) -> dict[str, Any]:
 
 
 def _saes(sae: Any) -> tuple[Any, ...]:
-    if isinstance(sae, SAE | Path) or (isinstance(sae, str) and ("/" in sae or sae.endswith(".safetensors"))):
+    if isinstance(sae, SAE | Path) or (isinstance(sae, str) and names_file(sae)):
         return (sae,)
-    return tuple(sae) if isinstance(sae, list | tuple) else ()
+    if not isinstance(sae, list | tuple):
+        return ()
+    for own in sae:
+        if not isinstance(own, SAE | Path | str):
+            raise UserError("sae", type(own).__name__, "expected an SAE or its file", ELSEWHERE)
+    return tuple(sae)
 
 
 def _sae_settings(sae: Any) -> dict[str, Any]:
@@ -258,6 +297,11 @@ def _sae_settings(sae: Any) -> dict[str, Any]:
     base = preset("sae", "quickstart")
     if sae is None or _saes(sae):
         return base
+    if isinstance(sae, nn.Module) or (
+        isinstance(sae, Mapping) and any(getattr(own, "shape", ()) for own in sae.values())
+    ):
+        what = "holds weights, where settings or an SAE of saelab's are expected"
+        raise UserError("sae", type(sae).__name__, what, ELSEWHERE)
     if not isinstance(sae, Mapping):
         raise UserError("sae", sae, "expected settings, a preset's name, or SAEs", 'for example sae={"k": 32}')
     own = dict(sae)

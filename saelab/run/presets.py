@@ -7,6 +7,22 @@ import saelab
 from saelab.errors import UserError
 from saelab.settings import nearest
 
+ELSEWHERE = "save its weights in a file, and give sae=saelab.sae.convert.load(FILE) to saelab.Pipeline (docs/sae.md)"
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy")
+
+
+def names_file(text: str) -> bool:
+    """Does a text name a file of weights, or a folder, and no preset?"""
+    return "/" in text or text.lower().endswith(WEIGHTS)
+
+
+def unknown(group: str, name: str) -> UserError:
+    """The error for a preset that does not exist, with the nearest that do."""
+    if group == "sae" and names_file(name):
+        return UserError(group, name, "is no preset of settings; SAEs of files come in by Python", ELSEWHERE)
+    known = sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+    return UserError(group or "config", name, "unknown", f"{nearest(name, known)}known: {', '.join(known)}")
+
 
 def folder() -> Path:
     """Where the configs are: inside the installed package, or beside it in a checkout."""
@@ -24,8 +40,7 @@ def preset(group: str, name: str) -> dict[str, Any]:
 
     file = folder() / group / f"{name}.yaml"
     if not file.is_file():
-        known = sorted(path.stem for path in file.parent.glob("*.yaml"))
-        raise UserError(group, name, "unknown", f"{nearest(name, known)}known: {', '.join(known)}")
+        raise unknown(group, name)
     own = yaml.load(file.read_text(encoding="utf-8"), Loader=_loader())
     below = [entry for entry in own.pop("defaults", []) if entry != "_self_"]
     merged: dict[str, Any] = {}

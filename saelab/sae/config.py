@@ -173,8 +173,10 @@ class TrainConfig:
         _within(self, 1, "warmup", "anneal")
         if not 0 <= self.ema < 1:
             raise UserError("ema", self.ema, "from 0, for none, to below 1", "0.999 is usual")
-        if not 0 < self.epochs < math.inf or (self.steps is not None and self.steps < 1):
-            raise UserError("steps", self.steps, "train for at least one step (steps or epochs)")
+        if not 0 < self.epochs < math.inf:
+            raise UserError("epochs", self.epochs, "must be positive and finite")
+        if self.steps is not None and self.steps < 1:
+            raise UserError("steps", self.steps, "must be at least 1", "leave it out to train for so many epochs")
 
     def total(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run."""

@@ -89,7 +89,9 @@ def _read_safetensors(file: Path, options: Options) -> SAE:
     if not {"encoder.weight", "W_enc"} & set(tensors):
         raise UserError("sae", file, f"tensors of a known format, found {sorted(tensors)[:6]}", "see docs/sae.md")
     if not config:
-        raise UserError("sae", file, "no cfg.json beside it says how these weights are applied", "put it there")
+        wanted = foreign.SPARSIFY if "encoder.weight" in tensors else foreign.SAELENS
+        why = "no cfg.json beside it says how these weights are applied"
+        raise UserError("sae", file, why, f"put it there, or write one: {wanted}")
     if "encoder.weight" in tensors:
         return foreign.sparsify(Source(file, "sparsify", tensors, config, options))
     scaler = _config(file, ("activation_scaler.json",))

@@ -24,7 +24,7 @@ from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import World, count_groups
 from saelab.sae.job import Data, Fit, Job
 from saelab.sae.model import SAE
-from saelab.sae.start import check_pieces
+from saelab.sae.start import check_given, check_pieces
 from saelab.sae.watch import PRODUCTS
 
 log = logging.getLogger("saelab")
@@ -104,6 +104,7 @@ def fit_many(
     Eleven parameters: the data and the configs are enough; the others have defaults and stand alone.
     """
     train = train or TrainConfig()
+    check_given(data, configs, train, folders)
     world = _grid(configs, train, folders)
     _check_apart(folders or [])
     batches = _batches(data, train)

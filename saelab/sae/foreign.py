@@ -32,6 +32,12 @@ _NORMS = {
     "constant_norm_rescale": "unit",
     "expected_average_only_in": "mean",
 }
+# What a cfg.json says at the least, for weights that their owner writes one for.
+SPARSIFY = '{"k": 32}'
+SAELENS = (
+    '{"architecture": "standard"} for ReLU, {"architecture": "topk", "k": 32}, or {"architecture": "jumprelu"}, '
+    'with "apply_b_dec_to_input": false where b_dec is not subtracted from the input'
+)
 
 
 def saelens(source: Source, scaler: Config | None = None) -> SAE:

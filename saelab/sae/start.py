@@ -1,17 +1,38 @@
 """Where training starts: weights drawn from the seed, or those of an SAE that exists; the optimiser that moves them."""
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelab.cache.batches import Batches
 from saelab.errors import UserError
+from saelab.files import check_folder
 from saelab.sae import rough, rules, sparse
 from saelab.sae.archetypal import Hull
-from saelab.sae.config import SAEConfig
+from saelab.sae.config import SAEConfig, TrainConfig
 from saelab.sae.distributed import Group, World, draw_rows
 from saelab.sae.model import SAE
 from saelab.sae.rules.rule import Weights
 from saelab.sae.select import widen
+
+
+def check_given(data: Any, configs: Any, train: Any, folders: Any) -> None:
+    """Raise UserError for what `fit` can't train on or by: no array, settings that are none, a file for a folder."""
+    array = isinstance(data, Batches | Iterable) or hasattr(data, "ndim")
+    if not array or isinstance(data, str | bytes | Path | Mapping):
+        what, remedy = "expected an array [tokens, d_in], Batches, or chunks", "read a file first, as by numpy.load"
+        raise UserError("data", type(data).__name__, what, remedy)
+    wanted = [("config", config, SAEConfig) for config in configs] + [("train", train, TrainConfig)]
+    for setting, given, kind in wanted:
+        if not isinstance(given, kind):
+            what = f"expected a saelab.sae.{kind.__name__}"
+            raise UserError(setting, type(given).__name__, what, f"of settings: {kind.__name__}(**settings)")
+    for folder in folders or ():
+        check_folder("folder", Path(folder))
 
 
 def measure(

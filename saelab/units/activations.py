@@ -1,6 +1,7 @@
 """UnitActivations: one number per image and unit. Whoever reads it knows no neuron from an SAE latent."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class UnitActivations:
             acts = tensors["acts"]
         else:
             shape = tuple(tensors["shape"].tolist())
-            acts = torch.sparse_csr_tensor(tensors["crow"], tensors["col"], tensors["values"], shape)
+            acts = _csr(tensors["crow"], tensors["col"], tensors["values"], shape)
         return cls(acts, facts["basis"], facts["info"])
 
 
@@ -95,4 +96,10 @@ def to_scipy(acts: Tensor) -> Any:
 def from_scipy(csr: Any) -> Tensor:
     """A scipy CSR matrix as torch's."""
     crow, col = torch.from_numpy(csr.indptr.astype(np.int64)), torch.from_numpy(csr.indices.astype(np.int64))
-    return torch.sparse_csr_tensor(crow, col, torch.from_numpy(csr.data), csr.shape)
+    return _csr(crow, col, torch.from_numpy(csr.data), csr.shape)
+
+
+def _csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    with warnings.catch_warnings():  # torch says once in each process that CSR is in beta and goes unchecked
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.sparse_csr_tensor(crow, col, values, shape)

@@ -8,6 +8,7 @@ from saelab.acts import Acts, Columns, blocks, columns, shape
 from saelab.errors import UserError
 from saelab.label.mine.rows import finite_rows, largest
 from saelab.label.mine.status import firing_threshold
+from saelab.settings import check_types
 
 LAST = (1 << 32) - 1  # of the numbers by which ties are broken
 
@@ -31,6 +32,7 @@ def top_images(
     """
     acts = columns(acts)
     images, units = shape(acts)
+    check_types({"k": k}, {"k": int})
     if not 1 <= k <= images:
         raise UserError("k", k, f"expected 1 to the number of images ({images})", "lower k or mine more images")
     if isinstance(acts, Columns):

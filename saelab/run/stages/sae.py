@@ -1,5 +1,6 @@
 """The sae stage: dictionaries on a layer's cached tokens, one for each seed, trained in one pass."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from saelab.sae.quality import chunks
 CODE = 5  # version of this stage; part of every recipe
 LATER = {"jumprelu": 6}  # ... of rules that have come to train otherwise since: silent latents are revived
 HELD_OUT = 1 << 14  # tokens that training doesn't see, on which the SAE is measured at its end, at the most
+ANY = "default"  # the layer that stands for all, in a check before any is known
 Logger = Callable[..., None]  # as saelab.sae.fit_many takes it
 
 
@@ -37,21 +39,31 @@ def sae_configs(
     train = settings.make(TrainConfig, own.pop("train", {}), "sae.train.")
     expansion, latents = own.pop("expansion", None), own.pop("latents", None)
     if latents is None:
-        named = expansion if isinstance(expansion, Mapping) else {"default": expansion}
+        named = by_layer(expansion) if isinstance(expansion, Mapping) else {"default": expansion}
         wrong = [times for times in named.values() if isinstance(times, bool) or not isinstance(times, int | float)]
         times = named.get(layer, named.get("default"))
         if wrong or times is None:
             remedy = "give a number, or one for each layer by name and a `default`"
             raise UserError("sae.expansion", expansion, "has to be a number where sae.latents is null", remedy)
+        for factor in (*named.values(), times):
+            if not 0 < factor < math.inf or (factor is times and not round(times * d_in)):
+                what = "must be positive and finite, and give at least one latent"
+                remedy = f"latents are expansion times d_in{f' ({d_in})' if layer != ANY else ''}; or give sae.latents"
+                raise UserError("sae.expansion", factor, what, remedy)
         latents = round(times * d_in)
     own["latents"] = latents
     filled = [{"d_in": d_in, "seed": seed} for seed in seeds]
     return [settings.make(SAEConfig, own, "sae.", fixed, beside=("expansion", "train")) for fixed in filled], train
 
 
+def by_layer(expansion: Mapping[Any, Any]) -> dict[str, Any]:
+    """`expansion` by the names of layers, of which those of nn.Sequential are numbers."""
+    return {str(layer): times for layer, times in expansion.items()}
+
+
 def check_sae(given: Mapping[str, Any]) -> None:
     """Raise UserError for names and types; whether it fits a layer is checked with the layer's width."""
-    sae_configs(given, "default", 1 << 20, [0])
+    sae_configs(given, ANY, 1 << 20, [0])
 
 
 def check_names(given: Mapping[str, Any], layers: Sequence[str]) -> None:
@@ -59,7 +71,7 @@ def check_names(given: Mapping[str, Any], layers: Sequence[str]) -> None:
     named = given.get("expansion")
     if isinstance(named, Mapping):
         shipped = preset("sae", "quickstart")["expansion"]
-        for layer in named.keys() - {"default", *layers, *shipped}:
+        for layer in by_layer(named).keys() - {"default", *layers, *shipped}:
             remedy = f"{settings.nearest(layer, list(layers))}layers of this run: {', '.join(layers)}"
             raise UserError("sae.expansion", layer, "is no layer of this run", remedy)
 
@@ -222,7 +234,11 @@ def adopt_sae(sae: SAE | Path | str, d_in: int, root: Path) -> Artifact:
     Raises UserError where its d_in is not the layer's.
     """
     if not isinstance(sae, SAE):
-        path = Path(sae)
+        path = Path(sae).expanduser()
+        if path.is_file() and path.suffix != ".safetensors":
+            raise UserError("sae", path, "is not saelab's format", f'give sae=saelab.sae.convert.load("{path}")')
+        if not path.exists():
+            raise UserError("sae", path, "there is no such file or folder", "give the file of an SAE")
         sae = SAE.load(path / "sae.safetensors" if path.is_dir() else path)
     if sae.d_in != d_in:
         raise UserError("sae", sae.d_in, f"the layer's tokens have {d_in} dimensions", "give an SAE of this layer")

@@ -53,7 +53,7 @@ def test_scores_are_those_of_float32_whatever_comes_as_what(name, data):
 def test_nulls_are_those_of_float32_whatever_comes_as_what(name, series, data):
     dtypes = [data.draw(st.sampled_from(FLOATS)) for _ in range(3)]
     seed, sparse = data.draw(st.integers(0, 99)), data.draw(st.booleans())
-    rule = mine.ContrastRule(data.draw(st.sampled_from(RULES)))
+    rule = mine.ContrastRule(data.draw(st.sampled_from(RULES)), reuse=data.draw(st.booleans()))
     more = {"series": torch.arange(60) // 2} if series else {}
     plain = null_percentiles([name], evidence(*[torch.float32] * 3, seed, sparse, rule=rule, **more), 6)[name]
     found = null_percentiles([name], evidence(*dtypes, seed, sparse, rule=rule, **more), 6)[name]

@@ -94,9 +94,11 @@ class Frame:
     @cached_property
     def sorted_acts(self) -> Float[Tensor, "images units"]:
         """All activations, each unit's largest first; written out whole, for scorers without a short cut."""
-        out = torch.full((self.images, self.evidence.n_units), torch.nan, device=self.evidence.image_emb.device)
+        shape, kind = (self.images, self.evidence.n_units), self.lowest.dtype
+        dtype = torch.float64 if kind == torch.float64 else torch.float32
+        out = torch.full(shape, torch.nan, dtype=dtype, device=self.evidence.image_emb.device)
         for block in self.blocks:
-            out[:, block.units] = block.lowest
+            out[:, block.units] = block.lowest.to(dtype)
             out[: block.sorted.shape[1], block.units] = block.sorted.T
         return out
 

@@ -269,6 +269,32 @@ def test_the_digest_follows_the_weights(change: str) -> None:
     assert host.recipe != recipe and host.digest == hosts.weights_digest(host.model) != before
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_step_of_training_changes_the_digest(kind: type[torch.optim.Optimizer], fused: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    host = Host(model, PLAIN, "net")
+    before = host.digest
+    model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    kind(model.parameters(), lr=0.1, fused=fused).step()
+    assert host.digest == hosts.weights_digest(model) != before
+
+
+def test_a_write_that_torch_does_not_count_changes_the_digest() -> None:
+    host = Host(Learner(), PLAIN, "net")
+    before = host.digest
+    host.model.shift.weight.data.mul_(2)
+    assert host.digest == hosts.weights_digest(host.model) != before
+
+
+def test_answers_of_whole_numbers_are_answers() -> None:
+    class Codes(Learner):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x).argmax(1)
+
+    assert Host(Codes(), PLAIN, "net").tokens(BATCH, ["body"])["body"].shape[0] == len(BATCH)
+
+
 def test_what_goes_on_from_a_layer_goes_on_with_the_weights_of_now() -> None:
     host = Host(Learner(), PLAIN, "net")
     tokens = host.tokens(BATCH, ["body"])["body"]
@@ -299,6 +325,8 @@ def test_a_model_in_training_mode_is_refused(part: str) -> None:
         with pytest.raises(UserError, match=r"host=net: is in training mode.*call its eval\(\) first"):
             ask()
     assert torch.equal(host.model.norm.running_mean, before)
+    host.model.eval()
+    assert host.layers()
     host.model.eval()
     host.logits(BATCH)
 

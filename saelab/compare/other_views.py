@@ -125,9 +125,12 @@ def _gates_off(
     metric: str,
 ) -> list[dict[str, Any]]:
     """Two groups that both have a gate, both without it: what that does to the difference between them."""
-    found = []
-    sides = {name: _with_twins(members, ground, views, settings, metric) for name, members in groups.items()}
-    for a, b in itertools.combinations(groups, 2):
+    found: list[dict[str, Any]] = []
+    gated = {name: members for name, members in groups.items() if _of(views, members)}
+    if len(gated) < 2:
+        return found
+    sides = {name: _with_twins(members, ground, views, settings, metric) for name, members in gated.items()}
+    for a, b in itertools.combinations(gated, 2):
         one, other, parts = sides[a], sides[b], ground.parts(metric, [*groups[a], *groups[b]])
         if one is None or other is None or parts is None:
             continue

@@ -75,7 +75,7 @@ def measure(unit: int, ground: Ground, settings: MeasureSettings) -> dict[str, A
 
 def choose_pictures(strength: Float[Tensor, "test"], settings: MeasureSettings) -> Int[np.ndarray, "some"]:
     """Places of the pictures that a unit is measured on: of those that fire it, strongest first (`top_images`)."""
-    firing = int((strength > 0).sum())
+    strength, firing = strength.nan_to_num(), int((strength > 0).sum())
     order = top_images(strength[:, None], max(1, firing))[0][0, :firing].numpy()
     if settings.pictures == "top" or len(order) <= settings.count:
         return order[: settings.count]

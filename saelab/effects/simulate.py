@@ -221,7 +221,7 @@ def _fits(
 def _spread(unit: int, stand: Stand, acts: Float[Tensor, "images"]) -> float:
     """Mean activation over tokens as a share of the pooled one, on mining pictures that fire the unit most."""
     mine = acts[torch.as_tensor(stand.mine)]
-    best = top_images(mine[:, None], min(SHAPED, len(mine)))[0][0]
+    best = top_images(mine.nan_to_num()[:, None], min(SHAPED, len(mine)))[0][0]
     best = best[mine[best] > 0]
     if not len(best):
         return 1.0  # silent on all of them: its mean is 0, and so is whatever a label predicts of it

@@ -23,7 +23,7 @@ from saelab.hosts.splice import Replace
 from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, pick, prefix_of, to_tokens
 from saelab.hosts.transform import Transform
 from saelab.hosts.usual import usual
-from saelab.hosts.weights import marks, training_part, weights_digest
+from saelab.hosts.weights import marks, sample, training_part, weights_digest
 
 _PROBED = 2  # pictures in the probing pass: more than one, so that the batch axis shows
 
@@ -56,26 +56,35 @@ class Host:
         self.prefix = prefix_of(model) if prefix is None else prefix
         self._call = call or (lambda model, batch: model(batch))
         self._cuts: dict[str, str | None] = {}  # by layer, as far as tried; see saelab.hosts.splice
-        self._before: dict[tuple[str, str, str, str], Outputs] = {}  # likewise, by weights, layer, device and dtype
+        self._before: dict[tuple[str, str, str], Outputs] = {}  # likewise, by layer, device and dtype
         self.one_size = True  # have all pictures had the transform's size?
-        self._marks, self._digest = marks(model), weights_digest(model)
+        self._digest = self._as_they_lie = weights_digest(model)
+        self._marks, self._sample = marks(model), sample(model)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the weights; of a model that moves or is cast as it is loaded, of those that were read."""
         self.look()
+        if sample(self.model) != self._sample:
+            self._take()
         return self._digest
 
     def look(self) -> None:
         """Have the weights changed since they were last looked at? If so, forget what was found out with others."""
-        now = marks(self.model)
-        if now != self._marks:
-            self._cuts, self._before = {}, {key: kept for key, kept in self._before.items() if key[0] == self._digest}
-            self._marks, self._digest = now, weights_digest(self.model)
+        if marks(self.model) != self._marks:
+            self._take()
+
+    def _take(self) -> None:
+        self._marks, self._sample = marks(self.model), sample(self.model)
+        now = weights_digest(self.model)
+        if now != self._as_they_lie:
+            self._digest = self._as_they_lie = now
+            self._cuts, self._before = {}, {}
 
     def moved(self) -> None:
         """The weights are on another device or in another dtype, and otherwise those that were read."""
-        self._marks = marks(self.model)
+        self._as_they_lie = weights_digest(self.model)
+        self._marks, self._sample = marks(self.model), sample(self.model)
 
     @property
     def transform_spec(self) -> dict[str, Any]:
@@ -269,11 +278,14 @@ class Host:
     def _modules(self) -> dict[str, nn.Module]:
         return dict(self.model.named_modules(remove_duplicate=False))
 
-    def _forward(self, batch: Tensor) -> Any:
+    def _refuse_training(self) -> None:
         part = training_part(self.model)
         if part is not None:
             what = f"is in training mode{f' ({part})' if part else ''}: answers would change, and batch norms with them"
             raise UserError("host", self.name, what, "call its eval() first")
+
+    def _forward(self, batch: Tensor) -> Any:
+        self._refuse_training()
         self.one_size &= tuple(batch.shape[-2:]) == tuple(self.transform.size)
         with _eager():
             return self._call(self.model, batch.to(self.device, self.dtype, memory_format=self.memory_format))
@@ -289,6 +301,8 @@ class Host:
 
     @cached_property
     def _format(self) -> torch.memory_format:
+        self._refuse_training()
+
         def see(batch: Tensor) -> Tensor:
             with torch.inference_mode(), _eager():
                 return answer(self._call(self.model, batch))
@@ -331,7 +345,7 @@ def _repeats(outputs: Sequence[Any]) -> bool:
     """Do a model's outputs for one batch agree, as far as they are finite numbers?"""
     if len(outputs) < 2 or first_tensor(outputs[0]) is None:
         return True
-    one, two = (answer(output) for output in outputs)
+    one, two = (answer(output).float() for output in outputs)
     if one.shape != two.shape:
         return False
     finite = one.isfinite() & two.isfinite()

@@ -105,10 +105,10 @@ def _go_on(
 def _before(host: "Host", layer: str) -> Outputs:
     """What the modules before the layer give for a blank picture; {} where going on from there is not to be trusted.
 
-    Tried once for each layer, device and dtype, and for new weights. Once the host has seen a picture of another size,
-    no more: a model may keep the size for later.
+    Tried once for each layer, device and dtype, and again for new weights (`Host.look`). Once the host has seen a
+    picture of another size, no more: a model may keep the size for later.
     """
-    key = (host.digest, layer, str(host.device), str(host.dtype))
+    key = (layer, str(host.device), str(host.dtype))
     if host.one_size and key not in host._before:
         host._before[key] = {}
         with suppress(Exception):  # whatever a model raises that the long way doesn't ask for

@@ -1,10 +1,12 @@
 """What a model's weights are: their digest, and cheap marks that move when somebody changes them."""
 
 import hashlib
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+
+SAMPLED = 32  # numbers of a tensor, at the most, that say whether it has changed
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -17,23 +19,42 @@ def weights_digest(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def marks(model: nn.Module) -> list[tuple[Any, ...]]:
-    """Which tensors the state dict holds, where, and how often each was written to. No number of theirs is read.
+def marks(model: nn.Module) -> list[tuple[int, int]]:
+    """Where the tensors of the state dict lie, and how often each was written to. No number of theirs is read.
 
-    A write through `.data` in place, or into an inference tensor, goes unnoticed: torch does not count these.
+    What torch does not count goes unnoticed: a step of a fused optimiser, a write through `.data` or into an inference
+    tensor. `sample` sees these.
     """
-    state = model.state_dict(keep_vars=True)
-    return [(name, *_mark(tensor)) for name, tensor in state.items() if isinstance(tensor, Tensor)]
+    return [_mark(tensor) for tensor in _tensors(model)]
 
 
-def _mark(tensor: Tensor) -> tuple[int, int, int]:
+def sample(model: nn.Module) -> str:
+    """SHA-256 of some numbers of each tensor of the state dict: a step of training changes all of them."""
+    total = hashlib.sha256()
+    for tensor in _tensors(model):
+        if tensor.layout == torch.strided and not tensor.is_quantized and tensor.numel():
+            flat = tensor.detach().flatten()
+            total.update(str(flat[:: -(-len(flat) // SAMPLED)].double().cpu().tolist()).encode())
+    return total.hexdigest()
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        fleeting = getattr(module, "_non_persistent_buffers_set", ())
+        kept = [tensor for name, tensor in module._buffers.items() if name not in fleeting]
+        yield from (tensor for tensor in (*module._parameters.values(), *kept) if tensor is not None)
+
+
+def _mark(tensor: Tensor) -> tuple[int, int]:
     version = -1 if tensor.is_inference() else tensor._version
     try:
-        return id(tensor), version, tensor.data_ptr()
+        return tensor.data_ptr(), version
     except RuntimeError:  # a tensor of another kind, without memory of its own
-        return id(tensor), version, 0
+        return id(tensor), version
 
 
 def training_part(model: nn.Module) -> str | None:
     """The dotted path of the first module in training mode; "" is the model itself, None none."""
-    return next((path for path, module in model.named_modules() if getattr(module, "training", False)), None)
+    if not any(getattr(module, "training", False) for module in model.modules()):
+        return None
+    return next(path for path, module in model.named_modules() if getattr(module, "training", False))

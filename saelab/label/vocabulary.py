@@ -35,11 +35,11 @@ ON_E = re.compile(
     "brasser|patisser|rotisser|menager|calor|pix|goal|dogg|food|budg|d|l)ies|"
     "((|head|tooth|stomach|belly|back|heart|ear|mo?ust|c|pan|gou|huar|ap)a|"
     "brio|ni|qui|cli|cre|clo|dou|avalan|pors|cartou|psy|microfi)ches|"
-    "(|.*[aeo]|.*f|m|r|cr|exc|recl|ab|cay|hypoten)uses"
+    "(|.*[ao]|.*f|m|r|cr|exc|recl|ab|cay|hypoten|masse|chartre|chante|berce)uses"
 )
 ON_O = re.compile(
     "(potat|tomat|her|mang|ech|volcan|mosquit|torped|buffal|domin|tornad|carg|zer|vet|embarg|ding|flaming|tuxed|hal|"
-    "mott|grott|innuend|mulatt|desperad|mement|manifest)oes"
+    "mott|grott|innuend|mulatt|desperad|mement|manifest|avocad)oes"
 )
 
 

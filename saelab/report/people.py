@@ -52,7 +52,7 @@ def merged(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
 
 
 def columns(said: Row | None, label: str | None) -> Row:
-    """What stands in a table beside the run's own `label`: six columns, None where nobody said anything.
+    """What stands in a table beside the run's own `label`: six columns, False or None where nobody said anything.
 
     `label_edited` tells a label that people took away, whose `label_by_people` is None, from one that nobody touched.
     """

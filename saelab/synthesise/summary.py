@@ -9,7 +9,10 @@ LIKE_PHOTOS, APART = 0.75, 0.25  # shares of what photos have among themselves, 
 
 
 def summarise_pictures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over units of the numbers in synthesised.jsonl. A number that a picture lacks is not counted for it."""
+    """What the numbers in synthesised.jsonl come to. A number that a picture lacks is not counted for it.
+
+    Means over units: `retrieval`, `retrieval_photo`, `label_agrees`, `path`, `path_most`. Over pictures: the others.
+    """
     ratios = sorted(row["ratio"] for row in rows if row["ratio"] is not None)
     found = [row for row in rows if row["retrieval"] is not None]
     places, units = [row["retrieval"] for row in found], [row["unit"] for row in found]

@@ -15,7 +15,6 @@ from typing import Any
 from saelab.files import (
     added,
     atomic,
-    check_folder,
     digest,
     file_digest,
     folder_name,
@@ -87,7 +86,6 @@ def ensure(root: Path | str, stage: str, name: str, recipe: Any, build: Callable
     if final.exists():
         return _reuse(final, recipe)
     partial = final.with_name(final.name + ".partial")
-    check_folder("root", Path(root))
     final.parent.mkdir(parents=True, exist_ok=True)
     with locked(final.with_name(final.name + ".lock")):
         if final.exists():

@@ -16,7 +16,7 @@ from small_images import coloured
 from torch import nn
 
 import saelab
-from saelab import artifacts, cache, images, settings
+from saelab import cache, images, settings
 from saelab.cli.hydra_errors import explain
 from saelab.hosts.callable_transform import CallableTransform
 from saelab.label import mine
@@ -338,7 +338,6 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
             "root": (
                 lambda own: saelab.Pipeline(root=own),
                 lambda own: cache.adopt(ACTS, own),
-                lambda own: artifacts.ensure(own, "stage", "name", {"a": 1}, lambda folder: None),
             ),
             "folder": (
                 lambda own: fit(rows, config, TrainConfig(8), own, progress=False),

@@ -14,6 +14,7 @@ from saelab.cache import layout
 from saelab.cache.passes import Moments
 from saelab.cache.store import ActivationCache
 from saelab.errors import UserError
+from saelab.files import check_folder
 
 if TYPE_CHECKING:
     from saelab.images import ImageSet
@@ -72,6 +73,7 @@ def adopt(
         _copy(folder, array, bounds, splits == "mine", dtype)
         layout.write_checksums(folder, [])
 
+    check_folder("root", Path(root))
     return ActivationCache(artifacts.ensure(root, "activations", f"arrays-{name}", recipe, build).path)
 
 

@@ -20,6 +20,7 @@ from saelab.cache.passes import LayerWriter, Plan, merge_records, pending, plan_
 from saelab.cache.ranks import Ranks
 from saelab.cache.store import ActivationCache
 from saelab.errors import UserError
+from saelab.files import check_folder
 
 if TYPE_CHECKING:
     from saelab.hosts import Host
@@ -66,6 +67,7 @@ def write(
     Ten parameters: images, host, layers and root are enough; the others are settings of a notebook's one call.
     """
     check(images, dtype, tokens_per_image, batch_size)
+    check_folder("root", Path(root))
     names = host.resolve([layers] if isinstance(layers, str) else layers)
     settings = (policy, dtype, tokens_per_image, seed)
     planned = {n: plan_of(images, host, n, *settings) for n in names}

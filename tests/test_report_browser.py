@@ -163,6 +163,7 @@ def test_a_models_answer_and_pictures_are_shown(browser, fixture):
     page.click("text=The full answer >> nth=0")
     assert page.is_visible("pre:has-text('fits')") or page.is_visible("pre:has-text('concepts')")
     page.click("summary:has-text('The talk (2 rounds)')")
+    page.locator("ol.talk").wait_for()  # a busy machine opens it after the click has returned
     talk = page.locator("ol.talk").inner_text()
     assert 'strongest {"count": 2}' in talk and "curved eaves, then" in talk and talk.count("x") == 1000
     assert page.locator(".sheets img").count() == 2

@@ -56,7 +56,7 @@ class Host:
         self.prefix = prefix_of(model) if prefix is None else prefix
         self._call = call or (lambda model, batch: model(batch))
         self._cuts: dict[str, str | None] = {}  # by layer, as far as tried; see saelab.hosts.splice
-        self._before: dict[tuple[str, str, str], Outputs] = {}  # likewise, by layer, device and dtype
+        self._before: dict[tuple[str, str, str, str], Outputs] = {}  # likewise, by weights, layer, device and dtype
         self.one_size = True  # have all pictures had the transform's size?
         self._digest = self._as_they_lie = weights_digest(model)
         self._marks, self._sample = marks(model), sample(model)
@@ -78,8 +78,8 @@ class Host:
         self._marks, self._sample = marks(self.model), sample(self.model)
         now = weights_digest(self.model)
         if now != self._as_they_lie:
+            self._cuts, self._before = {}, {key: kept for key, kept in self._before.items() if key[0] == self._digest}
             self._digest = self._as_they_lie = now
-            self._cuts, self._before = {}, {}
 
     def moved(self) -> None:
         """The weights are on another device or in another dtype, and otherwise those that were read."""

@@ -6,8 +6,7 @@ from PIL import Image
 from torch import nn
 
 from saelab.errors import UserError
-from saelab.hosts import Host, Prefix, Transform, load
-from saelab.hosts.host import weights_digest
+from saelab.hosts import Host, Prefix, Transform, load, weights_digest
 
 PLAIN = Transform((8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 

@@ -223,7 +223,7 @@ def test_weights_in_place_of_settings_are_pointed_to_convert(tmp_path):
         _ = saelab.Pipeline(activations=ACTS, sae="nothing.pt", root=tmp_path / "runs", device="cpu").bases
 
 
-@pytest.mark.parametrize("name", ["own_sae.safetensors", "own.pt", "./own", "/tmp/own.PT", "a/b.safetensors"])
+@pytest.mark.parametrize("name", ["own_sae.safetensors", "own.pt", "./own", "/data/own.PT", "a/b.safetensors"])
 def test_a_file_in_place_of_a_preset_is_pointed_to_convert(name):
     assert "saelab.sae.convert.load(FILE)" in str(unknown("sae", name))
     missing = MissingConfigException("", missing_cfg_file=f"sae/{name}")

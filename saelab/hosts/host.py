@@ -23,7 +23,7 @@ from saelab.hosts.splice import Replace
 from saelab.hosts.tokens import Choice, Prefix, choose, first_tensor, pick, prefix_of, to_tokens
 from saelab.hosts.transform import Transform
 from saelab.hosts.usual import usual
-from saelab.hosts.weights import marks, sample, training_part, weights_digest
+from saelab.hosts.weights import Weights, training_part
 
 _PROBED = 2  # pictures in the probing pass: more than one, so that the batch axis shows
 
@@ -58,33 +58,23 @@ class Host:
         self._cuts: dict[str, str | None] = {}  # by layer, as far as tried; see saelab.hosts.splice
         self._before: dict[tuple[str, str, str, str], Outputs] = {}  # likewise, by weights, layer, device and dtype
         self.one_size = True  # have all pictures had the transform's size?
-        self._digest = self._as_they_lie = weights_digest(model)
-        self._marks, self._sample = marks(model), sample(model)
+        self.weights = Weights(model)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the weights; of a model that moves or is cast as it is loaded, of those that were read."""
-        self.look()
-        if sample(self.model) != self._sample:
-            self._take()
-        return self._digest
+        before = self.weights.digest
+        self._forget(before, self.weights.look_closely())
+        return self.weights.digest
 
     def look(self) -> None:
         """Have the weights changed since they were last looked at? If so, forget what was found out with others."""
-        if marks(self.model) != self._marks:
-            self._take()
+        before = self.weights.digest
+        self._forget(before, self.weights.look())
 
-    def _take(self) -> None:
-        self._marks, self._sample = marks(self.model), sample(self.model)
-        now = weights_digest(self.model)
-        if now != self._as_they_lie:
-            self._cuts, self._before = {}, {key: kept for key, kept in self._before.items() if key[0] == self._digest}
-            self._digest = self._as_they_lie = now
-
-    def moved(self) -> None:
-        """The weights are on another device or in another dtype, and otherwise those that were read."""
-        self._as_they_lie = weights_digest(self.model)
-        self._marks, self._sample = marks(self.model), sample(self.model)
+    def _forget(self, before: str, changed: bool) -> None:
+        if changed:
+            self._cuts, self._before = {}, {key: kept for key, kept in self._before.items() if key[0] == before}
 
     @property
     def transform_spec(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def load(
     title = f"{name} (random, seed {seed})" if weights == "random" else name
     host = Host(built.model, changed, title, built.prefix, built.call)
     _move(host.model, device, dtype)
-    host.moved()
+    host.weights.moved()
     return host
 
 

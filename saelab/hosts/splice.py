@@ -108,7 +108,7 @@ def _before(host: "Host", layer: str) -> Outputs:
     Tried once for each layer, device and dtype, and again for new weights (`Host.look`). Once the host has seen a
     picture of another size, no more: a model may keep the size for later.
     """
-    key = (host._digest, layer, str(host.device), str(host.dtype))
+    key = (host.weights.digest, layer, str(host.device), str(host.dtype))
     if host.one_size and key not in host._before:
         host._before[key] = {}
         with suppress(Exception):  # whatever a model raises that the long way doesn't ask for

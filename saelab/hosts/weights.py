@@ -9,6 +9,33 @@ from torch import Tensor, nn
 SAMPLED = 32  # numbers of a tensor, at the most, that say whether it has changed
 
 
+class Weights:
+    """The weights of a model, with what they were when somebody last looked."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.digest = self._as_they_lie = weights_digest(model)
+        self._seen = marks(model), sample(model)
+
+    def look(self) -> bool:
+        """Have they changed, as far as `marks` show it? Then `digest` is another."""
+        return marks(self.model) != self._seen[0] and self._take()
+
+    def look_closely(self) -> bool:
+        """The same, as far as `marks` or `sample` show it."""
+        return (marks(self.model), sample(self.model)) != self._seen and self._take()
+
+    def moved(self) -> None:
+        """They are on another device or in another dtype, and otherwise those that were read: `digest` stays."""
+        self._as_they_lie, self._seen = weights_digest(self.model), (marks(self.model), sample(self.model))
+
+    def _take(self) -> bool:
+        before, digest = self._as_they_lie, self.digest
+        self.moved()
+        self.digest = digest if self._as_they_lie == before else self._as_they_lie
+        return self.digest != digest
+
+
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of the state dict: names, dtypes, shapes and bytes. The same on every device."""
     total = hashlib.sha256()
